@@ -1,0 +1,73 @@
+"""Cutting a source into batches by rows or by bytes, each numbered by its place in the input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import polars as pl
+
+from entityframes.frames import KEY
+
+#: With no batch_size, a batch holds about this many bytes of text, and at most this many rows.
+BATCH_BYTES = 16 << 20
+BATCH_ROWS = 50_000
+
+
+def chunks(frames: Iterable[pl.DataFrame], batch_size: int | None) -> Iterator[pl.DataFrame]:
+    """Cut frames into batches, joining small ones; at most one batch and one frame are held at a time.
+
+    Args:
+        frames: entity frames, in order.
+        batch_size: rows in a batch; None cuts by bytes.
+
+    Yields:
+        The rows in order with their position in the whole input as ``row`` UInt32; a batch never mixes frames
+        whose metadata have different dtypes.
+    """
+    waiting: list[pl.DataFrame] = []
+    start = 0
+    for frame in frames:
+        frame = frame.drop("row", strict=False)
+        frame = frame.with_columns(pl.int_range(start, start + frame.height, dtype=pl.UInt32).alias("row"))
+        start += frame.height
+        if waiting and waiting[-1].schema != frame.schema:
+            yield from _cut(pl.concat(waiting), batch_size)
+            waiting = []
+        waiting.append(frame)
+        if _enough(waiting, batch_size):
+            *full, rest = _cut(pl.concat(waiting), batch_size)
+            yield from full
+            # Its own copy, or the slice would keep all of the frame in memory.
+            waiting = [rest.clone()]
+    if waiting:
+        yield from _cut(pl.concat(waiting), batch_size)
+
+
+def _enough(frames: list[pl.DataFrame], batch_size: int | None) -> bool:
+    rows = sum(frame.height for frame in frames)
+    if batch_size is not None:
+        return rows > batch_size
+    return rows > BATCH_ROWS or sum(frame.estimated_size() for frame in frames) > 2 * BATCH_BYTES
+
+
+def _cut(frame: pl.DataFrame, batch_size: int | None) -> Iterator[pl.DataFrame]:
+    if batch_size is not None:
+        yield from frame.iter_slices(batch_size)
+        return
+    ends = frame.select(_bytes(frame).cum_sum()).to_series().to_numpy()
+    start = 0
+    while start < frame.height:
+        before = ends[start - 1] if start else 0
+        fits = int(np.searchsorted(ends, before + BATCH_BYTES, side="right"))
+        stop = min(max(fits, start + 1), start + BATCH_ROWS)
+        yield frame[start:stop]
+        start = stop
+
+
+def _bytes(frame: pl.DataFrame) -> pl.Expr:
+    """About how many bytes each row's texts have; typed metadata counts with its average."""
+    texts = [name for name in (*KEY, "content", "metadata") if frame.schema.get(name) in (pl.String, pl.Binary)]
+    typed = frame["metadata"].estimated_size() // max(frame.height, 1) if "metadata" not in texts and "metadata" in frame.columns else 0
+    sizes = [pl.col(name).cast(pl.Binary).bin.size().fill_null(0).cast(pl.Int64) for name in texts]
+    return pl.sum_horizontal(*sizes, pl.lit(typed, pl.Int64))

@@ -1,0 +1,188 @@
+"""Engines: what a store asks of a database. One Protocol, one module for each database, side by side."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import polars as pl
+
+from entityframes.engines.interrupt import Interrupt
+from entityframes.errors import ConnectError
+
+if TYPE_CHECKING:
+    from entityframes.engines.predicates import Predicate
+
+__all__ = ["Batch", "Engine", "Interrupt", "Location", "open_engine", "parse_url"]
+
+#: The store's format that this version writes.
+FORMAT = 1
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One transaction of one run."""
+
+    run_id: str
+    interrupt: Interrupt
+    #: Whether content that it writes makes an embedding job.
+    embed: bool = True
+    #: The ledger's key. It stays the same when the batch is tried again, so that it cannot be written twice.
+    batch_id: str = field(default_factory=_new_id)
+    job_id: str = field(default_factory=_new_id)
+
+
+class Engine(Protocol):
+    """A database that keeps entities.
+
+    Frames of canonical rows have the columns of `frames.Canonical.valid`; key frames have entity_type and id.
+    A ``position`` in an answer is the 0-based place of a row in the frame that was given. Every method may raise
+    DatabaseError, borrows its own connection, and may be called from several threads.
+    """
+
+    #: "postgresql" or "duckdb".
+    name: str
+    #: Where the store is, without a password.
+    address: str
+    #: How many batches are worked on at once.
+    workers: int
+
+    def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        """Write rows that are new or differ, in one transaction, with ledger row and embedding job.
+
+        Args:
+            rows: canonical rows in key order, no key twice.
+
+        Returns:
+            position, created Boolean, due Boolean (the embedding job covers it): the rows that were written.
+        """
+
+    def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        """As `write`, but leave out the rows that the database refuses.
+
+        Returns:
+            position, created (null for a refused row), due, sqlstate and error (null for a written row).
+        """
+
+    def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
+        """What a batch wrote whose answer was lost, as `write` would have returned it, or None if it wrote nothing."""
+
+    def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
+        """position of each key that is stored."""
+
+    def lookup(self, keys: pl.DataFrame) -> pl.DataFrame:
+        """position, content, metadata, content_hash, created_at, updated_at of each key that is stored."""
+
+    def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        """Delete in one transaction; position of each key that was stored. No key may stand twice."""
+
+    def fields(self, entity_types: list[str]) -> pl.DataFrame:
+        """entity_type, field, dtype, declared of the recorded metadata fields, in the order in which they came."""
+
+    def record_fields(self, fields: pl.DataFrame) -> None:
+        """Add fields; an inferred one is replaced, a declared one stays unless its type has no entity left."""
+
+    def is_empty(self, entity_type: str) -> bool:
+        """Whether the type has no entity."""
+
+    def stats(self) -> pl.DataFrame:
+        """entity_type, entities, embedded, due, failed; one row a type."""
+
+    def count(self, entity_type: str | None) -> int:
+        """How many entities there are."""
+
+    def select(
+        self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
+    ) -> Iterator[pl.DataFrame]:
+        """Entity columns of the entities of a type that satisfy a predicate, in no particular order, in pieces."""
+
+    def close(self) -> None:
+        """Close every connection. May be called again."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a store is."""
+
+    #: "postgresql" or "duckdb".
+    engine: str
+    #: What the driver is given: a connection URI, a file path, or ":memory:".
+    target: str = field(repr=False)
+    #: The same for people, without a password.
+    address: str
+
+    #: Set when the URL came from the environment, for messages.
+    source: str = "url"
+
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
+#: A URL whose parts can be told apart for certain; anything else may hide a password where nobody expects it.
+_POSTGRES = re.compile(r"postgres(?:ql)?://(?:([^:@/?]*)(?::[^@/?]*)?@)?([^@?]*)(?:\?([^@?]*))?", re.IGNORECASE)
+_SHOWN_PARAMETERS = ("host", "port", "dbname", "user")
+
+
+def parse_url(url: str | os.PathLike[str] | None) -> Location:
+    """Tell which engine a URL or path means.
+
+    Args:
+        url: None for $ENTITYFRAMES_URL or else ``./entities.duckdb``; a path, ``duckdb:///path`` or ``:memory:``
+            for DuckDB; ``postgresql://...`` for PostgreSQL.
+
+    Raises:
+        ConnectError: the URL has a scheme that no engine serves, or cannot be read. It is not repeated in the
+            message, because it may hold a password.
+    """
+    source = "url"
+    if url is None:
+        url = os.environ.get("ENTITYFRAMES_URL") or "entities.duckdb"
+        source = "$ENTITYFRAMES_URL" if "ENTITYFRAMES_URL" in os.environ else "the default"
+    text = os.fspath(url)
+    if not text or "\0" in text:
+        raise ConnectError("the store's address is empty or holds a NUL character: give a path or postgresql://...")
+    if text == ":memory:":
+        return Location("duckdb", text, text, source)
+    scheme = _SCHEME.fullmatch(text)
+    if scheme is None or isinstance(url, os.PathLike) or len(scheme[1]) == 1:
+        return Location("duckdb", text, text, source)
+    if scheme[1].lower() in ("postgresql", "postgres"):
+        return Location("postgresql", text, _without_password(text), source)
+    if scheme[1].lower() == "duckdb":
+        path = scheme[2][2:] if scheme[2].startswith("//") else scheme[2]
+        path = path.removeprefix("/") if path == "/:memory:" else path
+        return Location("duckdb", path or ":memory:", path or ":memory:", source)
+    raise ConnectError(
+        f"no engine for {scheme[1]}: addresses ({source}): use a file path, duckdb:///path, :memory: or postgresql://..."
+    )
+
+
+def _without_password(url: str) -> str:
+    """A PostgreSQL URL without anything that could be a secret."""
+    parts = _POSTGRES.fullmatch(url)
+    if parts is None:
+        return "postgresql://***"
+    user, host, query = parts.groups()
+    shown = [pair for pair in (query or "").split("&") if pair.partition("=")[0] in _SHOWN_PARAMETERS]
+    return f"postgresql://{user + '@' if user else ''}{host}{'?' + '&'.join(shown) if shown else ''}"
+
+
+def open_engine(location: Location, namespace: str, workers: int | None) -> Engine:
+    """Open the store, create or migrate it if need be.
+
+    Raises:
+        ConnectError: it cannot be opened; FormatError if it is newer than this version.
+    """
+    if location.engine == "postgresql":
+        from entityframes.engines.postgres import PostgresEngine
+
+        return PostgresEngine(location, namespace, workers)
+    from entityframes.engines.duckdb import DuckDBEngine
+
+    return DuckDBEngine(location, namespace, workers)

@@ -1,0 +1,303 @@
+"""DuckDB: a file owned by this process, frames scanned in place, one writer at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import polars as pl
+
+from entityframes.engines import FORMAT, Batch, Interrupt, Location, predicates, queries
+from entityframes.errors import (
+    ClosedError,
+    ConnectError,
+    DatabaseError,
+    EntityFramesError,
+    FormatError,
+    PermanentError,
+    ResourceError,
+    RowError,
+    StatementCancelledError,
+    TransientError,
+)
+
+if TYPE_CHECKING:
+    from entityframes.engines.predicates import Predicate
+
+
+class DuckDBEngine:
+    """One DuckDB database; each call works on a cursor of its own, which is a connection of its own."""
+
+    name = "duckdb"
+
+    def __init__(self, location: Location, namespace: str, workers: int | None) -> None:
+        self.address = location.address
+        # One batch is prepared while another is written.
+        self.workers = workers or 2
+        self._namespace = namespace
+        self._sql = queries.load("duckdb.sql", namespace)
+        self._process = os.getpid()
+        self._writing = threading.Lock()
+        self._root: Any = None
+        try:
+            self._root = duckdb.connect(location.target)
+        except (duckdb.Error, UnicodeError, ValueError) as error:
+            raise ConnectError(_why_not_opened(location, error)) from None
+        try:
+            with _translated():
+                self._root.execute(self._sql["session"])
+            self._migrate()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, DatabaseError):
+                raise ConnectError(f"cannot open the store at {self.address}: {error}") from error
+            raise
+
+    def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        with self._writer(batch.interrupt) as cursor:
+            changed = self._changed(cursor, rows, batch)
+            return self._write(cursor, changed, batch)
+
+    def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        with self._writer(batch.interrupt) as cursor:
+            changed = self._changed(cursor, rows, batch)
+            refused = self._refused(cursor, changed)
+            accepted = changed.join(refused, on="position", how="anti")
+            if refused.is_empty():
+                # Not a constraint that can be asked for its rows: let the error speak for the batch.
+                return self._write(cursor, changed, batch).with_columns(sqlstate=None, error=None)
+            written = self._write(cursor, accepted, batch)
+            return pl.concat([written, refused], how="diagonal")
+
+    def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
+        with self._cursor() as cursor:
+            if not self._ask(cursor, "recorded", [batch.batch_id]).item():
+                return None
+            _register(cursor, "given", _keys(rows))
+            return self._ask(cursor, "written_by", [batch.batch_id])
+
+    def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
+        with self._cursor() as cursor:
+            _register(cursor, "given", _keys(keys))
+            return self._ask(cursor, "existing")
+
+    def lookup(self, keys: pl.DataFrame) -> pl.DataFrame:
+        with self._cursor() as cursor:
+            _register(cursor, "given", _keys(keys))
+            return _in_utc(self._ask(cursor, "lookup"))
+
+    def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        with self._writer(batch.interrupt) as cursor:
+            numbered = _keys(keys)
+            _register(cursor, "given", numbered)
+            stored = self._ask(cursor, "existing")
+            if stored.is_empty():
+                return stored
+            _register(cursor, "written", numbered[stored["position"]])
+            with self._transaction(cursor, batch.interrupt):
+                self._run(cursor, "delete")
+                self._run(cursor, "delete_vectors")
+                self._run(cursor, "ledger", [batch.batch_id, batch.run_id, 0, 0, stored.height])
+            return stored
+
+    def fields(self, entity_types: list[str]) -> pl.DataFrame:
+        with self._cursor() as cursor:
+            _register(cursor, "given", pl.DataFrame({"entity_type": entity_types}, schema={"entity_type": pl.String}))
+            return self._ask(cursor, "fields")
+
+    def record_fields(self, fields: pl.DataFrame) -> None:
+        with self._writer(Interrupt()) as cursor:
+            _register(cursor, "given", fields.with_row_index("position"))
+            with self._transaction(cursor, Interrupt()):
+                self._run(cursor, "widen_fields")
+                self._run(cursor, "add_fields")
+
+    def is_empty(self, entity_type: str) -> bool:
+        with self._cursor() as cursor:
+            return bool(self._ask(cursor, "is_empty", [entity_type]).item())
+
+    def stats(self) -> pl.DataFrame:
+        with self._cursor() as cursor:
+            return self._ask(cursor, "stats")
+
+    def count(self, entity_type: str | None) -> int:
+        with self._cursor() as cursor:
+            return int(self._ask(cursor, "count", [entity_type]).item())
+
+    def select(
+        self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
+    ) -> Iterator[pl.DataFrame]:
+        sql = predicates.select(self._sql["select"], predicates.DUCKDB, columns, entity_type, where, limit)
+        with self._cursor() as cursor, _translated():
+            reader = cursor.sql(sql).to_arrow_reader(50_000)
+            try:
+                for batch in reader:
+                    yield _in_utc(_frame(batch))
+            finally:
+                reader.close()
+
+    def close(self) -> None:
+        root, self._root = self._root, None
+        if root is not None and os.getpid() == self._process:
+            root.close()
+
+    def _changed(self, cursor: Any, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        """The rows that are new or differ, with created and due."""
+        numbered = rows.with_row_index("position")
+        # Keys and hashes only: an anti-join that does not touch the texts.
+        _register(cursor, "given", numbered.select("position", "entity_type", "id", "content_hash", "metadata_hash"))
+        changed = self._ask(cursor, "probe").sort("position")
+        due = pl.col("differs") & (pl.col("content") != "") & pl.lit(batch.embed)
+        return numbered[changed["position"]].with_columns(changed["created"], changed["differs"]).with_columns(due=due)
+
+    def _write(self, cursor: Any, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        """Insert and update in one transaction with the ledger row and the job; nothing at all if nothing changed."""
+        if changed.height:
+            created = int(changed["created"].sum())
+            _register(cursor, "changed", changed)
+            with self._transaction(cursor, batch.interrupt):
+                inserted = self._run(cursor, "insert_created", [batch.batch_id]) if created else 0
+                updated = self._run(cursor, "update_differing", [batch.batch_id]) if created < changed.height else 0
+                if inserted + updated != changed.height:
+                    raise PermanentError(f"{inserted + updated} rows were written where {changed.height} were expected")
+                self._run(cursor, "ledger", [batch.batch_id, batch.run_id, inserted, updated, 0])
+                if changed["due"].any():
+                    self._run(cursor, "job", [batch.job_id, batch.batch_id])
+        return changed.select("position", "created", "due")
+
+    def _refused(self, cursor: Any, changed: pl.DataFrame) -> pl.DataFrame:
+        """position, sqlstate and error of the rows that a CHECK constraint refuses; one statement a constraint."""
+        _register(cursor, "changed", changed)
+        found = pl.DataFrame(schema={"position": pl.UInt32, "sqlstate": pl.String, "error": pl.String})
+        for (condition,) in self._ask(cursor, "checks", [self._namespace]).iter_rows():
+            with _translated():
+                rows = cursor.sql(self._sql["refused"].replace("{condition}", condition)).pl()
+            error = pl.lit(f"CHECK constraint failed: {condition}")
+            found = pl.concat([found, rows.with_columns(sqlstate=pl.lit("23514"), error=error)])
+        return found.unique("position", keep="first")
+
+    @contextmanager
+    def _cursor(self, interrupt: Interrupt | None = None) -> Iterator[Any]:
+        if self._process != os.getpid():
+            raise ClosedError("this store was opened in another process: after a fork, connect again in the child")
+        if self._root is None:
+            raise ClosedError("the store is closed: open it again with entityframes.connect()")
+        with _translated():
+            cursor = self._root.cursor()
+        try:
+            if interrupt is None:
+                yield cursor
+            else:
+                interrupt.check()
+                with interrupt.cancelling(cursor.interrupt):
+                    yield cursor
+        finally:
+            # An open transaction is rolled back with its connection.
+            cursor.close()
+
+    @contextmanager
+    def _writer(self, interrupt: Interrupt) -> Iterator[Any]:
+        """A cursor that no other writer works beside: writers to the same keys would fail each other."""
+        with self._writing, self._cursor(interrupt) as cursor:
+            yield cursor
+
+    @contextmanager
+    def _transaction(self, cursor: Any, interrupt: Interrupt) -> Iterator[None]:
+        with _translated():
+            cursor.begin()
+        yield
+        interrupt.check()
+        with _translated():
+            cursor.commit()
+
+    def _ask(self, cursor: Any, name: str, parameters: list[Any] | None = None) -> pl.DataFrame:
+        with _translated():
+            return _frame(cursor.sql(self._sql[name], params=parameters or None).to_arrow_table())
+
+    def _run(self, cursor: Any, name: str, parameters: list[Any] | None = None) -> int:
+        """Execute statements and return how many rows the last one changed."""
+        with _translated():
+            row = cursor.execute(self._sql[name], parameters or []).fetchone()
+        return int(row[0]) if row else 0
+
+    def _migrate(self) -> None:
+        """Create the store or bring it to this version's format in one transaction."""
+        with self._writer(Interrupt()) as cursor:
+            exists = self._ask(cursor, "format_table", [self._namespace]).item()
+            version = int(self._ask(cursor, "format_version").item()) if exists else 0
+            if version > FORMAT:
+                raise FormatError(
+                    f"the store at {self.address} has format {version}, this entityframes knows {FORMAT}: "
+                    "install a newer entityframes"
+                )
+            if version < FORMAT:
+                with self._transaction(cursor, Interrupt()):
+                    self._run(cursor, "create_schema")
+                    for step in range(version + 1, FORMAT + 1):
+                        self._run(cursor, f"migrate_{step}")
+
+
+def _keys(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.select("entity_type", "id").with_row_index("position")
+
+
+def _register(cursor: Any, name: str, frame: pl.DataFrame) -> None:
+    # Arrow, not the Polars frame: DuckDB scans it in place and faster.
+    cursor.register(name, frame.to_arrow())
+
+
+def _frame(table: Any) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _in_utc(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(pl.col(pl.Datetime).cast(pl.Datetime("us", "UTC")))
+
+
+def _why_not_opened(location: Location, error: Exception) -> str:
+    message = " ".join(str(error).split())
+    holder = re.search(r"PID (\d+)", message)
+    if holder:
+        return (
+            f"{location.address} is open in another process (PID {holder[1]}): DuckDB lets one process at a time write. "
+            "Close it there, use another file, or share a PostgreSQL store"
+        )
+    return f"cannot open {location.address} as a DuckDB store: {message.partition('. See also')[0][:300]}"
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn DuckDB's errors into ours. It has no SQLSTATE; where the meaning is the same, the standard's is given."""
+    try:
+        yield
+    except duckdb.InterruptException:
+        raise StatementCancelledError("the statement was cancelled", "57014") from None
+    except duckdb.ConstraintException as error:
+        raise RowError(_readable(error), "23000") from None
+    except duckdb.OutOfMemoryException as error:
+        raise ResourceError(_readable(error), "53200") from None
+    except duckdb.TransactionException as error:
+        raise TransientError(_readable(error), "40001") from None
+    except duckdb.IOException as error:
+        raise ResourceError(_readable(error), "58030") from None
+    except (duckdb.DataError, duckdb.ConversionException) as error:
+        raise RowError(_readable(error), "22000") from None
+    except duckdb.ConnectionException as error:
+        raise ClosedError(f"the store is closed: {_readable(error)}") from None
+    except duckdb.Error as error:
+        raise PermanentError(_readable(error)) from None
+    except RuntimeError as error:
+        if isinstance(error, EntityFramesError) or "interrupt" not in str(error).lower():
+            raise
+        raise KeyboardInterrupt from None
+
+
+def _readable(error: Exception) -> str:
+    return " ".join(str(error).split("\n\n")[0].split())[:500]

@@ -1,0 +1,188 @@
+-- Every statement that DuckDB gets. {schema} is the quoted namespace; nothing else is substituted.
+-- Frames are scanned in place: given, changed and written are names registered for the connection.
+
+-- name: format_table
+-- Whether the store exists in this namespace.
+SELECT count(*) > 0 FROM duckdb_tables() WHERE schema_name = $1 AND table_name = 'format' AND NOT temporary
+
+-- name: format_version
+-- The store's format.
+SELECT max(version) FROM {schema}.format
+
+-- name: session
+-- What every connection sets: timestamps come back in UTC, and no file or name outside the store can be read by SQL.
+SET TimeZone = 'UTC';
+SET python_enable_replacements = false;
+SET enable_external_access = false
+
+-- name: create_schema
+CREATE SCHEMA IF NOT EXISTS {schema}
+
+-- name: migrate_1
+-- Format 1: entities, the ledger of batches, embedding jobs, what is embedded, and the dtypes of metadata fields.
+CREATE TABLE {schema}.format (version INTEGER NOT NULL, since TIMESTAMPTZ NOT NULL DEFAULT now());
+INSERT INTO {schema}.format (version) VALUES (1);
+CREATE TABLE {schema}.entities (
+    entity_type   VARCHAR NOT NULL,
+    id            VARCHAR NOT NULL,
+    content       VARCHAR NOT NULL,
+    metadata      JSON NOT NULL,
+    content_hash  BLOB NOT NULL,
+    metadata_hash BLOB NOT NULL,
+    batch_id      UUID NOT NULL,
+    created_at    TIMESTAMPTZ NOT NULL,
+    updated_at    TIMESTAMPTZ NOT NULL,
+    PRIMARY KEY (entity_type, id)
+);
+CREATE TABLE {schema}.batches (
+    batch_id   UUID PRIMARY KEY,
+    run_id     UUID NOT NULL,
+    written_at TIMESTAMPTZ NOT NULL,
+    created    INTEGER NOT NULL,
+    updated    INTEGER NOT NULL,
+    deleted    INTEGER NOT NULL
+);
+CREATE TABLE {schema}.embedding_jobs (
+    job_id       UUID PRIMARY KEY,
+    batch_id     UUID NOT NULL,
+    state        VARCHAR NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'running', 'done', 'failed')),
+    entity_types VARCHAR[] NOT NULL,
+    ids          VARCHAR[] NOT NULL,
+    attempts     INTEGER NOT NULL DEFAULT 0,
+    error        VARCHAR,
+    created_at   TIMESTAMPTZ NOT NULL,
+    updated_at   TIMESTAMPTZ NOT NULL
+);
+CREATE TABLE {schema}.embeddings (
+    space        VARCHAR NOT NULL,
+    entity_type  VARCHAR NOT NULL,
+    id           VARCHAR NOT NULL,
+    content_hash BLOB NOT NULL,
+    error        VARCHAR,
+    embedded_at  TIMESTAMPTZ NOT NULL,
+    PRIMARY KEY (space, entity_type, id)
+);
+CREATE SEQUENCE {schema}.field_positions;
+CREATE TABLE {schema}.metadata_fields (
+    entity_type VARCHAR NOT NULL,
+    field       VARCHAR NOT NULL,
+    position    BIGINT NOT NULL DEFAULT nextval('{schema}.field_positions'),
+    dtype       VARCHAR NOT NULL,
+    declared    BOOLEAN NOT NULL,
+    PRIMARY KEY (entity_type, field)
+)
+
+-- name: probe
+-- Which of the given rows are new or differ from what is stored; their content is due where it is new or differs.
+SELECT t.position, e.id IS NULL AS created, e.id IS NULL OR e.content_hash <> t.content_hash AS differs
+FROM given AS t
+LEFT JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
+
+-- name: insert_created
+-- New entities, in key order. $1 batch
+INSERT INTO {schema}.entities
+SELECT entity_type, id, content, metadata, content_hash, metadata_hash, $1::UUID, now(), now()
+FROM changed WHERE created ORDER BY entity_type, id
+
+-- name: update_differing
+-- Entities whose content or metadata differ. $1 batch
+UPDATE {schema}.entities AS e SET
+    content = c.content, metadata = c.metadata, content_hash = c.content_hash, metadata_hash = c.metadata_hash,
+    batch_id = $1::UUID, updated_at = now()
+FROM changed AS c WHERE NOT c.created AND e.entity_type = c.entity_type AND e.id = c.id
+
+-- name: ledger
+-- The ledger row of a batch. $1 batch, $2 run, $3 created, $4 updated, $5 deleted
+INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
+VALUES ($1::UUID, $2::UUID, now(), $3, $4, $5)
+
+-- name: job
+-- The embedding job of a batch: the keys whose content it wrote. $1 job, $2 batch
+INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
+SELECT $1::UUID, $2::UUID, list(entity_type), list(id), now(), now()
+FROM changed WHERE due HAVING count(*) > 0
+
+-- name: checks
+-- The CHECK constraints of the entities table, to find the rows that they refuse. $1 namespace
+SELECT expression FROM duckdb_constraints()
+WHERE schema_name = $1 AND table_name = 'entities' AND constraint_type = 'CHECK'
+
+-- name: refused
+-- Rows that a CHECK constraint refuses; the condition is the constraint's own text, as the database gives it.
+SELECT position FROM changed WHERE NOT coalesce({condition}, true)
+
+-- name: recorded
+-- Whether the ledger has the batch. $1 batch
+SELECT count(*) FROM {schema}.batches WHERE batch_id = $1::UUID
+
+-- name: written_by
+-- Which of the given rows the batch wrote. $1 batch
+SELECT t.position, e.created_at = e.updated_at AS created,
+    EXISTS (SELECT 1 FROM {schema}.embedding_jobs AS j WHERE j.batch_id = $1::UUID AND list_contains(j.ids, t.id)) AS due
+FROM given AS t
+JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+WHERE e.batch_id = $1::UUID
+
+-- name: existing
+-- Positions of the keys that are stored.
+SELECT t.position FROM given AS t JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+
+-- name: lookup
+-- The entities of the keys that are stored, with the positions of the keys.
+SELECT t.position, e.content, e.metadata::VARCHAR AS metadata, lower(hex(e.content_hash)) AS content_hash,
+    e.created_at, e.updated_at
+FROM given AS t JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+
+-- name: delete
+DELETE FROM {schema}.entities AS e USING written AS w WHERE e.entity_type = w.entity_type AND e.id = w.id
+
+-- name: delete_vectors
+DELETE FROM {schema}.embeddings AS v USING written AS w WHERE v.entity_type = w.entity_type AND v.id = w.id
+
+-- name: fields
+-- The recorded metadata fields of some types, in the order in which they first came.
+SELECT f.entity_type, f.field, f.dtype, f.declared
+FROM {schema}.metadata_fields AS f JOIN given AS t ON f.entity_type = t.entity_type ORDER BY f.position
+
+-- name: widen_fields
+-- An inferred field widens; a declared one stays unless its type has no entity left.
+UPDATE {schema}.metadata_fields AS f SET dtype = t.dtype, declared = t.declared
+FROM given AS t
+WHERE f.entity_type = t.entity_type AND f.field = t.field AND (NOT f.declared OR f.dtype = '"Null"'
+    OR NOT EXISTS (SELECT 1 FROM {schema}.entities AS e WHERE e.entity_type = f.entity_type))
+
+-- name: add_fields
+-- New fields, in the order in which they came.
+INSERT INTO {schema}.metadata_fields AS f (entity_type, field, dtype, declared)
+SELECT entity_type, field, dtype, declared FROM given AS t ORDER BY t.position
+ON CONFLICT (entity_type, field) DO NOTHING
+
+-- name: is_empty
+-- Whether a type has no entity. $1 entity_type
+SELECT NOT EXISTS (SELECT 1 FROM {schema}.entities WHERE entity_type = $1)
+
+-- name: stats
+-- One row a type: its entities, how many of them are embedded, due and failed in any space.
+WITH embedded AS (
+    SELECT e.entity_type, e.id, bool_or(v.error IS NULL) AS embedded, bool_or(v.error IS NOT NULL) AS failed
+    FROM {schema}.entities AS e
+    JOIN {schema}.embeddings AS v
+        ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
+    GROUP BY e.entity_type, e.id
+)
+SELECT e.entity_type, count(*) AS entities,
+    count(*) FILTER (WHERE v.embedded) AS embedded,
+    count(*) FILTER (WHERE e.content <> '' AND NOT coalesce(v.embedded OR v.failed, false)) AS due,
+    count(*) FILTER (WHERE v.failed AND NOT v.embedded) AS failed
+FROM {schema}.entities AS e
+LEFT JOIN embedded AS v ON v.entity_type = e.entity_type AND v.id = e.id
+GROUP BY e.entity_type ORDER BY e.entity_type
+
+-- name: count
+-- How many entities a type has. $1 entity_type, or null for all
+SELECT count(*) FROM {schema}.entities WHERE $1::VARCHAR IS NULL OR entity_type = $1
+
+-- name: select
+-- The body of a scan; columns, condition and limit are rendered by predicates.py from validated parts.
+SELECT {columns} FROM {schema}.entities WHERE {condition} {limit}

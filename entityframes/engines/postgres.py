@@ -1,0 +1,334 @@
+"""PostgreSQL through ADBC.
+
+A small batch is one statement with array parameters: two round trips, transaction included. A larger one asks first
+(keys and hashes only), then stages what is new or differs with a bulk ingest and merges it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import adbc_driver_manager
+import adbc_driver_postgresql.dbapi as adbc
+import polars as pl
+import pyarrow as pa
+
+from entityframes.engines import FORMAT, Batch, Interrupt, Location, predicates, queries
+from entityframes.errors import (
+    ClosedError,
+    ConnectError,
+    ConnectionLostError,
+    DatabaseError,
+    FormatError,
+    PermanentError,
+    ResourceError,
+    RowError,
+    StatementCancelledError,
+    StatementTimeoutError,
+    TransientError,
+)
+
+if TYPE_CHECKING:
+    from entityframes.engines.predicates import Predicate
+
+#: Batches up to this size go as one statement; above it the staging table wins (measured).
+ARRAY_ROWS = 2_000
+ARRAY_BYTES = 2 << 20
+
+_STAGED = ("position", "entity_type", "id", "content", "metadata", "content_hash", "metadata_hash", "differs")
+
+
+class PostgresEngine:
+    """A pool of ADBC connections, each used by one thread at a time."""
+
+    name = "postgresql"
+
+    def __init__(self, location: Location, namespace: str, workers: int | None) -> None:
+        self.address = location.address
+        self.workers = workers or 2
+        self._namespace = namespace
+        self._sql = queries.load("postgres.sql", namespace)
+        self._target = location.target
+        self._idle: list[Any] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        self._process = os.getpid()
+        try:
+            with self._connection() as connection:
+                self._migrate(connection)
+        except ConnectError:
+            raise
+        except DatabaseError as error:
+            self.close()
+            raise ConnectError(f"cannot open the store at {self.address}: {error}") from error
+
+    def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
+        with self._connection(batch.interrupt) as connection:
+            if rows.height <= ARRAY_ROWS and rows.estimated_size() <= ARRAY_BYTES:
+                columns = ["entity_type", "id", "content", "metadata", "content_hash", "metadata_hash"]
+                return self._ask(connection, "merge_arrays", *header, *(rows[name] for name in columns), committing=True)
+            hashes = [rows[name] for name in ("entity_type", "id", "content_hash", "metadata_hash")]
+            changed = self._ask(connection, "probe", *hashes)
+            if changed.is_empty():
+                return changed.select("position", created=pl.lit(False), due=pl.lit(False))
+            with self._transaction(connection, batch.interrupt):
+                self._stage(connection, rows, changed)
+                return self._ask(connection, "merge_staged", *header)
+
+    def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
+        with self._connection(batch.interrupt) as connection:
+            hashes = [rows[name] for name in ("entity_type", "id", "content_hash", "metadata_hash")]
+            changed = self._ask(connection, "probe", *hashes)
+            with self._transaction(connection, batch.interrupt):
+                self._stage(connection, rows, changed)
+                self._run(connection, "create_tried")
+                self._run(connection, "immediate_constraints")
+                self._ask(connection, "set_batch", batch.batch_id)
+                self._run(connection, "merge_each")
+                return self._ask(connection, "finish_each", *header)
+
+    def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
+        with self._connection() as connection:
+            if not self._ask(connection, "recorded", batch.batch_id).item():
+                return None
+            return self._ask(connection, "written_by", batch.batch_id, rows["entity_type"], rows["id"])
+
+    def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
+        with self._connection() as connection:
+            return self._ask(connection, "existing", keys["entity_type"], keys["id"])
+
+    def lookup(self, keys: pl.DataFrame) -> pl.DataFrame:
+        with self._connection() as connection:
+            return _in_utc(self._ask(connection, "lookup", keys["entity_type"], keys["id"]))
+
+    def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        given = [batch.batch_id, batch.run_id, keys["entity_type"], keys["id"]]
+        with self._connection(batch.interrupt) as connection:
+            return self._ask(connection, "delete", *given, committing=True)
+
+    def fields(self, entity_types: list[str]) -> pl.DataFrame:
+        with self._connection() as connection:
+            return self._ask(connection, "fields", pl.Series(entity_types, dtype=pl.String))
+
+    def record_fields(self, fields: pl.DataFrame) -> None:
+        with self._connection() as connection:
+            self._run(connection, "record_fields", *fields)
+
+    def is_empty(self, entity_type: str) -> bool:
+        with self._connection() as connection:
+            return bool(self._ask(connection, "is_empty", entity_type).item())
+
+    def stats(self) -> pl.DataFrame:
+        with self._connection() as connection:
+            return self._ask(connection, "stats")
+
+    def count(self, entity_type: str | None) -> int:
+        with self._connection() as connection:
+            return int(self._ask(connection, "count", entity_type).item())
+
+    def select(
+        self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
+    ) -> Iterator[pl.DataFrame]:
+        sql = predicates.select(self._sql["select"], predicates.POSTGRESQL, columns, entity_type, where, limit)
+        with self._connection() as connection, _translated(), closing(connection.cursor()) as cursor:
+            cursor.execute(sql)
+            with closing(cursor.fetch_record_batch()) as reader:
+                for batch in reader:
+                    yield _in_utc(_frame(pa.Table.from_batches([batch])))
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        if os.getpid() == self._process:
+            for connection in idle:
+                _discard(connection)
+
+    @contextmanager
+    def _connection(self, interrupt: Interrupt | None = None) -> Iterator[Any]:
+        """A connection of one's own; it goes back to the pool unless something failed on it."""
+        if os.getpid() != self._process:
+            raise ClosedError("this store was opened in another process: after a fork, connect again in the child")
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the store is closed: open it again with entityframes.connect()")
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            with _translated(connecting=True):
+                connection = adbc.connect(self._target, autocommit=True)
+            self._run(connection, "session")
+        try:
+            if interrupt is None:
+                yield connection
+            else:
+                interrupt.check()
+                with interrupt.cancelling(connection.adbc_cancel):
+                    yield connection
+        except BaseException:
+            # Whatever state it is in, closing it rolls back; a new one costs ten round trips, a wrong one the data.
+            _discard(connection)
+            raise
+        with self._lock:
+            keep = not self._closed and len(self._idle) < self.workers
+            if keep:
+                self._idle.append(connection)
+        if not keep:
+            _discard(connection)
+
+    @contextmanager
+    def _transaction(self, connection: Any, interrupt: Interrupt) -> Iterator[None]:
+        """BEGIN and COMMIT; an error leaves the transaction to the connection's end, which rolls it back."""
+        self._execute(connection, "BEGIN")
+        yield
+        interrupt.check()
+        self._execute(connection, "COMMIT", committing=True)
+
+    def _stage(self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame) -> None:
+        """Ingest the rows at the given positions into the staging table of this transaction."""
+        self._run(connection, "create_staging")
+        staged = changed.sort("position")
+        table = rows[staged["position"]].with_columns(staged.get_columns()).select(_STAGED).to_arrow()
+        with _translated(), closing(connection.cursor()) as cursor:
+            cursor.adbc_ingest("entityframes_staging", table, mode="append", temporary=True)
+
+    def _run(self, connection: Any, name: str, *parameters: Any) -> None:
+        self._execute(connection, self._sql[name], *parameters)
+
+    def _execute(self, connection: Any, statement: str, *parameters: Any, committing: bool = False) -> None:
+        with _translated(committing=committing), closing(connection.cursor()) as cursor:
+            cursor.execute(statement, _one_row(parameters))
+
+    def _ask(self, connection: Any, name: str, *parameters: Any, committing: bool = False) -> pl.DataFrame:
+        with _translated(committing=committing), closing(connection.cursor()) as cursor:
+            cursor.execute(self._sql[name], _one_row(parameters))
+            return _frame(cursor.fetch_arrow_table())
+
+    def _migrate(self, connection: Any) -> None:
+        """Create the store or bring it to this version's format, once, whoever else connects at the same time."""
+        if self._format(connection) == FORMAT:
+            return
+        with self._transaction(connection, Interrupt()):
+            self._ask(connection, "migration_lock", self._namespace)
+            version = self._format(connection)
+            if version > FORMAT:
+                raise FormatError(
+                    f"the store at {self.address} has format {version}, this entityframes knows {FORMAT}: "
+                    "install a newer entityframes"
+                )
+            if version == 0:
+                if not self._ask(connection, "schema_exists", self._namespace).item():
+                    self._run(connection, "create_schema")
+            for step in range(version + 1, FORMAT + 1):
+                # The driver takes one statement at a time.
+                for statement in self._sql[f"migrate_{step}"].split(";\n"):
+                    self._execute(connection, statement)
+
+    def _format(self, connection: Any) -> int:
+        table = queries.quoted_namespace(self._namespace) + ".format"
+        if not self._ask(connection, "format_table", table).item():
+            return 0
+        return int(self._ask(connection, "format_version").item())
+
+
+def _one_row(parameters: tuple[Any, ...]) -> pa.RecordBatch | None:
+    """Parameters as one Arrow row: a Series becomes an array, so that the statement runs once, not once a row."""
+    if not parameters:
+        return None
+    columns = [_array(value) if isinstance(value, pl.Series) else _scalar(value) for value in parameters]
+    return pa.record_batch(columns, names=[f"p{number}" for number in range(len(columns))])
+
+
+def _array(values: pl.Series) -> pa.Array:
+    dtype = {pl.Binary: pa.binary(), pl.Boolean: pa.bool_()}.get(type(values.dtype), pa.string())
+    flat = values.to_arrow().cast(dtype)
+    return pa.ListArray.from_arrays(pa.array([0, len(flat)], pa.int32()), flat)
+
+
+def _scalar(value: Any) -> pa.Array:
+    return pa.array([value], pa.bool_() if isinstance(value, bool) else pa.string())
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _in_utc(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(pl.col(pl.Datetime).cast(pl.Datetime("us")).dt.replace_time_zone(None).dt.replace_time_zone("UTC"))
+
+
+def _discard(connection: Any) -> None:
+    try:
+        connection.close()
+    except adbc_driver_manager.Error:
+        pass  # It was broken already; the server rolls back when the socket goes.
+
+
+#: SQLSTATE, or its class, to what it means for a batch. The longest match counts.
+_MEANING: dict[str, type[DatabaseError]] = {
+    "08": ConnectionLostError,
+    "08P01": PermanentError,
+    "22": RowError,
+    "23": RowError,
+    "40001": TransientError,
+    "40P01": TransientError,
+    "53": ResourceError,
+    "53300": TransientError,
+    "54000": RowError,
+    "55P03": TransientError,
+    "57014": StatementTimeoutError,
+    "57P01": ConnectionLostError,
+    "57P02": ConnectionLostError,
+    "57P03": ConnectionLostError,
+    "25P03": ConnectionLostError,
+    "57P05": ConnectionLostError,
+    "58030": ResourceError,
+    "P0001": RowError,
+}
+
+_LOST = re.compile(
+    r"server closed the connection|no connection to the server|could not (?:receive|send) data|connection (?:refused|reset)"
+    r"|terminating connection|connection is (?:closed|bad)|SSL SYSCALL|broken pipe|connection to server .* failed",
+    re.IGNORECASE,
+)
+
+
+@contextmanager
+def _translated(*, connecting: bool = False, committing: bool = False) -> Iterator[None]:
+    """Turn the driver's errors into ours, by SQLSTATE; its Python classes say little."""
+    try:
+        yield
+    except adbc_driver_manager.Error as error:
+        sqlstate = error.sqlstate or None
+        message = _readable(str(error))
+        if sqlstate is None:
+            meaning: type[DatabaseError] = ConnectionLostError if _LOST.search(message) else PermanentError
+        else:
+            meaning = _MEANING.get(sqlstate) or _MEANING.get(sqlstate[:2]) or PermanentError
+        if connecting:
+            meaning = meaning if sqlstate is not None or _LOST.search(message) else PermanentError
+            # libpq repeats what it could not parse, and that may be the password.
+            message = "the URL cannot be read (malformed)" if "URI" in message or "percent" in message else message
+        if sqlstate == "57014" and "user request" in message:
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt from error
+            meaning = StatementCancelledError
+        translated = meaning(message, sqlstate)
+        translated.committing = committing
+        raise translated from None
+
+
+def _readable(message: str) -> str:
+    """The server's own words, without the driver's preamble and without DETAIL, which may quote other rows."""
+    message = re.sub(r"^[A-Z_]+: (?:\[libpq\] )?", "", message.strip())
+    message = message.partition("\nDETAIL:")[0].partition("\nCONTEXT:")[0].partition("\nLINE ")[0]
+    found = re.search(r"(?:ERROR|FATAL|PANIC):\s*(.*)", message, re.DOTALL)
+    return " ".join((found[1] if found else message).split()).partition(" SQLSTATE:")[0]

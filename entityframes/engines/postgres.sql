@@ -1,0 +1,305 @@
+-- Every statement that PostgreSQL gets. {schema} is the quoted namespace; nothing else is substituted.
+
+-- name: format_table
+-- Whether the store exists in this namespace.
+SELECT to_regclass($1) IS NOT NULL
+
+-- name: format_version
+-- The store's format.
+SELECT max(version)::int4 FROM {schema}.format
+
+-- name: migration_lock
+-- Held to the end of the transaction, so that two processes that connect at once create the store once.
+SELECT pg_advisory_xact_lock(hashtextextended($1, 7041))
+
+-- name: session
+-- What every connection sets: no just-in-time compilation, which costs more than these statements take.
+SET jit = off
+
+-- name: schema_exists
+-- Asked first, because CREATE SCHEMA IF NOT EXISTS wants a right that a mere user of the store need not have.
+SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)
+
+-- name: create_schema
+CREATE SCHEMA IF NOT EXISTS {schema}
+
+-- name: migrate_1
+-- Format 1: entities, the ledger of batches, embedding jobs, what is embedded, and the dtypes of metadata fields.
+CREATE TABLE {schema}.format (version int4 NOT NULL, since timestamptz NOT NULL DEFAULT now());
+INSERT INTO {schema}.format (version) VALUES (1);
+CREATE TABLE {schema}.entities (
+    entity_type   text COLLATE "C" NOT NULL,
+    id            text COLLATE "C" NOT NULL,
+    content       text NOT NULL,
+    metadata      json NOT NULL,
+    content_hash  bytea NOT NULL,
+    metadata_hash bytea NOT NULL,
+    batch_id      uuid NOT NULL,
+    created_at    timestamptz NOT NULL,
+    updated_at    timestamptz NOT NULL,
+    PRIMARY KEY (entity_type, id)
+);
+CREATE TABLE {schema}.batches (
+    batch_id   uuid PRIMARY KEY,
+    run_id     uuid NOT NULL,
+    written_at timestamptz NOT NULL,
+    created    int4 NOT NULL,
+    updated    int4 NOT NULL,
+    deleted    int4 NOT NULL
+);
+CREATE TABLE {schema}.embedding_jobs (
+    job_id       uuid PRIMARY KEY,
+    batch_id     uuid NOT NULL,
+    state        text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'running', 'done', 'failed')),
+    entity_types text[] NOT NULL,
+    ids          text[] NOT NULL,
+    attempts     int4 NOT NULL DEFAULT 0,
+    error        text,
+    created_at   timestamptz NOT NULL,
+    updated_at   timestamptz NOT NULL
+);
+CREATE TABLE {schema}.embeddings (
+    space        text COLLATE "C" NOT NULL,
+    entity_type  text COLLATE "C" NOT NULL,
+    id           text COLLATE "C" NOT NULL,
+    content_hash bytea NOT NULL,
+    error        text,
+    embedded_at  timestamptz NOT NULL,
+    PRIMARY KEY (space, entity_type, id)
+);
+CREATE TABLE {schema}.metadata_fields (
+    entity_type text COLLATE "C" NOT NULL,
+    field       text COLLATE "C" NOT NULL,
+    position    int8 GENERATED ALWAYS AS IDENTITY,
+    dtype       text NOT NULL,
+    declared    boolean NOT NULL,
+    PRIMARY KEY (entity_type, field)
+)
+
+-- name: probe
+-- Which of the given rows are new or differ from what is stored; their content is due where it is new or differs.
+-- $1 entity_types, $2 ids, $3 content hashes, $4 metadata hashes
+SELECT t.position::int4 - 1 AS position, e.id IS NULL OR e.content_hash <> t.content_hash AS differs
+FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bytea[])
+    WITH ORDINALITY AS t (entity_type, id, content_hash, metadata_hash, position)
+LEFT JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
+
+-- name: create_staging
+-- The rows of one batch; gone with the transaction.
+CREATE TEMPORARY TABLE entityframes_staging (
+    position int4, entity_type text, id text, content text, metadata text, content_hash bytea, metadata_hash bytea,
+    differs boolean
+) ON COMMIT DROP
+
+-- name: merge_staged
+-- Writes staged rows that are new or differ, with the ledger row and the embedding job, and says what became of each.
+-- $1 batch, $2 run, $3 job, $4 whether to make a job
+WITH merged AS (
+    INSERT INTO {schema}.entities AS e
+        (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id, created_at, updated_at)
+    SELECT entity_type, id, content, metadata::json, content_hash, metadata_hash, $1::uuid, now(), now()
+    FROM entityframes_staging
+    ORDER BY entity_type COLLATE "C", id COLLATE "C"
+    ON CONFLICT (entity_type, id) DO UPDATE SET
+        content = EXCLUDED.content, metadata = EXCLUDED.metadata, content_hash = EXCLUDED.content_hash,
+        metadata_hash = EXCLUDED.metadata_hash, batch_id = EXCLUDED.batch_id, updated_at = EXCLUDED.updated_at
+    WHERE e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash
+    RETURNING e.entity_type, e.id, xmax = 0 AS created
+), written AS (
+    SELECT s.position, s.entity_type, s.id, m.created, s.differs AND s.content <> '' AND $4::boolean AS due
+    FROM merged AS m JOIN entityframes_staging AS s ON s.entity_type = m.entity_type AND s.id = m.id
+), ledger AS (
+    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
+    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0
+    FROM written HAVING count(*) > 0
+), job AS (
+    INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
+    SELECT $3::uuid, $1::uuid, array_agg(entity_type), array_agg(id), now(), now()
+    FROM written WHERE due HAVING count(*) > 0
+)
+SELECT position, created, due FROM written
+
+-- name: merge_arrays
+-- The whole life of a small batch in one statement: probe, merge, ledger and job.
+-- $1 batch, $2 run, $3 job, $4 whether to make a job, $5... columns of the rows
+WITH given AS (
+    SELECT * FROM unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::bytea[], $10::bytea[])
+        WITH ORDINALITY AS t (entity_type, id, content, metadata, content_hash, metadata_hash, position)
+), changed AS (
+    SELECT t.*, t.content <> '' AND (e.id IS NULL OR e.content_hash <> t.content_hash) AND $4::boolean AS due
+    FROM given AS t
+    LEFT JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+    WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
+), merged AS (
+    INSERT INTO {schema}.entities AS e
+        (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id, created_at, updated_at)
+    SELECT entity_type, id, content, metadata::json, content_hash, metadata_hash, $1::uuid, now(), now()
+    FROM changed
+    ORDER BY entity_type COLLATE "C", id COLLATE "C"
+    ON CONFLICT (entity_type, id) DO UPDATE SET
+        content = EXCLUDED.content, metadata = EXCLUDED.metadata, content_hash = EXCLUDED.content_hash,
+        metadata_hash = EXCLUDED.metadata_hash, batch_id = EXCLUDED.batch_id, updated_at = EXCLUDED.updated_at
+    WHERE e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash
+    RETURNING e.entity_type, e.id, xmax = 0 AS created
+), written AS (
+    SELECT c.position, c.entity_type, c.id, m.created, c.due
+    FROM merged AS m JOIN changed AS c ON c.entity_type = m.entity_type AND c.id = m.id
+), ledger AS (
+    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
+    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0
+    FROM written HAVING count(*) > 0
+), job AS (
+    INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
+    SELECT $3::uuid, $1::uuid, array_agg(entity_type), array_agg(id), now(), now()
+    FROM written WHERE due HAVING count(*) > 0
+)
+SELECT position::int4 - 1 AS position, created, due FROM written
+
+-- name: create_tried
+-- What became of each staged row when it was written on its own; gone with the transaction.
+CREATE TEMPORARY TABLE entityframes_tried (position int4, created boolean, sqlstate text, error text) ON COMMIT DROP
+
+-- name: immediate_constraints
+-- So that a deferred constraint is refused at its row, not at COMMIT.
+SET CONSTRAINTS ALL IMMEDIATE
+
+-- name: merge_each
+-- Writes staged rows one by one, each in a subtransaction, and keeps the reason for each one that is refused.
+DO $each$
+DECLARE
+    s record;
+    was_created boolean;
+BEGIN
+    FOR s IN SELECT * FROM entityframes_staging ORDER BY entity_type COLLATE "C", id COLLATE "C" LOOP
+        BEGIN
+            was_created := NULL;
+            INSERT INTO {schema}.entities AS e
+                (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id, created_at, updated_at)
+            VALUES (s.entity_type, s.id, s.content, s.metadata::json, s.content_hash, s.metadata_hash,
+                current_setting('entityframes.batch_id')::uuid, now(), now())
+            ON CONFLICT (entity_type, id) DO UPDATE SET
+                content = EXCLUDED.content, metadata = EXCLUDED.metadata, content_hash = EXCLUDED.content_hash,
+                metadata_hash = EXCLUDED.metadata_hash, batch_id = EXCLUDED.batch_id, updated_at = EXCLUDED.updated_at
+            WHERE e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash
+            RETURNING xmax = 0 INTO was_created;
+            INSERT INTO entityframes_tried (position, created) SELECT s.position, was_created
+            WHERE was_created IS NOT NULL;
+        EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR raise_exception THEN
+            INSERT INTO entityframes_tried (position, sqlstate, error) VALUES (s.position, SQLSTATE, SQLERRM);
+        END;
+    END LOOP;
+END
+$each$
+
+-- name: set_batch
+-- Tells merge_each, which takes no parameters, its batch.
+SELECT set_config('entityframes.batch_id', $1, true)
+
+-- name: finish_each
+-- Ledger row and embedding job for the rows that merge_each wrote, and what became of every row.
+-- $1 batch, $2 run, $3 job, $4 whether to make a job
+WITH written AS (
+    SELECT t.created, s.entity_type, s.id, s.differs AND s.content <> '' AND $4::boolean AS due
+    FROM entityframes_tried AS t JOIN entityframes_staging AS s USING (position) WHERE t.sqlstate IS NULL
+), ledger AS (
+    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
+    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0
+    FROM written HAVING count(*) > 0
+), job AS (
+    INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
+    SELECT $3::uuid, $1::uuid, array_agg(entity_type), array_agg(id), now(), now()
+    FROM written WHERE due HAVING count(*) > 0
+)
+SELECT t.position, t.created, s.differs AND s.content <> '' AND $4::boolean AS due, t.sqlstate, t.error
+FROM entityframes_tried AS t JOIN entityframes_staging AS s USING (position)
+
+-- name: recorded
+-- Whether the ledger has the batch: the answer to a COMMIT whose own answer was lost.
+SELECT count(*)::int4 FROM {schema}.batches WHERE batch_id = $1::uuid
+
+-- name: written_by
+-- Which of the given rows the batch wrote, where nobody has written them since.
+-- $1 batch, $2 entity_types, $3 ids
+SELECT t.position::int4 - 1 AS position, e.created_at = e.updated_at AS created,
+    EXISTS (SELECT FROM {schema}.embedding_jobs AS j WHERE j.batch_id = $1::uuid AND t.id = ANY (j.ids)) AS due
+FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS t (entity_type, id, position)
+JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+WHERE e.batch_id = $1::uuid
+
+-- name: existing
+-- Positions of the keys that are stored. $1 entity_types, $2 ids
+SELECT t.position::int4 - 1 AS position
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
+JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+
+-- name: lookup
+-- The entities of the keys that are stored, with the positions of the keys. $1 entity_types, $2 ids
+SELECT t.position::int4 - 1 AS position, e.content, e.metadata::text AS metadata,
+    encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
+JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+
+-- name: delete
+-- Deletes the keys that are stored, in key order, with a ledger row. $1 batch, $2 run, $3 entity_types, $4 ids
+WITH given AS (
+    SELECT * FROM unnest($3::text[], $4::text[]) WITH ORDINALITY AS t (entity_type, id, position)
+), locked AS (
+    SELECT e.entity_type, e.id, g.position
+    FROM given AS g JOIN {schema}.entities AS e ON e.entity_type = g.entity_type AND e.id = g.id
+    ORDER BY e.entity_type, e.id FOR UPDATE OF e
+), gone AS (
+    DELETE FROM {schema}.entities AS e USING locked AS l
+    WHERE e.entity_type = l.entity_type AND e.id = l.id RETURNING l.position, l.entity_type, l.id
+), vectors AS (
+    DELETE FROM {schema}.embeddings AS v USING gone AS g WHERE v.entity_type = g.entity_type AND v.id = g.id
+), ledger AS (
+    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
+    SELECT $1::uuid, $2::uuid, now(), 0, 0, count(*) FROM gone HAVING count(*) > 0
+)
+SELECT position::int4 - 1 AS position FROM gone
+
+-- name: fields
+-- The recorded metadata fields of some types, in the order in which they first came. $1 entity_types
+SELECT entity_type, field, dtype, declared FROM {schema}.metadata_fields
+WHERE entity_type = ANY ($1::text[]) ORDER BY position
+
+-- name: record_fields
+-- Adds fields; an inferred one widens, a declared one stays. $1 entity_types, $2 fields, $3 dtypes, $4 declared
+INSERT INTO {schema}.metadata_fields AS f (entity_type, field, dtype, declared)
+SELECT entity_type, field, dtype, declared
+FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[]) WITH ORDINALITY
+    AS t (entity_type, field, dtype, declared, position)
+ORDER BY position
+ON CONFLICT (entity_type, field) DO UPDATE SET dtype = EXCLUDED.dtype, declared = EXCLUDED.declared
+WHERE NOT f.declared OR f.dtype = '"Null"'
+    OR NOT EXISTS (SELECT FROM {schema}.entities AS e WHERE e.entity_type = f.entity_type)
+
+-- name: is_empty
+-- Whether a type has no entity. $1 entity_type
+SELECT NOT EXISTS (SELECT FROM {schema}.entities WHERE entity_type = $1)
+
+-- name: stats
+-- One row a type: its entities, how many of them are embedded, due and failed in any space.
+WITH embedded AS (
+    SELECT e.entity_type, e.id, bool_or(v.error IS NULL) AS embedded, bool_or(v.error IS NOT NULL) AS failed
+    FROM {schema}.entities AS e
+    JOIN {schema}.embeddings AS v
+        ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
+    GROUP BY e.entity_type, e.id
+)
+SELECT e.entity_type, count(*) AS entities,
+    count(*) FILTER (WHERE v.embedded) AS embedded,
+    count(*) FILTER (WHERE e.content <> '' AND NOT coalesce(v.embedded OR v.failed, false)) AS due,
+    count(*) FILTER (WHERE v.failed AND NOT v.embedded) AS failed
+FROM {schema}.entities AS e
+LEFT JOIN embedded AS v ON v.entity_type = e.entity_type AND v.id = e.id
+GROUP BY e.entity_type ORDER BY e.entity_type
+
+-- name: count
+-- How many entities a type has. $1 entity_type, or null for all
+SELECT count(*) FROM {schema}.entities WHERE $1::text IS NULL OR entity_type = $1
+
+-- name: select
+-- The body of a scan; columns, condition and limit are rendered by predicates.py from validated parts.
+SELECT {columns} FROM {schema}.entities WHERE {condition} {limit}

@@ -1,0 +1,51 @@
+"""Loads the statements of an engine from its ``.sql`` file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+
+from entityframes.errors import ConnectError
+
+_NAMESPACE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+
+
+def quoted_namespace(namespace: str) -> str:
+    """The namespace as a quoted SQL identifier, the only name that is ever put into a statement.
+
+    Raises:
+        ConnectError: it is not 1 to 63 ASCII letters, digits and underscores, starting with no digit.
+    """
+    if not isinstance(namespace, str) or _NAMESPACE.fullmatch(namespace) is None:
+        raise ConnectError(
+            f"namespace {namespace!r} cannot be used: 1 to 63 letters, digits and underscores, not starting with a digit"
+        )
+    return f'"{namespace}"'
+
+
+@cache
+def _named(file: str) -> Mapping[str, str]:
+    text = resources.files("entityframes.engines").joinpath(file).read_text("utf-8")
+    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)[1:]
+    return {name: _without_comments(body) for name, body in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def _without_comments(body: str) -> str:
+    return "\n".join(line for line in body.splitlines() if not line.startswith("--")).strip()
+
+
+def load(file: str, namespace: str) -> dict[str, str]:
+    """The statements of `file` by name, for one namespace.
+
+    Raises:
+        ConnectError: the namespace cannot be used.
+    """
+    schema = quoted_namespace(namespace)
+    return {name: body.replace("{schema}", schema) for name, body in _named(file).items()}
+
+
+def names(file: str) -> list[str]:
+    """The names of the statements in `file`, in order."""
+    return list(_named(file))

@@ -1,0 +1,119 @@
+"""The error tree.
+
+    EntityFramesError
+    ├── SchemaError          a frame, column or dtype that cannot be stored; nothing was written
+    ├── ValidationError      rows that break the rules of the data, where the caller asked to be stopped
+    │   └── DuplicateError   the same key twice in a frame, with ``on_duplicate="error"``
+    ├── ConnectError         the store cannot be opened: address, credentials, locks, versions
+    │   └── FormatError      the store was written by a newer version of this package
+    ├── ClosedError          the store was closed, or is used in a process it was not opened in
+    └── DatabaseError        the database refused a statement; ``sqlstate`` says why
+        ├── RowError         a value that the database refuses: constraint, trigger, domain
+        ├── TransientError   worth another try: deadlock, serialization, lock timeout, lost connection
+        │   └── ConnectionLostError   the connection ended; during COMMIT the outcome is unknown
+        ├── StatementTimeoutError     the server's statement timeout ended a statement
+        ├── ResourceError    disk or memory of the server is full: stop, do not hammer it
+        ├── StatementCancelledError   a statement that this side cancelled
+        └── PermanentError   no retry can help: permissions, missing tables, a read-only server
+
+A message says what happened, to which rows or columns, and what to do next. It never holds a password.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ClosedError",
+    "ConnectError",
+    "ConnectionLostError",
+    "DatabaseError",
+    "DuplicateError",
+    "EntityFramesError",
+    "FormatError",
+    "PermanentError",
+    "ResourceError",
+    "RowError",
+    "SchemaError",
+    "StatementCancelledError",
+    "StatementTimeoutError",
+    "TransientError",
+    "ValidationError",
+]
+
+
+class EntityFramesError(Exception):
+    """The root of every error that this package raises on purpose."""
+
+
+class SchemaError(EntityFramesError):
+    """A frame, column or dtype cannot be stored as it is. Nothing was written."""
+
+
+class ValidationError(EntityFramesError):
+    """Rows break the rules of the data and the caller asked to be stopped (``on_error="raise"``)."""
+
+
+class DuplicateError(ValidationError):
+    """A key stands more than once in a frame and ``on_duplicate="error"``."""
+
+
+class ConnectError(EntityFramesError):
+    """The store cannot be opened."""
+
+
+class FormatError(ConnectError):
+    """The store has a newer format than this version of the package knows."""
+
+
+class ClosedError(EntityFramesError):
+    """The store was closed, or belongs to another process (it does not survive a fork)."""
+
+
+class DatabaseError(EntityFramesError):
+    """The database refused a statement.
+
+    Attributes:
+        sqlstate: the five-character SQLSTATE, or None where the engine gives none.
+    """
+
+    #: The word for this error in an outcome's ``error_kind``.
+    kind = "database"
+    #: Whether it struck while a transaction was being committed, so that its fate is unknown.
+    committing = False
+
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
+class RowError(DatabaseError):
+    """A value that the database refuses: a constraint, a trigger, a domain, a limit."""
+
+
+class TransientError(DatabaseError):
+    """Worth another try: deadlock, serialization failure, lock timeout, server starting up."""
+
+
+class ConnectionLostError(TransientError):
+    """The connection ended. If it was during COMMIT, only the ledger knows what became of the batch."""
+
+    kind = "connection"
+
+
+class StatementTimeoutError(DatabaseError):
+    """The server's own statement timeout ended a statement."""
+
+    kind = "timeout"
+
+
+class StatementCancelledError(DatabaseError):
+    """A statement that was cancelled from this side."""
+
+
+class ResourceError(DatabaseError):
+    """The server's disk or memory is exhausted. Trying again at once would not help."""
+
+    kind = "resource"
+
+
+class PermanentError(DatabaseError):
+    """No retry can help: missing permission or table, read-only server, a defect."""

@@ -1,0 +1,152 @@
+"""The metadata fields of each entity type: recorded when written, so that `read` can give the dtypes back.
+
+A field is *declared* when it came as a typed column and *inferred* when it came in JSON text. A declared dtype is
+a promise and does not change; an inferred one is a description and widens as values arrive.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import polars as pl
+
+from entityframes import types
+from entityframes.errors import SchemaError
+
+if TYPE_CHECKING:
+    from entityframes.engines import Engine
+
+
+class Field(NamedTuple):
+    """One metadata field of one entity type."""
+
+    #: Its dtype; None for values that have none in common and come back as JSON text (String).
+    dtype: pl.DataType | None
+    #: Whether it came as a typed column.
+    declared: bool
+
+    @property
+    def output(self) -> pl.DataType:
+        """The dtype that the field has when it is read."""
+        return pl.String() if self.dtype is None else self.dtype
+
+
+#: More inferred fields than this are kept in the metadata but not offered as columns.
+MAX_INFERRED = 1_000
+
+_JSON_TEXT = "JSON"
+
+
+class Fields:
+    """What one run knows of the fields in the store; safe to share between its batches."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._known: dict[str, dict[str, Field]] = {}
+
+    def of(self, entity_type: str) -> dict[str, Field]:
+        """The fields of a type in the order in which they first came."""
+        with self._lock:
+            return dict(self._load([entity_type])[entity_type])
+
+    def declare(self, entity_types: Iterable[str], schema: Mapping[str, pl.DataType]) -> None:
+        """Record typed columns for each type before their rows are written.
+
+        Raises:
+            SchemaError: a field has another dtype already; nothing was recorded.
+        """
+        with self._lock:
+            known = self._load(entity_types)
+            new = {entity_type: self._declared(entity_type, known[entity_type], schema) for entity_type in known}
+            self._record({entity_type: fields for entity_type, fields in new.items() if fields})
+
+    def infer(self, entity_types: Iterable[str], inferred: Mapping[str, pl.DataType | None]) -> None:
+        """Widen the inferred fields of each type by those found in JSON text."""
+        with self._lock:
+            known = self._load(entity_types)
+            new: dict[str, dict[str, Field]] = {}
+            for entity_type, fields in known.items():
+                wider = {
+                    name: Field(_wider(fields[name].dtype, dtype) if name in fields else dtype, False)
+                    for name, dtype in inferred.items()
+                    if name not in fields or not fields[name].declared
+                }
+                room = MAX_INFERRED - len(fields)
+                changed = {name: field for name, field in wider.items() if fields.get(name) != field}
+                fresh = [name for name in changed if name not in fields]
+                for name in fresh[max(room, 0) :]:
+                    del changed[name]
+                if changed:
+                    new[entity_type] = changed
+            self._record(new)
+
+    def declared(self, entity_type: str) -> dict[str, pl.DataType]:
+        """The typed columns of a type; values in JSON text have to conform to them."""
+        return {name: field.output for name, field in self.of(entity_type).items() if field.declared}
+
+    def _load(self, entity_types: Iterable[str]) -> dict[str, dict[str, Field]]:
+        wanted = list(dict.fromkeys(entity_types))
+        absent = [entity_type for entity_type in wanted if entity_type not in self._known]
+        if absent:
+            self._known.update({entity_type: {} for entity_type in absent})
+            for entity_type, name, dtype, declared in self._engine.fields(absent).iter_rows():
+                self._known[entity_type][name] = Field(_from_text(dtype), declared)
+        return {entity_type: self._known[entity_type] for entity_type in wanted}
+
+    def _declared(
+        self, entity_type: str, fields: Mapping[str, Field], schema: Mapping[str, pl.DataType]
+    ) -> dict[str, Field]:
+        if fields and self._engine.is_empty(entity_type):
+            # No entity is left that could disagree: the type may start anew.
+            known: dict[str, pl.DataType] = {}
+        else:
+            mixed = [name for name in schema if name in fields and fields[name].dtype is None]
+            if mixed:
+                raise SchemaError(
+                    f"metadata columns {', '.join(map(repr, mixed))} of type {entity_type!r} hold nested or mixed JSON: "
+                    "pass the metadata as JSON text, or write these entities under another type"
+                )
+            known = {name: field.output for name, field in fields.items()}
+        fresh = types.merge_fields(entity_type, known, schema)
+        inferred = {name for name in schema if name in fields and not fields[name].declared}
+        return {name: Field(schema[name], True) for name in schema if name in fresh or name in inferred}
+
+    def _record(self, new: Mapping[str, Mapping[str, Field]]) -> None:
+        rows = [
+            (entity_type, name, _to_text(field.dtype), field.declared)
+            for entity_type, fields in new.items()
+            for name, field in fields.items()
+        ]
+        if not rows:
+            return
+        columns = {"entity_type": pl.String, "field": pl.String, "dtype": pl.String, "declared": pl.Boolean}
+        self._engine.record_fields(pl.DataFrame(rows, columns, orient="row"))
+        for entity_type in new:
+            # Another writer may have been first: what counts is what the store now says.
+            del self._known[entity_type]
+        for entity_type, fields in self._load(new).items():
+            for name, field in new[entity_type].items():
+                if field.declared and fields[name] != field:
+                    raise SchemaError(
+                        f"metadata column {name!r} of type {entity_type!r} was declared as {fields[name].output} by "
+                        f"another writer just now, and is {field.output} here: cast it, or use another type"
+                    )
+
+
+def _wider(known: pl.DataType | None, incoming: pl.DataType | None) -> pl.DataType | None:
+    if known == incoming or incoming == pl.Null:
+        return known
+    if known == pl.Null:
+        return incoming
+    return pl.Float64() if {known, incoming} == {pl.Int64(), pl.Float64()} else None
+
+
+def _to_text(dtype: pl.DataType | None) -> str:
+    return _JSON_TEXT if dtype is None else types.dtype_to_json(dtype)
+
+
+def _from_text(text: str) -> pl.DataType | None:
+    return None if text == _JSON_TEXT else types.dtype_from_json(text)

@@ -1,0 +1,494 @@
+"""Entity frames: which columns they have, what their rows must satisfy, and their canonical form.
+
+An entity frame has the columns ``entity_type``, ``id``, ``content`` (all String) and, if wanted, ``metadata``
+(a Struct, or a String that holds a JSON object). Other columns than these and those that the store itself hands
+out are refused, so that nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
+from typing import Any
+
+import polars as pl
+
+from entityframes import types
+from entityframes.errors import SchemaError, ValidationError
+
+#: What identifies an entity, in key order.
+KEY = ("entity_type", "id")
+
+#: Columns that calls of the store add to entities; an entity frame may carry them and they are not written.
+STORE_COLUMNS = frozenset({"found", "exists", "content_hash", "created_at", "updated_at", "row"})
+
+#: Limits of one value in bytes of UTF-8, the same on every engine.
+MAX_BYTES: Mapping[str, int] = {"entity_type": 255, "id": 1024, "content": 64 << 20, "metadata": 64 << 20}
+
+#: Fields of metadata that came as JSON text: the dtype that the values share, or None (nested or mixed values).
+Inferred = dict[str, pl.DataType | None]
+
+#: Dtypes that `entities` and `ids` turn into ids without loss.
+_ID_DTYPES = (pl.String, pl.Categorical, pl.Enum, pl.Date)
+
+
+def entities(
+    df: Any,
+    entity_type: str,
+    *,
+    id: str | pl.Expr,
+    content: str | pl.Expr | None = None,
+    metadata: Iterable[str] | None = None,
+) -> Any:
+    """Make an entity frame out of any frame.
+
+    Args:
+        df: a Polars DataFrame or LazyFrame, or anything with the Arrow PyCapsule interface: pandas, PyArrow, a
+            DuckDB relation.
+        entity_type: the type that every row gets.
+        id: the column with the ids, or an expression such as ``pl.concat_str("a", "b", separator="/")``.
+            Integers, dates and categories become their text.
+        content: the column or expression with the text of each entity; None gives ``""``. Nulls become ``""``.
+        metadata: the columns to keep as typed metadata; None keeps all but those named as `id` and `content`.
+
+    Returns:
+        A DataFrame (a LazyFrame for a LazyFrame) with ``entity_type``, ``id``, ``content`` and, unless there is
+        nothing to keep, ``metadata`` as a Struct; one row for each row of `df`, in its order.
+
+    Raises:
+        SchemaError: a column is missing, or its dtype cannot serve as id or content.
+    """
+    frame = df if isinstance(df, pl.DataFrame | pl.LazyFrame) else as_frame(df)
+    names = list(frame.collect_schema() if isinstance(frame, pl.LazyFrame) else frame.schema)
+    taken = {column for column in (id, content) if isinstance(column, str)}
+    kept = [name for name in names if name not in taken] if metadata is None else list(metadata)
+    _require(names, [*taken, *kept], "entities()")
+
+    columns = [
+        pl.lit(entity_type, pl.String).alias("entity_type"),
+        (pl.col(id) if isinstance(id, str) else id).alias("id"),
+        pl.lit("").alias("content") if content is None else _named(content).alias("content").fill_null(""),
+    ]
+    if kept:
+        columns.append(pl.struct(kept).alias("metadata"))
+    lazy = frame.lazy()
+    schema = lazy.select(columns).collect_schema()
+    _check_id_dtype(id, schema["id"])
+    if schema["content"] not in (pl.String, pl.Categorical, pl.Enum):
+        raise SchemaError(
+            f"content {_show(content)} is {schema['content']}, not text: "
+            "cast it to pl.String, or name another column as content"
+        )
+    result = lazy.select(columns).with_columns(pl.col("id", "content").cast(pl.String))
+    return result if isinstance(frame, pl.LazyFrame) else result.collect()
+
+
+def ids(entity_type: str, ids: Iterable[Any]) -> pl.DataFrame:
+    """Make an id frame: one row for each of `ids`, in order, all of one type.
+
+    Args:
+        entity_type: the type that every row gets.
+        ids: a Series, a list or any other iterable of strings or integers.
+
+    Returns:
+        A DataFrame with ``entity_type`` and ``id``, both String.
+
+    Raises:
+        SchemaError: `ids` is one string, or holds values that are no ids.
+    """
+    if isinstance(ids, str | bytes):
+        raise SchemaError("ids() takes the ids as a list or Series, not as one string: wrap it in a list")
+    try:
+        series = ids if isinstance(ids, pl.Series) else pl.Series("id", list(ids), strict=True)
+    except (TypeError, pl.exceptions.PolarsError) as error:
+        raise SchemaError(f"ids() takes strings or integers, all of one kind: {error}") from error
+    if series.dtype == pl.Null:
+        series = series.cast(pl.String)
+    _check_id_dtype("ids", series.dtype)
+    return pl.DataFrame({"id": series.cast(pl.String)}).select(pl.lit(entity_type, pl.String).alias("entity_type"), "id")
+
+
+def as_frame(source: Any) -> pl.DataFrame:
+    """Read anything that offers an Arrow stream, whole, as a DataFrame; the columns of a pandas index are left out.
+
+    Raises:
+        SchemaError: `source` offers none, or holds something that Arrow or Polars cannot represent.
+    """
+    if isinstance(source, pl.DataFrame):
+        return source
+    if isinstance(source, pl.LazyFrame):
+        return source.collect()
+    if not hasattr(source, "__arrow_c_stream__"):
+        raise SchemaError(
+            f"expected a frame, got {type(source).__name__}: pass a Polars, pandas or PyArrow frame, a LazyFrame, "
+            "or an iterator of frames"
+        )
+    try:
+        frame = pl.DataFrame(source)
+    except Exception as error:
+        frame = _from_pandas_bytes(source, error)
+    return frame.drop([name for name in frame.columns if name.startswith("__index_level_")])
+
+
+def _from_pandas_bytes(source: Any, error: Exception) -> pl.DataFrame:
+    """Second try for a pandas frame whose text Arrow refuses (lone surrogates): its bytes, judged row by row later."""
+    if not hasattr(source, "map") or not hasattr(source, "columns"):
+        raise SchemaError(f"the frame cannot be read through Arrow: {error}") from error
+    encoded = source.map(lambda value: value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value)
+    try:
+        return pl.DataFrame(encoded)
+    except Exception as again:
+        raise SchemaError(f"the frame cannot be read through Arrow: {error}") from again
+
+
+def check_entity_schema(schema: Mapping[str, pl.DataType]) -> None:
+    """Refuse a frame that is no entity frame, naming every column at fault.
+
+    Raises:
+        SchemaError: columns are missing, unknown or of another dtype than an entity frame has.
+    """
+    _require(list(schema), [*KEY, "content"], "an entity frame")
+    unknown = [name for name in schema if name not in (*KEY, "content", "metadata") and name not in STORE_COLUMNS]
+    if unknown:
+        raise SchemaError(
+            f"unknown columns {', '.join(map(repr, unknown))}: an entity frame has entity_type, id, content and "
+            "metadata; put other columns into metadata, for example with entityframes.entities(df, type, id=...)"
+        )
+    _check_text(schema, [*KEY, "content"])
+    metadata = schema.get("metadata", pl.Null())
+    if isinstance(metadata, pl.Struct):
+        for field in metadata.fields:
+            types.check_dtype(field.name, _instance(field.dtype))
+    elif metadata not in (pl.String, pl.Binary, pl.Null):
+        raise SchemaError(f"column 'metadata' is {metadata}: it must be a Struct, or String that holds JSON objects")
+
+
+def check_id_schema(schema: Mapping[str, pl.DataType]) -> None:
+    """Refuse a frame that is no id frame; other columns than the two of the key are ignored.
+
+    Raises:
+        SchemaError: ``entity_type`` or ``id`` is missing or is not text.
+    """
+    _require(list(schema), KEY, "an id frame")
+    _check_text(schema, KEY)
+
+
+def check_not_all_null(frame: pl.DataFrame) -> None:
+    """Refuse a whole frame in which a column that every entity needs holds nothing.
+
+    Raises:
+        SchemaError: naming the columns.
+    """
+    empty = [name for name in (*KEY, "content") if frame.height and frame[name].null_count() == frame.height]
+    if empty:
+        raise SchemaError(f"columns {', '.join(map(repr, empty))} hold only nulls: nothing was written")
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """Rows of an entity frame in the one form that is hashed, compared and stored."""
+
+    #: row, entity_type, id, content, metadata (JSON text), content_hash and metadata_hash (Binary, sha256).
+    valid: pl.DataFrame
+    #: row, entity_type, id, error: the rows that break a rule.
+    invalid: pl.DataFrame
+    #: For metadata given as JSON text: every field with the dtype its values agree on, None where they do not.
+    inferred: Inferred
+
+
+def canonicalise(frame: pl.DataFrame) -> Canonical:
+    """Validate rows and bring them into canonical form; the order is kept.
+
+    Args:
+        frame: an entity frame with a ``row`` column.
+
+    Returns:
+        Each row of `frame` once, either in ``valid`` or in ``invalid`` with a reason that names the rule.
+    """
+    frame, problem = _readable(frame.select("row", *KEY, "content", *(["metadata"] if "metadata" in frame.columns else [])))
+    metadata, unparsable, inferred = _canonical_metadata(frame)
+    problems = pl.coalesce(
+        pl.lit(problem),
+        *(_text_problem(name) for name in (*KEY, "content")),
+        pl.lit(unparsable),
+        pl.when(pl.col("metadata").str.len_bytes() > MAX_BYTES["metadata"]).then(pl.lit("metadata is over 64 MiB")),
+    )
+    frame = frame.with_columns(metadata=metadata).with_columns(error=problems)
+    invalid = frame.filter(pl.col("error").is_not_null()).select("row", *KEY, "error")
+    valid = frame.drop("error") if invalid.is_empty() else frame.filter(pl.col("error").is_null()).drop("error")
+    return Canonical(
+        valid.with_columns(
+            content_hash=sha256(valid["content"]),
+            metadata_hash=sha256(valid["metadata"]),
+        ),
+        invalid,
+        inferred,
+    )
+
+
+def sha256(texts: pl.Series) -> pl.Series:
+    """The sha256 of each text's UTF-8 bytes, 32 bytes each, as Binary."""
+    digest = hashlib.sha256
+    return pl.Series(texts.name, [digest(text.encode()).digest() for text in texts.to_list()], dtype=pl.Binary)
+
+
+def _readable(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+    """Replace text that is not UTF-8 (Arrow does not check) by a readable stand-in, and say so row by row."""
+    problem = pl.Series("problem", [None], dtype=pl.String).new_from_index(0, frame.height)
+    for name in (name for name in frame.columns if frame.schema[name] in (pl.String, pl.Binary, pl.Null)):
+        raw = frame[name].cast(pl.Binary)
+        try:
+            text = raw.cast(pl.String)
+        except pl.exceptions.ComputeError:
+            values = raw.to_list()
+            bad = [value is not None and not _is_utf8(value) for value in values]
+            shown = [None if value is None else value.decode("utf-8", "replace") for value in values]
+            text = pl.Series(name, shown, dtype=pl.String)
+            said = pl.Series([f"{name} is not valid UTF-8" if wrong else None for wrong in bad], dtype=pl.String)
+            problem = pl.select(pl.coalesce(pl.lit(problem), pl.lit(said)).alias("problem")).to_series()
+        frame = frame.with_columns(text.alias(name))
+    return frame, problem
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _text_problem(name: str) -> pl.Expr:
+    """The rule of the data that a text breaks, or null."""
+    text, limit = pl.col(name), MAX_BYTES[name]
+    size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
+    rules = pl.when(text.is_null()).then(pl.lit(f"{name} is null"))
+    if name in KEY:
+        rules = rules.when(text == "").then(pl.lit(f"{name} is empty"))
+    return (
+        rules.when(text.str.contains("\0", literal=True))
+        .then(pl.lit(f"{name} holds a NUL character (U+0000)"))
+        .when(text.str.len_bytes() > limit)
+        .then(pl.format(f"{name} is {{}} bytes long, over the limit of {size}", text.str.len_bytes()))
+    )
+
+
+def _canonical_metadata(frame: pl.DataFrame) -> tuple[pl.Series, pl.Series, Inferred]:
+    """The metadata of each row as canonical JSON, the reason where it has none, and the dtypes of JSON fields."""
+    fine = pl.Series("unparsable", [None], dtype=pl.String).new_from_index(0, frame.height)
+    if "metadata" not in frame.columns:
+        return pl.Series("metadata", ["{}"]).new_from_index(0, frame.height), fine, {}
+    metadata = frame["metadata"]
+    if metadata.dtype == pl.String:
+        texts, errors, inferred = canonical_json(metadata.to_list())
+        return pl.Series("metadata", texts, dtype=pl.String), pl.Series("unparsable", errors, dtype=pl.String), inferred
+    encoded, problem = _readable(types.encode(metadata).alias("metadata").to_frame())
+    holds_nul = encoded["metadata"].str.contains(_NUL_ESCAPE.pattern)
+    if holds_nul.any():
+        said = pl.when(holds_nul).then(pl.lit(_NUL_MESSAGE))
+        problem = pl.select(pl.coalesce(pl.lit(problem), said).alias("problem")).to_series()
+    return encoded["metadata"], problem, {}
+
+
+#: An escaped U+0000 (an even number of backslashes before it stand for themselves).
+_NUL_ESCAPE = re.compile(r"(?:^|[^\\])(?:\\\\)*\\u0000")
+_NUL_MESSAGE = "metadata holds a NUL character (\\u0000)"
+
+_PYTHON_DTYPES: Mapping[type, pl.DataType] = {
+    bool: pl.Boolean(),
+    int: pl.Int64(),
+    float: pl.Float64(),
+    str: pl.String(),
+    type(None): pl.Null(),
+}
+
+
+def canonical_json(
+    texts: list[str | None],
+) -> tuple[list[str | None], list[str | None], Inferred]:
+    """Bring JSON objects into the one text that equal objects share.
+
+    Keys are sorted, nothing is escaped that need not be, and a number without a fraction is written as an integer,
+    so that ``{"b": 1.0, "a": "\\u00e9"}`` and ``{"a":"é","b":1}`` are equal. Null stands for ``{}``.
+
+    Returns:
+        For each text its canonical form (null where it has none), the reason why not (null where it has one), and
+        for all of them the dtype that the values of each top-level field agree on.
+    """
+    canonical: list[str | None] = []
+    errors: list[str | None] = []
+    kinds: dict[str, set[type]] = {}
+    for text in texts:
+        value, error = _canonical_object(text, kinds)
+        canonical.append(value)
+        errors.append(error)
+    return canonical, errors, {name: _common_dtype(kinds[name]) for name in kinds}
+
+
+def _canonical_object(text: str | None, kinds: dict[str, set[type]]) -> tuple[str | None, str | None]:
+    if text is None:
+        return "{}", None
+    try:
+        value = _decode(text)
+        if type(value) is not dict:
+            return None, f"metadata is not a JSON object but {_JSON_WORDS.get(type(value), 'something else')}"
+        result = "".join(_encode(value, 0))
+        result.encode()
+    except UnicodeEncodeError:
+        return None, "metadata holds a lone surrogate, which is no character"
+    except RecursionError:
+        return None, "metadata is nested too deeply"
+    except ValueError as error:
+        return None, f"metadata is not valid JSON: {error}"
+    if "\\u0000" in result and _NUL_ESCAPE.search(result):
+        return None, _NUL_MESSAGE
+    if _PLACEHOLDER in result:
+        if "\ue000" in text or "\\ue000" in text.lower():
+            return None, "metadata holds U+E000 beside a number with more digits than a double has"
+        result = _EXACT_NUMBER.sub(r"\1", result)
+    wide = _LONG_NUMBER.search(result) is not None
+    for name, item in value.items():
+        kind = type(item)
+        if wide and kind is int and not -(2**63) <= item < 2**63 or kind is str and item.startswith(_PLACEHOLDER):
+            kind = object
+        if name in kinds:
+            kinds[name].add(kind)
+        else:
+            kinds[name] = {kind}
+    return result, None
+
+
+def _common_dtype(kinds: set[type]) -> pl.DataType | None:
+    """The dtype that holds values of all these Python types, or None."""
+    known = kinds - {type(None)}
+    if known == {int, float}:
+        return pl.Float64()
+    if len(known) > 1:
+        return None
+    return _PYTHON_DTYPES.get(known.pop()) if known else pl.Null()
+
+
+_JSON_WORDS = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}
+
+#: Marks a number that a double cannot hold exactly, so that its digits survive; private-use, checked on the way in.
+_PLACEHOLDER = "\ue000\ue001number:"
+_EXACT_NUMBER = re.compile(f'"{_PLACEHOLDER}([^"]*)"')
+_LONG_NUMBER = re.compile(r"\d{19}")
+
+
+def _parse_float(text: str) -> Any:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text[:40]} is beyond the range of a double")
+    if len(text) > 17 and not _is_exact(text, number):
+        return _PLACEHOLDER + text
+    # -0.0 equals 0 as a JSON value.
+    return int(number) if number.is_integer() and abs(number) < 1e16 else number
+
+
+def _is_exact(text: str, number: float) -> bool:
+    """Whether the shortest text of `number` means the same decimal as `text`."""
+    from decimal import Decimal
+
+    return Decimal(text) == Decimal(repr(number))
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number; leave the field out or use null")
+
+
+_decode = json.JSONDecoder(parse_float=_parse_float, parse_constant=_refuse_constant).decode
+# The encoder that json.dumps would build anew for each call; same results, a third of the time.
+_encode = c_make_encoder(None, None, encode_basestring, None, ":", ",", True, False, False)
+
+
+def _named(column: str | pl.Expr) -> pl.Expr:
+    return pl.col(column) if isinstance(column, str) else column
+
+
+def _instance(dtype: Any) -> pl.DataType:
+    return dtype() if isinstance(dtype, type) else dtype
+
+
+def _show(column: str | pl.Expr | None) -> str:
+    return repr(column) if isinstance(column, str) else "expression"
+
+
+def _require(present: list[str], needed: Iterable[str], what: str) -> None:
+    missing = [name for name in dict.fromkeys(needed) if name not in present]
+    if missing:
+        raise SchemaError(
+            f"{what} needs columns {', '.join(map(repr, missing))}, which are missing "
+            f"(names are case-sensitive); the frame has {', '.join(map(repr, present)) or 'no columns'}"
+        )
+
+
+def _check_text(schema: Mapping[str, pl.DataType], names: Iterable[str]) -> None:
+    # Binary is text whose encoding has yet to be checked, row by row.
+    wrong = [name for name in names if schema[name] not in (pl.String, pl.Binary)]
+    if wrong:
+        found = ", ".join(f"{name!r} is {schema[name]}" for name in wrong)
+        raise SchemaError(f"{found}: cast to pl.String, or make the frame with entityframes.entities()")
+
+
+def _check_id_dtype(column: str | pl.Expr, dtype: pl.DataType) -> None:
+    if not (dtype.is_integer() or dtype in _ID_DTYPES):
+        raise SchemaError(f"id {_show(column)} is {dtype}, which makes no stable text: cast it to pl.String first")
+
+
+def check_ids(frame: pl.DataFrame) -> pl.DataFrame:
+    """The key columns of an id frame, with text that cannot be a key (null, not UTF-8, holding NUL) set to null."""
+    keys, problem = _readable(frame.select(KEY))
+    usable = pl.lit(problem).is_null() & ~pl.any_horizontal(pl.col(KEY).str.contains("\0", literal=True))
+    return keys.with_columns(pl.when(usable.fill_null(False)).then(pl.col(name)).alias(name) for name in KEY)
+
+
+def readable_keys(frame: pl.DataFrame) -> pl.DataFrame:
+    """row, entity_type and id of rows as they can be shown, whatever bytes they hold."""
+    return _readable(frame.select("row", *KEY))[0]
+
+
+def iterate(source: Any, rows: int = 50_000) -> Iterator[pl.DataFrame]:
+    """The frames of a streaming source, a LazyFrame or an iterable of frames, without holding more than one."""
+    if isinstance(source, pl.LazyFrame):
+        yield from source.collect_batches(chunk_size=rows, maintain_order=True, lazy=True)
+    elif hasattr(source, "__arrow_c_stream__"):
+        import pyarrow as pa
+
+        for batch in pa.RecordBatchReader.from_stream(source):
+            yield as_frame(batch)
+    else:
+        for frame in source:
+            yield as_frame(frame)
+
+
+def json_fields(texts: list[str], names: list[str]) -> dict[str, pl.Series]:
+    """The values of some fields of canonical JSON objects, each as JSON text; null where missing or null."""
+    values: dict[str, list[str | None]] = {name: [] for name in names}
+    for text in texts:
+        fields = _split(text)
+        for name in names:
+            value = fields.get(name)
+            values[name].append(None if value is None else "".join(_encode(value, 0)))
+    return {name: pl.Series(name, values[name], dtype=pl.String) for name in names}
+
+
+# Numbers stay the text they are.
+_split = json.JSONDecoder(parse_float=lambda text: float(text), parse_constant=_refuse_constant).decode
+
+
+def dump(metadata: Mapping[str, Any]) -> str:
+    """A mapping as JSON text.
+
+    Raises:
+        ValidationError: it holds values that JSON cannot represent.
+    """
+    try:
+        return json.dumps(dict(metadata), ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValidationError(f"metadata cannot be written as JSON: {error}") from error

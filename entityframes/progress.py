@@ -1,0 +1,67 @@
+"""Progress: the only module that knows tqdm."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+#: None shows a bar where a person looks, True always, False never; a callable gets (done, total or None).
+Progress = bool | Callable[[int, int | None], None] | None
+
+
+class Reporter:
+    """Tells a person or a callable how far a run is; closes its bar on exit.
+
+    Args:
+        progress: see `Progress`.
+        total: how many rows there will be, or None.
+        unit: what is counted.
+        delay: seconds before a bar appears, so that quick calls show none.
+    """
+
+    def __init__(self, progress: Progress, total: int | None, *, unit: str = "rows", delay: float = 0.0) -> None:
+        self._callback = progress if callable(progress) else None
+        self._total = total
+        self._done = 0
+        wanted = progress is True or (progress is None and (in_notebook() or sys.stderr.isatty()))
+        self._bar: Any = _bar(total, unit, delay) if wanted else None
+
+    def advance(self, rows: int, counts: Mapping[str, int] | None = None) -> None:
+        """Report `rows` more as done; `counts` are shown beside the bar."""
+        self._done += rows
+        if self._bar is not None:
+            if counts is not None:
+                shown = {status: f"{count:,}" for status, count in counts.items() if count}
+                self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(rows)
+        if self._callback is not None:
+            self._callback(self._done, self._total)
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *exc: object) -> Literal[False]:
+        if self._bar is not None:
+            self._bar.close()
+        return False
+
+
+def in_notebook() -> bool:
+    """Whether this process is a Jupyter kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and "IPKernelApp" in getattr(shell, "config", {})
+
+
+def _bar(total: int | None, unit: str, delay: float) -> Any:
+    from tqdm import tqdm
+
+    kind: Any = tqdm
+    if in_notebook():
+        try:
+            import ipywidgets  # type: ignore[import-untyped]  # noqa: F401  (tqdm warns without it)
+            from tqdm.notebook import tqdm as kind
+        except ImportError:
+            pass
+    return kind(total=total, unit=f" {unit}", unit_scale=True, delay=delay, dynamic_ncols=True)

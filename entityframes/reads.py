@@ -1,0 +1,141 @@
+"""Reading: by ids in input order, by type with the dtypes that went in, or lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import polars as pl
+
+from entityframes import frames, types
+from entityframes.engines import Engine
+from entityframes.engines.predicates import EntityColumn, MetadataField
+from entityframes.fields import Fields
+from entityframes.frames import KEY
+from entityframes.progress import Progress, Reporter
+from entityframes.scan import ScanQuery, lazy_frame
+
+#: Ids asked about at once.
+LOOKUP_ROWS = 50_000
+
+#: Columns of an entity as the store gives it out.
+ENTITY_SCHEMA = pl.Schema(
+    {
+        "entity_type": pl.String(),
+        "id": pl.String(),
+        "content": pl.String(),
+        "metadata": pl.String(),
+        "content_hash": pl.String(),
+        "created_at": pl.Datetime("us", "UTC"),
+        "updated_at": pl.Datetime("us", "UTC"),
+    }
+)
+
+#: Seconds before a read shows its progress.
+DELAY = 1.0
+
+
+def exists(engine: Engine, ids: Any, progress: Progress = None) -> pl.DataFrame:
+    """entity_type, id, exists Boolean; one row for each id, in input order."""
+    given = _id_frame(ids)
+    found = _by_position(engine.existing, given, progress)
+    flags = pl.Series("exists", [False], dtype=pl.Boolean).new_from_index(0, given.height)
+    return given.select(KEY).with_columns(flags.scatter(found["position"], True) if found.height else flags)
+
+
+def get(engine: Engine, ids: Any, progress: Progress = None) -> pl.DataFrame:
+    """entity_type, id, found Boolean and the entity's columns, null where missing; in input order."""
+    given = _id_frame(ids)
+    found = _by_position(engine.lookup, given, progress)
+    if found.is_empty():
+        found = pl.DataFrame(schema={"position": pl.Int64(), **{k: v for k, v in ENTITY_SCHEMA.items() if k not in KEY}})
+    result = given.select(KEY).with_row_index("position").with_columns(pl.col("position").cast(pl.Int64))
+    result = result.join(found, on="position", how="left", maintain_order="left")
+    return result.select(*KEY, pl.col("content").is_not_null().alias("found"), *[n for n in ENTITY_SCHEMA if n not in KEY])
+
+
+def _id_frame(ids: Any) -> pl.DataFrame:
+    frame = frames.as_frame(ids)
+    frames.check_id_schema(frame.schema)
+    return frames.readable_keys(frame.select(KEY).with_row_index("row"))
+
+
+def _by_position(ask: Callable[[pl.DataFrame], pl.DataFrame], given: pl.DataFrame, progress: Progress) -> pl.DataFrame:
+    """Ask about ids in pieces; a text that can be no key is not asked about, because it cannot be stored."""
+    keys = frames.check_ids(given).with_columns(position=pl.int_range(given.height, dtype=pl.Int64)).drop_nulls()
+    answers = []
+    with Reporter(progress, keys.height, unit="ids", delay=DELAY) as reporter:
+        for piece in keys.iter_slices(LOOKUP_ROWS):
+            answer = ask(piece.select(KEY))
+            answers.append(answer.with_columns(piece["position"].gather(answer["position"]).alias("position")))
+            reporter.advance(piece.height)
+    return pl.concat(answers) if answers else pl.DataFrame(schema={"position": pl.Int64})
+
+
+def read(engine: Engine, entity_type: str, progress: Progress = None) -> pl.DataFrame:
+    """All entities of a type with typed metadata columns, ordered by id."""
+    lf = scan(engine, entity_type)
+    pieces = []
+    total = engine.count(entity_type)
+    with Reporter(progress, total, unit="rows", delay=DELAY) as reporter:
+        for piece in _typed_pieces(engine, entity_type, list(lf.collect_schema()), None, None):
+            pieces.append(piece)
+            reporter.advance(piece.height)
+    return pl.concat(pieces).sort("id") if pieces else lf.collect_schema().to_frame()
+
+
+def scan(engine: Engine, entity_type: str | None) -> pl.LazyFrame:
+    """A LazyFrame over the store; see `EntityStore.scan`."""
+    if entity_type is None:
+        columns = {name: EntityColumn(name) for name in ENTITY_SCHEMA}
+
+        def read_all(query: ScanQuery) -> Iterator[pl.DataFrame]:
+            return engine.select(list(query.columns), None, query.where, query.limit)
+
+        return lazy_frame(ENTITY_SCHEMA, columns, read_all, name="entities")
+
+    located = _located(engine, entity_type)
+    schema = {name: dtype for name, (_, dtype) in located.items()}
+
+    def read_type(query: ScanQuery) -> Iterator[pl.DataFrame]:
+        return _typed_pieces(engine, entity_type, list(query.columns), query.where, query.limit)
+
+    return lazy_frame(schema, {name: place for name, (place, _) in located.items()}, read_type, name=entity_type)
+
+
+def _located(engine: Engine, entity_type: str) -> dict[str, tuple[EntityColumn | MetadataField, pl.DataType]]:
+    """The output columns of a type, where each lives, and its dtype."""
+    columns: dict[str, tuple[EntityColumn | MetadataField, pl.DataType]] = {
+        name: (EntityColumn(name), ENTITY_SCHEMA[name]) for name in ("id", "content")
+    }
+    for name, field in Fields(engine).of(entity_type).items():
+        shown = f"metadata.{name}" if name in ENTITY_SCHEMA else name
+        columns[shown] = (MetadataField(name, field.output), field.output)
+    return columns | {name: (EntityColumn(name), ENTITY_SCHEMA[name]) for name in ("content_hash", "created_at", "updated_at")}
+
+
+def _typed_pieces(
+    engine: Engine, entity_type: str, columns: list[str], where: Any, limit: int | None
+) -> Iterator[pl.DataFrame]:
+    """Entities of a type with the wanted output columns; metadata is fetched only if one of its fields is wanted."""
+    located = {name: place for name, (place, _) in _located(engine, entity_type).items()}
+    known = Fields(engine).of(entity_type)
+    fields = {name: place.name for name, place in located.items() if isinstance(place, MetadataField) and name in columns}
+    asked = [name for name in columns if name not in fields] + (["metadata"] if fields else [])
+    for piece in engine.select(asked or ["id"], entity_type, where, limit):
+        if fields:
+            typed = _decode(piece["metadata"], {name: known[name].dtype for name in fields.values()})
+            typed = typed.rename({inner: shown for shown, inner in fields.items()})
+            piece = piece.drop("metadata").hstack(typed.get_columns())
+        yield piece.select(columns)
+
+
+def _decode(metadata: pl.Series, dtypes: dict[str, pl.DataType | None]) -> pl.DataFrame:
+    """Typed columns out of JSON; a field whose values have no common dtype comes back as JSON text."""
+    mixed = [name for name, dtype in dtypes.items() if dtype is None]
+    decoded = types.decode(metadata, {name: dtype for name, dtype in dtypes.items() if dtype is not None})
+    if not mixed:
+        return decoded
+    texts = frames.json_fields(metadata.to_list(), mixed)
+    columns = {name: texts[name] if name in texts else decoded[name] for name in dtypes}
+    return pl.DataFrame([series.alias(name) for name, series in columns.items()])

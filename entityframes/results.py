@@ -1,0 +1,233 @@
+"""Results: one outcome for each input row, as a frame, with a summary for people and for notebooks."""
+
+from __future__ import annotations
+
+import html
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from entityframes.errors import EntityFramesError
+
+#: What can become of a row of an upsert. Each row ends in exactly one of these:
+#: created, updated, unchanged: what the database answered; the entity is stored;
+#: duplicate: another row of the same frame has the same key and was taken instead;
+#: failed: refused, with the reason in ``error``; nothing of the row is stored;
+#: cancelled: not written, because the run was stopped;
+#: unknown: the connection was lost in COMMIT and the ledger could not be asked.
+UPSERT_STATUSES = ("created", "updated", "unchanged", "duplicate", "failed", "cancelled", "unknown")
+
+#: What can become of a row of a delete; missing: there was no such entity.
+DELETE_STATUSES = ("deleted", "missing", "duplicate", "failed", "cancelled", "unknown")
+
+#: Who refused a row: our validation, the database, the connection to it, a time limit, its disk or memory.
+ERROR_KINDS = ("validation", "database", "connection", "timeout", "resource")
+
+#: Statuses that leave the caller with something to do.
+UNRESOLVED = ("failed", "cancelled", "unknown")
+
+
+def outcome_schema(statuses: tuple[str, ...] = UPSERT_STATUSES) -> pl.Schema:
+    """Columns and dtypes of an outcome frame."""
+    return pl.Schema(
+        {
+            "row": pl.UInt32(),
+            "entity_type": pl.String(),
+            "id": pl.String(),
+            "status": pl.Enum(statuses),
+            "batch_id": pl.String(),
+            "job_id": pl.String(),
+            "error_kind": pl.Enum(ERROR_KINDS),
+            "error": pl.String(),
+            "sqlstate": pl.String(),
+        }
+    )
+
+
+def outcomes(rows: pl.DataFrame, statuses: tuple[str, ...] = UPSERT_STATUSES, **columns: Any) -> pl.DataFrame:
+    """Outcome rows for `rows` (row, entity_type, id and any outcome columns), the rest from `columns` or null."""
+    schema = outcome_schema(statuses)
+    given = {name: value if isinstance(value, pl.Expr) else pl.lit(value) for name, value in columns.items()}
+    return rows.select(
+        given.get(name, pl.col(name) if name in rows.columns else pl.lit(None)).cast(dtype).alias(name)
+        for name, dtype in schema.items()
+    )
+
+
+class OutcomeLog:
+    """Collects the outcome frames of a run; past `keep` rows they wait in a temporary file, not in memory."""
+
+    def __init__(self, statuses: tuple[str, ...] = UPSERT_STATUSES, keep: int = 1_000_000) -> None:
+        self._schema = outcome_schema(statuses)
+        self._keep = keep
+        self._frames: list[pl.DataFrame] = []
+        self._held = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._files: list[Path] = []
+        self.counts = dict.fromkeys(statuses, 0)
+
+    def append(self, frame: pl.DataFrame) -> None:
+        """Add outcome rows, in any order of ``row``."""
+        if frame.is_empty():
+            return
+        for status, rows in frame["status"].cast(pl.String).value_counts().iter_rows():
+            self.counts[status] += rows
+        self._frames.append(frame)
+        self._held += frame.height
+        if self._held > self._keep:
+            self._spill()
+
+    def collect(self) -> pl.DataFrame:
+        """All outcome rows in input order."""
+        spilled = [pl.read_ipc(path, memory_map=False) for path in self._files]
+        frames = [*spilled, *self._frames]
+        return pl.concat(frames).sort("row") if frames else pl.DataFrame(schema=self._schema)
+
+    def _spill(self) -> None:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="entityframes-")
+        path = Path(self._folder.name) / f"{len(self._files)}.arrow"
+        pl.concat(self._frames).write_ipc(path, compression="lz4")
+        self._files.append(path)
+        self._frames, self._held = [], 0
+
+
+@dataclass(frozen=True, repr=False)
+class UpsertResult:
+    """What became of every row of an upsert."""
+
+    #: How many rows have each status: created, updated, unchanged, duplicate, failed, cancelled, unknown.
+    counts: dict[str, int]
+    #: How many batches, each one transaction, the run had.
+    batches: int
+    #: Seconds from the call to its end.
+    elapsed: float
+    _log: OutcomeLog = field(compare=False)
+
+    @property
+    def outcomes(self) -> pl.DataFrame:
+        """One row for each input row, in input order.
+
+        Columns: ``row`` UInt32 (0-based position), ``entity_type`` and ``id`` String as given, ``status`` Enum,
+        ``batch_id`` String (null for rows that never reached a batch), ``job_id`` String (the embedding job that
+        covers the row; null where there is nothing to embed), and for failures ``error_kind`` Enum, ``error`` String
+        and ``sqlstate`` String.
+        """
+        return self._log.collect()
+
+    @property
+    def succeeded(self) -> pl.DataFrame:
+        """The outcomes of rows whose entity is now stored as given: created, updated or unchanged."""
+        return self.outcomes.filter(pl.col("status").is_in(["created", "updated", "unchanged"]))
+
+    @property
+    def failed(self) -> pl.DataFrame:
+        """The outcomes of rows that failed, with the reason of each."""
+        return self.outcomes.filter(pl.col("status") == "failed")
+
+    @property
+    def ok(self) -> bool:
+        """Whether no row failed, was cancelled, or is unknown."""
+        return not any(self.counts.get(status) for status in UNRESOLVED)
+
+    def raise_for_failures(self) -> None:
+        """Raise unless `ok`.
+
+        Raises:
+            EntityFramesError: rows failed, were cancelled or are unknown; the message counts them and quotes some.
+        """
+        if self.ok:
+            return
+        bad = self.outcomes.filter(pl.col("status").is_in(UNRESOLVED))
+        counted = ", ".join(f"{self.counts[status]:,} {status}" for status in UNRESOLVED if self.counts.get(status))
+        raise EntityFramesError(f"of {self.rows:,} rows {counted}: {_examples(bad)}; see result.failed for all of them")
+
+    @property
+    def rows(self) -> int:
+        """How many input rows the run saw."""
+        return sum(self.counts.values())
+
+    def __repr__(self) -> str:
+        counted = ", ".join(f"{count:,} {status}" for status, count in self.counts.items() if count) or "no rows"
+        rate = f"{self.rows / self.elapsed:,.0f} rows/s" if self.elapsed else ""
+        first = f"{type(self).__name__}: {counted}\n"
+        second = f"{self.rows:,} rows in {self.batches:,} batches, {self.elapsed:.2f} s, {rate}"
+        return first + second + ("" if not self.counts.get("failed") else f"; first failure: {_examples(self.failed, 1)}")
+
+    def _repr_html_(self) -> str:
+        return _result_html(self)
+
+
+@dataclass(frozen=True, repr=False)
+class DeleteResult(UpsertResult):
+    """What became of every id of a delete: deleted, missing, duplicate, failed, cancelled or unknown."""
+
+    @property
+    def succeeded(self) -> pl.DataFrame:
+        """The outcomes of ids whose entity is now gone: deleted or missing."""
+        return self.outcomes.filter(pl.col("status").is_in(["deleted", "missing"]))
+
+
+def _examples(bad: pl.DataFrame, most: int = 3) -> str:
+    said = [
+        f"row {row['row']} ({row['entity_type']}/{row['id']}): {row['error'] or row['status']}"
+        for row in bad.head(most).iter_rows(named=True)
+    ]
+    return "; ".join(said)
+
+
+#: One colour for each status, told apart also without colour vision (Okabe and Ito 2008).
+_COLOURS = {
+    "created": "#009E73",
+    "updated": "#0072B2",
+    "unchanged": "#999999",
+    "deleted": "#009E73",
+    "missing": "#999999",
+    "duplicate": "#CC79A7",
+    "failed": "#D55E00",
+    "cancelled": "#E69F00",
+    "unknown": "#000000",
+}
+
+
+def _result_html(result: UpsertResult) -> str:
+    """Counts as a bar, the rate, and the first failures; escaped, without scripts."""
+    counts = {status: count for status, count in result.counts.items() if count}
+    bar = "".join(
+        f'<div style="width:{100 * count / result.rows:.4f}%;min-width:2px;background:{_COLOURS[status]}"'
+        f' title="{status}: {count:,}"></div>'
+        for status, count in counts.items()
+    )
+    legend = " ".join(
+        f'<span style="white-space:nowrap;margin-right:1em"><span style="display:inline-block;width:.8em;height:.8em;'
+        f'background:{_COLOURS[status]}"></span> {count:,} {status}</span>'
+        for status, count in counts.items()
+    )
+    rate = f"{result.rows / result.elapsed:,.0f} rows/s" if result.elapsed else ""
+    summary = f"{result.rows:,} rows in {result.batches:,} batches, {result.elapsed:.2f} s, {rate}"
+    return (
+        f'<div style="font-family:sans-serif;max-width:60em"><div style="display:flex;height:1em;width:100%;'
+        f'border-radius:3px;overflow:hidden;background:#eee">{bar}</div><div style="margin:.4em 0">{legend or "no rows"}'
+        f'</div><div style="color:#666;font-size:90%">{summary}</div>{_failures_html(result)}</div>'
+    )
+
+
+def _failures_html(result: UpsertResult, most: int = 5) -> str:
+    if not result.counts.get("failed"):
+        return ""
+    failed = result.failed
+    cells = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(_clip(row[name]))}</td>" for name in ("row", "entity_type", "id", "error")) + "</tr>"
+        for row in failed.head(most).iter_rows(named=True)
+    )
+    more = f"<div>and {failed.height - most:,} more in <code>result.failed</code></div>" if failed.height > most else ""
+    header = "<tr><th>row</th><th>entity_type</th><th>id</th><th>error</th></tr>"
+    return f'<table style="margin-top:.4em;font-size:90%">{header}{cells}</table>{more}'
+
+
+def _clip(value: Any, most: int = 200) -> str:
+    text = "" if value is None else str(value)
+    return text if len(text) <= most else text[: most - 1] + "…"

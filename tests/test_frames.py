@@ -1,0 +1,192 @@
+"""Frames that are no entity frames are refused as a whole, before anything is written, naming the columns."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+import entityframes as ef
+
+KEYS = {"entity_type": ["t"], "id": ["a"]}
+
+
+@pytest.fixture
+def refused(store: ef.EntityStore):
+    """Asserts that a frame is refused with a message, and that nothing of it was stored."""
+
+    def check(frame, message: str) -> None:
+        with pytest.raises(ef.SchemaError, match=message):
+            store.upsert(frame)
+        assert store.stats().height == 0
+
+    return check
+
+
+def test_no_columns(refused) -> None:
+    """An empty frame without columns."""
+    refused(pl.DataFrame(), "'entity_type', 'id', 'content'.*no columns")
+
+
+@pytest.mark.parametrize("column", ["entity_type", "id", "content"])
+def test_missing_and_wrong_case_columns(refused, column: str) -> None:
+    """The message lists what is missing and what is there."""
+    frame = pl.DataFrame({**KEYS, "content": ["x"]}).rename({column: column.upper()})
+    refused(frame, f"'{column}'.*missing.*'{column.upper()}'")
+
+
+@pytest.mark.parametrize("column", ["entity_type", "id", "content"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        pl.Series([1]),
+        pl.Series([1.5]),
+        pl.Series([2**63], dtype=pl.UInt64),
+        pl.Series([1], dtype=pl.Int128),
+        pl.Series([{"a": 1}]),
+        pl.Series([["a"]]),
+        pl.Series(["a"], dtype=pl.Categorical),
+        pl.Series([object()], dtype=pl.Object),
+        pl.Series([None], dtype=pl.Null),
+    ],
+    ids=lambda series: str(series.dtype),
+)
+def test_another_dtype_where_text_belongs(refused, column: str, values: pl.Series) -> None:
+    """The message names the column and its dtype."""
+    frame = pl.DataFrame({**KEYS, "content": ["x"]}).with_columns(values.alias(column))
+    refused(frame, f"'{column}'")
+
+
+@pytest.mark.parametrize("column", ["entity_type", "id", "content"])
+def test_all_null_column(refused, column: str) -> None:
+    """A column of nothing but nulls is a mistake in the source, not a frame of bad rows."""
+    frame = pl.DataFrame({"entity_type": ["t"] * 2, "id": ["a", "b"], "content": ["x"] * 2})
+    refused(frame.with_columns(pl.lit(None, pl.String).alias(column)), f"'{column}'.*only nulls")
+
+
+def test_unknown_column(refused) -> None:
+    """A column that would be lost is refused, with the way to keep it."""
+    refused(pl.DataFrame({**KEYS, "content": ["x"], "title": ["y"]}), "'title'.*metadata")
+
+
+@pytest.mark.parametrize("metadata", [pl.Series([1]), pl.Series([["{}"]]), pl.Series([True])], ids=lambda s: str(s.dtype))
+def test_metadata_of_another_dtype(refused, metadata: pl.Series) -> None:
+    """Metadata is a Struct or JSON text."""
+    refused(pl.DataFrame({**KEYS, "content": ["x"], "metadata": metadata}), "metadata")
+
+
+def test_metadata_column_that_cannot_be_kept(refused) -> None:
+    """The message names column and dtype."""
+    rows = pl.DataFrame({"k": ["a"], "thing": pl.Series([object()], dtype=pl.Object)})
+    refused(ef.entities(rows, "t", id="k"), "thing.*Object")
+
+
+def test_conflicting_dtype_is_refused_and_more_columns_widen(store: ef.EntityStore) -> None:
+    """A second frame may add columns; it may not change a dtype."""
+    store.upsert(ef.entities(pl.DataFrame({"k": ["a"], "n": [1]}), "t", id="k"))
+    with pytest.raises(ef.SchemaError, match="(?s)'?n'?.*Int64.*String|(?s)'?n'?.*String.*Int64"):
+        store.upsert(ef.entities(pl.DataFrame({"k": ["b"], "n": ["one"]}), "t", id="k"))
+    assert store.stats()["entities"].to_list() == [1]
+    store.upsert(ef.entities(pl.DataFrame({"k": ["b"], "n": [2], "day": [dt.date(2026, 1, 1)]}), "t", id="k"))
+    assert store.read("t").select("id", "n", "day").rows() == [("a", 1, None), ("b", 2, dt.date(2026, 1, 1))]
+
+
+def test_a_type_without_entities_may_change_its_dtypes(store: ef.EntityStore) -> None:
+    """Deleting what was imported with a wrong dtype clears the way for the right one."""
+    store.upsert(ef.entities(pl.DataFrame({"k": ["a"], "n": [1]}), "t", id="k"))
+    store.delete(ef.ids("t", ["a"]))
+    store.upsert(ef.entities(pl.DataFrame({"k": ["a"], "n": ["one"]}), "t", id="k"))
+    assert store.read("t")["n"].to_list() == ["one"]
+
+
+@pytest.mark.parametrize("kind", ["polars", "lazy", "iterator", "pandas", "pyarrow", "reader", "relation", "list"])
+def test_any_frame_in(store: ef.EntityStore, kind: str) -> None:
+    """The same rows in every form that is offered give the same outcomes and the same entities."""
+    frame = pl.DataFrame({"entity_type": ["t"] * 3, "id": ["a", "b", "c"], "content": ["x", "y", "z"], "metadata": [{"n": n} for n in (1, 2, 3)]})
+    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    connection = duckdb.connect()
+    forms = {
+        "polars": lambda: frame,
+        "lazy": lambda: frame.lazy(),
+        "iterator": lambda: iter([frame[:1], frame[1:]]),
+        "list": lambda: [frame[:1], frame[1:].to_arrow()],
+        "pandas": lambda: pd.DataFrame({**frame.drop("metadata").to_dict(as_series=False), "metadata": frame["metadata"].to_list()}),
+        "pyarrow": lambda: table,
+        "reader": lambda: pa.RecordBatchReader.from_batches(table.schema, table.to_batches(max_chunksize=1)),
+        "relation": lambda: connection.from_arrow(table),
+    }
+    result = store.upsert(forms[kind]())
+    assert result.outcomes["status"].to_list() == ["created"] * 3
+    assert result.outcomes["id"].to_list() == ["a", "b", "c"]
+    assert store.read("t").select("id", "content", "n").rows() == [("a", "x", 1), ("b", "y", 2), ("c", "z", 3)]
+    connection.close()
+
+
+def test_a_filtered_pandas_frame_leaves_its_index_behind(store: ef.EntityStore) -> None:
+    """The index that pandas drags along is no metadata."""
+    rows = pd.DataFrame({"k": ["a", "b"], "n": [1, 2]})
+    store.upsert(ef.entities(rows[rows.n > 1], "t", id="k"))
+    assert store.get_entity("t", "b")["metadata"] == {"n": 2}
+
+
+def test_entities_keeps_all_columns_but_id_and_content() -> None:
+    """The rest is metadata, with its dtypes."""
+    rows = pl.DataFrame({"code": [1, 2], "text": ["x", None], "size": [1.5, 2.5], "day": [dt.date(2026, 1, 1)] * 2})
+    made = ef.entities(rows, "thing", id="code", content="text")
+    assert made.schema == {
+        "entity_type": pl.String,
+        "id": pl.String,
+        "content": pl.String,
+        "metadata": pl.Struct({"size": pl.Float64, "day": pl.Date}),
+    }
+    assert made.drop("metadata").rows() == [("thing", "1", "x"), ("thing", "2", "")]
+
+
+def test_entities_with_expressions_and_chosen_metadata() -> None:
+    """A key can be made of several columns, and metadata can be chosen."""
+    rows = pl.DataFrame({"a": ["x"], "b": ["y"], "c": [1]})
+    made = ef.entities(rows, "pair", id=pl.concat_str("a", "b", separator="/"), content=pl.col("b"), metadata=["c"])
+    assert made.rows() == [("pair", "x/y", "y", {"c": 1})]
+    assert ef.entities(rows, "pair", id="a", metadata=[]).columns == ["entity_type", "id", "content"]
+
+
+def test_entities_of_a_lazy_frame_stays_lazy() -> None:
+    """Nothing is read until the store asks."""
+    assert isinstance(ef.entities(pl.LazyFrame({"a": ["x"]}), "t", id="a"), pl.LazyFrame)
+
+
+def test_entities_refuses_what_makes_no_stable_id() -> None:
+    """A float has no one text; a missing column is named."""
+    with pytest.raises(ef.SchemaError, match="'f' is Float64"):
+        ef.entities(pl.DataFrame({"f": [1.0]}), "t", id="f")
+    with pytest.raises(ef.SchemaError, match="'g'.*missing.*'f'"):
+        ef.entities(pl.DataFrame({"f": [1.0]}), "t", id="g")
+    with pytest.raises(ef.SchemaError, match="content 'f' is Float64"):
+        ef.entities(pl.DataFrame({"f": [1.0], "k": ["a"]}), "t", id="k", content="f")
+    with pytest.raises(ef.SchemaError, match="expected a frame, got dict"):
+        ef.entities({"a": [1]}, "t", id="a")
+
+
+def test_ids() -> None:
+    """Ids of one type as a frame; numbers become text."""
+    assert ef.ids("t", ["b", "a"]).rows() == [("t", "b"), ("t", "a")]
+    assert ef.ids("t", (n for n in (1, 2))).rows() == [("t", "1"), ("t", "2")]
+    assert ef.ids("t", pl.Series(["x"], dtype=pl.Categorical)).rows() == [("t", "x")]
+    assert ef.ids("t", []).schema == {"entity_type": pl.String, "id": pl.String}
+    with pytest.raises(ef.SchemaError, match="one string"):
+        ef.ids("t", "abc")
+    with pytest.raises(ef.SchemaError, match="Float64"):
+        ef.ids("t", [1.5])
+
+
+def test_a_stream_with_another_dtype_half_way_is_refused_there(store: ef.EntityStore) -> None:
+    """What came before stands and is reported; the error names the column."""
+    one = ef.entities(pl.DataFrame({"k": ["a"], "n": [1]}), "t", id="k")
+    two = ef.entities(pl.DataFrame({"k": ["b"], "n": ["x"]}), "t", id="k")
+    with pytest.raises(ef.SchemaError, match="n"):
+        store.upsert(iter([one, two]))
+    assert store.last_result.counts["created"] == store.stats()["entities"].sum()
