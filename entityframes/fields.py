@@ -46,6 +46,8 @@ class Fields:
         self._engine = engine
         self._lock = threading.Lock()
         self._known: dict[str, dict[str, Field]] = {}
+        #: Types that this run has declared; its own rows may still be on their way.
+        self._ours: set[str] = set()
 
     def of(self, entity_type: str) -> dict[str, Field]:
         """The fields of a type in the order in which they first came."""
@@ -62,6 +64,7 @@ class Fields:
             known = self._load(entity_types)
             new = {entity_type: self._declared(entity_type, known[entity_type], schema) for entity_type in known}
             self._record({entity_type: fields for entity_type, fields in new.items() if fields})
+            self._ours.update(known)
 
     def infer(self, entity_types: Iterable[str], inferred: Mapping[str, pl.DataType | None]) -> None:
         """Widen the inferred fields of each type by those found in JSON text."""
@@ -99,7 +102,7 @@ class Fields:
     def _declared(
         self, entity_type: str, fields: Mapping[str, Field], schema: Mapping[str, pl.DataType]
     ) -> dict[str, Field]:
-        if fields and self._engine.is_empty(entity_type):
+        if fields and entity_type not in self._ours and self._engine.is_empty(entity_type):
             # No entity is left that could disagree: the type may start anew.
             known: dict[str, pl.DataType] = {}
         else:

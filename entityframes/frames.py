@@ -64,27 +64,32 @@ def entities(
         SchemaError: a column is missing, or its dtype cannot serve as id or content.
     """
     frame = df if isinstance(df, pl.DataFrame | pl.LazyFrame) else as_frame(df)
-    names = list(frame.collect_schema() if isinstance(frame, pl.LazyFrame) else frame.schema)
+    schema = frame.collect_schema()
+    names = list(schema)
     taken = {column for column in (id, content) if isinstance(column, str)}
     kept = [name for name in names if name not in taken] if metadata is None else list(metadata)
     _require(names, [*taken, *kept], "entities()")
 
+    for name in kept:
+        types.check_dtype(name, schema[name])
+
     columns = [
         pl.lit(entity_type, pl.String).alias("entity_type"),
         (pl.col(id) if isinstance(id, str) else id).alias("id"),
-        pl.lit("").alias("content") if content is None else _named(content).alias("content").fill_null(""),
+        pl.lit("").alias("content") if content is None else _named(content).alias("content"),
     ]
     if kept:
         columns.append(pl.struct(kept).alias("metadata"))
     lazy = frame.lazy()
-    schema = lazy.select(columns).collect_schema()
-    _check_id_dtype(id, schema["id"])
-    if schema["content"] not in (pl.String, pl.Categorical, pl.Enum):
+    made = lazy.select(columns).collect_schema()
+    _check_id_dtype(id, made["id"])
+    if made["content"] not in (pl.String, pl.Categorical, pl.Enum):
         raise SchemaError(
-            f"content {_show(content)} is {schema['content']}, not text: "
+            f"content {_show(content)} is {made['content']}, not text: "
             "cast it to pl.String, or name another column as content"
         )
     result = lazy.select(columns).with_columns(pl.col("id", "content").cast(pl.String))
+    result = result.with_columns(pl.col("content").fill_null(""))
     return result if isinstance(frame, pl.LazyFrame) else result.collect()
 
 

@@ -79,16 +79,17 @@ def test_metadata_of_another_dtype(refused, metadata: pl.Series) -> None:
     refused(pl.DataFrame({**KEYS, "content": ["x"], "metadata": metadata}), "metadata")
 
 
-def test_metadata_column_that_cannot_be_kept(refused) -> None:
+def test_metadata_column_that_cannot_be_kept() -> None:
     """The message names column and dtype."""
     rows = pl.DataFrame({"k": ["a"], "thing": pl.Series([object()], dtype=pl.Object)})
-    refused(ef.entities(rows, "t", id="k"), "thing.*Object")
+    with pytest.raises(ef.SchemaError, match="'thing' is Object"):
+        ef.entities(rows, "t", id="k")
 
 
 def test_conflicting_dtype_is_refused_and_more_columns_widen(store: ef.EntityStore) -> None:
     """A second frame may add columns; it may not change a dtype."""
     store.upsert(ef.entities(pl.DataFrame({"k": ["a"], "n": [1]}), "t", id="k"))
-    with pytest.raises(ef.SchemaError, match="(?s)'?n'?.*Int64.*String|(?s)'?n'?.*String.*Int64"):
+    with pytest.raises(ef.SchemaError, match="'n' is Int64 there and String here"):
         store.upsert(ef.entities(pl.DataFrame({"k": ["b"], "n": ["one"]}), "t", id="k"))
     assert store.stats()["entities"].to_list() == [1]
     store.upsert(ef.entities(pl.DataFrame({"k": ["b"], "n": [2], "day": [dt.date(2026, 1, 1)]}), "t", id="k"))

@@ -1,0 +1,393 @@
+"""Typed metadata: each dtype as JSON and back, exactly; which fields may join a type.
+
+Numbers, booleans and text are their JSON selves. What JSON has no word for is a string: 64-bit unsigned and 128-bit
+integers and decimals (their digits), NaN, infinities and -0.0, binary (base64), dates and times (ISO 8601, UTC where
+the dtype has a zone). A date whose year is outside 1 to 9999, and a duration, is the integer that Polars stores.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime as dt
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from entityframes.errors import SchemaError
+
+_SIMPLE: dict[str, pl.DataType] = {
+    dtype.__name__: dtype()
+    for dtype in (
+        pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.Int128, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64, pl.UInt128,
+        pl.Float16, pl.Float32, pl.Float64, pl.Boolean, pl.String, pl.Binary, pl.Date, pl.Time, pl.Null,
+    )
+}  # fmt: skip
+
+#: Integers beyond what a JSON reader can be trusted with: their digits travel as a string.
+_WIDE = (pl.UInt64, pl.Int128, pl.UInt128)
+
+#: Physical values of the years 1 and 9999, by what Polars counts.
+_DAYS = (-719_162, 2_932_896)
+_PER_DAY = {"ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
+_FRACTION = {"ms": "%.3f", "us": "%.6f", "ns": "%.9f"}
+
+
+def check_dtype(name: str, dtype: pl.DataType) -> None:
+    """Make sure that a metadata column can be kept.
+
+    Raises:
+        SchemaError: it cannot; names the column, for nested ones with the path, and the dtype.
+    """
+    if isinstance(dtype, pl.List | pl.Array):
+        check_dtype(f"{name}.item", _instance(dtype.inner))
+    elif isinstance(dtype, pl.Struct):
+        for field in dtype.fields:
+            check_dtype(f"{name}.{field.name}", _instance(field.dtype))
+    elif type(dtype).__name__ not in _SIMPLE and not isinstance(
+        dtype, pl.Decimal | pl.Datetime | pl.Duration | pl.Enum | pl.Categorical
+    ):
+        raise SchemaError(f"metadata column {name!r} is {dtype}, which cannot be kept: cast it, or leave it out")
+
+
+def dtype_to_json(dtype: pl.DataType) -> str:
+    """A dtype as compact JSON, the inverse of `dtype_from_json`."""
+    return json.dumps(_describe(dtype), separators=(",", ":"), ensure_ascii=False)
+
+
+def dtype_from_json(text: str) -> pl.DataType:
+    """The dtype that `dtype_to_json` described, equal to it also in another process."""
+    return _dtype(json.loads(text))
+
+
+def _describe(dtype: Any) -> Any:
+    dtype = _instance(dtype)
+    if isinstance(dtype, pl.Decimal):
+        return {"Decimal": [dtype.precision, dtype.scale]}
+    if isinstance(dtype, pl.Datetime):
+        return {"Datetime": [dtype.time_unit, dtype.time_zone]}
+    if isinstance(dtype, pl.Duration):
+        return {"Duration": dtype.time_unit}
+    if isinstance(dtype, pl.Enum):
+        return {"Enum": dtype.categories.to_list()}
+    if isinstance(dtype, pl.Categorical):
+        categories = dtype.categories
+        if categories.is_global():
+            return {"Categorical": []}
+        return {"Categorical": [categories.name(), categories.namespace(), _describe(categories.physical())]}
+    if isinstance(dtype, pl.Array):
+        return {"Array": [_describe(dtype.inner), dtype.size]}
+    if isinstance(dtype, pl.List):
+        return {"List": _describe(dtype.inner)}
+    if isinstance(dtype, pl.Struct):
+        return {"Struct": [[field.name, _describe(field.dtype)] for field in dtype.fields]}
+    return type(dtype).__name__
+
+
+def _dtype(description: Any) -> pl.DataType:
+    if isinstance(description, str):
+        return _SIMPLE[description]
+    [(kind, given)] = description.items()
+    if kind == "Categorical":
+        if not given:
+            return pl.Categorical()
+        return pl.Categorical(pl.Categories(given[0], given[1], physical=type(_dtype(given[2]))))
+    if kind == "Array":
+        return pl.Array(_dtype(given[0]), given[1])
+    if kind == "List":
+        return pl.List(_dtype(given))
+    if kind == "Struct":
+        return pl.Struct([pl.Field(name, _dtype(inner)) for name, inner in given])
+    simple: dict[str, Any] = {"Decimal": pl.Decimal, "Datetime": pl.Datetime, "Duration": pl.Duration, "Enum": pl.Enum}
+    return simple[kind](*given) if kind in ("Decimal", "Datetime") else simple[kind](given)  # type: ignore[no-any-return]
+
+
+def encode(metadata: pl.Series) -> pl.Series:
+    """Metadata as canonical JSON objects.
+
+    Args:
+        metadata: a Struct Series whose dtypes passed `check_dtype`.
+
+    Returns:
+        A String Series of the same length and order; a null struct gives ``{}``. Equal values give equal text, and
+        the same text that canonical JSON of the same values has.
+    """
+    dtype = metadata.dtype
+    assert isinstance(dtype, pl.Struct)
+    if not dtype.fields:
+        return pl.Series(metadata.name, ["{}"], dtype=pl.String).new_from_index(0, len(metadata))
+    frame = metadata.struct.unnest()
+    text = pl.when(pl.lit(metadata.is_null())).then(pl.lit("{}")).otherwise(_object(dtype, pl.col))
+    return frame.select(text.alias(metadata.name)).to_series()
+
+
+def _object(dtype: pl.Struct, field_of: Any) -> pl.Expr:
+    parts: list[pl.Expr] = []
+    for field in sorted(dtype.fields, key=lambda field: field.name):
+        name = json.dumps(field.name, ensure_ascii=False)
+        parts += [pl.lit(("," if parts else "{") + name + ":"), _text(field_of(field.name), _instance(field.dtype))]
+    return pl.concat_str(*parts, pl.lit("}")) if parts else pl.lit("{}")
+
+
+def _text(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """The JSON text of each value; null becomes the text null."""
+    if isinstance(dtype, pl.Array):
+        value, dtype = value.arr.to_list(), pl.List(dtype.inner)
+    if isinstance(dtype, pl.List):
+        inner = value.list.eval(_text(pl.element(), _instance(dtype.inner)))
+        text = pl.concat_str(pl.lit("["), inner.list.join(","), pl.lit("]"))
+    elif isinstance(dtype, pl.Struct):
+        text = pl.when(value.is_not_null()).then(_object(dtype, value.struct.field))
+    elif dtype in (pl.String, pl.Categorical, pl.Enum):
+        return _quoted(value.cast(pl.String))
+    elif dtype.is_float():
+        text = _float_text(value)
+    elif isinstance(dtype, pl.Date):
+        text = _temporal_text(value, _DAYS, "%Y-%m-%d")
+    elif isinstance(dtype, pl.Datetime):
+        per_day = _PER_DAY[dtype.time_unit]
+        range_ = (_DAYS[0] * per_day, (_DAYS[1] + 1) * per_day - 1)
+        naive = value if dtype.time_zone is None else value.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+        zulu = "" if dtype.time_zone is None else "Z"
+        text = _temporal_text(naive, range_, f"%Y-%m-%dT%H:%M:%S{_FRACTION[dtype.time_unit]}{zulu}")
+    elif isinstance(dtype, pl.Null):
+        text = value.cast(pl.String)
+    else:
+        text = _scalar_text(value, dtype)
+    return text.fill_null("null")
+
+
+def _scalar_text(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    if isinstance(dtype, pl.Time):
+        return _in_quotes(value.dt.to_string("%H:%M:%S%.9f"))
+    if isinstance(dtype, pl.Duration):
+        return value.to_physical().cast(pl.String)
+    if isinstance(dtype, pl.Binary):
+        return _in_quotes(value.bin.encode("base64"))
+    text = value.cast(pl.String)
+    return _in_quotes(text) if isinstance(dtype, (pl.Decimal, *_WIDE)) else text
+
+
+def _in_quotes(text: pl.Expr) -> pl.Expr:
+    return pl.concat_str(pl.lit('"'), text, pl.lit('"'))
+
+
+def _quoted(text: pl.Expr) -> pl.Expr:
+    # The JSON writer of Polars escapes as Python's does; it takes structs only, whose frame is cut off again.
+    return pl.struct(text.alias("v")).struct.json_encode().str.strip_prefix('{"v":').str.strip_suffix("}")
+
+
+def _float_text(value: pl.Expr) -> pl.Expr:
+    """Shortest text, whole numbers as integers and exponents written as Python writes them."""
+    text = value.cast(pl.String)
+    plain = text.str.strip_suffix(".0")
+    small = (
+        text.str.replace(r"^(-?)0\.0000([1-9])(\d*)$", "${1}${2}.${3}e-05")
+        .str.replace(".e-05", "e-05", literal=True)
+        .str.replace(r"e-(\d)$", "e-0${1}")
+    )
+    return (
+        pl.when(value.is_nan())
+        .then(pl.lit('"NaN"'))
+        .when(value.is_infinite())
+        .then(pl.when(value > 0).then(pl.lit('"Infinity"')).otherwise(pl.lit('"-Infinity"')))
+        .when(text == "-0.0")
+        .then(pl.lit('"-0.0"'))
+        .when((value.abs() < 1e-4) & (value != 0))
+        .then(small)
+        .otherwise(plain)
+    )
+
+
+def _temporal_text(value: pl.Expr, bounds: tuple[int, int], pattern: str) -> pl.Expr:
+    number = value.to_physical()
+    inside = number.is_between(*bounds)
+    text = _in_quotes(pl.when(inside).then(value).dt.to_string(pattern))
+    return pl.when(inside).then(text).otherwise(number.cast(pl.String))
+
+
+def decode(metadata: pl.Series, fields: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """Typed columns out of JSON objects.
+
+    Args:
+        metadata: a String Series of JSON objects.
+        fields: the wanted fields and their dtypes.
+
+    Returns:
+        One column for each field with exactly its dtype, in the mapping's order; null where missing or null.
+
+    Raises:
+        SchemaError: a value is none of its dtype; names the field.
+    """
+    if not fields:
+        return pl.DataFrame(height=len(metadata))
+    wire = pl.Struct([pl.Field(name, _wire(dtype)) for name, dtype in fields.items()])
+    try:
+        texts = metadata.str.json_decode(wire).struct.unnest()
+        frame = texts.select(_value(pl.col(name), dtype).alias(name) for name, dtype in fields.items())
+    except pl.exceptions.PolarsError as error:
+        raise SchemaError(f"stored metadata does not fit its recorded dtypes: {str(error).splitlines()[0]}") from error
+    lost = [name for name in fields if not frame.schema[name].is_nested() and frame[name].null_count() > texts[name].null_count()]
+    lost = [name for name in lost if fields[name] != pl.Null]
+    if lost:
+        row = int((frame[lost[0]].is_null() & texts[lost[0]].is_not_null()).arg_true()[0])
+        raise SchemaError(f"metadata field {lost[0]!r} holds {texts[lost[0]][row]!r} (row {row}), which is no {fields[lost[0]]}")
+    return frame
+
+
+def _wire(dtype: pl.DataType) -> pl.DataType:
+    """What json_decode is asked for: the same shape with text for leaves, whose digits it keeps."""
+    if isinstance(dtype, pl.List | pl.Array):
+        return pl.List(_wire(_instance(dtype.inner)))
+    if isinstance(dtype, pl.Struct):
+        return pl.Struct([pl.Field(field.name, _wire(_instance(field.dtype))) for field in dtype.fields])
+    return pl.String()
+
+
+def _value(text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """Values out of the texts of their leaves."""
+    if isinstance(dtype, pl.Array):
+        return _value(text, pl.List(dtype.inner)).list.to_array(dtype.size)
+    if isinstance(dtype, pl.List):
+        return text.list.eval(_value(pl.element(), _instance(dtype.inner)))
+    if isinstance(dtype, pl.Struct):
+        if not dtype.fields:
+            return text.cast(dtype)
+        parts = [_value(text.struct.field(f.name), _instance(f.dtype)).alias(f.name) for f in dtype.fields]
+        return pl.when(text.is_not_null()).then(pl.struct(parts))
+    if isinstance(dtype, pl.Boolean):
+        return pl.when(text == "true").then(True).when(text == "false").then(False)
+    if isinstance(dtype, pl.Binary):
+        return text.str.decode("base64", strict=False)
+    if isinstance(dtype, pl.Null):
+        return pl.lit(None) & text.cast(pl.Boolean, strict=False) if False else text.cast(pl.Null, strict=False)
+    if isinstance(dtype, pl.Date):
+        return pl.coalesce(text.str.to_date("%Y-%m-%d", strict=False), text.cast(pl.Int32, strict=False).cast(pl.Date))
+    if isinstance(dtype, pl.Time):
+        return text.str.to_time("%H:%M:%S%.f", strict=False)
+    if isinstance(dtype, pl.Datetime):
+        return _datetime(text, dtype)
+    if isinstance(dtype, pl.Duration):
+        return text.cast(pl.Int64, strict=False).cast(dtype)
+    return text.cast(dtype, strict=False)
+
+
+def _datetime(text: pl.Expr, dtype: pl.Datetime) -> pl.Expr:
+    naive = pl.Datetime(dtype.time_unit)
+    parsed = text.str.strip_suffix("Z").str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit=dtype.time_unit, strict=False)
+    value = pl.coalesce(parsed, text.cast(pl.Int64, strict=False).cast(naive))
+    return value if dtype.time_zone is None else value.dt.replace_time_zone("UTC").dt.convert_time_zone(dtype.time_zone)
+
+
+def nonconforming(metadata: pl.Series, fields: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """Find values in JSON text that would not come back as the dtypes that a type has declared.
+
+    Returns:
+        ``row`` UInt32 (position in `metadata`), ``field`` String, ``value`` String (its JSON, cut to 80 characters)
+        of each value that is present, not null and not of its dtype.
+    """
+    found: list[tuple[int, str, str]] = []
+    for row, text in enumerate(metadata.to_list()):
+        values = json.loads(text)
+        for name, dtype in fields.items():
+            value = values.get(name)
+            if value is not None and not _fits(value, dtype):
+                found.append((row, name, json.dumps(value, ensure_ascii=False)[:80]))
+    return pl.DataFrame(found, {"row": pl.UInt32, "field": pl.String, "value": pl.String}, orient="row")
+
+
+_INTEGER = re.compile(r"-?\d+")
+_DECIMAL = re.compile(r"-?\d+(?:\.\d+)?")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+_DATETIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?")
+_TIME = re.compile(r"\d\d:\d\d:\d\d(?:\.\d{1,9})?")
+_FLOAT_WORDS = ("NaN", "Infinity", "-Infinity", "-0.0")
+
+
+def _fits(value: Any, dtype: pl.DataType) -> bool:
+    """Whether a value read from JSON is one of a dtype."""
+    if value is None:
+        return True
+    kind = type(value)
+    if isinstance(dtype, pl.List | pl.Array):
+        inner = _instance(dtype.inner)
+        right = kind is list and (isinstance(dtype, pl.List) or len(value) == dtype.size)
+        return right and all(_fits(item, inner) for item in value)
+    if isinstance(dtype, pl.Struct):
+        known = {field.name: _instance(field.dtype) for field in dtype.fields}
+        return kind is dict and all(name in known and _fits(item, known[name]) for name, item in value.items())
+    if dtype.is_integer():
+        if kind is str and isinstance(dtype, _WIDE) and _INTEGER.fullmatch(value):
+            value, kind = int(value), int
+        return kind is int and _in_range(value, dtype)
+    if dtype.is_float():
+        return kind in (int, float) or (kind is str and value in _FLOAT_WORDS)
+    if isinstance(dtype, pl.Boolean):
+        return kind is bool
+    if isinstance(dtype, pl.Duration):
+        return kind is int and -(2**63) <= value < 2**63
+    if isinstance(dtype, pl.Date | pl.Datetime) and kind is int:
+        return -(2**31) <= value < 2**31 if isinstance(dtype, pl.Date) else -(2**63) <= value < 2**63
+    return kind is str and _text_fits(value, dtype)
+
+
+def _text_fits(value: str, dtype: pl.DataType) -> bool:
+    if isinstance(dtype, pl.Enum):
+        return value in dtype.categories
+    if isinstance(dtype, pl.Decimal):
+        whole, _, fraction = value.lstrip("-").partition(".")
+        digits = len(whole.lstrip("0")) + dtype.scale
+        return bool(_DECIMAL.fullmatch(value)) and len(fraction) <= dtype.scale and digits <= (dtype.precision or 38)
+    try:
+        if isinstance(dtype, pl.Binary):
+            base64.b64decode(value, validate=True)
+        elif isinstance(dtype, pl.Date):
+            return bool(_DATE.fullmatch(value)) and bool(dt.date.fromisoformat(value))
+        elif isinstance(dtype, pl.Time):
+            return bool(_TIME.fullmatch(value)) and dt.time.fromisoformat(value[:8]) is not None
+        elif isinstance(dtype, pl.Datetime):
+            bare = value.removesuffix("Z") if dtype.time_zone else value
+            return bool(_DATETIME.fullmatch(bare)) and bool(dt.datetime.fromisoformat(bare[:19]))
+    except (ValueError, binascii.Error):
+        return False
+    return isinstance(dtype, pl.String | pl.Categorical | pl.Binary)
+
+
+def _in_range(value: int, dtype: pl.DataType) -> bool:
+    bits = int(type(dtype).__name__.removeprefix("U").removeprefix("Int"))
+    return 0 <= value < 2**bits if dtype.is_unsigned_integer() else -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)
+
+
+def merge_fields(
+    entity_type: str, known: Mapping[str, pl.DataType], incoming: Mapping[str, pl.DataType]
+) -> dict[str, pl.DataType]:
+    """The fields that have to be recorded so that a type can hold more metadata.
+
+    Returns:
+        New fields, and those known as Null that get a dtype now. An incoming Null fits any dtype.
+
+    Raises:
+        SchemaError: a field is known with another dtype; names all of them, both dtypes, and what to do.
+    """
+    conflicts = [
+        f"{name!r} is {known[name]} there and {dtype} here"
+        for name, dtype in incoming.items()
+        if name in known and dtype != known[name] and pl.Null not in (dtype, known[name])
+    ]
+    if conflicts:
+        raise SchemaError(
+            f"metadata of type {entity_type!r} has other dtypes in the store: {'; '.join(conflicts)}. "
+            "Cast the columns, or write these entities under another type; nothing was written"
+        )
+    return {
+        name: dtype
+        for name, dtype in incoming.items()
+        if name not in known or (known[name] == pl.Null and dtype != pl.Null)
+    }
+
+
+def _instance(dtype: Any) -> pl.DataType:
+    return dtype() if isinstance(dtype, type) else dtype
