@@ -126,9 +126,9 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
                     progress=options["progress"],
                 )
             except KeyboardInterrupt:
-                _summary(store.last_result, files, str(store), as_json)
+                _summary(store.last_result, files, store.address, as_json)
                 raise
-            _summary(result, files, str(store), as_json)
+            _summary(result, files, store.address, as_json)
         if options["failed_file"] and not result.ok:
             _write_failed(rows, result, options["failed_file"])
             click.echo(f"wrote the failed rows to {options['failed_file']}: correct them and import that file", err=True)
@@ -299,7 +299,7 @@ def delete(entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: 
     wanted = _ids_frame(entity_type, ids, ids_file)
     with _open(url, namespace) as store:
         result = store.delete(wanted)
-        _summary(result, [f"{wanted.height:,} ids"], str(store), as_json)
+        _summary(result, [f"{wanted.height:,} ids"], store.address, as_json)
     sys.exit(0 if result.ok else 1)
 
 

@@ -152,9 +152,8 @@ class UpsertResult:
 
     def __repr__(self) -> str:
         counted = ", ".join(f"{count:,} {status}" for status, count in self.counts.items() if count) or "no rows"
-        rate = f"{self.rows / self.elapsed:,.0f} rows/s" if self.elapsed else ""
         first = f"{type(self).__name__}: {counted}\n"
-        second = f"{self.rows:,} rows in {self.batches:,} batches, {self.elapsed:.2f} s, {rate}"
+        second = _pace(self)
         return first + second + ("" if not self.counts.get("failed") else f"; first failure: {_examples(self.failed, 1)}")
 
     def _repr_html_(self) -> str:
@@ -169,6 +168,12 @@ class DeleteResult(UpsertResult):
     def succeeded(self) -> pl.DataFrame:
         """The outcomes of ids whose entity is now gone: deleted or missing."""
         return self.outcomes.filter(pl.col("status").is_in(["deleted", "missing"]))
+
+
+def _pace(result: UpsertResult) -> str:
+    rate = f", {result.rows / result.elapsed:,.0f} rows/s" if result.elapsed else ""
+    batches = "1 batch" if result.batches == 1 else f"{result.batches:,} batches"
+    return f"{result.rows:,} rows in {batches}, {result.elapsed:.2f} s{rate}"
 
 
 def _examples(bad: pl.DataFrame, most: int = 3) -> str:
@@ -206,12 +211,10 @@ def _result_html(result: UpsertResult) -> str:
         f'background:{_COLOURS[status]}"></span> {count:,} {status}</span>'
         for status, count in counts.items()
     )
-    rate = f"{result.rows / result.elapsed:,.0f} rows/s" if result.elapsed else ""
-    summary = f"{result.rows:,} rows in {result.batches:,} batches, {result.elapsed:.2f} s, {rate}"
     return (
         f'<div style="font-family:sans-serif;max-width:60em"><div style="display:flex;height:1em;width:100%;'
         f'border-radius:3px;overflow:hidden;background:#eee">{bar}</div><div style="margin:.4em 0">{legend or "no rows"}'
-        f'</div><div style="color:#666;font-size:90%">{summary}</div>{_failures_html(result)}</div>'
+        f'</div><div style="color:#666;font-size:90%">{_pace(result)}</div>{_failures_html(result)}</div>'
     )
 
 

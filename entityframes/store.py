@@ -51,6 +51,11 @@ class EntityStore:
         #: The result of the last upsert or delete, also where it ended in an exception.
         self.last_result: UpsertResult | None = None
 
+    @property
+    def address(self) -> str:
+        """Where the store is: a path or a URL, without a password."""
+        return self._engine.address
+
     def upsert(
         self,
         frame: Any,
