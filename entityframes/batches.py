@@ -7,7 +7,6 @@ on at once, never two that share a key. Whatever happens, each input row ends in
 from __future__ import annotations
 
 import random
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -28,7 +27,6 @@ from entityframes.errors import (
     PermanentError,
     ResourceError,
     RowError,
-    SchemaError,
     StatementCancelledError,
     StatementTimeoutError,
     TransientError,
@@ -166,9 +164,13 @@ class UpsertRun:
             if declared:
                 own = rows.filter(pl.col("entity_type") == entity_type)
                 wrong = types.nonconforming(own["metadata"], declared).unique("row", keep="first")
-                dtypes = wrong["field"].replace_strict({name: str(dtype) for name, dtype in declared.items()}, return_dtype=pl.String)
+                dtypes = wrong["field"].replace_strict(
+                    {name: str(dtype) for name, dtype in declared.items()}, return_dtype=pl.String
+                )
                 error = pl.format("metadata field {} holds {}, which is no {}", "field", "value", pl.lit(dtypes))
-                misfits.append(own[wrong["row"]].select("row", *KEY).with_columns(wrong.select(error=error).to_series()))
+                misfits.append(
+                    own[wrong["row"]].select("row", *KEY).with_columns(wrong.select(error=error).to_series())
+                )
         bad = pl.concat(misfits) if misfits else rows.clear().select("row", *KEY, error=pl.lit("", pl.String))
         return rows.join(bad, on="row", how="anti", maintain_order="left") if bad.height else rows, bad
 
@@ -224,7 +226,9 @@ class UpsertRun:
         """Outcomes from the database's own answer; rows that it does not name are unchanged."""
         refused = pl.col("error").is_not_null() if "error" in written.columns else pl.lit(False)
         told = rows.select("row", *KEY).with_row_index("position").with_columns(pl.col("position").cast(pl.Int64))
-        told = told.join(written.with_columns(pl.col("position").cast(pl.Int64)), on="position", how="left", maintain_order="left")
+        told = told.join(
+            written.with_columns(pl.col("position").cast(pl.Int64)), on="position", how="left", maintain_order="left"
+        )
         wrote_content = pl.col("due").fill_null(False) & ~refused
         return outcomes(
             told,
@@ -280,11 +284,19 @@ class UpsertRun:
             metadata = frame.schema.get("metadata")
             if isinstance(metadata, pl.Struct) and frame.height:
                 readable = frames.check_ids(frame.select(KEY))["entity_type"].drop_nulls()
-                self._fields.declare(readable.unique(maintain_order=True), {item.name: item.dtype for item in metadata.fields})
+                self._fields.declare(
+                    readable.unique(maintain_order=True),
+                    {item.name: types.instance(item.dtype) for item in metadata.fields},
+                )
             yield frame
 
     def _make_room(
-        self, working: dict[Future[pl.DataFrame], pl.DataFrame], chunk: pl.DataFrame, reporter: Reporter, *, disjoint: bool
+        self,
+        working: dict[Future[pl.DataFrame], pl.DataFrame],
+        chunk: pl.DataFrame,
+        reporter: Reporter,
+        *,
+        disjoint: bool,
     ) -> None:
         """Wait until a thread is free and no batch in flight holds a key of `chunk`, so that later rows win."""
         keys = None if disjoint else chunk.select(pl.col(KEY).cast(pl.Binary))
@@ -333,7 +345,9 @@ def _losers(rows: pl.DataFrame, policy: OnDuplicate) -> pl.Series:
     kept = key.is_first_distinct() if policy == "first" else key.is_last_distinct()
     lost = rows.filter(~kept)
     if policy == "error" and lost.height:
-        shown = ", ".join(f"{kind}/{id}" for kind, id in lost.select(KEY).unique(maintain_order=True).head(5).iter_rows())
+        shown = ", ".join(
+            f"{kind}/{id}" for kind, id in lost.select(KEY).unique(maintain_order=True).head(5).iter_rows()
+        )
         raise DuplicateError(
             f"{lost.height:,} rows repeat the key of another row ({shown}{', ...' if lost.height > 5 else ''}): "
             "make the ids unique, or choose on_duplicate='last' or 'first'; nothing of them was written"

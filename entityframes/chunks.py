@@ -68,6 +68,10 @@ def _cut(frame: pl.DataFrame, batch_size: int | None) -> Iterator[pl.DataFrame]:
 def _bytes(frame: pl.DataFrame) -> pl.Expr:
     """About how many bytes each row's texts have; typed metadata counts with its average."""
     texts = [name for name in (*KEY, "content", "metadata") if frame.schema.get(name) in (pl.String, pl.Binary)]
-    typed = frame["metadata"].estimated_size() // max(frame.height, 1) if "metadata" not in texts and "metadata" in frame.columns else 0
+    typed = (
+        frame["metadata"].estimated_size() // max(frame.height, 1)
+        if "metadata" not in texts and "metadata" in frame.columns
+        else 0
+    )
     sizes = [pl.col(name).cast(pl.Binary).bin.size().fill_null(0).cast(pl.Int64) for name in texts]
     return pl.sum_horizontal(*sizes, pl.lit(typed, pl.Int64))

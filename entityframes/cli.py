@@ -23,7 +23,9 @@ def _store_options(command: F) -> F:
         "--store", "url", envvar="ENTITYFRAMES_URL", metavar="URL",
         help="Path of a DuckDB file or postgresql://user@host/database.  [default: entities.duckdb]",
     )(command)  # fmt: skip
-    return click.option("--namespace", default="entityframes", show_default=True, help="Schema of the store's tables.")(command)
+    return click.option("--namespace", default="entityframes", show_default=True, help="Schema of the store's tables.")(
+        command
+    )
 
 
 def _json_option(command: F) -> F:
@@ -79,21 +81,56 @@ def _open(url: str | None, namespace: str) -> Any:
 
 @cli.command("import")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--type", "entity_type", help="Entity type of every row; without it the file needs the columns entity_type, id and content.")
-@click.option("--id", "id_columns", help="Column with the ids, or several with commas between, joined by --id-separator.")
-@click.option("--id-separator", default="|", show_default=True, help="Stands between the parts of an id made of several columns.")
+@click.option(
+    "--type",
+    "entity_type",
+    help="Entity type of every row; without it the file needs the columns entity_type, id and content.",
+)
+@click.option(
+    "--id", "id_columns", help="Column with the ids, or several with commas between, joined by --id-separator."
+)
+@click.option(
+    "--id-separator", default="|", show_default=True, help="Stands between the parts of an id made of several columns."
+)
 @click.option("--content", help="Column with the text of each entity.  [default: none]")
 @click.option("--metadata", help="Columns to keep as metadata, with commas between.  [default: all others]")
-@click.option("--format", "file_format", type=click.Choice(["csv", "tsv", "ndjson", "parquet", "ipc"]), help="[default: by the file's name]")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["csv", "tsv", "ndjson", "parquet", "ipc"]),
+    help="[default: by the file's name]",
+)
 @click.option("--columns", help="Names of the columns of a CSV without a header line, with commas between.")
 @click.option("--separator", help="Stands between the values of a CSV.")
-@click.option("--null", "nulls", multiple=True, metavar="TEXT", help=r"Text that means null, such as \N; may be repeated.")
-@click.option("--text", help="CSV columns to keep as text whatever they look like (leading zeros), with commas between.")
+@click.option(
+    "--null", "nulls", multiple=True, metavar="TEXT", help=r"Text that means null, such as \N; may be repeated."
+)
+@click.option(
+    "--text", help="CSV columns to keep as text whatever they look like (leading zeros), with commas between."
+)
 @click.option("--batch-size", type=click.IntRange(1), help="Rows in a transaction.  [default: as many as fit 16 MiB]")
-@click.option("--on-duplicate", type=click.Choice(["last", "first", "error"]), default="last", show_default=True, help="Which row of a repeated key counts.")
-@click.option("--on-error", type=click.Choice(["isolate", "rollback", "raise"]), default="isolate", show_default=True, help="What a bad row takes down: itself, its batch, or the import.")
+@click.option(
+    "--on-duplicate",
+    type=click.Choice(["last", "first", "error"]),
+    default="last",
+    show_default=True,
+    help="Which row of a repeated key counts.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["isolate", "rollback", "raise"]),
+    default="isolate",
+    show_default=True,
+    help="What a bad row takes down: itself, its batch, or the import.",
+)
 @click.option("--no-embed", is_flag=True, help="Make no embedding jobs.")
-@click.option("--failed", "failed_file", type=click.Path(dir_okay=False), metavar="FILE", help="Write rows that failed here, to be corrected and imported again.")
+@click.option(
+    "--failed",
+    "failed_file",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Write rows that failed here, to be corrected and imported again.",
+)
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
 @_json_option
 @_store_options
@@ -107,8 +144,6 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
         --columns id,name,city,country,iata --null '\\N'
     entityframes import routes.csv --type route --id airline,source,destination
     """
-    import polars as pl
-
     with tempfile.TemporaryDirectory(prefix="entityframes-") as spool:
         rows = _scan(files, Path(spool), options)
         frame = _entity_frame(rows, options)
@@ -131,7 +166,9 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
             _summary(result, files, store.address, as_json)
         if options["failed_file"] and not result.ok:
             _write_failed(rows, result, options["failed_file"])
-            click.echo(f"wrote the failed rows to {options['failed_file']}: correct them and import that file", err=True)
+            click.echo(
+                f"wrote the failed rows to {options['failed_file']}: correct them and import that file", err=True
+            )
     sys.exit(0 if result.ok else 1)
 
 
@@ -180,7 +217,11 @@ def _entity_frame(rows: Any, options: dict[str, Any]) -> Any:
     metadata = _names(options["metadata"]) or None
     if metadata is None:
         # A key made of several columns keeps them: the parts of an id are of use on their own.
-        metadata = [name for name in rows.collect_schema() if name not in (key if isinstance(key, str) else None, options["content"])]
+        metadata = [
+            name
+            for name in rows.collect_schema()
+            if name not in (key if isinstance(key, str) else None, options["content"])
+        ]
     return entityframes.entities(rows, options["entity_type"], id=key, content=options["content"], metadata=metadata)
 
 
@@ -211,7 +252,9 @@ def _print_failures(failed: Any, most: int = 10) -> None:
     table = Table("row", "type", "id", "error", title=f"{failed.height:,} rows failed", title_justify="left")
     for row in failed.head(most).iter_rows(named=True):
         # Text, so that brackets in the data are not taken for markup.
-        table.add_row(*(Text(str(row[name] if row[name] is not None else "")) for name in ("row", "entity_type", "id", "error")))
+        table.add_row(
+            *(Text(str(row[name] if row[name] is not None else "")) for name in ("row", "entity_type", "id", "error"))
+        )
     Console(stderr=True).print(table)
     if failed.height > most:
         click.echo(f"and {failed.height - most:,} more: write them all with --failed FILE", err=True)
@@ -226,7 +269,9 @@ def _write_failed(rows: Any, result: Any, path: str) -> None:
 
     bad = result.outcomes.filter(pl.col("status").is_in(UNRESOLVED))
     reasons = bad.select("row", pl.coalesce("error", pl.col("status").cast(pl.String)).alias(ERROR_COLUMN))
-    numbered = rows.drop(ERROR_COLUMN, strict=False).with_row_index("row").filter(pl.col("row").is_in(bad["row"].implode()))
+    numbered = (
+        rows.drop(ERROR_COLUMN, strict=False).with_row_index("row").filter(pl.col("row").is_in(bad["row"].implode()))
+    )
     write_file(numbered.collect().join(reasons, on="row", how="left", maintain_order="left").drop("row"), path)
 
 
@@ -247,7 +292,9 @@ def _ids_frame(entity_type: str, ids: Sequence[str], ids_file: str | None) -> An
 
 def _ids_arguments(command: F) -> F:
     command = click.argument("ids", nargs=-1, metavar="[ID]...")(command)
-    command = click.option("--ids", "ids_file", type=click.Path(), help="File with a column id: CSV, Parquet, ...")(command)
+    command = click.option("--ids", "ids_file", type=click.Path(), help="File with a column id: CSV, Parquet, ...")(
+        command
+    )
     return click.option("--type", "entity_type", required=True, help="Entity type of the ids.")(command)
 
 
@@ -268,7 +315,9 @@ def _print_frame(frame: Any, as_json: bool) -> None:
 @_ids_arguments
 @_json_option
 @_store_options
-def get(entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str) -> None:
+def get(
+    entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
+) -> None:
     """Print entities by id, in the order given; - reads ids from standard input. Exit status 1 if some are missing."""
     wanted = _ids_frame(entity_type, ids, ids_file)
     with _open(url, namespace) as store:
@@ -281,7 +330,9 @@ def get(entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: boo
 @_ids_arguments
 @_json_option
 @_store_options
-def exists(entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str) -> None:
+def exists(
+    entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
+) -> None:
     """Tell which ids are stored. Exit status 1 if some are missing."""
     wanted = _ids_frame(entity_type, ids, ids_file)
     with _open(url, namespace) as store:
@@ -294,7 +345,9 @@ def exists(entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: 
 @_ids_arguments
 @_json_option
 @_store_options
-def delete(entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str) -> None:
+def delete(
+    entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
+) -> None:
     """Delete entities by id. Ids that are not stored are no error."""
     wanted = _ids_frame(entity_type, ids, ids_file)
     with _open(url, namespace) as store:
@@ -306,10 +359,17 @@ def delete(entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: 
 @cli.command()
 @click.argument("entity_type", metavar="TYPE")
 @click.option("--out", type=click.Path(dir_okay=False), help="File to write.  [default: standard output, as CSV]")
-@click.option("--format", "file_format", type=click.Choice(["csv", "tsv", "ndjson", "parquet", "ipc"]), help="[default: by the file's name]")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["csv", "tsv", "ndjson", "parquet", "ipc"]),
+    help="[default: by the file's name]",
+)
 @_json_option
 @_store_options
-def export(entity_type: str, out: str | None, file_format: str | None, as_json: bool, url: str | None, namespace: str) -> None:
+def export(
+    entity_type: str, out: str | None, file_format: str | None, as_json: bool, url: str | None, namespace: str
+) -> None:
     """Write all entities of a type with their metadata as typed columns; --json prints NDJSON."""
     from entityframes.files import write_file
 

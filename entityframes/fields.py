@@ -109,7 +109,7 @@ class Fields:
             mixed = [name for name in schema if name in fields and fields[name].dtype is None]
             if mixed:
                 raise SchemaError(
-                    f"metadata columns {', '.join(map(repr, mixed))} of type {entity_type!r} hold nested or mixed JSON: "
+                    f"metadata columns {', '.join(map(repr, mixed))} of type {entity_type!r} hold mixed JSON: "
                     "pass the metadata as JSON text, or write these entities under another type"
                 )
             known = {name: field.output for name, field in fields.items()}

@@ -69,7 +69,11 @@ def format_of(path: str | Path) -> Format:
 
 
 def scan_files(
-    sources: Sequence[str], file_format: str | None = None, options: TextOptions | None = None, *, spool: Path | None = None
+    sources: Sequence[str],
+    file_format: str | None = None,
+    options: TextOptions | None = None,
+    *,
+    spool: Path | None = None,
 ) -> pl.LazyFrame:
     """A LazyFrame over files.
 

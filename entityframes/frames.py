@@ -83,7 +83,7 @@ def entities(
     lazy = frame.lazy()
     made = lazy.select(columns).collect_schema()
     _check_id_dtype(id, made["id"])
-    if made["content"] not in (pl.String, pl.Categorical, pl.Enum):
+    if not isinstance(made["content"], pl.String | pl.Categorical | pl.Enum | pl.Null):
         raise SchemaError(
             f"content {_show(content)} is {made['content']}, not text: "
             "cast it to pl.String, or name another column as content"
@@ -115,7 +115,9 @@ def ids(entity_type: str, ids: Iterable[Any]) -> pl.DataFrame:
     if series.dtype == pl.Null:
         series = series.cast(pl.String)
     _check_id_dtype("ids", series.dtype)
-    return pl.DataFrame({"id": series.cast(pl.String)}).select(pl.lit(entity_type, pl.String).alias("entity_type"), "id")
+    return pl.DataFrame({"id": series.cast(pl.String)}).select(
+        pl.lit(entity_type, pl.String).alias("entity_type"), "id"
+    )
 
 
 def as_frame(source: Any) -> pl.DataFrame:
@@ -168,7 +170,7 @@ def check_entity_schema(schema: Mapping[str, pl.DataType]) -> None:
     metadata = schema.get("metadata", pl.Null())
     if isinstance(metadata, pl.Struct):
         for field in metadata.fields:
-            types.check_dtype(field.name, _instance(field.dtype))
+            types.check_dtype(field.name, types.instance(field.dtype))
     elif metadata not in (pl.String, pl.Binary, pl.Null):
         raise SchemaError(f"column 'metadata' is {metadata}: it must be a Struct, or String that holds JSON objects")
 
@@ -215,7 +217,9 @@ def canonicalise(frame: pl.DataFrame) -> Canonical:
     Returns:
         Each row of `frame` once, either in ``valid`` or in ``invalid`` with a reason that names the rule.
     """
-    frame, problem = _readable(frame.select("row", *KEY, "content", *(["metadata"] if "metadata" in frame.columns else [])))
+    frame, problem = _readable(
+        frame.select("row", *KEY, "content", *(["metadata"] if "metadata" in frame.columns else []))
+    )
     metadata, unparsable, inferred = _canonical_metadata(frame)
     problems = pl.coalesce(
         pl.lit(problem),
@@ -272,11 +276,12 @@ def _text_problem(name: str) -> pl.Expr:
     """The rule of the data that a text breaks, or null."""
     text, limit = pl.col(name), MAX_BYTES[name]
     size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
-    rules = pl.when(text.is_null()).then(pl.lit(f"{name} is null"))
-    if name in KEY:
-        rules = rules.when(text == "").then(pl.lit(f"{name} is empty"))
     return (
-        rules.when(text.str.contains("\0", literal=True))
+        pl.when(text.is_null())
+        .then(pl.lit(f"{name} is null"))
+        .when((text == "") & pl.lit(name in KEY))
+        .then(pl.lit(f"{name} is empty"))
+        .when(text.str.contains("\0", literal=True))
         .then(pl.lit(f"{name} holds a NUL character (U+0000)"))
         .when(text.str.len_bytes() > limit)
         .then(pl.format(f"{name} is {{}} bytes long, over the limit of {size}", text.str.len_bytes()))
@@ -359,7 +364,7 @@ def _canonical_object(text: str | None, kinds: dict[str, set[type]]) -> tuple[st
     wide = _LONG_NUMBER.search(result) is not None
     for name, item in value.items():
         kind = type(item)
-        if wide and kind is int and not -(2**63) <= item < 2**63 or kind is str and item.startswith(_PLACEHOLDER):
+        if (wide and kind is int and not -(2**63) <= item < 2**63) or (kind is str and item.startswith(_PLACEHOLDER)):
             kind = object
         if name in kinds:
             kinds[name].add(kind)
@@ -378,7 +383,14 @@ def _common_dtype(kinds: set[type]) -> pl.DataType | None:
     return _PYTHON_DTYPES.get(known.pop()) if known else pl.Null()
 
 
-_JSON_WORDS = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}
+_JSON_WORDS = {
+    list: "an array",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "a boolean",
+    type(None): "null",
+}
 
 #: Marks a number that a double cannot hold exactly, so that its digits survive; private-use, checked on the way in.
 _PLACEHOLDER = "\ue000\ue001number:"
@@ -416,10 +428,6 @@ def _named(column: str | pl.Expr) -> pl.Expr:
     return pl.col(column) if isinstance(column, str) else column
 
 
-def _instance(dtype: Any) -> pl.DataType:
-    return dtype() if isinstance(dtype, type) else dtype
-
-
 def _show(column: str | pl.Expr | None) -> str:
     return repr(column) if isinstance(column, str) else "expression"
 
@@ -442,7 +450,7 @@ def _check_text(schema: Mapping[str, pl.DataType], names: Iterable[str]) -> None
 
 
 def _check_id_dtype(column: str | pl.Expr, dtype: pl.DataType) -> None:
-    if not (dtype.is_integer() or dtype in _ID_DTYPES):
+    if not (dtype.is_integer() or isinstance(dtype, _ID_DTYPES)):
         raise SchemaError(f"id {_show(column)} is {dtype}, which makes no stable text: cast it to pl.String first")
 
 

@@ -55,13 +55,15 @@ def in_notebook() -> bool:
 
 
 def _bar(total: int | None, unit: str, delay: float) -> Any:
-    from tqdm import tqdm
+    import tqdm
 
-    kind: Any = tqdm
+    kind: Any = tqdm.tqdm
     if in_notebook():
         try:
             import ipywidgets  # type: ignore[import-untyped]  # noqa: F401  (tqdm warns without it)
-            from tqdm.notebook import tqdm as kind
+            import tqdm.notebook
+
+            kind = tqdm.notebook.tqdm
         except ImportError:
             pass
     return kind(total=total, unit=f" {unit}", unit_scale=True, delay=delay, dynamic_ncols=True)

@@ -48,10 +48,14 @@ def get(engine: Engine, ids: Any, progress: Progress = None) -> pl.DataFrame:
     given = _id_frame(ids)
     found = _by_position(engine.lookup, given, progress)
     if found.is_empty():
-        found = pl.DataFrame(schema={"position": pl.Int64(), **{k: v for k, v in ENTITY_SCHEMA.items() if k not in KEY}})
+        found = pl.DataFrame(
+            schema={"position": pl.Int64(), **{k: v for k, v in ENTITY_SCHEMA.items() if k not in KEY}}
+        )
     result = given.select(KEY).with_row_index("position").with_columns(pl.col("position").cast(pl.Int64))
     result = result.join(found, on="position", how="left", maintain_order="left")
-    return result.select(*KEY, pl.col("content").is_not_null().alias("found"), *[n for n in ENTITY_SCHEMA if n not in KEY])
+    return result.select(
+        *KEY, pl.col("content").is_not_null().alias("found"), *[n for n in ENTITY_SCHEMA if n not in KEY]
+    )
 
 
 def _id_frame(ids: Any) -> pl.DataFrame:
@@ -111,7 +115,9 @@ def _located(engine: Engine, entity_type: str) -> dict[str, tuple[EntityColumn |
     for name, field in Fields(engine).of(entity_type).items():
         shown = f"metadata.{name}" if name in ENTITY_SCHEMA else name
         columns[shown] = (MetadataField(name, field.output), field.output)
-    return columns | {name: (EntityColumn(name), ENTITY_SCHEMA[name]) for name in ("content_hash", "created_at", "updated_at")}
+    return columns | {
+        name: (EntityColumn(name), ENTITY_SCHEMA[name]) for name in ("content_hash", "created_at", "updated_at")
+    }
 
 
 def _typed_pieces(
@@ -120,7 +126,9 @@ def _typed_pieces(
     """Entities of a type with the wanted output columns; metadata is fetched only if one of its fields is wanted."""
     located = {name: place for name, (place, _) in _located(engine, entity_type).items()}
     known = Fields(engine).of(entity_type)
-    fields = {name: place.name for name, place in located.items() if isinstance(place, MetadataField) and name in columns}
+    fields = {
+        name: place.name for name, place in located.items() if isinstance(place, MetadataField) and name in columns
+    }
     asked = [name for name in columns if name not in fields] + (["metadata"] if fields else [])
     for piece in engine.select(asked or ["id"], entity_type, where, limit):
         if fields:

@@ -82,7 +82,7 @@ class OutcomeLog:
 
     def collect(self) -> pl.DataFrame:
         """All outcome rows in input order."""
-        spilled = [pl.read_ipc(path, memory_map=False) for path in self._files]
+        spilled = [pl.read_ipc(path) for path in self._files]
         frames = [*spilled, *self._frames]
         return pl.concat(frames).sort("row") if frames else pl.DataFrame(schema=self._schema)
 
@@ -154,7 +154,9 @@ class UpsertResult:
         counted = ", ".join(f"{count:,} {status}" for status, count in self.counts.items() if count) or "no rows"
         first = f"{type(self).__name__}: {counted}\n"
         second = _pace(self)
-        return first + second + ("" if not self.counts.get("failed") else f"; first failure: {_examples(self.failed, 1)}")
+        return (
+            first + second + ("" if not self.counts.get("failed") else f"; first failure: {_examples(self.failed, 1)}")
+        )
 
     def _repr_html_(self) -> str:
         return _result_html(self)
@@ -213,8 +215,9 @@ def _result_html(result: UpsertResult) -> str:
     )
     return (
         f'<div style="font-family:sans-serif;max-width:60em"><div style="display:flex;height:1em;width:100%;'
-        f'border-radius:3px;overflow:hidden;background:#eee">{bar}</div><div style="margin:.4em 0">{legend or "no rows"}'
-        f'</div><div style="color:#666;font-size:90%">{_pace(result)}</div>{_failures_html(result)}</div>'
+        f'border-radius:3px;overflow:hidden;background:#eee">{bar}</div>'
+        f'<div style="margin:.4em 0">{legend or "no rows"}</div>'
+        f'<div style="color:#666;font-size:90%">{_pace(result)}</div>{_failures_html(result)}</div>'
     )
 
 
@@ -223,7 +226,9 @@ def _failures_html(result: UpsertResult, most: int = 5) -> str:
         return ""
     failed = result.failed
     cells = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(_clip(row[name]))}</td>" for name in ("row", "entity_type", "id", "error")) + "</tr>"
+        "<tr>"
+        + "".join(f"<td>{html.escape(_clip(row[name]))}</td>" for name in ("row", "entity_type", "id", "error"))
+        + "</tr>"
         for row in failed.head(most).iter_rows(named=True)
     )
     more = f"<div>and {failed.height - most:,} more in <code>result.failed</code></div>" if failed.height > most else ""

@@ -148,10 +148,14 @@ def _function(function: Any, columns: Mapping[str, Column]) -> Predicate | None:
         return IsNull(column, kind == "IsNotNull")
     if isinstance(kind, dict) and "IsIn" in kind:
         items = _constant(inputs[1])
-        items = items.explode(empty_as_null=False) if items.dtype == pl.List or isinstance(items.dtype, pl.Array) else items
+        items = (
+            items.explode(empty_as_null=False) if items.dtype == pl.List or isinstance(items.dtype, pl.Array) else items
+        )
         if kind["IsIn"].get("nulls_equal") or not 0 < len(items) <= _MAX_VALUES:
             return None
-        values = [literal_value(column, items[place : place + 1]) for place in range(len(items)) if items[place] is not None]
+        values = [
+            literal_value(column, items[place : place + 1]) for place in range(len(items)) if items[place] is not None
+        ]
         return IsIn(column, tuple(values)) if values and None not in values else None
     if isinstance(kind, dict) and "IsBetween" in kind:
         low, high = (literal_value(column, _constant(side)) for side in inputs[1:3])

@@ -43,10 +43,10 @@ def check_dtype(name: str, dtype: pl.DataType) -> None:
         SchemaError: it cannot; names the column, for nested ones with the path, and the dtype.
     """
     if isinstance(dtype, pl.List | pl.Array):
-        check_dtype(f"{name}.item", _instance(dtype.inner))
+        check_dtype(f"{name}.item", instance(dtype.inner))
     elif isinstance(dtype, pl.Struct):
         for field in dtype.fields:
-            check_dtype(f"{name}.{field.name}", _instance(field.dtype))
+            check_dtype(f"{name}.{field.name}", instance(field.dtype))
     elif type(dtype).__name__ not in _SIMPLE and not isinstance(
         dtype, pl.Decimal | pl.Datetime | pl.Duration | pl.Enum | pl.Categorical
     ):
@@ -64,7 +64,7 @@ def dtype_from_json(text: str) -> pl.DataType:
 
 
 def _describe(dtype: Any) -> Any:
-    dtype = _instance(dtype)
+    dtype = instance(dtype)
     if isinstance(dtype, pl.Decimal):
         return {"Decimal": [dtype.precision, dtype.scale]}
     if isinstance(dtype, pl.Datetime):
@@ -128,7 +128,7 @@ def _object(dtype: pl.Struct, field_of: Any) -> pl.Expr:
     parts: list[pl.Expr] = []
     for field in sorted(dtype.fields, key=lambda field: field.name):
         name = json.dumps(field.name, ensure_ascii=False)
-        parts += [pl.lit(("," if parts else "{") + name + ":"), _text(field_of(field.name), _instance(field.dtype))]
+        parts += [pl.lit(("," if parts else "{") + name + ":"), _text(field_of(field.name), instance(field.dtype))]
     return pl.concat_str(*parts, pl.lit("}")) if parts else pl.lit("{}")
 
 
@@ -137,14 +137,15 @@ def _text(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     if isinstance(dtype, pl.Array):
         value, dtype = value.arr.to_list(), pl.List(dtype.inner)
     if isinstance(dtype, pl.List):
-        inner = value.list.eval(_text(pl.element(), _instance(dtype.inner)))
+        inner = value.list.eval(_text(pl.element(), instance(dtype.inner)))
         text = pl.concat_str(pl.lit("["), inner.list.join(","), pl.lit("]"))
     elif isinstance(dtype, pl.Struct):
         text = pl.when(value.is_not_null()).then(_object(dtype, value.struct.field))
-    elif dtype in (pl.String, pl.Categorical, pl.Enum):
+    elif isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
         return _quoted(value.cast(pl.String))
     elif dtype.is_float():
-        text = _float_text(value)
+        # By way of its own shortest text, so that 0.1 stays 0.1 and not the double nearest to a narrower float.
+        text = _float_text(value if isinstance(dtype, pl.Float64) else value.cast(pl.String).cast(pl.Float64))
     elif isinstance(dtype, pl.Date):
         text = _temporal_text(value, _DAYS, "%Y-%m-%d")
     elif isinstance(dtype, pl.Datetime):
@@ -230,20 +231,26 @@ def decode(metadata: pl.Series, fields: Mapping[str, pl.DataType]) -> pl.DataFra
         frame = texts.select(_value(pl.col(name), dtype).alias(name) for name, dtype in fields.items())
     except pl.exceptions.PolarsError as error:
         raise SchemaError(f"stored metadata does not fit its recorded dtypes: {str(error).splitlines()[0]}") from error
-    lost = [name for name in fields if not frame.schema[name].is_nested() and frame[name].null_count() > texts[name].null_count()]
+    lost = [
+        name
+        for name in fields
+        if not frame.schema[name].is_nested() and frame[name].null_count() > texts[name].null_count()
+    ]
     lost = [name for name in lost if fields[name] != pl.Null]
     if lost:
         row = int((frame[lost[0]].is_null() & texts[lost[0]].is_not_null()).arg_true()[0])
-        raise SchemaError(f"metadata field {lost[0]!r} holds {texts[lost[0]][row]!r} (row {row}), which is no {fields[lost[0]]}")
+        raise SchemaError(
+            f"metadata field {lost[0]!r} holds {texts[lost[0]][row]!r} (row {row}), which is no {fields[lost[0]]}"
+        )
     return frame
 
 
 def _wire(dtype: pl.DataType) -> pl.DataType:
     """What json_decode is asked for: the same shape with text for leaves, whose digits it keeps."""
     if isinstance(dtype, pl.List | pl.Array):
-        return pl.List(_wire(_instance(dtype.inner)))
+        return pl.List(_wire(instance(dtype.inner)))
     if isinstance(dtype, pl.Struct):
-        return pl.Struct([pl.Field(field.name, _wire(_instance(field.dtype))) for field in dtype.fields])
+        return pl.Struct([pl.Field(field.name, _wire(instance(field.dtype))) for field in dtype.fields])
     return pl.String()
 
 
@@ -252,18 +259,18 @@ def _value(text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     if isinstance(dtype, pl.Array):
         return _value(text, pl.List(dtype.inner)).list.to_array(dtype.size)
     if isinstance(dtype, pl.List):
-        return text.list.eval(_value(pl.element(), _instance(dtype.inner)))
+        return text.list.eval(_value(pl.element(), instance(dtype.inner)))
     if isinstance(dtype, pl.Struct):
         if not dtype.fields:
             return text.cast(dtype)
-        parts = [_value(text.struct.field(f.name), _instance(f.dtype)).alias(f.name) for f in dtype.fields]
+        parts = [_value(text.struct.field(f.name), instance(f.dtype)).alias(f.name) for f in dtype.fields]
         return pl.when(text.is_not_null()).then(pl.struct(parts))
     if isinstance(dtype, pl.Boolean):
         return pl.when(text == "true").then(True).when(text == "false").then(False)
     if isinstance(dtype, pl.Binary):
         return text.str.decode("base64", strict=False)
     if isinstance(dtype, pl.Null):
-        return pl.lit(None) & text.cast(pl.Boolean, strict=False) if False else text.cast(pl.Null, strict=False)
+        return text.cast(pl.Null, strict=False)
     if isinstance(dtype, pl.Date):
         return pl.coalesce(text.str.to_date("%Y-%m-%d", strict=False), text.cast(pl.Int32, strict=False).cast(pl.Date))
     if isinstance(dtype, pl.Time):
@@ -307,17 +314,17 @@ _TIME = re.compile(r"\d\d:\d\d:\d\d(?:\.\d{1,9})?")
 _FLOAT_WORDS = ("NaN", "Infinity", "-Infinity", "-0.0")
 
 
-def _fits(value: Any, dtype: pl.DataType) -> bool:
+def _fits(value: Any, dtype: Any) -> bool:
     """Whether a value read from JSON is one of a dtype."""
     if value is None:
         return True
     kind = type(value)
     if isinstance(dtype, pl.List | pl.Array):
-        inner = _instance(dtype.inner)
+        inner = instance(dtype.inner)
         right = kind is list and (isinstance(dtype, pl.List) or len(value) == dtype.size)
         return right and all(_fits(item, inner) for item in value)
     if isinstance(dtype, pl.Struct):
-        known = {field.name: _instance(field.dtype) for field in dtype.fields}
+        known = {field.name: instance(field.dtype) for field in dtype.fields}
         return kind is dict and all(name in known and _fits(item, known[name]) for name, item in value.items())
     if dtype.is_integer():
         if kind is str and isinstance(dtype, _WIDE) and _INTEGER.fullmatch(value):
@@ -334,9 +341,9 @@ def _fits(value: Any, dtype: pl.DataType) -> bool:
     return kind is str and _text_fits(value, dtype)
 
 
-def _text_fits(value: str, dtype: pl.DataType) -> bool:
+def _text_fits(value: str, dtype: Any) -> bool:
     if isinstance(dtype, pl.Enum):
-        return value in dtype.categories
+        return bool((dtype.categories == value).any())
     if isinstance(dtype, pl.Decimal):
         whole, _, fraction = value.lstrip("-").partition(".")
         digits = len(whole.lstrip("0")) + dtype.scale
@@ -389,5 +396,7 @@ def merge_fields(
     }
 
 
-def _instance(dtype: Any) -> pl.DataType:
-    return dtype() if isinstance(dtype, type) else dtype
+def instance(dtype: Any) -> pl.DataType:
+    """The dtype itself where Polars hands out its class."""
+    found: pl.DataType = dtype() if isinstance(dtype, type) else dtype
+    return found

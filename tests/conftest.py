@@ -131,7 +131,9 @@ def sql(url: str, engine: str, store: ef.EntityStore) -> Callable[..., list[tupl
             rows: list[tuple[Any, ...]] = []
             for statement in statements:
                 relation = cursor.sql(statement)
-                rows = [] if relation is None else [tuple(row.values()) for row in relation.to_arrow_table().to_pylist()]
+                rows = (
+                    [] if relation is None else [tuple(row.values()) for row in relation.to_arrow_table().to_pylist()]
+                )
             return rows
 
     return run

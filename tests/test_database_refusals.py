@@ -15,7 +15,9 @@ Sql = Callable[..., list]
 def rows(count: int, bad: set[int] = frozenset(), text: str = "fine") -> pl.DataFrame:
     """An entity frame in which some contents start with "forbidden"."""
     contents = [f"forbidden {n}" if n in bad else f"{text} {n}" for n in range(count)]
-    return pl.DataFrame({"entity_type": ["note"] * count, "id": [f"e{n:06}" for n in range(count)], "content": contents})
+    return pl.DataFrame(
+        {"entity_type": ["note"] * count, "id": [f"e{n:06}" for n in range(count)], "content": contents}
+    )
 
 
 @pytest.fixture
@@ -93,7 +95,8 @@ def test_a_trigger_that_raises(store: ef.EntityStore, sql: Sql) -> None:
     """RAISE EXCEPTION in a trigger of the user's is a refusal of that row, with its message."""
     sql(
         """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
-        $$ BEGIN IF NEW.content LIKE 'forbidden%' THEN RAISE EXCEPTION 'not in this house'; END IF; RETURN NEW; END $$""",
+        $$ BEGIN IF NEW.content LIKE 'forbidden%' THEN RAISE EXCEPTION 'not in this house'; END IF;
+        RETURN NEW; END $$""",
         "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON entityframes.entities FOR EACH ROW EXECUTE FUNCTION refuse()",
     )
     failed = store.upsert(rows(3000, {5, 2999})).failed

@@ -73,7 +73,9 @@ def test_unknown_column(refused) -> None:
     refused(pl.DataFrame({**KEYS, "content": ["x"], "title": ["y"]}), "'title'.*metadata")
 
 
-@pytest.mark.parametrize("metadata", [pl.Series([1]), pl.Series([["{}"]]), pl.Series([True])], ids=lambda s: str(s.dtype))
+@pytest.mark.parametrize(
+    "metadata", [pl.Series([1]), pl.Series([["{}"]]), pl.Series([True])], ids=lambda s: str(s.dtype)
+)
 def test_metadata_of_another_dtype(refused, metadata: pl.Series) -> None:
     """Metadata is a Struct or JSON text."""
     refused(pl.DataFrame({**KEYS, "content": ["x"], "metadata": metadata}), "metadata")
@@ -107,7 +109,14 @@ def test_a_type_without_entities_may_change_its_dtypes(store: ef.EntityStore) ->
 @pytest.mark.parametrize("kind", ["polars", "lazy", "iterator", "pandas", "pyarrow", "reader", "relation", "list"])
 def test_any_frame_in(store: ef.EntityStore, kind: str) -> None:
     """The same rows in every form that is offered give the same outcomes and the same entities."""
-    frame = pl.DataFrame({"entity_type": ["t"] * 3, "id": ["a", "b", "c"], "content": ["x", "y", "z"], "metadata": [{"n": n} for n in (1, 2, 3)]})
+    frame = pl.DataFrame(
+        {
+            "entity_type": ["t"] * 3,
+            "id": ["a", "b", "c"],
+            "content": ["x", "y", "z"],
+            "metadata": [{"n": n} for n in (1, 2, 3)],
+        }
+    )
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
     connection = duckdb.connect()
     forms = {
@@ -115,7 +124,9 @@ def test_any_frame_in(store: ef.EntityStore, kind: str) -> None:
         "lazy": lambda: frame.lazy(),
         "iterator": lambda: iter([frame[:1], frame[1:]]),
         "list": lambda: [frame[:1], frame[1:].to_arrow()],
-        "pandas": lambda: pd.DataFrame({**frame.drop("metadata").to_dict(as_series=False), "metadata": frame["metadata"].to_list()}),
+        "pandas": lambda: pd.DataFrame(
+            {**frame.drop("metadata").to_dict(as_series=False), "metadata": frame["metadata"].to_list()}
+        ),
         "pyarrow": lambda: table,
         "reader": lambda: pa.RecordBatchReader.from_batches(table.schema, table.to_batches(max_chunksize=1)),
         "relation": lambda: connection.from_arrow(table),

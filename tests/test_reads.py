@@ -113,7 +113,10 @@ def test_read_gives_typed_columns(filled: ef.EntityStore) -> None:
 def test_read_infers_dtypes_of_json_text(filled: ef.EntityStore) -> None:
     """Fields that came as JSON text have the dtype their values share, else their JSON text."""
     tasks = filled.read("task")
-    assert tasks.select("id", "n", "mixed", "s", "b").rows() == [("a", 1.0, "[1]", "t", True), ("b", 2.5, '"two"', None, None)]
+    assert tasks.select("id", "n", "mixed", "s", "b").rows() == [
+        ("a", 1.0, "[1]", "t", True),
+        ("b", 2.5, '"two"', None, None),
+    ]
     assert tasks.schema["n"] == pl.Float64
 
 
@@ -140,7 +143,7 @@ def test_scan_filters_on_keys_timestamps_and_metadata(filled: ef.EntityStore) ->
         pl.col("content").str.ends_with("7"),
     ):
         expected = notes.filter(predicate)
-        assert 0 < expected.height
+        assert expected.height > 0
         assert lazy.filter(predicate).sort("id").collect().equals(expected)
     assert lazy.select("id", "rank").filter(pl.col("rank") < 3).collect().height == 3
     assert lazy.head(7).collect().height == 7

@@ -93,7 +93,11 @@ def test_invalid_utf8_in_an_arrow_buffer(store: ef.EntityStore) -> None:
         result = store.upsert(pa.table({"entity_type": kinds, **columns}))
         assert result.outcomes["status"].to_list() == ["created", "failed", "created"]
         assert "is not valid UTF-8" in result.outcomes["error"][1]
-    result = store.upsert(pa.table({"entity_type": kinds, "id": fine, "content": fine, "metadata": pa.StructArray.from_arrays([text], ["s"])}))
+    result = store.upsert(
+        pa.table(
+            {"entity_type": kinds, "id": fine, "content": fine, "metadata": pa.StructArray.from_arrays([text], ["s"])}
+        )
+    )
     assert result.outcomes["status"].to_list() == ["updated", "failed", "updated"]
 
 
@@ -144,7 +148,9 @@ def test_numbers_beyond_double_precision_keep_their_digits(store: ef.EntityStore
 @pytest.mark.parametrize("on_error", ["rollback", "raise"])
 def test_a_bad_row_can_take_its_batch_down(store: ef.EntityStore, on_error: str) -> None:
     """rollback fails the whole batch and goes on; raise ends the run. The other batches stand."""
-    rows = pl.DataFrame({"entity_type": "t", "id": [f"{n}" for n in range(6)], "content": ["x", "x", "x", "bad\0", "x", "x"]})
+    rows = pl.DataFrame(
+        {"entity_type": "t", "id": [f"{n}" for n in range(6)], "content": ["x", "x", "x", "bad\0", "x", "x"]}
+    )
     if on_error == "raise":
         with pytest.raises(ef.ValidationError, match="NUL"):
             store.upsert(rows, batch_size=2, on_error=on_error)

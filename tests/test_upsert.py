@@ -31,7 +31,11 @@ def test_created_then_unchanged_then_updated(store: ef.EntityStore) -> None:
     rows = frame(("a", "one"), ("b", "two"), ("c", "three"))
     assert statuses(store.upsert(rows)) == ["created"] * 3
     assert statuses(store.upsert(rows)) == ["unchanged"] * 3
-    assert statuses(store.upsert(frame(("a", "one"), ("b", "TWO"), ("d", "four")))) == ["unchanged", "updated", "created"]
+    assert statuses(store.upsert(frame(("a", "one"), ("b", "TWO"), ("d", "four")))) == [
+        "unchanged",
+        "updated",
+        "created",
+    ]
     assert contents(store, "a", "b", "c", "d") == ["one", "TWO", "three", "four"]
 
 
@@ -120,7 +124,11 @@ def test_duplicates_in_a_frame(store: ef.EntityStore, policy: str, kept: str, ba
     """One row of a key counts, also across the batches of a frame; the others are duplicates."""
     rows = frame(("a", "one"), ("b", "x"), ("a", "two"), ("a", "three"))
     result = store.upsert(rows, on_duplicate=policy, batch_size=batch_size)
-    expected = ["duplicate", "created", "duplicate", "created"] if policy == "last" else ["created", "created", "duplicate", "duplicate"]
+    expected = (
+        ["duplicate", "created", "duplicate", "created"]
+        if policy == "last"
+        else ["created", "created", "duplicate", "duplicate"]
+    )
     assert statuses(result) == expected
     assert contents(store, "a") == [kept]
 
@@ -225,7 +233,11 @@ def test_empty_frame_is_a_no_op(store: ef.EntityStore) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"batch_size": 0}, "batch_size"), ({"on_duplicate": "both"}, "on_duplicate"), ({"on_error": "ignore"}, "on_error")],
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"on_duplicate": "both"}, "on_duplicate"),
+        ({"on_error": "ignore"}, "on_error"),
+    ],
 )
 def test_options_out_of_range(store: ef.EntityStore, options: dict, message: str) -> None:
     """A wrong option is named, and nothing is written."""

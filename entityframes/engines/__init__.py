@@ -76,7 +76,7 @@ class Engine(Protocol):
         """What a batch wrote whose answer was lost, as `write` would have returned it, or None if it wrote nothing."""
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
-        """position of each key that is stored."""
+        """Position of each key that is stored."""
 
     def lookup(self, keys: pl.DataFrame) -> pl.DataFrame:
         """position, content, metadata, content_hash, created_at, updated_at of each key that is stored."""

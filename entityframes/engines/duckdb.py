@@ -266,7 +266,7 @@ def _why_not_opened(location: Location, error: Exception) -> str:
     holder = re.search(r"PID (\d+)", message)
     if holder:
         return (
-            f"{location.address} is open in another process (PID {holder[1]}): DuckDB lets one process at a time write. "
+            f"{location.address} is open in another process (PID {holder[1]}): DuckDB lets in one process at a time. "
             "Close it there, use another file, or share a PostgreSQL store"
         )
     return f"cannot open {location.address} as a DuckDB store: {message.partition('. See also')[0][:300]}"

@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import adbc_driver_manager
@@ -72,7 +72,9 @@ class PostgresEngine:
         with self._connection(batch.interrupt) as connection:
             if rows.height <= ARRAY_ROWS and rows.estimated_size() <= ARRAY_BYTES:
                 columns = ["entity_type", "id", "content", "metadata", "content_hash", "metadata_hash"]
-                return self._ask(connection, "merge_arrays", *header, *(rows[name] for name in columns), committing=True)
+                return self._ask(
+                    connection, "merge_arrays", *header, *(rows[name] for name in columns), committing=True
+                )
             hashes = [rows[name] for name in ("entity_type", "id", "content_hash", "metadata_hash")]
             changed = self._ask(connection, "probe", *hashes)
             if changed.is_empty():
@@ -222,9 +224,8 @@ class PostgresEngine:
                     f"the store at {self.address} has format {version}, this entityframes knows {FORMAT}: "
                     "install a newer entityframes"
                 )
-            if version == 0:
-                if not self._ask(connection, "schema_exists", self._namespace).item():
-                    self._run(connection, "create_schema")
+            if version == 0 and not self._ask(connection, "schema_exists", self._namespace).item():
+                self._run(connection, "create_schema")
             for step in range(version + 1, FORMAT + 1):
                 # The driver takes one statement at a time.
                 for statement in self._sql[f"migrate_{step}"].split(";\n"):
@@ -262,14 +263,15 @@ def _frame(table: pa.Table) -> pl.DataFrame:
 
 
 def _in_utc(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.with_columns(pl.col(pl.Datetime).cast(pl.Datetime("us")).dt.replace_time_zone(None).dt.replace_time_zone("UTC"))
+    return frame.with_columns(
+        pl.col(pl.Datetime).cast(pl.Datetime("us")).dt.replace_time_zone(None).dt.replace_time_zone("UTC")
+    )
 
 
 def _discard(connection: Any) -> None:
-    try:
+    # An error means that it was broken already; the server rolls back when the socket goes.
+    with suppress(adbc_driver_manager.Error):
         connection.close()
-    except adbc_driver_manager.Error:
-        pass  # It was broken already; the server rolls back when the socket goes.
 
 
 #: SQLSTATE, or its class, to what it means for a batch. The longest match counts.
@@ -295,8 +297,9 @@ _MEANING: dict[str, type[DatabaseError]] = {
 }
 
 _LOST = re.compile(
-    r"server closed the connection|no connection to the server|could not (?:receive|send) data|connection (?:refused|reset)"
-    r"|terminating connection|connection is (?:closed|bad)|SSL SYSCALL|broken pipe|connection to server .* failed",
+    r"server closed the connection|no connection to the server|could not (?:receive|send) data|SSL SYSCALL"
+    r"|connection (?:refused|reset)|terminating connection|connection is (?:closed|bad)|broken pipe"
+    r"|connection to server .* failed",
     re.IGNORECASE,
 )
 

@@ -121,7 +121,12 @@ DUCKDB = Dialect(
 
 
 def select(
-    template: str, dialect: Dialect, columns: Sequence[str], entity_type: str | None, where: Predicate | None, limit: int | None
+    template: str,
+    dialect: Dialect,
+    columns: Sequence[str],
+    entity_type: str | None,
+    where: Predicate | None,
+    limit: int | None,
 ) -> str:
     """The statement of a scan: entity columns of the entities of a type that satisfy a predicate."""
     conditions = [] if entity_type is None else [f"entity_type = {_literal(entity_type)}"]

@@ -20,7 +20,8 @@ def quoted_namespace(namespace: str) -> str:
     """
     if not isinstance(namespace, str) or _NAMESPACE.fullmatch(namespace) is None:
         raise ConnectError(
-            f"namespace {namespace!r} cannot be used: 1 to 63 letters, digits and underscores, not starting with a digit"
+            f"namespace {namespace!r} cannot be used: it is 1 to 63 ASCII letters, digits and underscores, "
+            "not starting with a digit"
         )
     return f'"{namespace}"'
 
