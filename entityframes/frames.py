@@ -8,18 +8,15 @@ out are refused, so that nothing is dropped in silence.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
 from typing import Any
 
 import polars as pl
 
 from entityframes import types
-from entityframes.errors import SchemaError, ValidationError
+from entityframes.canonical import NUL_ESCAPE, NUL_MESSAGE, Inferred, canonical_json
+from entityframes.errors import SchemaError
 
 #: What identifies an entity, in key order.
 KEY = ("entity_type", "id")
@@ -29,9 +26,6 @@ STORE_COLUMNS = frozenset({"found", "exists", "content_hash", "created_at", "upd
 
 #: Limits of one value in bytes of UTF-8, the same on every engine.
 MAX_BYTES: Mapping[str, int] = {"entity_type": 255, "id": 1024, "content": 64 << 20, "metadata": 64 << 20}
-
-#: Fields of metadata that came as JSON text: the dtype that the values share, or None (nested or mixed values).
-Inferred = dict[str, pl.DataType | None]
 
 #: Dtypes that `entities` and `ids` turn into ids without loss.
 _ID_DTYPES = (pl.String, pl.Categorical, pl.Enum, pl.Date)
@@ -298,130 +292,11 @@ def _canonical_metadata(frame: pl.DataFrame) -> tuple[pl.Series, pl.Series, Infe
         texts, errors, inferred = canonical_json(metadata.to_list())
         return pl.Series("metadata", texts, dtype=pl.String), pl.Series("unparsable", errors, dtype=pl.String), inferred
     encoded, problem = _readable(types.encode(metadata).alias("metadata").to_frame())
-    holds_nul = encoded["metadata"].str.contains(_NUL_ESCAPE.pattern)
+    holds_nul = encoded["metadata"].str.contains(NUL_ESCAPE.pattern)
     if holds_nul.any():
-        said = pl.when(holds_nul).then(pl.lit(_NUL_MESSAGE))
+        said = pl.when(holds_nul).then(pl.lit(NUL_MESSAGE))
         problem = pl.select(pl.coalesce(pl.lit(problem), said).alias("problem")).to_series()
     return encoded["metadata"], problem, {}
-
-
-#: An escaped U+0000 (an even number of backslashes before it stand for themselves).
-_NUL_ESCAPE = re.compile(r"(?:^|[^\\])(?:\\\\)*\\u0000")
-_NUL_MESSAGE = "metadata holds a NUL character (\\u0000)"
-
-_PYTHON_DTYPES: Mapping[type, pl.DataType] = {
-    bool: pl.Boolean(),
-    int: pl.Int64(),
-    float: pl.Float64(),
-    str: pl.String(),
-    type(None): pl.Null(),
-}
-
-
-def canonical_json(
-    texts: list[str | None],
-) -> tuple[list[str | None], list[str | None], Inferred]:
-    """Bring JSON objects into the one text that equal objects share.
-
-    Keys are sorted, nothing is escaped that need not be, and a number without a fraction is written as an integer,
-    so that ``{"b": 1.0, "a": "\\u00e9"}`` and ``{"a":"é","b":1}`` are equal. Null stands for ``{}``.
-
-    Returns:
-        For each text its canonical form (null where it has none), the reason why not (null where it has one), and
-        for all of them the dtype that the values of each top-level field agree on.
-    """
-    canonical: list[str | None] = []
-    errors: list[str | None] = []
-    kinds: dict[str, set[type]] = {}
-    for text in texts:
-        value, error = _canonical_object(text, kinds)
-        canonical.append(value)
-        errors.append(error)
-    return canonical, errors, {name: _common_dtype(kinds[name]) for name in kinds}
-
-
-def _canonical_object(text: str | None, kinds: dict[str, set[type]]) -> tuple[str | None, str | None]:
-    if text is None:
-        return "{}", None
-    try:
-        value = _decode(text)
-        if type(value) is not dict:
-            return None, f"metadata is not a JSON object but {_JSON_WORDS.get(type(value), 'something else')}"
-        result = "".join(_encode(value, 0))
-        result.encode()
-    except UnicodeEncodeError:
-        return None, "metadata holds a lone surrogate, which is no character"
-    except RecursionError:
-        return None, "metadata is nested too deeply"
-    except ValueError as error:
-        return None, f"metadata is not valid JSON: {error}"
-    if "\\u0000" in result and _NUL_ESCAPE.search(result):
-        return None, _NUL_MESSAGE
-    if _PLACEHOLDER in result:
-        if "\ue000" in text or "\\ue000" in text.lower():
-            return None, "metadata holds U+E000 beside a number with more digits than a double has"
-        result = _EXACT_NUMBER.sub(r"\1", result)
-    wide = _LONG_NUMBER.search(result) is not None
-    for name, item in value.items():
-        kind = type(item)
-        if (wide and kind is int and not -(2**63) <= item < 2**63) or (kind is str and item.startswith(_PLACEHOLDER)):
-            kind = object
-        if name in kinds:
-            kinds[name].add(kind)
-        else:
-            kinds[name] = {kind}
-    return result, None
-
-
-def _common_dtype(kinds: set[type]) -> pl.DataType | None:
-    """The dtype that holds values of all these Python types, or None."""
-    known = kinds - {type(None)}
-    if known == {int, float}:
-        return pl.Float64()
-    if len(known) > 1:
-        return None
-    return _PYTHON_DTYPES.get(known.pop()) if known else pl.Null()
-
-
-_JSON_WORDS = {
-    list: "an array",
-    str: "a string",
-    int: "a number",
-    float: "a number",
-    bool: "a boolean",
-    type(None): "null",
-}
-
-#: Marks a number that a double cannot hold exactly, so that its digits survive; private-use, checked on the way in.
-_PLACEHOLDER = "\ue000\ue001number:"
-_EXACT_NUMBER = re.compile(f'"{_PLACEHOLDER}([^"]*)"')
-_LONG_NUMBER = re.compile(r"\d{19}")
-
-
-def _parse_float(text: str) -> Any:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError(f"the number {text[:40]} is beyond the range of a double")
-    if len(text) > 17 and not _is_exact(text, number):
-        return _PLACEHOLDER + text
-    # -0.0 equals 0 as a JSON value.
-    return int(number) if number.is_integer() and abs(number) < 1e16 else number
-
-
-def _is_exact(text: str, number: float) -> bool:
-    """Whether the shortest text of `number` means the same decimal as `text`."""
-    from decimal import Decimal
-
-    return Decimal(text) == Decimal(repr(number))
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number; leave the field out or use null")
-
-
-_decode = json.JSONDecoder(parse_float=_parse_float, parse_constant=_refuse_constant).decode
-# The encoder that json.dumps would build anew for each call; same results, a third of the time.
-_encode = c_make_encoder(None, None, encode_basestring, None, ":", ",", True, False, False)
 
 
 def _named(column: str | pl.Expr) -> pl.Expr:
@@ -478,30 +353,3 @@ def iterate(source: Any, rows: int = 50_000) -> Iterator[pl.DataFrame]:
     else:
         for frame in source:
             yield as_frame(frame)
-
-
-def json_fields(texts: list[str], names: list[str]) -> dict[str, pl.Series]:
-    """The values of some fields of canonical JSON objects, each as JSON text; null where missing or null."""
-    values: dict[str, list[str | None]] = {name: [] for name in names}
-    for text in texts:
-        fields = _split(text)
-        for name in names:
-            value = fields.get(name)
-            values[name].append(None if value is None else "".join(_encode(value, 0)))
-    return {name: pl.Series(name, values[name], dtype=pl.String) for name in names}
-
-
-# Numbers stay the text they are.
-_split = json.JSONDecoder(parse_float=lambda text: float(text), parse_constant=_refuse_constant).decode
-
-
-def dump(metadata: Mapping[str, Any]) -> str:
-    """A mapping as JSON text.
-
-    Raises:
-        ValidationError: it holds values that JSON cannot represent.
-    """
-    try:
-        return json.dumps(dict(metadata), ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValidationError(f"metadata cannot be written as JSON: {error}") from error

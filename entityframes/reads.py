@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from entityframes import frames, types
+from entityframes import canonical, frames, types
 from entityframes.engines import Engine
 from entityframes.engines.predicates import EntityColumn, MetadataField
 from entityframes.fields import Fields
@@ -144,6 +144,6 @@ def _decode(metadata: pl.Series, dtypes: dict[str, pl.DataType | None]) -> pl.Da
     decoded = types.decode(metadata, {name: dtype for name, dtype in dtypes.items() if dtype is not None})
     if not mixed:
         return decoded
-    texts = frames.json_fields(metadata.to_list(), mixed)
+    texts = canonical.json_fields(metadata.to_list(), mixed)
     columns = {name: texts[name] if name in texts else decoded[name] for name in dtypes}
     return pl.DataFrame([series.alias(name) for name, series in columns.items()])

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from entityframes import deletes, frames, reads
+from entityframes import canonical, deletes, frames, reads
 from entityframes.batches import OnDuplicate, OnError, Options, UpsertRun
 from entityframes.engines import Engine, Interrupt, open_engine, parse_url
 from entityframes.progress import Progress, Reporter
@@ -264,7 +264,7 @@ def _one_id(entity_type: str, id: str) -> pl.DataFrame:
 def _one_entity(entity_type: str, id: str, content: str, metadata: Mapping[str, Any] | str | None) -> pl.DataFrame:
     row = {"entity_type": entity_type, "id": id, "content": content}
     if metadata is not None:
-        row["metadata"] = metadata if isinstance(metadata, str) else frames.dump(metadata)
+        row["metadata"] = metadata if isinstance(metadata, str) else canonical.dump(metadata)
     return _binary_safe(row)
 
 

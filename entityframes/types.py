@@ -337,7 +337,8 @@ def _fits(value: Any, dtype: Any) -> bool:
     if isinstance(dtype, pl.Duration):
         return kind is int and -(2**63) <= value < 2**63
     if isinstance(dtype, pl.Date | pl.Datetime) and kind is int:
-        return -(2**31) <= value < 2**31 if isinstance(dtype, pl.Date) else -(2**63) <= value < 2**63
+        bits = 31 if isinstance(dtype, pl.Date) else 63
+        return bool(-(1 << bits) <= value < 1 << bits)
     return kind is str and _text_fits(value, dtype)
 
 
@@ -347,7 +348,7 @@ def _text_fits(value: str, dtype: Any) -> bool:
     if isinstance(dtype, pl.Decimal):
         whole, _, fraction = value.lstrip("-").partition(".")
         digits = len(whole.lstrip("0")) + dtype.scale
-        return bool(_DECIMAL.fullmatch(value)) and len(fraction) <= dtype.scale and digits <= (dtype.precision or 38)
+        return bool(_DECIMAL.fullmatch(value) and len(fraction) <= dtype.scale and digits <= (dtype.precision or 38))
     try:
         if isinstance(dtype, pl.Binary):
             base64.b64decode(value, validate=True)
@@ -365,7 +366,7 @@ def _text_fits(value: str, dtype: Any) -> bool:
 
 def _in_range(value: int, dtype: pl.DataType) -> bool:
     bits = int(type(dtype).__name__.removeprefix("U").removeprefix("Int"))
-    return 0 <= value < 2**bits if dtype.is_unsigned_integer() else -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)
+    return 0 <= value < 1 << bits if dtype.is_unsigned_integer() else -(1 << bits - 1) <= value < 1 << bits - 1
 
 
 def merge_fields(

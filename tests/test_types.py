@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import entityframes as ef
 from entityframes import types
-from entityframes.frames import canonical_json
+from entityframes.canonical import canonical_json
 
 INTS = [pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.Int128, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64, pl.UInt128]
 FLOATS = [

@@ -16,6 +16,7 @@ SET python_enable_replacements = false;
 SET enable_external_access = false
 
 -- name: create_schema
+-- The namespace.
 CREATE SCHEMA IF NOT EXISTS {schema}
 
 -- name: migrate_1
@@ -135,9 +136,11 @@ SELECT t.position, e.content, e.metadata::VARCHAR AS metadata, lower(hex(e.conte
 FROM given AS t JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
 
 -- name: delete
+-- Deletes the written keys.
 DELETE FROM {schema}.entities AS e USING written AS w WHERE e.entity_type = w.entity_type AND e.id = w.id
 
 -- name: delete_vectors
+-- What was embedded of the written keys goes with them.
 DELETE FROM {schema}.embeddings AS v USING written AS w WHERE v.entity_type = w.entity_type AND v.id = w.id
 
 -- name: fields

@@ -232,8 +232,7 @@ class PostgresEngine:
                     self._execute(connection, statement)
 
     def _format(self, connection: Any) -> int:
-        table = queries.quoted_namespace(self._namespace) + ".format"
-        if not self._ask(connection, "format_table", table).item():
+        if not self._ask(connection, "format_table", self._namespace).item():
             return 0
         return int(self._ask(connection, "format_version").item())
 

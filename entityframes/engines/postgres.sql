@@ -2,7 +2,8 @@
 
 -- name: format_table
 -- Whether the store exists in this namespace.
-SELECT to_regclass($1) IS NOT NULL
+-- Asked of the catalog, not of to_regclass, whose cache may be older than the lock on migrations. $1 namespace
+SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'format')
 
 -- name: format_version
 -- The store's format.
@@ -21,6 +22,7 @@ SET jit = off
 SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)
 
 -- name: create_schema
+-- The namespace.
 CREATE SCHEMA IF NOT EXISTS {schema}
 
 -- name: migrate_1

@@ -1,0 +1,220 @@
+"""Opening a store: addresses, namespaces, formats, and what is said when it cannot be opened."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import entityframes as ef
+from entityframes.engines import parse_url
+from tests.conftest import execute
+
+CANARY = "s3cr3t-c4n4ry"
+
+
+@pytest.mark.parametrize(
+    ("url", "engine", "address"),
+    [
+        ("x.duckdb", "duckdb", "x.duckdb"),
+        (Path("a/b.duckdb"), "duckdb", "a/b.duckdb"),
+        ("duckdb:///tmp/x.duckdb", "duckdb", "/tmp/x.duckdb"),
+        ("duckdb:////tmp/x.duckdb", "duckdb", "//tmp/x.duckdb"),
+        ("duckdb:///:memory:", "duckdb", ":memory:"),
+        (":memory:", "duckdb", ":memory:"),
+        ("postgresql://u:p@h:1/d", "postgresql", "postgresql://u@h:1/d"),
+        ("postgres://h/d?password=x&dbname=y", "postgresql", "postgresql://h/d?dbname=y"),
+        ("postgresql://u:p@ss@h/d", "postgresql", "postgresql://***"),
+        ("postgresql://u@h/d?password=a@b", "postgresql", "postgresql://***"),
+    ],
+)
+def test_addresses(url: str, engine: str, address: str) -> None:
+    """Which engine a URL or path means, and what is shown of it."""
+    location = parse_url(url)
+    assert (location.engine, location.address) == (engine, address)
+
+
+def test_default_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """$ENTITYFRAMES_URL, else ./entities.duckdb."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ENTITYFRAMES_URL", raising=False)
+    with ef.connect() as store:
+        assert store.address == "entities.duckdb"
+    assert (tmp_path / "entities.duckdb").exists()
+    monkeypatch.setenv("ENTITYFRAMES_URL", str(tmp_path / "other.duckdb"))
+    with ef.connect() as store:
+        assert store.address.endswith("other.duckdb")
+
+
+@pytest.mark.parametrize("namespace", ["", 'a"b', "a.b", "a b", "a\0", "a" * 64, "1a", "x; DROP TABLE y", "ä"])
+def test_namespaces_that_are_refused(namespace: str) -> None:
+    """Nothing but a plain identifier ever reaches a statement."""
+    with pytest.raises(ef.ConnectError, match="namespace"):
+        ef.connect(":memory:", namespace=namespace)
+
+
+def test_namespaces_are_separate(connect) -> None:
+    """Two namespaces in one database know nothing of each other."""
+    one = connect(namespace="one")
+    one.upsert_entity("note", "a", "x")
+    if "duckdb" in one.address:
+        one.close()
+    assert connect(namespace="two").stats().height == 0
+
+
+def test_paths_that_are_refused(tmp_path: Path) -> None:
+    """The message names the path, and no traceback of the driver's."""
+    with pytest.raises(ef.ConnectError, match="NUL"):
+        ef.connect("a\0b")
+    with pytest.raises(ef.ConnectError, match="nowhere"):
+        ef.connect(tmp_path / "nowhere" / "x.duckdb")
+    other = tmp_path / "text.duckdb"
+    other.write_text("this is no database" * 100)
+    with pytest.raises(ef.ConnectError, match="text.duckdb"):
+        ef.connect(other)
+    with pytest.raises(ef.ConnectError, match="mysql"):
+        ef.connect("mysql://h/d")
+
+
+def test_odd_file_names(tmp_path: Path) -> None:
+    """Quotes and SQL in a file name are just a file name."""
+    path = tmp_path / 'it\'s "x"; DROP TABLE entities.duckdb'
+    with ef.connect(path) as store:
+        store.upsert_entity("note", "a", "x")
+    with ef.connect(path) as store:
+        assert store.entity_exists("note", "a")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://user:{CANARY}@127.0.0.1:1/db",
+        f"postgresql://user:{CANARY}%@127.0.0.1:1/db",
+        f"postgresql://127.0.0.1:1/db?user=u&password={CANARY}",
+        f"postgresql://user:{CANARY}@[::1/db",
+        f"postgresql://user:{CANARY}@127.0.0.1:99999/db",
+        f"other://user:{CANARY}@127.0.0.1/db",
+    ],
+)
+def test_no_password_is_shown(url: str) -> None:
+    """Not in the message, not in the chain of causes, not in a repr."""
+    with pytest.raises(ef.ConnectError) as caught:
+        ef.connect(url)
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert CANARY not in str(error)
+        assert CANARY not in repr(error)
+        error = error.__cause__
+    assert caught.value.__cause__ is None or caught.value.__cause__.__suppress_context__
+
+
+def test_closed_store(store: ef.EntityStore) -> None:
+    """A closed store says so; closing twice is fine."""
+    store.close()
+    store.close()
+    for call in (lambda: store.stats(), lambda: store.upsert_entity("a", "b"), lambda: store.get(ef.ids("a", ["b"]))):
+        with pytest.raises(ef.ClosedError, match="closed"):
+            call()
+
+
+def test_a_newer_format_is_refused(store: ef.EntityStore, sql, connect) -> None:
+    """A store of a later version is left alone."""
+    sql("INSERT INTO entityframes.format (version) VALUES (99)")
+    store.close()
+    with pytest.raises(ef.FormatError, match="format 99"):
+        connect()
+
+
+def test_a_failed_migration_leaves_nothing(empty_postgres_url: str) -> None:
+    """Creation is one transaction: without the right to create, nothing is there afterwards."""
+    execute(
+        empty_postgres_url,
+        "DO $$ BEGIN CREATE ROLE entityframes_reader LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+    )
+    reader = empty_postgres_url.replace("postgres:", "entityframes_reader:", 1).replace(
+        "postgres@", "entityframes_reader@", 1
+    )
+    with pytest.raises(ef.ConnectError, match="permission denied"):
+        ef.connect(reader)
+    assert execute(empty_postgres_url, "SELECT count(*) FROM pg_namespace WHERE nspname = 'entityframes'") == [(0,)]
+
+
+def test_two_processes_create_the_store_at_once(empty_postgres_url: str) -> None:
+    """Both find it made, once."""
+    script = "import entityframes, sys; entityframes.connect(sys.argv[1]).stats()"
+    racers = [
+        subprocess.Popen([sys.executable, "-c", script, empty_postgres_url], stderr=subprocess.PIPE) for _ in range(4)
+    ]
+    for racer in racers:
+        _, errors = racer.communicate(timeout=60)
+        assert racer.returncode == 0, errors.decode()
+    assert execute(empty_postgres_url, "SELECT count(*) FROM entityframes.format") == [(1,)]
+
+
+def test_a_second_process_on_a_duckdb_file(tmp_path: Path) -> None:
+    """It is told which process has the file."""
+    path = tmp_path / "x.duckdb"
+    script = (
+        "import entityframes, sys\n"
+        "try: entityframes.connect(sys.argv[1])\n"
+        "except entityframes.ConnectError as error: print(error)"
+    )
+    with ef.connect(path):
+        told = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=60).stdout
+    assert "is open in another process (PID" in told
+
+
+def test_use_after_fork_is_refused(url: str) -> None:
+    """A child that inherits a store is told to open its own, and the parent's goes on working."""
+    script = textwrap.dedent(
+        f"""
+        import os, warnings
+        import entityframes as ef
+        warnings.simplefilter("ignore")
+        store = ef.connect({url!r})
+        child = os.fork()
+        if child == 0:
+            try:
+                store.stats()
+            except ef.ClosedError as error:
+                os._exit(7 if "fork" in str(error) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        print(store.upsert_entity("note", "a", "x")["status"])
+        """
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert run.stdout.strip() == "created", run.stderr
+
+
+def test_many_threads_share_a_store(store: ef.EntityStore) -> None:
+    """Upserts and reads from eight threads: each key is created exactly once, and every answer is right."""
+    created: list[int] = []
+    wrong: list[object] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(5):
+                rows = pl.DataFrame(
+                    {"entity_type": "t", "id": [f"{turn}-{n}" for n in range(50)], "content": f"by {number}"}
+                )
+                result = store.upsert(rows.sample(fraction=1, shuffle=True, seed=number), progress=False)
+                created.append(result.counts["created"])
+                if not result.ok or not store.exists(rows)["exists"].all():
+                    wrong.append(result)
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert sum(created) == 250
+    assert store.stats()["entities"].to_list() == [250]

@@ -1,0 +1,104 @@
+"""The package itself: its names, what importing it costs, and which way its modules depend on each other."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import entityframes as ef
+from entityframes.engines import queries
+
+PACKAGE = Path(ef.__file__).parent
+
+#: Lower layers know nothing of higher ones.
+LAYERS = [
+    {"errors"},
+    {"types", "canonical", "progress"},
+    {"frames"},
+    {"results", "chunks"},
+    {"engines"},
+    {"fields"},
+    {"scan"},
+    {"batches", "deletes", "reads"},
+    {"store"},
+    {"files"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+
+
+def test_public_names() -> None:
+    """What the package offers is what it says."""
+    assert sorted(ef.__all__) == ef.__all__
+    assert {"connect", "entities", "ids", "EntityStore", "UpsertResult", "EntityFramesError"} <= set(ef.__all__)
+    for name in ef.__all__:
+        assert getattr(ef, name).__doc__
+
+
+def test_every_error_is_of_our_tree() -> None:
+    """One root catches all of them."""
+    errors = [getattr(ef, name) for name in ef.__all__ if name.endswith("Error")]
+    assert all(issubclass(error, ef.EntityFramesError) for error in errors)
+
+
+def test_import_is_light() -> None:
+    """Importing the package loads no driver and nothing of the command line."""
+    heavy = ("adbc_driver_postgresql", "duckdb", "rich", "click", "pyarrow", "tqdm", "pandas")
+    script = f"import sys, entityframes; print(*[name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert run.stdout.strip() == "", run.stdout + run.stderr
+
+
+def _imports(path: Path) -> set[str]:
+    """First-party modules that a file imports when it is loaded."""
+    found = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "entityframes":
+            parts = (node.module or "").split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return found
+
+
+def test_arrows_point_one_way() -> None:
+    """A module imports only from layers below its own."""
+    layer = {name: number for number, names in enumerate(LAYERS) for name in names}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        module = parts[0]
+        for imported in _imports(path) - {module}:
+            assert layer[imported] < layer[module], f"{module} imports {imported}"
+
+
+def test_modules_and_functions_stay_short() -> None:
+    """A module is under 450 lines and a function under 60."""
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text("utf-8")
+        assert text.count("\n") < 450, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
+def test_both_engines_answer_the_same_methods() -> None:
+    """What one engine can be asked, the other can."""
+    from entityframes.engines.duckdb import DuckDBEngine
+    from entityframes.engines.postgres import PostgresEngine
+
+    def public(kind: type) -> set[str]:
+        return {name for name in vars(kind) if not name.startswith("_")}
+
+    assert public(DuckDBEngine) == public(PostgresEngine)
+
+
+@pytest.mark.parametrize("file", ["duckdb.sql", "postgres.sql"])
+def test_every_statement_is_described_and_used(file: str) -> None:
+    """Each named statement has a line that says what it does, and code that runs it."""
+    text = (PACKAGE / "engines" / file).read_text("utf-8")
+    module = (PACKAGE / "engines" / file.replace(".sql", ".py")).read_text("utf-8")
+    for name in queries.names(file):
+        assert f"-- name: {name}\n-- " in text, f"{name} has no description"
+        assert f'"{name}"' in module or name.startswith("migrate_"), f"{name} is not used"
