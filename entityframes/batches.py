@@ -40,6 +40,9 @@ from entityframes.results import OutcomeLog, UpsertResult, outcomes
 OnDuplicate = Literal["last", "first", "error"]
 OnError = Literal["isolate", "rollback", "raise"]
 
+#: Batches that threads are working on, with their rows.
+Working = dict[Future[pl.DataFrame], pl.DataFrame]
+
 #: How often a batch is tried when the database asks for it (deadlock, lock timeout, lost connection).
 MAX_TRIES = 5
 #: Seconds before the second try; doubled for each further one, times a random factor.
@@ -95,27 +98,31 @@ class UpsertRun:
             SchemaError: a frame cannot be stored; for a whole frame before anything was written.
             ValidationError, DatabaseError: rows failed and ``on_error="raise"``, or no batch could succeed.
         """
-        whole = isinstance(source, pl.DataFrame)
-        if isinstance(source, pl.DataFrame):
-            self._check_whole(source)
-        given = self._checked([source] if isinstance(source, pl.DataFrame) else source)
-        working: dict[Future[pl.DataFrame], pl.DataFrame] = {}
+        whole = source if isinstance(source, pl.DataFrame) else None
+        if whole is not None:
+            self._check_whole(whole)
+        given = self._checked([whole] if whole is not None else source)
+        working: Working = {}
+        taken = 0
         with ThreadPoolExecutor(self.engine.workers, thread_name_prefix="entityframes") as pool:
             try:
                 for chunk in chunks(given, self.options.batch_size):
-                    self._make_room(working, chunk, reporter, disjoint=whole)
+                    self._make_room(working, chunk, reporter, disjoint=whole is not None)
                     if self._stopping:
-                        self._log_cancelled(chunk)
-                        if not whole:
-                            break
-                        continue
+                        if whole is None:
+                            self._log_cancelled(chunk)
+                        break
                     self.batches += 1
+                    taken += chunk.height
                     working[pool.submit(self._work, chunk)] = chunk
                 while working:
                     self._collect(working, reporter)
-            except BaseException as error:
-                self._stop(working, error)
+            except BaseException:
+                self._stop(working)
                 raise
+            finally:
+                if whole is not None and taken < whole.height:
+                    self._log_cancelled(frames.numbered(whole)[taken:])
         if self._fatal is not None:
             raise self._fatal
         return self.result()
@@ -272,7 +279,7 @@ class UpsertRun:
         """Refuse a frame before any of it is written, and settle which row of each key counts."""
         frames.check_entity_schema(frame.schema)
         frames.check_not_all_null(frame)
-        numbered = frame.drop("row", strict=False).with_row_index("row")
+        numbered = frames.numbered(frame)
         twice = numbered.filter(pl.struct(pl.col(KEY).cast(pl.Binary)).is_duplicated())
         # Only valid rows compete: a bad row does not push out a good one.
         self._losers = _losers(self._prepare(twice)[0] if twice.height else twice, self.options.on_duplicate)
@@ -292,7 +299,7 @@ class UpsertRun:
 
     def _make_room(
         self,
-        working: dict[Future[pl.DataFrame], pl.DataFrame],
+        working: Working,
         chunk: pl.DataFrame,
         reporter: Reporter,
         *,
@@ -305,7 +312,7 @@ class UpsertRun:
         ):
             self._collect(working, reporter)
 
-    def _collect(self, working: dict[Future[pl.DataFrame], pl.DataFrame], reporter: Reporter) -> None:
+    def _collect(self, working: Working, reporter: Reporter) -> None:
         """Log the batches that are done; wakes often enough for Ctrl-C and the caller's cancel event."""
         done, _ = wait(working, timeout=0.05, return_when=FIRST_COMPLETED)
         if self.interrupt.requested:
@@ -315,7 +322,7 @@ class UpsertRun:
             self.log.append(future.result())
             reporter.advance(chunk.height, self.log.counts)
 
-    def _stop(self, working: dict[Future[pl.DataFrame], pl.DataFrame], error: BaseException) -> None:
+    def _stop(self, working: Working) -> None:
         """Cancel what is in flight and keep account of it."""
         self.interrupt.fire()
         while working:

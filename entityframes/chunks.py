@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import polars as pl
 
-from entityframes.frames import KEY
+from entityframes.frames import KEY, numbered
 
 #: With no batch_size, a batch holds about this many bytes of text, and at most this many rows.
 BATCH_BYTES = 16 << 20
@@ -28,8 +28,7 @@ def chunks(frames: Iterable[pl.DataFrame], batch_size: int | None) -> Iterator[p
     waiting: list[pl.DataFrame] = []
     start = 0
     for frame in frames:
-        frame = frame.drop("row", strict=False)
-        frame = frame.with_columns(pl.int_range(start, start + frame.height, dtype=pl.UInt32).alias("row"))
+        frame = numbered(frame, start)
         start += frame.height
         if waiting and waiting[-1].schema != frame.schema:
             yield from _cut(pl.concat(waiting), batch_size)

@@ -38,7 +38,7 @@ class DeleteRun:
         """
         given = frames.as_frame(ids)
         frames.check_id_schema(given.schema)
-        given = given.drop("row", strict=False).with_row_index("row")
+        given = frames.numbered(given)
         keys = frames.check_ids(given).with_columns(given["row"])
         possible = keys.drop_nulls()
         impossible = given.join(possible, on="row", how="anti", maintain_order="left")

@@ -106,18 +106,18 @@ def _scan_text(paths: list[str], options: TextOptions, separator: str) -> pl.Laz
         "null_values": ["", *options.nulls],
         "glob": False,
     }
-    if options.columns is not None:
-        reading["new_columns"] = list(options.columns)
     names = pl.scan_csv(paths, infer_schema=False, **reading).collect_schema().names()
-    if options.columns is not None and len(options.columns) != len(names):
-        raise SchemaError(f"the file has {len(names)} columns, and {len(options.columns)} names were given for them")
+    if options.columns is not None:
+        if len(options.columns) != len(names):
+            raise SchemaError(
+                f"the file has {len(names)} columns, and {len(options.columns)} names were given for them"
+            )
+        names = list(options.columns)
+        reading["new_columns"] = names
     missing = [name for name in options.text if name not in names]
     if missing:
         raise SchemaError(f"no column {', '.join(map(repr, missing))}; the file has {', '.join(map(repr, names))}")
     overrides = dict.fromkeys(options.text, pl.String)
-    if options.columns is not None:
-        # Overrides go by the names in the file, which has none.
-        overrides = {f"column_{names.index(name) + 1}": dtype for name, dtype in overrides.items()}
     return pl.scan_csv(paths, infer_schema_length=options.infer_rows, schema_overrides=overrides, **reading)
 
 

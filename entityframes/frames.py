@@ -336,6 +336,12 @@ def check_ids(frame: pl.DataFrame) -> pl.DataFrame:
     return keys.with_columns(pl.when(usable.fill_null(False)).then(pl.col(name)).alias(name) for name in KEY)
 
 
+def numbered(frame: pl.DataFrame, start: int = 0) -> pl.DataFrame:
+    """The frame with the position of each row in a UInt32 column ``row``, counted from `start`."""
+    frame = frame.drop("row", strict=False)
+    return frame.with_columns(pl.int_range(start, start + frame.height, dtype=pl.UInt32).alias("row"))
+
+
 def readable_keys(frame: pl.DataFrame) -> pl.DataFrame:
     """row, entity_type and id of rows as they can be shown, whatever bytes they hold."""
     return _readable(frame.select("row", *KEY))[0]

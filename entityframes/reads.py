@@ -61,7 +61,7 @@ def get(engine: Engine, ids: Any, progress: Progress = None) -> pl.DataFrame:
 def _id_frame(ids: Any) -> pl.DataFrame:
     frame = frames.as_frame(ids)
     frames.check_id_schema(frame.schema)
-    return frames.readable_keys(frame.select(KEY).with_row_index("row"))
+    return frames.readable_keys(frames.numbered(frame.select(KEY)))
 
 
 def _by_position(ask: Callable[[pl.DataFrame], pl.DataFrame], given: pl.DataFrame, progress: Progress) -> pl.DataFrame:

