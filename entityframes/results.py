@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import shutil
 import tempfile
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,7 @@ class OutcomeLog:
         self._keep = keep
         self._frames: list[pl.DataFrame] = []
         self._held = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
         self._files: list[Path] = []
         self.counts = dict.fromkeys(statuses, 0)
 
@@ -88,8 +90,9 @@ class OutcomeLog:
 
     def _spill(self) -> None:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="entityframes-")
-        path = Path(self._folder.name) / f"{len(self._files)}.arrow"
+            self._folder = Path(tempfile.mkdtemp(prefix="entityframes-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        path = self._folder / f"{len(self._files)}.arrow"
         pl.concat(self._frames).write_ipc(path, compression="lz4")
         self._files.append(path)
         self._frames, self._held = [], 0

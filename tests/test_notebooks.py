@@ -1,0 +1,29 @@
+"""The notebooks run in a real kernel, and what is committed is what they show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook(path: Path, tmp_path: Path) -> None:
+    """Every cell runs, and the committed outputs exist."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert any(cell.outputs for cell in cells)
+    assert "/work" not in path.read_text("utf-8")
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    errors = [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    assert errors == []
+
+
+def test_there_is_a_notebook() -> None:
+    """So that an empty folder cannot pass."""
+    assert NOTEBOOKS

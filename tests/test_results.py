@@ -1,0 +1,74 @@
+"""What a result says to a person."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+import entityframes as ef
+from entityframes.progress import Reporter
+
+ROWS = pl.DataFrame(
+    {"entity_type": ["t"] * 4, "id": ["a", "<b>&'\"", "a", "c"], "content": ["x", "<script>\0", "y", "z"]}
+)
+
+
+def test_text(store: ef.EntityStore) -> None:
+    """Two lines: counts, and the pace with the first failure."""
+    first, second = repr(store.upsert(ROWS)).split("\n")
+    assert first == "UpsertResult: 2 created, 1 duplicate, 1 failed"
+    assert second.startswith("4 rows in 1 batch, ")
+    assert "row 1" in second
+    assert "NUL" in second
+
+
+def test_html_is_escaped_and_has_no_script(store: ef.EntityStore) -> None:
+    """Ids and errors are data, not markup."""
+    page = store.upsert(ROWS)._repr_html_()
+    assert "<script" not in page
+    assert "<b>" not in page
+    assert "&lt;b&gt;&amp;" in page
+    assert "2 created" in page
+    assert "NUL" in page
+
+
+def test_raise_for_failures(store: ef.EntityStore) -> None:
+    """Quiet when all is well, else an error that counts and quotes."""
+    store.upsert(ROWS[:1]).raise_for_failures()
+    with pytest.raises(ef.EntityFramesError, match=r"of 4 rows 1 failed: row 1 .*NUL"):
+        store.upsert(ROWS).raise_for_failures()
+
+
+def test_succeeded_and_failed(store: ef.EntityStore) -> None:
+    """They are filters of the outcomes; a duplicate is neither."""
+    result = store.upsert(ROWS)
+    assert result.succeeded["row"].to_list() == [2, 3]
+    assert result.failed["row"].to_list() == [1]
+    assert not result.ok
+
+
+def test_html_of_an_empty_result(store: ef.EntityStore) -> None:
+    """Zero rows are no error."""
+    assert "no rows" in store.upsert(ROWS[:0])._repr_html_()
+    assert "no rows" in repr(store.upsert(ROWS[:0]))
+
+
+def test_progress_bar(store: ef.EntityStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """progress=True shows rows, rate and counts on standard error; False shows nothing."""
+    store.upsert(ROWS, progress=True)
+    shown = capsys.readouterr().err
+    assert "4/4" in shown.replace(".00", "")
+    assert "created=2" in shown
+    assert "failed=1" in shown
+    store.upsert(ROWS, progress=False)
+    store.upsert(ROWS)
+    assert capsys.readouterr().err == ""
+
+
+def test_reporter_without_a_total() -> None:
+    """A callable hears None where the length is not known."""
+    heard = []
+    with Reporter(lambda *call: heard.append(call), None) as reporter:
+        reporter.advance(5)
+        reporter.advance(2)
+    assert heard == [(5, None), (7, None)]

@@ -1,0 +1,99 @@
+"""A source of any length in bounded memory, and outcomes that wait on disk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import entityframes as ef
+from entityframes.chunks import BATCH_BYTES, BATCH_ROWS, chunks
+from entityframes.results import OutcomeLog, outcomes
+
+
+def entities(rows: int, start: int = 0, text: str = "x") -> pl.DataFrame:
+    return pl.DataFrame({"n": range(start, start + rows)}).select(
+        entity_type=pl.lit("t"), id=pl.format("e{}", "n"), content=pl.lit(text)
+    )
+
+
+def test_batches_by_rows() -> None:
+    """Rows keep their position; frames are joined and cut to size."""
+    cut = list(chunks(iter([entities(5), entities(1, 5), entities(9, 6)]), 4))
+    assert [chunk.height for chunk in cut] == [4, 4, 4, 3]
+    assert pl.concat(cut)["row"].to_list() == list(range(15))
+    assert pl.concat(cut)["id"].to_list() == [f"e{n}" for n in range(15)]
+
+
+def test_batches_by_bytes() -> None:
+    """About 16 MiB of text, but never less than one row, and at most 50,000 rows."""
+    assert [chunk.height for chunk in chunks(iter([entities(120_000)]), None)] == [BATCH_ROWS, BATCH_ROWS, 20_000]
+    large = entities(40, text="x" * (1 << 20))
+    sizes = [chunk.height for chunk in chunks(iter([large]), None)]
+    assert sum(sizes) == 40
+    assert max(sizes) <= BATCH_BYTES >> 20
+    huge = entities(3, text="x" * (BATCH_BYTES + 1))
+    assert [chunk.height for chunk in chunks(iter([huge]), None)] == [1, 1, 1]
+
+
+def test_a_change_of_schema_ends_a_batch() -> None:
+    """Frames with other metadata are not mixed."""
+    one = entities(2).with_columns(metadata=pl.struct(a=1))
+    two = entities(2, 2).with_columns(metadata=pl.struct(b=1))
+    assert [chunk.height for chunk in chunks(iter([one, two]), 10)] == [2, 2]
+
+
+def test_outcomes_that_wait_on_disk() -> None:
+    """Past the limit they go to a file and come back in input order."""
+    log = OutcomeLog(keep=10)
+    for start in (20, 0, 10, 30):
+        rows = entities(10, start).with_columns(row=pl.int_range(start, start + 10, dtype=pl.UInt32))
+        log.append(outcomes(rows, status="created" if start else "failed", error="x"))
+    assert log.counts["created"] == 30
+    assert log.counts["failed"] == 10
+    collected = log.collect()
+    assert collected["row"].to_list() == list(range(40))
+    assert collected["id"].to_list() == [f"e{n}" for n in range(40)]
+
+
+def test_lazy_frame_of_many_batches(store: ef.EntityStore, tmp_path: Path) -> None:
+    """A scan of a file is streamed, in order, and again it is unchanged."""
+    entities(30_000, text="some text").write_parquet(tmp_path / "x.parquet", row_group_size=1_000)
+    lazy = pl.scan_parquet(tmp_path / "x.parquet")
+    result = store.upsert(lazy, batch_size=7_000)
+    assert result.batches == 5
+    assert result.outcomes["id"].to_list() == [f"e{n}" for n in range(30_000)]
+    assert result.counts["created"] == 30_000
+    assert store.upsert(lazy).counts["unchanged"] == 30_000
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_memory_does_not_grow_with_the_stream(url: str, tmp_path: Path) -> None:
+    """Four times the rows cost about the same peak memory."""
+    script = textwrap.dedent(
+        """
+        import resource, sys
+        import polars as pl, entityframes as ef
+        def source(frames):
+            for number in range(frames):
+                yield pl.DataFrame({"n": range(number * 10_000, (number + 1) * 10_000)}).select(
+                    entity_type=pl.lit("t"), id=pl.format("{}", "n"), content=pl.format("text {} ", "n").repeat_by(40).list.join("")
+                )
+        with ef.connect(sys.argv[1], namespace=f"n{sys.argv[2]}") as store:
+            assert store.upsert(source(int(sys.argv[2])), progress=False).ok
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        """
+    )
+    peaks = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", script, url, str(frames)], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for frames in (5, 20)
+    ]
+    assert peaks[1] < peaks[0] * 1.3, peaks
