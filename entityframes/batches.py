@@ -100,12 +100,15 @@ class UpsertRun:
         """
         whole = source if isinstance(source, pl.DataFrame) else None
         if whole is not None:
-            self._check_whole(whole)
+            frames.check_entity_schema(whole.schema)
+            frames.check_not_all_null(whole)
         given = self._checked([whole] if whole is not None else source)
         working: Working = {}
         taken = 0
         with ThreadPoolExecutor(self.engine.workers, thread_name_prefix="entityframes") as pool:
             try:
+                if whole is not None:
+                    self._settle_duplicates(whole)
                 for chunk in chunks(given, self.options.batch_size):
                     self._make_room(working, chunk, reporter, disjoint=whole is not None)
                     if self._stopping:
@@ -275,10 +278,8 @@ class UpsertRun:
     def _stopping(self) -> bool:
         return self.interrupt.requested or self._fatal is not None
 
-    def _check_whole(self, frame: pl.DataFrame) -> None:
-        """Refuse a frame before any of it is written, and settle which row of each key counts."""
-        frames.check_entity_schema(frame.schema)
-        frames.check_not_all_null(frame)
+    def _settle_duplicates(self, frame: pl.DataFrame) -> None:
+        """Decide which row of each key of a whole frame counts, before any of it is written."""
         numbered = frames.numbered(frame)
         twice = numbered.filter(pl.struct(pl.col(KEY).cast(pl.Binary)).is_duplicated())
         # Only valid rows compete: a bad row does not push out a good one.

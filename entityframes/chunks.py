@@ -10,7 +10,7 @@ import polars as pl
 from entityframes.frames import KEY, numbered
 
 #: With no batch_size, a batch holds about this many bytes of text, and at most this many rows.
-BATCH_BYTES = 16 << 20
+BATCH_BYTES = 8 << 20
 BATCH_ROWS = 50_000
 
 
@@ -47,7 +47,7 @@ def _enough(frames: list[pl.DataFrame], batch_size: int | None) -> bool:
     rows = sum(frame.height for frame in frames)
     if batch_size is not None:
         return rows > batch_size
-    return rows > BATCH_ROWS or sum(frame.estimated_size() for frame in frames) > 2 * BATCH_BYTES
+    return rows > BATCH_ROWS or sum(frame.estimated_size() for frame in frames) > BATCH_BYTES
 
 
 def _cut(frame: pl.DataFrame, batch_size: int | None) -> Iterator[pl.DataFrame]:

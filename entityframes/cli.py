@@ -108,7 +108,7 @@ def _open(url: str | None, namespace: str) -> Any:
 @click.option(
     "--text", help="CSV columns to keep as text whatever they look like (leading zeros), with commas between."
 )
-@click.option("--batch-size", type=click.IntRange(1), help="Rows in a transaction.  [default: as many as fit 16 MiB]")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows in a transaction.  [default: as many as fit 8 MiB]")
 @click.option(
     "--on-duplicate",
     type=click.Choice(["last", "first", "error"]),

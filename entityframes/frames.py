@@ -347,7 +347,7 @@ def readable_keys(frame: pl.DataFrame) -> pl.DataFrame:
     return _readable(frame.select("row", *KEY))[0]
 
 
-def iterate(source: Any, rows: int = 50_000) -> Iterator[pl.DataFrame]:
+def iterate(source: Any, rows: int = 25_000) -> Iterator[pl.DataFrame]:
     """The frames of a streaming source, a LazyFrame or an iterable of frames, without holding more than one."""
     if isinstance(source, pl.LazyFrame):
         yield from source.collect_batches(chunk_size=rows, maintain_order=True, lazy=True)

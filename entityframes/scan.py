@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-import io
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 from polars.io.plugins import register_io_source
 
-from entityframes.engines.predicates import Both, Column, Compare, Either, IsIn, IsNull, Predicate, literal_value
+from entityframes.engines.predicates import (
+    And,
+    Column,
+    Compare,
+    IsIn,
+    IsNull,
+    MetadataField,
+    Or,
+    Predicate,
+    literals,
+)
 
-_COMPARISONS = {"Eq": "=", "NotEq": "<>", "Lt": "<", "LtEq": "<=", "Gt": ">", "GtEq": ">="}
-_MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
-
-#: More values than this in an is_in are left to Polars.
+#: More values than this in an is_in, or more bytes in a predicate, are left to Polars.
 _MAX_VALUES = 10_000
+_MAX_BYTES = 4_000_000
+
+#: Where a filter is concerned, == and its variant that knows nulls do not differ for a constant that is not null.
+_COMPARISONS = {"Eq": "=", "EqValidity": "=", "NotEq": "<>", "Lt": "<", "LtEq": "<=", "Gt": ">", "GtEq": ">="}
+_MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_JUNCTIONS: dict[str, type[And | Or]] = {"And": And, "LogicalAnd": And, "Or": Or, "LogicalOr": Or}
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,7 @@ class ScanQuery:
     columns: tuple[str, ...]
     #: Rows that fail it need not be returned; rows that pass it must be.
     where: Predicate | None
-    #: At most so many rows; set only where the predicate is decided by the database alone.
+    #: At most so many rows; never together with a predicate.
     limit: int | None
 
 
@@ -46,7 +58,7 @@ def lazy_frame(
     Args:
         schema: output columns and dtypes.
         columns: where each output column lives.
-        read: yields frames with the columns of a query.
+        read: yields frames that have the columns of a query; a generator is closed when no more rows are wanted.
         name: what the query plan calls it.
     """
 
@@ -54,123 +66,197 @@ def lazy_frame(
         with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
     ) -> Iterator[pl.DataFrame]:
         wanted = list(schema) if with_columns is None else with_columns
-        where = None
-        if predicate is not None:
-            tree = _without_dynamic(_tree(predicate))
-            predicate = None if tree is None else _expression(tree)
-            where = None if tree is None else _translate(tree, columns)
-        needed = dict.fromkeys([*wanted, *(predicate.meta.root_names() if predicate is not None else [])])
-        query = ScanQuery(tuple(needed), where, n_rows if predicate is None else None)
+        used = [] if predicate is None else predicate.meta.root_names()
+        # Polars gives a limit and a predicate at once for head() and then filter(): the limit is what comes first.
+        where = translate(predicate, columns) if predicate is not None and n_rows is None else None
+        frames = read(ScanQuery(tuple(dict.fromkeys([*wanted, *used])), where, n_rows))
         left = n_rows
-        with closing(read(query)) as frames:  # type: ignore[type-var]
+        try:
             for frame in frames:
-                kept = (frame if predicate is None else frame.filter(predicate)).select(wanted)
-                yield kept if left is None else kept.head(left)
                 if left is not None:
-                    left -= kept.height
-                    if left <= 0:
-                        return
+                    frame = frame.head(left)
+                    left -= frame.height
+                # Polars relies on it that the predicate has been applied.
+                yield (frame if predicate is None else frame.filter(predicate)).select(wanted)
+                if left == 0:
+                    return
+        finally:
+            close = getattr(frames, "close", None)
+            if close is not None:
+                close()
 
     return register_io_source(source, schema=dict(schema), explain_name=name)
 
 
-def _tree(expression: pl.Expr) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return json.loads(expression.meta.serialize(format="json"))
+def translate(predicate: pl.Expr, columns: Mapping[str, Column]) -> Predicate | None:
+    """What of a predicate the database can decide; None if nothing. Never raises: Polars decides the rest anyway.
 
-
-def _expression(tree: Any) -> pl.Expr:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pl.Expr.deserialize(io.BytesIO(json.dumps(tree).encode()), format="json")
-
-
-def _without_dynamic(tree: Any) -> Any:
-    """The tree without the hints that a limit above the scan adds, which nothing but the optimiser can evaluate."""
-    if isinstance(tree, dict) and str(tree.get("Display", {}).get("fmt_str", "")).startswith("dynamic_pred"):
-        return None
-    both = _operator(tree, "And")
-    if both is None:
-        return tree
-    left, right = (_without_dynamic(side) for side in both)
-    if left is None or right is None:
-        return right if left is None else left
-    return {"BinaryExpr": {"left": left, "op": "And", "right": right}}
-
-
-def _operator(tree: Any, *names: str) -> tuple[Any, Any] | None:
-    """Both sides of a binary operator that has one of the names."""
-    inner = tree.get("BinaryExpr") if isinstance(tree, dict) else None
-    return (inner["left"], inner["right"]) if inner and inner["op"] in names else None
-
-
-def _translate(tree: Any, columns: Mapping[str, Column]) -> Predicate | None:
-    """What of a predicate can be decided by the database; never raises, because Polars decides the rest."""
+    Args:
+        predicate: as Polars hands it to a scan, types coerced and constants folded.
+        columns: where each output column lives.
+    """
     try:
-        return _predicate(tree, columns)
-    except Exception:
+        if len(predicate.meta.serialize()) > _MAX_BYTES:
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = json.loads(predicate.meta.serialize(format="json"))
+        return _predicate(_Node(tree, predicate), columns)
+    except (Exception, pl.exceptions.PanicException):
         return None
 
 
-def _predicate(tree: Any, columns: Mapping[str, Column]) -> Predicate | None:
-    both = _operator(tree, "And", "LogicalAnd")
-    if both is not None:
-        parts = [part for part in (_predicate(side, columns) for side in both) if part is not None]
-        return Both(tuple(parts)) if parts else None
-    either = _operator(tree, "Or", "LogicalOr")
-    if either is not None:
-        parts = [part for part in (_predicate(side, columns) for side in either) if part is not None]
-        return Either(tuple(parts)) if len(parts) == 2 else None
-    compared = _operator(tree, *_COMPARISONS)
-    if compared is not None:
-        return _comparison(_COMPARISONS[tree["BinaryExpr"]["op"]], *compared, columns)
-    function = tree.get("Function")
-    return None if function is None else _function(function, columns)
+@dataclass(frozen=True)
+class _Node:
+    """A part of a predicate: its JSON says what it is, its expression what the constants in it are.
+
+    Constants are not taken from the JSON because NaN and infinities are null there and because Polars reads one in
+    three floats back from it with another last digit.
+    """
+
+    tree: Any
+    expression: pl.Expr
+
+    def inputs(self, *trees: Any) -> list[_Node]:
+        """The inputs that have these trees."""
+        expressions = self.expression.meta.pop()[::-1]
+        return [_Node(tree, expression) for tree, expression in zip(trees, expressions, strict=True)]
+
+    def column(self, columns: Mapping[str, Column]) -> Column | None:
+        """The column that this is."""
+        name = self.tree.get("Column")
+        # The names are compared lest another order of inputs in a later Polars mixes up the two sides.
+        return columns.get(name) if name is not None and self.expression.meta.root_names() == [name] else None
+
+    def constant(self) -> pl.Series | None:
+        """The value that this is, as a Series of one; None if it is null, or may not be the same every time."""
+        if not _is_constant(self.tree) or self.expression.meta.root_names():
+            return None
+        value = pl.select(self.expression).to_series()
+        return value if len(value) == 1 and value.null_count() == 0 else None
 
 
-def _comparison(op: str, left: Any, right: Any, columns: Mapping[str, Column]) -> Predicate | None:
-    column = _column(left, columns)
-    if column is None:
-        column, right, op = _column(right, columns), left, _MIRRORED[op]
-    if column is None:
+def _is_constant(tree: Any) -> bool:
+    [(kind, inner)] = tree.items()
+    if kind == "BinaryExpr":
+        return _is_constant(inner["left"]) and _is_constant(inner["right"])
+    return (
+        kind == "Literal"
+        or (kind == "Cast" and _is_constant(inner["expr"]))
+        or (kind == "Alias" and _is_constant(inner[0]))
+    )
+
+
+def _predicate(node: _Node, columns: Mapping[str, Column]) -> Predicate | None:
+    [(kind, inner)] = node.tree.items()
+    if kind == "Column":
+        return _is_boolean(node, columns, "true")
+    if (
+        kind == "Ternary"
+        and _is_never(inner["falsy"])
+        and inner["truthy"] == {"Literal": {"Scalar": {"Boolean": True}}}
+    ):
+        # What a comparison becomes whose constant is beyond the dtype of the column.
+        tested = [part for part in node.expression.meta.pop() if part.meta.root_names()]
+        return _predicate(_Node(inner["predicate"], tested[0]), columns) if len(tested) == 1 else None
+    if kind == "BinaryExpr":
+        left, right = node.inputs(inner["left"], inner["right"])
+        if inner["op"] in _JUNCTIONS:
+            return _junction(_JUNCTIONS[inner["op"]], [_attempt(left, columns), _attempt(right, columns)])
+        return _comparison(_COMPARISONS[inner["op"]], left, right, columns) if inner["op"] in _COMPARISONS else None
+    if kind == "Function":
+        return _function(inner["function"].get("Boolean"), node.inputs(*inner["input"]), columns)
+    return None
+
+
+def _is_never(tree: Any) -> bool:
+    return tree in ({"Literal": {"Scalar": {"Null": "Boolean"}}}, {"Literal": {"Scalar": {"Boolean": False}}})
+
+
+def _attempt(node: _Node, columns: Mapping[str, Column]) -> Predicate | None:
+    """A side of a junction; if it fails the other side may still do."""
+    try:
+        return _predicate(node, columns)
+    except (Exception, pl.exceptions.PanicException):
         return None
-    value = literal_value(column, _constant(right))
-    return None if value is None else Compare(column, op, value)
 
 
-def _function(function: Any, columns: Mapping[str, Column]) -> Predicate | None:
-    kind, inputs = function["function"].get("Boolean"), function["input"]
-    column = _column(inputs[0], columns)
+def _junction(kind: type[And | Or], sides: list[Predicate | None]) -> Predicate | None:
+    known = [side for side in sides if side is not None]
+    if len(known) < 2:
+        return known[0] if known and kind is And else None
+    # One level for a chain of any length.
+    return kind(tuple(part for side in known for part in (side.parts if isinstance(side, kind) else (side,))))
+
+
+def _is_boolean(node: _Node, columns: Mapping[str, Column], value: str) -> Predicate | None:
+    column = node.column(columns)
+    return Compare(column, "=", value) if isinstance(column, MetadataField) and column.dtype == pl.Boolean else None
+
+
+def _comparison(op: str, left: _Node, right: _Node, columns: Mapping[str, Column]) -> Predicate | None:
+    if not left.expression.meta.root_names():
+        left, right, op = right, left, _MIRRORED[op]
+    constant = right.constant()
+    if constant is None:
+        return None
+    if "Cast" in left.tree:
+        return _float_comparison(op, left, constant, columns)
+    column = left.column(columns)
+    values = None if column is None else literals(column, op, constant)
+    if column is None or values is None:
+        return None
+    return Compare(column, op, values[0]) if values else IsIn(column, ())
+
+
+def _float_comparison(op: str, cast: _Node, constant: pl.Series, columns: Mapping[str, Column]) -> Predicate | None:
+    """An integer column as Float64 against a float.
+
+    Below 2**53 it makes no difference that the cast rounds, because rounding keeps the order.
+    """
+    inner, value = cast.tree["Cast"], constant[0]
+    [node] = cast.inputs(inner["expr"])
+    column = node.column(columns)
+    if not isinstance(column, MetadataField) or column.dtype is None or not column.dtype.is_integer():
+        return None
+    if inner["dtype"] != {"Literal": "Float64"} or constant.dtype != pl.Float64 or not abs(value) < 2**53:
+        return None
+    if op in ("<", "<="):
+        return Compare(column, op if value.is_integer() else "<=", math.floor(value))
+    if op in (">", ">="):
+        return Compare(column, op if value.is_integer() else ">=", math.ceil(value))
+    return Compare(column, op, int(value)) if value.is_integer() else None
+
+
+def _function(kind: Any, inputs: list[_Node], columns: Mapping[str, Column]) -> Predicate | None:
+    if kind == "Not":
+        # Of a column only, for which it is a comparison.
+        return _is_boolean(inputs[0], columns, "false")
+    column = inputs[0].column(columns)
     if column is None:
         return None
     if kind in ("IsNull", "IsNotNull"):
         return IsNull(column, kind == "IsNotNull")
-    if isinstance(kind, dict) and "IsIn" in kind:
-        items = _constant(inputs[1])
-        items = (
-            items.explode(empty_as_null=False) if items.dtype == pl.List or isinstance(items.dtype, pl.Array) else items
-        )
-        if kind["IsIn"].get("nulls_equal") or not 0 < len(items) <= _MAX_VALUES:
-            return None
-        values = [
-            literal_value(column, items[place : place + 1]) for place in range(len(items)) if items[place] is not None
-        ]
-        return IsIn(column, tuple(values)) if values and None not in values else None
-    if isinstance(kind, dict) and "IsBetween" in kind:
-        low, high = (literal_value(column, _constant(side)) for side in inputs[1:3])
+    if not isinstance(kind, dict):
+        return None
+    if "IsIn" in kind and not kind["IsIn"]["nulls_equal"]:
+        return _is_in(column, inputs[1].constant())
+    if "IsBetween" in kind:
+        low, high = (side.constant() for side in inputs[1:])
+        lowest = None if low is None else literals(column, ">=", low)
+        highest = None if high is None else literals(column, "<=", high)
         # Open ends are closed here and opened again by Polars.
-        return None if low is None or high is None else Both((Compare(column, ">=", low), Compare(column, "<=", high)))
+        ends = [
+            Compare(column, ">=", lowest[0]) if lowest else None,
+            Compare(column, "<=", highest[0]) if highest else None,
+        ]
+        return _junction(And, list(ends))
     return None
 
 
-def _column(tree: Any, columns: Mapping[str, Column]) -> Column | None:
-    return columns.get(tree["Column"]) if isinstance(tree, dict) and "Column" in tree else None
-
-
-def _constant(tree: Any) -> pl.Series:
-    """The value and dtype of a constant expression, as Polars itself evaluates it."""
-    expression = _expression(tree)
-    if expression.meta.root_names():
-        raise ValueError("not a constant")
-    return pl.select(expression).to_series()
+def _is_in(column: Column, constant: pl.Series | None) -> Predicate | None:
+    if constant is None or not isinstance(constant.dtype, pl.List | pl.Array):
+        return None
+    items = constant[0].drop_nulls().unique(maintain_order=True)
+    values = literals(column, "=", items) if len(items) <= _MAX_VALUES else None
+    return None if values is None else IsIn(column, values)

@@ -198,7 +198,7 @@ def test_interrupt(run: Run) -> None:
         [sys.executable, "-m", "entityframes", *words, "--store", run.url],
         cwd=run.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(3)
+    time.sleep(4)
     os.kill(process.pid, signal.SIGINT)
     started = time.monotonic()
     out, errors = process.communicate(timeout=60)

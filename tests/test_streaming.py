@@ -30,7 +30,7 @@ def test_batches_by_rows() -> None:
 
 
 def test_batches_by_bytes() -> None:
-    """About 16 MiB of text, but never less than one row, and at most 50,000 rows."""
+    """About 8 MiB of text, but never less than one row, and at most 50,000 rows."""
     assert [chunk.height for chunk in chunks(iter([entities(120_000)]), None)] == [BATCH_ROWS, BATCH_ROWS, 20_000]
     large = entities(40, text="x" * (1 << 20))
     sizes = [chunk.height for chunk in chunks(iter([large]), None)]

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from entityframes.engines.predicates import Predicate
 
 
+#: DuckDB keeps what it has read until its limit is reached, by default most of the machine's memory. A file gets this
+#: many bytes and so many for each entity, because the index of keys has to fit.
+MEMORY_BYTES = 96 << 20
+MEMORY_BYTES_PER_ENTITY = 80
+
+
 class DuckDBEngine:
     """One DuckDB database; each call works on a cursor of its own, which is a connection of its own."""
 
@@ -52,6 +58,10 @@ class DuckDBEngine:
             with _translated():
                 self._root.execute(self._sql["session"])
             self._migrate()
+            # A store in memory may fill it.
+            self._bounded = location.target != ":memory:"
+            if self._bounded:
+                self._fit_memory(self.count(None))
         except BaseException as error:
             self.close()
             if isinstance(error, DatabaseError):
@@ -168,6 +178,10 @@ class DuckDBEngine:
                 self._run(cursor, "ledger", [batch.batch_id, batch.run_id, inserted, updated, 0])
                 if changed["due"].any():
                     self._run(cursor, "job", [batch.job_id, batch.batch_id])
+            if self._bounded and self._entities + created > self._room_for:
+                self._fit_memory(self.count(None))
+            elif self._bounded:
+                self._entities += created
         return changed.select("position", "created", "due")
 
     def _refused(self, cursor: Any, changed: pl.DataFrame) -> pl.DataFrame:
@@ -180,6 +194,14 @@ class DuckDBEngine:
             error = pl.lit(f"CHECK constraint failed: {condition}")
             found = pl.concat([found, rows.with_columns(sqlstate=pl.lit("23514"), error=error)])
         return found.unique("position", keep="first")
+
+    def _fit_memory(self, entities: int) -> None:
+        """Let DuckDB use memory for a store that has grown somewhat; asked again when it has."""
+        self._entities = entities
+        self._room_for = entities * 5 // 4 + 250_000
+        limit = MEMORY_BYTES + MEMORY_BYTES_PER_ENTITY * self._room_for
+        with _translated():
+            self._root.execute(f"SET memory_limit = '{limit >> 20}MiB'")
 
     @contextmanager
     def _cursor(self, interrupt: Interrupt | None = None) -> Iterator[Any]:

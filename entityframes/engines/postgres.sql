@@ -80,11 +80,15 @@ CREATE TABLE {schema}.metadata_fields (
 
 -- name: probe
 -- Which of the given rows are new or differ from what is stored; their content is due where it is new or differs.
+-- OFFSET 0 keeps each key a look-up in the index: the planner would rather read the whole table once for each batch.
 -- $1 entity_types, $2 ids, $3 content hashes, $4 metadata hashes
 SELECT t.position::int4 - 1 AS position, e.id IS NULL OR e.content_hash <> t.content_hash AS differs
 FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bytea[])
     WITH ORDINALITY AS t (entity_type, id, content_hash, metadata_hash, position)
-LEFT JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+LEFT JOIN LATERAL (
+    SELECT id, content_hash, metadata_hash FROM {schema}.entities
+    WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
+) AS e ON true
 WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
 
 -- name: create_staging
@@ -131,7 +135,10 @@ WITH given AS (
 ), changed AS (
     SELECT t.*, t.content <> '' AND (e.id IS NULL OR e.content_hash <> t.content_hash) AND $4::boolean AS due
     FROM given AS t
-    LEFT JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+    LEFT JOIN LATERAL (
+        SELECT id, content_hash, metadata_hash FROM {schema}.entities
+        WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
+    ) AS e ON true
     WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
 ), merged AS (
     INSERT INTO {schema}.entities AS e
@@ -233,14 +240,18 @@ WHERE e.batch_id = $1::uuid
 -- Positions of the keys that are stored. $1 entity_types, $2 ids
 SELECT t.position::int4 - 1 AS position
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
-JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+CROSS JOIN LATERAL (
+    SELECT FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
+) AS e
 
 -- name: lookup
 -- The entities of the keys that are stored, with the positions of the keys. $1 entity_types, $2 ids
 SELECT t.position::int4 - 1 AS position, e.content, e.metadata::text AS metadata,
     encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
-JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+CROSS JOIN LATERAL (
+    SELECT * FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
+) AS e
 
 -- name: delete
 -- Deletes the keys that are stored, in key order, with a ledger row. $1 batch, $2 run, $3 entity_types, $4 ids

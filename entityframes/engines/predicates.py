@@ -1,15 +1,14 @@
 """Predicates that reach the database: a small tree, and how each dialect writes it.
 
 A rendered condition keeps every row that the predicate keeps, and may keep more: the predicate is applied again to
-what comes back. So there is no NOT here, and a comparison that an engine would judge otherwise is not made.
+what comes back. So there is no NOT here, a value whose text an engine might read differently is kept, and a comparison
+that an engine would judge otherwise is not made.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
@@ -23,13 +22,17 @@ class EntityColumn:
 
 @dataclass(frozen=True)
 class MetadataField:
-    """A field of the metadata, with the dtype that it has when it is read."""
+    """A field of the metadata."""
 
     name: str
-    dtype: pl.DataType
+    #: The dtype it is read as; None where it is read as its JSON text.
+    dtype: pl.DataType | None
 
 
 Column = EntityColumn | MetadataField
+
+#: A constant in the form in which the column stores it; dates and times of the metadata are text.
+Value = str | int | float
 
 
 @dataclass(frozen=True)
@@ -38,40 +41,40 @@ class Compare:
 
     column: Column
     op: str
-    value: Any
+    value: Value
 
 
 @dataclass(frozen=True)
 class IsIn:
-    """The column has one of the values; there is at least one and none is null."""
+    """The column has one of the values; without values no row has."""
 
     column: Column
-    values: tuple[Any, ...]
+    values: tuple[Value, ...]
 
 
 @dataclass(frozen=True)
 class IsNull:
-    """The column is null, or not."""
+    """The column is null, or is not."""
 
     column: Column
     negated: bool = False
 
 
 @dataclass(frozen=True)
-class Both:
+class And:
     """All of the parts hold."""
 
     parts: tuple[Predicate, ...]
 
 
 @dataclass(frozen=True)
-class Either:
+class Or:
     """One of the parts holds."""
 
     parts: tuple[Predicate, ...]
 
 
-Predicate = Compare | IsIn | IsNull | Both | Either
+Predicate = Compare | IsIn | IsNull | And | Or
 
 
 @dataclass(frozen=True)
@@ -80,41 +83,45 @@ class Dialect:
 
     #: How an entity column is selected, where that is not by its name.
     outputs: dict[str, str]
-    #: Text compared by bytes.
+    #: Text that is compared by bytes.
     by_bytes: str
-    #: Text to a number or boolean; SQL with {} for the text.
-    integer: str
+    #: The text of a metadata field, and its name as that wants it.
+    field: str
+    path: Callable[[str], str]
+    #: A test of a text as a number; true where the text is one that the engine may read otherwise than Polars.
+    as_integer: str
+    as_float: str
     float: str
-    boolean: str
     #: An instant from ISO text in UTC.
     instant: str
     #: A blob from hex digits.
     blob: str
 
-    def field(self, name: str) -> str:
-        """The text of a metadata field."""
-        if self is POSTGRESQL:
-            return f"(metadata->>{_literal(name)})"
-        # Matched as a JSON pointer, in which any key can be written.
-        pointer = "/" + name.replace("~", "~0").replace("/", "~1")
-        return f"json_extract_string(metadata, {_literal(pointer)})"
-
 
 POSTGRESQL = Dialect(
     outputs={"metadata": "metadata::text AS metadata", "content_hash": "encode(content_hash, 'hex') AS content_hash"},
-    by_bytes='{} COLLATE "C"',
-    integer="{}::numeric",
-    float="{}::float8",
-    boolean="{}::boolean",
+    by_bytes='({} COLLATE "C")',
+    field='((metadata->>{}) COLLATE "C")',
+    path=lambda name: name,
+    as_integer="CASE WHEN {text} ~ '^-?[0-9]{{1,39}}$' THEN {text}::numeric {test} ELSE {text} IS NOT NULL END",
+    # A float8 outside its range is an error here.
+    as_float=(
+        "CASE WHEN {text} ~ '^(-?[0-9]{{1,40}}([.][0-9]{{1,40}})?(e[-+]?[0-9]{{1,2}})?|NaN|-?Infinity)$' "
+        "THEN {text}::float8 {test} ELSE {text} IS NOT NULL END"
+    ),
+    float="'{}'::float8",
     instant="timestamptz {}",
     blob="decode({}, 'hex')",
 )
 DUCKDB = Dialect(
     outputs={"metadata": "metadata::VARCHAR AS metadata", "content_hash": "lower(hex(content_hash)) AS content_hash"},
     by_bytes="{}",
-    integer="TRY_CAST({} AS HUGEINT)",
-    float="TRY_CAST({} AS DOUBLE)",
-    boolean="TRY_CAST({} AS BOOLEAN)",
+    field="json_extract_string(metadata, {})",
+    # A JSON pointer, in which any name can be written.
+    path=lambda name: "/" + name.replace("~", "~0").replace("/", "~1"),
+    as_integer="coalesce(TRY_CAST({text} AS HUGEINT) {test}, {text} IS NOT NULL)",
+    as_float="coalesce(TRY_CAST({text} AS DOUBLE) {test}, {text} IS NOT NULL)",
+    float="'{}'::DOUBLE",
     instant="TIMESTAMPTZ {}",
     blob="unhex({})",
 )
@@ -129,7 +136,9 @@ def select(
     limit: int | None,
 ) -> str:
     """The statement of a scan: entity columns of the entities of a type that satisfy a predicate."""
-    conditions = [] if entity_type is None else [f"entity_type = {_literal(entity_type)}"]
+    conditions = []
+    if entity_type is not None:
+        conditions.append(f"entity_type = {_quoted(entity_type)}" if _is_plain(entity_type) else "false")
     if where is not None:
         conditions.append(render(where, dialect))
     return (
@@ -140,93 +149,130 @@ def select(
 
 
 def render(predicate: Predicate, dialect: Dialect) -> str:
-    """A predicate as SQL."""
-    if isinstance(predicate, Both | Either):
-        word = " AND " if isinstance(predicate, Both) else " OR "
+    """A predicate as SQL that can stand among others."""
+    if isinstance(predicate, And | Or):
+        word = " AND " if isinstance(predicate, And) else " OR "
         return "(" + word.join(render(part, dialect) for part in predicate.parts) + ")"
     column = predicate.column
-    if isinstance(predicate, IsNull):
-        text = dialect.field(column.name) if isinstance(column, MetadataField) else column.name
-        return f"{text} IS {'NOT ' if predicate.negated else ''}NULL"
-    left, literal, always = _sides(column, dialect)
-    if isinstance(predicate, Compare):
-        condition = f"{left} {predicate.op} {literal(predicate.value)}"
+    if isinstance(column, MetadataField):
+        text = dialect.field.format(_quoted(dialect.path(column.name)))
     else:
-        condition = f"{left} IN ({', '.join(literal(value) for value in predicate.values)})"
-    return f"({condition}{f' OR {always}' if always else ''})"
+        text = dialect.by_bytes.format(column.name) if column.name in _TEXTS else column.name
+    if isinstance(predicate, IsNull):
+        return f"{text} IS {'NOT ' if predicate.negated else ''}NULL"
+    if isinstance(predicate, Compare):
+        return (
+            "(" + _tested(column, text, f"{predicate.op} {_literal(column, predicate.value, dialect)}", dialect) + ")"
+        )
+    if not predicate.values:
+        return "false"
+    literals = ", ".join(_literal(column, value, dialect) for value in predicate.values)
+    return "(" + _tested(column, text, f"IN ({literals})", dialect) + ")"
 
 
-def _sides(column: Column, dialect: Dialect) -> tuple[str, Any, str]:
-    """The column's side of a comparison, how its literals are written, and which rows to keep in any case."""
-    if isinstance(column, EntityColumn):
-        if column.name == "content_hash":
-            return column.name, lambda value: dialect.blob.format(_literal(value)), ""
-        if column.name in ("created_at", "updated_at"):
-            return column.name, lambda value: dialect.instant.format(_literal(value)), ""
-        return dialect.by_bytes.format(column.name), _literal, ""
-    text = dialect.field(column.name)
-    if column.dtype.is_integer() or isinstance(column.dtype, pl.Duration):
-        return dialect.integer.format(text), str, ""
-    if column.dtype.is_float():
-        return dialect.float.format(text), lambda value: dialect.float.format(_literal(repr(value))), ""
-    if isinstance(column.dtype, pl.Boolean):
-        return dialect.boolean.format(text), lambda value: "true" if value else "false", ""
-    if column.dtype.is_temporal():
-        # A year outside 1 to 9999 is stored as an integer, which has no dash after four digits.
-        return dialect.by_bytes.format(text), _literal, f"substr({text}, 5, 1) <> '-'"
-    return dialect.by_bytes.format(text), _literal, ""
+_TEXTS = ("entity_type", "id", "content")
+_TIMESTAMPS = ("created_at", "updated_at")
+_FRACTIONS = {"ms": 3, "us": 6, "ns": 9}
 
 
-def _literal(text: str) -> str:
+def _tested(column: Column, text: str, test: str, dialect: Dialect) -> str:
+    dtype = column.dtype if isinstance(column, MetadataField) else None
+    if _is_integer(dtype):
+        return dialect.as_integer.format(text=text, test=test)
+    if isinstance(dtype, pl.Float64):
+        return dialect.as_float.format(text=text, test=test)
+    if isinstance(dtype, pl.Date | pl.Datetime):
+        # Only texts of one shape compare as what they mean; a year outside 1 to 9999, for one, is an integer.
+        shape = "____-__-__"
+        if isinstance(dtype, pl.Datetime):
+            shape += f"T__:__:__.{'_' * _FRACTIONS[dtype.time_unit]}{'Z' if dtype.time_zone else ''}"
+        return f"{text} {test} OR {text} NOT LIKE '{shape}'"
+    return f"{text} {test}"
+
+
+def _literal(column: Column, value: Value, dialect: Dialect) -> str:
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return dialect.float.format(value)
+    if column == EntityColumn("content_hash"):
+        return dialect.blob.format(_quoted(value))
+    if isinstance(column, EntityColumn) and column.name in _TIMESTAMPS:
+        return dialect.instant.format(_quoted(value))
+    return _quoted(value)
+
+
+def _quoted(text: str) -> str:
+    """A literal; a backslash is a character like others in both dialects."""
     return "'" + text.replace("'", "''") + "'"
 
 
-def literal_value(column: Column, value: pl.Series) -> Any:
-    """A constant as the column's literals are written, or None if the database could judge it otherwise.
+def _is_plain(text: str) -> bool:
+    """Whether a statement can hold the text and a store too: no NUL and no lone surrogate."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _is_integer(dtype: pl.DataType | None) -> bool:
+    return dtype is not None and (dtype.is_integer() or isinstance(dtype, pl.Duration))
+
+
+def literals(column: Column, op: str, constants: pl.Series) -> tuple[Value, ...] | None:
+    """Constants as the column stores them.
 
     Args:
-        column: what it is compared with.
-        value: a Series of one value, with the dtype that Polars gave the constant.
+        column: what they are compared with.
+        op: how; = stands for is_in too.
+        constants: without nulls, of the dtype that Polars compares the column with.
+
+    Returns:
+        The values in order, or None if the database could judge one of them otherwise.
     """
-    item, dtype = value[0], value.dtype
-    if item is None:
+    if isinstance(column, MetadataField):
+        return _field_literals(column.dtype, op, constants)
+    if column.name in _TIMESTAMPS:
+        return _moments(pl.Datetime("us", "UTC"), constants, "%Y-%m-%d %H:%M:%S%.6f+00")
+    texts = _texts(constants)
+    if texts is None or column.name not in (*_TEXTS, "content_hash"):
         return None
-    if isinstance(column, EntityColumn):
-        if column.name in ("created_at", "updated_at"):
-            return _instant(value)
-        if column.name == "content_hash" and not (isinstance(item, str) and _is_hash(item)):
-            return None
-        return _plain(item) if column.name != "metadata" else None
-    kind = column.dtype
-    if kind.is_integer() and dtype.is_integer():
-        return int(item) if -(2**126) < int(item) < 2**126 else None
-    if isinstance(kind, pl.Float64) and (dtype.is_integer() or isinstance(dtype, pl.Float64)):
-        return float(item) if float(item) == item and abs(item) != float("inf") else None
-    if isinstance(kind, pl.Boolean) and isinstance(item, bool):
-        return item
-    if isinstance(kind, pl.String) and isinstance(item, str):
-        return _plain(item)
-    if isinstance(kind, pl.Date) and dtype == pl.Date:
-        return item.isoformat()
+    if column.name != "content_hash":
+        return texts
+    hashes = tuple(text for text in texts if len(text) == 64 and not set(text) - set("0123456789abcdef"))
+    # What is no hash equals none, but may be less or greater.
+    return hashes if op == "=" or len(hashes) == len(texts) else None
+
+
+def _field_literals(dtype: pl.DataType | None, op: str, constants: pl.Series) -> tuple[Value, ...] | None:
+    given = constants.dtype
+    if isinstance(dtype, pl.String):
+        return _texts(constants)
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        return _texts(constants.cast(pl.String) if given == dtype else constants) if op == "=" else None
+    if isinstance(dtype, pl.Boolean):
+        return tuple("true" if item else "false" for item in constants) if given == pl.Boolean else None
+    if isinstance(dtype, pl.Date):
+        return _moments(dtype, constants, "%Y-%m-%d")
+    if isinstance(dtype, pl.Datetime):
+        fraction, zone = _FRACTIONS[dtype.time_unit], "Z" if dtype.time_zone else ""
+        return _moments(dtype, constants, f"%Y-%m-%dT%H:%M:%S%.{fraction}f{zone}")
+    if isinstance(dtype, pl.Float64) and (given == pl.Float64 or given.is_integer()):
+        floats = tuple(float(item) for item in constants)
+        # NaN comes from a float only, and is equal to itself in both engines as in Polars.
+        return floats if given == pl.Float64 or floats == tuple(constants) else None
+    if _is_integer(dtype) and (given == dtype if isinstance(dtype, pl.Duration) else given.is_integer()):
+        numbers = tuple(int(item) for item in constants.to_physical())
+        return numbers if all(abs(number) < 2**126 for number in numbers) else None
     return None
 
 
-def _plain(item: Any) -> str | None:
-    """Text that a statement can hold."""
-    return item if isinstance(item, str) and "\0" not in item else None
+def _texts(constants: pl.Series) -> tuple[str, ...] | None:
+    texts = tuple(constants) if constants.dtype == pl.String else ("\0",)
+    return texts if all(map(_is_plain, texts)) else None
 
 
-def _is_hash(text: str) -> bool:
-    return len(text) == 64 and not set(text) - set("0123456789abcdef")
-
-
-def _instant(value: pl.Series) -> str | None:
-    if not isinstance(value.dtype, pl.Datetime) or value.dtype.time_zone is None or value.dtype.time_unit == "ns":
+def _moments(dtype: pl.DataType, constants: pl.Series, pattern: str) -> tuple[str, ...] | None:
+    """Dates and times as text in UTC; four digits hold the years 1 to 9999."""
+    if constants.dtype != dtype:
         return None
-    utc = value.dt.convert_time_zone("UTC")
-    return utc.dt.to_string("%Y-%m-%d %H:%M:%S%.6f+00")[0] if 1 <= utc.dt.year()[0] <= 9999 else None
-
-
-def describe(predicate: Predicate) -> str:
-    """A predicate for people, for example in a query plan."""
-    return json.dumps(render(predicate, DUCKDB), ensure_ascii=False)
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+        constants = constants.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return tuple(constants.dt.to_string(pattern)) if constants.dt.year().is_between(1, 9999).all() else None
