@@ -102,18 +102,13 @@ class Fields:
     def _declared(
         self, entity_type: str, fields: Mapping[str, Field], schema: Mapping[str, pl.DataType]
     ) -> dict[str, Field]:
-        if fields and entity_type not in self._ours and self._engine.is_empty(entity_type):
+        try:
+            fresh = _joining(entity_type, fields, schema)
+        except SchemaError:
+            if entity_type in self._ours or not self._engine.is_empty(entity_type):
+                raise
             # No entity is left that could disagree: the type may start anew.
-            known: dict[str, pl.DataType] = {}
-        else:
-            mixed = [name for name in schema if name in fields and fields[name].dtype is None]
-            if mixed:
-                raise SchemaError(
-                    f"metadata columns {', '.join(map(repr, mixed))} of type {entity_type!r} hold mixed JSON: "
-                    "pass the metadata as JSON text, or write these entities under another type"
-                )
-            known = {name: field.output for name, field in fields.items()}
-        fresh = types.merge_fields(entity_type, known, schema)
+            return {name: Field(dtype, True) for name, dtype in schema.items()}
         inferred = {name for name in schema if name in fields and not fields[name].declared}
         return {name: Field(schema[name], True) for name in schema if name in fresh or name in inferred}
 
@@ -137,6 +132,19 @@ class Fields:
                         f"metadata column {name!r} of type {entity_type!r} was declared as {fields[name].output} by "
                         f"another writer just now, and is {field.output} here: cast it, or use another type"
                     )
+
+
+def _joining(
+    entity_type: str, fields: Mapping[str, Field], schema: Mapping[str, pl.DataType]
+) -> dict[str, pl.DataType]:
+    """The typed columns that a type does not have yet."""
+    mixed = [name for name in schema if name in fields and fields[name].dtype is None]
+    if mixed:
+        raise SchemaError(
+            f"metadata columns {', '.join(map(repr, mixed))} of type {entity_type!r} hold nested or mixed JSON: "
+            "pass the metadata as JSON text, or write these entities under another type"
+        )
+    return types.merge_fields(entity_type, {name: field.output for name, field in fields.items()}, schema)
 
 
 def _wider(known: pl.DataType | None, incoming: pl.DataType | None) -> pl.DataType | None:

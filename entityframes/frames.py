@@ -237,7 +237,7 @@ def canonicalise(frame: pl.DataFrame) -> Canonical:
 def sha256(texts: pl.Series) -> pl.Series:
     """The sha256 of each text's UTF-8 bytes, 32 bytes each, as Binary."""
     digest = hashlib.sha256
-    return pl.Series(texts.name, [digest(text.encode()).digest() for text in texts.to_list()], dtype=pl.Binary)
+    return pl.Series(texts.name, [digest(text).digest() for text in texts.cast(pl.Binary).to_list()], dtype=pl.Binary)
 
 
 def _readable(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
@@ -292,8 +292,8 @@ def _canonical_metadata(frame: pl.DataFrame) -> tuple[pl.Series, pl.Series, Infe
         texts, errors, inferred = canonical_json(metadata.to_list())
         return pl.Series("metadata", texts, dtype=pl.String), pl.Series("unparsable", errors, dtype=pl.String), inferred
     encoded, problem = _readable(types.encode(metadata).alias("metadata").to_frame())
-    holds_nul = encoded["metadata"].str.contains(NUL_ESCAPE.pattern)
-    if holds_nul.any():
+    if encoded["metadata"].str.contains("\\u0000", literal=True).any():
+        holds_nul = encoded["metadata"].str.contains(NUL_ESCAPE.pattern)
         said = pl.when(holds_nul).then(pl.lit(NUL_MESSAGE))
         problem = pl.select(pl.coalesce(pl.lit(problem), said).alias("problem")).to_series()
     return encoded["metadata"], problem, {}
