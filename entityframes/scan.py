@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -98,10 +97,7 @@ def translate(predicate: pl.Expr, columns: Mapping[str, Column]) -> Predicate | 
     try:
         if len(predicate.meta.serialize()) > _MAX_BYTES:
             return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = json.loads(predicate.meta.serialize(format="json"))
-        return _predicate(_Node(tree, predicate), columns)
+        return _predicate(_Node(json.loads(predicate.meta.serialize(format="json")), predicate), columns)
     except (Exception, pl.exceptions.PanicException):
         return None
 
@@ -258,5 +254,7 @@ def _is_in(column: Column, constant: pl.Series | None) -> Predicate | None:
     if constant is None or not isinstance(constant.dtype, pl.List | pl.Array):
         return None
     items = constant[0].drop_nulls().unique(maintain_order=True)
+    if items.is_empty():
+        return IsIn(column, ())
     values = literals(column, "=", items) if len(items) <= _MAX_VALUES else None
     return None if values is None else IsIn(column, values)

@@ -7,6 +7,7 @@ that an engine would judge otherwise is not made.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -88,9 +89,9 @@ class Dialect:
     #: The text of a metadata field, and its name as that wants it.
     field: str
     path: Callable[[str], str]
-    #: A test of a text as a number; true where the text is one that the engine may read otherwise than Polars.
-    as_integer: str
-    as_float: str
+    #: A text as a number; null where an engine may read it otherwise than Polars, or not at all.
+    integer: str
+    number: str
     float: str
     #: An instant from ISO text in UTC.
     instant: str
@@ -103,12 +104,9 @@ POSTGRESQL = Dialect(
     by_bytes='({} COLLATE "C")',
     field='((metadata->>{}) COLLATE "C")',
     path=lambda name: name,
-    as_integer="CASE WHEN {text} ~ '^-?[0-9]{{1,39}}$' THEN {text}::numeric {test} ELSE {text} IS NOT NULL END",
-    # A float8 outside its range is an error here.
-    as_float=(
-        "CASE WHEN {text} ~ '^(-?[0-9]{{1,40}}([.][0-9]{{1,40}})?(e[-+]?[0-9]{{1,2}})?|NaN|-?Infinity)$' "
-        "THEN {text}::float8 {test} ELSE {text} IS NOT NULL END"
-    ),
+    integer="CASE WHEN {0} ~ '^-?[0-9]+$' THEN {0}::numeric END",
+    # A float8 outside its range is an error here, so exponents are left out.
+    number="CASE WHEN length({0}) < 40 AND {0} ~ '^-?[0-9]+[.]?[0-9]*$' THEN {0}::float8 END",
     float="'{}'::float8",
     instant="timestamptz {}",
     blob="decode({}, 'hex')",
@@ -119,8 +117,8 @@ DUCKDB = Dialect(
     field="json_extract_string(metadata, {})",
     # A JSON pointer, in which any name can be written.
     path=lambda name: "/" + name.replace("~", "~0").replace("/", "~1"),
-    as_integer="coalesce(TRY_CAST({text} AS HUGEINT) {test}, {text} IS NOT NULL)",
-    as_float="coalesce(TRY_CAST({text} AS DOUBLE) {test}, {text} IS NOT NULL)",
+    integer="TRY_CAST({0} AS HUGEINT)",
+    number="TRY_CAST({0} AS DOUBLE)",
     float="'{}'::DOUBLE",
     instant="TIMESTAMPTZ {}",
     blob="unhex({})",
@@ -160,14 +158,14 @@ def render(predicate: Predicate, dialect: Dialect) -> str:
         text = dialect.by_bytes.format(column.name) if column.name in _TEXTS else column.name
     if isinstance(predicate, IsNull):
         return f"{text} IS {'NOT ' if predicate.negated else ''}NULL"
-    if isinstance(predicate, Compare):
-        return (
-            "(" + _tested(column, text, f"{predicate.op} {_literal(column, predicate.value, dialect)}", dialect) + ")"
-        )
-    if not predicate.values:
+    if isinstance(predicate, IsIn) and not predicate.values:
         return "false"
-    literals = ", ".join(_literal(column, value, dialect) for value in predicate.values)
-    return "(" + _tested(column, text, f"IN ({literals})", dialect) + ")"
+    values = (predicate.value,) if isinstance(predicate, Compare) else predicate.values
+    given = ", ".join(_literal(column, value, dialect) for value in values)
+    test = f"{predicate.op} {given}" if isinstance(predicate, Compare) else f"IN ({given})"
+    read = _as_read(column, text, dialect)
+    # Not false: it is true, or the text could not be read.
+    return f"({text} {test})" if read is None else f"(({read} {test}) IS NOT FALSE AND {text} IS NOT NULL)"
 
 
 _TEXTS = ("entity_type", "id", "content")
@@ -175,19 +173,20 @@ _TIMESTAMPS = ("created_at", "updated_at")
 _FRACTIONS = {"ms": 3, "us": 6, "ns": 9}
 
 
-def _tested(column: Column, text: str, test: str, dialect: Dialect) -> str:
+def _as_read(column: Column, text: str, dialect: Dialect) -> str | None:
+    """What the text of a column means, null where that is in doubt; None if it is compared as it is."""
     dtype = column.dtype if isinstance(column, MetadataField) else None
     if _is_integer(dtype):
-        return dialect.as_integer.format(text=text, test=test)
+        return dialect.integer.format(text)
     if isinstance(dtype, pl.Float64):
-        return dialect.as_float.format(text=text, test=test)
+        return dialect.number.format(text)
     if isinstance(dtype, pl.Date | pl.Datetime):
         # Only texts of one shape compare as what they mean; a year outside 1 to 9999, for one, is an integer.
         shape = "____-__-__"
         if isinstance(dtype, pl.Datetime):
             shape += f"T__:__:__.{'_' * _FRACTIONS[dtype.time_unit]}{'Z' if dtype.time_zone else ''}"
-        return f"{text} {test} OR {text} NOT LIKE '{shape}'"
-    return f"{text} {test}"
+        return f"CASE WHEN {text} LIKE '{shape}' THEN {text} END"
+    return None
 
 
 def _literal(column: Column, value: Value, dialect: Dialect) -> str:
@@ -208,8 +207,8 @@ def _quoted(text: str) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a statement can hold the text and a store too: no NUL and no lone surrogate."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    """Whether a statement can hold the text, and a store too: no NUL and no lone surrogate."""
+    return re.search("[\0\ud800-\udfff]", text) is None
 
 
 def _is_integer(dtype: pl.DataType | None) -> bool:
