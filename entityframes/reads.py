@@ -114,7 +114,7 @@ def _located(engine: Engine, entity_type: str) -> dict[str, tuple[EntityColumn |
     }
     for name, field in Fields(engine).of(entity_type).items():
         shown = f"metadata.{name}" if name in ENTITY_SCHEMA else name
-        columns[shown] = (MetadataField(name, field.output), field.output)
+        columns[shown] = (MetadataField(name, field.dtype), field.output)
     return columns | {
         name: (EntityColumn(name), ENTITY_SCHEMA[name]) for name in ("content_hash", "created_at", "updated_at")
     }
