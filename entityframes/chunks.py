@@ -37,8 +37,7 @@ def chunks(frames: Iterable[pl.DataFrame], batch_size: int | None) -> Iterator[p
         if _enough(waiting, batch_size):
             *full, rest = _cut(pl.concat(waiting), batch_size)
             yield from full
-            # Its own copy, or the slice would keep all of the frame in memory.
-            waiting = [rest.clone()]
+            waiting = [rest]
     if waiting:
         yield from _cut(pl.concat(waiting), batch_size)
 

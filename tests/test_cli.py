@@ -17,6 +17,7 @@ import pytest
 
 import entityframes as ef
 from entityframes.cli import cli
+from tests.conftest import execute
 
 AIRPORTS = (
     '1,"Goroka Airport","Goroka",\\N,5282,-6.08\n'
@@ -198,7 +199,7 @@ def test_interrupt(run: Run) -> None:
         [sys.executable, "-m", "entityframes", *words, "--store", run.url],
         cwd=run.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(4)
+    _wait_until_some_is_stored(run.url)
     os.kill(process.pid, signal.SIGINT)
     started = time.monotonic()
     out, errors = process.communicate(timeout=60)
@@ -210,6 +211,20 @@ def test_interrupt(run: Run) -> None:
     assert counts["cancelled"] > 0
     with ef.connect(run.url) as store:
         assert store.stats()["entities"].sum() == counts["created"]
+
+
+def _wait_until_some_is_stored(url: str) -> None:
+    """Wait for the first batches of another process; DuckDB lets nobody look, but its files grow."""
+    file = Path(url)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if url.startswith("postgresql:"):
+            if execute(url, "SELECT count(*) FROM entityframes.entities")[0][0]:
+                return
+        elif sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*")) > 4 << 20:
+            return
+        time.sleep(0.05)
+    raise TimeoutError("nothing was stored within a minute")
 
 
 def test_every_command_has_help() -> None:

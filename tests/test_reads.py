@@ -150,6 +150,15 @@ def test_scan_filters_on_keys_timestamps_and_metadata(filled: ef.EntityStore) ->
     assert lazy.select(pl.len()).collect().item() == 100
 
 
+def test_scan_filters_on_a_field_of_mixed_kinds(filled: ef.EntityStore) -> None:
+    """Its values are JSON texts; a filter keeps what it keeps on the frame."""
+    whole = filled.read("task")
+    for text in whole["mixed"].to_list():
+        kept = filled.scan("task").filter(pl.col("mixed") == text).collect()
+        assert kept.rows() == whole.filter(pl.col("mixed") == text).rows()
+        assert kept.height == 1
+
+
 def test_scan_of_everything(filled: ef.EntityStore) -> None:
     """All types, with metadata as JSON text."""
     everything = filled.scan()

@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from functools import reduce
@@ -578,6 +579,10 @@ def test_the_reader_is_closed_early() -> None:
                 query(lf).collect()
         else:
             assert query(lf).collect()["x"].to_list() == [1, 2, 3]
+        # Polars lets go of a source in a thread of its own.
+        deadline = time.monotonic() + 30
+        while not state and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert state == ["closed"]
 
 
