@@ -1,25 +1,38 @@
 """Bulk work on entities: frames in, outcome frames out, on DuckDB and PostgreSQL."""
 
+from typing import TYPE_CHECKING, Any
+
 from entityframes.errors import (
     ClosedError,
     ConnectError,
     ConnectionLostError,
     DatabaseError,
     DuplicateError,
+    EmbedderBusyError,
+    EmbedderError,
     EntityFramesError,
     FormatError,
     PermanentError,
     ResourceError,
     RowError,
     SchemaError,
+    SpaceError,
     StatementCancelledError,
     StatementTimeoutError,
     TransientError,
     ValidationError,
 )
 from entityframes.frames import entities, ids
-from entityframes.results import DeleteResult, UpsertResult
+from entityframes.results import DeleteResult, EmbedResult, UpsertResult
 from entityframes.store import EntityStore, connect
+
+if TYPE_CHECKING:
+    from entityframes.embedding import (
+        HashingEmbedder,
+        OpenAIEmbedder,
+        SentenceTransformerEmbedder,
+        WordLlamaEmbedder,
+    )
 
 __version__ = "0.1.0"
 
@@ -30,19 +43,36 @@ __all__ = [
     "DatabaseError",
     "DeleteResult",
     "DuplicateError",
+    "EmbedResult",
+    "EmbedderBusyError",
+    "EmbedderError",
     "EntityFramesError",
     "EntityStore",
     "FormatError",
+    "HashingEmbedder",
+    "OpenAIEmbedder",
     "PermanentError",
     "ResourceError",
     "RowError",
     "SchemaError",
+    "SentenceTransformerEmbedder",
+    "SpaceError",
     "StatementCancelledError",
     "StatementTimeoutError",
     "TransientError",
     "UpsertResult",
     "ValidationError",
+    "WordLlamaEmbedder",
     "connect",
     "entities",
     "ids",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The embedders are loaded when they are asked for, with numpy."""
+    if name.endswith("Embedder") and name in __all__:
+        from entityframes import embedding
+
+        return getattr(embedding, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

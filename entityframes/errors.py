@@ -7,6 +7,9 @@
     ├── ConnectError         the store cannot be opened: address, credentials, locks, versions
     │   └── FormatError      the store was written by a newer version of this package
     ├── ClosedError          the store was closed, or is used in a process it was not opened in
+    ├── SpaceError           there is no such embedding space, or it is of another model or dimension
+    ├── EmbedderError        the embedder cannot work at all: credentials, model, shape of its vectors
+    │   └── EmbedderBusyError   it asks to be tried again later: rate limit, overload, timeout
     └── DatabaseError        the database refused a statement; ``sqlstate`` says why
         ├── RowError         a value that the database refuses: constraint, trigger, domain
         ├── TransientError   worth another try: deadlock, serialization, lock timeout, lost connection
@@ -27,12 +30,15 @@ __all__ = [
     "ConnectionLostError",
     "DatabaseError",
     "DuplicateError",
+    "EmbedderBusyError",
+    "EmbedderError",
     "EntityFramesError",
     "FormatError",
     "PermanentError",
     "ResourceError",
     "RowError",
     "SchemaError",
+    "SpaceError",
     "StatementCancelledError",
     "StatementTimeoutError",
     "TransientError",
@@ -66,6 +72,26 @@ class FormatError(ConnectError):
 
 class ClosedError(EntityFramesError):
     """The store was closed, or belongs to another process (it does not survive a fork)."""
+
+
+class SpaceError(EntityFramesError):
+    """There is no such embedding space, or its model or dimension is another one."""
+
+
+class EmbedderError(EntityFramesError):
+    """The embedder cannot work at all, whatever the text: credentials, an unknown model, vectors of another shape."""
+
+
+class EmbedderBusyError(EmbedderError):
+    """The embedder asks to be tried again: rate limit, overload, timeout.
+
+    Attributes:
+        retry_after: seconds that it asks to wait, or None.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class DatabaseError(EntityFramesError):

@@ -9,7 +9,7 @@ import polars as pl
 
 from entityframes import canonical, frames, types
 from entityframes.engines import Engine
-from entityframes.engines.predicates import EntityColumn, MetadataField
+from entityframes.engines.predicates import Column, EntityColumn, MetadataField
 from entityframes.fields import Fields
 from entityframes.frames import KEY
 from entityframes.progress import Progress, Reporter
@@ -105,6 +105,29 @@ def scan(engine: Engine, entity_type: str | None) -> pl.LazyFrame:
         return _typed_pieces(engine, entity_type, list(query.columns), query.where, query.limit)
 
     return lazy_frame(schema, {name: place for name, (place, _) in located.items()}, read_type, name=entity_type)
+
+
+def located(engine: Engine, entity_type: str | None) -> tuple[dict[str, pl.DataType], dict[str, Column]]:
+    """The columns by which the entities of a type can be filtered: their dtypes, and where each lives."""
+    if entity_type is None:
+        return dict(ENTITY_SCHEMA), {name: EntityColumn(name) for name in ENTITY_SCHEMA}
+    places = _located(engine, entity_type)
+    return {name: dtype for name, (_, dtype) in places.items()}, {name: place for name, (place, _) in places.items()}
+
+
+def typed(engine: Engine, entity_type: str | None, entities: pl.DataFrame) -> pl.DataFrame:
+    """Entities of a type with the columns of `read`, in order; of all types they stay as they are."""
+    if entity_type is None:
+        return entities
+    fields = {
+        shown: place.name
+        for shown, (place, _) in _located(engine, entity_type).items()
+        if isinstance(place, MetadataField)
+    }
+    known = Fields(engine).of(entity_type)
+    decoded = _decode(entities["metadata"], {name: known[name].dtype for name in fields.values()})
+    decoded = decoded.rename({inner: shown for shown, inner in fields.items()})
+    return entities.drop("metadata").hstack(decoded.get_columns())
 
 
 def _located(engine: Engine, entity_type: str) -> dict[str, tuple[EntityColumn | MetadataField, pl.DataType]]:

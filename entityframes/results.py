@@ -25,8 +25,16 @@ UPSERT_STATUSES = ("created", "updated", "unchanged", "duplicate", "failed", "ca
 #: What can become of a row of a delete; missing: there was no such entity.
 DELETE_STATUSES = ("deleted", "missing", "duplicate", "failed", "cancelled", "unknown")
 
-#: Who refused a row: our validation, the database, the connection to it, a time limit, its disk or memory.
-ERROR_KINDS = ("validation", "database", "connection", "timeout", "resource")
+#: What can become of an entity that was due when its job ran:
+#: embedded: the vector of its content is stored;
+#: skipped: it changed, was deleted, or its job went to another worker, before the vector could be written;
+#: failed: the embedder refused its text, or could not be reached as often as was tried;
+#: cancelled: the run was stopped first; it stays due.
+EMBED_STATUSES = ("embedded", "skipped", "failed", "cancelled", "unknown")
+
+#: Who refused a row: our validation, the database, the connection to it, a time limit, its disk or memory, or the
+#: embedder.
+ERROR_KINDS = ("validation", "database", "connection", "timeout", "resource", "embedder")
 
 #: Statuses that leave the caller with something to do.
 UNRESOLVED = ("failed", "cancelled", "unknown")
@@ -175,6 +183,24 @@ class DeleteResult(UpsertResult):
         return self.outcomes.filter(pl.col("status").is_in(["deleted", "missing"]))
 
 
+@dataclass(frozen=True, repr=False)
+class EmbedResult(UpsertResult):
+    """What became of every entity that was due: embedded, skipped, failed or cancelled.
+
+    ``row`` counts them in the order in which they were done; ``batches`` is how many transactions wrote vectors.
+    """
+
+    #: The space that was filled.
+    space: str = ""
+    #: How often the embedder was called.
+    calls: int = 0
+
+    @property
+    def succeeded(self) -> pl.DataFrame:
+        """The outcomes of entities whose content has its vector."""
+        return self.outcomes.filter(pl.col("status") == "embedded")
+
+
 def _pace(result: UpsertResult) -> str:
     rate = f", {result.rows / result.elapsed:,.0f} rows/s" if result.elapsed else ""
     batches = "1 batch" if result.batches == 1 else f"{result.batches:,} batches"
@@ -195,6 +221,8 @@ _COLOURS = {
     "updated": "#0072B2",
     "unchanged": "#999999",
     "deleted": "#009E73",
+    "embedded": "#009E73",
+    "skipped": "#999999",
     "missing": "#999999",
     "duplicate": "#CC79A7",
     "failed": "#D55E00",

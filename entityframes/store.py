@@ -8,15 +8,19 @@ import threading
 import uuid
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from entityframes import canonical, deletes, frames, reads
+from entityframes import deletes, frames, reads, single
 from entityframes.batches import OnDuplicate, OnError, Options, UpsertRun
 from entityframes.engines import Engine, Interrupt, open_engine, parse_url
 from entityframes.progress import Progress, Reporter
-from entityframes.results import DeleteResult, UpsertResult
+from entityframes.results import DeleteResult, EmbedResult, UpsertResult
+
+if TYPE_CHECKING:
+    from entityframes.embedding import Embedder
+    from entityframes.embedding.search import Mode
 
 
 def connect(
@@ -48,8 +52,10 @@ class EntityStore:
     def __init__(self, engine: Engine, namespace: str) -> None:
         self._engine = engine
         self._namespace = namespace
-        #: The result of the last upsert or delete, also where it ended in an exception.
+        #: The result of the last upsert, delete or embed, also where it ended in an exception.
         self.last_result: UpsertResult | None = None
+        #: The embedders that this store has used, by model, so that a search need not name one.
+        self._embedders: dict[str, Embedder] = {}
 
     @property
     def address(self) -> str:
@@ -185,13 +191,191 @@ class EntityStore:
         finally:
             self.last_result = run.result()
 
-    def stats(self) -> pl.DataFrame:
-        """``entity_type``, ``entities``, ``embedded``, ``due``, ``failed`` (Int64); one row a type, ordered by it."""
-        return self._engine.stats().with_columns(pl.col("entities", "embedded", "due", "failed").cast(pl.Int64))
+    def stats(self, *, space: str | None = None) -> pl.DataFrame:
+        """Count the entities of each type, and how far a space has them.
+
+        Args:
+            space: the space that is meant; None for the active one.
+
+        Returns:
+            ``entity_type``, ``entities``, ``embedded``, ``due`` (content that has no vector of it), ``failed``
+            (content that the embedder refused), Int64; one row a type, ordered by it.
+
+        Raises:
+            SpaceError: there is no such space.
+        """
+        from entityframes.embedding import jobs
+
+        return jobs.stats(self._engine, space)
+
+    def embed(
+        self,
+        embedder: Embedder,
+        *,
+        space: str | None = None,
+        batch_size: int | None = None,
+        workers: int = 1,
+        max_attempts: int = 3,
+        progress: Progress = None,
+        cancel: threading.Event | None = None,
+    ) -> EmbedResult:
+        """Embed what is due, job by job, until no job is left; several processes may do so at once on PostgreSQL.
+
+        A vector is written only while the content is still what was embedded. Of a batch that fails, the texts at
+        fault are found and recorded; `retry_failed` queues them again.
+
+        Args:
+            embedder: see `entityframes.embedding.Embedder`.
+            space: where its vectors go; None for the active space, or a new one of the model's name. A space that is
+                not the first begins with everything that is due in it.
+            batch_size: texts in a call of the embedder; None for as many as it takes.
+            workers: how many jobs are worked off at once, each in a thread.
+            max_attempts: how often a call is tried while the embedder is busy, after 1, 2, 4, ... 60 seconds or as
+                long as it says; then the job is failed and its entities stay due.
+            progress, cancel: as in `upsert`, but the batch in flight is still written.
+
+        Returns:
+            EmbedResult, whose ``outcomes`` have one row for each entity that was due, in the order of the work.
+
+        Raises:
+            SpaceError: the space is of another model or dimension.
+            EmbedderError: the embedder cannot work at all.
+            DatabaseError: the database cannot.
+            KeyboardInterrupt: on Ctrl-C; `last_result` holds what was done.
+        """
+        from entityframes.embedding.worker import EmbedOptions
+
+        return self._embed(embedder, space, EmbedOptions(batch_size, workers, max_attempts), progress, cancel)
+
+    def _embed(
+        self, embedder: Embedder, space: str | None, options: Any, progress: Progress, cancel: threading.Event | None
+    ) -> EmbedResult:
+        from entityframes.embedding import spaces
+        from entityframes.embedding.worker import EmbedRun
+
+        name = spaces.settle(self._engine, embedder, space)
+        self._embedders[embedder.name] = embedder
+        run = EmbedRun(self._engine, embedder, name, options)
+        total = int(self._engine.stats(name)["due"].sum())
+        with Reporter(progress, total, unit="texts") as reporter:
+            try:
+                return run.execute(reporter, cancel)
+            finally:
+                self.last_result = run.result()
+
+    def enqueue(self, what: Any = None, /, *, space: str | None = None) -> int:
+        """Make embedding jobs for what is due or failed: what was stored with ``embed=False``, for one.
+
+        Args:
+            what: an entity type, an id frame, or None for everything.
+            space: where it is due; None for the active space, or the first one to come.
+
+        Returns:
+            How many entities the jobs list.
+
+        Raises:
+            SpaceError: there is no such space.
+            SchemaError: `what` is no id frame.
+        """
+        from entityframes.embedding import jobs
+
+        return jobs.enqueue(self._engine, what, space)
+
+    def retry_failed(self, *, space: str | None = None) -> int:
+        """Queue again what the embedder refused, and the jobs that failed; how many entities it had refused."""
+        from entityframes.embedding import spaces
+
+        return self._engine.embedding.retry_failed(spaces.find(self._engine, space)["space"])
+
+    def jobs(self, state: str | None = None) -> pl.DataFrame:
+        """The embedding jobs, oldest first.
+
+        Args:
+            state: "pending", "running", "done" or "failed"; None for all.
+
+        Returns:
+            ``job_id``, ``batch_id``, ``space`` (null until a worker takes it), ``state`` Enum, ``entities`` Int64 (how
+            many it lists), ``attempts`` Int64, ``worker``, ``lease_until``, ``error``, ``created_at``, ``updated_at``.
+        """
+        from entityframes.embedding import jobs
+
+        return jobs.jobs(self._engine, state)
+
+    def spaces(self) -> pl.DataFrame:
+        """The spaces, oldest first.
+
+        Returns:
+            ``space``, ``model``, ``dim`` Int64, ``active`` Boolean, ``embedded``, ``due``, ``failed`` Int64 (how many
+            entities), ``created_at``.
+        """
+        from entityframes.embedding import jobs
+
+        return jobs.spaces(self._engine)
+
+    def activate(self, space: str) -> None:
+        """Let searches use a space from now on. Raises SpaceError if there is no such space."""
+        from entityframes.embedding import spaces
+
+        self._engine.embedding.activate_space(spaces.find(self._engine, space)["space"])
+
+    def drop_space(self, space: str) -> None:
+        """Delete a space with its vectors. Raises SpaceError if there is none, or if others wait and it is active."""
+        from entityframes.embedding import jobs
+
+        jobs.drop_space(self._engine, space)
+
+    def index_space(self, space: str | None = None) -> bool:
+        """Make the index for approximate search (pgvector's HNSW), after which vectors cost more to write.
+
+        Returns:
+            Whether there is one now. Without it (DuckDB, PostgreSQL without pgvector 0.8) search is exact.
+        """
+        from entityframes.embedding import spaces
+
+        row = spaces.find(self._engine, space)
+        return self._engine.embedding.index_space(row["space"], row["dim"])
+
+    def search(
+        self,
+        query: Any,
+        *,
+        entity_type: str | None = None,
+        k: int = 10,
+        mode: Mode = "vector",
+        where: pl.Expr | None = None,
+        embedder: Embedder | None = None,
+    ) -> pl.DataFrame:
+        """Find entities by meaning, by words, or by both.
+
+        Args:
+            query: a text, or for ``mode="vector"`` also a vector (any sequence of numbers).
+            entity_type: the type to search; None for all.
+            k: how many entities at most.
+            mode: "vector" compares with the active space by cosine, "text" ranks by words (BM25), "hybrid" fuses both
+                rankings. A vector of content that has changed since is not compared.
+            where: a filter over the columns of `read` where a type is given, else over those of `scan`; applied before
+                the limit, by the database as far as it judges like Polars.
+            embedder: what embeds the query; None for the one that this store has used for the space, or a shipped one
+                of that name.
+
+        Returns:
+            ``rank`` UInt32 from 1, ``score`` Float64 (cosine, BM25, or the sum of 1 / (60 + rank)), and the entity's
+            columns; best first, equal scores by key.
+
+        Raises:
+            SpaceError: nothing is embedded yet, or embedder or vector do not fit.
+            EmbedderError: the query cannot be embedded.
+        """
+        from entityframes.embedding.search import search
+
+        return search(
+            self._engine, query, entity_type=entity_type, k=k, mode=mode, where=where, embedder=embedder,
+            remembered=self._embedders,
+        )  # fmt: skip
 
     def get_entity(self, entity_type: str, id: str) -> dict[str, Any] | None:
         """One entity as a dict with its metadata as a dict, or None; `get` for many."""
-        row = self.get(_one_id(entity_type, id)).row(0, named=True)
+        row = self.get(single.one_id(entity_type, id)).row(0, named=True)
         if not row.pop("found"):
             return None
         return row | {"metadata": json.loads(row["metadata"])}
@@ -217,17 +401,17 @@ class EntityStore:
             ValidationError: it breaks a rule of the data.
             DatabaseError: the database refused it.
         """
-        frame = _one_entity(entity_type, id, content, metadata)
+        frame = single.one_entity(entity_type, id, content, metadata)
         result = self.upsert(frame, embed=embed, on_error="raise", progress=False)
         return result.outcomes.row(0, named=True)
 
     def entity_exists(self, entity_type: str, id: str) -> bool:
         """Whether an entity is stored; `exists` for many."""
-        return bool(self.exists(_one_id(entity_type, id))["exists"][0])
+        return bool(self.exists(single.one_id(entity_type, id))["exists"][0])
 
     def delete_entity(self, entity_type: str, id: str) -> bool:
         """Delete one entity and tell whether there was one; `delete` for many."""
-        return self.delete(_one_id(entity_type, id)).counts["deleted"] == 1
+        return self.delete(single.one_id(entity_type, id)).counts["deleted"] == 1
 
     def close(self) -> None:
         """Close the store. May be called again."""
@@ -255,25 +439,3 @@ def _is_stream(source: Any) -> bool:
         # Tables and pandas frames know their length; readers and relations do not hold their rows.
         return not hasattr(source, "num_rows") and not hasattr(source, "iloc")
     return hasattr(source, "__iter__") and not isinstance(source, str | bytes | Mapping)
-
-
-def _one_id(entity_type: str, id: str) -> pl.DataFrame:
-    return _binary_safe({"entity_type": entity_type, "id": id})
-
-
-def _one_entity(entity_type: str, id: str, content: str, metadata: Mapping[str, Any] | str | None) -> pl.DataFrame:
-    row = {"entity_type": entity_type, "id": id, "content": content}
-    if metadata is not None:
-        row["metadata"] = metadata if isinstance(metadata, str) else canonical.dump(metadata)
-    return _binary_safe(row)
-
-
-def _binary_safe(row: Mapping[str, str]) -> pl.DataFrame:
-    """One row as bytes, so that text which is no UTF-8 gets the same verdict as in a frame."""
-    wrong = [name for name, value in row.items() if not isinstance(value, str)]
-    if wrong:
-        raise TypeError(f"{', '.join(wrong)} must be str, not {', '.join(type(row[name]).__name__ for name in wrong)}")
-    return pl.DataFrame(
-        {name: [value.encode("utf-8", "surrogatepass")] for name, value in row.items()},
-        schema=dict.fromkeys(row, pl.Binary),
-    )

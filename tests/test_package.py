@@ -19,12 +19,13 @@ LAYERS = [
     {"errors"},
     {"types", "canonical", "progress"},
     {"frames"},
-    {"results", "chunks"},
+    {"results", "chunks", "single"},
     {"engines"},
     {"fields"},
     {"scan"},
     {"batches", "deletes", "reads"},
     {"store"},
+    {"embedding"},
     {"files"},
     {"cli"},
     {"__init__", "__main__"},
@@ -86,15 +87,18 @@ def test_modules_and_functions_stay_short() -> None:
 def test_both_engines_answer_the_same_methods() -> None:
     """What one engine can be asked, the other can."""
     from entityframes.engines.duckdb import DuckDBEngine
+    from entityframes.engines.duckdb_embedding import DuckDBEmbedding
     from entityframes.engines.postgres import PostgresEngine
+    from entityframes.engines.postgres_embedding import PostgresEmbedding
 
     def public(kind: type) -> set[str]:
         return {name for name in vars(kind) if not name.startswith("_")}
 
     assert public(DuckDBEngine) == public(PostgresEngine)
+    assert public(DuckDBEmbedding) == public(PostgresEmbedding)
 
 
-@pytest.mark.parametrize("file", ["duckdb.sql", "postgres.sql"])
+@pytest.mark.parametrize("file", ["duckdb.sql", "postgres.sql", "duckdb_embedding.sql", "postgres_embedding.sql"])
 def test_every_statement_is_described_and_used(file: str) -> None:
     """Each named statement has a line that says what it does, and code that runs it."""
     text = (PACKAGE / "engines" / file).read_text("utf-8")

@@ -49,7 +49,7 @@ def test_outcome_columns_and_dtypes(store: ef.EntityStore) -> None:
         "status": pl.Enum(["created", "updated", "unchanged", "duplicate", "failed", "cancelled", "unknown"]),
         "batch_id": pl.String,
         "job_id": pl.String,
-        "error_kind": pl.Enum(["validation", "database", "connection", "timeout", "resource"]),
+        "error_kind": pl.Enum(["validation", "database", "connection", "timeout", "resource", "embedder"]),
         "error": pl.String,
         "sqlstate": pl.String,
     }

@@ -15,6 +15,7 @@ from entityframes.engines.interrupt import Interrupt
 from entityframes.errors import ConnectError
 
 if TYPE_CHECKING:
+    from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
 
 __all__ = ["Batch", "Engine", "Interrupt", "Location", "open_engine", "parse_url"]
@@ -93,8 +94,8 @@ class Engine(Protocol):
     def is_empty(self, entity_type: str) -> bool:
         """Whether the type has no entity."""
 
-    def stats(self) -> pl.DataFrame:
-        """entity_type, entities, embedded, due, failed; one row a type."""
+    def stats(self, space: str | None) -> pl.DataFrame:
+        """entity_type, entities, embedded, due, failed in a space, by default the active one; one row a type."""
 
     def count(self, entity_type: str | None) -> int:
         """How many entities there are."""
@@ -103,6 +104,10 @@ class Engine(Protocol):
         self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
     ) -> Iterator[pl.DataFrame]:
         """Entity columns of the entities of a type that satisfy a predicate, in no particular order, in pieces."""
+
+    @property
+    def embedding(self) -> EmbeddingEngine:
+        """The same database where embedding and search are concerned."""
 
     def close(self) -> None:
         """Close every connection. May be called again."""

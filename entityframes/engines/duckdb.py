@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -27,6 +28,7 @@ from entityframes.errors import (
 )
 
 if TYPE_CHECKING:
+    from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
 
 
@@ -46,7 +48,7 @@ class DuckDBEngine:
         # One batch is prepared while another is written.
         self.workers = workers or 2
         self._namespace = namespace
-        self._sql = queries.load("duckdb.sql", namespace)
+        self._sql = queries.load("duckdb.sql", namespace) | queries.load("duckdb_embedding.sql", namespace)
         self._process = os.getpid()
         self._writing = threading.Lock()
         self._root: Any = None
@@ -131,9 +133,15 @@ class DuckDBEngine:
         with self._cursor() as cursor:
             return bool(self._ask(cursor, "is_empty", [entity_type]).item())
 
-    def stats(self) -> pl.DataFrame:
+    def stats(self, space: str | None) -> pl.DataFrame:
         with self._cursor() as cursor:
-            return self._ask(cursor, "stats")
+            return self._ask(cursor, "stats", [space])
+
+    @cached_property
+    def embedding(self) -> EmbeddingEngine:
+        from entityframes.engines.duckdb_embedding import DuckDBEmbedding
+
+        return DuckDBEmbedding(self)
 
     def count(self, entity_type: str | None) -> int:
         with self._cursor() as cursor:

@@ -22,7 +22,7 @@ SET enable_external_access = false
 CREATE SCHEMA IF NOT EXISTS {schema}
 
 -- name: migrate_1
--- Format 1: entities, the ledger of batches, embedding jobs, what is embedded, and the dtypes of metadata fields.
+-- Format 1: entities, the ledger of batches, embedding jobs, spaces and vectors, and the dtypes of metadata fields.
 CREATE TABLE {schema}.format (version INTEGER NOT NULL, since TIMESTAMPTZ NOT NULL DEFAULT now());
 INSERT INTO {schema}.format (version) VALUES (1);
 CREATE TABLE {schema}.entities (
@@ -47,14 +47,26 @@ CREATE TABLE {schema}.batches (
 );
 CREATE TABLE {schema}.embedding_jobs (
     job_id       UUID PRIMARY KEY,
-    batch_id     UUID NOT NULL,
+    batch_id     UUID,
+    space        VARCHAR,
     state        VARCHAR NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'running', 'done', 'failed')),
     entity_types VARCHAR[] NOT NULL,
     ids          VARCHAR[] NOT NULL,
     attempts     INTEGER NOT NULL DEFAULT 0,
+    rescues      INTEGER NOT NULL DEFAULT 0,
+    fence        INTEGER NOT NULL DEFAULT 0,
+    worker       VARCHAR,
+    lease_until  TIMESTAMPTZ,
     error        VARCHAR,
     created_at   TIMESTAMPTZ NOT NULL,
     updated_at   TIMESTAMPTZ NOT NULL
+);
+CREATE TABLE {schema}.spaces (
+    space        VARCHAR PRIMARY KEY,
+    model        VARCHAR NOT NULL,
+    dim          INTEGER NOT NULL,
+    activated_at TIMESTAMPTZ,
+    created_at   TIMESTAMPTZ NOT NULL
 );
 CREATE TABLE {schema}.embeddings (
     space        VARCHAR NOT NULL,
@@ -62,8 +74,7 @@ CREATE TABLE {schema}.embeddings (
     id           VARCHAR NOT NULL,
     content_hash BLOB NOT NULL,
     error        VARCHAR,
-    embedded_at  TIMESTAMPTZ NOT NULL,
-    PRIMARY KEY (space, entity_type, id)
+    embedded_at  TIMESTAMPTZ NOT NULL
 );
 CREATE SEQUENCE {schema}.field_positions;
 CREATE TABLE {schema}.metadata_fields (
@@ -168,20 +179,19 @@ ON CONFLICT (entity_type, field) DO NOTHING
 SELECT NOT EXISTS (SELECT 1 FROM {schema}.entities WHERE entity_type = $1)
 
 -- name: stats
--- One row a type: its entities, how many of them are embedded, due and failed in any space.
-WITH embedded AS (
-    SELECT e.entity_type, e.id, bool_or(v.error IS NULL) AS embedded, bool_or(v.error IS NOT NULL) AS failed
-    FROM {schema}.entities AS e
-    JOIN {schema}.embeddings AS v
-        ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-    GROUP BY e.entity_type, e.id
+-- One row a type: its entities, how many of them are embedded, due and failed in a space. $1 space, null for the active
+WITH chosen AS (
+    SELECT coalesce($1::VARCHAR, (
+        SELECT space FROM {schema}.spaces WHERE activated_at IS NOT NULL ORDER BY activated_at DESC LIMIT 1
+    )) AS space
 )
 SELECT e.entity_type, count(*) AS entities,
-    count(*) FILTER (WHERE v.embedded) AS embedded,
-    count(*) FILTER (WHERE e.content <> '' AND NOT coalesce(v.embedded OR v.failed, false)) AS due,
-    count(*) FILTER (WHERE v.failed AND NOT v.embedded) AS failed
+    count(*) FILTER (WHERE v.content_hash IS NOT NULL AND v.error IS NULL) AS embedded,
+    count(*) FILTER (WHERE e.content <> '' AND v.content_hash IS NULL) AS due,
+    count(*) FILTER (WHERE v.error IS NOT NULL) AS failed
 FROM {schema}.entities AS e
-LEFT JOIN embedded AS v ON v.entity_type = e.entity_type AND v.id = e.id
+LEFT JOIN {schema}.embeddings AS v ON v.space = (SELECT space FROM chosen)
+    AND v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
 GROUP BY e.entity_type ORDER BY e.entity_type
 
 -- name: count

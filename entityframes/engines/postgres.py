@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import adbc_driver_manager
@@ -34,6 +35,7 @@ from entityframes.errors import (
 )
 
 if TYPE_CHECKING:
+    from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
 
 #: Batches up to this size go as one statement; above it the staging table wins (measured).
@@ -52,7 +54,7 @@ class PostgresEngine:
         self.address = location.address
         self.workers = workers or 2
         self._namespace = namespace
-        self._sql = queries.load("postgres.sql", namespace)
+        self._sql = queries.load("postgres.sql", namespace) | queries.load("postgres_embedding.sql", namespace)
         self._target = location.target
         self._idle: list[Any] = []
         self._lock = threading.Lock()
@@ -112,8 +114,10 @@ class PostgresEngine:
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         given = [batch.batch_id, batch.run_id, keys["entity_type"], keys["id"]]
-        with self._connection(batch.interrupt) as connection:
-            return self._ask(connection, "delete", *given, committing=True)
+        with self._connection(batch.interrupt) as connection, self._transaction(connection, batch.interrupt):
+            gone = self._ask(connection, "delete", *given)
+            self._run(connection, "delete_vectors", keys["entity_type"], keys["id"])
+            return gone
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
         with self._connection() as connection:
@@ -127,9 +131,15 @@ class PostgresEngine:
         with self._connection() as connection:
             return bool(self._ask(connection, "is_empty", entity_type).item())
 
-    def stats(self) -> pl.DataFrame:
+    def stats(self, space: str | None) -> pl.DataFrame:
         with self._connection() as connection:
-            return self._ask(connection, "stats")
+            return self._ask(connection, "stats", space)
+
+    @cached_property
+    def embedding(self) -> EmbeddingEngine:
+        from entityframes.engines.postgres_embedding import PostgresEmbedding
+
+        return PostgresEmbedding(self)
 
     def count(self, entity_type: str | None) -> int:
         with self._connection() as connection:

@@ -26,7 +26,7 @@ SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)
 CREATE SCHEMA IF NOT EXISTS {schema}
 
 -- name: migrate_1
--- Format 1: entities, the ledger of batches, embedding jobs, what is embedded, and the dtypes of metadata fields.
+-- Format 1: entities, the ledger of batches, embedding jobs, spaces and vectors, and the dtypes of metadata fields.
 CREATE TABLE {schema}.format (version int4 NOT NULL, since timestamptz NOT NULL DEFAULT now());
 INSERT INTO {schema}.format (version) VALUES (1);
 CREATE TABLE {schema}.entities (
@@ -51,14 +51,29 @@ CREATE TABLE {schema}.batches (
 );
 CREATE TABLE {schema}.embedding_jobs (
     job_id       uuid PRIMARY KEY,
-    batch_id     uuid NOT NULL,
+    batch_id     uuid,
+    space        text COLLATE "C",
     state        text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'running', 'done', 'failed')),
     entity_types text[] NOT NULL,
     ids          text[] NOT NULL,
     attempts     int4 NOT NULL DEFAULT 0,
+    rescues      int4 NOT NULL DEFAULT 0,
+    fence        int4 NOT NULL DEFAULT 0,
+    worker       text,
+    lease_until  timestamptz,
     error        text,
     created_at   timestamptz NOT NULL,
     updated_at   timestamptz NOT NULL
+);
+CREATE INDEX open_jobs ON {schema}.embedding_jobs (created_at) WHERE state IN ('pending', 'running');
+CREATE TABLE {schema}.spaces (
+    space        text COLLATE "C" PRIMARY KEY,
+    number       int4 NOT NULL GENERATED ALWAYS AS IDENTITY,
+    model        text NOT NULL,
+    dim          int4 NOT NULL,
+    storage      text NOT NULL CHECK (storage IN ('pgvector', 'vector')),
+    activated_at timestamptz,
+    created_at   timestamptz NOT NULL
 );
 CREATE TABLE {schema}.embeddings (
     space        text COLLATE "C" NOT NULL,
@@ -67,8 +82,9 @@ CREATE TABLE {schema}.embeddings (
     content_hash bytea NOT NULL,
     error        text,
     embedded_at  timestamptz NOT NULL,
-    PRIMARY KEY (space, entity_type, id)
-);
+    vector       bytea,
+    PRIMARY KEY (entity_type, id, space)
+) PARTITION BY LIST (space);
 CREATE TABLE {schema}.metadata_fields (
     entity_type text COLLATE "C" NOT NULL,
     field       text COLLATE "C" NOT NULL,
@@ -264,13 +280,17 @@ WITH given AS (
 ), gone AS (
     DELETE FROM {schema}.entities AS e USING locked AS l
     WHERE e.entity_type = l.entity_type AND e.id = l.id RETURNING l.position, l.entity_type, l.id
-), vectors AS (
-    DELETE FROM {schema}.embeddings AS v USING gone AS g WHERE v.entity_type = g.entity_type AND v.id = g.id
 ), ledger AS (
     INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
     SELECT $1::uuid, $2::uuid, now(), 0, 0, count(*) FROM gone HAVING count(*) > 0
 )
 SELECT position::int4 - 1 AS position FROM gone
+
+-- name: delete_vectors
+-- What was embedded of the keys goes with them: a statement of its own, to see the vectors that a worker committed
+-- while the entities were waited for. $1 entity_types, $2 ids
+DELETE FROM {schema}.embeddings AS v USING unnest($1::text[], $2::text[]) AS g (entity_type, id)
+WHERE v.entity_type = g.entity_type AND v.id = g.id
 
 -- name: fields
 -- The recorded metadata fields of some types, in the order in which they first came. $1 entity_types
@@ -293,20 +313,19 @@ WHERE NOT f.declared OR f.dtype = '"Null"'
 SELECT NOT EXISTS (SELECT FROM {schema}.entities WHERE entity_type = $1)
 
 -- name: stats
--- One row a type: its entities, how many of them are embedded, due and failed in any space.
-WITH embedded AS (
-    SELECT e.entity_type, e.id, bool_or(v.error IS NULL) AS embedded, bool_or(v.error IS NOT NULL) AS failed
-    FROM {schema}.entities AS e
-    JOIN {schema}.embeddings AS v
-        ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-    GROUP BY e.entity_type, e.id
+-- One row a type: its entities, how many of them are embedded, due and failed in a space. $1 space, null for the active
+WITH chosen AS (
+    SELECT coalesce($1::text, (
+        SELECT space FROM {schema}.spaces WHERE activated_at IS NOT NULL ORDER BY activated_at DESC LIMIT 1
+    )) AS space
 )
 SELECT e.entity_type, count(*) AS entities,
-    count(*) FILTER (WHERE v.embedded) AS embedded,
-    count(*) FILTER (WHERE e.content <> '' AND NOT coalesce(v.embedded OR v.failed, false)) AS due,
-    count(*) FILTER (WHERE v.failed AND NOT v.embedded) AS failed
+    count(*) FILTER (WHERE v.content_hash IS NOT NULL AND v.error IS NULL) AS embedded,
+    count(*) FILTER (WHERE e.content <> '' AND v.content_hash IS NULL) AS due,
+    count(*) FILTER (WHERE v.error IS NOT NULL) AS failed
 FROM {schema}.entities AS e
-LEFT JOIN embedded AS v ON v.entity_type = e.entity_type AND v.id = e.id
+LEFT JOIN {schema}.embeddings AS v ON v.space = (SELECT space FROM chosen)
+    AND v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
 GROUP BY e.entity_type ORDER BY e.entity_type
 
 -- name: count

@@ -1,0 +1,150 @@
+"""Calls of an embedder: patient with a busy one, and one bad text does not fail its batch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from entityframes.embedding.embedder import Embedder
+from entityframes.errors import EmbedderBusyError, EmbedderError
+
+Array = np.ndarray[Any, Any]
+
+#: Seconds before the second try; doubled for each further one.
+BACKOFF = 1.0
+LONGEST_BACKOFF = 60.0
+#: When so many single texts have failed and none has succeeded, it is not the texts.
+HOPELESS = 8
+
+
+class StoppedError(Exception):
+    """The run was stopped while it waited."""
+
+
+class Calls:
+    """Calls one embedder for one run; may be used from several threads.
+
+    Args:
+        max_attempts: how often a call is tried while the embedder is busy.
+        stopping: ends a wait when it is set.
+        delayed: told the error and the number of tries before each wait.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        max_attempts: int = 3,
+        stopping: threading.Event | None = None,
+        delayed: Callable[[str, int], None] = lambda error, tries: None,
+    ) -> None:
+        self._embedder = embedder
+        self._dim = embedder.dim
+        self._max_attempts = max_attempts
+        self._stopping = stopping or threading.Event()
+        self._delayed = delayed
+        self._lock = threading.Lock()
+        self._succeeded = False
+        self._failed = 0
+        #: How often the embedder was called.
+        self.count = 0
+
+    def embed(self, texts: Sequence[str]) -> tuple[Array, list[str | None]]:
+        """Vectors of length 1 and, for each text that cannot be embedded, why.
+
+        A batch with one bad text costs at most 2 log2(batch) + 1 calls more than one without.
+
+        Returns:
+            float32 (texts, dim), and the error of each text or None.
+
+        Raises:
+            EmbedderBusyError: it was busy at every try.
+            EmbedderError: it cannot work at all.
+            StoppedError: the run was stopped during a wait.
+        """
+        vectors = np.zeros((len(texts), self._dim), np.float32)
+        errors: list[str | None] = [None] * len(texts)
+        if texts:
+            self._resolve(texts, 0, len(texts), vectors, errors, None)
+        return _scaled(vectors, errors), errors
+
+    def _resolve(
+        self, texts: Sequence[str], low: int, high: int, vectors: Array, errors: list[str | None], known: str | None
+    ) -> bool:
+        """Embed a range, halving it where that fails; whether all of it went well. `known`: why it will fail."""
+        error = known
+        if error is None:
+            try:
+                vectors[low:high] = self._patiently(texts[low:high])
+            except (EmbedderError, StoppedError):
+                raise
+            except Exception as refused:
+                error = f"{type(refused).__name__}: {refused}"
+            else:
+                return True
+        if high - low == 1:
+            errors[low] = error[:500]
+            self._despair(error)
+            return False
+        middle = (low + high) // 2
+        left = self._resolve(texts, low, middle, vectors, errors, None)
+        # If the left half is well the bad text is in the right one, which need not be called as a whole to know.
+        inferred = error if left and high - middle > 1 else None
+        return self._resolve(texts, middle, high, vectors, errors, inferred) and left
+
+    def _despair(self, error: str) -> None:
+        with self._lock:
+            self._failed += 1
+            if not self._succeeded and self._failed >= HOPELESS:
+                raise EmbedderError(f"every text fails: {error}")
+
+    def _patiently(self, texts: Sequence[str]) -> Array:
+        for tries in range(1, self._max_attempts + 1):
+            with self._lock:
+                self.count += 1
+            try:
+                vectors = self._checked(self._embedder.embed(texts), len(texts))
+            except (EmbedderBusyError, TimeoutError, ConnectionError) as busy:
+                if tries == self._max_attempts:
+                    raise _as_busy(busy) from busy
+                asked = getattr(busy, "retry_after", None)
+                wait = min(BACKOFF * 2 ** (tries - 1), LONGEST_BACKOFF) if asked is None else asked
+                self._delayed(str(busy), tries)
+                if self._stopping.wait(wait):
+                    raise StoppedError from busy
+            else:
+                with self._lock:
+                    self._succeeded = True
+                return vectors
+        raise AssertionError("a try ends in a vector or an error")
+
+    def _checked(self, answer: Any, rows: int) -> Array:
+        try:
+            vectors = np.asarray(answer, np.float32)
+        except (TypeError, ValueError) as error:
+            raise EmbedderError(f"the embedder {self._embedder.name} gave no array of numbers: {error}") from error
+        if vectors.shape != (rows, self._dim):
+            raise EmbedderError(
+                f"the embedder {self._embedder.name} gave an array of shape {vectors.shape} for {rows} texts: "
+                f"it says that its dimension is {self._dim}"
+            )
+        return vectors
+
+
+def _scaled(vectors: Array, errors: list[str | None]) -> Array:
+    """Length 1, so that the inner product is the cosine; what is no vector becomes an error."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    for row in np.flatnonzero(~np.isfinite(lengths)):
+        errors[row] = errors[row] or "the vector holds NaN or infinity"
+    usable = np.isfinite(lengths) & (lengths > 0)
+    vectors[~usable] = 0
+    vectors[usable] /= lengths[usable, None]
+    return vectors
+
+
+def _as_busy(error: BaseException) -> EmbedderBusyError:
+    if isinstance(error, EmbedderBusyError):
+        return error
+    return EmbedderBusyError(f"{type(error).__name__}: {error}")

@@ -1,0 +1,72 @@
+"""Jobs and spaces as frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from entityframes import frames
+from entityframes.embedding import spaces as spaces_
+from entityframes.engines import Engine
+from entityframes.engines.embedding import STATES
+from entityframes.errors import SpaceError
+from entityframes.frames import KEY
+
+_TIME = pl.Datetime("us", "UTC")
+JOB_SCHEMA = pl.Schema(
+    {
+        "job_id": pl.String(),
+        "batch_id": pl.String(),
+        "space": pl.String(),
+        "state": pl.Enum(STATES),
+        "entities": pl.Int64(),
+        "attempts": pl.Int64(),
+        "worker": pl.String(),
+        "lease_until": _TIME,
+        "error": pl.String(),
+        "created_at": _TIME,
+        "updated_at": _TIME,
+    }
+)
+
+
+def jobs(engine: Engine, state: str | None) -> pl.DataFrame:
+    """See `EntityStore.jobs`."""
+    if state is not None and state not in STATES:
+        raise ValueError(f"state is {state!r}: it is {', '.join(map(repr, STATES))} or None")
+    return engine.embedding.jobs(state).select(pl.col(name).cast(dtype) for name, dtype in JOB_SCHEMA.items())
+
+
+def spaces(engine: Engine) -> pl.DataFrame:
+    """See `EntityStore.spaces`."""
+    counts = pl.col("embedded", "due", "failed").cast(pl.Int64)
+    covered = engine.embedding.spaces().join(engine.embedding.coverage(), on="space", how="left", maintain_order="left")
+    return covered.select("space", "model", pl.col("dim").cast(pl.Int64), "active", counts, "created_at")
+
+
+def stats(engine: Engine, space: str | None) -> pl.DataFrame:
+    """See `EntityStore.stats`."""
+    if space is not None:
+        spaces_.find(engine, space)
+    return engine.stats(space).with_columns(pl.col("entities", "embedded", "due", "failed").cast(pl.Int64))
+
+
+def drop_space(engine: Engine, space: str) -> None:
+    """See `EntityStore.drop_space`."""
+    row = spaces_.find(engine, space)
+    if row["active"] and engine.embedding.spaces().height > 1:
+        raise SpaceError(f"searches use the space {space}: activate another one before it is dropped")
+    engine.embedding.drop_space(space)
+
+
+def enqueue(engine: Engine, what: Any, space: str | None) -> int:
+    """See `EntityStore.enqueue`."""
+    if space is not None or engine.embedding.spaces()["active"].any():
+        space = spaces_.find(engine, space)["space"]
+    if what is None or isinstance(what, str):
+        return engine.embedding.enqueue(space, what, None)
+    given = frames.as_frame(what)
+    frames.check_id_schema(given.schema)
+    keys = frames.check_ids(frames.numbered(given)).select(KEY).drop_nulls().unique()
+    return engine.embedding.enqueue(space, None, keys)

@@ -1,0 +1,156 @@
+"""OpenAIEmbedder: OpenAI, and every server that speaks its /embeddings: vLLM, Ollama, llama.cpp, TEI, ..."""
+
+from __future__ import annotations
+
+import email.utils
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from entityframes.errors import EmbedderBusyError, EmbedderError
+
+PREFIX = "openai:"
+#: The limits of OpenAI's own server.
+MAX_ITEMS = 2_048
+MAX_TOKENS = 300_000
+#: English has some four bytes a token; with three a request stays below the limit for most texts.
+BYTES_PER_TOKEN = 3
+
+#: Statuses that ask for another try, and those that no other text would change.
+_BUSY = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+_REFUSED = {401, 402, 403, 404, 405}
+
+
+class OpenAIEmbedder:
+    """An OpenAI-compatible server. Needs the extra ``entityframes[openai]``.
+
+    Args:
+        model: the model's name there.
+        dim: ask for vectors of this dimension; None takes what the model gives, which costs one call to learn.
+        base_url: where the server is; None for $OPENAI_BASE_URL, else OpenAI.
+        api_key: None for $OPENAI_API_KEY; it appears in no message.
+        max_batch: how many texts a request may have.
+        max_tokens: how many tokens a request may have, estimated from bytes; a call is divided into requests.
+        timeout: seconds for a request.
+    """
+
+    def __init__(
+        self,
+        model: str = "text-embedding-3-small",
+        *,
+        dim: int | None = None,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        max_batch: int = 256,
+        max_tokens: int = MAX_TOKENS,
+        timeout: float = 60.0,
+    ) -> None:
+        try:
+            import httpx
+        except ImportError as error:
+            raise EmbedderError("httpx is not installed: pip install 'entityframes[openai]'") from error
+        key = api_key if api_key is not None else os.environ.get("OPENAI_API_KEY")
+        base = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        self._client = httpx.Client(
+            base_url=base.rstrip("/") + "/",
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=float(timeout),
+        )
+        self._model = model
+        self._asked_dim = None if dim is None else int(dim)
+        self._dim = self._asked_dim
+        self.name = PREFIX + model + ("" if dim is None else f"@{dim}")
+        self.max_batch = min(int(max_batch), MAX_ITEMS)
+        self._max_bytes = int(max_tokens) * BYTES_PER_TOKEN
+
+    @classmethod
+    def from_model(cls, model: str) -> OpenAIEmbedder | None:
+        """The embedder of a name such as openai:text-embedding-3-small@256; server and key from the environment."""
+        if not model.startswith(PREFIX):
+            return None
+        name, _, dim = model.removeprefix(PREFIX).partition("@")
+        return cls(name, dim=int(dim) if dim else None)
+
+    @property
+    def dim(self) -> int:
+        """How many numbers a vector has; asks the server the first time."""
+        if self._dim is None:
+            self._dim = self._request(["dimension"]).shape[1]
+        return self._dim
+
+    def embed(self, texts: Sequence[str], /) -> np.ndarray[Any, Any]:
+        """float32 (texts, dim), in order.
+
+        Raises:
+            EmbedderBusyError: rate limit, overload, no answer; with the seconds of Retry-After.
+            EmbedderError: credentials or model were refused, or the answer is no list of vectors.
+            ValueError: the server refused the texts.
+        """
+        parts = [self._request(part) for part in self._parts(texts)]
+        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
+
+    def _parts(self, texts: Sequence[str]) -> Iterator[list[str]]:
+        part: list[str] = []
+        size = 0
+        for text in texts:
+            bytes_ = len(text.encode("utf-8", "replace"))
+            if part and (len(part) == self.max_batch or size + bytes_ > self._max_bytes):
+                yield part
+                part, size = [], 0
+            part.append(text)
+            size += bytes_
+        if part:
+            yield part
+
+    def _request(self, texts: list[str]) -> np.ndarray[Any, Any]:
+        import httpx
+
+        body: dict[str, Any] = {"model": self._model, "input": texts, "encoding_format": "float"}
+        if self._asked_dim is not None:
+            body["dimensions"] = self._asked_dim
+        try:
+            answer = self._client.post("embeddings", json=body)
+        except httpx.TransportError as error:
+            raise EmbedderBusyError(f"the embedding server did not answer: {type(error).__name__}: {error}") from error
+        if answer.status_code in _BUSY:
+            raise EmbedderBusyError(f"the embedding server is busy: {_reason(answer)}", _retry_after(answer))
+        if answer.status_code in _REFUSED:
+            raise EmbedderError(f"the embedding server refused: {_reason(answer)}")
+        if answer.status_code >= 400:
+            raise ValueError(f"the embedding server refused the text: {_reason(answer)}")
+        try:
+            data = sorted(answer.json()["data"], key=lambda item: item["index"])
+            vectors = np.array([item["embedding"] for item in data], np.float32)
+        except (ValueError, KeyError, TypeError) as error:
+            raise EmbedderError(f"the embedding server's answer is no list of vectors: {error!r}") from error
+        if vectors.ndim != 2 or len(vectors) != len(texts):
+            raise EmbedderError(f"the embedding server gave {len(vectors)} vectors for {len(texts)} texts")
+        return vectors
+
+
+def _reason(answer: Any) -> str:
+    """Status and the server's own words, which may not be JSON."""
+    try:
+        error = answer.json()["error"]
+        said = error["message"] if isinstance(error, dict) else error
+    except (ValueError, KeyError, TypeError):
+        said = answer.text
+    return f"{answer.status_code} {' '.join(str(said).split())[:200]}".strip()
+
+
+def _retry_after(answer: Any) -> float | None:
+    """Seconds of the Retry-After header, which is a number or a date (RFC 9110, section 10.2.3)."""
+    value = answer.headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

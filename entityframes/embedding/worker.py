@@ -1,0 +1,330 @@
+"""The life of an embedding job: claim, read what is due, embed, write what is still current, finish.
+
+A job is held by a lease that is renewed while its worker lives; a fence, raised by each claim, keeps a worker whose
+lease ran out from writing. Nothing is remembered between two looks at the store: what is due is what the store says.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from entityframes.embedding.calls import Calls, StoppedError
+from entityframes.embedding.embedder import Embedder
+from entityframes.engines import Engine, Interrupt
+from entityframes.engines.embedding import Job, JobEnd, LeaseLostError, Worker
+from entityframes.errors import DatabaseError, EmbedderBusyError, TransientError
+from entityframes.frames import KEY
+from entityframes.progress import Reporter
+from entityframes.results import EMBED_STATUSES, EmbedResult, OutcomeLog, outcomes
+
+#: Seconds after which a job is taken from a worker that was not heard of; it renews its lease three times as often.
+LEASE = 60.0
+#: Vectors are written when they have so many bytes, or when the oldest has waited so many seconds.
+WRITE_BYTES = 8 << 20
+WRITE_SECONDS = 2.0
+#: How often work on a job is resumed after the database asked for it, and seconds before the second try.
+MAX_TRIES = 5
+RESUME_SECONDS = 0.2
+#: Seconds between two looks at whether the jobs of other workers are done.
+POLL = (0.05, 1.0)
+#: Seconds that a run which is broken off waits for its threads; an embedder may not come back.
+PATIENCE = 1.5
+
+_token = {"pid": 0, "name": ""}
+
+
+def process_name() -> str:
+    """Tells this process from every other, on every machine and at every time."""
+    if _token["pid"] != os.getpid():
+        _token.update(pid=os.getpid(), name=f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}/")
+    return str(_token["name"])
+
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """What the caller of `embed` decides."""
+
+    batch_size: int | None = None
+    workers: int = 1
+    max_attempts: int = 3
+    lease: float = LEASE
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "workers", "max_attempts"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} is {value!r}: it is a number, at least 1")
+
+
+@dataclass
+class _Unwritten:
+    """Rows and vectors that wait to be written."""
+
+    rows: list[pl.DataFrame]
+    vectors: list[np.ndarray[Any, Any]]
+    since: float = 0.0
+
+    def add(self, rows: pl.DataFrame, vectors: np.ndarray[Any, Any]) -> None:
+        self.since = self.since if self.rows else time.monotonic()
+        self.rows.append(rows)
+        self.vectors.append(vectors)
+
+    @property
+    def height(self) -> int:
+        return sum(part.height for part in self.rows)
+
+    @property
+    def enough(self) -> bool:
+        waited = time.monotonic() - self.since
+        return sum(part.nbytes for part in self.vectors) >= WRITE_BYTES or waited >= WRITE_SECONDS
+
+
+class EmbedRun:
+    """One call of `embed`: its threads work off the jobs of a space until none is left."""
+
+    def __init__(self, engine: Engine, embedder: Embedder, space: str, options: EmbedOptions) -> None:
+        self._engine = engine
+        self._embedder = embedder
+        self._space = space
+        self._options = options
+        self._interrupt = Interrupt()
+        #: Set to end the run after the batch in flight.
+        self._stopping = threading.Event()
+        self._calls = Calls(embedder, options.max_attempts, self._stopping, self._delayed)
+        self._batch = max(1, min(options.batch_size or embedder.max_batch, embedder.max_batch))
+        self._log = OutcomeLog(EMBED_STATUSES)
+        self._logging = threading.Lock()
+        self._rows = 0
+        self._batches = 0
+        self._held: dict[str, Job] = {}
+        self._fatal: BaseException | None = None
+        self._started = time.perf_counter()
+
+    def result(self) -> EmbedResult:
+        """What has happened so far."""
+        with self._logging:
+            counts = dict(self._log.counts)
+        elapsed = time.perf_counter() - self._started
+        return EmbedResult(counts, self._batches, elapsed, self._log, self._space, self._calls.count)
+
+    def execute(self, reporter: Reporter, cancel: threading.Event | None) -> EmbedResult:
+        """Work until no job of the space is left; `result` stays right whatever is raised.
+
+        Raises:
+            KeyboardInterrupt: on Ctrl-C; what was not written is given back.
+            EmbedderError: the embedder cannot work at all.
+            DatabaseError: the database cannot.
+        """
+        threads = [
+            threading.Thread(target=self._work, name=f"entityframes-embed-{number}", daemon=True)
+            for number in range(self._options.workers)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            renewed = time.monotonic()
+            told = 0
+            while any(thread.is_alive() for thread in threads):
+                threads[0].join(0.05) if threads[0].is_alive() else time.sleep(0.05)
+                if cancel is not None and cancel.is_set():
+                    self._stopping.set()
+                told = self._tell(reporter, told)
+                if time.monotonic() - renewed > self._options.lease / 3:
+                    self._renew()
+                    renewed = time.monotonic()
+            self._tell(reporter, told)
+        except BaseException:
+            self._break_off(threads)
+            raise
+        if self._fatal is not None:
+            raise self._fatal
+        return self.result()
+
+    # The run, in the caller's thread.
+
+    def _tell(self, reporter: Reporter, told: int) -> int:
+        with self._logging:
+            done, counts = self._rows, dict(self._log.counts)
+        if done > told:
+            reporter.advance(done - told, counts)
+        return done
+
+    def _renew(self) -> None:
+        for job in list(self._held.values()):
+            try:
+                self._engine.embedding.move(job, JobEnd("running", lease=self._options.lease))
+            except TransientError:
+                continue
+
+    def _break_off(self, threads: list[threading.Thread]) -> None:
+        """Cancel what the database does; threads that do not come back lose their jobs."""
+        self._stopping.set()
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end and any(thread.is_alive() for thread in threads):
+            self._interrupt.fire()
+            time.sleep(0.02)
+        for job in list(self._held.values()):
+            self._give_back(job)
+
+    def _give_back(self, job: Job, state: str = "pending", error: str | None = None) -> None:
+        self._held.pop(job.job_id, None)
+        try:
+            self._engine.embedding.move(job, JobEnd(state, error))
+        except DatabaseError:
+            # Its lease will end.
+            return
+
+    # One worker, in its thread.
+
+    def _work(self) -> None:
+        process = process_name()
+        worker = Worker(f"{process}{next(_numbers)}", process, self._options.lease)
+        try:
+            idle = 0
+            while not self._stopping.is_set():
+                job = self._claimed(worker)
+                if job is not None:
+                    idle = 0
+                    self._work_off(job)
+                elif self._engine.embedding.open_jobs(self._space):
+                    # Of workers that are alive, or that will be found dead when their lease ends.
+                    self._stopping.wait(min(POLL[0] * 2**idle, POLL[1]))
+                    idle += 1
+                else:
+                    return
+        except BaseException as error:
+            self._fatal = self._fatal or error
+            self._stopping.set()
+
+    def _claimed(self, worker: Worker) -> Job | None:
+        job: Job | None = self._patiently(lambda: self._engine.embedding.claim(self._space, worker))
+        if job is not None:
+            self._held[job.job_id] = job
+        return job
+
+    def _patiently(self, ask: Any) -> Any:
+        """Ask the database again where it asks for that."""
+        for tries in range(MAX_TRIES):
+            try:
+                return ask()
+            except TransientError:
+                if tries == MAX_TRIES - 1 or self._stopping.wait(RESUME_SECONDS * 2**tries):
+                    raise
+        raise AssertionError("a try ends in an answer or an error")
+
+    def _work_off(self, job: Job) -> None:
+        """Embed and write what is due of a job, and finish it or give it back."""
+        embedding = self._engine.embedding
+        try:
+            rows = self._patiently(lambda: embedding.members(job))
+            if rows.is_empty():
+                self._patiently(lambda: embedding.move(job, JobEnd("done")))
+            else:
+                self._embed(job, rows)
+        except LeaseLostError:
+            # Whoever has it now works it off.
+            return
+        except BaseException as error:
+            self._give_back(job, error=str(error)[:500])
+            raise
+        finally:
+            self._held.pop(job.job_id, None)
+
+    def _embed(self, job: Job, rows: pl.DataFrame) -> None:
+        """Batch after batch; those that were embedded when something goes wrong are still written."""
+        done = 0
+        unwritten = _Unwritten([], [])
+        running = JobEnd("running", lease=self._options.lease)
+        told: dict[str, Any] = {"status": "cancelled"}
+        try:
+            for batch in rows.iter_slices(self._batch):
+                if self._stopping.is_set():
+                    raise StoppedError
+                vectors, errors = self._calls.embed(batch["content"].to_list())
+                unwritten.add(batch.drop("content").with_columns(error=pl.Series(errors, dtype=pl.String)), vectors)
+                last = done + unwritten.height == rows.height
+                if last or unwritten.enough:
+                    ready, unwritten = unwritten, _Unwritten([], [])
+                    self._write(job, ready, JobEnd("done") if last else running)
+                    done += ready.height
+        except (StoppedError, EmbedderBusyError) as error:
+            if unwritten.rows:
+                self._write(job, unwritten, running)
+                done += unwritten.height
+            if isinstance(error, StoppedError):
+                self._give_back(job)
+                return
+            # Tried as often as allowed. The texts are not at fault: they stay due.
+            told = {"status": "failed", "error_kind": "embedder", "error": str(error)}
+            job = replace(job, attempts=job.attempts + self._options.max_attempts)
+            self._give_back(job, "failed", str(error)[:500])
+        except LeaseLostError:
+            told = {"status": "skipped", "error": "its job went to another worker"}
+            raise
+        finally:
+            self._log_rows(job, rows.slice(done), **told)
+
+    def _write(self, job: Job, unwritten: _Unwritten, end: JobEnd) -> None:
+        rows, vectors = pl.concat(unwritten.rows), np.concatenate(unwritten.vectors)
+        tried = False
+
+        def write() -> pl.DataFrame:
+            nonlocal tried
+            try:
+                return self._engine.embedding.write_vectors(job, rows, vectors, end, self._interrupt)
+            except LeaseLostError:
+                if not tried:
+                    raise
+                # The try before may have been committed without an answer, and have finished the job.
+                return self._stored(job, rows)
+            finally:
+                tried = True
+
+        written = self._patiently(write).with_columns(written=True)
+        self._batches += 1
+        told = rows.join(written, on=KEY, how="left", maintain_order="left")
+        refused = pl.col("error").is_not_null()
+        status = (
+            pl.when(pl.col("written").is_null())
+            .then(pl.lit("skipped"))
+            .when(refused)
+            .then(pl.lit("failed"))
+            .otherwise(pl.lit("embedded"))
+        )
+        kind = pl.when(refused & pl.col("written").is_not_null()).then(pl.lit("embedder"))
+        self._log_rows(job, told, status=status, error_kind=kind)
+
+    def _stored(self, job: Job, rows: pl.DataFrame) -> pl.DataFrame:
+        """Those of some rows whose content is embedded, by the store's own word."""
+        there = self._engine.lookup(rows.select(KEY))
+        same = there.filter(pl.col("content_hash") == rows["content_hash"].bin.encode("hex").gather(there["position"]))
+        due = self._engine.embedding.members(job).select(KEY)
+        return rows[same["position"]].select(KEY).join(due, on=KEY, how="anti")
+
+    def _log_rows(self, job: Job, rows: pl.DataFrame, **told: Any) -> None:
+        with self._logging:
+            numbered = rows.with_row_index("row", self._rows)
+            self._rows += rows.height
+            self._log.append(outcomes(numbered, EMBED_STATUSES, job_id=job.job_id, **told))
+
+    def _delayed(self, error: str, tries: int) -> None:
+        """While the embedder is busy, `jobs` shows why nothing moves."""
+        for job in list(self._held.values()):
+            waiting = replace(job, attempts=job.attempts + tries)
+            try:
+                self._engine.embedding.move(waiting, JobEnd("running", error[:500], self._options.lease))
+            except DatabaseError:
+                continue

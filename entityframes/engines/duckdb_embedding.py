@@ -1,0 +1,191 @@
+"""Spaces, jobs, vectors and search on DuckDB: one process owns the file, its workers are threads."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from entityframes.engines import Interrupt, predicates
+from entityframes.engines.duckdb import _frame, _in_utc, _register, _translated
+from entityframes.engines.embedding import JOB_ROWS, MAX_RESCUES, Job, JobEnd, LeaseLostError, Worker, transition
+
+if TYPE_CHECKING:
+    from entityframes.engines.duckdb import DuckDBEngine
+    from entityframes.engines.predicates import Predicate
+
+#: English endings that are cut off on both sides of a comparison, of words that keep three letters.
+SUFFIXES = r"^(.{3,}?)(?:ings?|edly|ed|ies|ily|es|ly|s|e|y)$"
+#: Words that say nothing about what a text is about.
+STOP_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "a about after all am an and any are as at be been before but by can did do does doing for from had has have "
+        "how i if in into is it its just me my no not of off on or our out over own same she should so some such than "
+        "that the their them then there these they this those through to too under until up very was we were what "
+        "when where which while who whom why will with you your",
+    )
+)
+
+
+class DuckDBEmbedding:
+    """The embedding side of a `DuckDBEngine`, on its cursors."""
+
+    def __init__(self, engine: DuckDBEngine) -> None:
+        self._engine = engine
+        self._sql = engine._sql
+
+    # Spaces.
+
+    def spaces(self) -> pl.DataFrame:
+        with self._engine._cursor() as cursor:
+            return _in_utc(self._engine._ask(cursor, "spaces"))
+
+    def coverage(self) -> pl.DataFrame:
+        with self._engine._cursor() as cursor:
+            return self._engine._ask(cursor, "coverage")
+
+    def add_space(self, space: str, model: str, dim: int) -> bool:
+        engine = self._engine
+        with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
+            added = engine._run(cursor, "add_space", [space, model, dim])
+            if added:
+                with _translated():
+                    cursor.execute(self._filled("add_vector_column", dim=dim))
+                if engine._ask(cursor, "worked_before", [space]).item():
+                    engine._ask(cursor, "enqueue", [space, JOB_ROWS, None])
+            return bool(added)
+
+    def activate_space(self, space: str) -> None:
+        with self._engine._writer(Interrupt()) as cursor:
+            self._engine._run(cursor, "activate_space", [space])
+
+    def drop_space(self, space: str) -> None:
+        engine = self._engine
+        with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
+            for name in ("delete_jobs", "delete_embeddings", "delete_space"):
+                engine._run(cursor, name, [space])
+
+    def index_space(self, space: str, dim: int) -> bool:
+        return False
+
+    # Jobs.
+
+    def enqueue(self, space: str | None, entity_type: str | None, keys: pl.DataFrame | None) -> int:
+        engine = self._engine
+        with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
+            if keys is None:
+                engine._run(cursor, "forget_errors", [space, entity_type])
+                queued = engine._ask(cursor, "enqueue", [space, JOB_ROWS, entity_type])
+            else:
+                _register(cursor, "given", keys.select("entity_type", "id"))
+                engine._run(cursor, "forget_errors_of", [space])
+                queued = engine._ask(cursor, "enqueue_keys", [space, JOB_ROWS])
+        return int(queued["entities"].sum())
+
+    def retry_failed(self, space: str) -> int:
+        engine = self._engine
+        with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
+            engine._run(cursor, "requeue_jobs", [space, *transition("failed", "pending")])
+            _register(cursor, "given", engine._ask(cursor, "failed_keys", [space]))
+            engine._run(cursor, "forget_errors_of", [space])
+            queued = engine._ask(cursor, "enqueue_keys", [space, JOB_ROWS])
+        return int(queued["entities"].sum())
+
+    def jobs(self, state: str | None) -> pl.DataFrame:
+        with self._engine._cursor() as cursor:
+            return _in_utc(self._engine._ask(cursor, "jobs", [state]))
+
+    def open_jobs(self, space: str) -> int:
+        with self._engine._cursor() as cursor:
+            return int(self._engine._ask(cursor, "open_jobs", [space]).item())
+
+    def claim(self, space: str, worker: Worker) -> Job | None:
+        engine = self._engine
+        with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
+            found = engine._ask(cursor, "next_job", [space, MAX_RESCUES, worker.process])
+            if found.is_empty():
+                given = [space, MAX_RESCUES, *transition("running", "failed"), worker.process]
+                engine._run(cursor, "bury", given)
+                return None
+            job = found.row(0, named=True)
+            if job["space"] is None:
+                engine._run(cursor, "copy_job", [job["job_id"], space])
+            rescues = job["rescues"] + (job["state"] == "running")
+            engine._run(cursor, "claim", [job["job_id"], space, worker.name, worker.lease, rescues])
+        return Job(job["job_id"], space, job["fence"] + 1, job["attempts"])
+
+    def members(self, job: Job) -> pl.DataFrame:
+        with self._engine._cursor() as cursor:
+            return self._engine._ask(cursor, "members", [job.job_id, job.space])
+
+    def move(self, job: Job, end: JobEnd) -> bool:
+        with self._engine._writer(Interrupt()) as cursor:
+            return self._move(cursor, job, end)
+
+    def _move(self, cursor: Any, job: Job, end: JobEnd) -> bool:
+        given = [job.job_id, job.fence, *transition(job.state, end.state), job.attempts, end.error, end.lease]
+        return self._engine._run(cursor, "move", given) == 1
+
+    # Vectors.
+
+    def write_vectors(
+        self, job: Job, rows: pl.DataFrame, vectors: np.ndarray[Any, Any], end: JobEnd, interrupt: Interrupt
+    ) -> pl.DataFrame:
+        engine = self._engine
+        dim = vectors.shape[1]
+        given = rows.with_row_index("position")
+        with engine._writer(interrupt) as cursor, engine._transaction(cursor, interrupt):
+            if not self._move(cursor, job, end):
+                raise LeaseLostError
+            _register(cursor, "given", given.drop("error"))
+            current = engine._ask(cursor, "current", [job.space])
+            written = given[current["position"]]
+            if current["stored"].any():
+                _register(cursor, "given", written.filter(current["stored"]).select("entity_type", "id"))
+                engine._run(cursor, "delete_written", [job.space])
+            flat = pa.array(vectors[current["position"].to_numpy()].ravel(), pa.float32())
+            mask = pa.array(written["error"].is_not_null().to_numpy())
+            column = pa.FixedSizeListArray.from_arrays(flat, dim, mask=mask)
+            with _translated():
+                cursor.register("given", written.to_arrow().append_column("vector", column))
+                cursor.execute(self._filled("insert_vectors", dim=dim), [job.space])
+        return written.select("entity_type", "id")
+
+    # Search.
+
+    def nearest(
+        self, space: str, vector: np.ndarray[Any, Any], limit: int, entity_type: str | None, where: Predicate | None
+    ) -> tuple[pl.DataFrame, bool]:
+        name = "nearest" if where is None else "nearest_where"
+        condition = "true" if where is None else predicates.render(where, predicates.DUCKDB)
+        sql = self._filled(name, dim=len(vector), condition=condition)
+        found = self._search(sql, [space, vector.tolist(), limit, entity_type])
+        return found.drop_nulls("id"), found.height == limit
+
+    def matching(
+        self, text: str, limit: int, entity_type: str | None, where: Predicate | None
+    ) -> tuple[pl.DataFrame, bool]:
+        words = re.findall(r"\w+", text[:10_000].lower())
+        told = [word for word in words if word not in STOP_WORDS] or words
+        stems = sorted({re.sub(SUFFIXES, r"\1", word) for word in told})
+        condition = "true" if where is None else predicates.render(where, predicates.DUCKDB)
+        sql = self._filled("matching", condition=condition)
+        if not stems:
+            limit = 0
+        found = self._search(sql, [stems, "|".join(map(re.escape, stems)), limit, entity_type, SUFFIXES])
+        return found, 0 < found.height == limit
+
+    def _search(self, sql: str, parameters: list[Any]) -> pl.DataFrame:
+        with self._engine._cursor() as cursor, _translated():
+            return _in_utc(_frame(cursor.sql(sql, params=parameters).to_arrow_table()))
+
+    def _filled(self, name: str, **places: Any) -> str:
+        """A statement with a dimension or a rendered predicate put in."""
+        sql = self._sql[name]
+        for place, value in places.items():
+            sql = sql.replace("{" + place + "}", str(value))
+        return sql

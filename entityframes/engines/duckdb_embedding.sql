@@ -1,0 +1,236 @@
+-- What DuckDB is asked where embedding and search are concerned. Besides {schema}, only dimensions and rendered
+-- predicates are put into a statement. A frame registered for the connection is called given.
+
+-- name: spaces
+-- The spaces; the active one is that which was activated last.
+SELECT space, model, dim, activated_at IS NOT NULL AND activated_at = max(activated_at) OVER () AS active, created_at
+FROM {schema}.spaces ORDER BY created_at, space
+
+-- name: coverage
+-- How much of the store each space has.
+SELECT s.space,
+    count(*) FILTER (WHERE v.content_hash IS NOT NULL AND v.error IS NULL) AS embedded,
+    count(*) FILTER (WHERE e.content <> '' AND v.content_hash IS NULL) AS due,
+    count(*) FILTER (WHERE v.error IS NOT NULL) AS failed
+FROM {schema}.spaces AS s
+LEFT JOIN {schema}.entities AS e ON true
+LEFT JOIN {schema}.embeddings AS v ON v.space = s.space
+    AND v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
+GROUP BY s.space
+
+-- name: add_space
+-- A new space, active if it is the first. $1 space, $2 model, $3 dim
+INSERT INTO {schema}.spaces (space, model, dim, activated_at, created_at)
+SELECT $1, $2, $3, CASE WHEN NOT EXISTS (SELECT 1 FROM {schema}.spaces) THEN now() END, now()
+WHERE NOT EXISTS (SELECT 1 FROM {schema}.spaces WHERE space = $1)
+
+-- name: add_vector_column
+-- The column for vectors of a dimension; an array of a fixed length is compared faster than a list.
+ALTER TABLE {schema}.embeddings ADD COLUMN IF NOT EXISTS vector_{dim} FLOAT[{dim}]
+
+-- name: activate_space
+-- Searches use the space from now on. $1 space
+UPDATE {schema}.spaces SET activated_at = now() WHERE space = $1
+
+-- name: delete_jobs
+-- The jobs of a space. $1 space
+DELETE FROM {schema}.embedding_jobs WHERE space = $1
+
+-- name: delete_embeddings
+-- The vectors of a space. $1 space
+DELETE FROM {schema}.embeddings WHERE space = $1
+
+-- name: delete_space
+-- The space. $1 space
+DELETE FROM {schema}.spaces WHERE space = $1
+
+-- name: worked_before
+-- Whether a new space is not the first one, so that what upserts have queued does not fill it. $1 space
+SELECT EXISTS (SELECT 1 FROM {schema}.embedding_jobs WHERE fence > 0)
+    OR EXISTS (SELECT 1 FROM {schema}.spaces WHERE space <> $1)
+
+-- name: forget_errors
+-- What failed is due again. $1 space, $2 entity_type or null
+DELETE FROM {schema}.embeddings
+WHERE space = $1 AND error IS NOT NULL AND ($2::VARCHAR IS NULL OR entity_type = $2)
+
+-- name: forget_errors_of
+-- The same for given keys. $1 space
+DELETE FROM {schema}.embeddings AS v USING given AS t
+WHERE v.space = $1 AND v.error IS NOT NULL AND v.entity_type = t.entity_type AND v.id = t.id
+
+-- name: enqueue
+-- Jobs for everything that is due. $1 space or null, $2 rows in a job, $3 entity_type or null
+INSERT INTO {schema}.embedding_jobs (job_id, space, entity_types, ids, created_at, updated_at)
+SELECT uuid(), $1, list(entity_type ORDER BY id), list(id ORDER BY id), now(), now()
+FROM (
+    SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) // $2 AS piece
+    FROM {schema}.entities AS e
+    ANTI JOIN (SELECT * FROM {schema}.embeddings WHERE space = $1) AS v
+        ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
+    WHERE e.content <> '' AND ($3::VARCHAR IS NULL OR e.entity_type = $3)
+) GROUP BY piece ORDER BY piece
+RETURNING len(ids) AS entities
+
+-- name: enqueue_keys
+-- Jobs for those of given keys that are due. $1 space or null, $2 rows in a job
+INSERT INTO {schema}.embedding_jobs (job_id, space, entity_types, ids, created_at, updated_at)
+SELECT uuid(), $1, list(entity_type ORDER BY id), list(id ORDER BY id), now(), now()
+FROM (
+    SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) // $2 AS piece
+    FROM {schema}.entities AS e
+    SEMI JOIN given AS t ON t.entity_type = e.entity_type AND t.id = e.id
+    ANTI JOIN (SELECT * FROM {schema}.embeddings WHERE space = $1) AS v
+        ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
+    WHERE e.content <> ''
+) GROUP BY piece ORDER BY piece
+RETURNING len(ids) AS entities
+
+-- name: failed_keys
+-- What failed in a space. $1 space
+SELECT entity_type, id FROM {schema}.embeddings WHERE space = $1 AND error IS NOT NULL
+
+-- name: requeue_jobs
+-- Failed jobs wait again. $1 space, $2 their state, $3 the new one
+UPDATE {schema}.embedding_jobs SET state = $3, attempts = 0, rescues = 0, updated_at = now()
+WHERE space = $1 AND state = $2
+
+-- name: jobs
+-- The jobs, oldest first. $1 state, or null for all
+SELECT job_id::VARCHAR AS job_id, batch_id::VARCHAR AS batch_id, space, state, len(ids) AS entities, attempts, worker,
+    lease_until, error, created_at, updated_at
+FROM {schema}.embedding_jobs WHERE $1::VARCHAR IS NULL OR state = $1 ORDER BY created_at, job_id
+
+-- name: open_jobs
+-- How many jobs of a space, or of none yet, are not worked off. $1 space
+SELECT count(*) FROM {schema}.embedding_jobs
+WHERE state IN ('pending', 'running') AND (space = $1 OR space IS NULL)
+
+-- name: bury
+-- A job that worker after worker died at is failed. $1 space, $2 most rescues, $3 state, $4 the new one, $5 process
+UPDATE {schema}.embedding_jobs
+SET state = $4, error = rescues || ' workers died at it', lease_until = NULL, updated_at = now()
+WHERE space = $1 AND state = $3 AND (lease_until < now() OR NOT starts_with(worker, $5)) AND rescues >= $2
+
+-- name: next_job
+-- The oldest job that is pending, or whose worker is dead: its lease has ended, or it was of another process, which
+-- cannot have the file open any more. $1 space, $2 most rescues, $3 process
+SELECT job_id::VARCHAR AS job_id, space, state, fence, attempts, rescues FROM {schema}.embedding_jobs
+WHERE (space = $1 OR space IS NULL) AND (state = 'pending'
+    OR state = 'running' AND (lease_until < now() OR NOT starts_with(worker, $3)) AND rescues < $2)
+ORDER BY created_at, job_id LIMIT 1
+
+-- name: copy_job
+-- A job of no space becomes one of a space, with a copy for every other. $1 job, $2 space
+INSERT INTO {schema}.embedding_jobs (job_id, batch_id, space, entity_types, ids, created_at, updated_at)
+SELECT uuid(), j.batch_id, s.space, j.entity_types, j.ids, now(), now()
+FROM {schema}.embedding_jobs AS j CROSS JOIN {schema}.spaces AS s
+WHERE j.job_id = $1::UUID AND j.space IS NULL AND s.space <> $2
+
+-- name: claim
+-- Takes a job. $1 job, $2 space, $3 worker, $4 lease, $5 rescues
+UPDATE {schema}.embedding_jobs SET state = 'running', space = $2, worker = $3, fence = fence + 1, rescues = $5,
+    lease_until = now() + to_milliseconds(($4 * 1000)::BIGINT), updated_at = now()
+WHERE job_id = $1::UUID
+
+-- name: members
+-- What of a job is still due, with its content. $1 job, $2 space
+SELECT e.entity_type, e.id, e.content, e.content_hash
+FROM (
+    SELECT DISTINCT unnest(entity_types) AS entity_type, unnest(ids) AS id
+    FROM {schema}.embedding_jobs WHERE job_id = $1::UUID
+) AS t
+JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+ANTI JOIN (SELECT * FROM {schema}.embeddings WHERE space = $2) AS v
+    ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
+WHERE e.content <> '' ORDER BY e.entity_type, e.id
+
+-- name: move
+-- A change of state by the worker that holds the job; whoever lost it changes nothing.
+-- $1 job, $2 fence, $3 state, $4 the new one, $5 attempts, $6 error, $7 lease
+UPDATE {schema}.embedding_jobs SET state = $4, attempts = $5, error = $6, updated_at = now(),
+    lease_until = CASE WHEN $4 = 'running' THEN now() + to_milliseconds(($7 * 1000)::BIGINT) END
+WHERE job_id = $1::UUID AND fence = $2 AND state = $3
+
+-- name: current
+-- Those of the given vectors whose content is still what was embedded, and whether something of them is stored.
+-- $1 space
+SELECT t.position, v.id IS NOT NULL AS stored
+FROM given AS t
+JOIN {schema}.entities AS e
+    ON e.entity_type = t.entity_type AND e.id = t.id AND e.content_hash = t.content_hash
+LEFT JOIN (SELECT * FROM {schema}.embeddings WHERE space = $1) AS v
+    ON v.entity_type = t.entity_type AND v.id = t.id
+ORDER BY t.position
+
+-- name: delete_written
+-- Makes room for vectors that replace others. $1 space
+DELETE FROM {schema}.embeddings AS v USING given AS t
+WHERE v.space = $1 AND v.entity_type = t.entity_type AND v.id = t.id
+
+-- name: insert_vectors
+-- Vectors in key order. $1 space
+INSERT INTO {schema}.embeddings (space, entity_type, id, content_hash, error, embedded_at, vector_{dim})
+SELECT $1, entity_type, id, content_hash, error, now(), vector FROM given
+
+-- name: nearest
+-- The nearest vectors of a space with their entities; null entities where the content has changed since.
+-- $1 space, $2 vector, $3 limit, $4 entity_type or null
+WITH near AS MATERIALIZED (
+    SELECT entity_type, id, content_hash, array_inner_product(vector_{dim}, $2::FLOAT[{dim}]) AS score
+    FROM {schema}.embeddings
+    WHERE space = $1 AND error IS NULL AND ($4::VARCHAR IS NULL OR entity_type = $4)
+    ORDER BY score DESC, entity_type, id LIMIT $3
+)
+SELECT v.score::DOUBLE AS score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
+    lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at
+FROM near AS v
+LEFT JOIN {schema}.entities AS e
+    ON e.entity_type = v.entity_type AND e.id = v.id AND e.content_hash = v.content_hash
+ORDER BY v.score DESC, v.entity_type, v.id
+
+-- name: nearest_where
+-- The same of the entities that satisfy a predicate. $1 space, $2 vector, $3 limit, $4 entity_type or null
+WITH near AS MATERIALIZED (
+    SELECT v.entity_type, v.id, array_inner_product(v.vector_{dim}, $2::FLOAT[{dim}]) AS score
+    FROM {schema}.embeddings AS v
+    JOIN (SELECT entity_type, id, content_hash FROM {schema}.entities WHERE {condition}) AS e
+        ON e.entity_type = v.entity_type AND e.id = v.id AND e.content_hash = v.content_hash
+    WHERE v.space = $1 AND v.error IS NULL AND ($4::VARCHAR IS NULL OR v.entity_type = $4)
+    ORDER BY score DESC, v.entity_type, v.id LIMIT $3
+)
+SELECT v.score::DOUBLE AS score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
+    lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at
+FROM near AS v JOIN {schema}.entities AS e ON e.entity_type = v.entity_type AND e.id = v.id
+ORDER BY v.score DESC, v.entity_type, v.id
+
+-- name: matching
+-- Entities whose content has words of a text, by BM25. Only contents that hold one of the words are taken apart.
+-- $1 stems of words, $2 a pattern that finds any of them, $3 limit, $4 entity_type or null, $5 pattern of suffixes
+WITH searched AS (
+    SELECT entity_type, id, content FROM {schema}.entities
+    WHERE ($4::VARCHAR IS NULL OR entity_type = $4) AND {condition}
+), corpus AS MATERIALIZED (
+    SELECT count(*)::DOUBLE AS entities, avg(strlen(content)) AS length FROM searched
+), candidates AS (
+    SELECT entity_type, id, strlen(content) AS length, lower(left(content, 100000)) AS content
+    FROM searched WHERE regexp_matches(lower(left(content, 100000)), $2)
+), words AS (
+    SELECT entity_type, id, length, regexp_replace(word, $5, '\1') AS stem
+    FROM (SELECT *, unnest(regexp_extract_all(content, '[\p{L}\p{N}_]+')) AS word FROM candidates)
+), counted AS MATERIALIZED (
+    SELECT entity_type, id, length, stem, count(*)::DOUBLE AS frequency
+    FROM words WHERE list_contains($1, stem) GROUP BY ALL
+), weights AS MATERIALIZED (
+    SELECT w.stem, ln(1 + (c.entities - count(*) + 0.5) / (count(*) + 0.5)) AS weight
+    FROM counted AS w CROSS JOIN corpus AS c GROUP BY w.stem, c.entities
+), best AS MATERIALIZED (
+    SELECT t.entity_type, t.id, sum(w.weight * t.frequency * 2.2
+        / (t.frequency + 1.2 * (0.25 + 0.75 * t.length / c.length))) AS score
+    FROM counted AS t JOIN weights AS w ON w.stem = t.stem CROSS JOIN corpus AS c
+    GROUP BY t.entity_type, t.id ORDER BY score DESC, t.entity_type, t.id LIMIT $3
+)
+SELECT b.score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
+    lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at
+FROM best AS b JOIN {schema}.entities AS e ON e.entity_type = b.entity_type AND e.id = b.id
+ORDER BY b.score DESC, b.entity_type, b.id

@@ -1,0 +1,318 @@
+-- What PostgreSQL is asked where embedding and search are concerned. Besides {schema}, only numbers, validated names of
+-- spaces and rendered predicates are put into a statement.
+
+-- name: spaces
+-- The spaces; the active one is that which was activated last.
+SELECT space, model, dim, storage, number,
+    activated_at IS NOT NULL AND activated_at = max(activated_at) OVER () AS active, created_at
+FROM {schema}.spaces ORDER BY number
+
+-- name: coverage
+-- How much of the store each space has.
+SELECT s.space,
+    count(*) FILTER (WHERE v.content_hash IS NOT NULL AND v.error IS NULL) AS embedded,
+    count(*) FILTER (WHERE e.content <> '' AND v.content_hash IS NULL) AS due,
+    count(*) FILTER (WHERE v.error IS NOT NULL) AS failed
+FROM {schema}.spaces AS s
+LEFT JOIN {schema}.entities AS e ON true
+LEFT JOIN {schema}.embeddings AS v ON v.space = s.space
+    AND v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
+GROUP BY s.space
+
+-- name: space_lock
+-- Held to the end of the transaction, so that two workers that start at once make a space once. $1 namespace
+SELECT pg_advisory_xact_lock(hashtextextended($1, 7042))
+
+-- name: pgvector
+-- Whether pgvector 0.8 or later is installed, and whether it could be.
+SELECT coalesce(string_to_array(installed_version, '.')::int4[] >= '{0,8}' AND to_regtype('vector') IS NOT NULL, false)
+    AS installed,
+    installed_version IS NULL AND string_to_array(default_version, '.')::int4[] >= '{0,8}' AS available
+FROM pg_available_extensions WHERE name = 'vector'
+
+-- name: create_pgvector
+-- Tried before the first space is made; without the right to it, search is exact.
+CREATE EXTENSION IF NOT EXISTS vector
+
+-- name: has_vector_column
+-- Whether the column for pgvector's type is there.
+SELECT EXISTS (SELECT FROM pg_attribute
+    WHERE attrelid = '{schema}.embeddings'::regclass AND attname = 'pgvector' AND NOT attisdropped)
+
+-- name: add_vector_column
+-- The column for pgvector's type, which a database without the extension cannot have.
+ALTER TABLE {schema}.embeddings ADD COLUMN pgvector vector
+
+-- name: add_space
+-- A new space, active if it is the first. $1 space, $2 model, $3 dim, $4 storage
+INSERT INTO {schema}.spaces (space, model, dim, storage, activated_at, created_at)
+SELECT $1, $2, $3::int4, $4, CASE WHEN NOT EXISTS (SELECT FROM {schema}.spaces) THEN now() END, now()
+ON CONFLICT (space) DO NOTHING RETURNING number
+
+-- name: add_partition
+-- The partition of a space: a search reads no other space's vectors, and dropping it is quick.
+CREATE TABLE {schema}.embeddings_{number} PARTITION OF {schema}.embeddings FOR VALUES IN ('{space}')
+
+-- name: store_inline
+-- Vectors that fit a page stay in the row: an exact search reads them without a look-up for each.
+ALTER TABLE {schema}.embeddings_{number} ALTER COLUMN {storage} SET STORAGE PLAIN
+
+-- name: activate_space
+-- Searches use the space from now on. $1 space
+UPDATE {schema}.spaces SET activated_at = clock_timestamp() WHERE space = $1
+
+-- name: delete_space
+-- The space and its jobs. $1 space
+WITH jobs AS (DELETE FROM {schema}.embedding_jobs WHERE space = $1)
+DELETE FROM {schema}.spaces WHERE space = $1
+
+-- name: drop_partition
+-- The vectors of a space.
+DROP TABLE IF EXISTS {schema}.embeddings_{number}
+
+-- name: build_memory
+-- Building the index in memory is many times faster than on disk.
+SET LOCAL maintenance_work_mem = '512MB'
+
+-- name: create_index
+-- Approximate search by inner product, which is the cosine of vectors of length 1.
+CREATE INDEX IF NOT EXISTS nearest_{number} ON {schema}.embeddings_{number}
+USING hnsw ((pgvector::vector({dim})) vector_ip_ops)
+
+-- name: worked_before
+-- Whether a new space is not the first one, so that what upserts have queued does not fill it. $1 space
+SELECT EXISTS (SELECT FROM {schema}.embedding_jobs WHERE fence > 0)
+    OR EXISTS (SELECT FROM {schema}.spaces WHERE space <> $1)
+
+-- name: forget_errors
+-- What failed is due again. $1 space, $2 entity_type or null
+DELETE FROM {schema}.embeddings
+WHERE space = $1 AND error IS NOT NULL AND ($2::text IS NULL OR entity_type = $2)
+
+-- name: forget_errors_of
+-- The same for some keys. $1 space, $2 entity_types, $3 ids
+DELETE FROM {schema}.embeddings AS v USING unnest($2::text[], $3::text[]) AS t (entity_type, id)
+WHERE v.space = $1 AND v.error IS NOT NULL AND v.entity_type = t.entity_type AND v.id = t.id
+
+-- name: enqueue
+-- Jobs for everything that is due. $1 space or null, $2 rows in a job, $3 entity_type or null
+WITH due AS (
+    SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) / $2::int8 AS piece
+    FROM {schema}.entities AS e
+    WHERE e.content <> '' AND ($3::text IS NULL OR e.entity_type = $3) AND NOT EXISTS (
+        SELECT FROM {schema}.embeddings AS v
+        WHERE v.space = $1 AND v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash)
+)
+INSERT INTO {schema}.embedding_jobs (job_id, space, entity_types, ids, created_at, updated_at)
+SELECT gen_random_uuid(), $1, array_agg(entity_type), array_agg(id), now(), now()
+FROM due GROUP BY piece RETURNING cardinality(ids) AS entities
+
+-- name: enqueue_keys
+-- Jobs for those of some keys that are due. $1 space or null, $2 rows in a job, $3 entity_types, $4 ids
+WITH due AS (
+    SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) / $2::int8 AS piece
+    FROM (SELECT DISTINCT * FROM unnest($3::text[], $4::text[]) AS t (entity_type, id)) AS t
+    CROSS JOIN LATERAL (
+        SELECT * FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
+    ) AS e
+    WHERE e.content <> '' AND NOT EXISTS (
+        SELECT FROM {schema}.embeddings AS v
+        WHERE v.space = $1 AND v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash)
+)
+INSERT INTO {schema}.embedding_jobs (job_id, space, entity_types, ids, created_at, updated_at)
+SELECT gen_random_uuid(), $1, array_agg(entity_type), array_agg(id), now(), now()
+FROM due GROUP BY piece RETURNING cardinality(ids) AS entities
+
+-- name: enqueue_failed
+-- Jobs for what failed, which is due again with it. $1 space, $2 rows in a job
+WITH gone AS (
+    DELETE FROM {schema}.embeddings WHERE space = $1 AND error IS NOT NULL RETURNING entity_type, id
+), due AS (
+    SELECT entity_type, id, (row_number() OVER (ORDER BY entity_type, id) - 1) / $2::int8 AS piece FROM gone
+)
+INSERT INTO {schema}.embedding_jobs (job_id, space, entity_types, ids, created_at, updated_at)
+SELECT gen_random_uuid(), $1, array_agg(entity_type), array_agg(id), now(), now()
+FROM due GROUP BY piece RETURNING cardinality(ids) AS entities
+
+-- name: requeue_jobs
+-- Failed jobs wait again. $1 space, $2 their state, $3 the new one
+UPDATE {schema}.embedding_jobs SET state = $3, attempts = 0, rescues = 0, updated_at = now()
+WHERE space = $1 AND state = $2
+
+-- name: jobs
+-- The jobs, oldest first. $1 state, or null for all
+SELECT job_id::text, batch_id::text, space, state, cardinality(ids) AS entities, attempts, worker, lease_until, error,
+    created_at, updated_at
+FROM {schema}.embedding_jobs WHERE $1::text IS NULL OR state = $1 ORDER BY created_at, job_id
+
+-- name: open_jobs
+-- How many jobs of a space, or of none yet, are not worked off. $1 space
+SELECT count(*) FROM {schema}.embedding_jobs
+WHERE state IN ('pending', 'running') AND (space = $1 OR space IS NULL)
+
+-- name: bury
+-- A job that worker after worker died at is failed. $1 space, $2 most rescues, $3 state, $4 the new one
+UPDATE {schema}.embedding_jobs
+SET state = $4, error = rescues || ' workers died at it', lease_until = NULL, updated_at = now()
+WHERE space = $1 AND state = $3 AND lease_until < now() AND rescues >= $2::int4
+
+-- name: claim
+-- Takes the oldest job that is pending, or running with a lease that has ended; nobody waits for anybody.
+-- A job of no space becomes one of this space, with a copy for every other space.
+-- $1 space, $2 worker, $3 lease, $4 most rescues
+WITH next AS (
+    SELECT job_id, batch_id, space, state, entity_types, ids FROM {schema}.embedding_jobs
+    WHERE (space = $1 OR space IS NULL) AND state IN ('pending', 'running')
+        AND (state = 'pending' OR lease_until < now() AND rescues < $4::int4)
+    ORDER BY created_at, job_id LIMIT 1 FOR UPDATE SKIP LOCKED
+), copies AS (
+    INSERT INTO {schema}.embedding_jobs (job_id, batch_id, space, entity_types, ids, created_at, updated_at)
+    SELECT gen_random_uuid(), n.batch_id, s.space, n.entity_types, n.ids, now(), now()
+    FROM next AS n CROSS JOIN {schema}.spaces AS s WHERE n.space IS NULL AND s.space <> $1
+)
+UPDATE {schema}.embedding_jobs AS j
+SET state = 'running', space = $1, worker = $2, lease_until = now() + make_interval(secs => $3::float8),
+    fence = j.fence + 1, rescues = j.rescues + (n.state = 'running')::int4, updated_at = now()
+FROM next AS n WHERE j.job_id = n.job_id
+RETURNING j.job_id::text, j.fence, j.attempts
+
+-- name: members
+-- What of a job is still due, with its content. $1 job, $2 space
+SELECT e.entity_type, e.id, e.content, e.content_hash
+FROM {schema}.embedding_jobs AS j
+CROSS JOIN LATERAL (SELECT DISTINCT * FROM unnest(j.entity_types, j.ids) AS t (entity_type, id)) AS t
+CROSS JOIN LATERAL (
+    SELECT * FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
+) AS e
+LEFT JOIN LATERAL (
+    SELECT content_hash FROM {schema}.embeddings
+    WHERE entity_type = t.entity_type AND id = t.id AND space = $2 OFFSET 0
+) AS v ON true
+WHERE j.job_id = $1::uuid AND e.content <> '' AND v.content_hash IS DISTINCT FROM e.content_hash
+ORDER BY e.entity_type, e.id
+
+-- name: move
+-- A change of state by the worker that holds the job; whoever lost it changes nothing.
+-- $1 job, $2 fence, $3 state, $4 the new one, $5 attempts, $6 error, $7 lease
+UPDATE {schema}.embedding_jobs
+SET state = $4, attempts = $5::int4, error = $6, updated_at = now(),
+    lease_until = CASE WHEN $4 = 'running' THEN now() + make_interval(secs => $7::float8) END
+WHERE job_id = $1::uuid AND fence = $2::int4 AND state = $3 RETURNING job_id::text
+
+-- name: create_vector_staging
+-- The vectors of one write; gone with the transaction.
+CREATE TEMPORARY TABLE entityframes_vectors (
+    entity_type text, id text, content_hash bytea, error text, vector {type}
+) ON COMMIT DROP
+
+-- name: merge_vectors
+-- Writes staged vectors whose content is still what was embedded. The lock on the entity makes an edit wait that would
+-- otherwise slip in between the look at its hash and the commit. $1 space
+WITH held AS MATERIALIZED (
+    SELECT s.* FROM entityframes_vectors AS s
+    CROSS JOIN LATERAL (
+        SELECT FROM {schema}.entities AS e
+        WHERE e.entity_type = s.entity_type AND e.id = s.id AND e.content_hash = s.content_hash OFFSET 0 FOR SHARE
+    ) AS e
+)
+INSERT INTO {schema}.embeddings AS v (space, entity_type, id, content_hash, error, embedded_at, {storage})
+SELECT $1, entity_type, id, content_hash, error, now(), vector FROM held
+ON CONFLICT (entity_type, id, space) DO UPDATE SET
+    content_hash = EXCLUDED.content_hash, error = EXCLUDED.error, embedded_at = EXCLUDED.embedded_at,
+    {storage} = EXCLUDED.{storage}
+RETURNING v.entity_type, v.id
+
+-- name: iterative_scan
+-- An approximate search goes on until enough rows pass the filter.
+SET hnsw.iterative_scan = strict_order
+
+-- name: search_breadth
+-- How many candidates an approximate search keeps.
+SET hnsw.ef_search = {breadth}
+
+-- name: nearest
+-- The nearest vectors of a space with their entities; null entities where the content has changed since.
+-- $1 space, $2 vector, $3 limit, $4 entity_type or null
+SELECT -v.distance AS score, e.entity_type, e.id, e.content, e.metadata::text AS metadata,
+    encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at
+FROM (
+    SELECT entity_type, id, content_hash, pgvector::vector({dim}) <#> $2::vector AS distance
+    FROM {schema}.embeddings
+    WHERE space = $1 AND error IS NULL AND ($4::text IS NULL OR entity_type = $4)
+    ORDER BY {order} LIMIT $3::int8
+) AS v
+LEFT JOIN {schema}.entities AS e
+    ON e.entity_type = v.entity_type AND e.id = v.id AND e.content_hash = v.content_hash
+ORDER BY v.distance, v.entity_type, v.id
+
+-- name: nearest_where
+-- The same of the entities that satisfy a predicate. $1 space, $2 vector, $3 limit, $4 entity_type or null
+SELECT -(v.pgvector::vector({dim}) <#> $2::vector) AS score, e.entity_type, e.id, e.content,
+    e.metadata::text AS metadata, encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at
+FROM {schema}.embeddings AS v
+JOIN (SELECT * FROM {schema}.entities WHERE {condition}) AS e
+    ON e.entity_type = v.entity_type AND e.id = v.id AND e.content_hash = v.content_hash
+WHERE v.space = $1 AND v.error IS NULL AND ($4::text IS NULL OR v.entity_type = $4)
+ORDER BY v.pgvector::vector({dim}) <#> $2::vector, v.entity_type, v.id LIMIT $3::int8
+
+-- name: vectors
+-- The vectors of a space as bytes, where there is no pgvector. $1 space, $2 entity_type or null
+SELECT v.entity_type, v.id, v.content_hash, v.vector
+FROM {schema}.embeddings AS v
+JOIN (SELECT * FROM {schema}.entities WHERE {condition}) AS e
+    ON e.entity_type = v.entity_type AND e.id = v.id AND e.content_hash = v.content_hash
+WHERE v.space = $1 AND v.error IS NULL AND ($2::text IS NULL OR v.entity_type = $2)
+
+-- name: entities_of
+-- The entities of some keys with the positions of the keys. $1 entity_types, $2 ids, $3 content hashes
+SELECT t.position::int4 - 1 AS position, e.entity_type, e.id, e.content, e.metadata::text AS metadata,
+    encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at
+FROM unnest($1::text[], $2::text[], $3::bytea[]) WITH ORDINALITY AS t (entity_type, id, content_hash, position)
+JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id AND e.content_hash = t.content_hash
+ORDER BY position
+
+-- name: has_text_index
+-- Whether the index for text search is there. $1 namespace
+SELECT EXISTS (SELECT FROM pg_indexes WHERE schemaname = $1 AND indexname = 'content_words')
+
+-- name: create_text_index
+-- Made by the first text search. It has no more than 100,000 characters of a text, because a longer one may have more
+-- words than a tsvector holds, and an index must not refuse an entity.
+CREATE INDEX IF NOT EXISTS content_words ON {schema}.entities
+USING gin (to_tsvector('english', left(content, 100000)))
+
+-- name: matching
+-- Entities whose content has words of a text, by BM25. The index finds those with each word; the best by the weight of
+-- the words that they have are counted exactly. $1 text, $2 limit, $3 entity_type or null
+WITH terms AS (
+    SELECT lexeme, format('''%s''', replace(replace(lexeme, '\', '\\'), '''', ''''''))::tsquery AS query
+    FROM unnest(to_tsvector('english', left($1, 10000)))
+), searched AS (
+    SELECT * FROM {schema}.entities WHERE ($3::text IS NULL OR entity_type = $3) AND {condition}
+), corpus AS MATERIALIZED (
+    SELECT count(*)::float8 AS entities, avg(octet_length(content))::float8 AS length FROM searched
+), hits AS MATERIALIZED (
+    SELECT t.lexeme, e.entity_type, e.id
+    FROM terms AS t JOIN searched AS e ON to_tsvector('english', left(e.content, 100000)) @@ t.query
+), weights AS MATERIALIZED (
+    SELECT lexeme, ln(1 + (c.entities - count(*) + 0.5) / (count(*) + 0.5)) AS weight
+    FROM hits CROSS JOIN corpus AS c GROUP BY lexeme, c.entities
+), best AS MATERIALIZED (
+    SELECT h.entity_type, h.id FROM hits AS h JOIN weights AS w USING (lexeme)
+    GROUP BY h.entity_type, h.id ORDER BY sum(w.weight) DESC, h.entity_type, h.id LIMIT $2::int8 * 4 + 200
+), scored AS (
+    SELECT b.entity_type, b.id, sum(w.weight * t.frequency * 2.2
+        / (t.frequency + 1.2 * (0.25 + 0.75 * octet_length(e.content) / c.length))) AS score
+    FROM best AS b CROSS JOIN corpus AS c
+    JOIN {schema}.entities AS e ON e.entity_type = b.entity_type AND e.id = b.id
+    CROSS JOIN LATERAL (
+        SELECT lexeme, cardinality(positions)::float8 AS frequency
+        FROM unnest(to_tsvector('english', left(e.content, 100000)))
+    ) AS t
+    JOIN weights AS w ON w.lexeme = t.lexeme
+    GROUP BY b.entity_type, b.id
+)
+SELECT s.score, e.entity_type, e.id, e.content, e.metadata::text AS metadata,
+    encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at
+FROM scored AS s JOIN {schema}.entities AS e ON e.entity_type = s.entity_type AND e.id = s.id
+ORDER BY s.score DESC, s.entity_type, s.id LIMIT $2::int8
