@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-F = TypeVar("F", bound=Callable[..., Any])
+from entityframes.cli_common import F, json_option, open_store, print_frame, print_summary, store_options
+from entityframes.cli_embedding import embed, jobs, search, spaces
 
 #: A column that --failed adds and that import leaves out again.
 ERROR_COLUMN = "entityframes_error"
-
-
-def _store_options(command: F) -> F:
-    command = click.option(
-        "--store", "url", envvar="ENTITYFRAMES_URL", metavar="URL",
-        help="Path of a DuckDB file or postgresql://user@host/database.  [default: entities.duckdb]",
-    )(command)  # fmt: skip
-    return click.option("--namespace", default="entityframes", show_default=True, help="Schema of the store's tables.")(
-        command
-    )
-
-
-def _json_option(command: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")(command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -71,12 +57,6 @@ def _told() -> Iterator[None]:
     except (KeyboardInterrupt, click.Abort):
         click.echo("entityframes: interrupted", err=True)
         sys.exit(130)
-
-
-def _open(url: str | None, namespace: str) -> Any:
-    import entityframes
-
-    return entityframes.connect(url, namespace=namespace)
 
 
 @cli.command("import")
@@ -132,8 +112,8 @@ def _open(url: str | None, namespace: str) -> Any:
     help="Write rows that failed here, to be corrected and imported again.",
 )
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
-@_json_option
-@_store_options
+@json_option
+@store_options
 def import_command(files: Sequence[str], as_json: bool, url: str | None, namespace: str, **options: Any) -> None:
     """Import rows as entities: CSV, TSV, NDJSON, Parquet or Arrow IPC, also .gz and .zst, patterns, or - for stdin.
 
@@ -150,7 +130,7 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
         # A file that fits is read at once: repeated keys are then found in all of it, not only within a batch.
         if _small(files):
             frame = frame.collect()
-        with _open(url, namespace) as store:
+        with open_store(url, namespace) as store:
             try:
                 result = store.upsert(
                     frame,
@@ -161,9 +141,9 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
                     progress=options["progress"],
                 )
             except KeyboardInterrupt:
-                _summary(store.last_result, files, store.address, as_json)
+                print_summary(store.last_result, files, store.address, as_json)
                 raise
-            _summary(result, files, store.address, as_json)
+            print_summary(result, files, store.address, as_json)
         if options["failed_file"] and not result.ok:
             _write_failed(rows, result, options["failed_file"])
             click.echo(
@@ -225,41 +205,6 @@ def _entity_frame(rows: Any, options: dict[str, Any]) -> Any:
     return entityframes.entities(rows, options["entity_type"], id=key, content=options["content"], metadata=metadata)
 
 
-def _summary(result: Any, files: Sequence[str], store: str, as_json: bool) -> None:
-    """What became of the rows: JSON on standard output for scripts, else a few lines for a person."""
-    if as_json:
-        failures = result.failed.select("row", "entity_type", "id", "error_kind", "error", "sqlstate")
-        report = {
-            "ok": result.ok,
-            "counts": result.counts,
-            "batches": result.batches,
-            "elapsed": round(result.elapsed, 3),
-            "failed": failures.head(1_000).to_dicts(),
-        }
-        click.echo(json.dumps(report, ensure_ascii=False))
-        return
-    click.echo(f"{' '.join(files)} -> {store}")
-    click.echo(repr(result).split("; first failure")[0].removeprefix("UpsertResult: ").removeprefix("DeleteResult: "))
-    if result.counts["failed"]:
-        _print_failures(result.failed)
-
-
-def _print_failures(failed: Any, most: int = 10) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("row", "type", "id", "error", title=f"{failed.height:,} rows failed", title_justify="left")
-    for row in failed.head(most).iter_rows(named=True):
-        # Text, so that brackets in the data are not taken for markup.
-        table.add_row(
-            *(Text(str(row[name] if row[name] is not None else "")) for name in ("row", "entity_type", "id", "error"))
-        )
-    Console(stderr=True).print(table)
-    if failed.height > most:
-        click.echo(f"and {failed.height - most:,} more: write them all with --failed FILE", err=True)
-
-
 def _write_failed(rows: Any, result: Any, path: str) -> None:
     """The failed input rows as they came, with the reason in a column that a later import leaves out."""
     import polars as pl
@@ -298,61 +243,48 @@ def _ids_arguments(command: F) -> F:
     return click.option("--type", "entity_type", required=True, help="Entity type of the ids.")(command)
 
 
-def _print_frame(frame: Any, as_json: bool) -> None:
-    """A frame as NDJSON for scripts, as CSV where standard output is no terminal, else as a table."""
-    import polars as pl
-
-    if as_json:
-        click.echo(frame.write_ndjson(), nl=False)
-    elif not sys.stdout.isatty():
-        click.echo(frame.write_csv(), nl=False)
-    else:
-        with pl.Config(tbl_rows=50, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, fmt_str_lengths=60):
-            click.echo(str(frame))
-
-
 @cli.command()
 @_ids_arguments
-@_json_option
-@_store_options
+@json_option
+@store_options
 def get(
     entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
 ) -> None:
     """Print entities by id, in the order given; - reads ids from standard input. Exit status 1 if some are missing."""
     wanted = _ids_frame(entity_type, ids, ids_file)
-    with _open(url, namespace) as store:
+    with open_store(url, namespace) as store:
         found = store.get(wanted)
-    _print_frame(found, as_json)
+    print_frame(found, as_json)
     sys.exit(0 if found["found"].all() else 1)
 
 
 @cli.command()
 @_ids_arguments
-@_json_option
-@_store_options
+@json_option
+@store_options
 def exists(
     entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
 ) -> None:
     """Tell which ids are stored. Exit status 1 if some are missing."""
     wanted = _ids_frame(entity_type, ids, ids_file)
-    with _open(url, namespace) as store:
+    with open_store(url, namespace) as store:
         found = store.exists(wanted)
-    _print_frame(found, as_json)
+    print_frame(found, as_json)
     sys.exit(0 if found["exists"].all() else 1)
 
 
 @cli.command()
 @_ids_arguments
-@_json_option
-@_store_options
+@json_option
+@store_options
 def delete(
     entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
 ) -> None:
     """Delete entities by id. Ids that are not stored are no error."""
     wanted = _ids_frame(entity_type, ids, ids_file)
-    with _open(url, namespace) as store:
+    with open_store(url, namespace) as store:
         result = store.delete(wanted)
-        _summary(result, [f"{wanted.height:,} ids"], store.address, as_json)
+        print_summary(result, [f"{wanted.height:,} ids"], store.address, as_json)
     sys.exit(0 if result.ok else 1)
 
 
@@ -365,15 +297,15 @@ def delete(
     type=click.Choice(["csv", "tsv", "ndjson", "parquet", "ipc"]),
     help="[default: by the file's name]",
 )
-@_json_option
-@_store_options
+@json_option
+@store_options
 def export(
     entity_type: str, out: str | None, file_format: str | None, as_json: bool, url: str | None, namespace: str
 ) -> None:
     """Write all entities of a type with their metadata as typed columns; --json prints NDJSON."""
     from entityframes.files import write_file
 
-    with _open(url, namespace) as store:
+    with open_store(url, namespace) as store:
         frame = store.read(entity_type)
     if out:
         write_file(frame, out, file_format)
@@ -388,13 +320,17 @@ def export(
 
 
 @cli.command()
-@_json_option
-@_store_options
+@json_option
+@store_options
 def stats(as_json: bool, url: str | None, namespace: str) -> None:
     """Count entities by type: how many, how many embedded, due for it, and failed."""
-    with _open(url, namespace) as store:
+    with open_store(url, namespace) as store:
         frame = store.stats()
-    _print_frame(frame, as_json)
+    print_frame(frame, as_json)
+
+
+for command in (embed, search, jobs, spaces):
+    cli.add_command(command)
 
 
 if __name__ == "__main__":

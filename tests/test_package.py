@@ -27,6 +27,8 @@ LAYERS = [
     {"store"},
     {"embedding"},
     {"files"},
+    {"cli_common"},
+    {"cli_embedding"},
     {"cli"},
     {"__init__", "__main__"},
 ]

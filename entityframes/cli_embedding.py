@@ -1,0 +1,233 @@
+"""The commands around embeddings: embed, search, jobs, spaces."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from entityframes.cli_common import json_option, open_store, print_failures, print_frame, store_options
+
+#: Seconds between two looks for work, doubled while there is none.
+POLL = (0.2, 5.0)
+#: The longest pause after the database or the embedder could not be reached.
+LONGEST_PAUSE = 60.0
+
+
+def _embedder(store: Any, name: str | None, options: Sequence[str], space: str | None) -> Any:
+    """The named embedder, else the one of the space's model, else the small local one."""
+    from entityframes.embedding import embedder_of_model, load_embedder
+    from entityframes.errors import EmbedderError
+
+    if name is None:
+        for row in store.spaces().iter_rows(named=True):
+            if row["space"] == space or (space is None and row["active"]):
+                embedder = embedder_of_model(row["model"])
+                if embedder is None:
+                    raise EmbedderError(f"the space {row['space']} needs {row['model']}: name it with --embedder")
+                return embedder
+    given = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise click.UsageError(f"--option {option}: give it as NAME=VALUE")
+        given[key.replace("-", "_")] = int(value) if value.isdigit() else value
+    return load_embedder(name or "wordllama", **given)
+
+
+@contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM, and the first Ctrl-C, end the work after the batch in flight; a second Ctrl-C breaks it off."""
+
+    def request(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@click.command()
+@click.option(
+    "--embedder",
+    "name",
+    help="hashing, wordllama, openai, sentence-transformers, or what another package offers."
+    "  [default: that of the space, else wordllama]",
+)
+@click.option(
+    "--option", "options", multiple=True, metavar="NAME=VALUE", help="Passed to the embedder, such as model=NAME."
+)
+@click.option("--space", help="Where the vectors go.  [default: the active space]")
+@click.option("--batch-size", type=click.IntRange(1), help="Texts in a call.  [default: as many as the embedder takes]")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Jobs worked off at once.")
+@click.option(
+    "--max-attempts", type=click.IntRange(1), default=3, show_default=True, help="Tries while the embedder is busy."
+)
+@click.option("--lease", type=click.FloatRange(0.5), default=60.0, show_default=True, help="Seconds after which "
+              "the job of a worker that is not heard of is taken over.")  # fmt: skip
+@click.option("--watch", is_flag=True, help="Go on and wait for more, until SIGTERM or Ctrl-C.")
+@click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
+@json_option
+@store_options
+def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **options: Any) -> None:
+    """Embed what is due. On PostgreSQL several may run at once, on several machines.
+
+    \b
+    entityframes embed --embedder wordllama
+    entityframes embed --embedder openai --option model=text-embedding-3-small --watch
+    """
+    from entityframes.embedding.worker import EmbedOptions
+
+    chosen = EmbedOptions(*(options[key] for key in ("batch_size", "workers", "max_attempts", "lease")))
+    stop = threading.Event()
+    with open_store(url, namespace) as store, _stopped_by_signals(stop):
+        embedder = _embedder(store, name, options["options"], options["space"])
+        ok = True
+        pauses = 0
+        while True:
+            try:
+                result = store._embed(embedder, options["space"], chosen, options["progress"], stop)
+                pauses = 0
+            except _passing() as error:
+                if not options["watch"]:
+                    raise
+                click.echo(f"entityframes: {error}; trying again", err=True)
+                stop.wait(min(2.0**pauses, LONGEST_PAUSE))
+                pauses += 1
+            else:
+                if result.rows or not options["watch"]:
+                    _report(result, store.address, as_json)
+                    ok = result.ok
+            if not options["watch"] or not _wait_for_jobs(store, stop):
+                break
+    sys.exit(0 if ok or options["watch"] else 1)
+
+
+def _passing() -> tuple[type[Exception], ...]:
+    from entityframes.errors import EmbedderBusyError, TransientError
+
+    return (EmbedderBusyError, TransientError)
+
+
+def _wait_for_jobs(store: Any, stop: threading.Event) -> bool:
+    """Wait until there is work; False when the worker is to end. The driver hears no NOTIFY, so this asks."""
+    pause = POLL[0]
+    while not stop.wait(pause):
+        try:
+            if store.last_result is None or store._engine.embedding.open_jobs(store.last_result.space):
+                return True
+        except _passing() as error:
+            click.echo(f"entityframes: {error}; trying again", err=True)
+        pause = min(pause * 2, POLL[1])
+    return False
+
+
+def _report(result: Any, address: str, as_json: bool) -> None:
+    if as_json:
+        failures = result.failed.select("row", "entity_type", "id", "error_kind", "error").head(1_000).to_dicts()
+        report = {
+            "ok": result.ok,
+            "space": result.space,
+            "counts": result.counts,
+            "calls": result.calls,
+            "elapsed": round(result.elapsed, 3),
+            "failed": failures,
+        }
+        click.echo(json.dumps(report, ensure_ascii=False))
+        return
+    click.echo(f"{result.space} -> {address}")
+    click.echo(repr(result).split("; first failure")[0].removeprefix("EmbedResult: "))
+    if result.counts["failed"]:
+        print_failures(result.failed)
+
+
+@click.command()
+@click.argument("query")
+@click.option("--type", "entity_type", help="Entity type to search.  [default: all]")
+@click.option("--mode", type=click.Choice(["vector", "text", "hybrid"]), default="vector", show_default=True,
+              help="By meaning, by words, or by both.")  # fmt: skip
+@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="How many entities.")
+@click.option("--where", metavar="SQL", help="Condition over the columns of the type, such as \"country = 'Iceland'\".")
+@click.option("--embedder", "name", help="What embeds the query.  [default: that of the active space]")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Passed to the embedder.")
+@json_option
+@store_options
+def search(
+    query: str,
+    entity_type: str | None,
+    mode: Any,
+    k: int,
+    where: str | None,
+    name: str | None,
+    options: Sequence[str],
+    as_json: bool,
+    url: str | None,
+    namespace: str,
+) -> None:
+    """Find entities by meaning, by words, or both, best first. Exit status 1 if there is none."""
+    import polars as pl
+
+    with open_store(url, namespace) as store:
+        embedder = None if name is None else _embedder(store, name, options, None)
+        condition = None if where is None else pl.sql_expr(where)
+        found = store.search(query, entity_type=entity_type, k=k, mode=mode, where=condition, embedder=embedder)
+    print_frame(found, as_json)
+    sys.exit(0 if found.height else 1)
+
+
+@click.command()
+@click.option("--state", type=click.Choice(["pending", "running", "done", "failed"]), help="Only these.")
+@click.option("--enqueue", is_flag=True, help="Make jobs for everything that is due or failed, of --type if given.")
+@click.option("--type", "entity_type", help="Entity type for --enqueue.")
+@click.option("--retry-failed", is_flag=True, help="Queue again what failed.")
+@click.option("--space", help="Where it is due or failed.  [default: the active space]")
+@json_option
+@store_options
+def jobs(
+    state: str | None,
+    enqueue: bool,
+    entity_type: str | None,
+    retry_failed: bool,
+    space: str | None,
+    as_json: bool,
+    url: str | None,
+    namespace: str,
+) -> None:
+    """List the embedding jobs, oldest first, or make some."""
+    with open_store(url, namespace) as store:
+        if enqueue:
+            click.echo(f"{store.enqueue(entity_type, space=space):,} entities queued", err=True)
+        if retry_failed:
+            click.echo(f"{store.retry_failed(space=space):,} entities queued again", err=True)
+        print_frame(store.jobs(state), as_json)
+
+
+@click.command()
+@click.option("--activate", metavar="SPACE", help="Let searches use this space.")
+@click.option("--index", metavar="SPACE", help="Make the index for approximate search (PostgreSQL with pgvector).")
+@click.option("--drop", metavar="SPACE", help="Delete this space with its vectors.")
+@json_option
+@store_options
+def spaces(
+    activate: str | None, index: str | None, drop: str | None, as_json: bool, url: str | None, namespace: str
+) -> None:
+    """List the embedding spaces: model, dimension, and how much of the store each has."""
+    with open_store(url, namespace) as store:
+        if index and not store.index_space(index):
+            click.echo(f"no index for {index}: it takes pgvector 0.8 and at most 2,000 dimensions; "
+                       "search stays exact", err=True)  # fmt: skip
+        if activate:
+            store.activate(activate)
+        if drop:
+            store.drop_space(drop)
+        print_frame(store.spaces(), as_json)
