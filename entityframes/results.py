@@ -176,7 +176,8 @@ class DeleteResult(UpsertResult):
 
 
 def _pace(result: UpsertResult) -> str:
-    rate = f", {result.rows / result.elapsed:,.0f} rows/s" if result.elapsed else ""
+    handled = result.rows - result.counts.get("cancelled", 0)
+    rate = f", {handled / result.elapsed:,.0f} rows/s" if result.elapsed else ""
     batches = "1 batch" if result.batches == 1 else f"{result.batches:,} batches"
     return f"{result.rows:,} rows in {batches}, {result.elapsed:.2f} s{rate}"
 
