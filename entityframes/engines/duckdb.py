@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 import polars as pl
@@ -31,9 +31,12 @@ if TYPE_CHECKING:
 
 
 #: DuckDB keeps what it has read until its limit is reached, by default most of the machine's memory. A file gets this
-#: many bytes and so many for each entity, because the index of keys has to fit.
+#: many bytes and so many for each entity, because the index of keys has to fit; more as soon as a statement needs it.
 MEMORY_BYTES = 96 << 20
 MEMORY_BYTES_PER_ENTITY = 80
+MEMORY_AT_MOST = 8 << 30
+
+T = TypeVar("T")
 
 
 class DuckDBEngine:
@@ -57,9 +60,11 @@ class DuckDBEngine:
         try:
             with _translated():
                 self._root.execute(self._sql["session"])
-            self._migrate()
             # A store in memory may fill it.
             self._bounded = location.target != ":memory:"
+            self._extra_memory = 0
+            self._room_for = -1
+            self._migrate()
             if self._bounded:
                 self._fit_memory(self.count(None))
         except BaseException as error:
@@ -71,7 +76,7 @@ class DuckDBEngine:
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self._writer(batch.interrupt) as cursor:
             changed = self._changed(cursor, rows, batch)
-            return self._write(cursor, changed, batch)
+            return self._with_memory(lambda: self._write(cursor, changed, batch))
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self._writer(batch.interrupt) as cursor:
@@ -80,8 +85,8 @@ class DuckDBEngine:
             accepted = changed.join(refused, on="position", how="anti")
             if refused.is_empty():
                 # Not a constraint that can be asked for its rows: let the error speak for the batch.
-                return self._write(cursor, changed, batch).with_columns(sqlstate=None, error=None)
-            written = self._write(cursor, accepted, batch)
+                accepted = changed
+            written = self._with_memory(lambda: self._write(cursor, accepted, batch))
             return pl.concat([written, refused], how="diagonal")
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
@@ -199,9 +204,20 @@ class DuckDBEngine:
         """Let DuckDB use memory for a store that has grown somewhat; asked again when it has."""
         self._entities = entities
         self._room_for = entities * 5 // 4 + 250_000
-        limit = MEMORY_BYTES + MEMORY_BYTES_PER_ENTITY * self._room_for
+        self._memory = MEMORY_BYTES + MEMORY_BYTES_PER_ENTITY * self._room_for + self._extra_memory
         with _translated():
-            self._root.execute(f"SET memory_limit = '{limit >> 20}MiB'")
+            self._root.execute(f"SET memory_limit = '{self._memory >> 20}MiB'")
+
+    def _with_memory(self, work: Callable[[], T]) -> T:
+        """Do the work; where the memory that DuckDB may use is not enough, allow it more and do the work again."""
+        while True:
+            try:
+                return work()
+            except ResourceError as error:
+                if error.sqlstate != "53200" or not self._bounded or self._memory > MEMORY_AT_MOST:
+                    raise
+                self._extra_memory += self._memory
+                self._fit_memory(self.count(None))
 
     @contextmanager
     def _cursor(self, interrupt: Interrupt | None = None) -> Iterator[Any]:
@@ -232,14 +248,23 @@ class DuckDBEngine:
     def _transaction(self, cursor: Any, interrupt: Interrupt) -> Iterator[None]:
         with _translated():
             cursor.begin()
-        yield
-        interrupt.check()
-        with _translated():
-            cursor.commit()
+        try:
+            yield
+            interrupt.check()
+            with _translated():
+                cursor.commit()
+        except ResourceError:
+            # It may be tried again on this cursor; any other error ends with the cursor, which rolls back too.
+            with suppress(duckdb.Error):
+                cursor.rollback()
+            raise
 
     def _ask(self, cursor: Any, name: str, parameters: list[Any] | None = None) -> pl.DataFrame:
-        with _translated():
-            return _frame(cursor.sql(self._sql[name], params=parameters or None).to_arrow_table())
+        def ask() -> pl.DataFrame:
+            with _translated():
+                return _frame(cursor.sql(self._sql[name], params=parameters or None).to_arrow_table())
+
+        return self._with_memory(ask)
 
     def _run(self, cursor: Any, name: str, parameters: list[Any] | None = None) -> int:
         """Execute statements and return how many rows the last one changed."""
