@@ -1,7 +1,7 @@
 """PostgreSQL through ADBC.
 
 A small batch is one statement with array parameters: two round trips, transaction included. A larger one asks first
-(keys and hashes only), then stages what is new or differs with a bulk ingest and merges it.
+(keys and hashes only), then copies what is new straight into the table and merges what differs from a staging table.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 ARRAY_ROWS = 2_000
 ARRAY_BYTES = 2 << 20
 
+_COPIED = ("entity_type", "id", "content", "metadata", "content_hash", "metadata_hash")
 _STAGED = ("position", "entity_type", "id", "content", "metadata", "content_hash", "metadata_hash", "differs")
 
 
@@ -75,21 +77,25 @@ class PostgresEngine:
                 return self._ask(
                     connection, "merge_arrays", *header, *(rows[name] for name in columns), committing=True
                 )
-            hashes = [rows[name] for name in ("entity_type", "id", "content_hash", "metadata_hash")]
-            changed = self._ask(connection, "probe", *hashes)
+            changed = self._probe(connection, rows)
             if changed.is_empty():
                 return changed.select("position", created=pl.lit(False), due=pl.lit(False))
-            with self._transaction(connection, batch.interrupt):
-                self._stage(connection, rows, changed)
-                return self._ask(connection, "merge_staged", *header)
+            if changed["created"].any():
+                try:
+                    return self._write(connection, rows, changed, batch, copied=pl.col("created"))
+                except RowError as error:
+                    if error.sqlstate != _UNIQUE_VIOLATION:
+                        raise
+                    # Somebody else was faster to create one of them: merge all of them.
+                    self._execute(connection, "ROLLBACK")
+            return self._write(connection, rows, changed, batch, copied=pl.lit(False))
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
         with self._connection(batch.interrupt) as connection:
-            hashes = [rows[name] for name in ("entity_type", "id", "content_hash", "metadata_hash")]
-            changed = self._ask(connection, "probe", *hashes)
+            changed = self._probe(connection, rows)
             with self._transaction(connection, batch.interrupt):
-                self._stage(connection, rows, changed)
+                self._stage(connection, _pick(rows, changed))
                 self._run(connection, "create_tried")
                 self._run(connection, "immediate_constraints")
                 self._ask(connection, "set_batch", batch.batch_id)
@@ -192,13 +198,44 @@ class PostgresEngine:
         interrupt.check()
         self._execute(connection, "COMMIT", committing=True)
 
-    def _stage(self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame) -> None:
-        """Ingest the rows at the given positions into the staging table of this transaction."""
+    def _probe(self, connection: Any, rows: pl.DataFrame) -> pl.DataFrame:
+        """position, created and differs of the rows that are new or differ, in order; keys and hashes are sent only."""
+        columns = ("entity_type", "id", "content_hash", "metadata_hash")
+        return self._ask(connection, "probe", *(rows[name] for name in columns)).sort("position")
+
+    def _write(
+        self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame, batch: Batch, *, copied: pl.Expr
+    ) -> pl.DataFrame:
+        """Copy some of the changed rows straight into the table, merge the others, and record the batch."""
+        given = _pick(rows, changed).with_columns(
+            due=pl.col("differs") & (pl.col("content") != "") & pl.lit(batch.embed)
+        )
+        fresh, others = given.filter(copied), given.filter(~copied)
+        with self._transaction(connection, batch.interrupt):
+            written = fresh.select("position", "created", "due")
+            if fresh.height:
+                table = fresh.select(_COPIED).with_columns(batch_id=pl.lit(uuid.UUID(batch.batch_id).bytes))
+                self._ingest(connection, "entities", table, db_schema_name=self._namespace)
+            if others.height:
+                self._stage(connection, others)
+                merged = self._ask(connection, "merge_staged", batch.batch_id, batch.embed)
+                written = pl.concat([written, merged], how="vertical_relaxed")
+            if written.height:
+                due = given.join(written.filter("due"), on="position", how="semi", maintain_order="left")
+                created = int(written["created"].sum())
+                counts = [str(created), str(written.height - created)]
+                header = [batch.batch_id, batch.run_id, batch.job_id]
+                self._run(connection, "record", *header, *counts, due["entity_type"], due["id"])
+        return written
+
+    def _stage(self, connection: Any, rows: pl.DataFrame) -> None:
+        """Ingest rows into the staging table of this transaction."""
         self._run(connection, "create_staging")
-        staged = changed.sort("position")
-        table = rows[staged["position"]].with_columns(staged.get_columns()).select(_STAGED).to_arrow()
+        self._ingest(connection, "entityframes_staging", rows.select(_STAGED), temporary=True)
+
+    def _ingest(self, connection: Any, table: str, rows: pl.DataFrame, **where: Any) -> None:
         with _translated(), closing(connection.cursor()) as cursor:
-            cursor.adbc_ingest("entityframes_staging", table, mode="append", temporary=True)
+            cursor.adbc_ingest(table, rows.to_arrow(), mode="append", **where)
 
     def _run(self, connection: Any, name: str, *parameters: Any) -> None:
         self._execute(connection, self._sql[name], *parameters)
@@ -237,6 +274,11 @@ class PostgresEngine:
         return int(self._ask(connection, "format_version").item())
 
 
+def _pick(rows: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
+    """The rows at the positions of `changed`, with its columns."""
+    return rows[changed["position"]].with_columns(changed.get_columns())
+
+
 def _one_row(parameters: tuple[Any, ...]) -> pa.RecordBatch | None:
     """Parameters as one Arrow row: a Series becomes an array, so that the statement runs once, not once a row."""
     if not parameters:
@@ -272,6 +314,8 @@ def _discard(connection: Any) -> None:
     with suppress(adbc_driver_manager.Error):
         connection.close()
 
+
+_UNIQUE_VIOLATION = "23505"
 
 #: SQLSTATE, or its class, to what it means for a batch. The longest match counts.
 _MEANING: dict[str, type[DatabaseError]] = {

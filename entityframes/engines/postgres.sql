@@ -37,8 +37,8 @@ CREATE TABLE {schema}.entities (
     content_hash  bytea NOT NULL,
     metadata_hash bytea NOT NULL,
     batch_id      uuid NOT NULL,
-    created_at    timestamptz NOT NULL,
-    updated_at    timestamptz NOT NULL,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    updated_at    timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (entity_type, id)
 );
 CREATE TABLE {schema}.batches (
@@ -82,7 +82,8 @@ CREATE TABLE {schema}.metadata_fields (
 -- Which of the given rows are new or differ from what is stored; their content is due where it is new or differs.
 -- OFFSET 0 keeps each key a look-up in the index: the planner would rather read the whole table once for each batch.
 -- $1 entity_types, $2 ids, $3 content hashes, $4 metadata hashes
-SELECT t.position::int4 - 1 AS position, e.id IS NULL OR e.content_hash <> t.content_hash AS differs
+SELECT t.position::int4 - 1 AS position, e.id IS NULL AS created,
+    e.id IS NULL OR e.content_hash <> t.content_hash AS differs
 FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bytea[])
     WITH ORDINALITY AS t (entity_type, id, content_hash, metadata_hash, position)
 LEFT JOIN LATERAL (
@@ -99,12 +100,12 @@ CREATE TEMPORARY TABLE entityframes_staging (
 ) ON COMMIT DROP
 
 -- name: merge_staged
--- Writes staged rows that are new or differ, with the ledger row and the embedding job, and says what became of each.
--- $1 batch, $2 run, $3 job, $4 whether to make a job
+-- Writes staged rows that are new or differ and says what became of each.
+-- $1 batch, $2 whether to make a job
 WITH merged AS (
     INSERT INTO {schema}.entities AS e
-        (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id, created_at, updated_at)
-    SELECT entity_type, id, content, metadata::json, content_hash, metadata_hash, $1::uuid, now(), now()
+        (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id)
+    SELECT entity_type, id, content, metadata::json, content_hash, metadata_hash, $1::uuid
     FROM entityframes_staging
     ORDER BY entity_type COLLATE "C", id COLLATE "C"
     ON CONFLICT (entity_type, id) DO UPDATE SET
@@ -112,19 +113,19 @@ WITH merged AS (
         metadata_hash = EXCLUDED.metadata_hash, batch_id = EXCLUDED.batch_id, updated_at = EXCLUDED.updated_at
     WHERE e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash
     RETURNING e.entity_type, e.id, xmax = 0 AS created
-), written AS (
-    SELECT s.position, s.entity_type, s.id, m.created, s.differs AND s.content <> '' AND $4::boolean AS due
-    FROM merged AS m JOIN entityframes_staging AS s ON s.entity_type = m.entity_type AND s.id = m.id
-), ledger AS (
-    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
-    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0
-    FROM written HAVING count(*) > 0
-), job AS (
-    INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
-    SELECT $3::uuid, $1::uuid, array_agg(entity_type), array_agg(id), now(), now()
-    FROM written WHERE due HAVING count(*) > 0
 )
-SELECT position, created, due FROM written
+SELECT s.position, m.created, s.differs AND s.content <> '' AND $2::boolean AS due
+FROM merged AS m JOIN entityframes_staging AS s ON s.entity_type = m.entity_type AND s.id = m.id
+
+-- name: record
+-- The ledger row of a batch, and its embedding job if some content is due.
+-- $1 batch, $2 run, $3 job, $4 created, $5 updated, $6 entity_types and $7 ids of what is due
+WITH job AS (
+    INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
+    SELECT $3::uuid, $1::uuid, $6::text[], $7::text[], now(), now() WHERE cardinality($7::text[]) > 0
+)
+INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
+VALUES ($1::uuid, $2::uuid, now(), $4::text::int4, $5::text::int4, 0)
 
 -- name: merge_arrays
 -- The whole life of a small batch in one statement: probe, merge, ledger and job.
