@@ -83,6 +83,8 @@ class UpsertRun:
         self._started = time.perf_counter()
         #: Rows that lose to another row of the same frame; None while each batch has to look for its own.
         self._losers: pl.Series | None = None
+        #: Types that had no entity when this run first met them.
+        self._was_empty: dict[str, bool] = {}
         #: Why the run cannot go on.
         self._fatal: BaseException | None = None
 
@@ -103,13 +105,15 @@ class UpsertRun:
             frames.check_entity_schema(whole.schema)
             frames.check_not_all_null(whole)
         given = self._checked([whole] if whole is not None else source)
+        # A stream may be larger than memory, a whole frame is in it already.
+        limits = {} if whole is None else {"max_bytes": self.engine.batch_bytes, "max_rows": self.engine.batch_rows}
         working: Working = {}
         taken = 0
         with ThreadPoolExecutor(self.engine.workers, thread_name_prefix="entityframes") as pool:
             try:
                 if whole is not None:
                     self._settle_duplicates(whole)
-                for chunk in chunks(given, self.options.batch_size):
+                for chunk in chunks(given, self.options.batch_size, **limits):
                     self._make_room(working, chunk, reporter, disjoint=whole is not None)
                     if self._stopping:
                         if whole is None:
@@ -144,7 +148,7 @@ class UpsertRun:
         if rows.is_empty():
             return aside
         rows = rows.sort(KEY)
-        batch = Batch(self.run_id, self.interrupt, self.options.embed)
+        batch = Batch(self.run_id, self.interrupt, self.options.embed, was_empty=self._was_empty)
         try:
             written = self._write(rows, batch)
         except StatementCancelledError:

@@ -38,6 +38,8 @@ class Batch:
     #: The ledger's key. It stays the same when the batch is tried again, so that it cannot be written twice.
     batch_id: str = field(default_factory=_new_id)
     job_id: str = field(default_factory=_new_id)
+    #: Whether a type had no entity when its run first met it; shared by the batches of the run.
+    was_empty: dict[str, bool] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -54,6 +56,9 @@ class Engine(Protocol):
     address: str
     #: How many batches are worked on at once.
     workers: int
+    #: About how many bytes, and at most how many rows, of a frame in memory make a batch; the caller may say otherwise.
+    batch_bytes: int
+    batch_rows: int
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Write rows that are new or differ, in one transaction, with ledger row and embedding job.

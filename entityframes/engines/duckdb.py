@@ -48,6 +48,8 @@ class DuckDBEngine:
         self.address = location.address
         # One batch is prepared while another is written.
         self.workers = workers or 2
+        # Each commit waits for the disk; a frame that is in memory anyway may go in larger pieces.
+        self.batch_bytes, self.batch_rows = 32 << 20, 250_000
         self._namespace = namespace
         self._sql = queries.load("duckdb.sql", namespace)
         self._process = os.getpid()

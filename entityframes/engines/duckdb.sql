@@ -83,10 +83,10 @@ LEFT JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.i
 WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
 
 -- name: insert_created
--- New entities, in key order. $1 batch
+-- New entities, in the order of the frame. $1 batch
 INSERT INTO {schema}.entities
 SELECT entity_type, id, content, metadata, content_hash, metadata_hash, $1::UUID, now(), now()
-FROM changed WHERE created ORDER BY entity_type, id
+FROM changed WHERE created
 
 -- name: update_differing
 -- Entities whose content or metadata differ. $1 batch

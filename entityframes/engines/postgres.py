@@ -53,6 +53,7 @@ class PostgresEngine:
     def __init__(self, location: Location, namespace: str, workers: int | None) -> None:
         self.address = location.address
         self.workers = workers or 2
+        self.batch_bytes, self.batch_rows = 8 << 20, 50_000
         self._namespace = namespace
         self._sql = queries.load("postgres.sql", namespace)
         self._target = location.target
@@ -77,18 +78,15 @@ class PostgresEngine:
                 return self._ask(
                     connection, "merge_arrays", *header, *(rows[name] for name in columns), committing=True
                 )
+            if self._likely_new(connection, rows, batch):
+                written = self._copied(connection, rows, _all_new(rows), batch)
+                if written is not None:
+                    return written
             changed = self._probe(connection, rows)
             if changed.is_empty():
                 return changed.select("position", created=pl.lit(False), due=pl.lit(False))
-            if changed["created"].any():
-                try:
-                    return self._write(connection, rows, changed, batch, copied=pl.col("created"))
-                except RowError as error:
-                    if error.sqlstate != _UNIQUE_VIOLATION:
-                        raise
-                    # Somebody else was faster to create one of them: merge all of them.
-                    self._execute(connection, "ROLLBACK")
-            return self._write(connection, rows, changed, batch, copied=pl.lit(False))
+            written = self._copied(connection, rows, changed, batch) if changed["created"].any() else None
+            return self._write(connection, rows, changed, batch) if written is None else written
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
@@ -203,8 +201,34 @@ class PostgresEngine:
         columns = ("entity_type", "id", "content_hash", "metadata_hash")
         return self._ask(connection, "probe", *(rows[name] for name in columns)).sort("position")
 
+    def _likely_new(self, connection: Any, rows: pl.DataFrame, batch: Batch) -> bool:
+        """Whether the types of these rows had no entity when the run began, so that a probe would find nothing."""
+        entity_types = rows["entity_type"].unique().to_list()
+        if len(entity_types) > 8:
+            return False
+        for name in entity_types:
+            if name not in batch.was_empty:
+                batch.was_empty[name] = bool(self._ask(connection, "is_empty", name).item())
+        return all(batch.was_empty[name] for name in entity_types)
+
+    def _copied(self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
+        """Write with new rows copied straight into the table; None if one of them was there after all."""
+        try:
+            return self._write(connection, rows, changed, batch, copied=pl.col("created"))
+        except RowError as error:
+            if error.sqlstate != _UNIQUE_VIOLATION:
+                raise
+            self._execute(connection, "ROLLBACK")
+            return None
+
     def _write(
-        self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame, batch: Batch, *, copied: pl.Expr
+        self,
+        connection: Any,
+        rows: pl.DataFrame,
+        changed: pl.DataFrame,
+        batch: Batch,
+        *,
+        copied: pl.Expr = pl.lit(False),  # noqa: B008
     ) -> pl.DataFrame:
         """Copy some of the changed rows straight into the table, merge the others, and record the batch."""
         given = _pick(rows, changed).with_columns(
@@ -272,6 +296,13 @@ class PostgresEngine:
         if not self._ask(connection, "format_table", self._namespace).item():
             return 0
         return int(self._ask(connection, "format_version").item())
+
+
+def _all_new(rows: pl.DataFrame) -> pl.DataFrame:
+    """What a probe would answer if none of the rows was stored."""
+    return rows.select(
+        pl.int_range(pl.len(), dtype=pl.Int32).alias("position"), created=pl.lit(True), differs=pl.lit(True)
+    )
 
 
 def _pick(rows: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
