@@ -242,8 +242,14 @@ class PostgresEngine:
                 self._ingest(connection, "entities", table, db_schema_name=self._namespace)
             if others.height:
                 self._stage(connection, others)
-                merged = self._ask(connection, "merge_staged", batch.batch_id, batch.embed)
-                written = pl.concat([written, merged], how="vertical_relaxed")
+                if not others["created"].any():
+                    self._ask(connection, "nested_loops")
+                    updated = self._ask(connection, "update_staged", batch.batch_id, batch.embed)
+                    written = pl.concat([written, updated], how="vertical_relaxed")
+                # Also rows that were deleted since they were looked at; those just updated are equal by now.
+                if written.height < given.height:
+                    merged = self._ask(connection, "merge_staged", batch.batch_id, batch.embed)
+                    written = pl.concat([written, merged], how="vertical_relaxed")
             if written.height:
                 due = given.join(written.filter("due"), on="position", how="semi", maintain_order="left")
                 created = int(written["created"].sum())

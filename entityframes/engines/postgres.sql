@@ -99,6 +99,20 @@ CREATE TEMPORARY TABLE entityframes_staging (
     differs boolean
 ) ON COMMIT DROP
 
+-- name: nested_loops
+-- Until the end of the transaction: each staged key is a look-up, in key order; a hash join would read the whole table.
+SELECT set_config('enable_hashjoin', 'off', true) AS hashjoin, set_config('enable_mergejoin', 'off', true) AS mergejoin
+
+-- name: update_staged
+-- Updates staged rows that are stored and differ, which takes less than a merge. $1 batch, $2 whether to make a job
+UPDATE {schema}.entities AS e SET
+    content = s.content, metadata = s.metadata::json, content_hash = s.content_hash,
+    metadata_hash = s.metadata_hash, batch_id = $1::uuid, updated_at = now()
+FROM entityframes_staging AS s
+WHERE e.entity_type = s.entity_type AND e.id = s.id
+    AND (e.content_hash <> s.content_hash OR e.metadata_hash <> s.metadata_hash)
+RETURNING s.position, false AS created, s.differs AND s.content <> '' AND $2::boolean AS due
+
 -- name: merge_staged
 -- Writes staged rows that are new or differ and says what became of each.
 -- $1 batch, $2 whether to make a job
