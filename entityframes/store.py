@@ -77,7 +77,7 @@ class EntityStore:
                 a JSON object, or absent): DataFrame, LazyFrame, an iterator of frames, or anything with an Arrow
                 stream. A LazyFrame, iterator or RecordBatchReader is streamed.
             batch_size: rows in a batch; None takes as many as fit about 8 MiB, at most 50,000 (on DuckDB, for a frame
-                in memory, 32 MiB and 250,000).
+                in memory, 128 MiB and 122,880).
             embed: whether new or changed content makes an embedding job, one for each batch.
             on_duplicate: which row of a key counts: the "last", the "first", or "error" to refuse the frame. In a
                 stream that holds within a batch, and a later batch updates what an earlier one wrote.

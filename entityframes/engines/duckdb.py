@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 #: many bytes and so many for each entity, because the index of keys has to fit; more as soon as a statement needs it.
 MEMORY_BYTES = 96 << 20
 MEMORY_BYTES_PER_ENTITY = 80
+#: And so much for each byte of a batch.
+MEMORY_PER_BYTE = 4
 MEMORY_AT_MOST = 8 << 30
 
 T = TypeVar("T")
@@ -48,8 +50,8 @@ class DuckDBEngine:
         self.address = location.address
         # One batch is prepared while another is written.
         self.workers = workers or 2
-        # Each commit waits for the disk; a frame that is in memory anyway may go in larger pieces.
-        self.batch_bytes, self.batch_rows = 32 << 20, 250_000
+        # A full row group goes straight to the file; what is smaller goes through the log and is written twice.
+        self.batch_bytes, self.batch_rows = 128 << 20, 122_880
         self._namespace = namespace
         self._sql = queries.load("duckdb.sql", namespace)
         self._process = os.getpid()
@@ -78,6 +80,7 @@ class DuckDBEngine:
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self._writer(batch.interrupt) as cursor:
             changed = self._changed(cursor, rows, batch)
+            self._allow(MEMORY_PER_BYTE * changed.estimated_size())
             return self._with_memory(lambda: self._write(cursor, changed, batch))
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
@@ -210,6 +213,12 @@ class DuckDBEngine:
         with _translated():
             self._root.execute(f"SET memory_limit = '{self._memory >> 20}MiB'")
 
+    def _allow(self, extra: int) -> None:
+        """See to it that there is so much memory beyond what the store itself needs."""
+        if self._bounded and extra > self._extra_memory:
+            self._extra_memory = extra
+            self._fit_memory(self._entities)
+
     def _with_memory(self, work: Callable[[], T]) -> T:
         """Do the work; where the memory that DuckDB may use is not enough, allow it more and do the work again."""
         while True:
@@ -218,8 +227,7 @@ class DuckDBEngine:
             except ResourceError as error:
                 if error.sqlstate != "53200" or not self._bounded or self._memory > MEMORY_AT_MOST:
                     raise
-                self._extra_memory += self._memory
-                self._fit_memory(self.count(None))
+                self._allow(self._extra_memory + self._memory)
 
     @contextmanager
     def _cursor(self, interrupt: Interrupt | None = None) -> Iterator[Any]:

