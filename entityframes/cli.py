@@ -388,6 +388,35 @@ def export(
 
 
 @cli.command()
+@click.option(
+    "--entities",
+    "sizes",
+    multiple=True,
+    type=click.IntRange(min=1),
+    help="How many; may be repeated.  [default: 100 and 1000]",
+)
+@click.option("--latency-ms", default=0.0, help="Milliseconds added to each round trip (PostgreSQL).")
+@click.option("--repeat", default=3, show_default=True, help="How often each is measured.")
+@click.option("--chart", type=click.Path(dir_okay=False), help="Write a chart: .svg, .png or .html.")
+@_json_option
+@_store_options
+def bench(
+    sizes: Sequence[int], latency_ms: float, repeat: int, chart: str | None, as_json: bool, url: str | None,
+    namespace: str,
+) -> None:  # fmt: skip
+    """Time a loop over entities (N+1) against one batch, in a scratch namespace of the store's database.
+
+    The namespace is removed again; nothing else is touched.
+    """
+    from entityframes.bench import n_plus_one, save_chart
+
+    measured = n_plus_one(url, sizes or (100, 1_000), latency_ms=latency_ms, repeat=repeat)
+    if chart:
+        save_chart(measured, chart)
+    _print_frame(measured, as_json)
+
+
+@cli.command()
 @_json_option
 @_store_options
 def stats(as_json: bool, url: str | None, namespace: str) -> None:

@@ -16,7 +16,7 @@ PACKAGE = Path(ef.__file__).parent
 
 #: Lower layers know nothing of higher ones.
 LAYERS = [
-    {"errors"},
+    {"errors", "wire"},
     {"types", "canonical", "progress"},
     {"frames"},
     {"results", "chunks"},
@@ -25,7 +25,7 @@ LAYERS = [
     {"scan"},
     {"batches", "deletes", "reads"},
     {"store"},
-    {"files"},
+    {"files", "bench"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -109,6 +109,9 @@ class Engine(Protocol):
     ) -> Iterator[pl.DataFrame]:
         """Entity columns of the entities of a type that satisfy a predicate, in no particular order, in pieces."""
 
+    def drop(self) -> None:
+        """Drop the namespace with everything in it; the engine is of no use afterwards."""
+
     def close(self) -> None:
         """Close every connection. May be called again."""
 

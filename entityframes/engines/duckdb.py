@@ -53,7 +53,7 @@ class DuckDBEngine:
         # A full row group goes straight to the file; what is smaller goes through the log and is written twice.
         self.batch_bytes, self.batch_rows = 128 << 20, 122_880
         self._namespace = namespace
-        self._sql = queries.load("duckdb.sql", namespace)
+        queries.quoted_namespace(namespace)
         self._process = os.getpid()
         self._writing = threading.Lock()
         self._root: Any = None
@@ -63,6 +63,9 @@ class DuckDBEngine:
             raise ConnectError(_why_not_opened(location, error)) from None
         try:
             with _translated():
+                # A file entityframes.duckdb is a catalog of the same name as the schema in it.
+                ((catalog,),) = self._root.execute("SELECT current_database()").fetchall()
+                self._sql = queries.load("duckdb.sql", namespace, catalog)
                 self._root.execute(self._sql["session"])
             # A store in memory may fill it.
             self._bounded = location.target != ":memory:"
@@ -80,7 +83,7 @@ class DuckDBEngine:
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self._writer(batch.interrupt) as cursor:
             changed = self._changed(cursor, rows, batch)
-            self._allow(MEMORY_PER_BYTE * changed.estimated_size())
+            self._allow(MEMORY_PER_BYTE * int(changed.estimated_size()))
             return self._with_memory(lambda: self._write(cursor, changed, batch))
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
@@ -160,6 +163,10 @@ class DuckDBEngine:
                     yield _in_utc(_frame(batch))
             finally:
                 reader.close()
+
+    def drop(self) -> None:
+        with self._writer(Interrupt()) as cursor:
+            self._run(cursor, "drop")
 
     def close(self) -> None:
         root, self._root = self._root, None

@@ -21,6 +21,10 @@ SET enable_external_access = false
 -- The namespace.
 CREATE SCHEMA IF NOT EXISTS {schema}
 
+-- name: drop
+-- The store and all that is in it.
+DROP SCHEMA {schema} CASCADE
+
 -- name: migrate_1
 -- Format 1: entities, the ledger of batches, embedding jobs, what is embedded, and the dtypes of metadata fields.
 CREATE TABLE {schema}.format (version INTEGER NOT NULL, since TIMESTAMPTZ NOT NULL DEFAULT now());
@@ -65,11 +69,10 @@ CREATE TABLE {schema}.embeddings (
     embedded_at  TIMESTAMPTZ NOT NULL,
     PRIMARY KEY (space, entity_type, id)
 );
-CREATE SEQUENCE {schema}.field_positions;
 CREATE TABLE {schema}.metadata_fields (
     entity_type VARCHAR NOT NULL,
     field       VARCHAR NOT NULL,
-    position    BIGINT NOT NULL DEFAULT nextval('{schema}.field_positions'),
+    position    BIGINT NOT NULL,
     dtype       VARCHAR NOT NULL,
     declared    BOOLEAN NOT NULL,
     PRIMARY KEY (entity_type, field)
@@ -160,8 +163,9 @@ WHERE f.entity_type = t.entity_type AND f.field = t.field AND (NOT f.declared OR
 
 -- name: add_fields
 -- New fields, in the order in which they came.
-INSERT INTO {schema}.metadata_fields AS f (entity_type, field, dtype, declared)
-SELECT entity_type, field, dtype, declared FROM given AS t ORDER BY t.position
+INSERT INTO {schema}.metadata_fields AS f (entity_type, field, position, dtype, declared)
+SELECT entity_type, field, t.position + (SELECT coalesce(max(position), 0) + 1 FROM {schema}.metadata_fields), dtype, declared
+FROM given AS t
 ON CONFLICT (entity_type, field) DO NOTHING
 
 -- name: is_empty

@@ -149,6 +149,10 @@ class PostgresEngine:
                 for batch in reader:
                     yield _in_utc(_frame(pa.Table.from_batches([batch])))
 
+    def drop(self) -> None:
+        with self._connection() as connection:
+            self._run(connection, "drop")
+
     def close(self) -> None:
         with self._lock:
             self._closed = True

@@ -25,6 +25,10 @@ SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)
 -- The namespace.
 CREATE SCHEMA IF NOT EXISTS {schema}
 
+-- name: drop
+-- The store and all that is in it.
+DROP SCHEMA {schema} CASCADE
+
 -- name: migrate_1
 -- Format 1: entities, the ledger of batches, embedding jobs, what is embedded, and the dtypes of metadata fields.
 CREATE TABLE {schema}.format (version int4 NOT NULL, since timestamptz NOT NULL DEFAULT now());

@@ -37,13 +37,16 @@ def _without_comments(body: str) -> str:
     return "\n".join(line for line in body.splitlines() if not line.startswith("--")).strip()
 
 
-def load(file: str, namespace: str) -> dict[str, str]:
-    """The statements of `file` by name, for one namespace.
+def load(file: str, namespace: str, catalog: str | None = None) -> dict[str, str]:
+    """The statements of `file` by name, for one namespace, in a database whose name may be the same.
 
     Raises:
         ConnectError: the namespace cannot be used.
     """
     schema = quoted_namespace(namespace)
+    if catalog is not None:
+        escaped = catalog.replace('"', '""')
+        schema = f'"{escaped}".{schema}'
     return {name: body.replace("{schema}", schema) for name, body in _named(file).items()}
 
 
