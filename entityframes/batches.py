@@ -79,7 +79,7 @@ class UpsertRun:
     batches: int = 0
 
     def __post_init__(self) -> None:
-        self._fields = Fields(self.engine)
+        self._fields = Fields(self.engine, recent=True)
         self._started = time.perf_counter()
         #: Rows that lose to another row of the same frame; None while each batch has to look for its own.
         self._losers: pl.Series | None = None

@@ -7,8 +7,10 @@ a promise and does not change; an inferred one is a description and widens as va
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
 
 import polars as pl
 
@@ -33,6 +35,12 @@ class Field(NamedTuple):
         return pl.String() if self.dtype is None else self.dtype
 
 
+#: A run may start with what an earlier one learned so many seconds ago, as a run itself relies on what it learned at
+#: its start; calls for one entity after another then need not ask each time. Not for more types than MAX_RECENT.
+RECENT_S = 1.0
+MAX_RECENT = 100
+_recent: WeakKeyDictionary[Engine, tuple[float, dict[str, dict[str, Field]]]] = WeakKeyDictionary()
+
 #: More inferred fields than this are kept in the metadata but not offered as columns.
 MAX_INFERRED = 1_000
 
@@ -42,10 +50,14 @@ _JSON_TEXT = "JSON"
 class Fields:
     """What one run knows of the fields in the store; safe to share between its batches."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, recent: bool = False) -> None:
+        """Start with nothing known, or with what another run of this process asked for within the last `RECENT_S`."""
         self._engine = engine
         self._lock = threading.Lock()
-        self._known: dict[str, dict[str, Field]] = {}
+        loaded_at, known = _recent.get(engine, (0.0, {})) if recent else (0.0, {})
+        fresh = time.monotonic() - loaded_at < RECENT_S
+        self._known: dict[str, dict[str, Field]] = {name: dict(known[name]) for name in known} if fresh else {}
+        self._loaded_at = loaded_at if fresh else time.monotonic()
         #: Types that this run has declared; its own rows may still be on their way.
         self._ours: set[str] = set()
 
@@ -97,6 +109,8 @@ class Fields:
             self._known.update({entity_type: {} for entity_type in absent})
             for entity_type, name, dtype, declared in self._engine.fields(absent).iter_rows():
                 self._known[entity_type][name] = Field(_from_text(dtype), declared)
+            if len(self._known) <= MAX_RECENT:
+                _recent[self._engine] = (self._loaded_at, {name: dict(self._known[name]) for name in self._known})
         return {entity_type: self._known[entity_type] for entity_type in wanted}
 
     def _declared(
