@@ -66,6 +66,16 @@ class Fields:
             self._record({entity_type: fields for entity_type, fields in new.items() if fields})
             self._ours.update(known)
 
+    def check(self, entity_types: Iterable[str], schema: Mapping[str, pl.DataType]) -> None:
+        """What `declare` would say, without recording anything.
+
+        Raises:
+            SchemaError: a field has another dtype already.
+        """
+        with self._lock:
+            for entity_type, fields in self._load(entity_types).items():
+                self._declared(entity_type, fields, schema)
+
     def infer(self, entity_types: Iterable[str], inferred: Mapping[str, pl.DataType | None]) -> None:
         """Widen the inferred fields of each type by those found in JSON text."""
         with self._lock:

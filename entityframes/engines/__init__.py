@@ -59,10 +59,13 @@ class Engine(Protocol):
         """Write rows that are new or differ, in one transaction, with ledger row and embedding job.
 
         Args:
-            rows: canonical rows in key order, no key twice.
+            rows: canonical rows in key order, no key twice. With the columns ``expected`` and ``expected_metadata``
+                (Binary), a row is written only over an entity with these hashes (null metadata: any), where
+                ``expected`` is null only if there is no entity; compared and written in the one transaction.
 
         Returns:
-            position, created Boolean, due Boolean (the embedding job covers it): the rows that were written.
+            position, created Boolean, due Boolean (the embedding job covers it): the rows that were written; and
+            where something was expected, conflict Boolean: true for rows that were left alone.
         """
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
@@ -74,6 +77,12 @@ class Engine(Protocol):
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
         """What a batch wrote whose answer was lost, as `write` would have returned it, or None if it wrote nothing."""
+
+    def deleted_by(self, batch: Batch) -> int | None:
+        """How many entities a batch deleted whose answer was lost, or None if it is not in the ledger."""
+
+    def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
+        """position, content_hash and metadata_hash (Binary) of each key that is stored."""
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
         """Position of each key that is stored."""

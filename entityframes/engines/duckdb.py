@@ -81,7 +81,8 @@ class DuckDBEngine:
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self._writer(batch.interrupt) as cursor:
             changed = self._changed(cursor, rows, batch)
-            refused = self._refused(cursor, changed)
+            _register(cursor, "changed", changed)
+            refused = self._refused(cursor, changed.join(self._conflicting(cursor, changed), on="position", how="anti"))
             accepted = changed.join(refused, on="position", how="anti")
             if refused.is_empty():
                 # Not a constraint that can be asked for its rows: let the error speak for the batch.
@@ -95,6 +96,15 @@ class DuckDBEngine:
                 return None
             _register(cursor, "given", _keys(rows))
             return self._ask(cursor, "written_by", [batch.batch_id])
+
+    def deleted_by(self, batch: Batch) -> int | None:
+        with self._cursor() as cursor:
+            return self._ask(cursor, "deleted_by", [batch.batch_id]).item()  # type: ignore[no-any-return]
+
+    def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
+        with self._cursor() as cursor:
+            _register(cursor, "given", _keys(keys))
+            return self._ask(cursor, "hashes")
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self._cursor() as cursor:
@@ -117,7 +127,7 @@ class DuckDBEngine:
             with self._transaction(cursor, batch.interrupt):
                 self._run(cursor, "delete")
                 self._run(cursor, "delete_vectors")
-                self._run(cursor, "ledger", [batch.batch_id, batch.run_id, 0, 0, stored.height])
+                self._run(cursor, "ledger", [batch.batch_id, batch.run_id, 0, 0, stored.height, 0])
             return stored
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
@@ -172,22 +182,44 @@ class DuckDBEngine:
 
     def _write(self, cursor: Any, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Insert and update in one transaction with the ledger row and the job; nothing at all if nothing changed."""
+        expecting = "expected" in changed.columns
+        conflicts = changed.select("position").clear()
         if changed.height:
-            created = int(changed["created"].sum())
             _register(cursor, "changed", changed)
             with self._transaction(cursor, batch.interrupt):
-                inserted = self._run(cursor, "insert_created", [batch.batch_id]) if created else 0
-                updated = self._run(cursor, "update_differing", [batch.batch_id]) if created < changed.height else 0
-                if inserted + updated != changed.height:
-                    raise PermanentError(f"{inserted + updated} rows were written where {changed.height} were expected")
-                self._run(cursor, "ledger", [batch.batch_id, batch.run_id, inserted, updated, 0])
-                if changed["due"].any():
-                    self._run(cursor, "job", [batch.job_id, batch.batch_id])
+                if expecting:
+                    # Asked again inside the transaction, for a store that was opened twice in this process.
+                    conflicts = self._conflicting(cursor, changed)
+                    changed = changed.join(conflicts, on="position", how="anti", maintain_order="left")
+                    _register(cursor, "changed", changed)
+                if changed.height:
+                    self._merge(cursor, changed, batch)
+            created = int(changed["created"].sum())
             if self._bounded and self._entities + created > self._room_for:
                 self._fit_memory(self.count(None))
             elif self._bounded:
                 self._entities += created
-        return changed.select("position", "created", "due")
+        written = changed.select("position", "created", "due")
+        return pl.concat([written, conflicts.with_columns(conflict=True)], how="diagonal") if expecting else written
+
+    def _merge(self, cursor: Any, changed: pl.DataFrame, batch: Batch) -> None:
+        """The statements of a transaction that writes the rows registered as changed."""
+        created = int(changed["created"].sum())
+        inserted = self._run(cursor, "insert_created", [batch.batch_id]) if created else 0
+        updated = self._run(cursor, "update_differing", [batch.batch_id]) if created < changed.height else 0
+        if inserted + updated != changed.height:
+            # Only another store that this process opened on the same file can have come between.
+            raise TransientError(f"{inserted + updated} rows were written where {changed.height} were expected")
+        due = int(changed["due"].sum())
+        self._run(cursor, "ledger", [batch.batch_id, batch.run_id, inserted, updated, 0, due])
+        if due:
+            self._run(cursor, "job", [batch.job_id, batch.batch_id])
+
+    def _conflicting(self, cursor: Any, changed: pl.DataFrame) -> pl.DataFrame:
+        """The position of rows registered as changed whose entity is not in the state that is expected of it."""
+        if "expected" not in changed.columns:
+            return changed.select("position").clear()
+        return self._ask(cursor, "hold").with_columns(pl.col("position").cast(changed.schema["position"]))
 
     def _refused(self, cursor: Any, changed: pl.DataFrame) -> pl.DataFrame:
         """position, sqlstate and error of the rows that a CHECK constraint refuses; one statement a constraint."""

@@ -70,7 +70,8 @@ class PostgresEngine:
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
         with self._connection(batch.interrupt) as connection:
-            if rows.height <= ARRAY_ROWS and rows.estimated_size() <= ARRAY_BYTES:
+            expecting = "expected" in rows.columns
+            if rows.height <= ARRAY_ROWS and rows.estimated_size() <= ARRAY_BYTES and not expecting:
                 columns = ["entity_type", "id", "content", "metadata", "content_hash", "metadata_hash"]
                 return self._ask(
                     connection, "merge_arrays", *header, *(rows[name] for name in columns), committing=True
@@ -80,8 +81,9 @@ class PostgresEngine:
             if changed.is_empty():
                 return changed.select("position", created=pl.lit(False), due=pl.lit(False))
             with self._transaction(connection, batch.interrupt):
+                changed, conflicts = self._hold(connection, rows, changed)
                 self._stage(connection, rows, changed)
-                return self._ask(connection, "merge_staged", *header)
+                return _with_conflicts(self._ask(connection, "merge_staged", *header), rows, conflicts)
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
@@ -89,18 +91,27 @@ class PostgresEngine:
             hashes = [rows[name] for name in ("entity_type", "id", "content_hash", "metadata_hash")]
             changed = self._ask(connection, "probe", *hashes)
             with self._transaction(connection, batch.interrupt):
+                changed, conflicts = self._hold(connection, rows, changed)
                 self._stage(connection, rows, changed)
                 self._run(connection, "create_tried")
                 self._run(connection, "immediate_constraints")
                 self._ask(connection, "set_batch", batch.batch_id)
                 self._run(connection, "merge_each")
-                return self._ask(connection, "finish_each", *header)
+                return _with_conflicts(self._ask(connection, "finish_each", *header), rows, conflicts)
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
         with self._connection() as connection:
             if not self._ask(connection, "recorded", batch.batch_id).item():
                 return None
             return self._ask(connection, "written_by", batch.batch_id, rows["entity_type"], rows["id"])
+
+    def deleted_by(self, batch: Batch) -> int | None:
+        with self._connection() as connection:
+            return self._ask(connection, "deleted_by", batch.batch_id).item()  # type: ignore[no-any-return]
+
+    def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
+        with self._connection() as connection:
+            return self._ask(connection, "hashes", keys["entity_type"], keys["id"])
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self._connection() as connection:
@@ -192,6 +203,18 @@ class PostgresEngine:
         interrupt.check()
         self._execute(connection, "COMMIT", committing=True)
 
+    def _hold(
+        self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame
+    ) -> tuple[pl.DataFrame, pl.Series | None]:
+        """Lock the entities to be changed, and split off the positions of those that are not as expected."""
+        if "expected" not in rows.columns:
+            return changed, None
+        asked = rows[changed["position"]]
+        given = [asked[name] for name in ("entity_type", "id", "expected", "expected_metadata")]
+        wrong = self._ask(connection, "hold", *given)["position"]
+        conflicting = pl.int_range(changed.height).is_in(wrong.cast(pl.Int64).implode())
+        return changed.filter(~conflicting), changed.filter(conflicting)["position"]
+
     def _stage(self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame) -> None:
         """Ingest the rows at the given positions into the staging table of this transaction."""
         self._run(connection, "create_staging")
@@ -235,6 +258,22 @@ class PostgresEngine:
         if not self._ask(connection, "format_table", self._namespace).item():
             return 0
         return int(self._ask(connection, "format_version").item())
+
+
+def _with_conflicts(written: pl.DataFrame, rows: pl.DataFrame, conflicts: pl.Series | None) -> pl.DataFrame:
+    """What was written, and the positions that were left alone.
+
+    Raises:
+        TransientError: an entity that was expected to be absent, and was, has been created by another writer before
+            this one came to it. The transaction must not be committed; the next try finds the conflict.
+    """
+    if conflicts is None:
+        return written
+    updated = written.filter(pl.col("created").not_())["position"]
+    if rows[updated]["expected"].null_count():
+        raise TransientError("an entity was created by another writer just now", "40001")
+    left_alone = pl.DataFrame({"position": conflicts.cast(written.schema["position"])}).with_columns(conflict=True)
+    return pl.concat([written, left_alone], how="diagonal")
 
 
 def _one_row(parameters: tuple[Any, ...]) -> pa.RecordBatch | None:

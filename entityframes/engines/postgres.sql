@@ -47,7 +47,9 @@ CREATE TABLE {schema}.batches (
     written_at timestamptz NOT NULL,
     created    int4 NOT NULL,
     updated    int4 NOT NULL,
-    deleted    int4 NOT NULL
+    deleted    int4 NOT NULL,
+    -- How many keys the batch's embedding job lists.
+    due        int4 NOT NULL DEFAULT 0
 );
 CREATE TABLE {schema}.embedding_jobs (
     job_id       uuid PRIMARY KEY,
@@ -91,6 +93,22 @@ LEFT JOIN LATERAL (
 ) AS e ON true
 WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
 
+-- name: hold
+-- Locks the given entities in key order, and tells which of the keys are not in the state that is expected of them.
+-- $1 entity_types, $2 ids, $3 content hashes (null: no such entity), $4 metadata hashes (null: any)
+WITH given AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bytea[])
+        WITH ORDINALITY AS t (entity_type, id, content_hash, metadata_hash, position)
+), held AS (
+    SELECT g.position, e.content_hash, e.metadata_hash
+    FROM given AS g JOIN {schema}.entities AS e ON e.entity_type = g.entity_type AND e.id = g.id
+    ORDER BY e.entity_type, e.id FOR UPDATE OF e
+)
+SELECT g.position::int4 - 1 AS position
+FROM given AS g LEFT JOIN held AS h ON h.position = g.position
+WHERE (g.content_hash IS NULL) <> (h.position IS NULL)
+    OR h.content_hash <> g.content_hash OR h.metadata_hash <> g.metadata_hash
+
 -- name: create_staging
 -- The rows of one batch; gone with the transaction.
 CREATE TEMPORARY TABLE entityframes_staging (
@@ -116,8 +134,9 @@ WITH merged AS (
     SELECT s.position, s.entity_type, s.id, m.created, s.differs AND s.content <> '' AND $4::boolean AS due
     FROM merged AS m JOIN entityframes_staging AS s ON s.entity_type = m.entity_type AND s.id = m.id
 ), ledger AS (
-    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
-    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0
+    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
+    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0,
+        count(*) FILTER (WHERE due)
     FROM written HAVING count(*) > 0
 ), job AS (
     INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
@@ -155,8 +174,9 @@ WITH given AS (
     SELECT c.position, c.entity_type, c.id, m.created, c.due
     FROM merged AS m JOIN changed AS c ON c.entity_type = m.entity_type AND c.id = m.id
 ), ledger AS (
-    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
-    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0
+    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
+    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0,
+        count(*) FILTER (WHERE due)
     FROM written HAVING count(*) > 0
 ), job AS (
     INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
@@ -212,8 +232,9 @@ WITH written AS (
     SELECT t.created, s.entity_type, s.id, s.differs AND s.content <> '' AND $4::boolean AS due
     FROM entityframes_tried AS t JOIN entityframes_staging AS s USING (position) WHERE t.sqlstate IS NULL
 ), ledger AS (
-    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
-    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0
+    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
+    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0,
+        count(*) FILTER (WHERE due)
     FROM written HAVING count(*) > 0
 ), job AS (
     INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
@@ -230,11 +251,28 @@ SELECT count(*)::int4 FROM {schema}.batches WHERE batch_id = $1::uuid
 -- name: written_by
 -- Which of the given rows the batch wrote, where nobody has written them since.
 -- $1 batch, $2 entity_types, $3 ids
-SELECT t.position::int4 - 1 AS position, e.created_at = e.updated_at AS created,
-    EXISTS (SELECT FROM {schema}.embedding_jobs AS j WHERE j.batch_id = $1::uuid AND t.id = ANY (j.ids)) AS due
+WITH members AS (
+    SELECT DISTINCT m.entity_type, m.id
+    FROM {schema}.embedding_jobs AS j CROSS JOIN unnest(j.entity_types, j.ids) AS m (entity_type, id)
+    WHERE j.batch_id = $1::uuid
+)
+SELECT t.position::int4 - 1 AS position, e.created_at = e.updated_at AS created, m.id IS NOT NULL AS due
 FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS t (entity_type, id, position)
 JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+LEFT JOIN members AS m ON m.entity_type = t.entity_type AND m.id = t.id
 WHERE e.batch_id = $1::uuid
+
+-- name: deleted_by
+-- How many entities a batch deleted; null if the ledger does not have it. $1 batch
+SELECT max(deleted)::int4 FROM {schema}.batches WHERE batch_id = $1::uuid
+
+-- name: hashes
+-- The hashes of the keys that are stored. $1 entity_types, $2 ids
+SELECT t.position::int4 - 1 AS position, e.content_hash, e.metadata_hash
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
+CROSS JOIN LATERAL (
+    SELECT content_hash, metadata_hash FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
+) AS e
 
 -- name: existing
 -- Positions of the keys that are stored. $1 entity_types, $2 ids
