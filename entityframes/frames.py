@@ -353,6 +353,23 @@ def readable_keys(frame: pl.DataFrame) -> pl.DataFrame:
     return _readable(frame.select("row", *KEY))[0]
 
 
+def collect(source: Any) -> pl.DataFrame:
+    """A frame, or the frames of an iterable as one.
+
+    Raises:
+        SchemaError: it is no frame, or the frames have other columns or dtypes than the first.
+    """
+    if isinstance(source, pl.DataFrame | pl.LazyFrame) or hasattr(source, "__arrow_c_stream__"):
+        return as_frame(source)
+    if not hasattr(source, "__iter__") or isinstance(source, str | bytes | Mapping):
+        return as_frame(source)
+    pieces = [as_frame(piece) for piece in source]
+    try:
+        return pl.concat(pieces) if pieces else pl.DataFrame(schema=dict.fromkeys([*KEY, "content"], pl.String))
+    except pl.exceptions.PolarsError as error:
+        raise SchemaError(f"the frames of a plan must have the same columns: {error}") from error
+
+
 def iterate(source: Any, rows: int = 25_000) -> Iterator[pl.DataFrame]:
     """The frames of a streaming source, a LazyFrame or an iterable of frames, without holding more than one."""
     if isinstance(source, pl.LazyFrame):
