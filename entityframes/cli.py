@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -131,6 +131,7 @@ def _open(url: str | None, namespace: str) -> Any:
     metavar="FILE",
     help="Write rows that failed here, to be corrected and imported again.",
 )
+@click.option("--dry-run", is_flag=True, help="Tell what would be done, and write nothing.")
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
 @_json_option
 @_store_options
@@ -151,6 +152,8 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
         if _small(files):
             frame = frame.collect()
         with _open(url, namespace) as store:
+            if options["dry_run"]:
+                _dry_run(store, frame, options["on_duplicate"], as_json)
             try:
                 result = store.upsert(
                     frame,
@@ -170,6 +173,14 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
                 f"wrote the failed rows to {options['failed_file']}: correct them and import that file", err=True
             )
     sys.exit(0 if result.ok else 1)
+
+
+def _dry_run(store: Any, frame: Any, on_duplicate: str, as_json: bool) -> NoReturn:
+    from entityframes import reports
+
+    plan = store.plan(frame, on_duplicate=on_duplicate)
+    click.echo(reports.of_plan(plan, as_json))
+    sys.exit(1 if plan.counts["invalid"] else 0)
 
 
 #: Files up to this size are read whole.
@@ -395,6 +406,20 @@ def stats(as_json: bool, url: str | None, namespace: str) -> None:
     with _open(url, namespace) as store:
         frame = store.stats()
     _print_frame(frame, as_json)
+
+
+@cli.command()
+@click.option("--repair", is_flag=True, help="Mend what can be derived from what is there.")
+@_json_option
+@_store_options
+def verify(repair: bool, as_json: bool, url: str | None, namespace: str) -> None:
+    """Recompute hashes, ledger counts, jobs and recorded dtypes. Exit status 1 if something stays inconsistent."""
+    from entityframes import reports
+
+    with _open(url, namespace) as store:
+        found = store.verify(repair=repair)
+    click.echo(reports.of_verification(found, as_json))
+    sys.exit(0 if found["repaired"].all() else 1)
 
 
 if __name__ == "__main__":

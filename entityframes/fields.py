@@ -36,7 +36,8 @@ class Field(NamedTuple):
 #: More inferred fields than this are kept in the metadata but not offered as columns.
 MAX_INFERRED = 1_000
 
-_JSON_TEXT = "JSON"
+#: What is recorded for values that have no common dtype.
+JSON_TEXT = "JSON"
 
 
 class Fields:
@@ -166,8 +167,8 @@ def _wider(known: pl.DataType | None, incoming: pl.DataType | None) -> pl.DataTy
 
 
 def _to_text(dtype: pl.DataType | None) -> str:
-    return _JSON_TEXT if dtype is None else types.dtype_to_json(dtype)
+    return JSON_TEXT if dtype is None else types.dtype_to_json(dtype)
 
 
 def _from_text(text: str) -> pl.DataType | None:
-    return None if text == _JSON_TEXT else types.dtype_from_json(text)
+    return None if text == JSON_TEXT else types.dtype_from_json(text)

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from entityframes import canonical, deletes, frames, plans, reads
+from entityframes import verify as verification
 from entityframes.batches import OnError, Options, UpsertRun
 from entityframes.engines import Engine, Interrupt, open_engine, parse_url
 from entityframes.judge import OnDuplicate
@@ -220,6 +221,27 @@ class EntityStore:
     def stats(self) -> pl.DataFrame:
         """``entity_type``, ``entities``, ``embedded``, ``due``, ``failed`` (Int64); one row a type, ordered by it."""
         return self._engine.stats().with_columns(pl.col("entities", "embedded", "due", "failed").cast(pl.Int64))
+
+    def verify(self, *, repair: bool = False) -> pl.DataFrame:
+        """Recompute what can be recomputed, and tell what does not agree.
+
+        Content and metadata hashes, the ledger's counts, embedding jobs against what is due, and the recorded dtypes
+        of metadata fields against the values. The hashes, ledger and jobs are compared in one snapshot of the
+        database; nothing is written.
+
+        Args:
+            repair: mend what can be derived: hashes follow what they are of, ledger rows and jobs are made or
+                dropped, fields are recorded anew. Writers wait while it lasts.
+
+        Returns:
+            One row for each inconsistency, none where the store is sound: ``check`` Enum, ``entity_type``, ``id``,
+            ``batch_id``, ``field``, ``expected``, ``found`` String, null where they do not apply, ``repairable`` and
+            ``repaired`` Boolean; ordered by check and key.
+
+        Raises:
+            DatabaseError: the database refused.
+        """
+        return verification.verify(self._engine, repair=repair)
 
     def get_entity(self, entity_type: str, id: str) -> dict[str, Any] | None:
         """One entity as a dict with its metadata as a dict, or None; `get` for many."""

@@ -108,6 +108,24 @@ class Engine(Protocol):
     def count(self, entity_type: str | None) -> int:
         """How many entities there are."""
 
+    def inconsistencies(self) -> pl.DataFrame:
+        """check, entity_type, id, batch_id, expected, found (String): what does not agree, all of one moment."""
+
+    def mend(self, checks: list[str]) -> None:
+        """Mend what `inconsistencies` found under these names, where it can be derived, in one transaction."""
+
+    def kinds(self) -> pl.DataFrame:
+        """entity_type, field, kind, id: each kind of JSON value that a metadata field holds, with one id that has it.
+
+        Kinds are integer, long integer (19 digits or more), float, string, boolean, null, array and object.
+        """
+
+    def all_fields(self) -> pl.DataFrame:
+        """entity_type, field, dtype, declared of every recorded metadata field."""
+
+    def forget_fields(self, fields: pl.DataFrame) -> None:
+        """Drop the record of metadata fields, given by entity_type and field."""
+
     def select(
         self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
     ) -> Iterator[pl.DataFrame]:

@@ -49,7 +49,7 @@ class DuckDBEngine:
         # One batch is prepared while another is written.
         self.workers = workers or 2
         self._namespace = namespace
-        self._sql = queries.load("duckdb.sql", namespace)
+        self._sql = queries.load("duckdb.sql", namespace) | queries.load("duckdb_checks.sql", namespace)
         self._process = os.getpid()
         self._writing = threading.Lock()
         self._root: Any = None
@@ -153,6 +153,32 @@ class DuckDBEngine:
     def count(self, entity_type: str | None) -> int:
         with self._cursor() as cursor:
             return int(self._ask(cursor, "count", [entity_type]).item())
+
+    def inconsistencies(self) -> pl.DataFrame:
+        with self._cursor() as cursor, self._transaction(cursor, Interrupt()):
+            return pl.concat(
+                self._ask(cursor, name).select(pl.lit(name.removeprefix("find_")).alias("check"), pl.all())
+                for name in self._sql
+                if name.startswith("find_")
+            )
+
+    def mend(self, checks: list[str]) -> None:
+        with self._writer(Interrupt()) as cursor, self._transaction(cursor, Interrupt()):
+            for name in queries.mending(self._sql, checks):
+                self._run(cursor, name)
+
+    def kinds(self) -> pl.DataFrame:
+        with self._cursor() as cursor:
+            return self._ask(cursor, "kinds")
+
+    def all_fields(self) -> pl.DataFrame:
+        with self._cursor() as cursor:
+            return self._ask(cursor, "all_fields")
+
+    def forget_fields(self, fields: pl.DataFrame) -> None:
+        with self._writer(Interrupt()) as cursor:
+            _register(cursor, "given", fields)
+            self._run(cursor, "forget_fields")
 
     def select(
         self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None

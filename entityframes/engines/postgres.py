@@ -52,7 +52,7 @@ class PostgresEngine:
         self.address = location.address
         self.workers = workers or 2
         self._namespace = namespace
-        self._sql = queries.load("postgres.sql", namespace)
+        self._sql = queries.load("postgres.sql", namespace) | queries.load("postgres_checks.sql", namespace)
         self._target = location.target
         self._idle: list[Any] = []
         self._lock = threading.Lock()
@@ -145,6 +145,33 @@ class PostgresEngine:
     def count(self, entity_type: str | None) -> int:
         with self._connection() as connection:
             return int(self._ask(connection, "count", entity_type).item())
+
+    def inconsistencies(self) -> pl.DataFrame:
+        with self._connection() as connection, self._transaction(connection, Interrupt()):
+            self._run(connection, "snapshot")
+            return pl.concat(
+                self._ask(connection, name).select(pl.lit(name.removeprefix("find_")).alias("check"), pl.all())
+                for name in self._sql
+                if name.startswith("find_")
+            )
+
+    def mend(self, checks: list[str]) -> None:
+        with self._connection() as connection, self._transaction(connection, Interrupt()):
+            self._run(connection, "keep_writers_out")
+            for name in queries.mending(self._sql, checks):
+                self._run(connection, name)
+
+    def kinds(self) -> pl.DataFrame:
+        with self._connection() as connection:
+            return self._ask(connection, "kinds")
+
+    def all_fields(self) -> pl.DataFrame:
+        with self._connection() as connection:
+            return self._ask(connection, "all_fields")
+
+    def forget_fields(self, fields: pl.DataFrame) -> None:
+        with self._connection() as connection:
+            self._run(connection, "forget_fields", fields["entity_type"], fields["field"])
 
     def select(
         self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
