@@ -136,7 +136,13 @@ class UpsertRun:
         """Outcome rows for each row of a batch."""
         if self._stopping:
             return outcomes(_shown(chunk), status="cancelled")
-        rows, refused = self._prepare(chunk)
+        try:
+            rows, refused = self._prepare(chunk)
+        except DatabaseError as error:
+            # The recorded fields could not be read or written; nothing of the batch has been.
+            if isinstance(error, PermanentError | ResourceError):
+                self._fatal = error
+            return self._fail_all(_shown(chunk), error, None)
         rows, duplicates = self._drop_duplicates(rows)
         aside = pl.concat([refused, outcomes(duplicates, status="duplicate")])
         if refused.height and self.options.on_error != "isolate":

@@ -105,8 +105,9 @@ class Fields:
         wanted = list(dict.fromkeys(entity_types))
         absent = [entity_type for entity_type in wanted if entity_type not in self._known]
         if absent:
+            found = self._engine.fields(absent)
             self._known.update({entity_type: {} for entity_type in absent})
-            for entity_type, name, dtype, declared in self._engine.fields(absent).iter_rows():
+            for entity_type, name, dtype, declared in found.iter_rows():
                 self._known[entity_type][name] = Field(_from_text(dtype), declared)
         return {entity_type: self._known[entity_type] for entity_type in wanted}
 

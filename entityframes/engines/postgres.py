@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import adbc_driver_manager
 import adbc_driver_postgresql.dbapi as adbc
@@ -40,7 +41,13 @@ if TYPE_CHECKING:
 ARRAY_ROWS = 2_000
 ARRAY_BYTES = 2 << 20
 
+#: Seconds between the tries of what can be done twice.
+_PAUSES = (0.05, 0.2, 0.5, 1.0)
+
 _STAGED = ("position", "entity_type", "id", "content", "metadata", "content_hash", "metadata_hash", "differs")
+
+
+T = TypeVar("T")
 
 
 class PostgresEngine:
@@ -110,16 +117,13 @@ class PostgresEngine:
             return self._ask(connection, "deleted_by", batch.batch_id).item()  # type: ignore[no-any-return]
 
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
-        with self._connection() as connection:
-            return self._ask(connection, "hashes", keys["entity_type"], keys["id"])
+        return self._read("hashes", keys["entity_type"], keys["id"])
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
-        with self._connection() as connection:
-            return self._ask(connection, "existing", keys["entity_type"], keys["id"])
+        return self._read("existing", keys["entity_type"], keys["id"])
 
     def lookup(self, keys: pl.DataFrame) -> pl.DataFrame:
-        with self._connection() as connection:
-            return _in_utc(self._ask(connection, "lookup", keys["entity_type"], keys["id"]))
+        return _in_utc(self._read("lookup", keys["entity_type"], keys["id"]))
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         given = [batch.batch_id, batch.run_id, keys["entity_type"], keys["id"]]
@@ -127,24 +131,23 @@ class PostgresEngine:
             return self._ask(connection, "delete", *given, committing=True)
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
-        with self._connection() as connection:
-            return self._ask(connection, "fields", pl.Series(entity_types, dtype=pl.String))
+        return self._read("fields", pl.Series(entity_types, dtype=pl.String))
 
     def record_fields(self, fields: pl.DataFrame) -> None:
-        with self._connection() as connection:
-            self._run(connection, "record_fields", *fields)
+        def record() -> None:
+            with self._connection() as connection:
+                self._run(connection, "record_fields", *fields)
+
+        _patiently(record)
 
     def is_empty(self, entity_type: str) -> bool:
-        with self._connection() as connection:
-            return bool(self._ask(connection, "is_empty", entity_type).item())
+        return bool(self._read("is_empty", entity_type).item())
 
     def stats(self) -> pl.DataFrame:
-        with self._connection() as connection:
-            return self._ask(connection, "stats")
+        return self._read("stats")
 
     def count(self, entity_type: str | None) -> int:
-        with self._connection() as connection:
-            return int(self._ask(connection, "count", entity_type).item())
+        return int(self._read("count", entity_type).item())
 
     def inconsistencies(self) -> pl.DataFrame:
         with self._connection() as connection, self._transaction(connection, Interrupt()):
@@ -162,12 +165,10 @@ class PostgresEngine:
                 self._run(connection, name)
 
     def kinds(self) -> pl.DataFrame:
-        with self._connection() as connection:
-            return self._ask(connection, "kinds")
+        return self._read("kinds")
 
     def all_fields(self) -> pl.DataFrame:
-        with self._connection() as connection:
-            return self._ask(connection, "all_fields")
+        return self._read("all_fields")
 
     def forget_fields(self, fields: pl.DataFrame) -> None:
         with self._connection() as connection:
@@ -177,6 +178,8 @@ class PostgresEngine:
         self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
     ) -> Iterator[pl.DataFrame]:
         sql = predicates.select(self._sql["select"], predicates.POSTGRESQL, columns, entity_type, where, limit)
+        # A connection that died while it was idle is met here, not in the middle of the rows.
+        self._read("format_version")
         with self._connection() as connection, _translated(), closing(connection.cursor()) as cursor:
             cursor.execute(sql)
             with closing(cursor.fetch_record_batch()) as reader:
@@ -211,9 +214,15 @@ class PostgresEngine:
                 interrupt.check()
                 with interrupt.cancelling(connection.adbc_cancel):
                     yield connection
-        except BaseException:
+        except BaseException as error:
             # Whatever state it is in, closing it rolls back; a new one costs ten round trips, a wrong one the data.
             _discard(connection)
+            if isinstance(error, ConnectionLostError):
+                # The idle ones are from before it, too.
+                with self._lock:
+                    lost, self._idle = self._idle, []
+                for idle in lost:
+                    _discard(idle)
             raise
         with self._lock:
             keep = not self._closed and len(self._idle) < self.workers
@@ -249,6 +258,15 @@ class PostgresEngine:
         table = rows[staged["position"]].with_columns(staged.get_columns()).select(_STAGED).to_arrow()
         with _translated(), closing(connection.cursor()) as cursor:
             cursor.adbc_ingest("entityframes_staging", table, mode="append", temporary=True)
+
+    def _read(self, name: str, *parameters: Any) -> pl.DataFrame:
+        """Ask on a connection of its own; again where that helps, as it does no harm."""
+
+        def ask() -> pl.DataFrame:
+            with self._connection() as connection:
+                return self._ask(connection, name, *parameters)
+
+        return _patiently(ask)
 
     def _run(self, connection: Any, name: str, *parameters: Any) -> None:
         self._execute(connection, self._sql[name], *parameters)
@@ -301,6 +319,16 @@ def _with_conflicts(written: pl.DataFrame, rows: pl.DataFrame, conflicts: pl.Ser
         raise TransientError("an entity was created by another writer just now", "40001")
     left_alone = pl.DataFrame({"position": conflicts.cast(written.schema["position"])}).with_columns(conflict=True)
     return pl.concat([written, left_alone], how="diagonal")
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """Call again after an error that may pass; for what can be done twice."""
+    for pause in _PAUSES:
+        try:
+            return call()
+        except TransientError:
+            time.sleep(pause)
+    return call()
 
 
 def _one_row(parameters: tuple[Any, ...]) -> pa.RecordBatch | None:
@@ -364,9 +392,10 @@ _MEANING: dict[str, type[DatabaseError]] = {
 _LOST = re.compile(
     r"server closed the connection|no connection to the server|could not (?:receive|send) data|SSL SYSCALL"
     r"|connection (?:refused|reset)|terminating connection|connection is (?:closed|bad)|broken pipe"
-    r"|connection to server .* failed",
+    r"|connection to server .* failed|the database system is",
     re.IGNORECASE,
 )
+_FULL = re.compile(r"too many (?:connections|clients)|connection slots", re.IGNORECASE)
 
 
 @contextmanager
@@ -377,6 +406,9 @@ def _translated(*, connecting: bool = False, committing: bool = False) -> Iterat
     except adbc_driver_manager.Error as error:
         sqlstate = error.sqlstate or None
         message = _readable(str(error))
+        if sqlstate is None and connecting and _FULL.search(message):
+            # libpq does not say so when it connects.
+            sqlstate = "53300"
         if sqlstate is None:
             meaning: type[DatabaseError] = ConnectionLostError if _LOST.search(message) else PermanentError
         else:
@@ -398,5 +430,6 @@ def _readable(message: str) -> str:
     """The server's own words, without the driver's preamble and without DETAIL, which may quote other rows."""
     message = re.sub(r"^[A-Z_]+: (?:\[libpq\] )?", "", message.strip())
     message = message.partition("\nDETAIL:")[0].partition("\nCONTEXT:")[0].partition("\nLINE ")[0]
+    message = message.partition("Query was:")[0]
     found = re.search(r"(?:ERROR|FATAL|PANIC):\s*(.*)", message, re.DOTALL)
     return " ".join((found[1] if found else message).split()).partition(" SQLSTATE:")[0]
