@@ -20,6 +20,7 @@ from entityframes.attempts import RETRIED, Attempts, from_ledger
 from entityframes.chunks import chunks
 from entityframes.engines import Batch, Engine, Interrupt
 from entityframes.errors import (
+    ClosedError,
     ConnectionLostError,
     DatabaseError,
     EntityFramesError,
@@ -138,9 +139,9 @@ class UpsertRun:
             return outcomes(_shown(chunk), status="cancelled")
         try:
             rows, refused = self._prepare(chunk)
-        except DatabaseError as error:
+        except (DatabaseError, ClosedError) as error:
             # The recorded fields could not be read or written; nothing of the batch has been.
-            if isinstance(error, PermanentError | ResourceError):
+            if isinstance(error, PermanentError | ResourceError | ClosedError):
                 self._fatal = error
             return self._fail_all(_shown(chunk), error, None)
         rows, duplicates = self._drop_duplicates(rows)
@@ -170,7 +171,9 @@ class UpsertRun:
             except (PermanentError, ResourceError) as error:
                 self._fatal = error
                 yield self._fail_all(rows, error, batch)
-            except DatabaseError as error:
+            except (DatabaseError, ClosedError) as error:
+                if isinstance(error, ClosedError):
+                    self._fatal = error
                 yield self._fail_all(rows, error, batch)
             else:
                 yield self._tell(rows, written, batch)
@@ -291,7 +294,11 @@ class UpsertRun:
             rows,
             status=status,
             batch_id=batch.batch_id if batch else None,
-            error_kind=error.kind if isinstance(error, DatabaseError) else "validation",
+            error_kind=error.kind
+            if isinstance(error, DatabaseError)
+            else "connection"
+            if isinstance(error, ClosedError)
+            else "validation",
             error=said,
             sqlstate=error.sqlstate if isinstance(error, DatabaseError) else None,
         )
@@ -359,7 +366,8 @@ class UpsertRun:
             self.interrupt.fire()
         for future in done:
             chunk = working.pop(future)
-            self.log.append(future.result())
+            self.log.append(_account(chunk, future))
+            future.result()
             reporter.advance(chunk.height, self.log.counts)
 
     def _stop(self, working: Working) -> None:
@@ -371,8 +379,7 @@ class UpsertRun:
                 self.interrupt.fire()
             for future in done:
                 chunk = working.pop(future)
-                failed = future.exception()
-                self.log.append(outcomes(_shown(chunk), status="cancelled") if failed else future.result())
+                self.log.append(_account(chunk, future))
 
     def _log_cancelled(self, chunk: pl.DataFrame) -> None:
         self.log.append(outcomes(_shown(chunk), status="cancelled"))
@@ -397,6 +404,15 @@ def _share_a_key(keys: pl.DataFrame, chunk: pl.DataFrame) -> bool:
 def _shown(chunk: pl.DataFrame) -> pl.DataFrame:
     """row, entity_type and id of rows that were not looked at."""
     return frames.readable_keys(chunk)
+
+
+def _account(chunk: pl.DataFrame, future: Future[pl.DataFrame]) -> pl.DataFrame:
+    """The outcomes of a batch that is done, also where it ended in an error that nobody expected."""
+    error = future.exception()
+    if error is None:
+        return future.result()
+    # Our own errors come from before the transaction; of others nobody knows.
+    return outcomes(_shown(chunk), status="cancelled" if isinstance(error, EntityFramesError) else "unknown")
 
 
 def _first_error(refused: pl.DataFrame) -> str:

@@ -309,13 +309,30 @@ class DuckDBEngine:
         try:
             yield
             interrupt.check()
-            with _translated():
+            with self._committing():
                 cursor.commit()
         except ResourceError:
             # It may be tried again on this cursor; any other error ends with the cursor, which rolls back too.
             with suppress(duckdb.Error):
                 cursor.rollback()
             raise
+
+    @contextmanager
+    def _committing(self) -> Iterator[None]:
+        """A COMMIT that ran out of memory leaves keys in the index that have no row: they must not reach the file."""
+        try:
+            with _translated():
+                yield
+        except ResourceError as error:
+            if error.sqlstate != "53200":
+                raise
+            # What was committed before is in the log, and is read from there when the file is opened again.
+            with suppress(duckdb.Error):
+                self._root.execute("PRAGMA disable_checkpoint_on_shutdown")
+            self.close()
+            raise ClosedError(
+                f"the store was closed, because a COMMIT ran out of memory ({error}): connect again"
+            ) from None
 
     def _ask(self, cursor: Any, name: str, parameters: list[Any] | None = None) -> pl.DataFrame:
         def ask() -> pl.DataFrame:
@@ -389,6 +406,9 @@ def _translated() -> Iterator[None]:
     except duckdb.OutOfMemoryException as error:
         raise ResourceError(_readable(error), "53200") from None
     except duckdb.TransactionException as error:
+        if "Failed to commit" in str(error) and "onflict" not in str(error):
+            full = "53200" if "memory" in str(error) else "53100"
+            raise ResourceError(_readable(error), full) from None
         raise TransientError(_readable(error), "40001") from None
     except duckdb.IOException as error:
         raise ResourceError(_readable(error), "58030") from None
