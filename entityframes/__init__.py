@@ -18,6 +18,7 @@ from entityframes.errors import (
     ValidationError,
 )
 from entityframes.frames import entities, ids
+from entityframes.plans import Plan
 from entityframes.results import DeleteResult, UpsertResult
 from entityframes.store import EntityStore, connect
 
@@ -34,6 +35,7 @@ __all__ = [
     "EntityStore",
     "FormatError",
     "PermanentError",
+    "Plan",
     "ResourceError",
     "RowError",
     "SchemaError",

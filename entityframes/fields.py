@@ -44,7 +44,8 @@ _recent: WeakKeyDictionary[Engine, tuple[float, dict[str, dict[str, Field]]]] = 
 #: More inferred fields than this are kept in the metadata but not offered as columns.
 MAX_INFERRED = 1_000
 
-_JSON_TEXT = "JSON"
+#: What is recorded for values that have no common dtype.
+JSON_TEXT = "JSON"
 
 
 class Fields:
@@ -78,6 +79,16 @@ class Fields:
             self._record({entity_type: fields for entity_type, fields in new.items() if fields})
             self._ours.update(known)
 
+    def check(self, entity_types: Iterable[str], schema: Mapping[str, pl.DataType]) -> None:
+        """What `declare` would say, without recording anything.
+
+        Raises:
+            SchemaError: a field has another dtype already.
+        """
+        with self._lock:
+            for entity_type, fields in self._load(entity_types).items():
+                self._declared(entity_type, fields, schema)
+
     def infer(self, entity_types: Iterable[str], inferred: Mapping[str, pl.DataType | None]) -> None:
         """Widen the inferred fields of each type by those found in JSON text."""
         with self._lock:
@@ -106,8 +117,9 @@ class Fields:
         wanted = list(dict.fromkeys(entity_types))
         absent = [entity_type for entity_type in wanted if entity_type not in self._known]
         if absent:
+            found = self._engine.fields(absent)
             self._known.update({entity_type: {} for entity_type in absent})
-            for entity_type, name, dtype, declared in self._engine.fields(absent).iter_rows():
+            for entity_type, name, dtype, declared in found.iter_rows():
                 self._known[entity_type][name] = Field(_from_text(dtype), declared)
             if len(self._known) <= MAX_RECENT:
                 _recent[self._engine] = (self._loaded_at, {name: dict(self._known[name]) for name in self._known})
@@ -170,8 +182,8 @@ def _wider(known: pl.DataType | None, incoming: pl.DataType | None) -> pl.DataTy
 
 
 def _to_text(dtype: pl.DataType | None) -> str:
-    return _JSON_TEXT if dtype is None else types.dtype_to_json(dtype)
+    return JSON_TEXT if dtype is None else types.dtype_to_json(dtype)
 
 
 def _from_text(text: str) -> pl.DataType | None:
-    return None if text == _JSON_TEXT else types.dtype_from_json(text)
+    return None if text == JSON_TEXT else types.dtype_from_json(text)

@@ -17,10 +17,11 @@ from entityframes.errors import EntityFramesError
 #: What can become of a row of an upsert. Each row ends in exactly one of these:
 #: created, updated, unchanged: what the database answered; the entity is stored;
 #: duplicate: another row of the same frame has the same key and was taken instead;
+#: conflict: the stored entity was not the one that the caller expected; it was left alone;
 #: failed: refused, with the reason in ``error``; nothing of the row is stored;
 #: cancelled: not written, because the run was stopped;
 #: unknown: the connection was lost in COMMIT and the ledger could not be asked.
-UPSERT_STATUSES = ("created", "updated", "unchanged", "duplicate", "failed", "cancelled", "unknown")
+UPSERT_STATUSES = ("created", "updated", "unchanged", "duplicate", "conflict", "failed", "cancelled", "unknown")
 
 #: What can become of a row of a delete; missing: there was no such entity.
 DELETE_STATUSES = ("deleted", "missing", "duplicate", "failed", "cancelled", "unknown")
@@ -29,7 +30,7 @@ DELETE_STATUSES = ("deleted", "missing", "duplicate", "failed", "cancelled", "un
 ERROR_KINDS = ("validation", "database", "connection", "timeout", "resource")
 
 #: Statuses that leave the caller with something to do.
-UNRESOLVED = ("failed", "cancelled", "unknown")
+UNRESOLVED = ("conflict", "failed", "cancelled", "unknown")
 
 
 def outcome_schema(statuses: tuple[str, ...] = UPSERT_STATUSES) -> pl.Schema:
@@ -102,7 +103,7 @@ class OutcomeLog:
 class UpsertResult:
     """What became of every row of an upsert."""
 
-    #: How many rows have each status: created, updated, unchanged, duplicate, failed, cancelled, unknown.
+    #: How many rows have each status: created, updated, unchanged, duplicate, conflict, failed, cancelled, unknown.
     counts: dict[str, int]
     #: How many batches, each one transaction, the run had.
     batches: int
@@ -133,14 +134,14 @@ class UpsertResult:
 
     @property
     def ok(self) -> bool:
-        """Whether no row failed, was cancelled, or is unknown."""
+        """Whether no row failed, was cancelled, met a conflict, or is unknown."""
         return not any(self.counts.get(status) for status in UNRESOLVED)
 
     def raise_for_failures(self) -> None:
         """Raise unless `ok`.
 
         Raises:
-            EntityFramesError: rows failed, were cancelled or are unknown; the message counts them and quotes some.
+            EntityFramesError: rows failed, were cancelled, met a conflict or are unknown; it counts and quotes some.
         """
         if self.ok:
             return
@@ -198,6 +199,7 @@ _COLOURS = {
     "deleted": "#009E73",
     "missing": "#999999",
     "duplicate": "#CC79A7",
+    "conflict": "#F0E442",
     "failed": "#D55E00",
     "cancelled": "#E69F00",
     "unknown": "#000000",

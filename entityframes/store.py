@@ -6,15 +6,18 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
 import polars as pl
 
-from entityframes import canonical, deletes, frames, reads
-from entityframes.batches import OnDuplicate, OnError, Options, UpsertRun
+from entityframes import canonical, deletes, frames, plans, reads
+from entityframes import verify as verification
+from entityframes.batches import OnError, Options, UpsertRun
 from entityframes.engines import Engine, Interrupt, open_engine, parse_url
+from entityframes.judge import OnDuplicate
+from entityframes.plans import Plan
 from entityframes.progress import Progress, Reporter
 from entityframes.results import DeleteResult, UpsertResult
 
@@ -65,6 +68,7 @@ class EntityStore:
         embed: bool = True,
         on_duplicate: OnDuplicate = "last",
         on_error: OnError = "isolate",
+        expected_hash: str | None = None,
         progress: Progress = None,
         cancel: threading.Event | None = None,
     ) -> UpsertResult:
@@ -83,6 +87,9 @@ class EntityStore:
                 stream that holds within a batch, and a later batch updates what an earlier one wrote.
             on_error: "isolate" fails only the rows that cannot be stored, "rollback" their whole batch, "raise"
                 ends the run with the error.
+            expected_hash: the column with the content hash (String, sha256 in hex, as `get` gives it out) that the
+                stored entity is expected to have, null where there should be none. A row whose entity is another one
+                has the status conflict and is left alone; compared in the transaction that writes.
             progress: None shows a bar in a notebook or terminal, True, False, or a callable(done, total or None).
             cancel: an event that stops the run when set; the batch in flight is rolled back.
 
@@ -96,15 +103,41 @@ class EntityStore:
             PermanentError, ResourceError: no batch can succeed (permissions, full disk).
             KeyboardInterrupt: on Ctrl-C. `last_result` then holds what was done.
         """
-        options = Options(batch_size, embed, on_duplicate, on_error)
-        streamed = _is_stream(frame)
-        source = frames.iterate(frame) if streamed else frames.as_frame(frame)
+        options = Options(batch_size, embed, on_duplicate, on_error, expected_hash)
+        return self._upsert(
+            frames.iterate(frame) if _is_stream(frame) else frames.as_frame(frame), options, progress, cancel
+        )
+
+    def _upsert(
+        self,
+        source: pl.DataFrame | Iterator[pl.DataFrame],
+        options: Options,
+        progress: Progress,
+        cancel: threading.Event | None,
+    ) -> UpsertResult:
         run = UpsertRun(self._engine, options, Interrupt(cancel))
         with Reporter(progress, source.height if isinstance(source, pl.DataFrame) else None) as reporter:
             try:
                 return run.execute(source, reporter)
             finally:
                 self.last_result = run.result()
+
+    def plan(self, frame: Any, /, *, on_duplicate: OnDuplicate = "last") -> Plan:
+        """Tell what `upsert` would do with a frame, row by row, without writing anything.
+
+        Args:
+            frame: an entity frame as for `upsert`. It is held in memory as a whole, a stream too.
+            on_duplicate: as for `upsert`.
+
+        Returns:
+            Plan: ``frame`` with one row for each input row, ``summary()``, and ``apply()``, which does just that and
+            leaves alone what somebody else has changed since.
+
+        Raises:
+            SchemaError: the frame cannot be stored.
+            DuplicateError: a key stands twice and ``on_duplicate="error"``.
+        """
+        return plans.make(self._engine, frames.collect(frame), on_duplicate, self._upsert)
 
     def exists(self, ids: Any, /) -> pl.DataFrame:
         """Tell which ids are stored, with one join for up to 50,000 of them.
@@ -189,6 +222,27 @@ class EntityStore:
     def stats(self) -> pl.DataFrame:
         """``entity_type``, ``entities``, ``embedded``, ``due``, ``failed`` (Int64); one row a type, ordered by it."""
         return self._engine.stats().with_columns(pl.col("entities", "embedded", "due", "failed").cast(pl.Int64))
+
+    def verify(self, *, repair: bool = False) -> pl.DataFrame:
+        """Recompute what can be recomputed, and tell what does not agree.
+
+        Content and metadata hashes, the ledger's counts, embedding jobs against what is due, and the recorded dtypes
+        of metadata fields against the values. The hashes, ledger and jobs are compared in one snapshot of the
+        database; nothing is written.
+
+        Args:
+            repair: mend what can be derived: hashes follow what they are of, ledger rows and jobs are made or
+                dropped, fields are recorded anew. Writers wait while it lasts.
+
+        Returns:
+            One row for each inconsistency, none where the store is sound: ``check`` Enum, ``entity_type``, ``id``,
+            ``batch_id``, ``field``, ``expected``, ``found`` String, null where they do not apply, ``repairable`` and
+            ``repaired`` Boolean; ordered by check and key.
+
+        Raises:
+            DatabaseError: the database refused.
+        """
+        return verification.verify(self._engine, repair=repair)
 
     def get_entity(self, entity_type: str, id: str) -> dict[str, Any] | None:
         """One entity as a dict with its metadata as a dict, or None; `get` for many."""

@@ -21,11 +21,12 @@ LAYERS = [
     {"frames"},
     {"results", "chunks"},
     {"engines"},
-    {"fields"},
-    {"scan"},
+    {"fields", "attempts"},
+    {"scan", "judge"},
     {"batches", "deletes", "reads"},
+    {"plans", "verify"},
     {"store"},
-    {"files", "bench"},
+    {"files", "bench", "reports"},
     {"cli"},
     {"__init__", "__main__"},
 ]
@@ -94,11 +95,21 @@ def test_both_engines_answer_the_same_methods() -> None:
     assert public(DuckDBEngine) == public(PostgresEngine)
 
 
-@pytest.mark.parametrize("file", ["duckdb.sql", "postgres.sql"])
+@pytest.mark.parametrize("file", ["duckdb.sql", "postgres.sql", "duckdb_checks.sql", "postgres_checks.sql"])
 def test_every_statement_is_described_and_used(file: str) -> None:
     """Each named statement has a line that says what it does, and code that runs it."""
     text = (PACKAGE / "engines" / file).read_text("utf-8")
-    module = (PACKAGE / "engines" / file.replace(".sql", ".py")).read_text("utf-8")
+    module = (PACKAGE / "engines" / file.replace("_checks", "").replace(".sql", ".py")).read_text("utf-8")
     for name in queries.names(file):
         assert f"-- name: {name}\n-- " in text, f"{name} has no description"
-        assert f'"{name}"' in module or name.startswith("migrate_"), f"{name} is not used"
+        listed = name.startswith(("migrate_", "find_", "mend_"))
+        assert f'"{name}"' in module or listed, f"{name} is not used"
+
+
+def test_both_engines_make_the_same_checks() -> None:
+    """What is found on one engine is found on the other, and what is mended on one is mended there."""
+    checks = [
+        [name for name in queries.names(f"{engine}_checks.sql") if name.startswith(("find_", "mend_"))]
+        for engine in ("duckdb", "postgres")
+    ]
+    assert checks[0] == checks[1]

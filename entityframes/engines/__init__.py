@@ -64,10 +64,13 @@ class Engine(Protocol):
         """Write rows that are new or differ, in one transaction, with ledger row and embedding job.
 
         Args:
-            rows: canonical rows in key order, no key twice.
+            rows: canonical rows in key order, no key twice. With the columns ``expected`` and ``expected_metadata``
+                (Binary), a row is written only over an entity with these hashes (null metadata: any), where
+                ``expected`` is null only if there is no entity; compared and written in the one transaction.
 
         Returns:
-            position, created Boolean, due Boolean (the embedding job covers it): the rows that were written.
+            position, created Boolean, due Boolean (the embedding job covers it): the rows that were written; and
+            where something was expected, conflict Boolean: true for rows that were left alone.
         """
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
@@ -79,6 +82,12 @@ class Engine(Protocol):
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
         """What a batch wrote whose answer was lost, as `write` would have returned it, or None if it wrote nothing."""
+
+    def deleted_by(self, batch: Batch) -> int | None:
+        """How many entities a batch deleted whose answer was lost, or None if it is not in the ledger."""
+
+    def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
+        """position, content_hash and metadata_hash (Binary) of each key that is stored."""
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
         """Position of each key that is stored."""
@@ -103,6 +112,24 @@ class Engine(Protocol):
 
     def count(self, entity_type: str | None) -> int:
         """How many entities there are."""
+
+    def inconsistencies(self) -> pl.DataFrame:
+        """check, entity_type, id, batch_id, expected, found (String): what does not agree, all of one moment."""
+
+    def mend(self, checks: list[str]) -> None:
+        """Mend what `inconsistencies` found under these names, where it can be derived, in one transaction."""
+
+    def kinds(self) -> pl.DataFrame:
+        """entity_type, field, kind, id: each kind of JSON value that a metadata field holds, with one id that has it.
+
+        Kinds are integer, long integer (19 digits or more), float, string, boolean, null, array and object.
+        """
+
+    def all_fields(self) -> pl.DataFrame:
+        """entity_type, field, dtype, declared of every recorded metadata field."""
+
+    def forget_fields(self, fields: pl.DataFrame) -> None:
+        """Drop the record of metadata fields, given by entity_type and field."""
 
     def select(
         self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None

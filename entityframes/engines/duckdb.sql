@@ -47,7 +47,9 @@ CREATE TABLE {schema}.batches (
     written_at TIMESTAMPTZ NOT NULL,
     created    INTEGER NOT NULL,
     updated    INTEGER NOT NULL,
-    deleted    INTEGER NOT NULL
+    deleted    INTEGER NOT NULL,
+    -- How many keys the batch's embedding job lists.
+    due        INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE {schema}.embedding_jobs (
     job_id       UUID PRIMARY KEY,
@@ -85,6 +87,13 @@ FROM given AS t
 LEFT JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
 WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
 
+-- name: hold
+-- Which changed rows are not in the state that is expected of them; asked inside the transaction that writes them.
+SELECT c.position
+FROM changed AS c LEFT JOIN {schema}.entities AS e ON e.entity_type = c.entity_type AND e.id = c.id
+WHERE (c.expected IS NULL) <> (e.id IS NULL)
+    OR e.content_hash <> c.expected OR e.metadata_hash <> c.expected_metadata
+
 -- name: insert_created
 -- New entities, in the order of the frame. $1 batch
 INSERT INTO {schema}.entities
@@ -100,9 +109,9 @@ WHEN MATCHED THEN UPDATE SET
     batch_id = $1::UUID, updated_at = now()
 
 -- name: ledger
--- The ledger row of a batch. $1 batch, $2 run, $3 created, $4 updated, $5 deleted
-INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
-VALUES ($1::UUID, $2::UUID, now(), $3, $4, $5)
+-- The ledger row of a batch. $1 batch, $2 run, $3 created, $4 updated, $5 deleted, $6 keys in its embedding job
+INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
+VALUES ($1::UUID, $2::UUID, now(), $3, $4, $5, $6)
 
 -- name: job
 -- The embedding job of a batch: the keys whose content it wrote. $1 job, $2 batch
@@ -125,11 +134,26 @@ SELECT count(*) FROM {schema}.batches WHERE batch_id = $1::UUID
 
 -- name: written_by
 -- Which of the given rows the batch wrote. $1 batch
-SELECT t.position, e.created_at = e.updated_at AS created,
-    EXISTS (SELECT 1 FROM {schema}.embedding_jobs AS j WHERE j.batch_id = $1::UUID AND list_contains(j.ids, t.id)) AS due
+WITH members AS (
+    SELECT DISTINCT entity_type, id FROM (
+        SELECT unnest(entity_types) AS entity_type, unnest(ids) AS id
+        FROM {schema}.embedding_jobs WHERE batch_id = $1::UUID
+    )
+)
+SELECT t.position, e.created_at = e.updated_at AS created, m.id IS NOT NULL AS due
 FROM given AS t
 JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+LEFT JOIN members AS m ON m.entity_type = t.entity_type AND m.id = t.id
 WHERE e.batch_id = $1::UUID
+
+-- name: deleted_by
+-- How many entities a batch deleted; null if the ledger does not have it. $1 batch
+SELECT max(deleted) FROM {schema}.batches WHERE batch_id = $1::UUID
+
+-- name: hashes
+-- The hashes of the keys that are stored.
+SELECT t.position, e.content_hash, e.metadata_hash
+FROM given AS t JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
 
 -- name: existing
 -- Positions of the keys that are stored.

@@ -51,7 +51,9 @@ CREATE TABLE {schema}.batches (
     written_at timestamptz NOT NULL,
     created    int4 NOT NULL,
     updated    int4 NOT NULL,
-    deleted    int4 NOT NULL
+    deleted    int4 NOT NULL,
+    -- How many keys the batch's embedding job lists.
+    due        int4 NOT NULL DEFAULT 0
 );
 CREATE TABLE {schema}.embedding_jobs (
     job_id       uuid PRIMARY KEY,
@@ -95,6 +97,22 @@ LEFT JOIN LATERAL (
     WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
 ) AS e ON true
 WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
+
+-- name: hold
+-- Locks the given entities in key order, and tells which of the keys are not in the state that is expected of them.
+-- $1 entity_types, $2 ids, $3 content hashes (null: no such entity), $4 metadata hashes (null: any)
+WITH given AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bytea[])
+        WITH ORDINALITY AS t (entity_type, id, content_hash, metadata_hash, position)
+), held AS (
+    SELECT g.position, e.content_hash, e.metadata_hash
+    FROM given AS g JOIN {schema}.entities AS e ON e.entity_type = g.entity_type AND e.id = g.id
+    ORDER BY e.entity_type, e.id FOR UPDATE OF e
+)
+SELECT g.position::int4 - 1 AS position
+FROM given AS g LEFT JOIN held AS h ON h.position = g.position
+WHERE (g.content_hash IS NULL) <> (h.position IS NULL)
+    OR h.content_hash <> g.content_hash OR h.metadata_hash <> g.metadata_hash
 
 -- name: create_staging
 -- The rows of one batch; gone with the transaction.
@@ -142,8 +160,8 @@ WITH job AS (
     INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
     SELECT $3::uuid, $1::uuid, $6::text[], $7::text[], now(), now() WHERE cardinality($7::text[]) > 0
 )
-INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
-VALUES ($1::uuid, $2::uuid, now(), $4::text::int4, $5::text::int4, 0)
+INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
+VALUES ($1::uuid, $2::uuid, now(), $4::text::int4, $5::text::int4, 0, cardinality($7::text[]))
 
 -- name: merge_arrays
 -- The whole life of a small batch in one statement: probe, merge, ledger and job.
@@ -174,8 +192,9 @@ WITH given AS (
     SELECT c.position, c.entity_type, c.id, m.created, c.due
     FROM merged AS m JOIN changed AS c ON c.entity_type = m.entity_type AND c.id = m.id
 ), ledger AS (
-    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
-    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0
+    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
+    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0,
+        count(*) FILTER (WHERE due)
     FROM written HAVING count(*) > 0
 ), job AS (
     INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
@@ -185,37 +204,56 @@ WITH given AS (
 SELECT position::int4 - 1 AS position, created, due FROM written
 
 -- name: create_tried
--- What became of each staged row when it was written on its own; gone with the transaction.
+-- What became of each staged row when it was written with few others; gone with the transaction.
 CREATE TEMPORARY TABLE entityframes_tried (position int4, created boolean, sqlstate text, error text) ON COMMIT DROP
+
+-- name: index_staging
+-- So that a slice is found without reading all rows.
+CREATE INDEX ON entityframes_staging (position)
 
 -- name: immediate_constraints
 -- So that a deferred constraint is refused at its row, not at COMMIT.
 SET CONSTRAINTS ALL IMMEDIATE
 
 -- name: merge_each
--- Writes staged rows one by one, each in a subtransaction, and keeps the reason for each one that is refused.
+-- Writes staged rows in slices, each in a subtransaction: 256 rows; where these are refused 16, and then one by one.
+-- Keeps the reason for each row that is refused. Positions are in key order.
 DO $each$
 DECLARE
-    s record;
-    was_created boolean;
+    lower int4 := 0;
+    step int4 := 256;
+    top int4 := (SELECT max(position) FROM entityframes_staging);
 BEGIN
-    FOR s IN SELECT * FROM entityframes_staging ORDER BY entity_type COLLATE "C", id COLLATE "C" LOOP
+    WHILE lower <= top LOOP
         BEGIN
-            was_created := NULL;
-            INSERT INTO {schema}.entities AS e
-                (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id, created_at, updated_at)
-            VALUES (s.entity_type, s.id, s.content, s.metadata::json, s.content_hash, s.metadata_hash,
-                current_setting('entityframes.batch_id')::uuid, now(), now())
-            ON CONFLICT (entity_type, id) DO UPDATE SET
-                content = EXCLUDED.content, metadata = EXCLUDED.metadata, content_hash = EXCLUDED.content_hash,
-                metadata_hash = EXCLUDED.metadata_hash, batch_id = EXCLUDED.batch_id, updated_at = EXCLUDED.updated_at
-            WHERE e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash
-            RETURNING xmax = 0 INTO was_created;
-            INSERT INTO entityframes_tried (position, created) SELECT s.position, was_created
-            WHERE was_created IS NOT NULL;
+            WITH merged AS (
+                INSERT INTO {schema}.entities AS e
+                    (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id)
+                SELECT entity_type, id, content, metadata::json, content_hash, metadata_hash,
+                    current_setting('entityframes.batch_id')::uuid
+                FROM entityframes_staging WHERE position >= lower AND position < lower + step
+                ORDER BY position
+                ON CONFLICT (entity_type, id) DO UPDATE SET
+                    content = EXCLUDED.content, metadata = EXCLUDED.metadata, content_hash = EXCLUDED.content_hash,
+                    metadata_hash = EXCLUDED.metadata_hash, batch_id = EXCLUDED.batch_id,
+                    updated_at = EXCLUDED.updated_at
+                WHERE e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash
+                RETURNING e.entity_type, e.id, xmax = 0 AS created
+            )
+            INSERT INTO entityframes_tried (position, created)
+            SELECT s.position, m.created
+            FROM entityframes_staging AS s JOIN merged AS m ON m.entity_type = s.entity_type AND m.id = s.id
+            WHERE s.position >= lower AND s.position < lower + step;
+            lower := lower + step;
         EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR raise_exception THEN
-            INSERT INTO entityframes_tried (position, sqlstate, error) VALUES (s.position, SQLSTATE, SQLERRM);
+            IF step > 1 THEN
+                step := step / 16;
+                CONTINUE;
+            END IF;
+            INSERT INTO entityframes_tried (position, sqlstate, error) VALUES (lower, SQLSTATE, SQLERRM);
+            lower := lower + 1;
         END;
+        step := CASE WHEN lower % 256 = 0 THEN 256 WHEN lower % 16 = 0 THEN 16 ELSE 1 END;
     END LOOP;
 END
 $each$
@@ -231,8 +269,9 @@ WITH written AS (
     SELECT t.created, s.entity_type, s.id, s.differs AND s.content <> '' AND $4::boolean AS due
     FROM entityframes_tried AS t JOIN entityframes_staging AS s USING (position) WHERE t.sqlstate IS NULL
 ), ledger AS (
-    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
-    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0
+    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
+    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0,
+        count(*) FILTER (WHERE due)
     FROM written HAVING count(*) > 0
 ), job AS (
     INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
@@ -249,11 +288,28 @@ SELECT count(*)::int4 FROM {schema}.batches WHERE batch_id = $1::uuid
 -- name: written_by
 -- Which of the given rows the batch wrote, where nobody has written them since.
 -- $1 batch, $2 entity_types, $3 ids
-SELECT t.position::int4 - 1 AS position, e.created_at = e.updated_at AS created,
-    EXISTS (SELECT FROM {schema}.embedding_jobs AS j WHERE j.batch_id = $1::uuid AND t.id = ANY (j.ids)) AS due
+WITH members AS (
+    SELECT DISTINCT m.entity_type, m.id
+    FROM {schema}.embedding_jobs AS j CROSS JOIN unnest(j.entity_types, j.ids) AS m (entity_type, id)
+    WHERE j.batch_id = $1::uuid
+)
+SELECT t.position::int4 - 1 AS position, e.created_at = e.updated_at AS created, m.id IS NOT NULL AS due
 FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS t (entity_type, id, position)
 JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+LEFT JOIN members AS m ON m.entity_type = t.entity_type AND m.id = t.id
 WHERE e.batch_id = $1::uuid
+
+-- name: deleted_by
+-- How many entities a batch deleted; null if the ledger does not have it. $1 batch
+SELECT max(deleted)::int4 FROM {schema}.batches WHERE batch_id = $1::uuid
+
+-- name: hashes
+-- The hashes of the keys that are stored. $1 entity_types, $2 ids
+SELECT t.position::int4 - 1 AS position, e.content_hash, e.metadata_hash
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
+CROSS JOIN LATERAL (
+    SELECT content_hash, metadata_hash FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
+) AS e
 
 -- name: existing
 -- Positions of the keys that are stored. $1 entity_types, $2 ids

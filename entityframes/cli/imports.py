@@ -1,0 +1,188 @@
+"""The import command: files of rows become entities."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from entityframes.cli.common import json_option, open_store, print_summary, store_options
+
+#: A column that --failed adds and that import leaves out again.
+ERROR_COLUMN = "entityframes_error"
+
+
+@click.command("import")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--type",
+    "entity_type",
+    help="Entity type of every row; without it the file needs the columns entity_type, id and content.",
+)
+@click.option(
+    "--id", "id_columns", help="Column with the ids, or several with commas between, joined by --id-separator."
+)
+@click.option(
+    "--id-separator", default="|", show_default=True, help="Stands between the parts of an id made of several columns."
+)
+@click.option("--content", help="Column with the text of each entity.  [default: none]")
+@click.option("--metadata", help="Columns to keep as metadata, with commas between.  [default: all others]")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["csv", "tsv", "ndjson", "parquet", "ipc"]),
+    help="[default: by the file's name]",
+)
+@click.option("--columns", help="Names of the columns of a CSV without a header line, with commas between.")
+@click.option("--separator", help="Stands between the values of a CSV.")
+@click.option(
+    "--null", "nulls", multiple=True, metavar="TEXT", help=r"Text that means null, such as \N; may be repeated."
+)
+@click.option(
+    "--text", help="CSV columns to keep as text whatever they look like (leading zeros), with commas between."
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Rows in a transaction.  [default: as many as fit 8 MiB]")
+@click.option(
+    "--on-duplicate",
+    type=click.Choice(["last", "first", "error"]),
+    default="last",
+    show_default=True,
+    help="Which row of a repeated key counts.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["isolate", "rollback", "raise"]),
+    default="isolate",
+    show_default=True,
+    help="What a bad row takes down: itself, its batch, or the import.",
+)
+@click.option("--no-embed", is_flag=True, help="Make no embedding jobs.")
+@click.option(
+    "--failed",
+    "failed_file",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Write rows that failed here, to be corrected and imported again.",
+)
+@click.option("--dry-run", is_flag=True, help="Tell what would be done, and write nothing.")
+@click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
+@json_option
+@store_options
+def import_command(files: Sequence[str], as_json: bool, url: str | None, namespace: str, **options: Any) -> None:
+    """Import rows as entities: CSV, TSV, NDJSON, Parquet or Arrow IPC, also .gz and .zst, patterns, or - for stdin.
+
+    Rows that exist and are equal are left alone, so an import that was stopped is simply run again.
+
+    \b
+    entityframes import airports.dat --type airport --id id --content name \\
+        --columns id,name,city,country,iata --null '\\N'
+    entityframes import routes.csv --type route --id airline,source,destination
+    """
+    with tempfile.TemporaryDirectory(prefix="entityframes-") as spool:
+        rows = _scan(files, Path(spool), options)
+        frame = _entity_frame(rows, options)
+        # A file that fits is read at once: repeated keys are then found in all of it, not only within a batch.
+        if _small(files):
+            frame = frame.collect()
+        with open_store(url, namespace) as store:
+            if options["dry_run"]:
+                _dry_run(store, frame, options["on_duplicate"], as_json)
+            try:
+                result = store.upsert(
+                    frame,
+                    batch_size=options["batch_size"],
+                    embed=not options["no_embed"],
+                    on_duplicate=options["on_duplicate"],
+                    on_error=options["on_error"],
+                    progress=options["progress"],
+                )
+            except KeyboardInterrupt:
+                print_summary(store.last_result, files, store.address, as_json)
+                raise
+            print_summary(result, files, store.address, as_json)
+        if options["failed_file"] and not result.ok:
+            _write_failed(rows, result, options["failed_file"])
+            click.echo(
+                f"wrote the failed rows to {options['failed_file']}: correct them and import that file", err=True
+            )
+    sys.exit(0 if result.ok else 1)
+
+
+def _dry_run(store: Any, frame: Any, on_duplicate: str, as_json: bool) -> NoReturn:
+    from entityframes import reports
+
+    plan = store.plan(frame, on_duplicate=on_duplicate)
+    click.echo(reports.of_plan(plan, as_json))
+    sys.exit(1 if plan.counts["invalid"] else 0)
+
+
+#: Files up to this size are read whole.
+_SMALL = 512 << 20
+
+
+def _small(files: Sequence[str]) -> bool:
+    from entityframes.files import expanded
+
+    if "-" in files:
+        return False
+    return sum(Path(path).stat().st_size for name in files for path in expanded(name)) <= _SMALL
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text else []
+
+
+def _scan(files: Sequence[str], spool: Path, options: dict[str, Any]) -> Any:
+    from entityframes.files import TextOptions, scan_files
+
+    keys = _names(options["id_columns"]) if options["entity_type"] else ["entity_type", "id", "content"]
+    as_text = dict.fromkeys([*keys, *_names(options["content"]), *_names(options["text"])])
+    text = TextOptions(
+        columns=_names(options["columns"]) or None,
+        separator=options["separator"],
+        nulls=options["nulls"],
+        text=list(as_text),
+    )
+    return scan_files(files, options["file_format"], text, spool=spool)
+
+
+def _entity_frame(rows: Any, options: dict[str, Any]) -> Any:
+    import polars as pl
+
+    import entityframes
+
+    rows = rows.drop(ERROR_COLUMN, strict=False)
+    if options["entity_type"] is None:
+        return rows
+    columns = _names(options["id_columns"])
+    if not columns:
+        raise click.UsageError("--type needs --id, the column with the ids")
+    key: Any = columns[0] if len(columns) == 1 else pl.concat_str(columns, separator=options["id_separator"])
+    metadata = _names(options["metadata"]) or None
+    if metadata is None:
+        # A key made of several columns keeps them: the parts of an id are of use on their own.
+        metadata = [
+            name
+            for name in rows.collect_schema()
+            if name not in (key if isinstance(key, str) else None, options["content"])
+        ]
+    return entityframes.entities(rows, options["entity_type"], id=key, content=options["content"], metadata=metadata)
+
+
+def _write_failed(rows: Any, result: Any, path: str) -> None:
+    """The failed input rows as they came, with the reason in a column that a later import leaves out."""
+    import polars as pl
+
+    from entityframes.files import write_file
+    from entityframes.results import UNRESOLVED
+
+    bad = result.outcomes.filter(pl.col("status").is_in(UNRESOLVED))
+    reasons = bad.select("row", pl.coalesce("error", pl.col("status").cast(pl.String)).alias(ERROR_COLUMN))
+    numbered = (
+        rows.drop(ERROR_COLUMN, strict=False).with_row_index("row").filter(pl.col("row").is_in(bad["row"].implode()))
+    )
+    write_file(numbered.collect().join(reasons, on="row", how="left", maintain_order="left").drop("row"), path)
