@@ -18,7 +18,7 @@ import polars as pl
 from entityframes import frames, types
 from entityframes.attempts import RETRIED, Attempts, from_ledger
 from entityframes.chunks import chunks
-from entityframes.engines import Batch, Engine, Interrupt
+from entityframes.engines import Batch, CtrlC, Engine, Interrupt
 from entityframes.errors import (
     ClosedError,
     ConnectionLostError,
@@ -82,6 +82,7 @@ class UpsertRun:
     def __post_init__(self) -> None:
         self._fields = Fields(self.engine, recent=True)
         self._started = time.perf_counter()
+        self._ctrl_c = CtrlC()
         #: Rows that lose to another row of the same frame; None while each batch has to look for its own.
         self._losers: pl.Series | None = None
         #: Types that had no entity when this run first met them.
@@ -110,11 +111,12 @@ class UpsertRun:
         limits = {} if whole is None else {"max_bytes": self.engine.batch_bytes, "max_rows": self.engine.batch_rows}
         working: Working = {}
         taken = 0
-        with ThreadPoolExecutor(self.engine.workers, thread_name_prefix="entityframes") as pool:
+        threads = ThreadPoolExecutor(self.engine.workers, thread_name_prefix="entityframes")
+        with self._ctrl_c, threads as pool:
             try:
                 if whole is not None:
                     self._settle_duplicates(whole)
-                for chunk in chunks(given, self.options.batch_size, **limits):
+                for chunk in self._ctrl_c.let_through(chunks(given, self.options.batch_size, **limits)):
                     self._make_room(working, chunk, reporter, disjoint=whole is not None)
                     if self._stopping:
                         if whole is None:
@@ -368,6 +370,7 @@ class UpsertRun:
 
     def _collect(self, working: Working, reporter: Reporter) -> None:
         """Log the batches that are done; wakes often enough for Ctrl-C and the caller's cancel event."""
+        self._ctrl_c.check()
         done, _ = wait(working, timeout=0.05, return_when=FIRST_COMPLETED)
         if self.interrupt.requested:
             self.interrupt.fire()

@@ -9,7 +9,7 @@ import polars as pl
 
 from entityframes import frames
 from entityframes.attempts import RETRIED, Attempts, from_ledger
-from entityframes.engines import Batch, Engine, Interrupt
+from entityframes.engines import Batch, CtrlC, Engine, Interrupt
 from entityframes.errors import ConnectionLostError, DatabaseError
 from entityframes.frames import KEY
 from entityframes.results import DELETE_STATUSES, DeleteResult, OutcomeLog, outcomes
@@ -37,24 +37,30 @@ class DeleteRun:
         Raises:
             SchemaError: it is no id frame.
             DatabaseError: the database refused a batch; `result` tells which ids it could not delete.
+            KeyboardInterrupt: on Ctrl-C, after the batch in flight; `result` tells what was done.
         """
         given = frames.as_frame(ids)
         frames.check_id_schema(given.schema)
-        given = frames.numbered(given)
+        with CtrlC() as ctrl_c:
+            left = self._possible(frames.numbered(given))
+            try:
+                while left.height:
+                    ctrl_c.check()
+                    rows, left = left[:DELETE_ROWS], left[DELETE_ROWS:]
+                    self._log.append(self._delete(rows))
+            finally:
+                self._log.append(outcomes(left, DELETE_STATUSES, status="cancelled"))
+        return self.result()
+
+    def _possible(self, given: pl.DataFrame) -> pl.DataFrame:
+        """The ids to look for, each once; the others are accounted for."""
         keys = frames.check_ids(given).with_columns(given["row"])
         possible = keys.drop_nulls()
         impossible = given.join(possible, on="row", how="anti", maintain_order="left")
         self._log.append(outcomes(frames.readable_keys(impossible), DELETE_STATUSES, status="missing"))
         again = ~possible.select(pl.struct(KEY).is_first_distinct()).to_series()
         self._log.append(outcomes(possible.filter(again), DELETE_STATUSES, status="duplicate"))
-        left = possible.filter(~again)
-        try:
-            while left.height:
-                self._log.append(self._delete(left[:DELETE_ROWS]))
-                left = left[DELETE_ROWS:]
-        finally:
-            self._log.append(outcomes(left[DELETE_ROWS:], DELETE_STATUSES, status="cancelled"))
-        return self.result()
+        return possible.filter(~again)
 
     def _delete(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Delete in one transaction, tried again where that helps, and the outcomes of the rows."""

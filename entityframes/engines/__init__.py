@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import polars as pl
 
-from entityframes.engines.interrupt import Interrupt
+from entityframes.engines.interrupt import CtrlC, Interrupt
 from entityframes.errors import ConnectError
 
 if TYPE_CHECKING:
     from entityframes.engines.predicates import Predicate
 
-__all__ = ["Batch", "Engine", "Interrupt", "Location", "open_engine", "parse_url"]
+__all__ = ["Batch", "CtrlC", "Engine", "Interrupt", "Location", "open_engine", "parse_url"]
 
 #: The store's format that this version writes.
 FORMAT = 1

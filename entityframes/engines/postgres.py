@@ -184,7 +184,7 @@ class PostgresEngine:
             cursor.execute(sql)
             with closing(cursor.fetch_record_batch()) as reader:
                 for batch in reader:
-                    yield _in_utc(to_frame(pa.Table.from_batches([batch])))
+                    yield _in_utc(to_frame(batch))
 
     def drop(self) -> None:
         with self._connection() as connection:
