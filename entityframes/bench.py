@@ -139,6 +139,7 @@ def _measure(
 
 
 def _medians(measured: pl.DataFrame) -> pl.DataFrame:
+    measured = measured.with_columns(pl.col("latency_ms").cast(pl.Float64))
     medians = measured.group_by("way", "entities", "latency_ms", maintain_order=True).agg(
         pl.col("seconds").median(), pl.col("round_trips").cast(pl.Int64).max()
     )
