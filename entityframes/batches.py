@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -94,8 +94,12 @@ class UpsertRun:
         """What has happened so far."""
         return UpsertResult(dict(self.log.counts), self.batches, time.perf_counter() - self._started, self.log)
 
-    def execute(self, source: pl.DataFrame | Iterator[pl.DataFrame], reporter: Reporter) -> UpsertResult:
-        """Work off the source; `result` stays right whatever is raised.
+    def execute(
+        self, source: pl.DataFrame | Iterator[pl.DataFrame], reporter: Reporter, threads: Executor
+    ) -> UpsertResult:
+        """Work off the source in threads, of which it has as many at work as the engine likes.
+
+        `result` stays right whatever is raised.
 
         Raises:
             KeyboardInterrupt: on Ctrl-C, after the batches in flight were rolled back.
@@ -111,8 +115,7 @@ class UpsertRun:
         limits = {} if whole is None else {"max_bytes": self.engine.batch_bytes, "max_rows": self.engine.batch_rows}
         working: Working = {}
         taken = 0
-        threads = ThreadPoolExecutor(self.engine.workers, thread_name_prefix="entityframes")
-        with self._ctrl_c, threads as pool:
+        with self._ctrl_c:
             try:
                 if whole is not None:
                     self._settle_duplicates(whole)
@@ -124,7 +127,7 @@ class UpsertRun:
                         break
                     self.batches += 1
                     taken += chunk.height
-                    working[pool.submit(self._work, chunk)] = chunk
+                    working[threads.submit(self._work, chunk)] = chunk
                 while working:
                     self._collect(working, reporter)
             except BaseException:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import weakref
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ ERROR_KINDS = ("validation", "database", "connection", "timeout", "resource")
 UNRESOLVED = ("conflict", "failed", "cancelled", "unknown")
 
 
+@cache
 def outcome_schema(statuses: tuple[str, ...] = UPSERT_STATUSES) -> pl.Schema:
     """Columns and dtypes of an outcome frame."""
     return pl.Schema(
@@ -53,6 +55,8 @@ def outcome_schema(statuses: tuple[str, ...] = UPSERT_STATUSES) -> pl.Schema:
 def outcomes(rows: pl.DataFrame, statuses: tuple[str, ...] = UPSERT_STATUSES, **columns: Any) -> pl.DataFrame:
     """Outcome rows for `rows` (row, entity_type, id and any outcome columns), the rest from `columns` or null."""
     schema = outcome_schema(statuses)
+    if rows.is_empty():
+        return pl.DataFrame(schema=schema)
     given = {name: value if isinstance(value, pl.Expr) else pl.lit(value) for name, value in columns.items()}
     return rows.select(
         given.get(name, pl.col(name) if name in rows.columns else pl.lit(None)).cast(dtype).alias(name)

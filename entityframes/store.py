@@ -7,6 +7,7 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -51,6 +52,7 @@ class EntityStore:
     def __init__(self, engine: Engine, namespace: str) -> None:
         self._engine = engine
         self._namespace = namespace
+        self._threads = _Threads()
         #: The result of the last upsert or delete, also where it ended in an exception.
         self.last_result: UpsertResult | None = None
 
@@ -118,7 +120,7 @@ class EntityStore:
         run = UpsertRun(self._engine, options, Interrupt(cancel))
         with Reporter(progress, source.height if isinstance(source, pl.DataFrame) else None) as reporter:
             try:
-                return run.execute(source, reporter)
+                return run.execute(source, reporter, self._threads.pool())
             finally:
                 self.last_result = run.result()
 
@@ -298,6 +300,21 @@ class EntityStore:
 
     def __repr__(self) -> str:
         return f"EntityStore({self._engine.address!r}, namespace={self._namespace!r})"
+
+
+class _Threads:
+    """The threads that batches are worked on by; kept, because starting one takes longer than a small batch."""
+
+    def __init__(self) -> None:
+        self._process = 0
+        self._pool: ThreadPoolExecutor | None = None
+
+    def pool(self) -> ThreadPoolExecutor:
+        """A pool of this process; after a fork the old one has no threads. Each run bounds its own batches."""
+        if self._pool is None or self._process != os.getpid():
+            self._process = os.getpid()
+            self._pool = ThreadPoolExecutor(256, thread_name_prefix="entityframes")
+        return self._pool
 
 
 def _is_stream(source: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -53,7 +54,9 @@ class DuckDBEngine:
         queries.quoted_namespace(namespace)
         self._process = os.getpid()
         self._writing = threading.Lock()
+        # The connection that cursors are made of; one call at a time, DuckDB refuses a second.
         self._root: Any = None
+        self._root_free = threading.RLock()
         try:
             self._root = duckdb.connect(location.target)
         except (duckdb.Error, UnicodeError, ValueError) as error:
@@ -203,9 +206,17 @@ class DuckDBEngine:
             self._run(cursor, "drop")
 
     def close(self) -> None:
-        root, self._root = self._root, None
-        if root is not None and os.getpid() == self._process:
-            root.close()
+        if os.getpid() != self._process:
+            return
+        with self._root_free:
+            root, self._root = self._root, None
+            while root is not None:
+                # Its cursors are closed with it; DuckDB refuses while one of them is at a statement.
+                try:
+                    root.close()
+                    break
+                except duckdb.ResourceInUseException:
+                    time.sleep(0.005)
 
     def _changed(self, cursor: Any, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """The rows that are new or differ, with created and due."""
@@ -273,8 +284,8 @@ class DuckDBEngine:
         self._entities = entities
         self._room_for = entities * 5 // 4 + 250_000
         self._memory = MEMORY_BYTES + MEMORY_BYTES_PER_ENTITY * self._room_for + self._extra_memory
-        with translated():
-            self._root.execute(f"SET memory_limit = '{self._memory >> 20}MiB'")
+        with self._root_free, translated():
+            self._opened().execute(f"SET memory_limit = '{self._memory >> 20}MiB'")
 
     def _allow(self, extra: int) -> None:
         """See to it that there is so much memory beyond what the store itself needs."""
@@ -292,14 +303,17 @@ class DuckDBEngine:
                     raise
                 self._allow(self._extra_memory + self._memory)
 
+    def _opened(self) -> Any:
+        if self._root is None:
+            raise ClosedError("the store is closed: open it again with entityframes.connect()")
+        return self._root
+
     @contextmanager
     def _cursor(self, interrupt: Interrupt | None = None) -> Iterator[Any]:
         if self._process != os.getpid():
             raise ClosedError("this store was opened in another process: after a fork, connect again in the child")
-        if self._root is None:
-            raise ClosedError("the store is closed: open it again with entityframes.connect()")
-        with translated():
-            cursor = self._root.cursor()
+        with self._root_free, translated():
+            cursor = self._opened().cursor()
         try:
             if interrupt is None:
                 yield cursor
@@ -342,9 +356,10 @@ class DuckDBEngine:
             if error.sqlstate != "53200":
                 raise
             # What was committed before is in the log, and is read from there when the file is opened again.
-            with suppress(duckdb.Error):
-                self._root.execute("PRAGMA disable_checkpoint_on_shutdown")
-            self.close()
+            with self._root_free:
+                with suppress(duckdb.Error, ClosedError):
+                    self._opened().execute("PRAGMA disable_checkpoint_on_shutdown")
+                self.close()
             raise ClosedError(
                 f"the store was closed, because a COMMIT ran out of memory ({error}): connect again"
             ) from None
@@ -385,7 +400,8 @@ def _keys(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _register(cursor: Any, name: str, frame: pl.DataFrame) -> None:
     # Arrow, not the Polars frame: DuckDB scans it in place and faster.
-    cursor.register(name, frame.to_arrow())
+    with translated():
+        cursor.register(name, frame.to_arrow())
 
 
 def _in_utc(frame: pl.DataFrame) -> pl.DataFrame:
