@@ -23,6 +23,7 @@ from entityframes.errors import (
     ValidationError,
 )
 from entityframes.frames import entities, ids
+from entityframes.plans import Plan
 from entityframes.results import DeleteResult, EmbedResult, UpsertResult
 from entityframes.store import EntityStore, connect
 
@@ -52,6 +53,7 @@ __all__ = [
     "HashingEmbedder",
     "OpenAIEmbedder",
     "PermanentError",
+    "Plan",
     "ResourceError",
     "RowError",
     "SchemaError",

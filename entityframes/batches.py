@@ -6,47 +6,40 @@ on at once, never two that share a key. Whatever happens, each input row ends in
 
 from __future__ import annotations
 
-import random
 import time
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import polars as pl
 
 from entityframes import frames, types
+from entityframes.attempts import RETRIED, Attempts, from_ledger
 from entityframes.chunks import chunks
-from entityframes.engines import Batch, Engine, Interrupt
+from entityframes.engines import Batch, CtrlC, Engine, Interrupt
 from entityframes.errors import (
+    ClosedError,
     ConnectionLostError,
     DatabaseError,
-    DuplicateError,
     EntityFramesError,
     PermanentError,
     ResourceError,
     RowError,
     StatementCancelledError,
-    StatementTimeoutError,
-    TransientError,
     ValidationError,
 )
 from entityframes.fields import Fields
 from entityframes.frames import KEY
+from entityframes.judge import OnDuplicate, judge, losers
 from entityframes.progress import Reporter
 from entityframes.results import OutcomeLog, UpsertResult, outcomes
 
-OnDuplicate = Literal["last", "first", "error"]
 OnError = Literal["isolate", "rollback", "raise"]
 
 #: Batches that threads are working on, with their rows.
 Working = dict[Future[pl.DataFrame], pl.DataFrame]
-
-#: How often a batch is tried when the database asks for it (deadlock, lock timeout, lost connection).
-MAX_TRIES = 5
-#: Seconds before the second try; doubled for each further one, times a random factor.
-BACKOFF = 0.1
 
 
 @dataclass(frozen=True)
@@ -57,6 +50,14 @@ class Options:
     embed: bool = True
     on_duplicate: OnDuplicate = "last"
     on_error: OnError = "isolate"
+    #: Columns with the hashes, in hex, that the stored entity is expected to have; see `EntityStore.upsert`.
+    expected_hash: str | None = None
+    expected_metadata_hash: str | None = None
+
+    @property
+    def expected(self) -> list[str]:
+        """The columns with expected hashes."""
+        return [name for name in (self.expected_hash, self.expected_metadata_hash) if name is not None]
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and (isinstance(self.batch_size, bool) or self.batch_size < 1):
@@ -79,10 +80,13 @@ class UpsertRun:
     batches: int = 0
 
     def __post_init__(self) -> None:
-        self._fields = Fields(self.engine)
+        self._fields = Fields(self.engine, recent=True)
         self._started = time.perf_counter()
+        self._ctrl_c = CtrlC()
         #: Rows that lose to another row of the same frame; None while each batch has to look for its own.
         self._losers: pl.Series | None = None
+        #: Types that had no entity when this run first met them.
+        self._was_empty: dict[str, bool] = {}
         #: Why the run cannot go on.
         self._fatal: BaseException | None = None
 
@@ -90,8 +94,12 @@ class UpsertRun:
         """What has happened so far."""
         return UpsertResult(dict(self.log.counts), self.batches, time.perf_counter() - self._started, self.log)
 
-    def execute(self, source: pl.DataFrame | Iterator[pl.DataFrame], reporter: Reporter) -> UpsertResult:
-        """Work off the source; `result` stays right whatever is raised.
+    def execute(
+        self, source: pl.DataFrame | Iterator[pl.DataFrame], reporter: Reporter, threads: Executor
+    ) -> UpsertResult:
+        """Work off the source in threads, of which it has as many at work as the engine likes.
+
+        `result` stays right whatever is raised.
 
         Raises:
             KeyboardInterrupt: on Ctrl-C, after the batches in flight were rolled back.
@@ -100,16 +108,18 @@ class UpsertRun:
         """
         whole = source if isinstance(source, pl.DataFrame) else None
         if whole is not None:
-            frames.check_entity_schema(whole.schema)
+            frames.check_entity_schema(whole.schema, self.options.expected)
             frames.check_not_all_null(whole)
         given = self._checked([whole] if whole is not None else source)
+        # A stream may be larger than memory, a whole frame is in it already.
+        limits = {} if whole is None else {"max_bytes": self.engine.batch_bytes, "max_rows": self.engine.batch_rows}
         working: Working = {}
         taken = 0
-        with ThreadPoolExecutor(self.engine.workers, thread_name_prefix="entityframes") as pool:
+        with self._ctrl_c:
             try:
                 if whole is not None:
                     self._settle_duplicates(whole)
-                for chunk in chunks(given, self.options.batch_size):
+                for chunk in self._ctrl_c.let_through(chunks(given, self.options.batch_size, **limits)):
                     self._make_room(working, chunk, reporter, disjoint=whole is not None)
                     if self._stopping:
                         if whole is None:
@@ -117,7 +127,7 @@ class UpsertRun:
                         break
                     self.batches += 1
                     taken += chunk.height
-                    working[pool.submit(self._work, chunk)] = chunk
+                    working[threads.submit(self._work, chunk)] = chunk
                 while working:
                     self._collect(working, reporter)
             except BaseException:
@@ -136,99 +146,123 @@ class UpsertRun:
         """Outcome rows for each row of a batch."""
         if self._stopping:
             return outcomes(_shown(chunk), status="cancelled")
-        rows, refused = self._prepare(chunk)
+        try:
+            rows, refused = self._prepare(chunk)
+        except (DatabaseError, ClosedError) as error:
+            # The recorded fields could not be read or written; nothing of the batch has been.
+            if isinstance(error, PermanentError | ResourceError | ClosedError):
+                self._fatal = error
+            return self._fail_all(_shown(chunk), error, None)
         rows, duplicates = self._drop_duplicates(rows)
         aside = pl.concat([refused, outcomes(duplicates, status="duplicate")])
         if refused.height and self.options.on_error != "isolate":
             return pl.concat([aside, self._fail_all(rows, ValidationError(_first_error(refused)), None)])
         if rows.is_empty():
             return aside
-        rows = rows.sort(KEY)
-        batch = Batch(self.run_id, self.interrupt, self.options.embed)
-        try:
-            written = self._write(rows, batch)
-        except StatementCancelledError:
-            return pl.concat([aside, outcomes(rows, status="cancelled")])
-        except (PermanentError, ResourceError) as error:
-            self._fatal = error
-            return pl.concat([aside, self._fail_all(rows, error, batch)])
-        except DatabaseError as error:
-            return pl.concat([aside, self._fail_all(rows, error, batch)])
-        return pl.concat([aside, self._tell(rows, written, batch)])
+        return pl.concat([aside, *self._store(rows.sort(KEY), self._batch())])
+
+    def _batch(self) -> Batch:
+        return Batch(self.run_id, self.interrupt, self.options.embed, was_empty=self._was_empty)
+
+    def _store(self, rows: pl.DataFrame, batch: Batch) -> Iterator[pl.DataFrame]:
+        """Write a batch, and the outcomes of its rows."""
+        while rows.height:
+            try:
+                written = self._write(rows, batch)
+            except _AnswerLostError as committed:
+                # What the batch wrote is in the ledger; the others get an answer of their own.
+                done = pl.int_range(rows.height).is_in(committed.written["position"].cast(pl.Int64).implode())
+                at = rows.select(done.cum_sum().cast(pl.Int64) - 1).to_series()
+                told = committed.written.with_columns(at[committed.written["position"]].alias("position"))
+                yield self._tell(rows.filter(done), told, batch)
+                rows = rows.filter(~done)
+                batch = self._batch()
+                continue
+            except StatementCancelledError:
+                yield outcomes(rows, status="cancelled")
+            except (PermanentError, ResourceError) as error:
+                self._fatal = error
+                yield self._fail_all(rows, error, batch)
+            except (DatabaseError, ClosedError) as error:
+                if isinstance(error, ClosedError):
+                    self._fatal = error
+                yield self._fail_all(rows, error, batch)
+            else:
+                yield self._tell(rows, written, batch)
+            return
 
     def _prepare(self, chunk: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Canonical rows, and the outcomes of those that break a rule."""
-        canonical = frames.canonicalise(chunk)
-        rows, invalid = canonical.valid, canonical.invalid
-        if canonical.inferred:
-            rows, misfits = self._conforming(rows)
-            invalid = pl.concat([invalid, misfits])
-            self._fields.infer(rows["entity_type"].unique(maintain_order=True), canonical.inferred)
+        """Canonical rows, and the outcomes of those that break a rule; what their JSON holds is recorded."""
+        rows, invalid, inferred = judge(chunk, self._fields, self.options.expected_hash)
+        if inferred:
+            self._fields.infer(rows["entity_type"].unique(maintain_order=True), inferred)
         return rows, outcomes(invalid, status="failed", error_kind="validation")
 
-    def _conforming(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Split rows whose JSON metadata fits the declared dtypes of their type from those where it does not."""
-        misfits = []
-        for entity_type in rows["entity_type"].unique():
-            declared = self._fields.declared(entity_type)
-            if declared:
-                own = rows.filter(pl.col("entity_type") == entity_type)
-                wrong = types.nonconforming(own["metadata"], declared).unique("row", keep="first")
-                dtypes = wrong["field"].replace_strict(
-                    {name: str(dtype) for name, dtype in declared.items()}, return_dtype=pl.String
-                )
-                error = pl.format("metadata field {} holds {}, which is no {}", "field", "value", pl.lit(dtypes))
-                misfits.append(
-                    own[wrong["row"]].select("row", *KEY).with_columns(wrong.select(error=error).to_series())
-                )
-        bad = pl.concat(misfits) if misfits else rows.clear().select("row", *KEY, error=pl.lit("", pl.String))
-        return rows.join(bad, on="row", how="anti", maintain_order="left") if bad.height else rows, bad
+    def preview(self, whole: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+        """What `execute` would come to before it asks the database for the rows; nothing is written.
+
+        Returns:
+            The canonical rows that would be written, row, entity_type, id and error of those that break a rule, and
+            the rows that give way to another one with their key.
+
+        Raises:
+            SchemaError: the frame cannot be stored.
+            DuplicateError: a key stands twice and ``on_duplicate="error"``.
+        """
+        frames.check_entity_schema(whole.schema)
+        frames.check_not_all_null(whole)
+        self._typed(whole, self._fields.check)
+        rows, invalid, _ = judge(frames.numbered(whole), self._fields, self.options.expected_hash)
+        rows, duplicates = self._drop_duplicates(rows)
+        return rows, invalid, duplicates
 
     def _drop_duplicates(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Keep one row of each key; of a whole frame it was settled beforehand which."""
-        losers = _losers(rows, self.options.on_duplicate) if self._losers is None else self._losers
-        if losers.is_empty():
+        lose = losers(rows, self.options.on_duplicate) if self._losers is None else self._losers
+        if lose.is_empty():
             return rows, rows.clear()
-        lost = pl.col("row").is_in(losers.implode())
+        lost = pl.col("row").is_in(lose.implode())
         return rows.filter(~lost), rows.filter(lost)
 
     def _write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Write a batch in one transaction; after a failure try again, find the bad rows, or give up, by its kind."""
-        again = MAX_TRIES
+        attempts = Attempts(self.interrupt)
+        write = self.engine.write
+        lost: DatabaseError | None = None
         while True:
             try:
-                return self.engine.write(rows, batch)
-            except RowError:
-                if self.options.on_error != "isolate":
+                written = write(rows, batch)
+            except RowError as error:
+                if lost is not None:
+                    self._look_up(rows, batch, error)
+                if self.options.on_error != "isolate" or write == self.engine.write_each:
                     raise
-                return self._isolate(rows, batch)
-            except (TransientError, StatementTimeoutError, StatementCancelledError) as error:
-                # A timeout, or a cancellation by somebody else, is tried once more; what asks to be retried, often.
-                again = again - 1 if isinstance(error, TransientError) else min(again - 1, 1)
-                if isinstance(error, ConnectionLostError):
-                    written = self._recorded(rows, batch, error)
-                    if written is not None:
-                        return written
-                if again <= 0 or self.interrupt.requested:
-                    raise
-                self.interrupt.wait(BACKOFF * 2 ** (MAX_TRIES - again - 1) * random.uniform(0.5, 1.5))
-                self.interrupt.check()
+                # Now row by row, leaving out those that the database refuses.
+                write = self.engine.write_each
+            except RETRIED as error:
+                if isinstance(error, ConnectionLostError) and error.committing:
+                    lost = error
+                    self._look_up(rows, batch, error)
+                attempts.again(error)
+            else:
+                if lost is not None:
+                    # The first COMMIT may have been on its way still when the ledger was asked.
+                    self._look_up(rows, batch, lost)
+                return written
 
-    def _isolate(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """Write all rows but those that the database refuses."""
-        return self.engine.write_each(rows, batch)
+    def _look_up(self, rows: pl.DataFrame, batch: Batch, error: DatabaseError) -> None:
+        """After a COMMIT that was not answered, ask the ledger.
 
-    def _recorded(self, rows: pl.DataFrame, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:
-        """After a lost connection: what the ledger says that the batch wrote."""
-        for pause in (0.0, 0.5, 2.0):
-            self.interrupt.wait(pause)
-            try:
-                return self.engine.recorded(rows, batch)
-            except DatabaseError:
-                continue
-        if lost.committing:
-            raise _UnknownError(str(lost), lost.sqlstate) from lost
-        return None
+        Raises:
+            _AnswerLostError: the batch is in it.
+            _UnknownError: it cannot be asked.
+        """
+        try:
+            written = from_ledger(lambda: self.engine.recorded(rows, batch), self.interrupt)
+        except DatabaseError:
+            raise _UnknownError(str(error), error.sqlstate) from error
+        if written is not None:
+            raise _AnswerLostError(written)
 
     # What became of the rows.
 
@@ -239,11 +273,15 @@ class UpsertRun:
         told = told.join(
             written.with_columns(pl.col("position").cast(pl.Int64)), on="position", how="left", maintain_order="left"
         )
+        conflict = pl.col("conflict").fill_null(False) if "conflict" in written.columns else pl.lit(False)
+        said = "the stored entity is not the one that was expected: somebody else changed, made or deleted it"
         wrote_content = pl.col("due").fill_null(False) & ~refused
         return outcomes(
             told,
             status=pl.when(refused)
             .then(pl.lit("failed"))
+            .when(conflict)
+            .then(pl.lit("conflict"))
             .when(pl.col("created").is_null())
             .then(pl.lit("unchanged"))
             .when(pl.col("created"))
@@ -252,6 +290,7 @@ class UpsertRun:
             batch_id=batch.batch_id,
             job_id=pl.when(wrote_content).then(pl.lit(batch.job_id)),
             error_kind=pl.when(refused).then(pl.lit("database")),
+            error=pl.when(conflict).then(pl.lit(said)).otherwise(pl.col("error") if "error" in told.columns else None),
         )
 
     def _fail_all(self, rows: pl.DataFrame, error: EntityFramesError, batch: Batch | None) -> pl.DataFrame:
@@ -267,7 +306,11 @@ class UpsertRun:
             rows,
             status=status,
             batch_id=batch.batch_id if batch else None,
-            error_kind=error.kind if isinstance(error, DatabaseError) else "validation",
+            error_kind=error.kind
+            if isinstance(error, DatabaseError)
+            else "connection"
+            if isinstance(error, ClosedError)
+            else "validation",
             error=said,
             sqlstate=error.sqlstate if isinstance(error, DatabaseError) else None,
         )
@@ -283,20 +326,35 @@ class UpsertRun:
         numbered = frames.numbered(frame)
         twice = numbered.filter(pl.struct(pl.col(KEY).cast(pl.Binary)).is_duplicated())
         # Only valid rows compete: a bad row does not push out a good one.
-        self._losers = _losers(self._prepare(twice)[0] if twice.height else twice, self.options.on_duplicate)
+        self._losers = losers(self._prepare(twice)[0] if twice.height else twice, self.options.on_duplicate)
 
     def _checked(self, given: Any) -> Iterator[pl.DataFrame]:
         """The frames with their columns checked and their typed metadata declared, before their rows are written."""
         for frame in given:
-            frames.check_entity_schema(frame.schema)
-            metadata = frame.schema.get("metadata")
-            if isinstance(metadata, pl.Struct) and frame.height:
-                readable = frames.check_ids(frame.select(KEY))["entity_type"].drop_nulls()
-                self._fields.declare(
-                    readable.unique(maintain_order=True),
-                    {item.name: types.instance(item.dtype) for item in metadata.fields},
-                )
-            yield frame
+            frames.check_entity_schema(frame.schema, self.options.expected)
+            self._typed(frame, self._fields.declare)
+            yield self._expecting(frame)
+
+    def _typed(self, frame: pl.DataFrame, tell: Callable[[Iterable[str], Mapping[str, pl.DataType]], None]) -> None:
+        """Tell the fields of typed metadata, and the types of entities that have them."""
+        metadata = frame.schema.get("metadata")
+        if isinstance(metadata, pl.Struct) and frame.height:
+            readable = frames.check_ids(frame.select(KEY))["entity_type"].drop_nulls()
+            fields = {item.name: types.instance(item.dtype) for item in metadata.fields}
+            tell(readable.unique(maintain_order=True), fields)
+
+    def _expecting(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with what the caller expects under names of our own."""
+        if self.options.expected_hash is None:
+            return frame
+        hashes = (self.options.expected_hash, self.options.expected_metadata_hash)
+        return frame.select(
+            *(name for name in (*KEY, "content", "metadata") if name in frame.columns),
+            *(
+                (pl.lit(None) if name is None else pl.col(name)).cast(pl.String).alias(alias)
+                for name, alias in zip(hashes, ("expected", "expected_metadata"), strict=True)
+            ),
+        )
 
     def _make_room(
         self,
@@ -315,12 +373,14 @@ class UpsertRun:
 
     def _collect(self, working: Working, reporter: Reporter) -> None:
         """Log the batches that are done; wakes often enough for Ctrl-C and the caller's cancel event."""
+        self._ctrl_c.check()
         done, _ = wait(working, timeout=0.05, return_when=FIRST_COMPLETED)
         if self.interrupt.requested:
             self.interrupt.fire()
         for future in done:
             chunk = working.pop(future)
-            self.log.append(future.result())
+            self.log.append(_account(chunk, future))
+            future.result()
             reporter.advance(chunk.height, self.log.counts)
 
     def _stop(self, working: Working) -> None:
@@ -332,35 +392,22 @@ class UpsertRun:
                 self.interrupt.fire()
             for future in done:
                 chunk = working.pop(future)
-                failed = future.exception()
-                self.log.append(outcomes(_shown(chunk), status="cancelled") if failed else future.result())
+                self.log.append(_account(chunk, future))
 
     def _log_cancelled(self, chunk: pl.DataFrame) -> None:
         self.log.append(outcomes(_shown(chunk), status="cancelled"))
 
 
+class _AnswerLostError(Exception):
+    """A COMMIT was not answered, and the ledger has the batch."""
+
+    def __init__(self, written: pl.DataFrame) -> None:
+        super().__init__("committed")
+        self.written = written
+
+
 class _UnknownError(ConnectionLostError):
     """A COMMIT was not answered and the ledger cannot be asked."""
-
-
-def _losers(rows: pl.DataFrame, policy: OnDuplicate) -> pl.Series:
-    """The ``row`` of each row that gives way to another one with its key.
-
-    Raises:
-        DuplicateError: there are any, and the policy is "error".
-    """
-    key = pl.struct(pl.col(KEY).cast(pl.Binary))
-    kept = key.is_first_distinct() if policy == "first" else key.is_last_distinct()
-    lost = rows.filter(~kept)
-    if policy == "error" and lost.height:
-        shown = ", ".join(
-            f"{kind}/{id}" for kind, id in lost.select(KEY).unique(maintain_order=True).head(5).iter_rows()
-        )
-        raise DuplicateError(
-            f"{lost.height:,} rows repeat the key of another row ({shown}{', ...' if lost.height > 5 else ''}): "
-            "make the ids unique, or choose on_duplicate='last' or 'first'; nothing of them was written"
-        )
-    return lost["row"]
 
 
 def _share_a_key(keys: pl.DataFrame, chunk: pl.DataFrame) -> bool:
@@ -370,6 +417,15 @@ def _share_a_key(keys: pl.DataFrame, chunk: pl.DataFrame) -> bool:
 def _shown(chunk: pl.DataFrame) -> pl.DataFrame:
     """row, entity_type and id of rows that were not looked at."""
     return frames.readable_keys(chunk)
+
+
+def _account(chunk: pl.DataFrame, future: Future[pl.DataFrame]) -> pl.DataFrame:
+    """The outcomes of a batch that is done, also where it ended in an error that nobody expected."""
+    error = future.exception()
+    if error is None:
+        return future.result()
+    # Our own errors come from before the transaction; of others nobody knows.
+    return outcomes(_shown(chunk), status="cancelled" if isinstance(error, EntityFramesError) else "unknown")
 
 
 def _first_error(refused: pl.DataFrame) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 import polars as pl
 
 from entityframes import frames
-from entityframes.engines import Batch, Engine, Interrupt
+from entityframes.attempts import RETRIED, Attempts, from_ledger
+from entityframes.engines import Batch, CtrlC, Engine, Interrupt
+from entityframes.errors import ConnectionLostError, DatabaseError
 from entityframes.frames import KEY
 from entityframes.results import DELETE_STATUSES, DeleteResult, OutcomeLog, outcomes
 
@@ -34,25 +36,94 @@ class DeleteRun:
 
         Raises:
             SchemaError: it is no id frame.
-            DatabaseError: the database refused a batch; nothing of that batch was deleted.
+            DatabaseError: the database refused a batch; `result` tells which ids it could not delete.
+            KeyboardInterrupt: on Ctrl-C, after the batch in flight; `result` tells what was done.
         """
         given = frames.as_frame(ids)
         frames.check_id_schema(given.schema)
-        given = frames.numbered(given)
+        with CtrlC() as ctrl_c:
+            left = self._possible(frames.numbered(given))
+            try:
+                while left.height:
+                    ctrl_c.check()
+                    rows, left = left[:DELETE_ROWS], left[DELETE_ROWS:]
+                    self._log.append(self._delete(rows))
+            finally:
+                self._log.append(outcomes(left, DELETE_STATUSES, status="cancelled"))
+        return self.result()
+
+    def _possible(self, given: pl.DataFrame) -> pl.DataFrame:
+        """The ids to look for, each once; the others are accounted for."""
         keys = frames.check_ids(given).with_columns(given["row"])
         possible = keys.drop_nulls()
         impossible = given.join(possible, on="row", how="anti", maintain_order="left")
         self._log.append(outcomes(frames.readable_keys(impossible), DELETE_STATUSES, status="missing"))
         again = ~possible.select(pl.struct(KEY).is_first_distinct()).to_series()
         self._log.append(outcomes(possible.filter(again), DELETE_STATUSES, status="duplicate"))
-        for rows in possible.filter(~again).iter_slices(DELETE_ROWS):
-            self._delete(rows)
-        return self.result()
+        return possible.filter(~again)
 
-    def _delete(self, rows: pl.DataFrame) -> None:
+    def _delete(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Delete in one transaction, tried again where that helps, and the outcomes of the rows."""
         batch = Batch(self._run_id, Interrupt())
         self._batches += 1
-        gone = self._engine.delete(rows.select(KEY), batch)["position"].cast(pl.Int64)
+        attempts = Attempts(batch.interrupt)
+        lost: DatabaseError | None = None
+        try:
+            while True:
+                try:
+                    gone = self._engine.delete(rows.select(KEY), batch)["position"].cast(pl.Int64)
+                    break
+                except RETRIED as error:
+                    if isinstance(error, ConnectionLostError) and error.committing:
+                        lost = error
+                        deleted = self._looked_up(rows, batch, error)
+                        if deleted is not None:
+                            return deleted
+                    attempts.again(error)
+            if lost is not None and gone.is_empty():
+                # The first COMMIT may have been on its way still when the ledger was asked.
+                deleted = self._looked_up(rows, batch, lost)
+                if deleted is not None:
+                    return deleted
+        except BaseException as error:
+            self._log.append(_not_deleted(rows, batch, error))
+            raise
         was_there = pl.int_range(rows.height).is_in(gone.implode())
         status = pl.when(was_there).then(pl.lit("deleted")).otherwise(pl.lit("missing"))
-        self._log.append(outcomes(rows, DELETE_STATUSES, status=status, batch_id=batch.batch_id))
+        return outcomes(rows, DELETE_STATUSES, status=status, batch_id=batch.batch_id)
+
+    def _looked_up(self, rows: pl.DataFrame, batch: Batch, lost: DatabaseError) -> pl.DataFrame | None:
+        """After a COMMIT that was not answered: outcomes if the ledger has the batch.
+
+        Raises:
+            _UnknownError: it cannot be asked.
+        """
+        try:
+            count = from_ledger(lambda: self._engine.deleted_by(batch), batch.interrupt)
+        except DatabaseError:
+            raise _UnknownError(str(lost), lost.sqlstate) from lost
+        if count is None:
+            return None
+        if count == rows.height:
+            return outcomes(rows, DELETE_STATUSES, status="deleted", batch_id=batch.batch_id)
+        said = f"{count:,} of these {rows.height:,} were deleted; the answer that says which was lost"
+        return outcomes(rows, DELETE_STATUSES, status="unknown", batch_id=batch.batch_id, error=said)
+
+
+class _UnknownError(ConnectionLostError):
+    """A COMMIT was not answered and the ledger cannot be asked."""
+
+
+def _not_deleted(rows: pl.DataFrame, batch: Batch, error: BaseException) -> pl.DataFrame:
+    """Outcomes of a batch that ended in an error."""
+    if not isinstance(error, DatabaseError):
+        return outcomes(rows, DELETE_STATUSES, status="cancelled", batch_id=batch.batch_id)
+    return outcomes(
+        rows,
+        DELETE_STATUSES,
+        status="unknown" if isinstance(error, _UnknownError) else "failed",
+        batch_id=batch.batch_id,
+        error_kind=error.kind,
+        error=str(error),
+        sqlstate=error.sqlstate,
+    )

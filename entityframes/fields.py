@@ -7,8 +7,10 @@ a promise and does not change; an inferred one is a description and widens as va
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
 
 import polars as pl
 
@@ -33,19 +35,30 @@ class Field(NamedTuple):
         return pl.String() if self.dtype is None else self.dtype
 
 
+#: A run may start with what an earlier one learned so many seconds ago, as a run itself relies on what it learned at
+#: its start; calls for one entity after another then need not ask each time. Not for more types than MAX_RECENT.
+RECENT_S = 1.0
+MAX_RECENT = 100
+_recent: WeakKeyDictionary[Engine, tuple[float, dict[str, dict[str, Field]]]] = WeakKeyDictionary()
+
 #: More inferred fields than this are kept in the metadata but not offered as columns.
 MAX_INFERRED = 1_000
 
-_JSON_TEXT = "JSON"
+#: What is recorded for values that have no common dtype.
+JSON_TEXT = "JSON"
 
 
 class Fields:
     """What one run knows of the fields in the store; safe to share between its batches."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, recent: bool = False) -> None:
+        """Start with nothing known, or with what another run of this process asked for within the last `RECENT_S`."""
         self._engine = engine
         self._lock = threading.Lock()
-        self._known: dict[str, dict[str, Field]] = {}
+        loaded_at, known = _recent.get(engine, (0.0, {})) if recent else (0.0, {})
+        fresh = time.monotonic() - loaded_at < RECENT_S
+        self._known: dict[str, dict[str, Field]] = {name: dict(known[name]) for name in known} if fresh else {}
+        self._loaded_at = loaded_at if fresh else time.monotonic()
         #: Types that this run has declared; its own rows may still be on their way.
         self._ours: set[str] = set()
 
@@ -65,6 +78,16 @@ class Fields:
             new = {entity_type: self._declared(entity_type, known[entity_type], schema) for entity_type in known}
             self._record({entity_type: fields for entity_type, fields in new.items() if fields})
             self._ours.update(known)
+
+    def check(self, entity_types: Iterable[str], schema: Mapping[str, pl.DataType]) -> None:
+        """What `declare` would say, without recording anything.
+
+        Raises:
+            SchemaError: a field has another dtype already.
+        """
+        with self._lock:
+            for entity_type, fields in self._load(entity_types).items():
+                self._declared(entity_type, fields, schema)
 
     def infer(self, entity_types: Iterable[str], inferred: Mapping[str, pl.DataType | None]) -> None:
         """Widen the inferred fields of each type by those found in JSON text."""
@@ -94,9 +117,12 @@ class Fields:
         wanted = list(dict.fromkeys(entity_types))
         absent = [entity_type for entity_type in wanted if entity_type not in self._known]
         if absent:
+            found = self._engine.fields(absent)
             self._known.update({entity_type: {} for entity_type in absent})
-            for entity_type, name, dtype, declared in self._engine.fields(absent).iter_rows():
+            for entity_type, name, dtype, declared in found.iter_rows():
                 self._known[entity_type][name] = Field(_from_text(dtype), declared)
+            if len(self._known) <= MAX_RECENT:
+                _recent[self._engine] = (self._loaded_at, {name: dict(self._known[name]) for name in self._known})
         return {entity_type: self._known[entity_type] for entity_type in wanted}
 
     def _declared(
@@ -156,8 +182,8 @@ def _wider(known: pl.DataType | None, incoming: pl.DataType | None) -> pl.DataTy
 
 
 def _to_text(dtype: pl.DataType | None) -> str:
-    return _JSON_TEXT if dtype is None else types.dtype_to_json(dtype)
+    return JSON_TEXT if dtype is None else types.dtype_to_json(dtype)
 
 
 def _from_text(text: str) -> pl.DataType | None:
-    return None if text == _JSON_TEXT else types.dtype_from_json(text)
+    return None if text == JSON_TEXT else types.dtype_from_json(text)

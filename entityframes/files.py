@@ -87,7 +87,7 @@ def scan_files(
         SchemaError: a pattern matches nothing, or the format is not known.
     """
     options = options or TextOptions()
-    paths = [path for source in sources for path in _expanded(source, spool)]
+    paths = [path for source in sources for path in expanded(source, spool)]
     formats = {file_format or format_of(path) for path in paths}
     if len(formats) > 1:
         raise SchemaError(f"the files have different formats ({', '.join(sorted(formats))}): import them one by one")
@@ -121,7 +121,8 @@ def _scan_text(paths: list[str], options: TextOptions, separator: str) -> pl.Laz
     return pl.scan_csv(paths, infer_schema_length=options.infer_rows, schema_overrides=overrides, **reading)
 
 
-def _expanded(source: str, spool: Path | None) -> list[str]:
+def expanded(source: str, spool: Path | None = None) -> list[str]:
+    """The paths that a source names: a path, a pattern, or ``-``, which is read into a file in `spool`."""
     if source == "-":
         folder = spool or Path(tempfile.mkdtemp(prefix="entityframes-"))
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:

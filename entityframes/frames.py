@@ -147,20 +147,26 @@ def _from_pandas_bytes(source: Any, error: Exception) -> pl.DataFrame:
         raise SchemaError(f"the frame cannot be read through Arrow: {error}") from again
 
 
-def check_entity_schema(schema: Mapping[str, pl.DataType]) -> None:
+def check_entity_schema(schema: Mapping[str, pl.DataType], expected: Iterable[str] = ()) -> None:
     """Refuse a frame that is no entity frame, naming every column at fault.
+
+    Args:
+        schema: columns and dtypes.
+        expected: columns that the frame must have besides, with hashes in hex.
 
     Raises:
         SchemaError: columns are missing, unknown or of another dtype than an entity frame has.
     """
-    _require(list(schema), [*KEY, "content"], "an entity frame")
-    unknown = [name for name in schema if name not in (*KEY, "content", "metadata") and name not in STORE_COLUMNS]
+    hashes = list(expected)
+    _require(list(schema), [*KEY, "content", *hashes], "an entity frame")
+    known = {*KEY, "content", "metadata", *hashes, *STORE_COLUMNS}
+    unknown = [name for name in schema if name not in known]
     if unknown:
         raise SchemaError(
             f"unknown columns {', '.join(map(repr, unknown))}: an entity frame has entity_type, id, content and "
             "metadata; put other columns into metadata, for example with entityframes.entities(df, type, id=...)"
         )
-    _check_text(schema, [*KEY, "content"])
+    _check_text(schema, [*KEY, "content", *(name for name in hashes if schema[name] != pl.Null)])
     metadata = schema.get("metadata", pl.Null())
     if isinstance(metadata, pl.Struct):
         for field in metadata.fields:
@@ -345,6 +351,23 @@ def numbered(frame: pl.DataFrame, start: int = 0) -> pl.DataFrame:
 def readable_keys(frame: pl.DataFrame) -> pl.DataFrame:
     """row, entity_type and id of rows as they can be shown, whatever bytes they hold."""
     return _readable(frame.select("row", *KEY))[0]
+
+
+def collect(source: Any) -> pl.DataFrame:
+    """A frame, or the frames of an iterable as one.
+
+    Raises:
+        SchemaError: it is no frame, or the frames have other columns or dtypes than the first.
+    """
+    if isinstance(source, pl.DataFrame | pl.LazyFrame) or hasattr(source, "__arrow_c_stream__"):
+        return as_frame(source)
+    if not hasattr(source, "__iter__") or isinstance(source, str | bytes | Mapping):
+        return as_frame(source)
+    pieces = [as_frame(piece) for piece in source]
+    try:
+        return pl.concat(pieces) if pieces else pl.DataFrame(schema=dict.fromkeys([*KEY, "content"], pl.String))
+    except pl.exceptions.PolarsError as error:
+        raise SchemaError(f"the frames of a plan must have the same columns: {error}") from error
 
 
 def iterate(source: Any, rows: int = 25_000) -> Iterator[pl.DataFrame]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ class Reporter:
         progress: see `Progress`.
         total: how many rows there will be, or None.
         unit: what is counted.
-        delay: seconds before a bar appears, so that quick calls show none.
+        delay: seconds before a bar is made, so that quick calls make none: one in a notebook is several widgets.
     """
 
     def __init__(self, progress: Progress, total: int | None, *, unit: str = "rows", delay: float = 0.0) -> None:
@@ -25,10 +26,15 @@ class Reporter:
         self._total = total
         self._done = 0
         wanted = progress is True or (progress is None and (in_notebook() or sys.stderr.isatty()))
-        self._bar: Any = _bar(total, unit, delay) if wanted else None
+        self._unit = unit
+        self._bar: Any = None
+        self._due = time.monotonic() + delay if wanted else float("inf")
+        if delay == 0:
+            self._show()
 
     def advance(self, rows: int, counts: Mapping[str, int] | None = None) -> None:
         """Report `rows` more as done; `counts` are shown beside the bar."""
+        self._show()
         self._done += rows
         if self._bar is not None:
             if counts is not None:
@@ -37,6 +43,10 @@ class Reporter:
             self._bar.update(rows)
         if self._callback is not None:
             self._callback(self._done, self._total)
+
+    def _show(self) -> None:
+        if self._bar is None and time.monotonic() >= self._due:
+            self._bar = _bar(self._total, self._unit, self._done)
 
     def __enter__(self) -> Reporter:
         return self
@@ -54,7 +64,7 @@ def in_notebook() -> bool:
     return shell is not None and "IPKernelApp" in getattr(shell, "config", {})
 
 
-def _bar(total: int | None, unit: str, delay: float) -> Any:
+def _bar(total: int | None, unit: str, done: int) -> Any:
     import tqdm
 
     kind: Any = tqdm.tqdm
@@ -66,4 +76,4 @@ def _bar(total: int | None, unit: str, delay: float) -> Any:
             kind = tqdm.notebook.tqdm
         except ImportError:
             pass
-    return kind(total=total, unit=f" {unit}", unit_scale=True, delay=delay, dynamic_ncols=True)
+    return kind(total=total, unit=f" {unit}", unit_scale=True, initial=done, dynamic_ncols=True)

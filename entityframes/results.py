@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import weakref
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from entityframes.errors import EntityFramesError
 #: What can become of a row of an upsert. Each row ends in exactly one of these:
 #: created, updated, unchanged: what the database answered; the entity is stored;
 #: duplicate: another row of the same frame has the same key and was taken instead;
+#: conflict: the stored entity was not the one that the caller expected; it was left alone;
 #: failed: refused, with the reason in ``error``; nothing of the row is stored;
 #: cancelled: not written, because the run was stopped;
 #: unknown: the connection was lost in COMMIT and the ledger could not be asked.
-UPSERT_STATUSES = ("created", "updated", "unchanged", "duplicate", "failed", "cancelled", "unknown")
+UPSERT_STATUSES = ("created", "updated", "unchanged", "duplicate", "conflict", "failed", "cancelled", "unknown")
 
 #: What can become of a row of a delete; missing: there was no such entity.
 DELETE_STATUSES = ("deleted", "missing", "duplicate", "failed", "cancelled", "unknown")
@@ -37,9 +39,10 @@ EMBED_STATUSES = ("embedded", "skipped", "failed", "cancelled", "unknown")
 ERROR_KINDS = ("validation", "database", "connection", "timeout", "resource", "embedder")
 
 #: Statuses that leave the caller with something to do.
-UNRESOLVED = ("failed", "cancelled", "unknown")
+UNRESOLVED = ("conflict", "failed", "cancelled", "unknown")
 
 
+@cache
 def outcome_schema(statuses: tuple[str, ...] = UPSERT_STATUSES) -> pl.Schema:
     """Columns and dtypes of an outcome frame."""
     return pl.Schema(
@@ -60,6 +63,8 @@ def outcome_schema(statuses: tuple[str, ...] = UPSERT_STATUSES) -> pl.Schema:
 def outcomes(rows: pl.DataFrame, statuses: tuple[str, ...] = UPSERT_STATUSES, **columns: Any) -> pl.DataFrame:
     """Outcome rows for `rows` (row, entity_type, id and any outcome columns), the rest from `columns` or null."""
     schema = outcome_schema(statuses)
+    if rows.is_empty():
+        return pl.DataFrame(schema=schema)
     given = {name: value if isinstance(value, pl.Expr) else pl.lit(value) for name, value in columns.items()}
     return rows.select(
         given.get(name, pl.col(name) if name in rows.columns else pl.lit(None)).cast(dtype).alias(name)
@@ -110,7 +115,7 @@ class OutcomeLog:
 class UpsertResult:
     """What became of every row of an upsert."""
 
-    #: How many rows have each status: created, updated, unchanged, duplicate, failed, cancelled, unknown.
+    #: How many rows have each status: created, updated, unchanged, duplicate, conflict, failed, cancelled, unknown.
     counts: dict[str, int]
     #: How many batches, each one transaction, the run had.
     batches: int
@@ -141,14 +146,14 @@ class UpsertResult:
 
     @property
     def ok(self) -> bool:
-        """Whether no row failed, was cancelled, or is unknown."""
+        """Whether no row failed, was cancelled, met a conflict, or is unknown."""
         return not any(self.counts.get(status) for status in UNRESOLVED)
 
     def raise_for_failures(self) -> None:
         """Raise unless `ok`.
 
         Raises:
-            EntityFramesError: rows failed, were cancelled or are unknown; the message counts them and quotes some.
+            EntityFramesError: rows failed, were cancelled, met a conflict or are unknown; it counts and quotes some.
         """
         if self.ok:
             return
@@ -202,7 +207,8 @@ class EmbedResult(UpsertResult):
 
 
 def _pace(result: UpsertResult) -> str:
-    rate = f", {result.rows / result.elapsed:,.0f} rows/s" if result.elapsed else ""
+    handled = result.rows - result.counts.get("cancelled", 0)
+    rate = f", {handled / result.elapsed:,.0f} rows/s" if result.elapsed else ""
     batches = "1 batch" if result.batches == 1 else f"{result.batches:,} batches"
     return f"{result.rows:,} rows in {batches}, {result.elapsed:.2f} s{rate}"
 
@@ -225,6 +231,7 @@ _COLOURS = {
     "skipped": "#999999",
     "missing": "#999999",
     "duplicate": "#CC79A7",
+    "conflict": "#F0E442",
     "failed": "#D55E00",
     "cancelled": "#E69F00",
     "unknown": "#000000",

@@ -6,21 +6,25 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from entityframes import deletes, frames, reads, single
-from entityframes.batches import OnDuplicate, OnError, Options, UpsertRun
+from entityframes import deletes, frames, plans, reads, single
+from entityframes import verify as verification
+from entityframes.batches import OnError, Options, UpsertRun
+from entityframes.embedding_calls import EmbeddingCalls
 from entityframes.engines import Engine, Interrupt, open_engine, parse_url
+from entityframes.judge import OnDuplicate
+from entityframes.plans import Plan
 from entityframes.progress import Progress, Reporter
-from entityframes.results import DeleteResult, EmbedResult, UpsertResult
+from entityframes.results import DeleteResult, UpsertResult
 
 if TYPE_CHECKING:
     from entityframes.embedding import Embedder
-    from entityframes.embedding.search import Mode
 
 
 def connect(
@@ -46,16 +50,15 @@ def connect(
     return EntityStore(open_engine(parse_url(url), namespace, workers), namespace)
 
 
-class EntityStore:
+class EntityStore(EmbeddingCalls):
     """Entities in a database, read and written in bulk. Made by `connect`; may be used from several threads."""
 
     def __init__(self, engine: Engine, namespace: str) -> None:
         self._engine = engine
         self._namespace = namespace
-        #: The result of the last upsert, delete or embed, also where it ended in an exception.
-        self.last_result: UpsertResult | None = None
-        #: The embedders that this store has used, by model, so that a search need not name one.
+        self._threads = _Threads()
         self._embedders: dict[str, Embedder] = {}
+        self.last_result: UpsertResult | None = None
 
     @property
     def address(self) -> str:
@@ -71,6 +74,7 @@ class EntityStore:
         embed: bool = True,
         on_duplicate: OnDuplicate = "last",
         on_error: OnError = "isolate",
+        expected_hash: str | None = None,
         progress: Progress = None,
         cancel: threading.Event | None = None,
     ) -> UpsertResult:
@@ -82,12 +86,16 @@ class EntityStore:
             frame: an entity frame (``entity_type``, ``id``, ``content`` String; ``metadata`` Struct, String that holds
                 a JSON object, or absent): DataFrame, LazyFrame, an iterator of frames, or anything with an Arrow
                 stream. A LazyFrame, iterator or RecordBatchReader is streamed.
-            batch_size: rows in a batch; None takes as many as fit about 8 MiB, at most 50,000.
+            batch_size: rows in a batch; None takes as many as fit about 8 MiB, at most 50,000 (on DuckDB, for a frame
+                in memory, 128 MiB and 122,880).
             embed: whether new or changed content makes an embedding job, one for each batch.
             on_duplicate: which row of a key counts: the "last", the "first", or "error" to refuse the frame. In a
                 stream that holds within a batch, and a later batch updates what an earlier one wrote.
             on_error: "isolate" fails only the rows that cannot be stored, "rollback" their whole batch, "raise"
                 ends the run with the error.
+            expected_hash: the column with the content hash (String, sha256 in hex, as `get` gives it out) that the
+                stored entity is expected to have, null where there should be none. A row whose entity is another one
+                has the status conflict and is left alone; compared in the transaction that writes.
             progress: None shows a bar in a notebook or terminal, True, False, or a callable(done, total or None).
             cancel: an event that stops the run when set; the batch in flight is rolled back.
 
@@ -101,15 +109,41 @@ class EntityStore:
             PermanentError, ResourceError: no batch can succeed (permissions, full disk).
             KeyboardInterrupt: on Ctrl-C. `last_result` then holds what was done.
         """
-        options = Options(batch_size, embed, on_duplicate, on_error)
-        streamed = _is_stream(frame)
-        source = frames.iterate(frame) if streamed else frames.as_frame(frame)
+        options = Options(batch_size, embed, on_duplicate, on_error, expected_hash)
+        return self._upsert(
+            frames.iterate(frame) if _is_stream(frame) else frames.as_frame(frame), options, progress, cancel
+        )
+
+    def _upsert(
+        self,
+        source: pl.DataFrame | Iterator[pl.DataFrame],
+        options: Options,
+        progress: Progress,
+        cancel: threading.Event | None,
+    ) -> UpsertResult:
         run = UpsertRun(self._engine, options, Interrupt(cancel))
         with Reporter(progress, source.height if isinstance(source, pl.DataFrame) else None) as reporter:
             try:
-                return run.execute(source, reporter)
+                return run.execute(source, reporter, self._threads.pool())
             finally:
                 self.last_result = run.result()
+
+    def plan(self, frame: Any, /, *, on_duplicate: OnDuplicate = "last") -> Plan:
+        """Tell what `upsert` would do with a frame, row by row, without writing anything.
+
+        Args:
+            frame: an entity frame as for `upsert`. It is held in memory as a whole, a stream too.
+            on_duplicate: as for `upsert`.
+
+        Returns:
+            Plan: ``frame`` with one row for each input row, ``summary()``, and ``apply()``, which does just that and
+            leaves alone what somebody else has changed since.
+
+        Raises:
+            SchemaError: the frame cannot be stored.
+            DuplicateError: a key stands twice and ``on_duplicate="error"``.
+        """
+        return plans.make(self._engine, frames.collect(frame), on_duplicate, self._upsert)
 
     def exists(self, ids: Any, /) -> pl.DataFrame:
         """Tell which ids are stored, with one join for up to 50,000 of them.
@@ -208,170 +242,26 @@ class EntityStore:
 
         return jobs.stats(self._engine, space)
 
-    def embed(
-        self,
-        embedder: Embedder,
-        *,
-        space: str | None = None,
-        batch_size: int | None = None,
-        workers: int = 1,
-        max_attempts: int = 3,
-        progress: Progress = None,
-        cancel: threading.Event | None = None,
-    ) -> EmbedResult:
-        """Embed what is due, job by job, until no job is left; several processes may do so at once on PostgreSQL.
+    def verify(self, *, repair: bool = False) -> pl.DataFrame:
+        """Recompute what can be recomputed, and tell what does not agree.
 
-        A vector is written only while the content is still what was embedded. Of a batch that fails, the texts at
-        fault are found and recorded; `retry_failed` queues them again.
+        Content and metadata hashes, the ledger's counts, embedding jobs against what is due, and the recorded dtypes
+        of metadata fields against the values. The hashes, ledger and jobs are compared in one snapshot of the
+        database; nothing is written.
 
         Args:
-            embedder: see `entityframes.embedding.Embedder`.
-            space: where its vectors go; None for the active space, or a new one of the model's name. A space that is
-                not the first begins with everything that is due in it.
-            batch_size: texts in a call of the embedder; None for as many as it takes.
-            workers: how many jobs are worked off at once, each in a thread.
-            max_attempts: how often a call is tried while the embedder is busy, after 1, 2, 4, ... 60 seconds or as
-                long as it says; then the job is failed and its entities stay due.
-            progress, cancel: as in `upsert`, but the batch in flight is still written.
+            repair: mend what can be derived: hashes follow what they are of, ledger rows and jobs are made or
+                dropped, fields are recorded anew. Writers wait while it lasts.
 
         Returns:
-            EmbedResult, whose ``outcomes`` have one row for each entity that was due, in the order of the work.
+            One row for each inconsistency, none where the store is sound: ``check`` Enum, ``entity_type``, ``id``,
+            ``batch_id``, ``field``, ``expected``, ``found`` String, null where they do not apply, ``repairable`` and
+            ``repaired`` Boolean; ordered by check and key.
 
         Raises:
-            SpaceError: the space is of another model or dimension.
-            EmbedderError: the embedder cannot work at all.
-            DatabaseError: the database cannot.
-            KeyboardInterrupt: on Ctrl-C; `last_result` holds what was done.
+            DatabaseError: the database refused.
         """
-        from entityframes.embedding.worker import EmbedOptions
-
-        return self._embed(embedder, space, EmbedOptions(batch_size, workers, max_attempts), progress, cancel)
-
-    def _embed(
-        self, embedder: Embedder, space: str | None, options: Any, progress: Progress, cancel: threading.Event | None
-    ) -> EmbedResult:
-        from entityframes.embedding import spaces
-        from entityframes.embedding.worker import EmbedRun
-
-        name = spaces.settle(self._engine, embedder, space)
-        self._embedders[embedder.name] = embedder
-        run = EmbedRun(self._engine, embedder, name, options)
-        total = int(self._engine.stats(name)["due"].sum())
-        with Reporter(progress, total, unit="texts") as reporter:
-            try:
-                return run.execute(reporter, cancel)
-            finally:
-                self.last_result = run.result()
-
-    def enqueue(self, what: Any = None, /, *, space: str | None = None) -> int:
-        """Make embedding jobs for what is due or failed: what was stored with ``embed=False``, for one.
-
-        Args:
-            what: an entity type, an id frame, or None for everything.
-            space: where it is due; None for the active space, or the first one to come.
-
-        Returns:
-            How many entities the jobs list.
-
-        Raises:
-            SpaceError: there is no such space.
-            SchemaError: `what` is no id frame.
-        """
-        from entityframes.embedding import jobs
-
-        return jobs.enqueue(self._engine, what, space)
-
-    def retry_failed(self, *, space: str | None = None) -> int:
-        """Queue again what the embedder refused, and the jobs that failed; how many entities it had refused."""
-        from entityframes.embedding import spaces
-
-        return self._engine.embedding.retry_failed(spaces.find(self._engine, space)["space"])
-
-    def jobs(self, state: str | None = None) -> pl.DataFrame:
-        """The embedding jobs, oldest first.
-
-        Args:
-            state: "pending", "running", "done" or "failed"; None for all.
-
-        Returns:
-            ``job_id``, ``batch_id``, ``space`` (null until a worker takes it), ``state`` Enum, ``entities`` Int64 (how
-            many it lists), ``attempts`` Int64, ``worker``, ``lease_until``, ``error``, ``created_at``, ``updated_at``.
-        """
-        from entityframes.embedding import jobs
-
-        return jobs.jobs(self._engine, state)
-
-    def spaces(self) -> pl.DataFrame:
-        """The spaces, oldest first.
-
-        Returns:
-            ``space``, ``model``, ``dim`` Int64, ``active`` Boolean, ``embedded``, ``due``, ``failed`` Int64 (how many
-            entities), ``created_at``.
-        """
-        from entityframes.embedding import jobs
-
-        return jobs.spaces(self._engine)
-
-    def activate(self, space: str) -> None:
-        """Let searches use a space from now on. Raises SpaceError if there is no such space."""
-        from entityframes.embedding import spaces
-
-        self._engine.embedding.activate_space(spaces.find(self._engine, space)["space"])
-
-    def drop_space(self, space: str) -> None:
-        """Delete a space with its vectors. Raises SpaceError if there is none, or if others wait and it is active."""
-        from entityframes.embedding import jobs
-
-        jobs.drop_space(self._engine, space)
-
-    def index_space(self, space: str | None = None) -> bool:
-        """Make the index for approximate search (pgvector's HNSW), after which vectors cost more to write.
-
-        Returns:
-            Whether there is one now. Without it (DuckDB, PostgreSQL without pgvector 0.8) search is exact.
-        """
-        from entityframes.embedding import spaces
-
-        row = spaces.find(self._engine, space)
-        return self._engine.embedding.index_space(row["space"], row["dim"])
-
-    def search(
-        self,
-        query: Any,
-        *,
-        entity_type: str | None = None,
-        k: int = 10,
-        mode: Mode = "vector",
-        where: pl.Expr | None = None,
-        embedder: Embedder | None = None,
-    ) -> pl.DataFrame:
-        """Find entities by meaning, by words, or by both.
-
-        Args:
-            query: a text, or for ``mode="vector"`` also a vector (any sequence of numbers).
-            entity_type: the type to search; None for all.
-            k: how many entities at most.
-            mode: "vector" compares with the active space by cosine, "text" ranks by words (BM25), "hybrid" fuses both
-                rankings. A vector of content that has changed since is not compared.
-            where: a filter over the columns of `read` where a type is given, else over those of `scan`; applied before
-                the limit, by the database as far as it judges like Polars.
-            embedder: what embeds the query; None for the one that this store has used for the space, or a shipped one
-                of that name.
-
-        Returns:
-            ``rank`` UInt32 from 1, ``score`` Float64 (cosine, BM25, or the sum of 1 / (60 + rank)), and the entity's
-            columns; best first, equal scores by key.
-
-        Raises:
-            SpaceError: nothing is embedded yet, or embedder or vector do not fit.
-            EmbedderError: the query cannot be embedded.
-        """
-        from entityframes.embedding.search import search
-
-        return search(
-            self._engine, query, entity_type=entity_type, k=k, mode=mode, where=where, embedder=embedder,
-            remembered=self._embedders,
-        )  # fmt: skip
+        return verification.verify(self._engine, repair=repair)
 
     def get_entity(self, entity_type: str, id: str) -> dict[str, Any] | None:
         """One entity as a dict with its metadata as a dict, or None; `get` for many."""
@@ -427,6 +317,21 @@ class EntityStore:
 
     def __repr__(self) -> str:
         return f"EntityStore({self._engine.address!r}, namespace={self._namespace!r})"
+
+
+class _Threads:
+    """The threads that batches are worked on by; kept, because starting one takes longer than a small batch."""
+
+    def __init__(self) -> None:
+        self._process = 0
+        self._pool: ThreadPoolExecutor | None = None
+
+    def pool(self) -> ThreadPoolExecutor:
+        """A pool of this process; after a fork the old one has no threads. Each run bounds its own batches."""
+        if self._pool is None or self._process != os.getpid():
+            self._process = os.getpid()
+            self._pool = ThreadPoolExecutor(256, thread_name_prefix="entityframes")
+        return self._pool
 
 
 def _is_stream(source: Any) -> bool:

@@ -67,6 +67,22 @@ def test_import_again_and_changed(run: Run) -> None:
         ]  # fmt: skip
 
 
+def test_a_dry_run_writes_nothing(run: Run) -> None:
+    """What would be done, for a person and for scripts; exit status 1 where rows are invalid."""
+    code, out, _ = run("import", "airports.dat", *OPTIONS, "--dry-run")
+    assert (code, "3 to create" in out, "nothing was written" in out) == (0, True, True)
+    assert run("stats")[1].splitlines() == ["entity_type,entities,embedded,due,failed"]
+    run("import", "airports.dat", *OPTIONS)
+    (run.folder / "airports.dat").write_text(AIRPORTS.replace("5282", "5283").replace("Madang Airport", "Madang"))
+    code, out, _ = run("import", "airports.dat", *OPTIONS, "--dry-run", "--json")
+    report = json.loads(out)
+    assert (code, report["ok"], report["counts"]["update"], report["counts"]["unchanged"]) == (0, True, 2, 1)
+    assert (report["changed_contents"], report["changed_fields"]) == (1, {"altitude": 1})
+    (run.folder / "bad.csv").write_text("k,v\na,1\n,2\n")
+    code, out, _ = run("import", "bad.csv", "--type", "t", "--id", "k", "--dry-run")
+    assert (code, "1 to create, 1 invalid" in out, "id is null" in out) == (1, True, True)
+
+
 def test_key_of_several_columns_and_repeats(run: Run) -> None:
     """Routes have no id of their own; a repeated pair is a duplicate, or refuses the file."""
     (run.folder / "routes.csv").write_text("airline,source,destination\nBA,LHR,JFK\nBA,LHR,CDG\nBA,LHR,JFK\n")

@@ -58,6 +58,19 @@ def test_namespaces_that_are_refused(namespace: str) -> None:
         ef.connect(":memory:", namespace=namespace)
 
 
+@pytest.mark.parametrize("name", ["entityframes.duckdb", 'a "b" c.duckdb', "select.db"])
+def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
+    """Also that of the schema in it, and it may be renamed."""
+    frame = pl.DataFrame({"entity_type": ["t"], "id": ["1"], "content": ["x"], "metadata": [{"a": 1}]})
+    with ef.connect(tmp_path / name) as store:
+        assert store.upsert(frame, progress=False).ok
+    (tmp_path / name).rename(tmp_path / "renamed.duckdb")
+    with ef.connect(tmp_path / "renamed.duckdb") as store:
+        wider = frame.with_columns(metadata=pl.struct(a=pl.lit(1, pl.Int64), b=pl.lit("new")))
+        assert store.upsert(wider, progress=False).counts["updated"] == 1
+        assert store.read("t").columns[:4] == ["id", "content", "a", "b"]
+
+
 def test_namespaces_are_separate(connect) -> None:
     """Two namespaces in one database know nothing of each other."""
     one = connect(namespace="one")

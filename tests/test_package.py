@@ -16,19 +16,18 @@ PACKAGE = Path(ef.__file__).parent
 
 #: Lower layers know nothing of higher ones.
 LAYERS = [
-    {"errors"},
+    {"errors", "wire"},
     {"types", "canonical", "progress"},
     {"frames"},
     {"results", "chunks", "single"},
     {"engines"},
-    {"fields"},
-    {"scan"},
+    {"fields", "attempts"},
+    {"scan", "judge"},
     {"batches", "deletes", "reads"},
+    {"plans", "verify", "embedding_calls"},
     {"store"},
     {"embedding"},
-    {"files"},
-    {"cli_common"},
-    {"cli_embedding"},
+    {"files", "bench", "reports"},
     {"cli"},
     {"__init__", "__main__"},
 ]
@@ -100,11 +99,23 @@ def test_both_engines_answer_the_same_methods() -> None:
     assert public(DuckDBEmbedding) == public(PostgresEmbedding)
 
 
-@pytest.mark.parametrize("file", ["duckdb.sql", "postgres.sql", "duckdb_embedding.sql", "postgres_embedding.sql"])
+@pytest.mark.parametrize(
+    "file", [f"{engine}{part}.sql" for engine in ("duckdb", "postgres") for part in ("", "_checks", "_embedding")]
+)
 def test_every_statement_is_described_and_used(file: str) -> None:
     """Each named statement has a line that says what it does, and code that runs it."""
     text = (PACKAGE / "engines" / file).read_text("utf-8")
-    module = (PACKAGE / "engines" / file.replace(".sql", ".py")).read_text("utf-8")
+    module = (PACKAGE / "engines" / file.replace("_checks", "").replace(".sql", ".py")).read_text("utf-8")
     for name in queries.names(file):
         assert f"-- name: {name}\n-- " in text, f"{name} has no description"
-        assert f'"{name}"' in module or name.startswith("migrate_"), f"{name} is not used"
+        listed = name.startswith(("migrate_", "find_", "mend_"))
+        assert f'"{name}"' in module or listed, f"{name} is not used"
+
+
+def test_both_engines_make_the_same_checks() -> None:
+    """What is found on one engine is found on the other, and what is mended on one is mended there."""
+    checks = [
+        [name for name in queries.names(f"{engine}_checks.sql") if name.startswith(("find_", "mend_"))]
+        for engine in ("duckdb", "postgres")
+    ]
+    assert checks[0] == checks[1]

@@ -97,3 +97,16 @@ def test_memory_does_not_grow_with_the_stream(url: str, tmp_path: Path) -> None:
         for frames in (5, 20)
     ]
     assert peaks[1] < peaks[0] * 1.3, peaks
+
+
+def test_duckdb_takes_the_memory_that_a_large_update_needs(tmp_path: Path) -> None:
+    """The small limit that a file starts with is no limit to what can be written."""
+    rows = 120_000
+    frame = pl.select(entity_type=pl.lit("note"), id=pl.int_range(rows).cast(pl.String)).with_columns(
+        content=pl.format("{} {}", "id", pl.lit("lorem ipsum " * 45))
+    )
+    with ef.connect(tmp_path / "store.duckdb") as store:
+        store.upsert(frame, progress=False)
+        result = store.upsert(frame.with_columns(content=pl.col("content") + "!"), progress=False)
+        assert result.counts["updated"] == rows
+        assert store.get(frame.select("entity_type", "id").tail(1))["content"][0].endswith("!")

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
+from entityframes.results import UPSERT_STATUSES
 
 
 def frame(*rows: tuple[str, str], entity_type: str = "note", metadata: list[str | None] | None = None) -> pl.DataFrame:
@@ -46,7 +47,7 @@ def test_outcome_columns_and_dtypes(store: ef.EntityStore) -> None:
         "row": pl.UInt32,
         "entity_type": pl.String,
         "id": pl.String,
-        "status": pl.Enum(["created", "updated", "unchanged", "duplicate", "failed", "cancelled", "unknown"]),
+        "status": pl.Enum(UPSERT_STATUSES),
         "batch_id": pl.String,
         "job_id": pl.String,
         "error_kind": pl.Enum(["validation", "database", "connection", "timeout", "resource", "embedder"]),

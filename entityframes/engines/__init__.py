@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import polars as pl
 
-from entityframes.engines.interrupt import Interrupt
+from entityframes.engines.interrupt import CtrlC, Interrupt
 from entityframes.errors import ConnectError
 
 if TYPE_CHECKING:
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
 
-__all__ = ["Batch", "Engine", "Interrupt", "Location", "open_engine", "parse_url"]
+__all__ = ["Batch", "CtrlC", "Engine", "Interrupt", "Location", "open_engine", "parse_url"]
 
 #: The store's format that this version writes.
 FORMAT = 1
@@ -39,6 +39,8 @@ class Batch:
     #: The ledger's key. It stays the same when the batch is tried again, so that it cannot be written twice.
     batch_id: str = field(default_factory=_new_id)
     job_id: str = field(default_factory=_new_id)
+    #: Whether a type had no entity when its run first met it; shared by the batches of the run.
+    was_empty: dict[str, bool] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -55,15 +57,21 @@ class Engine(Protocol):
     address: str
     #: How many batches are worked on at once.
     workers: int
+    #: About how many bytes, and at most how many rows, of a frame in memory make a batch; the caller may say otherwise.
+    batch_bytes: int
+    batch_rows: int
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Write rows that are new or differ, in one transaction, with ledger row and embedding job.
 
         Args:
-            rows: canonical rows in key order, no key twice.
+            rows: canonical rows in key order, no key twice. With the columns ``expected`` and ``expected_metadata``
+                (Binary), a row is written only over an entity with these hashes (null metadata: any), where
+                ``expected`` is null only if there is no entity; compared and written in the one transaction.
 
         Returns:
-            position, created Boolean, due Boolean (the embedding job covers it): the rows that were written.
+            position, created Boolean, due Boolean (the embedding job covers it): the rows that were written; and
+            where something was expected, conflict Boolean: true for rows that were left alone.
         """
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
@@ -75,6 +83,12 @@ class Engine(Protocol):
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
         """What a batch wrote whose answer was lost, as `write` would have returned it, or None if it wrote nothing."""
+
+    def deleted_by(self, batch: Batch) -> int | None:
+        """How many entities a batch deleted whose answer was lost, or None if it is not in the ledger."""
+
+    def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
+        """position, content_hash and metadata_hash (Binary) of each key that is stored."""
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
         """Position of each key that is stored."""
@@ -100,6 +114,24 @@ class Engine(Protocol):
     def count(self, entity_type: str | None) -> int:
         """How many entities there are."""
 
+    def inconsistencies(self) -> pl.DataFrame:
+        """check, entity_type, id, batch_id, expected, found (String): what does not agree, all of one moment."""
+
+    def mend(self, checks: list[str]) -> None:
+        """Mend what `inconsistencies` found under these names, where it can be derived, in one transaction."""
+
+    def kinds(self) -> pl.DataFrame:
+        """entity_type, field, kind, id: each kind of JSON value that a metadata field holds, with one id that has it.
+
+        Kinds are integer, long integer (19 digits or more), float, string, boolean, null, array and object.
+        """
+
+    def all_fields(self) -> pl.DataFrame:
+        """entity_type, field, dtype, declared of every recorded metadata field."""
+
+    def forget_fields(self, fields: pl.DataFrame) -> None:
+        """Drop the record of metadata fields, given by entity_type and field."""
+
     def select(
         self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
     ) -> Iterator[pl.DataFrame]:
@@ -108,6 +140,9 @@ class Engine(Protocol):
     @property
     def embedding(self) -> EmbeddingEngine:
         """The same database where embedding and search are concerned."""
+
+    def drop(self) -> None:
+        """Drop the namespace with everything in it; the engine is of no use afterwards."""
 
     def close(self) -> None:
         """Close every connection. May be called again."""

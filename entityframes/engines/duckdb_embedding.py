@@ -10,7 +10,9 @@ import polars as pl
 import pyarrow as pa
 
 from entityframes.engines import Interrupt, predicates
-from entityframes.engines.duckdb import _frame, _in_utc, _register, _translated
+from entityframes.engines.arrow import to_frame
+from entityframes.engines.duckdb import _in_utc, _register
+from entityframes.engines.duckdb_errors import translated
 from entityframes.engines.embedding import JOB_ROWS, MAX_RESCUES, Job, JobEnd, LeaseLostError, Worker, transition
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class DuckDBEmbedding:
         with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
             added = engine._run(cursor, "add_space", [space, model, dim])
             if added:
-                with _translated():
+                with translated():
                     cursor.execute(self._filled("add_vector_column", dim=dim))
                 if engine._ask(cursor, "worked_before", [space]).item():
                     engine._ask(cursor, "enqueue", [space, JOB_ROWS, None])
@@ -150,7 +152,7 @@ class DuckDBEmbedding:
             flat = pa.array(vectors[current["position"].to_numpy()].ravel(), pa.float32())
             mask = pa.array(written["error"].is_not_null().to_numpy())
             column = pa.FixedSizeListArray.from_arrays(flat, dim, mask=mask)
-            with _translated():
+            with translated():
                 cursor.register("given", written.to_arrow().append_column("vector", column))
                 cursor.execute(self._filled("insert_vectors", dim=dim), [job.space])
         return written.select("entity_type", "id")
@@ -180,8 +182,8 @@ class DuckDBEmbedding:
         return found, 0 < found.height == limit
 
     def _search(self, sql: str, parameters: list[Any]) -> pl.DataFrame:
-        with self._engine._cursor() as cursor, _translated():
-            return _in_utc(_frame(cursor.sql(sql, params=parameters).to_arrow_table()))
+        with self._engine._cursor() as cursor, translated():
+            return _in_utc(to_frame(cursor.sql(sql, params=parameters).to_arrow_table()))
 
     def _filled(self, name: str, **places: Any) -> str:
         """A statement with a dimension or a rendered predicate put in."""

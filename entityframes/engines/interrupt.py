@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import TypeVar
 
 from entityframes.errors import StatementCancelledError
+
+T = TypeVar("T")
+
+#: Seconds after which a second Ctrl-C is not held back.
+PATIENCE = 3.0
 
 
 class Interrupt:
@@ -57,3 +66,63 @@ class Interrupt:
         finally:
             with self._lock:
                 self._in_flight.discard(cancel)
+
+
+class CtrlC:
+    """Holds Ctrl-C back, so that it never falls between what a batch did and the account of it.
+
+    Python raises KeyboardInterrupt after any bytecode of the main thread. In here it is delivered, to whatever handler
+    was set, where `check` is called, while `let_through` waits for an item, or at the end.
+    """
+
+    def __enter__(self) -> CtrlC:
+        self._pressed: tuple[int, FrameType | None] | None = None
+        self._pressed_at = float("inf")
+        self._through = False
+        self._before = signal.getsignal(signal.SIGINT)
+        # Signals go to the main thread, and only to handlers that are Python's.
+        self._held = callable(self._before) and threading.current_thread() is threading.main_thread()
+        if self._held:
+            signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._held:
+            signal.signal(signal.SIGINT, self._before)
+        if not isinstance(error, KeyboardInterrupt):
+            self.check()
+
+    def check(self) -> None:
+        """Deliver a Ctrl-C that was held back.
+
+        Raises:
+            KeyboardInterrupt: there was one, and the handler raises it, as Python's own does.
+        """
+        if self._pressed is not None:
+            pressed, self._pressed = self._pressed, None
+            self._deliver(*pressed)
+
+    def let_through(self, items: Iterable[T]) -> Iterator[T]:
+        """The items; Ctrl-C is delivered at once while the next one is awaited."""
+        following = iter(items)
+        while True:
+            self._through = True
+            try:
+                self.check()
+                item = next(following)
+            except StopIteration:
+                return
+            finally:
+                self._through = False
+            yield item
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._through or time.monotonic() - self._pressed_at > PATIENCE:
+            self._deliver(number, frame)
+        elif self._pressed is None:
+            self._pressed = (number, frame)
+            self._pressed_at = min(self._pressed_at, time.monotonic())
+
+    def _deliver(self, number: int, frame: FrameType | None) -> None:
+        assert callable(self._before)
+        self._before(number, frame)

@@ -1,36 +1,34 @@
 """PostgreSQL through ADBC.
 
 A small batch is one statement with array parameters: two round trips, transaction included. A larger one asks first
-(keys and hashes only), then stages what is new or differs with a bulk ingest and merges it.
+(keys and hashes only), then copies what is new straight into the table and merges what differs from a staging table.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import threading
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import adbc_driver_manager
 import adbc_driver_postgresql.dbapi as adbc
 import polars as pl
-import pyarrow as pa
 
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, predicates, queries
+from entityframes.engines.arrow import one_row, to_frame
+from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, translated
 from entityframes.errors import (
     ClosedError,
     ConnectError,
     ConnectionLostError,
     DatabaseError,
     FormatError,
-    PermanentError,
-    ResourceError,
     RowError,
-    StatementCancelledError,
-    StatementTimeoutError,
     TransientError,
 )
 
@@ -42,7 +40,14 @@ if TYPE_CHECKING:
 ARRAY_ROWS = 2_000
 ARRAY_BYTES = 2 << 20
 
+_COPIED = ("entity_type", "id", "content", "metadata", "content_hash", "metadata_hash")
+#: Seconds between the tries of what can be done twice.
+_PAUSES = (0.05, 0.2, 0.5, 1.0)
+
 _STAGED = ("position", "entity_type", "id", "content", "metadata", "content_hash", "metadata_hash", "differs")
+
+
+T = TypeVar("T")
 
 
 class PostgresEngine:
@@ -53,8 +58,10 @@ class PostgresEngine:
     def __init__(self, location: Location, namespace: str, workers: int | None) -> None:
         self.address = location.address
         self.workers = workers or 2
+        self.batch_bytes, self.batch_rows = 8 << 20, 50_000
         self._namespace = namespace
-        self._sql = queries.load("postgres.sql", namespace) | queries.load("postgres_embedding.sql", namespace)
+        files = ("postgres.sql", "postgres_checks.sql", "postgres_embedding.sql")
+        self._sql = {name: sql for file in files for name, sql in queries.load(file, namespace).items()}
         self._target = location.target
         self._idle: list[Any] = []
         self._lock = threading.Lock()
@@ -72,31 +79,35 @@ class PostgresEngine:
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
         with self._connection(batch.interrupt) as connection:
-            if rows.height <= ARRAY_ROWS and rows.estimated_size() <= ARRAY_BYTES:
+            expecting = "expected" in rows.columns
+            if rows.height <= ARRAY_ROWS and rows.estimated_size() <= ARRAY_BYTES and not expecting:
                 columns = ["entity_type", "id", "content", "metadata", "content_hash", "metadata_hash"]
                 return self._ask(
                     connection, "merge_arrays", *header, *(rows[name] for name in columns), committing=True
                 )
-            hashes = [rows[name] for name in ("entity_type", "id", "content_hash", "metadata_hash")]
-            changed = self._ask(connection, "probe", *hashes)
+            if not expecting and self._likely_new(connection, rows, batch):
+                written = self._copied(connection, rows, _all_new(rows), batch)
+                if written is not None:
+                    return written
+            changed = self._probe(connection, rows)
             if changed.is_empty():
                 return changed.select("position", created=pl.lit(False), due=pl.lit(False))
-            with self._transaction(connection, batch.interrupt):
-                self._stage(connection, rows, changed)
-                return self._ask(connection, "merge_staged", *header)
+            written = self._copied(connection, rows, changed, batch) if changed["created"].any() else None
+            return self._write(connection, rows, changed, batch) if written is None else written
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
         with self._connection(batch.interrupt) as connection:
-            hashes = [rows[name] for name in ("entity_type", "id", "content_hash", "metadata_hash")]
-            changed = self._ask(connection, "probe", *hashes)
+            changed = self._probe(connection, rows)
             with self._transaction(connection, batch.interrupt):
-                self._stage(connection, rows, changed)
+                changed, conflicts = self._hold(connection, rows, changed)
+                self._stage(connection, _pick(rows, changed))
+                self._run(connection, "index_staging")
                 self._run(connection, "create_tried")
                 self._run(connection, "immediate_constraints")
                 self._ask(connection, "set_batch", batch.batch_id)
                 self._run(connection, "merge_each")
-                return self._ask(connection, "finish_each", *header)
+                return _with_conflicts(self._ask(connection, "finish_each", *header), rows, conflicts)
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
         with self._connection() as connection:
@@ -104,13 +115,18 @@ class PostgresEngine:
                 return None
             return self._ask(connection, "written_by", batch.batch_id, rows["entity_type"], rows["id"])
 
-    def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
+    def deleted_by(self, batch: Batch) -> int | None:
         with self._connection() as connection:
-            return self._ask(connection, "existing", keys["entity_type"], keys["id"])
+            return self._ask(connection, "deleted_by", batch.batch_id).item()  # type: ignore[no-any-return]
+
+    def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
+        return self._read("hashes", keys["entity_type"], keys["id"])
+
+    def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
+        return self._read("existing", keys["entity_type"], keys["id"])
 
     def lookup(self, keys: pl.DataFrame) -> pl.DataFrame:
-        with self._connection() as connection:
-            return _in_utc(self._ask(connection, "lookup", keys["entity_type"], keys["id"]))
+        return _in_utc(self._read("lookup", keys["entity_type"], keys["id"]))
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         given = [batch.batch_id, batch.run_id, keys["entity_type"], keys["id"]]
@@ -120,20 +136,20 @@ class PostgresEngine:
             return gone
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
-        with self._connection() as connection:
-            return self._ask(connection, "fields", pl.Series(entity_types, dtype=pl.String))
+        return self._read("fields", pl.Series(entity_types, dtype=pl.String))
 
     def record_fields(self, fields: pl.DataFrame) -> None:
-        with self._connection() as connection:
-            self._run(connection, "record_fields", *fields)
+        def record() -> None:
+            with self._connection() as connection:
+                self._run(connection, "record_fields", *fields)
+
+        _patiently(record)
 
     def is_empty(self, entity_type: str) -> bool:
-        with self._connection() as connection:
-            return bool(self._ask(connection, "is_empty", entity_type).item())
+        return bool(self._read("is_empty", entity_type).item())
 
     def stats(self, space: str | None) -> pl.DataFrame:
-        with self._connection() as connection:
-            return self._ask(connection, "stats", space)
+        return self._read("stats", space)
 
     @cached_property
     def embedding(self) -> EmbeddingEngine:
@@ -142,18 +158,48 @@ class PostgresEngine:
         return PostgresEmbedding(self)
 
     def count(self, entity_type: str | None) -> int:
+        return int(self._read("count", entity_type).item())
+
+    def inconsistencies(self) -> pl.DataFrame:
+        with self._connection() as connection, self._transaction(connection, Interrupt()):
+            self._run(connection, "snapshot")
+            return pl.concat(
+                self._ask(connection, name).select(pl.lit(name.removeprefix("find_")).alias("check"), pl.all())
+                for name in self._sql
+                if name.startswith("find_")
+            )
+
+    def mend(self, checks: list[str]) -> None:
+        with self._connection() as connection, self._transaction(connection, Interrupt()):
+            self._run(connection, "keep_writers_out")
+            for name in queries.mending(self._sql, checks):
+                self._run(connection, name)
+
+    def kinds(self) -> pl.DataFrame:
+        return self._read("kinds")
+
+    def all_fields(self) -> pl.DataFrame:
+        return self._read("all_fields")
+
+    def forget_fields(self, fields: pl.DataFrame) -> None:
         with self._connection() as connection:
-            return int(self._ask(connection, "count", entity_type).item())
+            self._run(connection, "forget_fields", fields["entity_type"], fields["field"])
 
     def select(
         self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
     ) -> Iterator[pl.DataFrame]:
         sql = predicates.select(self._sql["select"], predicates.POSTGRESQL, columns, entity_type, where, limit)
-        with self._connection() as connection, _translated(), closing(connection.cursor()) as cursor:
+        # A connection that died while it was idle is met here, not in the middle of the rows.
+        self._read("format_version")
+        with self._connection() as connection, translated(), closing(connection.cursor()) as cursor:
             cursor.execute(sql)
             with closing(cursor.fetch_record_batch()) as reader:
                 for batch in reader:
-                    yield _in_utc(_frame(pa.Table.from_batches([batch])))
+                    yield _in_utc(to_frame(batch))
+
+    def drop(self) -> None:
+        with self._connection() as connection:
+            self._run(connection, "drop")
 
     def close(self) -> None:
         with self._lock:
@@ -173,7 +219,7 @@ class PostgresEngine:
                 raise ClosedError("the store is closed: open it again with entityframes.connect()")
             connection = self._idle.pop() if self._idle else None
         if connection is None:
-            with _translated(connecting=True):
+            with translated(connecting=True):
                 connection = adbc.connect(self._target, autocommit=True)
             self._run(connection, "session")
         try:
@@ -183,16 +229,38 @@ class PostgresEngine:
                 interrupt.check()
                 with interrupt.cancelling(connection.adbc_cancel):
                     yield connection
-        except BaseException:
+        except RowError:
+            # The server said no and is well: the rows are tried again, on the same connection.
+            if self._rolled_back(connection):
+                self._give_back(connection)
+            raise
+        except BaseException as error:
             # Whatever state it is in, closing it rolls back; a new one costs ten round trips, a wrong one the data.
             _discard(connection)
+            if isinstance(error, ConnectionLostError):
+                # The idle ones are from before it, too.
+                with self._lock:
+                    lost, self._idle = self._idle, []
+                for idle in lost:
+                    _discard(idle)
             raise
+        self._give_back(connection)
+
+    def _give_back(self, connection: Any) -> None:
         with self._lock:
             keep = not self._closed and len(self._idle) < self.workers
             if keep:
                 self._idle.append(connection)
         if not keep:
             _discard(connection)
+
+    def _rolled_back(self, connection: Any) -> bool:
+        try:
+            self._execute(connection, "ROLLBACK")
+        except DatabaseError:
+            _discard(connection)
+            return False
+        return True
 
     @contextmanager
     def _transaction(self, connection: Any, interrupt: Interrupt) -> Iterator[None]:
@@ -202,25 +270,109 @@ class PostgresEngine:
         interrupt.check()
         self._execute(connection, "COMMIT", committing=True)
 
-    def _stage(self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame) -> None:
-        """Ingest the rows at the given positions into the staging table of this transaction."""
+    def _probe(self, connection: Any, rows: pl.DataFrame) -> pl.DataFrame:
+        """position, created and differs of the rows that are new or differ, in order; keys and hashes are sent only."""
+        columns = ("entity_type", "id", "content_hash", "metadata_hash")
+        return self._ask(connection, "probe", *(rows[name] for name in columns)).sort("position")
+
+    def _likely_new(self, connection: Any, rows: pl.DataFrame, batch: Batch) -> bool:
+        """Whether the types of these rows had no entity when the run began, so that a probe would find nothing."""
+        entity_types = rows["entity_type"].unique().to_list()
+        if len(entity_types) > 8:
+            return False
+        for name in entity_types:
+            if name not in batch.was_empty:
+                batch.was_empty[name] = bool(self._ask(connection, "is_empty", name).item())
+        return all(batch.was_empty[name] for name in entity_types)
+
+    def _copied(self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
+        """Write with new rows copied straight into the table; None if one of them was there after all."""
+        try:
+            return self._write(connection, rows, changed, batch, copied=pl.col("created"))
+        except RowError as error:
+            if error.sqlstate != UNIQUE_VIOLATION:
+                raise
+            self._execute(connection, "ROLLBACK")
+            return None
+
+    def _write(
+        self,
+        connection: Any,
+        rows: pl.DataFrame,
+        changed: pl.DataFrame,
+        batch: Batch,
+        *,
+        copied: pl.Expr = pl.lit(False),  # noqa: B008
+    ) -> pl.DataFrame:
+        """Copy some of the changed rows straight into the table, merge the others, and record the batch."""
+        due = pl.col("differs") & (pl.col("content") != "") & pl.lit(batch.embed)
+        with self._transaction(connection, batch.interrupt):
+            changed, conflicts = self._hold(connection, rows, changed)
+            given = _pick(rows, changed).with_columns(due=due)
+            fresh, others = given.filter(copied), given.filter(~copied)
+            written = fresh.select("position", "created", "due")
+            if fresh.height:
+                table = fresh.select(_COPIED).with_columns(batch_id=pl.lit(uuid.UUID(batch.batch_id).bytes))
+                self._ingest(connection, "entities", table, db_schema_name=self._namespace)
+            if others.height:
+                self._stage(connection, others)
+                if not others["created"].any():
+                    self._ask(connection, "nested_loops")
+                    updated = self._ask(connection, "update_staged", batch.batch_id, batch.embed)
+                    written = pl.concat([written, updated], how="vertical_relaxed")
+                # Also rows that were deleted since they were looked at; those just updated are equal by now.
+                if written.height < given.height:
+                    merged = self._ask(connection, "merge_staged", batch.batch_id, batch.embed)
+                    written = pl.concat([written, merged], how="vertical_relaxed")
+            if written.height:
+                embed = given.join(written.filter("due"), on="position", how="semi", maintain_order="left")
+                created = int(written["created"].sum())
+                counts = [str(created), str(written.height - created)]
+                header = [batch.batch_id, batch.run_id, batch.job_id]
+                self._run(connection, "record", *header, *counts, embed["entity_type"], embed["id"])
+            return _with_conflicts(written, rows, conflicts)
+
+    def _hold(
+        self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame
+    ) -> tuple[pl.DataFrame, pl.Series | None]:
+        """Lock the entities to be changed, and split off the positions of those that are not as expected."""
+        if "expected" not in rows.columns:
+            return changed, None
+        asked = rows[changed["position"]]
+        given = [asked[name] for name in ("entity_type", "id", "expected", "expected_metadata")]
+        wrong = self._ask(connection, "hold", *given)["position"]
+        conflicting = pl.int_range(changed.height).is_in(wrong.cast(pl.Int64).implode())
+        return changed.filter(~conflicting), changed.filter(conflicting)["position"]
+
+    def _stage(self, connection: Any, rows: pl.DataFrame) -> None:
+        """Ingest rows into the staging table of this transaction."""
         self._run(connection, "create_staging")
-        staged = changed.sort("position")
-        table = rows[staged["position"]].with_columns(staged.get_columns()).select(_STAGED).to_arrow()
-        with _translated(), closing(connection.cursor()) as cursor:
-            cursor.adbc_ingest("entityframes_staging", table, mode="append", temporary=True)
+        self._ingest(connection, "entityframes_staging", rows.select(_STAGED), temporary=True)
+
+    def _ingest(self, connection: Any, table: str, rows: pl.DataFrame, **where: Any) -> None:
+        with translated(), closing(connection.cursor()) as cursor:
+            cursor.adbc_ingest(table, rows.to_arrow(), mode="append", **where)
+
+    def _read(self, name: str, *parameters: Any) -> pl.DataFrame:
+        """Ask on a connection of its own; again where that helps, as it does no harm."""
+
+        def ask() -> pl.DataFrame:
+            with self._connection() as connection:
+                return self._ask(connection, name, *parameters)
+
+        return _patiently(ask)
 
     def _run(self, connection: Any, name: str, *parameters: Any) -> None:
         self._execute(connection, self._sql[name], *parameters)
 
     def _execute(self, connection: Any, statement: str, *parameters: Any, committing: bool = False) -> None:
-        with _translated(committing=committing), closing(connection.cursor()) as cursor:
-            cursor.execute(statement, _one_row(parameters))
+        with translated(committing=committing), closing(connection.cursor()) as cursor:
+            cursor.execute(statement, one_row(parameters))
 
     def _ask(self, connection: Any, name: str, *parameters: Any, committing: bool = False) -> pl.DataFrame:
-        with _translated(committing=committing), closing(connection.cursor()) as cursor:
-            cursor.execute(self._sql[name], _one_row(parameters))
-            return _frame(cursor.fetch_arrow_table())
+        with translated(committing=committing), closing(connection.cursor()) as cursor:
+            cursor.execute(self._sql[name], one_row(parameters))
+            return to_frame(cursor.fetch_arrow_table())
 
     def _migrate(self, connection: Any) -> None:
         """Create the store or bring it to this version's format, once, whoever else connects at the same time."""
@@ -247,28 +399,42 @@ class PostgresEngine:
         return int(self._ask(connection, "format_version").item())
 
 
-def _one_row(parameters: tuple[Any, ...]) -> pa.RecordBatch | None:
-    """Parameters as one Arrow row: a Series becomes an array, so that the statement runs once, not once a row."""
-    if not parameters:
-        return None
-    columns = [_array(value) if isinstance(value, pl.Series) else _scalar(value) for value in parameters]
-    return pa.record_batch(columns, names=[f"p{number}" for number in range(len(columns))])
+def _all_new(rows: pl.DataFrame) -> pl.DataFrame:
+    """What a probe would answer if none of the rows was stored."""
+    return rows.select(
+        pl.int_range(pl.len(), dtype=pl.Int32).alias("position"), created=pl.lit(True), differs=pl.lit(True)
+    )
 
 
-def _array(values: pl.Series) -> pa.Array:
-    dtype = {pl.Binary: pa.binary(), pl.Boolean: pa.bool_()}.get(type(values.dtype), pa.string())
-    flat = values.to_arrow().cast(dtype)
-    return pa.ListArray.from_arrays(pa.array([0, len(flat)], pa.int32()), flat)
+def _pick(rows: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
+    """The rows at the positions of `changed`, with its columns."""
+    return rows[changed["position"]].with_columns(changed.get_columns())
 
 
-def _scalar(value: Any) -> pa.Array:
-    return pa.array([value], pa.bool_() if isinstance(value, bool) else pa.string())
+def _with_conflicts(written: pl.DataFrame, rows: pl.DataFrame, conflicts: pl.Series | None) -> pl.DataFrame:
+    """What was written, and the positions that were left alone.
+
+    Raises:
+        TransientError: an entity that was expected to be absent, and was, has been created by another writer before
+            this one came to it. The transaction must not be committed; the next try finds the conflict.
+    """
+    if conflicts is None:
+        return written
+    updated = written.filter(pl.col("created").not_())["position"]
+    if rows[updated]["expected"].null_count():
+        raise TransientError("an entity was created by another writer just now", "40001")
+    left_alone = pl.DataFrame({"position": conflicts.cast(written.schema["position"])}).with_columns(conflict=True)
+    return pl.concat([written, left_alone], how="diagonal")
 
 
-def _frame(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
+def _patiently(call: Callable[[], T]) -> T:
+    """Call again after an error that may pass; for what can be done twice."""
+    for pause in _PAUSES:
+        try:
+            return call()
+        except TransientError:
+            time.sleep(pause)
+    return call()
 
 
 def _in_utc(frame: pl.DataFrame) -> pl.DataFrame:
@@ -281,66 +447,3 @@ def _discard(connection: Any) -> None:
     # An error means that it was broken already; the server rolls back when the socket goes.
     with suppress(adbc_driver_manager.Error):
         connection.close()
-
-
-#: SQLSTATE, or its class, to what it means for a batch. The longest match counts.
-_MEANING: dict[str, type[DatabaseError]] = {
-    "08": ConnectionLostError,
-    "08P01": PermanentError,
-    "22": RowError,
-    "23": RowError,
-    "40001": TransientError,
-    "40P01": TransientError,
-    "53": ResourceError,
-    "53300": TransientError,
-    "54000": RowError,
-    "55P03": TransientError,
-    "57014": StatementTimeoutError,
-    "57P01": ConnectionLostError,
-    "57P02": ConnectionLostError,
-    "57P03": ConnectionLostError,
-    "25P03": ConnectionLostError,
-    "57P05": ConnectionLostError,
-    "58030": ResourceError,
-    "P0001": RowError,
-}
-
-_LOST = re.compile(
-    r"server closed the connection|no connection to the server|could not (?:receive|send) data|SSL SYSCALL"
-    r"|connection (?:refused|reset)|terminating connection|connection is (?:closed|bad)|broken pipe"
-    r"|connection to server .* failed",
-    re.IGNORECASE,
-)
-
-
-@contextmanager
-def _translated(*, connecting: bool = False, committing: bool = False) -> Iterator[None]:
-    """Turn the driver's errors into ours, by SQLSTATE; its Python classes say little."""
-    try:
-        yield
-    except adbc_driver_manager.Error as error:
-        sqlstate = error.sqlstate or None
-        message = _readable(str(error))
-        if sqlstate is None:
-            meaning: type[DatabaseError] = ConnectionLostError if _LOST.search(message) else PermanentError
-        else:
-            meaning = _MEANING.get(sqlstate) or _MEANING.get(sqlstate[:2]) or PermanentError
-        if connecting:
-            meaning = meaning if sqlstate is not None or _LOST.search(message) else PermanentError
-            # libpq repeats what it could not parse, and that may be the password.
-            message = "the URL cannot be read (malformed)" if "URI" in message or "percent" in message else message
-        if sqlstate == "57014" and "user request" in message:
-            if threading.current_thread() is threading.main_thread():
-                raise KeyboardInterrupt from error
-            meaning = StatementCancelledError
-        translated = meaning(message, sqlstate)
-        translated.committing = committing
-        raise translated from None
-
-
-def _readable(message: str) -> str:
-    """The server's own words, without the driver's preamble and without DETAIL, which may quote other rows."""
-    message = re.sub(r"^[A-Z_]+: (?:\[libpq\] )?", "", message.strip())
-    message = message.partition("\nDETAIL:")[0].partition("\nCONTEXT:")[0].partition("\nLINE ")[0]
-    found = re.search(r"(?:ERROR|FATAL|PANIC):\s*(.*)", message, re.DOTALL)
-    return " ".join((found[1] if found else message).split()).partition(" SQLSTATE:")[0]

@@ -25,6 +25,10 @@ SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)
 -- The namespace.
 CREATE SCHEMA IF NOT EXISTS {schema}
 
+-- name: drop
+-- The store and all that is in it.
+DROP SCHEMA {schema} CASCADE
+
 -- name: migrate_1
 -- Format 1: entities, the ledger of batches, embedding jobs, spaces and vectors, and the dtypes of metadata fields.
 CREATE TABLE {schema}.format (version int4 NOT NULL, since timestamptz NOT NULL DEFAULT now());
@@ -37,8 +41,8 @@ CREATE TABLE {schema}.entities (
     content_hash  bytea NOT NULL,
     metadata_hash bytea NOT NULL,
     batch_id      uuid NOT NULL,
-    created_at    timestamptz NOT NULL,
-    updated_at    timestamptz NOT NULL,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    updated_at    timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (entity_type, id)
 );
 CREATE TABLE {schema}.batches (
@@ -47,7 +51,9 @@ CREATE TABLE {schema}.batches (
     written_at timestamptz NOT NULL,
     created    int4 NOT NULL,
     updated    int4 NOT NULL,
-    deleted    int4 NOT NULL
+    deleted    int4 NOT NULL,
+    -- How many keys the batch's embedding job lists.
+    due        int4 NOT NULL DEFAULT 0
 );
 CREATE TABLE {schema}.embedding_jobs (
     job_id       uuid PRIMARY KEY,
@@ -98,7 +104,8 @@ CREATE TABLE {schema}.metadata_fields (
 -- Which of the given rows are new or differ from what is stored; their content is due where it is new or differs.
 -- OFFSET 0 keeps each key a look-up in the index: the planner would rather read the whole table once for each batch.
 -- $1 entity_types, $2 ids, $3 content hashes, $4 metadata hashes
-SELECT t.position::int4 - 1 AS position, e.id IS NULL OR e.content_hash <> t.content_hash AS differs
+SELECT t.position::int4 - 1 AS position, e.id IS NULL AS created,
+    e.id IS NULL OR e.content_hash <> t.content_hash AS differs
 FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bytea[])
     WITH ORDINALITY AS t (entity_type, id, content_hash, metadata_hash, position)
 LEFT JOIN LATERAL (
@@ -107,6 +114,22 @@ LEFT JOIN LATERAL (
 ) AS e ON true
 WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
 
+-- name: hold
+-- Locks the given entities in key order, and tells which of the keys are not in the state that is expected of them.
+-- $1 entity_types, $2 ids, $3 content hashes (null: no such entity), $4 metadata hashes (null: any)
+WITH given AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bytea[])
+        WITH ORDINALITY AS t (entity_type, id, content_hash, metadata_hash, position)
+), held AS (
+    SELECT g.position, e.content_hash, e.metadata_hash
+    FROM given AS g JOIN {schema}.entities AS e ON e.entity_type = g.entity_type AND e.id = g.id
+    ORDER BY e.entity_type, e.id FOR UPDATE OF e
+)
+SELECT g.position::int4 - 1 AS position
+FROM given AS g LEFT JOIN held AS h ON h.position = g.position
+WHERE (g.content_hash IS NULL) <> (h.position IS NULL)
+    OR h.content_hash <> g.content_hash OR h.metadata_hash <> g.metadata_hash
+
 -- name: create_staging
 -- The rows of one batch; gone with the transaction.
 CREATE TEMPORARY TABLE entityframes_staging (
@@ -114,13 +137,27 @@ CREATE TEMPORARY TABLE entityframes_staging (
     differs boolean
 ) ON COMMIT DROP
 
+-- name: nested_loops
+-- Until the end of the transaction: each staged key is a look-up, in key order; a hash join would read the whole table.
+SELECT set_config('enable_hashjoin', 'off', true) AS hashjoin, set_config('enable_mergejoin', 'off', true) AS mergejoin
+
+-- name: update_staged
+-- Updates staged rows that are stored and differ, which takes less than a merge. $1 batch, $2 whether to make a job
+UPDATE {schema}.entities AS e SET
+    content = s.content, metadata = s.metadata::json, content_hash = s.content_hash,
+    metadata_hash = s.metadata_hash, batch_id = $1::uuid, updated_at = now()
+FROM entityframes_staging AS s
+WHERE e.entity_type = s.entity_type AND e.id = s.id
+    AND (e.content_hash <> s.content_hash OR e.metadata_hash <> s.metadata_hash)
+RETURNING s.position, false AS created, s.differs AND s.content <> '' AND $2::boolean AS due
+
 -- name: merge_staged
--- Writes staged rows that are new or differ, with the ledger row and the embedding job, and says what became of each.
--- $1 batch, $2 run, $3 job, $4 whether to make a job
+-- Writes staged rows that are new or differ and says what became of each.
+-- $1 batch, $2 whether to make a job
 WITH merged AS (
     INSERT INTO {schema}.entities AS e
-        (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id, created_at, updated_at)
-    SELECT entity_type, id, content, metadata::json, content_hash, metadata_hash, $1::uuid, now(), now()
+        (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id)
+    SELECT entity_type, id, content, metadata::json, content_hash, metadata_hash, $1::uuid
     FROM entityframes_staging
     ORDER BY entity_type COLLATE "C", id COLLATE "C"
     ON CONFLICT (entity_type, id) DO UPDATE SET
@@ -128,19 +165,19 @@ WITH merged AS (
         metadata_hash = EXCLUDED.metadata_hash, batch_id = EXCLUDED.batch_id, updated_at = EXCLUDED.updated_at
     WHERE e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash
     RETURNING e.entity_type, e.id, xmax = 0 AS created
-), written AS (
-    SELECT s.position, s.entity_type, s.id, m.created, s.differs AND s.content <> '' AND $4::boolean AS due
-    FROM merged AS m JOIN entityframes_staging AS s ON s.entity_type = m.entity_type AND s.id = m.id
-), ledger AS (
-    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
-    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0
-    FROM written HAVING count(*) > 0
-), job AS (
-    INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
-    SELECT $3::uuid, $1::uuid, array_agg(entity_type), array_agg(id), now(), now()
-    FROM written WHERE due HAVING count(*) > 0
 )
-SELECT position, created, due FROM written
+SELECT s.position, m.created, s.differs AND s.content <> '' AND $2::boolean AS due
+FROM merged AS m JOIN entityframes_staging AS s ON s.entity_type = m.entity_type AND s.id = m.id
+
+-- name: record
+-- The ledger row of a batch, and its embedding job if some content is due.
+-- $1 batch, $2 run, $3 job, $4 created, $5 updated, $6 entity_types and $7 ids of what is due
+WITH job AS (
+    INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
+    SELECT $3::uuid, $1::uuid, $6::text[], $7::text[], now(), now() WHERE cardinality($7::text[]) > 0
+)
+INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
+VALUES ($1::uuid, $2::uuid, now(), $4::text::int4, $5::text::int4, 0, cardinality($7::text[]))
 
 -- name: merge_arrays
 -- The whole life of a small batch in one statement: probe, merge, ledger and job.
@@ -171,8 +208,9 @@ WITH given AS (
     SELECT c.position, c.entity_type, c.id, m.created, c.due
     FROM merged AS m JOIN changed AS c ON c.entity_type = m.entity_type AND c.id = m.id
 ), ledger AS (
-    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
-    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0
+    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
+    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0,
+        count(*) FILTER (WHERE due)
     FROM written HAVING count(*) > 0
 ), job AS (
     INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
@@ -182,37 +220,56 @@ WITH given AS (
 SELECT position::int4 - 1 AS position, created, due FROM written
 
 -- name: create_tried
--- What became of each staged row when it was written on its own; gone with the transaction.
+-- What became of each staged row when it was written with few others; gone with the transaction.
 CREATE TEMPORARY TABLE entityframes_tried (position int4, created boolean, sqlstate text, error text) ON COMMIT DROP
+
+-- name: index_staging
+-- So that a slice is found without reading all rows.
+CREATE INDEX ON entityframes_staging (position)
 
 -- name: immediate_constraints
 -- So that a deferred constraint is refused at its row, not at COMMIT.
 SET CONSTRAINTS ALL IMMEDIATE
 
 -- name: merge_each
--- Writes staged rows one by one, each in a subtransaction, and keeps the reason for each one that is refused.
+-- Writes staged rows in slices, each in a subtransaction: 256 rows; where these are refused 16, and then one by one.
+-- Keeps the reason for each row that is refused. Positions are in key order.
 DO $each$
 DECLARE
-    s record;
-    was_created boolean;
+    lower int4 := 0;
+    step int4 := 256;
+    top int4 := (SELECT max(position) FROM entityframes_staging);
 BEGIN
-    FOR s IN SELECT * FROM entityframes_staging ORDER BY entity_type COLLATE "C", id COLLATE "C" LOOP
+    WHILE lower <= top LOOP
         BEGIN
-            was_created := NULL;
-            INSERT INTO {schema}.entities AS e
-                (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id, created_at, updated_at)
-            VALUES (s.entity_type, s.id, s.content, s.metadata::json, s.content_hash, s.metadata_hash,
-                current_setting('entityframes.batch_id')::uuid, now(), now())
-            ON CONFLICT (entity_type, id) DO UPDATE SET
-                content = EXCLUDED.content, metadata = EXCLUDED.metadata, content_hash = EXCLUDED.content_hash,
-                metadata_hash = EXCLUDED.metadata_hash, batch_id = EXCLUDED.batch_id, updated_at = EXCLUDED.updated_at
-            WHERE e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash
-            RETURNING xmax = 0 INTO was_created;
-            INSERT INTO entityframes_tried (position, created) SELECT s.position, was_created
-            WHERE was_created IS NOT NULL;
+            WITH merged AS (
+                INSERT INTO {schema}.entities AS e
+                    (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id)
+                SELECT entity_type, id, content, metadata::json, content_hash, metadata_hash,
+                    current_setting('entityframes.batch_id')::uuid
+                FROM entityframes_staging WHERE position >= lower AND position < lower + step
+                ORDER BY position
+                ON CONFLICT (entity_type, id) DO UPDATE SET
+                    content = EXCLUDED.content, metadata = EXCLUDED.metadata, content_hash = EXCLUDED.content_hash,
+                    metadata_hash = EXCLUDED.metadata_hash, batch_id = EXCLUDED.batch_id,
+                    updated_at = EXCLUDED.updated_at
+                WHERE e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash
+                RETURNING e.entity_type, e.id, xmax = 0 AS created
+            )
+            INSERT INTO entityframes_tried (position, created)
+            SELECT s.position, m.created
+            FROM entityframes_staging AS s JOIN merged AS m ON m.entity_type = s.entity_type AND m.id = s.id
+            WHERE s.position >= lower AND s.position < lower + step;
+            lower := lower + step;
         EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR raise_exception THEN
-            INSERT INTO entityframes_tried (position, sqlstate, error) VALUES (s.position, SQLSTATE, SQLERRM);
+            IF step > 1 THEN
+                step := step / 16;
+                CONTINUE;
+            END IF;
+            INSERT INTO entityframes_tried (position, sqlstate, error) VALUES (lower, SQLSTATE, SQLERRM);
+            lower := lower + 1;
         END;
+        step := CASE WHEN lower % 256 = 0 THEN 256 WHEN lower % 16 = 0 THEN 16 ELSE 1 END;
     END LOOP;
 END
 $each$
@@ -228,8 +285,9 @@ WITH written AS (
     SELECT t.created, s.entity_type, s.id, s.differs AND s.content <> '' AND $4::boolean AS due
     FROM entityframes_tried AS t JOIN entityframes_staging AS s USING (position) WHERE t.sqlstate IS NULL
 ), ledger AS (
-    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
-    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0
+    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
+    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0,
+        count(*) FILTER (WHERE due)
     FROM written HAVING count(*) > 0
 ), job AS (
     INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
@@ -246,11 +304,28 @@ SELECT count(*)::int4 FROM {schema}.batches WHERE batch_id = $1::uuid
 -- name: written_by
 -- Which of the given rows the batch wrote, where nobody has written them since.
 -- $1 batch, $2 entity_types, $3 ids
-SELECT t.position::int4 - 1 AS position, e.created_at = e.updated_at AS created,
-    EXISTS (SELECT FROM {schema}.embedding_jobs AS j WHERE j.batch_id = $1::uuid AND t.id = ANY (j.ids)) AS due
+WITH members AS (
+    SELECT DISTINCT m.entity_type, m.id
+    FROM {schema}.embedding_jobs AS j CROSS JOIN unnest(j.entity_types, j.ids) AS m (entity_type, id)
+    WHERE j.batch_id = $1::uuid
+)
+SELECT t.position::int4 - 1 AS position, e.created_at = e.updated_at AS created, m.id IS NOT NULL AS due
 FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS t (entity_type, id, position)
 JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+LEFT JOIN members AS m ON m.entity_type = t.entity_type AND m.id = t.id
 WHERE e.batch_id = $1::uuid
+
+-- name: deleted_by
+-- How many entities a batch deleted; null if the ledger does not have it. $1 batch
+SELECT max(deleted)::int4 FROM {schema}.batches WHERE batch_id = $1::uuid
+
+-- name: hashes
+-- The hashes of the keys that are stored. $1 entity_types, $2 ids
+SELECT t.position::int4 - 1 AS position, e.content_hash, e.metadata_hash
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
+CROSS JOIN LATERAL (
+    SELECT content_hash, metadata_hash FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
+) AS e
 
 -- name: existing
 -- Positions of the keys that are stored. $1 entity_types, $2 ids

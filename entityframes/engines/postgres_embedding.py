@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from entityframes.engines import Interrupt, predicates
+from entityframes.engines.arrow import one_row, to_frame
 from entityframes.engines.embedding import (
     JOB_ROWS,
     MAX_RESCUES,
@@ -21,7 +22,8 @@ from entityframes.engines.embedding import (
     transition,
     wire,
 )
-from entityframes.engines.postgres import _frame, _in_utc, _one_row, _translated
+from entityframes.engines.postgres import _in_utc
+from entityframes.engines.postgres_errors import translated
 from entityframes.errors import ConnectionLostError, DatabaseError, SpaceError
 
 if TYPE_CHECKING:
@@ -154,11 +156,11 @@ class PostgresEmbedding:
                 raise LeaseLostError
             kind = "vector" if storage == "pgvector" else "bytea"
             engine._execute(connection, self._filled("create_vector_staging", type=kind))
-            with _translated(), closing(connection.cursor()) as cursor:
+            with translated(), closing(connection.cursor()) as cursor:
                 cursor.adbc_ingest("entityframes_vectors", table, mode="append", temporary=True)
-            with _translated(), closing(connection.cursor()) as cursor:
-                cursor.execute(self._filled("merge_vectors", storage=storage), _one_row((job.space,)))
-                return _frame(cursor.fetch_arrow_table())
+            with translated(), closing(connection.cursor()) as cursor:
+                cursor.execute(self._filled("merge_vectors", storage=storage), one_row((job.space,)))
+                return to_frame(cursor.fetch_arrow_table())
 
     # Search.
 
@@ -175,9 +177,9 @@ class PostgresEmbedding:
         with self._engine._connection() as connection:
             self._engine._run(connection, "iterative_scan")
             self._engine._execute(connection, self._filled("search_breadth", breadth=min(max(limit, 40), 1000)))
-            with _translated(), closing(connection.cursor()) as cursor:
-                cursor.execute(sql, _one_row(given))
-                found = _in_utc(_frame(cursor.fetch_arrow_table()))
+            with translated(), closing(connection.cursor()) as cursor:
+                cursor.execute(sql, one_row(given))
+                found = _in_utc(to_frame(cursor.fetch_arrow_table()))
         return found.drop_nulls("id"), found.height == limit
 
     def _nearest_here(
@@ -188,11 +190,11 @@ class PostgresEmbedding:
         best = pl.DataFrame(schema={"entity_type": pl.String, "id": pl.String, "content_hash": pl.Binary})
         best = best.with_columns(score=pl.lit(None, pl.Float64))
         with self._engine._connection() as connection:
-            with _translated(), closing(connection.cursor()) as cursor:
-                cursor.execute(self._filled("vectors", condition=condition), _one_row((space, entity_type)))
+            with translated(), closing(connection.cursor()) as cursor:
+                cursor.execute(self._filled("vectors", condition=condition), one_row((space, entity_type)))
                 with closing(cursor.fetch_record_batch()) as reader:
                     for batch in reader:
-                        piece = _frame(pa.Table.from_batches([batch]))
+                        piece = to_frame(pa.Table.from_batches([batch]))
                         if piece.is_empty():
                             continue
                         score = pl.Series("score", from_wire(piece["vector"], len(vector)) @ vector, pl.Float64)
@@ -210,9 +212,9 @@ class PostgresEmbedding:
     ) -> tuple[pl.DataFrame, bool]:
         self._make_text_index()
         condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
-        with self._engine._connection() as connection, _translated(), closing(connection.cursor()) as cursor:
-            cursor.execute(self._filled("matching", condition=condition), _one_row((text, str(limit), entity_type)))
-            found = _in_utc(_frame(cursor.fetch_arrow_table()))
+        with self._engine._connection() as connection, translated(), closing(connection.cursor()) as cursor:
+            cursor.execute(self._filled("matching", condition=condition), one_row((text, str(limit), entity_type)))
+            found = _in_utc(to_frame(cursor.fetch_arrow_table()))
         return found, found.height == limit
 
     def _make_text_index(self) -> None:

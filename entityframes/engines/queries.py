@@ -37,14 +37,28 @@ def _without_comments(body: str) -> str:
     return "\n".join(line for line in body.splitlines() if not line.startswith("--")).strip()
 
 
-def load(file: str, namespace: str) -> dict[str, str]:
-    """The statements of `file` by name, for one namespace.
+def load(file: str, namespace: str, catalog: str | None = None) -> dict[str, str]:
+    """The statements of `file` by name, for one namespace, in a database whose name may be the same.
 
     Raises:
         ConnectError: the namespace cannot be used.
     """
     schema = quoted_namespace(namespace)
+    if catalog is not None:
+        escaped = catalog.replace('"', '""')
+        schema = f'"{escaped}".{schema}'
     return {name: body.replace("{schema}", schema) for name, body in _named(file).items()}
+
+
+def mending(statements: Mapping[str, str], checks: list[str]) -> list[str]:
+    """The names of the statements that mend what these checks find, in the order in which they have to run.
+
+    What is mended may call for more: a job that goes may leave entities without one, a ledger row that comes changes
+    the balance. So all from the first one on are run; they do nothing where nothing is wrong.
+    """
+    every = [name for name in statements if name.startswith("mend_")]
+    wanted = [place for place, name in enumerate(every) if name.removeprefix("mend_") in checks]
+    return every[min(wanted) :] if wanted else []
 
 
 def names(file: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from entityframes.cli_common import json_option, open_store, print_failures, print_frame, store_options
+from entityframes.cli.common import json_option, open_store, print_failures, print_frame, store_options
 
 #: Seconds between two looks for work, doubled while there is none.
 POLL = (0.2, 5.0)

@@ -13,6 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def store_options(command: F) -> F:
+    """--store and --namespace."""
     command = click.option(
         "--store", "url", envvar="ENTITYFRAMES_URL", metavar="URL",
         help="Path of a DuckDB file or postgresql://user@host/database.  [default: entities.duckdb]",
@@ -23,10 +24,12 @@ def store_options(command: F) -> F:
 
 
 def json_option(command: F) -> F:
+    """--json."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")(command)
 
 
 def open_store(url: str | None, namespace: str) -> Any:
+    """The store that the options name."""
     import entityframes
 
     return entityframes.connect(url, namespace=namespace)
@@ -52,6 +55,7 @@ def print_summary(result: Any, files: Sequence[str], store: str, as_json: bool) 
 
 
 def print_failures(failed: Any, most: int = 10) -> None:
+    """The first failed rows as a table on standard error."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,65 +1,22 @@
-"""The command line: thin, one function a command. Exit status 0, 1 (some rows failed) or 2 (could not run)."""
+"""The import command: files of rows become entities."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from entityframes.cli_common import F, json_option, open_store, print_frame, print_summary, store_options
-from entityframes.cli_embedding import embed, jobs, search, spaces
+from entityframes.cli.common import json_option, open_store, print_summary, store_options
 
 #: A column that --failed adds and that import leaves out again.
 ERROR_COLUMN = "entityframes_error"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="entityframes")
-def cli() -> None:
-    """Bulk work on entities: import, look up, export and delete them by the thousands.
-
-    \b
-    entityframes import people.csv --type person --id email
-    entityframes get --type person ada@example.org
-    entityframes export person --out people.parquet
-    """
-
-
-def main() -> None:
-    """Run the command line and leave with its exit status."""
-    with _told():
-        sys.exit(cli(standalone_mode=False) or 0)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Every expected error is one line on standard error and exit status 2, never a traceback."""
-    import polars as pl
-
-    from entityframes.errors import EntityFramesError
-
-    try:
-        yield
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (EntityFramesError, pl.exceptions.PolarsError, OSError, ValueError) as error:
-        if isinstance(error, BrokenPipeError):
-            sys.stderr.close()
-            sys.exit(0)
-        click.echo(f"entityframes: {' '.join(str(error).split()) or type(error).__name__}", err=True)
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("entityframes: interrupted", err=True)
-        sys.exit(130)
-
-
-@cli.command("import")
+@click.command("import")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option(
     "--type",
@@ -111,6 +68,7 @@ def _told() -> Iterator[None]:
     metavar="FILE",
     help="Write rows that failed here, to be corrected and imported again.",
 )
+@click.option("--dry-run", is_flag=True, help="Tell what would be done, and write nothing.")
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
 @json_option
 @store_options
@@ -131,6 +89,8 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
         if _small(files):
             frame = frame.collect()
         with open_store(url, namespace) as store:
+            if options["dry_run"]:
+                _dry_run(store, frame, options["on_duplicate"], as_json)
             try:
                 result = store.upsert(
                     frame,
@@ -152,16 +112,24 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
     sys.exit(0 if result.ok else 1)
 
 
+def _dry_run(store: Any, frame: Any, on_duplicate: str, as_json: bool) -> NoReturn:
+    from entityframes import reports
+
+    plan = store.plan(frame, on_duplicate=on_duplicate)
+    click.echo(reports.of_plan(plan, as_json))
+    sys.exit(1 if plan.counts["invalid"] else 0)
+
+
 #: Files up to this size are read whole.
 _SMALL = 512 << 20
 
 
 def _small(files: Sequence[str]) -> bool:
-    from entityframes.files import _expanded
+    from entityframes.files import expanded
 
     if "-" in files:
         return False
-    return sum(Path(path).stat().st_size for name in files for path in _expanded(name, None)) <= _SMALL
+    return sum(Path(path).stat().st_size for name in files for path in expanded(name)) <= _SMALL
 
 
 def _names(text: str | None) -> list[str]:
@@ -218,120 +186,3 @@ def _write_failed(rows: Any, result: Any, path: str) -> None:
         rows.drop(ERROR_COLUMN, strict=False).with_row_index("row").filter(pl.col("row").is_in(bad["row"].implode()))
     )
     write_file(numbered.collect().join(reasons, on="row", how="left", maintain_order="left").drop("row"), path)
-
-
-def _ids_frame(entity_type: str, ids: Sequence[str], ids_file: str | None) -> Any:
-    import polars as pl
-
-    import entityframes
-    from entityframes.files import TextOptions, scan_files
-
-    if bool(ids) == bool(ids_file):
-        raise click.UsageError("give ids as arguments, or a file of them with --ids")
-    if not ids_file:
-        listed = [line for id in ids for line in (sys.stdin.read().splitlines() if id == "-" else [id])]
-        return entityframes.ids(entity_type, listed)
-    frame = scan_files([ids_file], None, TextOptions(text=["id"])).select(pl.col("id").cast(pl.String)).collect()
-    return entityframes.ids(entity_type, frame["id"])
-
-
-def _ids_arguments(command: F) -> F:
-    command = click.argument("ids", nargs=-1, metavar="[ID]...")(command)
-    command = click.option("--ids", "ids_file", type=click.Path(), help="File with a column id: CSV, Parquet, ...")(
-        command
-    )
-    return click.option("--type", "entity_type", required=True, help="Entity type of the ids.")(command)
-
-
-@cli.command()
-@_ids_arguments
-@json_option
-@store_options
-def get(
-    entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
-) -> None:
-    """Print entities by id, in the order given; - reads ids from standard input. Exit status 1 if some are missing."""
-    wanted = _ids_frame(entity_type, ids, ids_file)
-    with open_store(url, namespace) as store:
-        found = store.get(wanted)
-    print_frame(found, as_json)
-    sys.exit(0 if found["found"].all() else 1)
-
-
-@cli.command()
-@_ids_arguments
-@json_option
-@store_options
-def exists(
-    entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
-) -> None:
-    """Tell which ids are stored. Exit status 1 if some are missing."""
-    wanted = _ids_frame(entity_type, ids, ids_file)
-    with open_store(url, namespace) as store:
-        found = store.exists(wanted)
-    print_frame(found, as_json)
-    sys.exit(0 if found["exists"].all() else 1)
-
-
-@cli.command()
-@_ids_arguments
-@json_option
-@store_options
-def delete(
-    entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
-) -> None:
-    """Delete entities by id. Ids that are not stored are no error."""
-    wanted = _ids_frame(entity_type, ids, ids_file)
-    with open_store(url, namespace) as store:
-        result = store.delete(wanted)
-        print_summary(result, [f"{wanted.height:,} ids"], store.address, as_json)
-    sys.exit(0 if result.ok else 1)
-
-
-@cli.command()
-@click.argument("entity_type", metavar="TYPE")
-@click.option("--out", type=click.Path(dir_okay=False), help="File to write.  [default: standard output, as CSV]")
-@click.option(
-    "--format",
-    "file_format",
-    type=click.Choice(["csv", "tsv", "ndjson", "parquet", "ipc"]),
-    help="[default: by the file's name]",
-)
-@json_option
-@store_options
-def export(
-    entity_type: str, out: str | None, file_format: str | None, as_json: bool, url: str | None, namespace: str
-) -> None:
-    """Write all entities of a type with their metadata as typed columns; --json prints NDJSON."""
-    from entityframes.files import write_file
-
-    with open_store(url, namespace) as store:
-        frame = store.read(entity_type)
-    if out:
-        write_file(frame, out, file_format)
-        click.echo(f"{frame.height:,} rows of {entity_type} -> {out}", err=True)
-    elif as_json or file_format == "ndjson":
-        click.echo(frame.write_ndjson(), nl=False)
-    else:
-        with tempfile.TemporaryDirectory(prefix="entityframes-") as folder:
-            path = Path(folder) / "out"
-            write_file(frame, path, file_format or "csv")
-            sys.stdout.buffer.write(path.read_bytes())
-
-
-@cli.command()
-@json_option
-@store_options
-def stats(as_json: bool, url: str | None, namespace: str) -> None:
-    """Count entities by type: how many, how many embedded, due for it, and failed."""
-    with open_store(url, namespace) as store:
-        frame = store.stats()
-    print_frame(frame, as_json)
-
-
-for command in (embed, search, jobs, spaces):
-    cli.add_command(command)
-
-
-if __name__ == "__main__":
-    main()

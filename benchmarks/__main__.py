@@ -1,0 +1,38 @@
+"""`python -m benchmarks NAME`: run a benchmark, print its table, write its measurements and its chart."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from benchmarks.measure import Measurements
+
+NAMES = ("n_plus_one", "upsert", "lookup", "scale")
+
+
+@click.command()
+@click.argument("name", type=click.Choice(NAMES))
+@click.option("--rows", multiple=True, type=int, help="How many entities; may be repeated.  [default: the benchmark's]")
+@click.option("--repeat", default=3, show_default=True, help="How often each measurement is made.")
+@click.option("--latency-ms", multiple=True, type=float, help="Added to each round trip (n_plus_one); may be repeated.")
+@click.option("--postgres", metavar="URL", help="A scratch PostgreSQL.  [default: one started for the run]")
+@click.option("--only", help="Contestants whose name holds one of these, with commas between.")
+@click.option("--seed", default=7, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
+def main(
+    name: str, rows: tuple[int, ...], repeat: int, latency_ms: tuple[float, ...], postgres: str | None,
+    only: str | None, seed: int, out: Path,
+) -> None:  # fmt: skip
+    """Run benchmark NAME: n_plus_one, upsert, lookup or scale."""
+    measurements = Measurements(name, seed)
+    more = {"latencies": list(latency_ms)} if name == "n_plus_one" else {}
+    import_module(f"benchmarks.{name}").run(
+        measurements, rows=list(rows), repeat=repeat, postgres=postgres, only=only, **more
+    )
+    measurements.finish(out)
+
+
+if __name__ == "__main__":
+    main()

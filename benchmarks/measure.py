@@ -1,0 +1,125 @@
+"""Keeping measurements: one row each, with what is needed to read them later; medians, ratios, table, chart."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+#: What every contestant is compared with.
+OURS = "entityframes"
+
+_VERSIONS = (
+    "entityframes", "polars", "pyarrow", "duckdb", "adbc-driver-postgresql", "psycopg", "sqlalchemy", "pangres", "dlt",
+    "sqlite-utils",
+)  # fmt: skip
+
+#: Measurements with the same values here were made side by side and may be compared.
+GROUP = ["database", "phase", "rows", "latency_ms"]
+
+
+class Measurements:
+    """The measurements of one run of one benchmark."""
+
+    def __init__(self, benchmark: str, seed: int) -> None:
+        self.benchmark = benchmark
+        self.seed = seed
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, contestant: str, *, database: str, phase: str, rows: int, seconds: float, **more: Any) -> None:
+        """One measurement; `more` may hold latency_ms, round_trips, peak_mb and what else a benchmark looks at."""
+        row = {"contestant": contestant, "database": database, "phase": phase, "rows": rows, "seconds": seconds}
+        self._rows.append({"latency_ms": 0.0, "round_trips": None, "peak_mb": None} | row | more)
+        print(f"  {contestant:34} {database:10} {phase:18} {rows:>10,} rows  {seconds:8.3f} s", flush=True)
+
+    @contextmanager
+    def timed(self, contestant: str, **where: Any) -> Iterator[dict[str, Any]]:
+        """Time a block; what it puts into the dict is added."""
+        more: dict[str, Any] = {}
+        start = time.perf_counter()
+        yield more
+        self.add(contestant, seconds=time.perf_counter() - start, **where, **more)
+
+    def frame(self) -> pl.DataFrame:
+        """One row for each measurement."""
+        return pl.DataFrame(self._rows, infer_schema_length=None).with_columns(
+            benchmark=pl.lit(self.benchmark), seed=pl.lit(self.seed), measured_at=pl.lit(dt.datetime.now(dt.UTC)),
+            machine=pl.lit(f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"),
+            versions=pl.lit(_versions()),
+        )  # fmt: skip
+
+    def finish(self, folder: Path) -> pl.DataFrame:
+        """Write Parquet and SVG into the folder, print the table, and return it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        measured = self.frame()
+        measured.write_parquet(folder / f"{self.benchmark}.parquet")
+        table = summary(measured)
+        with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True,
+                       fmt_str_lengths=60, float_precision=3, tbl_width_chars=160):  # fmt: skip
+            print(f"\n{measured['machine'][0]}; {_versions()}; medians, ratio to {OURS} in the same run")
+            print(table)
+        chart(table, folder / f"{self.benchmark}.svg")
+        print(f"written: {folder / self.benchmark}.parquet and .svg")
+        return table
+
+
+def chosen(name: str, only: str | None) -> bool:
+    """Whether a contestant takes part: all do unless `only` names parts of names, with commas between."""
+    return only is None or any(part in name for part in only.split(","))
+
+
+def summary(measured: pl.DataFrame) -> pl.DataFrame:
+    """Medians of each contestant, and how many times the median of ours they take, group by group."""
+    medians = measured.group_by(*GROUP, "contestant", maintain_order=True).agg(
+        pl.col("seconds").median(), pl.col("round_trips", "peak_mb").max(), repeats=pl.len()
+    )
+    ours = medians.filter(pl.col("contestant") == OURS).select(*GROUP, ours="seconds")
+    return (
+        medians.join(ours, on=GROUP, how="left", maintain_order="left", nulls_equal=True)
+        .with_columns(ratio=pl.col("seconds") / pl.col("ours"), us_per_row=pl.col("seconds") / pl.col("rows") * 1e6)
+        .drop("ours")
+        .sort([*GROUP, "seconds"], maintain_order=True)
+        .select(*GROUP, "contestant", "seconds", "ratio", "us_per_row", "round_trips", "peak_mb", "repeats")
+    )
+
+
+def chart(table: pl.DataFrame, path: Path) -> None:
+    """Bars of the medians, on a logarithmic axis, one panel for each group."""
+    import altair as alt
+
+    rows_shown = pl.col("rows").map_elements("{:,}".format, return_dtype=pl.String)
+    added = pl.when(pl.col("latency_ms") > 0).then(pl.format(", +{} ms", "latency_ms")).otherwise(pl.lit(""))
+    titled = table.with_columns(
+        group=pl.format("{}, {}, {} rows{}", "database", "phase", rows_shown, added),
+        label=pl.format("{} s", pl.col("seconds").round_sig_figs(3)),
+        ours=pl.col("contestant").str.starts_with(OURS),
+    )
+    panels = []
+    for (group,), rows in titled.group_by("group", maintain_order=True):
+        bars = alt.Chart(rows).encode(
+            y=alt.Y("contestant:N", sort=rows["contestant"].to_list(), title=None, axis=alt.Axis(labelLimit=260)),
+            x=alt.X("seconds:Q", title="seconds", scale=alt.Scale(zero=True)),
+        )
+        colored = bars.mark_bar().encode(color=alt.condition("datum.ours", alt.value("#0b7a75"), alt.value("#b8b8b8")))
+        panels.append(
+            (colored + bars.mark_text(align="left", dx=4).encode(text="label")).properties(title=str(group), width=360)
+        )
+    alt.hconcat(*[alt.vconcat(*panels[at::2]) for at in range(min(2, len(panels)))]).save(str(path))
+
+
+def _versions() -> str:
+    found = []
+    for name in _VERSIONS:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)

@@ -1,0 +1,139 @@
+"""The loop that asks about every entity in turn against one batch, with round trips counted on the wire."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import polars as pl
+
+import entityframes as ef
+from benchmarks.measure import OURS, Measurements, chosen
+from benchmarks.postgres import server
+from entityframes.bench import sample, sync_in_batches, sync_one_by_one
+from entityframes.wire import WireProxy
+
+DEFAULT_ROWS = (100, 1_000)
+DEFAULT_LATENCIES = (0.0, 1.0, 10.0)
+
+#: Connects, and gives the sync to be timed.
+Contestant = Callable[[str, pl.DataFrame], AbstractContextManager[Callable[[], None]]]
+
+#: Above so many seconds of mere waiting a loop is not run.
+PATIENCE = 120.0
+
+
+def run(
+    measurements: Measurements,
+    *,
+    rows: list[int],
+    repeat: int,
+    postgres: str | None,
+    only: str | None,
+    latencies: list[float],
+) -> None:
+    """A sync of entities of which half are stored and half of those changed."""
+    contestants: dict[str, Contestant] = {
+        OURS: _ours,
+        "entityframes, batch_size=100": lambda url, frame: _ours(url, frame, batch_size=100),
+        "entityframes, single-entity calls": _single_calls,
+        "loop with psycopg": _psycopg_loop,
+    }
+    with server(postgres) as url:
+        for latency in latencies or DEFAULT_LATENCIES:
+            with WireProxy(url, latency_ms=latency) as proxy:
+                for size in rows or DEFAULT_ROWS:
+                    for _ in range(repeat):
+                        for name, contestant in contestants.items():
+                            if chosen(name, only) and (name == "entityframes" or size * latency / 500 < PATIENCE):
+                                _measure(measurements, name, contestant, url, proxy, size)
+
+
+def _measure(
+    measurements: Measurements, name: str, contestant: Contestant, url: str,
+    proxy: WireProxy, size: int,
+) -> None:  # fmt: skip
+    frame = sample(size, version=1)
+    stored = pl.concat([frame[: size // 4], sample(size // 2, version=0)[size // 4 :]])
+    _reset(url, stored)
+    with contestant(proxy.url, frame) as sync:
+        # Connecting is not counted: neither side does it for each sync.
+        proxy.reset()
+        start = time.perf_counter()
+        sync()
+        seconds = time.perf_counter() - start
+        round_trips = proxy.round_trips
+    measurements.add(
+        name, database="postgresql", phase="sync", rows=size, seconds=seconds, latency_ms=proxy.latency_ms,
+        round_trips=round_trips,
+    )  # fmt: skip
+    _check(url, name, frame)
+
+
+@contextmanager
+def _ours(url: str, frame: pl.DataFrame, batch_size: int | None = None) -> Iterator[Callable[[], None]]:
+    with ef.connect(url, namespace="bench") as store:
+        if batch_size is None:
+            yield lambda: sync_in_batches(store, frame)
+        else:
+            yield lambda: store.upsert(frame, batch_size=batch_size, progress=False).raise_for_failures()
+
+
+@contextmanager
+def _single_calls(url: str, frame: pl.DataFrame) -> Iterator[Callable[[], None]]:
+    with ef.connect(url, namespace="bench") as store:
+        yield lambda: sync_one_by_one(store, frame)
+
+
+@contextmanager
+def _psycopg_loop(url: str, frame: pl.DataFrame) -> Iterator[Callable[[], None]]:
+    import psycopg
+
+    def sync() -> None:
+        for kind, key, content, metadata in frame.iter_rows():
+            found = connection.execute(
+                "SELECT content FROM peer.entities WHERE entity_type = %s AND id = %s", (kind, key)
+            ).fetchone()
+            if found is None:
+                connection.execute(
+                    "INSERT INTO peer.entities VALUES (%s, %s, %s, %s)", (kind, key, content, json.dumps(metadata))
+                )
+            else:
+                connection.execute(
+                    "UPDATE peer.entities SET content = %s, metadata = %s WHERE entity_type = %s AND id = %s",
+                    (content, json.dumps(metadata), kind, key),
+                )
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        yield sync
+
+
+def _reset(url: str, stored: pl.DataFrame) -> None:
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA IF EXISTS bench CASCADE")
+        connection.execute("DROP SCHEMA IF EXISTS peer CASCADE")
+        connection.execute("CREATE SCHEMA peer")
+        connection.execute(
+            "CREATE TABLE peer.entities (entity_type text, id text, content text, metadata jsonb, "
+            "PRIMARY KEY (entity_type, id))"
+        )
+        with connection.cursor().copy("COPY peer.entities FROM STDIN") as copy:
+            for row in stored.with_columns(pl.col("metadata").struct.json_encode()).iter_rows():
+                copy.write_row(row)
+    with ef.connect(url, namespace="bench") as store:
+        store.upsert(stored, progress=False).raise_for_failures()
+
+
+def _check(url: str, name: str, frame: pl.DataFrame) -> None:
+    import psycopg
+
+    schema = "bench" if name.startswith(OURS) else "peer"
+    with psycopg.connect(url) as connection:
+        found = connection.execute(f"SELECT count(*), sum(octet_length(content)) FROM {schema}.entities").fetchone()
+    expected = (frame.height, frame["content"].str.len_bytes().sum())
+    if found != expected:
+        raise AssertionError(f"{name} stored {found} where {expected} was expected")

@@ -1,0 +1,125 @@
+"""How others put a frame into an embedded database: DuckDB by hand in two ways, and sqlite-utils."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+
+import entityframes as ef
+from benchmarks.peers_postgres import COLUMNS, KEY, Contestant, as_json
+
+_CREATE = """CREATE TABLE entities (entity_type VARCHAR NOT NULL, id VARCHAR NOT NULL, content VARCHAR NOT NULL,
+    metadata JSON NOT NULL, PRIMARY KEY (entity_type, id))"""
+
+
+class _File:
+    max_rows = 10**9
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "bench.db"
+
+    def prepare(self) -> None:
+        self.close()
+        for suffix in ("", ".wal"):
+            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        pass
+
+
+class EntityFrames(_File):
+    """This package."""
+
+    name = "entityframes"
+    _store: ef.EntityStore | None = None
+
+    def prepare(self) -> None:
+        super().prepare()
+        self._store = ef.connect(self._path)
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        assert self._store is not None
+        self._store.upsert(frame, progress=False).raise_for_failures()
+
+    def stored(self) -> tuple[int, int]:
+        assert self._store is not None
+        content = self._store.scan().select(pl.col("content").str.len_bytes().sum(), n=pl.len()).collect()
+        return int(content["n"][0]), int(content["content"][0])
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+
+class _DuckDB(_File):
+    _sql = ""
+
+    def prepare(self) -> None:
+        import duckdb
+
+        super().prepare()
+        self._connection = duckdb.connect(self._path)
+        self._connection.execute(_CREATE)
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        self._connection.register("given", as_json(frame).select(COLUMNS).to_arrow())
+        self._connection.execute(self._sql)
+
+    def stored(self) -> tuple[int, int]:
+        rows, size = self._connection.sql("SELECT count(*), sum(strlen(content)) FROM entities").fetchall()[0]
+        return int(rows), int(size)
+
+    def close(self) -> None:
+        connection = self.__dict__.pop("_connection", None)
+        if connection is not None:
+            connection.close()
+
+
+class OnConflict(_DuckDB):
+    """One INSERT ... ON CONFLICT from the registered frame."""
+
+    name = "by hand (INSERT ON CONFLICT)"
+    _sql = """INSERT INTO entities SELECT * FROM given
+        ON CONFLICT (entity_type, id) DO UPDATE SET content = EXCLUDED.content, metadata = EXCLUDED.metadata"""
+
+
+class Merge(_DuckDB):
+    """One MERGE from the registered frame."""
+
+    name = "by hand (MERGE)"
+    _sql = """MERGE INTO entities AS e USING given AS g ON e.entity_type = g.entity_type AND e.id = g.id
+        WHEN MATCHED THEN UPDATE SET content = g.content, metadata = g.metadata WHEN NOT MATCHED THEN INSERT"""
+
+
+class SqliteUtils(_File):
+    """sqlite-utils: upsert_all of dicts into SQLite."""
+
+    name = "sqlite-utils"
+    max_rows = 500_000
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        import sqlite_utils
+
+        database = sqlite_utils.Database(self._path)
+        database["entities"].upsert_all(as_json(frame).select(COLUMNS).iter_rows(named=True), pk=KEY, batch_size=1_000)
+        database.close()
+
+    def stored(self) -> tuple[int, int]:
+        connection = sqlite3.connect(self._path)
+        rows, size = connection.execute("SELECT count(*), sum(length(CAST(content AS BLOB))) FROM entities").fetchone()
+        connection.close()
+        return int(rows), int(size)
+
+
+def contestants(folder: Path) -> list[Callable[[], Contestant]]:
+    """All of them, ours first."""
+    return [
+        lambda: EntityFrames(folder),
+        lambda: OnConflict(folder),
+        lambda: Merge(folder),
+        lambda: SqliteUtils(folder),
+    ]

@@ -1,0 +1,261 @@
+"""How others put a frame into PostgreSQL: each as its own documentation recommends, into a table with the same key."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any, Protocol
+
+import polars as pl
+
+import entityframes as ef
+
+COLUMNS = ("entity_type", "id", "content", "metadata")
+KEY = ["entity_type", "id"]
+
+_CREATE = """CREATE TABLE peer.entities (
+    entity_type text NOT NULL, id text NOT NULL, content text NOT NULL, metadata jsonb NOT NULL,
+    PRIMARY KEY (entity_type, id))"""
+_SET = "DO UPDATE SET content = EXCLUDED.content, metadata = EXCLUDED.metadata"
+
+
+class Contestant(Protocol):
+    """A way to upsert."""
+
+    name: str
+    #: Above this many rows it would take too long to be run.
+    max_rows: int
+
+    def prepare(self) -> None:
+        """An empty table."""
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        """Insert or update all rows of an entity frame."""
+
+    def stored(self) -> tuple[int, int]:
+        """How many rows there are, and how many bytes their contents have."""
+
+    def close(self) -> None:
+        """Let go of the database."""
+
+
+def as_json(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with metadata as JSON text, as databases want it."""
+    return frame.with_columns(pl.col("metadata").struct.json_encode())
+
+
+class EntityFrames:
+    """This package."""
+
+    max_rows = 10**9
+
+    def __init__(self, url: str, workers: int | None = None) -> None:
+        self.name = "entityframes" + (f", {workers} connections" if workers else "")
+        self._url = url
+        self._workers = workers
+        self._store: ef.EntityStore | None = None
+
+    def prepare(self) -> None:
+        self.close()
+        _execute(self._url, "DROP SCHEMA IF EXISTS peer CASCADE")
+        self._store = ef.connect(self._url, namespace="peer", workers=self._workers)
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        assert self._store is not None
+        self._store.upsert(frame, progress=False).raise_for_failures()
+
+    def stored(self) -> tuple[int, int]:
+        return _stored(self._url)
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+
+class _Peer:
+    max_rows = 10**9
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def prepare(self) -> None:
+        _execute(self._url, "DROP SCHEMA IF EXISTS peer CASCADE", "CREATE SCHEMA peer", _CREATE)
+
+    def stored(self) -> tuple[int, int]:
+        return _stored(self._url)
+
+    def close(self) -> None:
+        pass
+
+
+class ByHand(_Peer):
+    """psycopg: COPY into a temporary table, then INSERT ... ON CONFLICT, in one transaction."""
+
+    def __init__(self, url: str, *, guarded: bool = False) -> None:
+        super().__init__(url)
+        self.name = "by hand (COPY, ON CONFLICT" + (", WHERE differs)" if guarded else ")")
+        self._where = " WHERE (e.content, e.metadata) IS DISTINCT FROM (EXCLUDED.content, EXCLUDED.metadata)"
+        self._where = self._where if guarded else ""
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        import psycopg
+
+        columns = ", ".join(COLUMNS)
+        with psycopg.connect(self._url) as connection, connection.cursor() as cursor:
+            cursor.execute("CREATE TEMP TABLE staging (LIKE peer.entities) ON COMMIT DROP")
+            with cursor.copy(f"COPY staging ({columns}) FROM STDIN") as copy:
+                for row in as_json(frame).select(COLUMNS).iter_rows():
+                    copy.write_row(row)
+            cursor.execute(
+                f"INSERT INTO peer.entities AS e ({columns}) SELECT {columns} FROM staging "
+                f"ON CONFLICT (entity_type, id) {_SET}{self._where}"
+            )
+
+
+class PolarsMerge(_Peer):
+    """Polars write_database (ADBC) into a staging table, then INSERT ... ON CONFLICT by hand."""
+
+    name = "Polars write_database + merge"
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        import adbc_driver_postgresql.dbapi as adbc
+
+        with adbc.connect(self._url) as connection:
+            as_json(frame).select(COLUMNS).write_database(
+                "peer.staging", connection, engine="adbc", if_table_exists="replace"
+            )
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "INSERT INTO peer.entities AS e SELECT entity_type, id, content, metadata::jsonb FROM peer.staging "
+                    f"ON CONFLICT (entity_type, id) {_SET}"
+                )
+            connection.commit()
+
+
+class SQLAlchemyCore(_Peer):
+    """SQLAlchemy Core: insert().on_conflict_do_update(), 1,000 rows a statement."""
+
+    name = "SQLAlchemy Core"
+    max_rows = 100_000
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        import sqlalchemy as sa
+        from sqlalchemy.dialects.postgresql import JSONB, insert
+
+        engine = sa.create_engine(_driver_url(self._url))
+        text = [sa.Column(name, sa.Text, primary_key=name in KEY) for name in COLUMNS[:3]]
+        table = sa.Table("entities", sa.MetaData(), *text, sa.Column("metadata", JSONB), schema="peer")
+        rows = frame.to_dicts()
+        with engine.begin() as connection:
+            for start in range(0, len(rows), 1_000):
+                statement = insert(table).values(rows[start : start + 1_000])
+                new = {name: statement.excluded[name] for name in ("content", "metadata")}
+                connection.execute(statement.on_conflict_do_update(index_elements=KEY, set_=new))
+        engine.dispose()
+
+
+class Pangres(_Peer):
+    """pangres: upsert of a pandas frame whose index is the key."""
+
+    name = "pangres"
+    max_rows = 100_000
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        import pangres
+        import sqlalchemy as sa
+        from sqlalchemy.dialects.postgresql import JSONB
+
+        engine = sa.create_engine(_driver_url(self._url))
+        pandas = frame.to_pandas().set_index(KEY)
+        pandas["metadata"] = [_plain(value) for value in frame["metadata"].to_list()]
+        pangres.upsert(
+            con=engine, df=pandas, table_name="entities", schema="peer", if_row_exists="update",
+            create_table=False, dtype={"metadata": JSONB}, chunksize=1_000,
+        )  # fmt: skip
+        engine.dispose()
+
+
+class Dlt(_Peer):
+    """dlt: an Arrow table merged with the upsert strategy; it makes its own tables."""
+
+    name = "dlt"
+
+    def prepare(self) -> None:
+        _execute(self._url, "DROP SCHEMA IF EXISTS peer CASCADE", "DROP SCHEMA IF EXISTS peer_staging CASCADE")
+        self._folder = tempfile.TemporaryDirectory()
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        import dlt
+
+        resource = dlt.resource(
+            as_json(frame).to_arrow(), name="entities", primary_key=KEY, columns={"metadata": {"data_type": "json"}},
+            write_disposition={"disposition": "merge", "strategy": "upsert"},
+        )  # fmt: skip
+        # It warns that the hint for metadata differs from Arrow's dtype, which is meant.
+        logging.getLogger("dlt").setLevel(logging.ERROR)
+        destination = dlt.destinations.postgres(self._url)
+        pipeline = dlt.pipeline("bench", dataset_name="peer", pipelines_dir=self._folder.name, destination=destination)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipeline.run(resource)
+
+
+class RawIngest(_Peer):
+    """The limit: ADBC copies the frame straight into the keyed table; it can only insert."""
+
+    name = "limit: ADBC ingest, insert only"
+
+    def prepare(self) -> None:
+        create = _CREATE.replace("jsonb", "json")
+        _execute(self._url, "DROP SCHEMA IF EXISTS peer CASCADE", "CREATE SCHEMA peer", create)
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        import adbc_driver_postgresql.dbapi as adbc
+
+        with adbc.connect(self._url) as connection, connection.cursor() as cursor:
+            cursor.adbc_ingest(
+                "entities", as_json(frame).select(COLUMNS).to_arrow(), mode="append", db_schema_name="peer"
+            )
+            connection.commit()
+
+
+def contestants(url: str) -> list[Callable[[], Contestant]]:
+    """All of them, ours first."""
+    return [
+        lambda: EntityFrames(url),
+        lambda: ByHand(url),
+        lambda: ByHand(url, guarded=True),
+        lambda: PolarsMerge(url),
+        lambda: Dlt(url),
+        lambda: SQLAlchemyCore(url),
+        lambda: Pangres(url),
+        lambda: RawIngest(url),
+    ]
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(value, default=list)))
+
+
+def _driver_url(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+def _execute(url: str, *statements: str) -> list[Any]:
+    import psycopg
+
+    with closing(psycopg.connect(url, autocommit=True)) as connection:
+        cursor = connection.cursor()
+        for statement in statements:
+            cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def _stored(url: str) -> tuple[int, int]:
+    rows, size = _execute(url, "SELECT count(*), coalesce(sum(octet_length(content)), 0) FROM peer.entities")[0]
+    return int(rows), int(size)

@@ -1,0 +1,66 @@
+"""How often, and how soon, a batch is tried again; the same for upserts and deletes."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from entityframes.engines import Interrupt
+from entityframes.errors import DatabaseError, StatementCancelledError, StatementTimeoutError, TransientError
+
+T = TypeVar("T")
+
+#: How often a batch is tried when the database asks for it (deadlock, lock timeout, lost connection).
+MAX_TRIES = 5
+#: Seconds before the second try; doubled for each further one, times a random factor.
+BACKOFF = 0.1
+#: Seconds for which the ledger is asked what a COMMIT without an answer did: a server that crashed needs some to
+#: recover. A person who stopped the run waits less.
+LEDGER_SECONDS = 20.0
+LEDGER_SECONDS_WHEN_STOPPED = 1.5
+
+#: What may be tried again: a timeout, or a cancellation by somebody else, once; what asks to be retried, often.
+RETRIED = (TransientError, StatementTimeoutError, StatementCancelledError)
+
+
+class Attempts:
+    """The tries of one batch."""
+
+    def __init__(self, interrupt: Interrupt) -> None:
+        self._interrupt = interrupt
+        self._left = MAX_TRIES
+
+    def again(self, error: DatabaseError) -> None:
+        """Wait for the next try.
+
+        Raises:
+            DatabaseError: `error`, if there is to be none.
+            StatementCancelledError: the run was stopped meanwhile.
+        """
+        self._left = self._left - 1 if isinstance(error, TransientError) else min(self._left - 1, 1)
+        if self._left <= 0 or self._interrupt.requested:
+            raise error
+        self._interrupt.wait(BACKOFF * 2 ** (MAX_TRIES - self._left - 1) * random.uniform(0.5, 1.5))
+        self._interrupt.check()
+
+
+def from_ledger(ask: Callable[[], T], interrupt: Interrupt) -> T:
+    """Ask the ledger about a COMMIT that was not answered, on a new connection, until the server is back.
+
+    Raises:
+        DatabaseError: it cannot be asked.
+    """
+    started = time.monotonic()
+    pause = 0.1
+    while True:
+        try:
+            return ask()
+        except DatabaseError:
+            patience = LEDGER_SECONDS_WHEN_STOPPED if interrupt.requested else LEDGER_SECONDS
+            if time.monotonic() - started + pause > patience:
+                raise
+        # Not the interrupt's own wait: it does not wait once the run was stopped, and the answer is worth a moment.
+        time.sleep(pause)
+        pause = min(2 * pause, 1.0)

@@ -1,0 +1,69 @@
+"""The command line: thin, one function a command. Exit status 0, 1 (some rows failed) or 2 (could not run)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from entityframes.cli import embedding, entities, imports
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="entityframes")
+def cli() -> None:
+    """Bulk work on entities: import, look up, export and delete them by the thousands.
+
+    \b
+    entityframes import people.csv --type person --id email
+    entityframes get --type person ada@example.org
+    entityframes export person --out people.parquet
+    """
+
+
+def main() -> None:
+    """Run the command line and leave with its exit status."""
+    with _told():
+        sys.exit(cli(standalone_mode=False) or 0)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Every expected error is one line on standard error and exit status 2, never a traceback."""
+    import polars as pl
+
+    from entityframes.errors import EntityFramesError
+
+    try:
+        yield
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (EntityFramesError, pl.exceptions.PolarsError, OSError, ValueError) as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stderr.close()
+            sys.exit(0)
+        click.echo(f"entityframes: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("entityframes: interrupted", err=True)
+        sys.exit(130)
+
+
+for _command in (
+    imports.import_command,
+    entities.get,
+    entities.exists,
+    entities.delete,
+    entities.export,
+    embedding.embed,
+    embedding.search,
+    embedding.jobs,
+    embedding.spaces,
+    entities.stats,
+    entities.verify,
+    entities.bench,
+):
+    cli.add_command(_command)

@@ -1,0 +1,165 @@
+"""The commands about what is stored: get, exists, delete, export, stats, verify, bench."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from entityframes.cli.common import F, json_option, open_store, print_frame, print_summary, store_options
+
+
+def _ids_frame(entity_type: str, ids: Sequence[str], ids_file: str | None) -> Any:
+    import polars as pl
+
+    import entityframes
+    from entityframes.files import TextOptions, scan_files
+
+    if bool(ids) == bool(ids_file):
+        raise click.UsageError("give ids as arguments, or a file of them with --ids")
+    if not ids_file:
+        listed = [line for id in ids for line in (sys.stdin.read().splitlines() if id == "-" else [id])]
+        return entityframes.ids(entity_type, listed)
+    frame = scan_files([ids_file], None, TextOptions(text=["id"])).select(pl.col("id").cast(pl.String)).collect()
+    return entityframes.ids(entity_type, frame["id"])
+
+
+def _ids_arguments(command: F) -> F:
+    command = click.argument("ids", nargs=-1, metavar="[ID]...")(command)
+    command = click.option("--ids", "ids_file", type=click.Path(), help="File with a column id: CSV, Parquet, ...")(
+        command
+    )
+    return click.option("--type", "entity_type", required=True, help="Entity type of the ids.")(command)
+
+
+@click.command()
+@_ids_arguments
+@json_option
+@store_options
+def get(
+    entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
+) -> None:
+    """Print entities by id, in the order given; - reads ids from standard input. Exit status 1 if some are missing."""
+    wanted = _ids_frame(entity_type, ids, ids_file)
+    with open_store(url, namespace) as store:
+        found = store.get(wanted)
+    print_frame(found, as_json)
+    sys.exit(0 if found["found"].all() else 1)
+
+
+@click.command()
+@_ids_arguments
+@json_option
+@store_options
+def exists(
+    entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
+) -> None:
+    """Tell which ids are stored. Exit status 1 if some are missing."""
+    wanted = _ids_frame(entity_type, ids, ids_file)
+    with open_store(url, namespace) as store:
+        found = store.exists(wanted)
+    print_frame(found, as_json)
+    sys.exit(0 if found["exists"].all() else 1)
+
+
+@click.command()
+@_ids_arguments
+@json_option
+@store_options
+def delete(
+    entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
+) -> None:
+    """Delete entities by id. Ids that are not stored are no error."""
+    wanted = _ids_frame(entity_type, ids, ids_file)
+    with open_store(url, namespace) as store:
+        result = store.delete(wanted)
+        print_summary(result, [f"{wanted.height:,} ids"], store.address, as_json)
+    sys.exit(0 if result.ok else 1)
+
+
+@click.command()
+@click.argument("entity_type", metavar="TYPE")
+@click.option("--out", type=click.Path(dir_okay=False), help="File to write.  [default: standard output, as CSV]")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["csv", "tsv", "ndjson", "parquet", "ipc"]),
+    help="[default: by the file's name]",
+)
+@json_option
+@store_options
+def export(
+    entity_type: str, out: str | None, file_format: str | None, as_json: bool, url: str | None, namespace: str
+) -> None:
+    """Write all entities of a type with their metadata as typed columns; --json prints NDJSON."""
+    from entityframes.files import write_file
+
+    with open_store(url, namespace) as store:
+        frame = store.read(entity_type)
+    if out:
+        write_file(frame, out, file_format)
+        click.echo(f"{frame.height:,} rows of {entity_type} -> {out}", err=True)
+    elif as_json or file_format == "ndjson":
+        click.echo(frame.write_ndjson(), nl=False)
+    else:
+        with tempfile.TemporaryDirectory(prefix="entityframes-") as folder:
+            path = Path(folder) / "out"
+            write_file(frame, path, file_format or "csv")
+            sys.stdout.buffer.write(path.read_bytes())
+
+
+@click.command()
+@click.option(
+    "--entities",
+    "sizes",
+    multiple=True,
+    type=click.IntRange(min=1),
+    help="How many; may be repeated.  [default: 100 and 1000]",
+)
+@click.option("--latency-ms", default=0.0, help="Milliseconds added to each round trip (PostgreSQL).")
+@click.option("--repeat", default=3, show_default=True, help="How often each is measured.")
+@click.option("--chart", type=click.Path(dir_okay=False), help="Write a chart: .svg, .png or .html.")
+@json_option
+@store_options
+def bench(
+    sizes: Sequence[int], latency_ms: float, repeat: int, chart: str | None, as_json: bool, url: str | None,
+    namespace: str,
+) -> None:  # fmt: skip
+    """Time a loop over entities (N+1) against one batch, in a scratch namespace of the store's database.
+
+    The namespace is removed again; nothing else is touched.
+    """
+    from entityframes.bench import n_plus_one, save_chart
+
+    measured = n_plus_one(url, sizes or (100, 1_000), latency_ms=latency_ms, repeat=repeat)
+    if chart:
+        save_chart(measured, chart)
+    print_frame(measured, as_json)
+
+
+@click.command()
+@json_option
+@store_options
+def stats(as_json: bool, url: str | None, namespace: str) -> None:
+    """Count entities by type: how many, how many embedded, due for it, and failed."""
+    with open_store(url, namespace) as store:
+        frame = store.stats()
+    print_frame(frame, as_json)
+
+
+@click.command()
+@click.option("--repair", is_flag=True, help="Mend what can be derived from what is there.")
+@json_option
+@store_options
+def verify(repair: bool, as_json: bool, url: str | None, namespace: str) -> None:
+    """Recompute hashes, ledger counts, jobs and recorded dtypes. Exit status 1 if something stays inconsistent."""
+    from entityframes import reports
+
+    with open_store(url, namespace) as store:
+        found = store.verify(repair=repair)
+    click.echo(reports.of_verification(found, as_json))
+    sys.exit(0 if found["repaired"].all() else 1)

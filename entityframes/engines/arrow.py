@@ -1,0 +1,33 @@
+"""What goes to a driver and comes from it, as Arrow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+
+def one_row(parameters: tuple[Any, ...]) -> pa.RecordBatch | None:
+    """Parameters as one Arrow row: a Series becomes an array, so that the statement runs once, not once a row."""
+    if not parameters:
+        return None
+    columns = [_array(value) if isinstance(value, pl.Series) else _scalar(value) for value in parameters]
+    return pa.record_batch(columns, names=[f"p{number}" for number in range(len(columns))])
+
+
+def _array(values: pl.Series) -> pa.Array:
+    dtype = {pl.Binary: pa.binary(), pl.Boolean: pa.bool_()}.get(type(values.dtype), pa.string())
+    flat = values.to_arrow().cast(dtype)
+    return pa.ListArray.from_arrays(pa.array([0, len(flat)], pa.int32()), flat)
+
+
+def _scalar(value: Any) -> pa.Array:
+    return pa.array([value], pa.bool_() if isinstance(value, bool) else pa.string())
+
+
+def to_frame(table: pa.Table | pa.RecordBatch) -> pl.DataFrame:
+    """A driver's answer as a frame."""
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame

@@ -1,0 +1,194 @@
+-- What DuckDB is asked to find what does not agree in a store (find_), and to mend what can be derived (mend_).
+-- Each find_ gives entity_type, id, batch_id, expected and found as text. {schema} is the quoted namespace.
+
+-- name: find_content_hash
+-- Entities whose content hash is not that of their content.
+SELECT entity_type, id, NULL::VARCHAR AS batch_id, sha256(content) AS expected,
+    lower(hex(content_hash)) AS found
+FROM {schema}.entities WHERE content_hash <> unhex(sha256(content))
+
+-- name: mend_content_hash
+-- The hash follows the content, which is thereby due for embedding.
+UPDATE {schema}.entities SET content_hash = unhex(sha256(content))
+WHERE content_hash <> unhex(sha256(content))
+
+-- name: find_metadata_hash
+-- Entities whose metadata hash is not that of their metadata.
+SELECT entity_type, id, NULL::VARCHAR AS batch_id, sha256(metadata::VARCHAR) AS expected,
+    lower(hex(metadata_hash)) AS found
+FROM {schema}.entities WHERE metadata_hash <> unhex(sha256(metadata::VARCHAR))
+
+-- name: mend_metadata_hash
+-- The hash follows the metadata.
+UPDATE {schema}.entities SET metadata_hash = unhex(sha256(metadata::VARCHAR))
+WHERE metadata_hash <> unhex(sha256(metadata::VARCHAR))
+
+-- name: find_metadata
+-- Entities whose metadata is no JSON object.
+SELECT entity_type, id, NULL::VARCHAR AS batch_id, 'object' AS expected, lower(json_type(metadata)) AS found
+FROM {schema}.entities WHERE json_type(metadata) <> 'OBJECT'
+
+-- name: find_ledger
+-- Batches that entities name and the ledger does not have.
+SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, e.batch_id::VARCHAR AS batch_id, 'a ledger row' AS expected,
+    'none for ' || count(*) || ' entities' AS found
+FROM {schema}.entities AS e
+WHERE NOT EXISTS (SELECT 1 FROM {schema}.batches AS b WHERE b.batch_id = e.batch_id)
+GROUP BY e.batch_id
+
+-- name: mend_ledger
+-- A ledger row, of no run, for each batch that entities name.
+INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
+SELECT e.batch_id, '00000000-0000-0000-0000-000000000000', max(e.updated_at),
+    count(*) FILTER (WHERE e.created_at = e.updated_at), count(*) FILTER (WHERE e.created_at <> e.updated_at), 0
+FROM {schema}.entities AS e
+WHERE NOT EXISTS (SELECT 1 FROM {schema}.batches AS b WHERE b.batch_id = e.batch_id)
+GROUP BY e.batch_id
+
+-- name: find_ledger_count
+-- Batches that left more entities behind than the ledger says that they wrote.
+SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, b.batch_id::VARCHAR AS batch_id,
+    'created >= ' || h.created || ', updated >= ' || h.updated AS expected,
+    'created ' || b.created || ', updated ' || b.updated AS found
+FROM {schema}.batches AS b
+JOIN (
+    SELECT batch_id, count(*) FILTER (WHERE created_at = updated_at) AS created,
+        count(*) FILTER (WHERE created_at <> updated_at) AS updated
+    FROM {schema}.entities GROUP BY batch_id
+) AS h ON h.batch_id = b.batch_id
+WHERE b.created < h.created OR b.updated < h.updated
+
+-- name: mend_ledger_count
+-- The counts are raised to what is there.
+UPDATE {schema}.batches AS b SET created = greatest(b.created, h.created), updated = greatest(b.updated, h.updated)
+FROM (
+    SELECT batch_id, count(*) FILTER (WHERE created_at = updated_at) AS created,
+        count(*) FILTER (WHERE created_at <> updated_at) AS updated
+    FROM {schema}.entities GROUP BY batch_id
+) AS h
+WHERE h.batch_id = b.batch_id AND (b.created < h.created OR b.updated < h.updated)
+
+-- name: find_ledger_balance
+-- What was created less what was deleted is what is there.
+SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, NULL::VARCHAR AS batch_id,
+    l.balance || ' entities by the ledger' AS expected, n.entities || ' are stored' AS found
+FROM (SELECT coalesce(sum(created), 0) - coalesce(sum(deleted), 0) AS balance FROM {schema}.batches) AS l
+CROSS JOIN (SELECT count(*) AS entities FROM {schema}.entities) AS n
+WHERE l.balance <> n.entities
+
+-- name: mend_ledger_balance
+-- A correcting ledger row, of no run.
+INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
+SELECT uuid(), '00000000-0000-0000-0000-000000000000', now(), greatest(n.entities - l.balance, 0), 0,
+    greatest(l.balance - n.entities, 0)
+FROM (SELECT coalesce(sum(created), 0) - coalesce(sum(deleted), 0) AS balance FROM {schema}.batches) AS l
+CROSS JOIN (SELECT count(*) AS entities FROM {schema}.entities) AS n
+WHERE l.balance <> n.entities
+
+-- name: find_job_batch
+-- Embedding jobs of batches that the ledger does not have.
+SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, j.batch_id::VARCHAR AS batch_id, 'a ledger row' AS expected,
+    'job ' || j.job_id || ' without one' AS found
+FROM {schema}.embedding_jobs AS j
+WHERE j.batch_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {schema}.batches AS b WHERE b.batch_id = j.batch_id)
+
+-- name: mend_job_batch
+-- Such jobs go; entities that are still due get another one.
+DELETE FROM {schema}.embedding_jobs AS j
+WHERE j.batch_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {schema}.batches AS b WHERE b.batch_id = j.batch_id)
+
+-- name: find_job_members
+-- Embedding jobs whose lists of types and ids do not pair up.
+SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, batch_id::VARCHAR AS batch_id, len(ids) || ' types' AS expected,
+    len(entity_types) || ' in job ' || job_id AS found
+FROM {schema}.embedding_jobs WHERE len(entity_types) <> len(ids)
+
+-- name: mend_job_members
+-- Such jobs go; entities that are still due get another one.
+DELETE FROM {schema}.embedding_jobs WHERE len(entity_types) <> len(ids)
+
+-- name: find_job_missing
+-- Entities that are due for embedding, whose batch made a job, and that no job lists.
+WITH listed AS (
+    SELECT DISTINCT entity_type, id
+    FROM (SELECT unnest(entity_types) AS entity_type, unnest(ids) AS id FROM {schema}.embedding_jobs)
+), jobs AS (
+    SELECT batch_id, sum(len(ids)) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
+)
+SELECT e.entity_type, e.id, e.batch_id::VARCHAR AS batch_id, 'an embedding job' AS expected, 'due, and in none' AS found
+FROM {schema}.entities AS e
+JOIN {schema}.batches AS b ON b.batch_id = e.batch_id
+LEFT JOIN jobs AS j ON j.batch_id = e.batch_id
+LEFT JOIN listed AS l ON l.entity_type = e.entity_type AND l.id = e.id
+WHERE e.content <> '' AND b.due > 0 AND l.id IS NULL AND (e.created_at = e.updated_at OR coalesce(j.keys, 0) < b.due)
+    AND NOT EXISTS (
+        SELECT 1 FROM {schema}.embeddings AS v
+        WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
+    )
+
+-- name: mend_job_missing
+-- One job for each batch, with its keys that are due and in none.
+WITH listed AS (
+    SELECT DISTINCT entity_type, id
+    FROM (SELECT unnest(entity_types) AS entity_type, unnest(ids) AS id FROM {schema}.embedding_jobs)
+), jobs AS (
+    SELECT batch_id, sum(len(ids)) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
+)
+INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
+SELECT uuid(), e.batch_id, list(e.entity_type), list(e.id), now(), now()
+FROM {schema}.entities AS e
+JOIN {schema}.batches AS b ON b.batch_id = e.batch_id
+LEFT JOIN jobs AS j ON j.batch_id = e.batch_id
+LEFT JOIN listed AS l ON l.entity_type = e.entity_type AND l.id = e.id
+WHERE e.content <> '' AND b.due > 0 AND l.id IS NULL AND (e.created_at = e.updated_at OR coalesce(j.keys, 0) < b.due)
+    AND NOT EXISTS (
+        SELECT 1 FROM {schema}.embeddings AS v
+        WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
+    )
+GROUP BY e.batch_id
+
+-- name: find_vector_entity
+-- Vectors, and records of texts that were refused, of entities that are not there.
+SELECT v.entity_type, v.id, NULL::VARCHAR AS batch_id, 'no vector in ' || v.space AS expected, 'one' AS found
+FROM {schema}.embeddings AS v
+WHERE NOT EXISTS (SELECT 1 FROM {schema}.entities AS e WHERE e.entity_type = v.entity_type AND e.id = v.id)
+
+-- name: mend_vector_entity
+-- They go.
+DELETE FROM {schema}.embeddings AS v
+WHERE NOT EXISTS (SELECT 1 FROM {schema}.entities AS e WHERE e.entity_type = v.entity_type AND e.id = v.id)
+
+-- name: find_vector_space
+-- Vectors of spaces that are not recorded.
+SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, NULL::VARCHAR AS batch_id, 'a space ' || v.space AS expected,
+    count(*) || ' vectors without one' AS found
+FROM {schema}.embeddings AS v
+WHERE NOT EXISTS (SELECT 1 FROM {schema}.spaces AS s WHERE s.space = v.space) GROUP BY v.space
+
+-- name: mend_vector_space
+-- They go; nobody knows of what model they are.
+DELETE FROM {schema}.embeddings AS v
+WHERE NOT EXISTS (SELECT 1 FROM {schema}.spaces AS s WHERE s.space = v.space)
+
+-- name: kinds
+-- The kinds of value that each metadata field holds, with one id for each.
+SELECT e.entity_type, f.key AS field, CASE f.type
+    WHEN 'BOOLEAN' THEN 'boolean' WHEN 'VARCHAR' THEN 'string' WHEN 'NULL' THEN 'null'
+    WHEN 'ARRAY' THEN 'array' WHEN 'OBJECT' THEN 'object'
+    ELSE CASE
+        WHEN regexp_full_match(f.value::VARCHAR, '-?[0-9]{1,18}') THEN 'integer'
+        WHEN regexp_full_match(f.value::VARCHAR, '-?[0-9]+') THEN 'long integer'
+        ELSE 'float'
+    END
+END AS kind, min(e.id) AS id
+FROM {schema}.entities AS e, json_each(e.metadata) AS f
+WHERE json_type(e.metadata) = 'OBJECT'
+GROUP BY ALL ORDER BY ALL
+
+-- name: all_fields
+-- Every recorded metadata field.
+SELECT entity_type, field, dtype, declared FROM {schema}.metadata_fields ORDER BY position
+
+-- name: forget_fields
+-- Drops the record of the given fields.
+DELETE FROM {schema}.metadata_fields AS f USING given AS t WHERE f.entity_type = t.entity_type AND f.field = t.field

@@ -1,0 +1,205 @@
+-- What PostgreSQL is asked to find what does not agree in a store (find_), and to mend what can be derived (mend_).
+-- Each find_ gives entity_type, id, batch_id, expected and found as text. {schema} is the quoted namespace.
+
+-- name: find_content_hash
+-- Entities whose content hash is not that of their content.
+SELECT entity_type, id, NULL::text AS batch_id, encode(sha256(convert_to(content, 'UTF8')), 'hex') AS expected,
+    encode(content_hash, 'hex') AS found
+FROM {schema}.entities WHERE content_hash <> sha256(convert_to(content, 'UTF8'))
+
+-- name: mend_content_hash
+-- The hash follows the content, which is thereby due for embedding.
+UPDATE {schema}.entities SET content_hash = sha256(convert_to(content, 'UTF8'))
+WHERE content_hash <> sha256(convert_to(content, 'UTF8'))
+
+-- name: find_metadata_hash
+-- Entities whose metadata hash is not that of their metadata.
+SELECT entity_type, id, NULL::text AS batch_id, encode(sha256(convert_to(metadata::text, 'UTF8')), 'hex') AS expected,
+    encode(metadata_hash, 'hex') AS found
+FROM {schema}.entities WHERE metadata_hash <> sha256(convert_to(metadata::text, 'UTF8'))
+
+-- name: mend_metadata_hash
+-- The hash follows the metadata.
+UPDATE {schema}.entities SET metadata_hash = sha256(convert_to(metadata::text, 'UTF8'))
+WHERE metadata_hash <> sha256(convert_to(metadata::text, 'UTF8'))
+
+-- name: find_metadata
+-- Entities whose metadata is no JSON object.
+SELECT entity_type, id, NULL::text AS batch_id, 'object' AS expected, json_typeof(metadata) AS found
+FROM {schema}.entities WHERE json_typeof(metadata) <> 'object'
+
+-- name: find_ledger
+-- Batches that entities name and the ledger does not have.
+SELECT NULL::text AS entity_type, NULL::text AS id, e.batch_id::text AS batch_id, 'a ledger row' AS expected,
+    'none for ' || count(*) || ' entities' AS found
+FROM {schema}.entities AS e
+WHERE NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = e.batch_id)
+GROUP BY e.batch_id
+
+-- name: mend_ledger
+-- A ledger row, of no run, for each batch that entities name.
+INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
+SELECT e.batch_id, '00000000-0000-0000-0000-000000000000', max(e.updated_at),
+    count(*) FILTER (WHERE e.created_at = e.updated_at), count(*) FILTER (WHERE e.created_at <> e.updated_at), 0
+FROM {schema}.entities AS e
+WHERE NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = e.batch_id)
+GROUP BY e.batch_id
+
+-- name: find_ledger_count
+-- Batches that left more entities behind than the ledger says that they wrote.
+SELECT NULL::text AS entity_type, NULL::text AS id, b.batch_id::text AS batch_id,
+    'created >= ' || h.created || ', updated >= ' || h.updated AS expected,
+    'created ' || b.created || ', updated ' || b.updated AS found
+FROM {schema}.batches AS b
+JOIN (
+    SELECT batch_id, count(*) FILTER (WHERE created_at = updated_at) AS created,
+        count(*) FILTER (WHERE created_at <> updated_at) AS updated
+    FROM {schema}.entities GROUP BY batch_id
+) AS h ON h.batch_id = b.batch_id
+WHERE b.created < h.created OR b.updated < h.updated
+
+-- name: mend_ledger_count
+-- The counts are raised to what is there.
+UPDATE {schema}.batches AS b SET created = greatest(b.created, h.created), updated = greatest(b.updated, h.updated)
+FROM (
+    SELECT batch_id, count(*) FILTER (WHERE created_at = updated_at) AS created,
+        count(*) FILTER (WHERE created_at <> updated_at) AS updated
+    FROM {schema}.entities GROUP BY batch_id
+) AS h
+WHERE h.batch_id = b.batch_id AND (b.created < h.created OR b.updated < h.updated)
+
+-- name: find_ledger_balance
+-- What was created less what was deleted is what is there.
+SELECT NULL::text AS entity_type, NULL::text AS id, NULL::text AS batch_id,
+    l.balance || ' entities by the ledger' AS expected, n.entities || ' are stored' AS found
+FROM (SELECT coalesce(sum(created), 0) - coalesce(sum(deleted), 0) AS balance FROM {schema}.batches) AS l
+CROSS JOIN (SELECT count(*) AS entities FROM {schema}.entities) AS n
+WHERE l.balance <> n.entities
+
+-- name: mend_ledger_balance
+-- A correcting ledger row, of no run.
+INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
+SELECT gen_random_uuid(), '00000000-0000-0000-0000-000000000000', now(), greatest(n.entities - l.balance, 0), 0,
+    greatest(l.balance - n.entities, 0)
+FROM (SELECT coalesce(sum(created), 0) - coalesce(sum(deleted), 0) AS balance FROM {schema}.batches) AS l
+CROSS JOIN (SELECT count(*) AS entities FROM {schema}.entities) AS n
+WHERE l.balance <> n.entities
+
+-- name: find_job_batch
+-- Embedding jobs of batches that the ledger does not have.
+SELECT NULL::text AS entity_type, NULL::text AS id, j.batch_id::text AS batch_id, 'a ledger row' AS expected,
+    'job ' || j.job_id || ' without one' AS found
+FROM {schema}.embedding_jobs AS j
+WHERE j.batch_id IS NOT NULL AND NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = j.batch_id)
+
+-- name: mend_job_batch
+-- Such jobs go; entities that are still due get another one.
+DELETE FROM {schema}.embedding_jobs AS j
+WHERE j.batch_id IS NOT NULL AND NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = j.batch_id)
+
+-- name: find_job_members
+-- Embedding jobs whose lists of types and ids do not pair up.
+SELECT NULL::text AS entity_type, NULL::text AS id, batch_id::text AS batch_id, cardinality(ids) || ' types' AS expected,
+    cardinality(entity_types) || ' in job ' || job_id AS found
+FROM {schema}.embedding_jobs WHERE cardinality(entity_types) <> cardinality(ids)
+
+-- name: mend_job_members
+-- Such jobs go; entities that are still due get another one.
+DELETE FROM {schema}.embedding_jobs WHERE cardinality(entity_types) <> cardinality(ids)
+
+-- name: find_job_missing
+-- Entities that are due for embedding, whose batch made a job, and that no job lists.
+WITH listed AS (
+    SELECT DISTINCT m.entity_type, m.id
+    FROM {schema}.embedding_jobs AS j CROSS JOIN unnest(j.entity_types, j.ids) AS m (entity_type, id)
+), jobs AS (
+    SELECT batch_id, sum(cardinality(ids)) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
+)
+SELECT e.entity_type, e.id, e.batch_id::text AS batch_id, 'an embedding job' AS expected, 'due, and in none' AS found
+FROM {schema}.entities AS e
+JOIN {schema}.batches AS b ON b.batch_id = e.batch_id
+LEFT JOIN jobs AS j ON j.batch_id = e.batch_id
+LEFT JOIN listed AS l ON l.entity_type = e.entity_type AND l.id = e.id
+WHERE e.content <> '' AND b.due > 0 AND l.id IS NULL AND (e.created_at = e.updated_at OR coalesce(j.keys, 0) < b.due)
+    AND NOT EXISTS (
+        SELECT FROM {schema}.embeddings AS v
+        WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
+    )
+
+-- name: mend_job_missing
+-- One job for each batch, with its keys that are due and in none.
+WITH listed AS (
+    SELECT DISTINCT m.entity_type, m.id
+    FROM {schema}.embedding_jobs AS j CROSS JOIN unnest(j.entity_types, j.ids) AS m (entity_type, id)
+), jobs AS (
+    SELECT batch_id, sum(cardinality(ids)) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
+)
+INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
+SELECT gen_random_uuid(), e.batch_id, array_agg(e.entity_type), array_agg(e.id), now(), now()
+FROM {schema}.entities AS e
+JOIN {schema}.batches AS b ON b.batch_id = e.batch_id
+LEFT JOIN jobs AS j ON j.batch_id = e.batch_id
+LEFT JOIN listed AS l ON l.entity_type = e.entity_type AND l.id = e.id
+WHERE e.content <> '' AND b.due > 0 AND l.id IS NULL AND (e.created_at = e.updated_at OR coalesce(j.keys, 0) < b.due)
+    AND NOT EXISTS (
+        SELECT FROM {schema}.embeddings AS v
+        WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
+    )
+GROUP BY e.batch_id
+
+-- name: find_vector_entity
+-- Vectors, and records of texts that were refused, of entities that are not there.
+SELECT v.entity_type, v.id, NULL::text AS batch_id, 'no vector in ' || v.space AS expected, 'one' AS found
+FROM {schema}.embeddings AS v
+WHERE NOT EXISTS (SELECT FROM {schema}.entities AS e WHERE e.entity_type = v.entity_type AND e.id = v.id)
+
+-- name: mend_vector_entity
+-- They go.
+DELETE FROM {schema}.embeddings AS v
+WHERE NOT EXISTS (SELECT FROM {schema}.entities AS e WHERE e.entity_type = v.entity_type AND e.id = v.id)
+
+-- name: find_vector_space
+-- Vectors of spaces that are not recorded.
+SELECT NULL::text AS entity_type, NULL::text AS id, NULL::text AS batch_id, 'a space ' || v.space AS expected,
+    count(*) || ' vectors without one' AS found
+FROM {schema}.embeddings AS v
+WHERE NOT EXISTS (SELECT FROM {schema}.spaces AS s WHERE s.space = v.space) GROUP BY v.space
+
+-- name: mend_vector_space
+-- They go; nobody knows of what model they are.
+DELETE FROM {schema}.embeddings AS v
+WHERE NOT EXISTS (SELECT FROM {schema}.spaces AS s WHERE s.space = v.space)
+
+-- name: kinds
+-- The kinds of value that each metadata field holds, with one id for each.
+SELECT entity_type, field, kind, min(id) AS id
+FROM (
+    SELECT e.entity_type, e.id, f.key AS field, CASE json_typeof(f.value)
+        WHEN 'number' THEN CASE
+            WHEN f.value::text ~ '^-?[0-9]{1,18}$' THEN 'integer'
+            WHEN f.value::text ~ '^-?[0-9]+$' THEN 'long integer'
+            ELSE 'float'
+        END
+        ELSE json_typeof(f.value)
+    END AS kind
+    FROM {schema}.entities AS e
+    CROSS JOIN LATERAL json_each(CASE json_typeof(e.metadata) WHEN 'object' THEN e.metadata ELSE '{}' END) AS f
+) AS k
+GROUP BY entity_type, field, kind ORDER BY entity_type, field, kind
+
+-- name: all_fields
+-- Every recorded metadata field.
+SELECT entity_type, field, dtype, declared FROM {schema}.metadata_fields ORDER BY position
+
+-- name: forget_fields
+-- Drops the record of fields. $1 entity_types, $2 fields
+DELETE FROM {schema}.metadata_fields AS f USING unnest($1::text[], $2::text[]) AS t (entity_type, field)
+WHERE f.entity_type = t.entity_type AND f.field = t.field
+
+-- name: snapshot
+-- All that is found is found of the same moment.
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY
+
+-- name: keep_writers_out
+-- Mending waits for the writers, and they for it; readers do not.
+LOCK TABLE {schema}.entities, {schema}.batches, {schema}.embedding_jobs IN SHARE ROW EXCLUSIVE MODE

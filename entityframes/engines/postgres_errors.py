@@ -1,0 +1,91 @@
+"""What PostgreSQL's errors mean for a batch, by SQLSTATE."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import adbc_driver_manager
+
+from entityframes.errors import (
+    ConnectionLostError,
+    DatabaseError,
+    PermanentError,
+    ResourceError,
+    RowError,
+    StatementCancelledError,
+    StatementTimeoutError,
+    TransientError,
+)
+
+#: The one that says that a copied row is stored already.
+UNIQUE_VIOLATION = "23505"
+
+#: SQLSTATE, or its class, to what it means for a batch. The longest match counts.
+_MEANING: dict[str, type[DatabaseError]] = {
+    "08": ConnectionLostError,
+    "08P01": PermanentError,
+    "22": RowError,
+    "23": RowError,
+    "40001": TransientError,
+    "40P01": TransientError,
+    "53": ResourceError,
+    "53300": TransientError,
+    "54000": RowError,
+    "55P03": TransientError,
+    "57014": StatementTimeoutError,
+    "57P01": ConnectionLostError,
+    "57P02": ConnectionLostError,
+    "57P03": ConnectionLostError,
+    "25P03": ConnectionLostError,
+    "57P05": ConnectionLostError,
+    "58030": ResourceError,
+    "P0001": RowError,
+}
+
+_LOST = re.compile(
+    r"server closed the connection|no connection to the server|could not (?:receive|send) data|SSL SYSCALL"
+    r"|connection (?:refused|reset)|terminating connection|connection is (?:closed|bad)|broken pipe"
+    r"|connection to server .* failed|the database system is",
+    re.IGNORECASE,
+)
+_FULL = re.compile(r"too many (?:connections|clients)|connection slots", re.IGNORECASE)
+
+
+@contextmanager
+def translated(*, connecting: bool = False, committing: bool = False) -> Iterator[None]:
+    """Turn the driver's errors into ours, by SQLSTATE; its Python classes say little."""
+    try:
+        yield
+    except adbc_driver_manager.Error as error:
+        sqlstate = error.sqlstate or None
+        message = _readable(str(error))
+        if sqlstate is None and connecting and _FULL.search(message):
+            # libpq does not say so when it connects.
+            sqlstate = "53300"
+        if sqlstate is None:
+            meaning: type[DatabaseError] = ConnectionLostError if _LOST.search(message) else PermanentError
+        else:
+            meaning = _MEANING.get(sqlstate) or _MEANING.get(sqlstate[:2]) or PermanentError
+        if connecting:
+            meaning = meaning if sqlstate is not None or _LOST.search(message) else PermanentError
+            # libpq repeats what it could not parse, and that may be the password.
+            message = "the URL cannot be read (malformed)" if "URI" in message or "percent" in message else message
+        if sqlstate == "57014" and "user request" in message:
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt from error
+            meaning = StatementCancelledError
+        translated = meaning(message, sqlstate)
+        translated.committing = committing
+        raise translated from None
+
+
+def _readable(message: str) -> str:
+    """The server's own words, without the driver's preamble and without DETAIL, which may quote other rows."""
+    message = re.sub(r"^[A-Z_]+: (?:\[libpq\] )?", "", message.strip())
+    message = message.partition("\nDETAIL:")[0].partition("\nCONTEXT:")[0].partition("\nLINE ")[0]
+    message = message.partition("Query was:")[0]
+    found = re.search(r"(?:ERROR|FATAL|PANIC):\s*(.*)", message, re.DOTALL)
+    return " ".join((found[1] if found else message).split()).partition(" SQLSTATE:")[0]

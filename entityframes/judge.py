@@ -1,0 +1,75 @@
+"""The rows of a frame, judged before the database sees them: which can be stored, and which give way to another."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import polars as pl
+
+from entityframes import frames, types
+from entityframes.canonical import Inferred
+from entityframes.errors import DuplicateError
+from entityframes.fields import Fields
+from entityframes.frames import KEY
+
+OnDuplicate = Literal["last", "first", "error"]
+
+#: A sha256 in hex.
+_HASH = "^[0-9a-fA-F]{64}$"
+
+
+def judge(
+    chunk: pl.DataFrame, fields: Fields, expected_hash: str | None
+) -> tuple[pl.DataFrame, pl.DataFrame, Inferred]:
+    """Canonical rows, the key and error of those that break a rule, and the dtypes found in JSON."""
+    canonical = frames.canonicalise(chunk)
+    rows, invalid = canonical.valid, canonical.invalid
+    if canonical.inferred:
+        rows, misfits = _conforming(rows, fields)
+        invalid = pl.concat([invalid, misfits])
+    if "expected" in chunk.columns:
+        hashes = chunk.select("row", "expected", "expected_metadata")
+        no_hash = ~pl.all_horizontal(pl.col("expected", "expected_metadata").str.contains(_HASH).fill_null(True))
+        wrong = rows.join(hashes.filter(no_hash), on="row", how="semi").select("row", *KEY)
+        error = f"{expected_hash} holds no sha256 in hex"
+        invalid = pl.concat([invalid, wrong.with_columns(error=pl.lit(error))])
+        hashes = hashes.filter(~no_hash).with_columns(pl.col("expected", "expected_metadata").str.decode("hex"))
+        rows = rows.join(hashes, on="row", maintain_order="left")
+    return rows, invalid, canonical.inferred
+
+
+def _conforming(rows: pl.DataFrame, fields: Fields) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Split rows whose JSON metadata fits the declared dtypes of their type from those where it does not."""
+    misfits = []
+    for entity_type in rows["entity_type"].unique():
+        declared = fields.declared(entity_type)
+        if declared:
+            own = rows.filter(pl.col("entity_type") == entity_type)
+            wrong = types.nonconforming(own["metadata"], declared).unique("row", keep="first")
+            dtypes = wrong["field"].replace_strict(
+                {name: str(dtype) for name, dtype in declared.items()}, return_dtype=pl.String
+            )
+            error = pl.format("metadata field {} holds {}, which is no {}", "field", "value", pl.lit(dtypes))
+            misfits.append(own[wrong["row"]].select("row", *KEY).with_columns(wrong.select(error=error).to_series()))
+    bad = pl.concat(misfits) if misfits else rows.clear().select("row", *KEY, error=pl.lit("", pl.String))
+    return rows.join(bad, on="row", how="anti", maintain_order="left") if bad.height else rows, bad
+
+
+def losers(rows: pl.DataFrame, policy: OnDuplicate) -> pl.Series:
+    """The ``row`` of each row that gives way to another one with its key.
+
+    Raises:
+        DuplicateError: there are any, and the policy is "error".
+    """
+    key = pl.struct(pl.col(KEY).cast(pl.Binary))
+    kept = key.is_first_distinct() if policy == "first" else key.is_last_distinct()
+    lost = rows.filter(~kept)
+    if policy == "error" and lost.height:
+        shown = ", ".join(
+            f"{kind}/{id}" for kind, id in lost.select(KEY).unique(maintain_order=True).head(5).iter_rows()
+        )
+        raise DuplicateError(
+            f"{lost.height:,} rows repeat the key of another row ({shown}{', ...' if lost.height > 5 else ''}): "
+            "make the ids unique, or choose on_duplicate='last' or 'first'; nothing of them was written"
+        )
+    return lost["row"]

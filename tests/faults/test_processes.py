@@ -1,0 +1,170 @@
+"""Processes that are interrupted or killed at work."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+import entityframes as ef
+from tests.conftest import execute
+from tests.faults.invariants import Model, rows
+from tests.faults.servers import WAITING, Server, backends, wait_until
+from tests.faults.test_connections import ONE_ROW, locked
+
+#: Prints how long it took from the signal to the KeyboardInterrupt, what the result says, and that the store goes on.
+INTERRUPTED = textwrap.dedent(
+    """
+    import json, sys, time
+    import polars as pl
+    import entityframes as ef
+    from tests.faults.invariants import rows
+    store = ef.connect(sys.argv[1], workers=int(sys.argv[4]))
+    frame = rows(int(sys.argv[2]), "changed", size=int(sys.argv[3]))
+    print("begins", flush=True)
+    try:
+        store.upsert(frame, progress=False, batch_size=50_000)
+        print("not interrupted")
+    except KeyboardInterrupt:
+        raised = time.monotonic()
+        statuses = store.last_result.outcomes.select("id", pl.col("status").cast(pl.String)).rows()
+        again = store.upsert_entity("probe", "after", "x")["status"]
+        store.delete_entity("probe", "after")
+        store.close()
+        print(json.dumps({"raised": raised, "statuses": statuses, "again": again}))
+    """
+)
+
+
+def interrupted(url: str, condition, *words: object) -> dict:
+    """Interrupt a child that upserts, as soon as a condition holds."""
+    command = [sys.executable, "-c", INTERRUPTED, url, *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "begins\n", child.stderr.read()
+        wait_until(condition, "the moment to interrupt")
+        sent = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        out, errors = child.communicate(timeout=60)
+    assert out.startswith("{"), out + errors
+    told = json.loads(out)
+    # The clock is the machine's, the same for both processes.
+    return told | {"took": told["raised"] - sent}
+
+
+def settle(model: Model, told: dict, frame) -> None:
+    """Take over what the child was told."""
+    new = {row["id"]: row for row in frame.iter_rows(named=True)}
+    assert [id for id, _ in told["statuses"]] == frame["id"].to_list()
+    for id, status in told["statuses"]:
+        assert status in ("created", "updated", "unchanged", "cancelled")
+        if status != "cancelled":
+            model.entities["note", id] = (new[id]["content"], json.loads(new[id]["metadata"]))
+
+
+@pytest.mark.parametrize("point", ["merge", "one statement", "copy"])
+def test_interrupt_on_postgresql(own_server: Server, database: str, own_store, point: str) -> None:
+    """Ctrl-C while a merge waits, a small batch waits, or rows stream in: KeyboardInterrupt in time, all or nothing."""
+    model, store = Model(), own_store()
+    first = rows(20)
+    model.upserted(first, store.upsert(first))
+    count, size, limit = {"merge": (5_000, 0, 2), "one statement": (20, 0, 2), "copy": (50_000, 1_500, 5)}[point]
+    if point == "copy":
+        told = interrupted(
+            own_server.url(database), lambda: backends(own_server, database, "query LIKE 'COPY %'"), count, size, 1
+        )
+    else:
+        with locked(own_server, database, ONE_ROW):
+            told = interrupted(
+                own_server.url(database), lambda: backends(own_server, database, WAITING), count, size, 1
+            )
+    assert told["took"] < limit
+    assert told["again"] == "created"
+    assert "cancelled" in {status for _, status in told["statuses"]}
+    settle(model, told, rows(count, "changed", size=size))
+    model.check(store)
+
+
+def test_interrupt_on_duckdb(tmp_path: Path) -> None:
+    """Ctrl-C while batches are written: KeyboardInterrupt in time, whole batches or nothing."""
+    path = tmp_path / "x.duckdb"
+    log = Path(f"{path}.wal")
+
+    def grows() -> bool:
+        return log.exists() and log.stat().st_size > 1 << 20
+
+    told = interrupted(str(path), grows, 200_000, 100, 2)
+    assert told["took"] < 2
+    assert told["again"] == "created"
+    model = Model()
+    settle(model, told, rows(200_000, "changed", size=100))
+    with ef.connect(path) as store:
+        assert store.stats()["entities"].sum() == len(model.entities)
+        assert store.verify().is_empty()
+
+
+#: Writes batches of a hundred and says which one is committed, until it is killed.
+COMMITS = textwrap.dedent(
+    """
+    import sys
+    import entityframes as ef
+    from tests.faults.invariants import rows
+    store = ef.connect(sys.argv[1])
+    turn = int(sys.argv[2])
+    while True:
+        assert store.upsert(rows(100, start=turn * 100, size=500), progress=False).counts["created"] == 100
+        print(turn, flush=True)
+        turn += 1
+    """
+)
+
+AT_WORK = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+
+
+def kill_in_a_commit_loop(url: str, kills: int, seed: int) -> int:
+    """Kill a process that commits, again and again; every batch that it told is there, whole. Returns the batches."""
+    chance = random.Random(seed)
+    turn = 0
+    for _ in range(kills):
+        with subprocess.Popen(
+            [sys.executable, "-c", COMMITS, url, str(turn)], stdout=subprocess.PIPE, text=True
+        ) as child:
+            for _ in range(chance.randint(1, 20)):
+                turn = int(child.stdout.readline()) + 1
+            # The moment is what is random.
+            time.sleep(chance.uniform(0, 0.02))
+            child.kill()
+            told = child.stdout.read().split()
+            turn = int(told[-1]) + 1 if told else turn
+        if url.startswith("postgresql"):
+            # The server may still be at the last statement of a client that is gone.
+            wait_until(lambda: not execute(url, AT_WORK)[0][0], "the server")
+        with ef.connect(url) as store:
+            ids = store.scan("note").select("id").collect()["id"]
+            # The last batch may have been committed and not told.
+            assert ids.len() in (turn * 100, turn * 100 + 100), (ids.len(), turn)
+            turn = ids.len() // 100
+            assert store.verify().is_empty()
+    with ef.connect(url) as store:
+        ids = store.scan("note").select("id").collect()["id"].sort()
+    assert ids.to_list() == [f"e{n:06}" for n in range(turn * 100)]
+    return turn
+
+
+def test_killed_in_a_commit_loop(url: str) -> None:
+    """No batch that was told is lost, and none is there in part."""
+    assert kill_in_a_commit_loop(url, kills=3, seed=7) > 3
+
+
+if __name__ == "__main__":
+    # python -m tests.faults.test_processes URL KILLS
+    print(kill_in_a_commit_loop(sys.argv[1], int(sys.argv[2]), seed=1), "batches, none lost")

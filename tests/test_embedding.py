@@ -1,0 +1,344 @@
+"""Embedding jobs: made with the batch, worked off in batches, derived from what the store says."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import entityframes as ef
+from tests.conftest import execute
+
+DIM = 16
+
+
+class Recording(ef.HashingEmbedder):
+    """A real embedder that remembers its calls, refuses texts with "poison", and does what a test wants before each."""
+
+    def __init__(self, dim: int = DIM, max_batch: int = 100, before: Any = lambda texts: None) -> None:
+        super().__init__(dim, max_batch=max_batch)
+        self.calls: list[list[str]] = []
+        self.before = before
+
+    def embed(self, texts: Sequence[str], /) -> np.ndarray[Any, Any]:
+        self.calls.append(list(texts))
+        self.before(texts)
+        if any("poison" in text for text in texts):
+            raise ValueError("cannot embed this")
+        return super().embed(texts)
+
+    @property
+    def texts(self) -> list[str]:
+        return [text for call in self.calls for text in call]
+
+
+def notes(count: int, text: str = "text", start: int = 0) -> pl.DataFrame:
+    return pl.DataFrame({"n": range(start, start + count)}).select(
+        entity_type=pl.lit("note"),
+        id=pl.format("n{}", pl.col("n").cast(pl.String).str.zfill(5)),
+        content=pl.format("{} {}", pl.lit(text), "n"),
+    )
+
+
+def embed(store: ef.EntityStore, embedder: Any = None, **options: Any) -> ef.EmbedResult:
+    return store.embed(embedder or Recording(), progress=False, **options)
+
+
+def vectors_are_current(store: ef.EntityStore, sql: Any, space: str = f"hashing-{DIM}") -> None:
+    """Exactly one vector for each content, and it is that of the stored content."""
+    stored = sql("SELECT entity_type, id, content_hash FROM entityframes.entities WHERE content <> '' ORDER BY 1, 2")
+    embedded = sql(
+        f"SELECT entity_type, id, content_hash FROM entityframes.embeddings WHERE space = '{space}' AND error IS NULL "
+        "ORDER BY 1, 2"
+    )
+    assert [tuple(map(_plain, row)) for row in embedded] == [tuple(map(_plain, row)) for row in stored]
+
+
+def _plain(value: Any) -> Any:
+    return bytes(value) if isinstance(value, bytes | bytearray | memoryview) else value
+
+
+def test_one_job_a_batch(store: ef.EntityStore, sql: Any) -> None:
+    """A thousand entities in ten batches make ten jobs, and their embedding one outcome each."""
+    result = store.upsert(notes(1_000), batch_size=100, progress=False)
+    jobs = store.jobs()
+    assert jobs.height == 10
+    assert jobs["entities"].to_list() == [100] * 10
+    assert set(jobs["state"].cast(pl.String)) == {"pending"}
+    assert set(jobs["job_id"]) == set(result.outcomes["job_id"])
+    embedder = Recording()
+    done = embed(store, embedder)
+    assert done.ok
+    assert done.counts["embedded"] == 1_000
+    assert done.calls == len(embedder.calls) == 10
+    assert sorted(done.outcomes["id"]) == notes(1_000)["id"].to_list()
+    assert set(store.jobs()["state"].cast(pl.String)) == {"done"}
+    assert store.stats().select("embedded", "due", "failed").row(0) == (1_000, 0, 0)
+    vectors_are_current(store, sql)
+    assert store.verify().is_empty()
+
+
+def test_only_what_changed_is_embedded_again(store: ef.EntityStore, sql: Any) -> None:
+    """Content that is the same, or of which only metadata changed, is not sent to the model again."""
+    store.upsert(notes(500), progress=False)
+    embed(store)
+    changed = pl.concat([notes(5, "new"), notes(495, start=5)])
+    store.upsert(changed.with_columns(metadata=pl.struct(a=pl.lit(1))), progress=False)
+    assert store.stats()["due"].to_list() == [5]
+    embedder = Recording()
+    assert embed(store, embedder).counts["embedded"] == 5
+    assert sorted(embedder.texts) == [f"new {n}" for n in range(5)]
+    assert embed(store, embedder).rows == 0
+    vectors_are_current(store, sql)
+
+
+def test_skipped_and_queued_later(store: ef.EntityStore, sql: Any) -> None:
+    """embed=False makes no job; enqueue makes them by type, by id frame, or for all, and only for what is due."""
+    store.upsert(notes(30), embed=False, progress=False)
+    store.upsert(notes(5).with_columns(entity_type=pl.lit("other")), embed=False, progress=False)
+    assert store.jobs().height == 0
+    assert embed(store).rows == 0
+    assert store.enqueue("other") == 5
+    assert embed(store).counts["embedded"] == 5
+    assert store.enqueue(pl.concat([notes(10), notes(3, start=900)])) == 10
+    assert embed(store).counts["embedded"] == 10
+    assert store.enqueue() == 20
+    assert embed(store).counts["embedded"] == 20
+    assert store.enqueue() == 0
+    vectors_are_current(store, sql)
+    assert store.verify().is_empty()
+
+
+def test_empty_content_is_not_embedded(store: ef.EntityStore) -> None:
+    """There is nothing to embed; what had content and lost it is no longer found by its old vector."""
+    store.upsert(notes(3), progress=False)
+    embed(store)
+    store.upsert(notes(3).with_columns(content=pl.lit("")), progress=False)
+    assert store.stats().select("embedded", "due").row(0) == (0, 0)
+    assert store.search("text 1", embedder=Recording()).is_empty()
+
+
+def test_a_poisoned_text(store: ef.EntityStore, sql: Any) -> None:
+    """It is found by halving, recorded with its error, and queued again on demand; the others go through."""
+    rows = notes(1_024)
+    rows = rows.with_columns(
+        content=pl.when(pl.col("id") == "n00700").then(pl.lit("poison")).otherwise(pl.col("content"))
+    )
+    store.upsert(rows, progress=False)
+    embedder = Recording(max_batch=1_024)
+    result = embed(store, embedder)
+    assert result.failed.select("id", "error_kind", "error").rows() == [
+        ("n00700", "embedder", "ValueError: cannot embed this")
+    ]
+    assert result.counts["embedded"] == 1_023
+    assert len(embedder.calls) <= 1 + 2 * math.log2(1_024) + 1
+    assert store.stats().select("embedded", "due", "failed").row(0) == (1_023, 0, 1)
+    assert embed(store).rows == 0
+    assert store.retry_failed() == 1
+    store.upsert(rows.filter(pl.col("id") == "n00700").with_columns(content=pl.lit("well again")), progress=False)
+    assert embed(store).counts["embedded"] == 1
+    assert store.stats()["failed"].to_list() == [0]
+    vectors_are_current(store, sql)
+
+
+def test_a_busy_embedder(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked again as late as it says; after so many tries the job fails and its entities stay due."""
+    store.upsert(notes(10), progress=False)
+    asked: list[float] = []
+
+    def busy_twice(texts: Sequence[str]) -> None:
+        asked.append(time.monotonic())
+        if len(asked) < 3:
+            raise ef.EmbedderBusyError("too many requests", 0.2)
+
+    result = embed(store, Recording(before=busy_twice))
+    assert result.counts["embedded"] == 10
+    assert min(np.diff(asked)) >= 0.2
+
+    store.upsert(notes(10, "more"), progress=False)
+
+    def busy(texts: Sequence[str]) -> None:
+        raise ef.EmbedderBusyError("too many requests", 0.01)
+
+    result = embed(store, Recording(before=busy), max_attempts=2)
+    assert result.counts["failed"] == 10
+    assert result.failed["error"].str.contains("too many requests").all()
+    assert store.stats()["due"].to_list() == [10]
+    assert store.jobs("failed")["attempts"].to_list() == [2]
+    store.retry_failed()
+    assert embed(store).counts["embedded"] == 10
+
+
+def test_an_embedder_that_cannot_work(store: ef.EntityStore) -> None:
+    """Its error ends the run, and the job waits for a better one."""
+    store.upsert(notes(10), progress=False)
+
+    def refuse(texts: Sequence[str]) -> None:
+        raise ef.EmbedderError("no such model")
+
+    with pytest.raises(ef.EmbedderError, match="no such model"):
+        embed(store, Recording(before=refuse))
+    assert store.jobs()["state"].cast(pl.String).to_list() == ["pending"]
+    assert embed(store).counts["embedded"] == 10
+
+
+def test_content_that_changes_while_it_is_embedded(connect: Any, sql: Any) -> None:
+    """The vector of the older text is not written; the newer one is due and gets its own."""
+    store, other = connect(), connect()
+    store.upsert(notes(20), progress=False)
+    edited = threading.Event()
+
+    def edit(texts: Sequence[str]) -> None:
+        if not edited.is_set():
+            edited.set()
+            other.upsert(notes(5, "newer"), progress=False)
+            other.delete(notes(1, start=19))
+
+    result = embed(store, Recording(before=edit))
+    assert result.counts["skipped"] == 6
+    assert result.counts["embedded"] == 14 + 5
+    vectors_are_current(store, sql)
+    assert store.verify().is_empty()
+
+
+def test_deleting_takes_vectors_along(store: ef.EntityStore, sql: Any) -> None:
+    store.upsert(notes(10), progress=False)
+    embed(store)
+    store.delete(notes(4))
+    assert sql("SELECT count(*) FROM entityframes.embeddings") == [(6,)]
+    assert store.verify().is_empty()
+
+
+def test_a_batch_that_is_rolled_back_leaves_no_job(store: ef.EntityStore) -> None:
+    bad = pl.concat([notes(5), notes(1, start=5).with_columns(id=pl.lit(None, pl.String))])
+    result = store.upsert(bad, on_error="rollback", progress=False)
+    assert result.counts["failed"] == 6
+    assert store.jobs().is_empty()
+    assert store.stats().is_empty()
+
+
+def test_several_workers(store: ef.EntityStore, sql: Any) -> None:
+    """Each job is worked off by one of them; nothing is embedded twice."""
+    store.upsert(notes(2_000), batch_size=50, progress=False)
+    embedder = Recording(max_batch=25)
+    result = embed(store, embedder, workers=4)
+    assert result.counts["embedded"] == 2_000
+    assert sorted(embedder.texts) == sorted(notes(2_000)["content"])
+    vectors_are_current(store, sql)
+
+
+def test_cancel(store: ef.EntityStore, sql: Any) -> None:
+    """The batch in flight is still written, the rest goes back to the queue."""
+    store.upsert(notes(400), batch_size=100, progress=False)
+    cancel = threading.Event()
+
+    def press(texts: Sequence[str]) -> None:
+        cancel.set()
+        # Longer than the run takes to look at the event.
+        time.sleep(0.1)
+
+    embedder = Recording(max_batch=20, before=press)
+    result = embed(store, embedder, cancel=cancel)
+    assert 20 <= result.counts["embedded"] < 400
+    assert store.stats()["embedded"].sum() == result.counts["embedded"]
+    assert store.jobs("running").is_empty()
+    assert embed(store).counts["embedded"] == 400 - result.counts["embedded"]
+    vectors_are_current(store, sql)
+
+
+def test_ctrl_c(store: ef.EntityStore, sql: Any) -> None:
+    """KeyboardInterrupt within two seconds also while the embedder hangs; the job goes back, the store goes on."""
+    store.upsert(notes(100), progress=False)
+    hanging = threading.Event()
+
+    def hang(texts: Sequence[str]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        hanging.wait(20)
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        embed(store, Recording(before=hang))
+    assert time.monotonic() - started < 4
+    assert store.jobs()["state"].cast(pl.String).to_list() == ["pending"]
+    assert isinstance(store.last_result, ef.EmbedResult)
+    assert embed(store).counts["embedded"] == 100
+    hanging.set()
+    vectors_are_current(store, sql)
+
+
+def test_spaces(store: ef.EntityStore, sql: Any) -> None:
+    """A second model has vectors of its own, is filled while searches use the first, and takes over at once."""
+    store.upsert(notes(60), progress=False)
+    embed(store)
+    assert embed(store, Recording(32), space="wide").counts["embedded"] == 60
+    spaces = store.spaces()
+    assert spaces.select("space", "model", "dim", "active", "embedded", "due").rows() == [
+        (f"hashing-{DIM}", f"hashing-{DIM}", DIM, True, 60, 0),
+        ("wide", "hashing-32", 32, False, 60, 0),
+    ]
+    store.upsert(notes(10, "new"), progress=False)
+    assert store.spaces()["due"].to_list() == [10, 10]
+    assert embed(store, Recording(32), space="wide").counts["embedded"] == 10
+    assert store.spaces()["due"].to_list() == [10, 0]
+    store.activate("wide")
+    assert store.stats()["due"].to_list() == [0]
+    found = store.search("new 3", k=1, embedder=Recording(32))
+    assert found["content"].to_list() == ["new 3"]
+    with pytest.raises(ef.SpaceError, match="32"):
+        embed(store, Recording(), space="wide")
+    with pytest.raises(ef.SpaceError, match="activate another"):
+        store.drop_space("wide")
+    store.drop_space(f"hashing-{DIM}")
+    assert store.spaces()["space"].to_list() == ["wide"]
+    vectors_are_current(store, sql, "wide")
+    assert store.verify().is_empty()
+
+
+def test_an_embedder_that_lies_about_its_dimension(store: ef.EntityStore) -> None:
+    store.upsert(notes(3), progress=False)
+    with pytest.raises(ef.EmbedderError, match="dimension is 16"):
+        embed(store, type("Liar", (Recording,), {"embed": lambda self, texts: np.ones((len(texts), 7))})())
+    assert store.jobs("pending").height == 1
+
+
+def test_nan_is_no_vector(store: ef.EntityStore) -> None:
+    """What an embedder makes of a text may be unusable; that text fails, with the reason."""
+    store.upsert(notes(4), progress=False)
+
+    class Broken(Recording):
+        def embed(self, texts: Sequence[str], /) -> np.ndarray[Any, Any]:
+            vectors = super().embed(texts)
+            vectors[[text == "text 2" for text in texts]] = np.nan
+            return vectors
+
+    result = embed(store, Broken())
+    assert result.failed.select("id", "error").rows() == [("n00002", "the vector holds NaN or infinity")]
+    assert result.counts["embedded"] == 3
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_a_lease_that_ended(connect: Any, url: str, sql: Any) -> None:
+    """A job whose worker is not heard of is taken over, and the worker that had it can no longer write."""
+    store, other = connect(), connect()
+    store.upsert(notes(50), progress=False)
+    taken = threading.Event()
+
+    def lose(texts: Sequence[str]) -> None:
+        if not taken.is_set():
+            taken.set()
+            execute(url, "UPDATE entityframes.embedding_jobs SET lease_until = now() - interval '1 minute'")
+            assert embed(other).counts["embedded"] == 50
+
+    result = embed(store, Recording(before=lose))
+    assert result.counts["embedded"] == 0
+    assert result.counts["skipped"] == 50
+    assert store.jobs()["state"].cast(pl.String).to_list() == ["done"]
+    vectors_are_current(store, sql)

@@ -1,0 +1,129 @@
+"""Ctrl-C in this process: it never falls between what a batch did and the account of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import polars as pl
+import pytest
+
+import entityframes as ef
+from entityframes.engines import CtrlC
+from entityframes.results import OutcomeLog
+
+ROWS = 5_000
+
+
+def notes(start: int = 0, rows: int = ROWS) -> pl.DataFrame:
+    return pl.DataFrame({"n": range(start, start + rows)}).select(
+        entity_type=pl.lit("note"), id=pl.format("n{}", "n"), content=pl.format("text {}", "n")
+    )
+
+
+def press() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+def test_while_a_batch_is_logged(store: ef.EntityStore, monkeypatch, before: bool, streamed: bool) -> None:
+    """The batch that is being logged counts, once; the result says what is stored."""
+    append = OutcomeLog.append
+    logged: list[int] = []
+
+    def pressing(log: OutcomeLog, frame: pl.DataFrame) -> None:
+        logged.append(frame.height)
+        third = len(logged) == 3
+        if third and before:
+            press()
+        append(log, frame)
+        if third and not before:
+            press()
+
+    monkeypatch.setattr(OutcomeLog, "append", pressing)
+    frame = notes()
+    with pytest.raises(KeyboardInterrupt):
+        store.upsert(iter([frame]) if streamed else frame, batch_size=100, progress=False)
+    monkeypatch.undo()
+    result = store.last_result
+    assert result is not None
+    created = result.outcomes.filter(pl.col("status").cast(pl.String) == "created")
+    assert 300 <= created.height < ROWS
+    assert result.outcomes["row"].is_unique().all()
+    assert store.exists(frame)["exists"].sum() == created.height == result.counts["created"]
+    if not streamed:
+        assert result.outcomes.height == ROWS
+
+
+def test_while_the_source_is_read(store: ef.EntityStore) -> None:
+    """A source that waits, for a network or a person, is interrupted at once."""
+    waited = threading.Event()
+
+    def source() -> Iterator[pl.DataFrame]:
+        yield notes(rows=100)
+        press()
+        waited.wait(30)
+        raise AssertionError("not interrupted")
+
+    with pytest.raises(KeyboardInterrupt):
+        store.upsert(source(), batch_size=100, progress=False)
+    assert store.last_result is not None
+    assert store.last_result.counts["created"] == store.stats()["entities"].sum()
+
+
+def test_after_the_last_batch(store: ef.EntityStore, monkeypatch) -> None:
+    """It is delivered then, and the result is whole."""
+    result_of = ef.UpsertResult
+    append = OutcomeLog.append
+    monkeypatch.setattr(OutcomeLog, "append", lambda log, frame: (append(log, frame), press())[0])
+    with pytest.raises(KeyboardInterrupt):
+        store.upsert(notes(rows=100), progress=False)
+    assert isinstance(store.last_result, result_of)
+    assert store.last_result.counts["created"] == 100
+
+
+def test_while_entities_are_deleted(store: ef.EntityStore, monkeypatch) -> None:
+    """What was deleted is told, and what was not."""
+    monkeypatch.setattr("entityframes.deletes.DELETE_ROWS", 100)
+    frame = notes(rows=1_000)
+    store.upsert(frame, progress=False)
+    append = OutcomeLog.append
+    monkeypatch.setattr(OutcomeLog, "append", lambda log, part: (part.height and press(), append(log, part))[1])
+    with pytest.raises(KeyboardInterrupt):
+        store.delete(frame)
+    monkeypatch.undo()
+    result = store.last_result
+    assert result is not None
+    assert result.outcomes.height == 1_000
+    assert result.counts["deleted"] == 1_000 - store.stats()["entities"].sum()
+    assert result.counts["cancelled"] == store.stats()["entities"].sum() > 0
+
+
+def test_a_handler_of_the_caller() -> None:
+    """It gets the signal, once, and where it does not raise the work goes on."""
+    got: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: got.append(number))
+    try:
+        with CtrlC() as ctrl_c:
+            press()
+            assert got == []
+            ctrl_c.check()
+            assert got == [signal.SIGINT]
+            assert list(ctrl_c.let_through([1, 2])) == [1, 2]
+        assert got == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_is_not_held_for_long(monkeypatch) -> None:
+    """Who presses again after some seconds is heard at once."""
+    monkeypatch.setattr("entityframes.engines.interrupt.PATIENCE", 0.05)
+    with pytest.raises(KeyboardInterrupt), CtrlC():
+        press()
+        press()
+        threading.Event().wait(0.1)
+        press()
+        raise AssertionError("not interrupted")

@@ -1,0 +1,107 @@
+"""Batches that are too large for one statement: probed, copied and merged, with the same outcomes."""
+
+from __future__ import annotations
+
+import threading
+
+import polars as pl
+import pytest
+
+import entityframes as ef
+
+ROWS = 2_500
+
+
+def notes(numbers: range, text: str = "text") -> pl.DataFrame:
+    return pl.DataFrame({"n": numbers}).select(
+        entity_type=pl.lit("note"), id=pl.format("n{}", "n"), content=pl.format("{} {}", pl.lit(text), "n")
+    )
+
+
+def test_new_changed_and_equal_rows_in_one_batch(store: ef.EntityStore, sql) -> None:
+    """One transaction, one ledger row with the counts, one job with the keys whose content is new."""
+    first = store.upsert(notes(range(ROWS)), progress=False)
+    assert first.counts["created"] == ROWS
+    assert first.batches == 1
+    mixed = pl.concat([notes(range(1_000)), notes(range(1_000, ROWS), "changed"), notes(range(ROWS, 2 * ROWS))])
+    result = store.upsert(mixed, progress=False)
+    assert result.counts | {"created": ROWS, "updated": ROWS - 1_000, "unchanged": 1_000} == result.counts
+    assert result.outcomes["status"].cast(pl.String).to_list() == (
+        ["unchanged"] * 1_000 + ["updated"] * (ROWS - 1_000) + ["created"] * ROWS
+    )
+    counts = sql("SELECT created, updated FROM entityframes.batches ORDER BY written_at")
+    assert counts == [(ROWS, 0), (ROWS, ROWS - 1_000)]
+    listed = sql("SELECT cardinality(ids) FROM entityframes.embedding_jobs ORDER BY created_at") if (
+        store._engine.name == "postgresql"
+    ) else sql("SELECT len(ids) FROM entityframes.embedding_jobs ORDER BY created_at")  # fmt: skip
+    assert listed == [(ROWS,), (2 * ROWS - 1_000,)]
+    assert store.read("note").sort("id")["content"].to_list() == mixed.sort("id")["content"].to_list()
+    stamps = store.get(mixed.select("entity_type", "id"))
+    assert (stamps["created_at"] < stamps["updated_at"]).sum() == ROWS - 1_000
+
+
+def test_metadata_alone_and_no_embedding(store: ef.EntityStore, sql) -> None:
+    """Only content makes a job, and only if it is wanted."""
+    frame = notes(range(ROWS))
+    store.upsert(frame, progress=False, embed=False)
+    result = store.upsert(frame.with_columns(metadata=pl.struct(a=pl.lit(1))), progress=False)
+    assert result.counts["updated"] == ROWS
+    assert result.outcomes["job_id"].null_count() == ROWS
+    assert sql("SELECT count(*) FROM entityframes.embedding_jobs") == [(0,)]
+
+
+def test_two_first_imports_at_once(connect) -> None:
+    """Each believes that its rows are new; every row is created by one of them and equal for the other."""
+    stores = [connect(), connect()]
+    frame = notes(range(4 * ROWS))
+    results: list[ef.UpsertResult] = []
+    start = threading.Barrier(2)
+
+    def work(store: ef.EntityStore) -> None:
+        start.wait()
+        results.append(store.upsert(frame, batch_size=ROWS, progress=False))
+
+    threads = [threading.Thread(target=work, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2
+    assert all(result.ok for result in results)
+    statuses = [result.outcomes["status"].cast(pl.String) for result in results]
+    both = set(zip(*(one.to_list() for one in statuses), strict=True))
+    assert both <= {("created", "unchanged"), ("unchanged", "created")}
+    assert stores[0].stats()["entities"].to_list() == [4 * ROWS]
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_rows_that_came_between(connect, monkeypatch) -> None:
+    """A row that somebody else creates after the look is found out by the table and merged."""
+    store, other = connect(), connect()
+    frame = notes(range(ROWS))
+    engine = type(store._engine)
+    probe = engine._probe
+
+    def probe_and_be_late(self, connection, rows):
+        changed = probe(self, connection, rows)
+        other.upsert(notes(range(10, 20), "other"), progress=False)
+        return changed
+
+    monkeypatch.setattr(engine, "_probe", probe_and_be_late)
+    # Something is there already, so that it looks.
+    store.upsert(notes(range(5)), progress=False)
+    result = store.upsert(frame, progress=False)
+    assert result.counts | {"created": ROWS - 15, "updated": 10, "unchanged": 5} == result.counts
+    assert store.get(frame.select("entity_type", "id"))["content"].to_list() == frame["content"].to_list()
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_a_unique_index_of_the_users_own(store: ef.EntityStore, sql) -> None:
+    """It is not taken for a key that came between: the row that breaks it fails, the others are stored."""
+    sql("CREATE UNIQUE INDEX ON entityframes.entities (content)")
+    frame = notes(range(ROWS)).with_columns(
+        content=pl.when(pl.col("id") == "n77").then(pl.lit("text 76")).otherwise(pl.col("content"))
+    )
+    result = store.upsert(frame, progress=False)
+    assert result.counts | {"created": ROWS - 1, "failed": 1} == result.counts
+    assert result.failed["sqlstate"].to_list() == ["23505"]

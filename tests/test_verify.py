@@ -1,0 +1,170 @@
+"""Verifying: each thing corrupted by hand, behind the package's back, is found and, where it can be, mended."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import polars as pl
+import pytest
+
+import entityframes as ef
+from entityframes.verify import CHECKS, VERIFY_SCHEMA
+
+Sql = Callable[..., list]
+
+
+@pytest.fixture
+def filled(store: ef.EntityStore) -> ef.EntityStore:
+    """A store with a life behind it: batches, updates, deletions, typed and JSON metadata, rows without a job."""
+    notes = pl.DataFrame(
+        {
+            "entity_type": "note",
+            "id": [f"n{n}" for n in range(40)],
+            "content": [f"text {n}" if n % 5 else "" for n in range(40)],
+            "metadata": [json.dumps({"n": n, "x": n / 2, "s": "é", "b": None, "mixed": n if n % 2 else [n]}) for n in range(40)],
+        }
+    )  # fmt: skip
+    store.upsert(notes, batch_size=10)
+    store.upsert(notes[:15].with_columns(content=pl.lit("changed")), batch_size=4)
+    store.upsert(notes[15:25].with_columns(metadata=pl.lit('{"n": 1}')))
+    store.delete(notes[30:35])
+    store.upsert(notes[33:34].with_columns(content=pl.lit("again")))
+    typed = pl.DataFrame({"k": ["a", "b"], "day": ["2026-01-01", "2026-01-02"], "big": [2**60, -1]})
+    store.upsert(ef.entities(typed.with_columns(pl.col("day").str.to_date()), "typed", id="k"))
+    store.upsert(ef.entities(pl.DataFrame({"k": ["a"], "c": ["no job"]}), "quiet", id="k", content="c"), embed=False)
+    return store
+
+
+def test_a_sound_store(filled: ef.EntityStore, store: ef.EntityStore) -> None:
+    """No rows, and the documented columns; an empty store is sound too."""
+    found = filled.verify()
+    assert found.schema == VERIFY_SCHEMA
+    assert found.rows() == []
+    assert filled.verify(repair=True).rows() == []
+
+
+ONE_JOB = """(SELECT j.job_id::text FROM entityframes.embedding_jobs AS j
+    JOIN entityframes.entities AS e ON e.batch_id = j.batch_id WHERE e.id = 'n39')"""
+
+#: What is done by hand (PostgreSQL's words, DuckDB's where they differ), and the checks that find it.
+CORRUPTIONS: dict[str, tuple[str, str | None, set[str]]] = {
+    "content": ("UPDATE entityframes.entities SET content = 'tampered' WHERE id = 'n1'", None, {"content_hash"}),
+    "content hash": (
+        "UPDATE entityframes.entities SET content_hash = '\\x00'::bytea WHERE id IN ('n1', 'n2')",
+        "UPDATE entityframes.entities SET content_hash = '\\x00'::BLOB WHERE id IN ('n1', 'n2')",
+        {"content_hash"},
+    ),
+    "metadata": (
+        """UPDATE entityframes.entities SET metadata = '{"n":7}' WHERE id = 'n2'""", None, {"metadata_hash"}
+    ),
+    "a batch": (
+        "DELETE FROM entityframes.batches WHERE batch_id = (SELECT batch_id FROM entityframes.entities WHERE id = 'n39')",
+        None,
+        {"ledger", "ledger_balance", "job_batch"},
+    ),
+    "counts": ("UPDATE entityframes.batches SET created = 0 WHERE created > 0", None, {"ledger_count", "ledger_balance"}),
+    "a deletion": ("DELETE FROM entityframes.entities WHERE id = 'n7'", None, {"ledger_balance"}),
+    "a job": (f"DELETE FROM entityframes.embedding_jobs WHERE job_id::text = {ONE_JOB}", None, {"job_missing"}),
+    "a job's lists": (
+        f"UPDATE entityframes.embedding_jobs SET ids = ids[1:1] WHERE job_id::text = {ONE_JOB}",
+        None,
+        {"job_members", "job_missing"},
+    ),
+    "a job of no batch": (
+        "INSERT INTO entityframes.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at) "
+        "SELECT gen_random_uuid(), gen_random_uuid(), entity_types, ids, now(), now() "
+        f"FROM entityframes.embedding_jobs WHERE job_id::text = {ONE_JOB}",
+        None,
+        {"job_batch"},
+    ),
+    "a vector of no entity": (
+        "INSERT INTO entityframes.embeddings (space, entity_type, id, content_hash, embedded_at) "
+        "SELECT space, 'note', 'gone', content_hash, now() FROM entityframes.embeddings WHERE id = 'n1'",
+        None,
+        {"vector_entity"},
+    ),
+    "a space": ("DELETE FROM entityframes.spaces", None, {"vector_space"}),
+    "a field": ("DELETE FROM entityframes.metadata_fields WHERE field = 's'", None, {"field_missing"}),
+    "an inferred dtype": (
+        """UPDATE entityframes.metadata_fields SET dtype = '"Int64"' WHERE field = 'x'""", None, {"field_kind"}
+    ),
+    "an unreadable dtype": (
+        "UPDATE entityframes.metadata_fields SET dtype = 'nonsense' WHERE field = 'n'", None, {"field_record"}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CORRUPTIONS)
+def test_what_is_corrupted_is_found_and_mended(filled: ef.EntityStore, sql: Sql, engine: str, what: str) -> None:
+    """The first look finds it and changes nothing, repairing mends it, and then the store is sound and in use."""
+    statement, on_duckdb, expected = CORRUPTIONS[what]
+    if expected & {"vector_entity", "vector_space"}:
+        filled.embed(ef.HashingEmbedder(16), progress=False)
+    before = filled.stats().rows()
+    sql(on_duckdb if engine == "duckdb" and on_duckdb else statement)
+    found = filled.verify()
+    assert set(found["check"].cast(pl.String)) == expected, found
+    assert found["repairable"].all()
+    assert not found["repaired"].any()
+    assert filled.verify().equals(found)
+
+    assert filled.verify(repair=True)["repaired"].all()
+    assert filled.verify().rows() == []
+    after = filled.stats().rows()
+    assert expected == {"vector_space"} or [row[:1] + row[2:3] for row in after] == [
+        row[:1] + row[2:3] for row in before
+    ]
+    assert filled.upsert_entity("note", "n1", "and on it goes")["status"] == "updated"
+    assert set(filled.read("note").columns) >= {"n", "x", "s", "mixed"}
+    assert filled.verify().rows() == []
+
+
+def test_what_cannot_be_derived_is_told(filled: ef.EntityStore, sql: Sql) -> None:
+    """Metadata that is no object, and a value that is none of its declared dtype, are for a person to decide."""
+    day = '{"big":1,"day":"yesterday"}'
+    sql(
+        "UPDATE entityframes.entities SET metadata = '[1]' WHERE id = 'n3'",
+        f"UPDATE entityframes.entities SET metadata = '{day}' WHERE entity_type = 'typed' AND id = 'b'",
+    )
+    found = filled.verify(repair=True)
+    assert found.select(pl.col("check").cast(pl.String), "id", "field", "repaired").rows() == [
+        ("metadata_hash", "n3", None, True),
+        ("metadata_hash", "b", None, True),
+        ("metadata", "n3", None, False),
+        ("field_value", "b", "day", False),
+    ]
+    assert set(filled.verify()["check"].cast(pl.String)) == {"metadata", "field_value"}
+
+
+def test_every_check_is_tried(engine: str) -> None:
+    """No check is without a corruption that it finds, and what mends has something to mend."""
+    tried = set().union(*(checks for _, _, checks in CORRUPTIONS.values()))
+    assert tried | {"metadata", "field_value"} == set(CHECKS)
+    assert {name for name, can in CHECKS.items() if not can} == {"metadata", "field_value"}
+
+
+def test_the_command_line(filled: ef.EntityStore, sql: Sql, url: str) -> None:
+    """Exit status 0 where the store is sound, 1 while something is inconsistent; --json for scripts."""
+
+    def verify(*words: str) -> tuple[int, str]:
+        if not url.startswith("postgresql:"):
+            filled.close()
+        command = [sys.executable, "-m", "entityframes", "verify", *words, "--store", url]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert "Traceback" not in run.stderr, run.stderr
+        return run.returncode, run.stdout + run.stderr
+
+    sql("UPDATE entityframes.entities SET content = 'tampered' WHERE id = 'n1'")
+    code, told = verify("--json")
+    assert code == 1
+    report = json.loads(told)
+    assert (report["ok"], report["counts"], report["inconsistencies"][0]["id"]) == (False, {"content_hash": 1}, "n1")
+    code, told = verify()
+    assert (code, "1 inconsistency: 1 content_hash" in told, "note/n1" in told) == (1, True, True), told
+    code, told = verify("--repair")
+    assert (code, "1 repaired" in told) == (0, True), told
+    assert verify()[0] == 0
+    assert json.loads(verify("--json")[1]) == {"ok": True, "counts": {}, "inconsistencies": []}

@@ -1,0 +1,85 @@
+"""Round trips, counted on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import polars as pl
+import pytest
+
+import entityframes as ef
+from entityframes.bench import sample
+from entityframes.wire import WireProxy
+
+
+@pytest.fixture
+def proxy(postgres_url: str) -> Iterator[WireProxy]:
+    with WireProxy(postgres_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def warm(proxy: WireProxy) -> Iterator[ef.EntityStore]:
+    """A store whose connections stand."""
+    with ef.connect(proxy.url) as store:
+        store.upsert(sample(1_000, version=0), batch_size=100, progress=False)
+        proxy.reset()
+        yield store
+
+
+def test_one_batch_of_a_thousand(warm: ef.EntityStore, proxy: WireProxy) -> None:
+    """The default: one statement for the batch, one for the dtypes of the metadata."""
+    result = warm.upsert(sample(1_000, version=1), progress=False)
+    assert result.counts["updated"] == 1_000
+    assert proxy.round_trips <= 4
+
+
+def test_a_thousand_in_batches_of_a_hundred(warm: ef.EntityStore, proxy: WireProxy) -> None:
+    """Two a batch, transaction included; right after another call the dtypes are known."""
+    warm.upsert(sample(1, version=1), progress=False)
+    proxy.reset()
+    result = warm.upsert(sample(1_000, version=2), batch_size=100, progress=False)
+    assert result.counts["updated"] == 1_000
+    assert result.batches == 10
+    assert proxy.round_trips == 20
+
+
+@pytest.mark.parametrize("call", ["exists", "missing", "get"])
+def test_looking_up_a_thousand(warm: ef.EntityStore, proxy: WireProxy, call: str) -> None:
+    """One statement."""
+    ids = sample(1_000, version=0).select("entity_type", "id")
+    getattr(warm, call)(ids)
+    assert proxy.round_trips == 2
+
+
+def test_a_large_batch(warm: ef.EntityStore, proxy: WireProxy) -> None:
+    """Rows new and changed, far more than one statement takes: a number that does not grow with the rows."""
+    for size in (5_000, 10_000):
+        proxy.reset()
+        result = warm.upsert(sample(size, version=size), progress=False)
+        assert result.batches == 1
+        assert proxy.round_trips <= 30
+
+
+def test_the_proxy_counts_what_a_loop_costs(warm: ef.EntityStore, proxy: WireProxy) -> None:
+    """The one-by-one calls: two round trips each; so the counter can tell."""
+    ids = [f"entity-{number}" for number in range(20)]
+    for one in ids:
+        assert warm.get_entity("bench", one) is not None
+    assert proxy.round_trips == 2 * len(ids)
+
+
+def test_latency_is_added(postgres_url: str) -> None:
+    """So many milliseconds for each round trip."""
+    with WireProxy(postgres_url, latency_ms=50) as proxy, ef.connect(proxy.url) as store:
+        ids = pl.DataFrame({"entity_type": ["t"], "id": ["x"]})
+        proxy.reset()
+        times: list[float] = []
+        import time
+
+        for _ in range(3):
+            start = time.perf_counter()
+            store.exists(ids)
+            times.append(time.perf_counter() - start)
+        assert proxy.round_trips == 6
+        assert min(times) >= 0.1

@@ -1,0 +1,139 @@
+"""One worker of a torture run: calls on shared keys, each written down before it is made and after it was answered."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import polars as pl
+
+import entityframes as ef
+
+#: Keys that all workers share.
+KEYS = 400
+SIZES = (1, 5, 40, 400)
+
+
+class Worker:
+    """Calls of one thread."""
+
+    def __init__(self, store: ef.EntityStore, path: Path, seed: str, name: str) -> None:
+        self._store, self._name = store, name
+        self._log = path.open("a")
+        self._chance = random.Random(seed)
+        self._numbers = itertools.count()
+        self.cancel = threading.Event()
+
+    def work(self, stopping: threading.Event) -> None:
+        while not stopping.is_set():
+            self.cancel.clear()
+            self._one_call()
+
+    def _one_call(self) -> None:
+        number = f"{self._name}-{next(self._numbers)}"
+        count = self._chance.choice(SIZES)
+        # Some keys are this worker's own: nobody else can have written them.
+        keys = [f"k{n:04}" for n in self._chance.sample(range(KEYS), count)]
+        keys = [key if self._chance.random() < 0.8 else f"own-{self._name}-{key}" for key in keys]
+        kind = self._chance.choices(["upsert", "delete", "read"], [6, 2, 1])[0]
+        ids = ef.ids("t", keys)
+        if kind == "read":
+            with contextlib.suppress(ef.ConnectionLostError):
+                assert self._store.get(ids).height == count
+            return
+        self._write(call=number, kind=kind, keys=keys, began=time.time())
+        try:
+            if kind == "delete":
+                result: ef.UpsertResult = self._store.delete(ids)
+            else:
+                frame = ids.with_columns(content=pl.format("{} {}", pl.lit(number), "id"))
+                result = self._store.upsert(
+                    frame, batch_size=self._chance.choice([None, 50, 7]), progress=False, cancel=self.cancel
+                )
+        except ef.EntityFramesError:
+            result = self._store.last_result
+        except KeyboardInterrupt:
+            # Told, if it came before the end of the call; else what last_result has is of an earlier one.
+            result = self._store.last_result
+            if result is not None and result.outcomes["id"].to_list() == keys:
+                self._tell(number, result)
+            raise
+        self._tell(number, result)
+
+    def _tell(self, number: str, result: ef.UpsertResult) -> None:
+        statuses = result.outcomes["status"].cast(pl.String).to_list()
+        self._write(
+            call=number,
+            statuses=statuses,
+            ids=result.outcomes["id"].to_list(),
+            batches=result.batches,
+            ended=time.time(),
+        )
+
+    def _write(self, **line: object) -> None:
+        self._log.write(json.dumps(line) + "\n")
+        self._log.flush()
+
+
+def _opened(url: str, stopping: threading.Event) -> ef.EntityStore | None:
+    while not stopping.is_set():
+        try:
+            return ef.connect(url, workers=2)
+        except ef.ConnectError:
+            # The server recovers, or the process that had the file is not quite gone.
+            stopping.wait(0.05)
+    return None
+
+
+def main(url: str, path: str, seed: str, threads: str, name: str) -> None:
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    store = _opened(url, stopping)
+    if store is None:
+        return
+    # A store's last_result is of its last call, whoever made it: each thread has a handle of its own on the engine.
+    handles = [ef.EntityStore(store._engine, "entityframes") for _ in range(int(threads))]
+    workers = [
+        Worker(handle, Path(f"{path}.{n}.calls"), f"{seed}-{n}", f"{name}.{n}") for n, handle in enumerate(handles)
+    ]
+    signal.signal(signal.SIGUSR1, lambda *_: [worker.cancel.set() for worker in workers])
+    helpers = [threading.Thread(target=_guarded, args=(worker, stopping), daemon=True) for worker in workers[1:]]
+    for helper in helpers:
+        helper.start()
+    try:
+        workers[0].work(stopping)
+        for helper in helpers:
+            helper.join()
+        store.close()
+    except KeyboardInterrupt:
+        stopping.set()
+        for helper in helpers:
+            helper.join()
+        store.close()
+
+
+def _guarded(worker: Worker, stopping: threading.Event) -> None:
+    try:
+        worker.work(stopping)
+    except ef.ClosedError:
+        pass
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Struck while it started or ended.
+    with contextlib.suppress(KeyboardInterrupt, ef.ConnectError):
+        main(*sys.argv[1:])
