@@ -1,0 +1,170 @@
+"""Embedding workers that are killed: what they had is taken over, and no vector is of older content (cases 33 to 35)."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+import entityframes as ef
+from tests.conftest import execute
+
+#: Works off what is due, slowly enough to be struck in the middle of it.
+WORKER = textwrap.dedent(
+    """
+    import sys, time
+    import entityframes as ef
+    from entityframes.embedding.worker import EmbedOptions
+    class Slow(ef.HashingEmbedder):
+        def embed(self, texts):
+            time.sleep(0.005)
+            return super().embed(texts)
+    with ef.connect(sys.argv[1]) as store:
+        print("at work", flush=True)
+        store._embed(Slow(16, max_batch=20), None, EmbedOptions(lease=float(sys.argv[2])), False, None)
+        print("done", flush=True)
+    """
+)
+LEASE = 1.0
+
+
+def notes(count: int, text: str) -> pl.DataFrame:
+    return pl.DataFrame({"n": range(count)}).select(
+        entity_type=pl.lit("note"), id=pl.format("n{}", "n"), content=pl.format("{} {}", pl.lit(text), "n")
+    )
+
+
+def start(url: str) -> subprocess.Popen[str]:
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, url, str(LEASE)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == "at work\n", worker.stderr.read() if worker.stderr else ""
+    return worker
+
+
+def check(store: ef.EntityStore, count: int) -> None:
+    """One vector for each entity, of its current content; no job that is not done; nothing inconsistent."""
+    assert store.stats().select("entities", "embedded", "due", "failed").row(0) == (count, count, 0, 0)
+    assert set(store.jobs()["state"].cast(pl.String)) == {"done"}
+    assert store.verify().is_empty()
+    contents = store.scan("note").select("id", "content").collect()
+    for row in contents.sample(5, seed=1).iter_rows(named=True):
+        best = store.search(ef.HashingEmbedder(16).embed([row["content"]])[0], k=1)
+        assert best["score"][0] == pytest.approx(1, abs=1e-5)
+
+
+def kill_workers(url: str, kills: int, seed: int) -> int:
+    """Kill workers in mid-job, again and again, while contents change; then let one finish. Returns the kills."""
+    chance = random.Random(seed)
+    duckdb = not url.startswith("postgresql")
+    with ef.connect(url) as store:
+        store.upsert(notes(600, "version 0"), batch_size=100, progress=False)
+    for turn in range(kills):
+        workers = [start(url) for _ in range(1 if duckdb else 2)]
+        # The moment is what is random.
+        time.sleep(chance.uniform(0, 0.3))
+        if not duckdb and turn % 3 == 0:
+            with ef.connect(url) as store:
+                store.upsert(notes(50, f"version {turn + 1}"), progress=False)
+        for worker in workers:
+            worker.send_signal(signal.SIGKILL)
+            worker.communicate()
+        if turn % 5 == 4:
+            with ef.connect(url) as store:
+                store.upsert(notes(600, f"version {turn + 1}"), batch_size=100, progress=False)
+    worker = start(url)
+    out, errors = worker.communicate(timeout=60)
+    assert out == "done\n", errors
+    with ef.connect(url) as store:
+        check(store, 600)
+    return kills
+
+
+def test_workers_are_killed(url: str) -> None:
+    assert kill_workers(url, kills=4, seed=5) == 4
+
+
+def test_a_killed_worker_holds_its_job_no_longer_than_its_lease(url: str, tmp_path: Path) -> None:
+    """On PostgreSQL another worker waits for the lease; on DuckDB the file's next owner knows that nobody else has it."""
+    with ef.connect(url) as store:
+        store.upsert(notes(2_000, "text"), progress=False)
+    worker = start(url)
+    if url.startswith("postgresql"):
+        running = "SELECT count(*) FROM entityframes.embedding_jobs WHERE state = 'running'"
+        while execute(url, running) == [(0,)]:
+            time.sleep(0.005)
+    else:
+        time.sleep(0.3)
+    worker.kill()
+    worker.communicate()
+    started = time.monotonic()
+    with ef.connect(url) as store:
+        store.embed(ef.HashingEmbedder(16), progress=False)
+        assert time.monotonic() - started < LEASE + 5
+        check(store, 2_000)
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_the_connection_is_lost_in_mid_job(url: str) -> None:
+    """Backends are terminated while workers write; the run goes on with new ones."""
+    with ef.connect(url) as store:
+        store.upsert(notes(3_000, "text"), batch_size=200, progress=False)
+        struck = 0
+
+        class Striking(ef.HashingEmbedder):
+            def embed(self, texts: Any) -> Any:
+                nonlocal struck
+                if struck < 3:
+                    struck += 1
+                    execute(
+                        url,
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                        "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+                    )
+                return super().embed(texts)
+
+        result = store.embed(Striking(16, max_batch=50), progress=False)
+        assert struck == 3
+        assert result.counts["failed"] == 0
+        store.enqueue()
+        store.embed(ef.HashingEmbedder(16), progress=False)
+        check(store, 3_000)
+
+
+def test_sigterm_ends_a_watching_worker(url: str) -> None:
+    """`embed --watch` takes what comes, and ends after the batch in flight."""
+    duckdb = not url.startswith("postgresql")
+    with ef.connect(url) as store:
+        store.upsert(notes(100, "text"), progress=False)
+    words = ["embed", "--embedder", "hashing", "--option", "dim=16", "--watch", "--no-progress", "--store", url]
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "entityframes", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert worker.stdout is not None
+    assert "hashing-16" in worker.stdout.readline()
+    if not duckdb:
+        with ef.connect(url) as store:
+            store.upsert(notes(150, "later"), progress=False)
+            deadline = time.monotonic() + 20
+            while store.stats()["due"].item() and time.monotonic() < deadline:
+                time.sleep(0.05)
+    worker.send_signal(signal.SIGTERM)
+    _, errors = worker.communicate(timeout=20)
+    assert worker.returncode == 0, errors
+    assert "Traceback" not in errors
+    with ef.connect(url) as store:
+        check(store, 100 if duckdb else 150)
+
+
+if __name__ == "__main__":
+    # python -m tests.faults.test_embedding URL KILLS
+    print(kill_workers(sys.argv[1], int(sys.argv[2]), seed=1), "kills; every entity has one vector of its content")

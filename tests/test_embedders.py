@@ -1,0 +1,153 @@
+"""The embedders that come along."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import entityframes as ef
+from entityframes.embedding import Embedder, embedder_of_model, load_embedder
+
+TEXTS = ["The quick brown fox", "the quick brown fox", "Über allen Gipfeln ist Ruh", "", "x" * 100_000, "🦊 fox"]
+
+
+def test_hashing_is_deterministic() -> None:
+    """The same vectors in another process with another hash seed, in any batch, of length 1, case aside."""
+    embedder = ef.HashingEmbedder(64)
+    vectors = embedder.embed(TEXTS)
+    assert vectors.shape == (6, 64)
+    assert vectors.dtype == np.float32
+    assert np.allclose(np.linalg.norm(np.delete(vectors, 3, 0), axis=1), 1, atol=1e-5)
+    assert np.array_equal(vectors[0], vectors[1])
+    assert np.array_equal(np.concatenate([embedder.embed([text]) for text in TEXTS]), vectors)
+    script = (
+        "import sys, json, entityframes as ef; "
+        "print(json.dumps(ef.HashingEmbedder(64).embed(json.loads(sys.argv[1])).tolist()))"
+    )
+    run = subprocess.run([sys.executable, "-c", script, json.dumps(TEXTS)], capture_output=True, text=True, timeout=60)
+    assert np.array_equal(np.array(json.loads(run.stdout), np.float32), vectors), run.stderr
+
+
+def test_hashing_puts_texts_that_share_words_near() -> None:
+    vectors = ef.HashingEmbedder(256).embed(
+        ["install the plugin with bundler", "how to install a plugin", "the train to the airport leaves at nine"]
+    )
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.1
+
+
+def test_embedders_are_found_by_name() -> None:
+    assert load_embedder("hashing", dim=32).dim == 32
+    assert isinstance(embedder_of_model("hashing-32"), Embedder)
+    assert embedder_of_model("nobody-knows") is None
+    with pytest.raises(ef.EmbedderError, match="no embedder is called 'nobody'.*hashing"):
+        load_embedder("nobody")
+    with pytest.raises(ef.EmbedderError, match="cannot be made"):
+        load_embedder("hashing", depth=3)
+
+
+def test_wordllama_knows_meaning() -> None:
+    """Its weights come with its package: no download, and near in meaning is near."""
+    embedder = ef.WordLlamaEmbedder()
+    vectors = embedder.embed(["a dog barked", "the puppy made noise", "interest rates rose"])
+    assert vectors.shape == (3, embedder.dim)
+    lengths = np.linalg.norm(vectors, axis=1)
+    cosine = (vectors @ vectors.T) / np.outer(lengths, lengths)
+    assert cosine[0, 1] > cosine[0, 2] + 0.1
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Speaks /v1/embeddings: as many numbers as asked, the first is the text's length."""
+
+    def do_POST(self) -> None:
+        server: Any = self.server
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        server.requests.append((self.path, self.headers.get("authorization"), body))
+        status, headers, answer = server.answers.pop(0) if server.answers else (200, {}, None)
+        if answer is None:
+            dim = body.get("dimensions", 4)
+            data = [
+                {"index": n, "embedding": [float(len(text)), *[1.0] * (dim - 1)]}
+                for n, text in enumerate(body["input"])
+            ]
+            answer = {"data": data[::-1]}
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """A real HTTP server; `answers` are given out before it answers of its own accord."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.requests, running.answers = [], []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        running.url = f"http://127.0.0.1:{running.server_address[1]}/v1"  # type: ignore[attr-defined]
+        yield running
+        running.shutdown()
+
+
+def test_openai_requests(server: Any) -> None:
+    """Order by index, limits of items and tokens, dimension asked for, key sent and not shown."""
+    embedder = ef.OpenAIEmbedder("m", base_url=server.url, api_key="sk-canary", max_batch=2, max_tokens=10)
+    assert embedder.dim == 4
+    vectors = embedder.embed(["a", "bb", "ccc", "d" * 40, "e"])
+    assert vectors[:, 0].tolist() == [1, 2, 3, 40, 1]
+    sent = [body["input"] for _, _, body in server.requests[1:]]
+    assert sent == [["a", "bb"], ["ccc"], ["d" * 40], ["e"]]
+    assert {path for path, _, _ in server.requests} == {"/v1/embeddings"}
+    assert {key for _, key, _ in server.requests} == {"Bearer sk-canary"}
+    assert "canary" not in repr(embedder) + str(vars(embedder))
+    assert ef.OpenAIEmbedder("m", dim=8, base_url=server.url).embed(["a"]).shape == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "error", "said"),
+    [
+        (429, {"retry-after": "7"}, ef.EmbedderBusyError, "slow down"),
+        (503, {}, ef.EmbedderBusyError, "503"),
+        (401, {}, ef.EmbedderError, "refused"),
+        (400, {}, ValueError, "refused the text"),
+    ],
+)
+def test_openai_refusals(server: Any, status: int, headers: dict, error: type[Exception], said: str) -> None:
+    """Busy, hopeless, or this text: told apart by the status."""
+    embedder = ef.OpenAIEmbedder("m", dim=4, base_url=server.url, api_key="sk-canary")
+    server.answers.append((status, headers, {"error": {"message": "slow down"}}))
+    with pytest.raises(error, match=said) as caught:
+        embedder.embed(["a"])
+    assert "canary" not in str(caught.value)
+    if status == 429:
+        assert caught.value.retry_after == 7.0
+
+
+def test_openai_garbage_and_silence(server: Any) -> None:
+    embedder = ef.OpenAIEmbedder("m", dim=4, base_url=server.url)
+    server.answers.append((200, {}, {"data": [{"index": 0, "embedding": "no"}]}))
+    with pytest.raises(ef.EmbedderError, match="no list of vectors"):
+        embedder.embed(["a"])
+    with pytest.raises(ef.EmbedderBusyError, match="did not answer"):
+        ef.OpenAIEmbedder("m", dim=4, base_url="http://127.0.0.1:9").embed(["a"])
+
+
+def test_openai_through_the_store(server: Any, store: ef.EntityStore) -> None:
+    """Rate limits are waited for as the server says, and the text that it refuses is found."""
+    texts = pl.DataFrame({"id": [f"{n}" for n in range(8)], "text": [f"text {n}" for n in range(8)]})
+    store.upsert(ef.entities(texts, "t", id="id", content="text"), progress=False)
+    server.answers += [(429, {"retry-after": "0"}, {}), (400, {}, {"error": "no"}), *[(200, {}, None)] * 3]
+    embedder = ef.OpenAIEmbedder("m", dim=4, base_url=server.url)
+    assert store.embed(embedder, progress=False).counts["embedded"] == 8
+    assert len(store.search("text 3", k=3, embedder=embedder)) == 3

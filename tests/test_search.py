@@ -1,0 +1,151 @@
+"""Search by meaning, by words and by both: the same on both engines where both are exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import entityframes as ef
+
+WORDS = np.array(
+    [
+        "river",
+        "stone",
+        "cloud",
+        "engine",
+        "paper",
+        "window",
+        "green",
+        "seven",
+        "music",
+        "garden",
+        "letter",
+        "market",
+        "winter",
+        "bridge",
+    ]
+)
+
+
+def corpus(count: int) -> pl.DataFrame:
+    chance = np.random.default_rng(3)
+    return pl.DataFrame(
+        {
+            "entity_type": ["page"] * count,
+            "id": [f"p{n:04}" for n in range(count)],
+            "content": [" ".join(chance.choice(WORDS, chance.integers(3, 12))) for _ in range(count)],
+            "metadata": [{"n": n, "lang": "de" if n % 3 else "en"} for n in range(count)],
+        }
+    )
+
+
+EMBEDDER = ef.HashingEmbedder(64)
+
+
+@pytest.fixture
+def filled(store: ef.EntityStore) -> ef.EntityStore:
+    store.upsert(corpus(600), progress=False)
+    store.upsert_entity("other", "x", "river stone")
+    store.embed(EMBEDDER, progress=False)
+    return store
+
+
+def exact(query: str, frame: pl.DataFrame, k: int) -> list[str]:
+    """What a search has to find, by numpy."""
+    vectors = EMBEDDER.embed(frame["content"].to_list())
+    scores = vectors @ EMBEDDER.embed([query])[0]
+    return (
+        frame.with_columns(score=pl.Series(scores))
+        .sort("score", "id", descending=[True, False])["id"]
+        .head(k)
+        .to_list()
+    )
+
+
+def test_vector_search_is_exact(filled: ef.EntityStore) -> None:
+    """The nearest by cosine, best first, with rank, score and the entity's columns."""
+    found = filled.search("green garden in winter", entity_type="page", k=20)
+    assert found["id"].to_list() == exact("green garden in winter", corpus(600), 20)
+    assert found["rank"].to_list() == list(range(1, 21))
+    assert found["score"].is_sorted(descending=True)
+    assert found.columns[:2] == ["rank", "score"]
+    assert set(found.columns) >= {"content", "metadata", "created_at"}
+    by_vector = filled.search(EMBEDDER.embed(["green garden in winter"])[0], entity_type="page", k=20)
+    assert by_vector["id"].to_list() == found["id"].to_list()
+    everywhere = filled.search("river stone", k=5)
+    assert ("other", "x") in everywhere.select("entity_type", "id").rows()
+
+
+def test_the_filter_comes_before_the_limit(filled: ef.EntityStore) -> None:
+    """In the database where it judges like Polars, else after it, with as many rows in the end."""
+    page = corpus(600).with_columns(pl.col("metadata").struct.unnest())
+    for where, kept in (
+        (pl.col("lang") == "en", pl.col("lang") == "en"),
+        (pl.col("n") >= 580, pl.col("n") >= 580),
+        (pl.col("n") % 50 == 7, pl.col("n") % 50 == 7),
+        (pl.col("id").str.ends_with("3"), pl.col("id").str.ends_with("3")),
+    ):
+        found = filled.search("music market", entity_type="page", k=8, where=where)
+        assert found["id"].to_list() == exact("music market", page.filter(kept), 8), where
+
+
+@pytest.mark.parametrize("mode", ["text", "hybrid"])
+def test_words(filled: ef.EntityStore, mode: Any) -> None:
+    """A rare word decides; who has it stands before who has not; endings are no matter."""
+    filled.upsert_entity("page", "rare", "a zebra in the garden", {"n": 1, "lang": "en"})
+    filled.embed(EMBEDDER, progress=False)
+    found = filled.search("zebras garden", entity_type="page", mode=mode, k=5)
+    assert "rare" in found["id"].head(1 if mode == "text" else 5)
+    if mode == "text":
+        assert found["content"].str.contains("garden").all()
+        assert filled.search("xylophone", mode=mode).is_empty()
+        assert filled.search("the of and", mode=mode).height <= 10
+    assert (
+        filled.search("zebra", entity_type="page", mode=mode, k=5, where=pl.col("lang") == "de")["id"]
+        .is_in(["rare"])
+        .sum()
+        == 0
+    )
+
+
+def test_a_vector_of_older_content_is_not_compared(filled: ef.EntityStore) -> None:
+    """Between an edit and its embedding the entity is not found by what it was."""
+    filled.upsert_entity("page", "p0000", "entirely different now", {"n": 0, "lang": "en"})
+    best = corpus(600)["content"][0]
+    assert "p0000" not in filled.search(best, entity_type="page", k=5)["id"]
+    assert "p0000" in filled.search("different", entity_type="page", mode="text", k=5)["id"]
+
+
+def test_what_cannot_be_searched_is_told(store: ef.EntityStore) -> None:
+    with pytest.raises(ef.SpaceError, match="nothing is embedded yet"):
+        store.search("x", embedder=EMBEDDER)
+    store.upsert(corpus(5), progress=False)
+    assert store.search("river", mode="text").height <= 5
+    store.embed(EMBEDDER, progress=False)
+    with pytest.raises(ef.SpaceError, match="64"):
+        store.search([1.0, 2.0])
+    with pytest.raises(ef.SpaceError):
+        store.search("x", embedder=ef.HashingEmbedder(32))
+    with pytest.raises(ValueError, match="k"):
+        store.search("river", k=0)
+    with pytest.raises(ValueError, match="mode"):
+        store.search("river", mode="psychic")
+
+
+@pytest.mark.parametrize("query", ["'; DROP TABLE x; --", "a & b | !c", "\\ ' \" %", "", "(((", "ß 🦊 日本", "-5"])
+def test_any_query_is_taken(filled: ef.EntityStore, query: str) -> None:
+    for mode in ("vector", "text", "hybrid"):
+        assert filled.search(query, mode=mode, k=3).height <= 3  # type: ignore[arg-type]
+
+
+def test_another_process_finds_the_embedder(connect: Any) -> None:
+    """A shipped embedder is known by the space's model."""
+    store = connect()
+    store.upsert(corpus(50), progress=False)
+    store.embed(EMBEDDER, progress=False)
+    if store._engine.name == "duckdb":
+        store.close()
+    assert connect().search("river", k=3).height == 3
