@@ -1,0 +1,67 @@
+"""The commands around embeddings."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import entityframes as ef
+from tests.test_cli import Run
+
+HASHING = ["--embedder", "hashing", "--option", "dim=32"]
+
+
+@pytest.fixture
+def run(url: str, tmp_path) -> Run:
+    with ef.connect(url) as store:
+        for n, text in enumerate(["river stone", "green garden", "winter garden"]):
+            store.upsert_entity("page", f"p{n}", text, {"n": n})
+    return Run(url, tmp_path)
+
+
+def test_embed_and_search(run: Run) -> None:
+    """What is due is embedded, once; searches find the model by themselves, and tell by status whether there is any."""
+    code, out, _ = run("embed", *HASHING)
+    assert (code, "3 embedded" in out) == (0, True)
+    report = json.loads(run("embed", "--json")[1])
+    assert (report["ok"], report["space"], report["counts"]["embedded"]) == (True, "hashing-32", 0)
+    code, out, _ = run("search", "garden in winter", "-k", "1", "--json")
+    assert (code, json.loads(out)["id"]) == (0, "p2")
+    code, out, _ = run("search", "garden", "--type", "page", "--mode", "text", "--where", "n = 1", "--json")
+    assert [json.loads(line)["id"] for line in out.splitlines()] == ["p1"]
+    assert run("search", "xylophone", "--mode", "text")[0] == 1
+
+
+def test_jobs_and_spaces(run: Run) -> None:
+    """Jobs and spaces are listed; a second model gets a space of its own and takes over."""
+    assert run("jobs", "--state", "pending")[1].count("pending") == 3
+    run("embed", *HASHING)
+    assert run("jobs", "--state", "done")[1].count("done") == 3
+    assert run("embed", "--embedder", "hashing", "--option", "dim=64", "--space", "second")[0] == 0
+    assert run("spaces", "--activate", "second")[0] == 0
+    spaces = [json.loads(line) for line in run("spaces", "--json")[1].splitlines()]
+    assert [(row["space"], row["active"], row["embedded"]) for row in spaces] == [
+        ("hashing-32", False, 3), ("second", True, 3),
+    ]  # fmt: skip
+    assert run("spaces", "--drop", "hashing-32")[0] == 0
+    code, _, errors = run("jobs", "--enqueue", "--retry-failed")
+    assert (code, "0 entities queued" in errors) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["embed", "--embedder", "nobody"], "no embedder is called 'nobody'"),
+        (["embed", "--embedder", "hashing", "--option", "dim"], "NAME=VALUE"),
+        (["search", "x"], "nothing is embedded yet"),
+        (["spaces", "--activate", "nowhere"], "no space is called 'nowhere'"),
+        (["embed", "--embedder", "openai", "--option", "model=m", "--option", "base_url=http://127.0.0.1:9/v1"],
+         "did not answer"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_one_line(run: Run, words: list[str], said: str) -> None:
+    code, _, errors = run(*words)
+    assert code == 2
+    assert said in errors
+    assert "Traceback" not in errors
