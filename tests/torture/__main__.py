@@ -72,7 +72,9 @@ class Workers:
 
     def unexpected(self) -> list[str]:
         """What workers said when they ended in an error that is not of the package's tree."""
-        return [text for path in self._folder.glob("*.errors") if (text := path.read_text()).strip()]
+        said = [path.read_text().strip() for path in self._folder.glob("*.errors")]
+        # DuckDB's module says that it leaks when a signal ends the process while it is imported.
+        return [text for text in said if text and not text.startswith("nanobind: leaked")]
 
 
 def on_postgresql(minutes: float, seed: int) -> dict[str, Any]:
