@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +63,19 @@ def test_wordllama_knows_meaning() -> None:
     lengths = np.linalg.norm(vectors, axis=1)
     cosine = (vectors @ vectors.T) / np.outer(lengths, lengths)
     assert cosine[0, 1] > cosine[0, 2] + 0.1
+
+
+def test_wordllama_and_long_texts() -> None:
+    """The beginning of a text counts, so that one long text costs neither time nor memory; the limit is in the name."""
+    embedder = ef.WordLlamaEmbedder()
+    started = time.monotonic()
+    long, short = embedder.embed(["a dog barked. " * 100_000, ("a dog barked. " * 100)[:800]])
+    assert np.allclose(long, short)
+    assert time.monotonic() - started < 10
+    other = embedder_of_model(ef.WordLlamaEmbedder(max_chars=12).name)
+    assert other is not None
+    assert other.name != embedder.name
+    assert np.allclose(other.embed(["a dog barked. And slept."]), other.embed(["a dog barked"]))
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
