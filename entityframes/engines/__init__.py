@@ -15,13 +15,14 @@ from entityframes.engines.interrupt import CtrlC, Interrupt
 from entityframes.errors import ConnectError
 
 if TYPE_CHECKING:
+    from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
 
 __all__ = ["Batch", "CtrlC", "Engine", "Interrupt", "Location", "open_engine", "parse_url"]
 
 #: The store's format that this version writes.
-FORMAT = 1
+FORMAT = 2
 
 
 def _new_id() -> str:
@@ -140,6 +141,10 @@ class Engine(Protocol):
     @property
     def embedding(self) -> EmbeddingEngine:
         """The same database where embedding and search are concerned."""
+
+    @property
+    def directory(self) -> DirectoryEngine:
+        """The same database where folders are concerned."""
 
     def drop(self) -> None:
         """Drop the namespace with everything in it; the engine is of no use afterwards."""

@@ -26,6 +26,7 @@ from entityframes.errors import (
 )
 
 if TYPE_CHECKING:
+    from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
 
@@ -68,7 +69,7 @@ class DuckDBEngine:
             with translated():
                 # A file entityframes.duckdb is a catalog of the same name as the schema in it.
                 ((catalog,),) = self._root.execute("SELECT current_database()").fetchall()
-                for file in ("duckdb.sql", "duckdb_checks.sql", "duckdb_embedding.sql"):
+                for file in ("duckdb.sql", "duckdb_checks.sql", "duckdb_embedding.sql", "duckdb_directory.sql"):
                     self._sql |= queries.load(file, namespace, catalog)
                 self._root.execute(self._sql["session"])
             # A store in memory may fill it.
@@ -167,6 +168,12 @@ class DuckDBEngine:
         from entityframes.engines.duckdb_embedding import DuckDBEmbedding
 
         return DuckDBEmbedding(self)
+
+    @cached_property
+    def directory(self) -> DirectoryEngine:
+        from entityframes.engines.duckdb_directory import DuckDBDirectory
+
+        return DuckDBDirectory(self)
 
     def count(self, entity_type: str | None) -> int:
         with self._cursor() as cursor:

@@ -33,6 +33,7 @@ from entityframes.errors import (
 )
 
 if TYPE_CHECKING:
+    from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
 
@@ -60,7 +61,7 @@ class PostgresEngine:
         self.workers = workers or 2
         self.batch_bytes, self.batch_rows = 8 << 20, 50_000
         self._namespace = namespace
-        files = ("postgres.sql", "postgres_checks.sql", "postgres_embedding.sql")
+        files = ("postgres.sql", "postgres_checks.sql", "postgres_embedding.sql", "postgres_directory.sql")
         self._sql = {name: sql for file in files for name, sql in queries.load(file, namespace).items()}
         self._target = location.target
         self._idle: list[Any] = []
@@ -156,6 +157,12 @@ class PostgresEngine:
         from entityframes.engines.postgres_embedding import PostgresEmbedding
 
         return PostgresEmbedding(self)
+
+    @cached_property
+    def directory(self) -> DirectoryEngine:
+        from entityframes.engines.postgres_directory import PostgresDirectory
+
+        return PostgresDirectory(self)
 
     def count(self, entity_type: str | None) -> int:
         return int(self._read("count", entity_type).item())
