@@ -20,9 +20,13 @@ DELETE_ROWS = 50_000
 class DeleteRun:
     """One call of `delete`."""
 
-    def __init__(self, engine: Engine, run_id: str) -> None:
+    def __init__(self, engine: Engine, run_id: str, *, unchanged: bool = False) -> None:
+        """A run; with `unchanged` it deletes only entities that have the hashes given in content_hash and metadata_hash
+        (Binary) still, and takes others as missing.
+        """
         self._engine = engine
         self._run_id = run_id
+        self._asked = [*KEY, "content_hash", "metadata_hash"] if unchanged else list(KEY)
         self._log = OutcomeLog(DELETE_STATUSES)
         self._batches = 0
         self._started = time.perf_counter()
@@ -54,8 +58,8 @@ class DeleteRun:
 
     def _possible(self, given: pl.DataFrame) -> pl.DataFrame:
         """The ids to look for, each once; the others are accounted for."""
-        keys = frames.check_ids(given).with_columns(given["row"])
-        possible = keys.drop_nulls()
+        keys = given.select("row", *self._asked).with_columns(frames.check_ids(given).get_columns())
+        possible = keys.drop_nulls(KEY)
         impossible = given.join(possible, on="row", how="anti", maintain_order="left")
         self._log.append(outcomes(frames.readable_keys(impossible), DELETE_STATUSES, status="missing"))
         again = ~possible.select(pl.struct(KEY).is_first_distinct()).to_series()
@@ -71,7 +75,7 @@ class DeleteRun:
         try:
             while True:
                 try:
-                    gone = self._engine.delete(rows.select(KEY), batch)["position"].cast(pl.Int64)
+                    gone = self._engine.delete(rows.select(self._asked), batch)["position"].cast(pl.Int64)
                     break
                 except RETRIED as error:
                     if isinstance(error, ConnectionLostError) and error.committing:

@@ -7,6 +7,7 @@
     ├── ConnectError         the store cannot be opened: address, credentials, locks, versions
     │   └── FormatError      the store was written by a newer version of this package
     ├── ClosedError          the store was closed, or is used in a process it was not opened in
+    ├── DirectoryError       a folder cannot be synced: missing, unreadable, or another sync is at work on it
     ├── SpaceError           there is no such embedding space, or it is of another model or dimension
     ├── EmbedderError        the embedder cannot work at all: credentials, model, shape of its vectors
     │   └── EmbedderBusyError   it asks to be tried again later: rate limit, overload, timeout
@@ -29,6 +30,7 @@ __all__ = [
     "ConnectError",
     "ConnectionLostError",
     "DatabaseError",
+    "DirectoryError",
     "DuplicateError",
     "EmbedderBusyError",
     "EmbedderError",
@@ -72,6 +74,10 @@ class FormatError(ConnectError):
 
 class ClosedError(EntityFramesError):
     """The store was closed, or belongs to another process (it does not survive a fork)."""
+
+
+class DirectoryError(EntityFramesError):
+    """A folder cannot be synced: it is missing or unreadable, or another sync is at work on it."""
 
 
 class SpaceError(EntityFramesError):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import click
 
-from entityframes.cli import embedding, entities, imports
+from entityframes.cli import directory, embedding, entities, imports
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -58,6 +58,7 @@ for _command in (
     entities.exists,
     entities.delete,
     entities.export,
+    directory.sync,
     embedding.embed,
     embedding.search,
     embedding.jobs,

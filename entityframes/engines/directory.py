@@ -43,7 +43,7 @@ class DirectoryEngine(Protocol):
         """
 
     def unfiled(self, folder: str, entity_types: Iterable[str] | None) -> pl.DataFrame:
-        """entity_type, id, content_hash, metadata_hash of entities that no file of the folder is, of all or some types."""
+        """entity_type, id, content_hash, metadata_hash of entities, of all or some types, that no file is."""
 
     def origins(self, keys: pl.DataFrame) -> pl.DataFrame:
         """position, path, metadata_hash, header of the file that each key last was, in any folder; none if never."""
@@ -59,14 +59,4 @@ class DirectoryEngine(Protocol):
 
         Returns:
             position of each pair that was renamed: the old key was stored and the new one was not.
-        """
-
-    def delete_unchanged(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """Delete entities as `Engine.delete` does, but only those whose hashes are still these.
-
-        Args:
-            keys: entity_type, id, content_hash, metadata_hash (Binary); no key twice.
-
-        Returns:
-            position of each key that was deleted.
         """

@@ -131,17 +131,17 @@ class DuckDBEngine:
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self._writer(batch.interrupt) as cursor:
-            numbered = _keys(keys)
+            numbered = keys.with_row_index("position")
             _register(cursor, "given", numbered)
-            stored = self._ask(cursor, "existing")
-            if stored.is_empty():
-                return stored
-            _register(cursor, "written", numbered[stored["position"]])
+            gone = self._ask(cursor, "unchanged" if "content_hash" in keys.columns else "existing")
+            if gone.is_empty():
+                return gone
+            _register(cursor, "written", numbered[gone["position"]].select("entity_type", "id"))
             with self._transaction(cursor, batch.interrupt):
                 self._run(cursor, "delete")
                 self._run(cursor, "delete_vectors")
-                self._run(cursor, "ledger", [batch.batch_id, batch.run_id, 0, 0, stored.height, 0])
-            return stored
+                self._run(cursor, "ledger", [batch.batch_id, batch.run_id, 0, 0, gone.height, 0])
+            return gone
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
         with self._cursor() as cursor:

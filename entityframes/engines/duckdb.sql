@@ -206,6 +206,12 @@ SELECT t.position, e.content, e.metadata::VARCHAR AS metadata, lower(hex(e.conte
     e.created_at, e.updated_at
 FROM given AS t JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
 
+-- name: unchanged
+-- Positions of the given keys whose entity is still as given.
+SELECT t.position
+FROM given AS t JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+    AND e.content_hash = t.content_hash AND e.metadata_hash = t.metadata_hash
+
 -- name: delete
 -- Deletes the written keys.
 DELETE FROM {schema}.entities AS e USING written AS w WHERE e.entity_type = w.entity_type AND e.id = w.id

@@ -74,16 +74,3 @@ class DuckDBDirectory:
                 engine._run(cursor, "ledger", [batch.batch_id, batch.run_id, 0, can.height, 0, due])
                 engine._run(cursor, "job_of_renamed", [batch.job_id, batch.batch_id])
         return can.select("position")
-
-    def delete_unchanged(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        engine = self._engine
-        numbered = keys.with_row_index("position")
-        with engine._writer(batch.interrupt) as cursor, engine._transaction(cursor, batch.interrupt):
-            _register(cursor, "given", numbered)
-            gone = engine._ask(cursor, "unchanged")
-            if gone.height:
-                _register(cursor, "written", numbered[gone["position"]].select("entity_type", "id"))
-                engine._run(cursor, "delete")
-                engine._run(cursor, "delete_vectors")
-                engine._run(cursor, "ledger", [batch.batch_id, batch.run_id, 0, 0, gone.height, 0])
-        return gone

@@ -79,9 +79,3 @@ SELECT old_type, old_id, new_type, new_id, $1::UUID, now() FROM given
 -- A job for those of them that are due, under their new keys. $1 job, $2 batch
 INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
 SELECT $1::UUID, $2::UUID, list(new_type), list(new_id), now(), now() FROM given WHERE due HAVING count(*) > 0
-
--- name: unchanged
--- Positions of the given keys whose entity is still as given.
-SELECT t.position
-FROM given AS t JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
-    AND e.content_hash = t.content_hash AND e.metadata_hash = t.metadata_hash

@@ -130,10 +130,11 @@ class PostgresEngine:
         return _in_utc(self._read("lookup", keys["entity_type"], keys["id"]))
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        given = [batch.batch_id, batch.run_id, keys["entity_type"], keys["id"]]
+        name = "delete_unchanged" if "content_hash" in keys.columns else "delete"
         with self._connection(batch.interrupt) as connection, self._transaction(connection, batch.interrupt):
-            gone = self._ask(connection, "delete", *given)
-            self._run(connection, "delete_vectors", keys["entity_type"], keys["id"])
+            gone = self._ask(connection, name, batch.batch_id, batch.run_id, *keys)
+            deleted = keys[gone["position"]]
+            self._run(connection, "delete_vectors", deleted["entity_type"], deleted["id"])
             return gone
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:

@@ -56,12 +56,3 @@ class PostgresDirectory:
         header = [batch.batch_id, batch.run_id, batch.job_id]
         with self._engine._connection(batch.interrupt) as connection:
             return self._engine._ask(connection, "rename", *header, *pairs, committing=True)
-
-    def delete_unchanged(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        engine = self._engine
-        given = [keys[name] for name in ("entity_type", "id", "content_hash", "metadata_hash")]
-        with engine._connection(batch.interrupt) as connection, engine._transaction(connection, batch.interrupt):
-            gone = engine._ask(connection, "delete_unchanged", batch.batch_id, batch.run_id, *given)
-            deleted = keys[gone["position"]]
-            engine._run(connection, "delete_vectors", deleted["entity_type"], deleted["id"])
-            return gone

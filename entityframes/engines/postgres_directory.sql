@@ -99,23 +99,3 @@ WITH given AS (
     SELECT $3::uuid, $1::uuid, array_agg(new_type), array_agg(new_id), now(), now() FROM due HAVING count(*) > 0
 )
 SELECT position::int4 - 1 AS position FROM renamed
-
--- name: delete_unchanged
--- Deletes entities that are still as given, in key order; the ledger row is in it.
--- $1 batch, $2 run, $3 entity_types, $4 ids, $5 content hashes, $6 metadata hashes
-WITH given AS (
-    SELECT * FROM unnest($3::text[], $4::text[], $5::bytea[], $6::bytea[])
-        WITH ORDINALITY AS t (entity_type, id, content_hash, metadata_hash, position)
-), locked AS (
-    SELECT e.entity_type, e.id, g.position
-    FROM given AS g JOIN {schema}.entities AS e ON e.entity_type = g.entity_type AND e.id = g.id
-        AND e.content_hash = g.content_hash AND e.metadata_hash = g.metadata_hash
-    ORDER BY e.entity_type, e.id FOR UPDATE OF e
-), gone AS (
-    DELETE FROM {schema}.entities AS e USING locked AS l
-    WHERE e.entity_type = l.entity_type AND e.id = l.id RETURNING l.position
-), ledger AS (
-    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
-    SELECT $1::uuid, $2::uuid, now(), 0, 0, count(*) FROM gone HAVING count(*) > 0
-)
-SELECT position::int4 - 1 AS position FROM gone
