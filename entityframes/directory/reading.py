@@ -110,7 +110,7 @@ def _read(tree: Tree, paths: list[str]) -> pl.DataFrame:
         schema={name: dtype for name, dtype in READ.items() if name not in ("now_content", "now_metadata")},
     )
     hashes = frames.sha256(frame["content"].fill_null("")), frames.sha256(frame["metadata"].fill_null(""))
-    return frame.with_columns(hashes[0].alias("now_content"), hashes[1].alias("now_metadata")).select(READ)
+    return frame.with_columns(hashes[0].alias("now_content"), hashes[1].alias("now_metadata")).select(*READ)
 
 
 def _taken_apart(read: Read) -> _Parts:

@@ -37,7 +37,7 @@ from entityframes.results import SyncResult, UpsertResult
 if TYPE_CHECKING:
     from entityframes.store import EntityStore
 
-_CONTENT = ("header", "content", "metadata")
+_CONTENT = ("content", "metadata")
 #: What an upsert tells of its rows.
 _TOLD = ("status", "batch_id", "job_id", "error_kind", "error", "sqlstate")
 #: What is needed of rows that are done later.
@@ -237,7 +237,7 @@ class SyncRun:
         refused = rows.filter("refused")
         self._account.tell(refused, "failed", error_kind="validation", error=pl.col("reason"))
         rows = rows.filter(~pl.col("refused"))
-        self._later.append(rows.filter(action.is_in(["export", "delete"])).select(_LATER))
+        self._later.append(rows.filter(action.is_in(["export", "delete"])).select(*_LATER))
         self._account.tell(rows.filter(action == "conflict"), "conflict", error=pl.col("reason"))
         self._refuse(rows.filter(action == "invalid"))
         unchanged = rows.filter(action == "unchanged")
@@ -354,7 +354,7 @@ class SyncRun:
             rows = self._keep_entities(piece.filter(wanted))
             if rows.is_empty():
                 continue
-            sent.append(rows.drop("content", "metadata"))
+            sent.append(rows.drop(_CONTENT))
             hashes = [
                 pl.col(stored).bin.encode("hex").alias(name)
                 for stored, name in (("stored_content", "expected_content"), ("stored_metadata", "expected_metadata"))
@@ -424,7 +424,7 @@ class SyncRun:
         finally:
             result = run.result()
             self._account.batches += result.batches
-            rows = rows.hstack(result.outcomes.select(_TOLD).with_columns(pl.col("status").cast(pl.String)))
+            rows = rows.hstack(result.outcomes.select(*_TOLD).with_columns(pl.col("status").cast(pl.String)))
             changed = pl.col("status") == "missing"
             error = pl.when(changed).then(pl.lit(_CHANGED_SINCE)).otherwise("error")
             self._account.tell(rows, pl.when(changed).then(pl.lit("conflict")).otherwise("status"), error=error)

@@ -208,6 +208,8 @@ def _same_key(rows: pl.DataFrame, new: pl.DataFrame) -> tuple[pl.DataFrame, pl.D
 
 def _looked_up(engine: Engine, new: pl.DataFrame) -> pl.DataFrame:
     """What the store has under the keys of new files."""
+    if new.is_empty():
+        return new
     new = new.sort(KEY)
     answers = [
         engine.hashes(piece.select(KEY)).with_columns(pl.col("position").cast(pl.Int64) + number * _KEYS)

@@ -57,12 +57,20 @@ def _file(entity: dict[str, Any], origin: dict[str, Any] | None, metadata_hash: 
     """Bytes and header of an entity's file."""
     content = entity["content"].encode()
     known: bytes = b"" if origin is None else origin["header"]
-    # Before a body that would pass for a front matter, or for a byte order mark, there has to be one.
-    mistakable = b"---" not in known and content.startswith((b"---", b"\xef\xbb\xbf"))
-    if origin is not None and origin["metadata_hash"] == metadata_hash and not mistakable:
+    if origin is not None and origin["metadata_hash"] == metadata_hash and _reads_back(known, content):
         return known + content, known
     data = markdown.render(entity["metadata"], entity["content"], known)
     return data, data[: len(data) - len(content)]
+
+
+def _reads_back(header: bytes, content: bytes) -> bool:
+    """Whether a body is not taken for a front matter, or for a byte order mark, where none is before it."""
+    if b"---" in header or not content.startswith((b"---", b"\xef\xbb\xbf")):
+        return True
+    try:
+        return markdown.parse(header + content).header == header
+    except markdown.MarkdownError:
+        return False
 
 
 def write_in_chunks(
