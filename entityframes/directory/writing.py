@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from entityframes.directory import markdown
-from entityframes.directory.tree import Stat, Tree, Write
+from entityframes.directory.handles import Stat
+from entityframes.directory.tree import Tree, Write
 from entityframes.engines import Engine
 from entityframes.engines.directory import FILED
 from entityframes.frames import KEY
@@ -116,9 +117,9 @@ def _write(
             continue
         told = next(written)
         problems.append(told.reason)
-        if told.reason is None:
-            file_hash = hashlib.sha256(file.data).digest()
-            hashes = (file_hash, file.content_hash, file.metadata_hash)
-            filed.append((row["path"], row["entity_type"], row["id"], told.size, told.mtime_ns, *hashes, file.header))
+        if told.stat is not None:
+            mtime_ns = told.stat.mtime_ns if told.settled else -1
+            hashes = (hashlib.sha256(file.data).digest(), file.content_hash, file.metadata_hash)
+            filed.append((row["path"], row["entity_type"], row["id"], told.stat.size, mtime_ns, *hashes, file.header))
     problem = pl.Series("problem", problems, dtype=pl.String)
     return rows.with_columns(problem), pl.DataFrame(filed, FILED, orient="row")
