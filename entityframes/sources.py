@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import polars as pl
@@ -12,6 +14,9 @@ from entityframes.errors import SchemaError
 
 #: What an entity frame without rows has.
 _COLUMNS = ("entity_type", "id", "content")
+
+#: How many pieces Polars reads ahead, of Parquet and of Arrow IPC.
+_READ_AHEAD = ("POLARS_ROW_GROUP_PREFETCH_SIZE", "POLARS_RECORD_BATCH_PREFETCH_SIZE")
 
 
 def is_stream(source: Any) -> bool:
@@ -91,7 +96,13 @@ def collect(source: Any) -> pl.DataFrame:
 def iterate(source: Any, rows: int = 25_000) -> Iterator[pl.DataFrame]:
     """The frames of a streaming source, a LazyFrame or an iterable of frames, without holding more than one."""
     if isinstance(source, pl.LazyFrame):
-        yield from source.collect_batches(chunk_size=rows, maintain_order=True, lazy=True)
+        batches = source.collect_batches(chunk_size=rows, maintain_order=True, lazy=True)
+        # The scan begins with the first batch.
+        with _little_read_ahead():
+            first = next(batches, None)
+        if first is not None:
+            yield first
+            yield from batches
     elif hasattr(source, "__arrow_c_stream__"):
         import pyarrow as pa
 
@@ -100,3 +111,18 @@ def iterate(source: Any, rows: int = 25_000) -> Iterator[pl.DataFrame]:
     else:
         for frame in source:
             yield as_frame(frame)
+
+
+@contextmanager
+def _little_read_ahead() -> Iterator[None]:
+    """Let scans that begin now read one piece of their file ahead, unless the user has said how many.
+
+    Without it Polars holds more of a Parquet file than all batches in flight do.
+    """
+    ours = [name for name in _READ_AHEAD if name not in os.environ]
+    os.environ.update(dict.fromkeys(ours, "1"))
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
