@@ -97,7 +97,11 @@ class Engine(Protocol):
         """position, content, metadata, content_hash, created_at, updated_at of each key that is stored."""
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """Delete in one transaction; position of each key that was stored. No key may stand twice."""
+        """Delete in one transaction; position of each key that was stored. No key may stand twice.
+
+        Raises:
+            ConnectionLostError: where it was ``committing``, its ``answer`` is what would have been returned.
+        """
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
         """entity_type, field, dtype, declared of the recorded metadata fields, in the order in which they came."""

@@ -130,10 +130,15 @@ class PostgresEngine:
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         given = [batch.batch_id, batch.run_id, keys["entity_type"], keys["id"]]
-        with self._connection(batch.interrupt) as connection, self._transaction(connection, batch.interrupt):
-            gone = self._ask(connection, "delete", *given)
-            self._run(connection, "delete_vectors", keys["entity_type"], keys["id"])
-            return gone
+        gone: pl.DataFrame | None = None
+        try:
+            with self._connection(batch.interrupt) as connection, self._transaction(connection, batch.interrupt):
+                gone = self._ask(connection, "delete", *given)
+                self._run(connection, "delete_vectors", keys["entity_type"], keys["id"])
+        except ConnectionLostError as error:
+            error.answer = gone
+            raise
+        return gone
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
         return self._read("fields", pl.Series(entity_types, dtype=pl.String))

@@ -18,7 +18,7 @@ from tests.faults.invariants import Model, rows
 from tests.faults.servers import Server, tmpfs
 
 
-def fill(store: ef.EntityStore, model: Model) -> pl.DataFrame:
+def fill(store: ef.EntityStore, model: Model, ends_in: type[ef.EntityFramesError] = ef.ResourceError) -> pl.DataFrame:
     """Write until the disk is full, and take account of it."""
     first = rows(100, size=1_000)
     model.upserted(first, store.upsert(first))
@@ -30,10 +30,10 @@ def fill(store: ef.EntityStore, model: Model) -> pl.DataFrame:
         try:
             result = store.upsert(frame, batch_size=500)
         except ef.EntityFramesError as error:
-            assert isinstance(error, ef.ResourceError), repr(error)
+            assert isinstance(error, ends_in), repr(error)
             result = store.last_result
             assert result.counts["failed"] >= 500
-            assert set(result.failed["error_kind"]) == {"resource"}
+            assert set(result.failed["error_kind"]) == {"resource" if ends_in is ef.ResourceError else "connection"}
             model.upserted(frame, result)
             return frame
         model.upserted(frame, result)
@@ -76,6 +76,29 @@ def test_duckdb_runs_out_of_disk() -> None:
             model.upserted(frame, result)
             model.check(store)
         with ef.connect(disk / "x.duckdb") as store:
+            model.check(store)
+
+
+def test_duckdb_gives_up_its_file() -> None:
+    """Full while the log is written into the file: the store says that it is closed, and opened again it is sound."""
+    with tmpfs("32m") as disk:
+        if disk is None:
+            pytest.skip("a file system of its own needs the right to mount one")
+        model = Model()
+        with ef.connect(disk / "x.duckdb") as store:
+            with store._engine._cursor() as cursor:
+                # Written into the file after each batch.
+                cursor.execute("SET wal_autocheckpoint = '1KB'")
+            frame = fill(store, model, ef.ClosedError)
+            for call in (store.stats, lambda: store.get(frame), lambda: store.upsert(frame)):
+                with pytest.raises(ef.ClosedError):
+                    call()
+        subprocess.run(["mount", "-o", "remount,size=400m", disk], check=True)
+        with ef.connect(disk / "x.duckdb") as store:
+            model.check(store)
+            result = store.upsert(frame)
+            assert result.ok, result
+            model.upserted(frame, result)
             model.check(store)
 
 
