@@ -88,6 +88,15 @@ def test_metadata_column_that_cannot_be_kept() -> None:
         ef.entities(rows, "t", id="k")
 
 
+def test_metadata_columns_of_odd_names(store: ef.EntityStore, refused) -> None:
+    """A NUL in a name, also further in, is refused on both engines; a column without a name comes back."""
+    for metadata in ({"n\0": 1}, {"a": {"n\0": 1}}, {"a": [{"n\0": 1}]}):
+        refused(pl.DataFrame({**KEYS, "content": ["x"], "metadata": [metadata]}), "NUL")
+    store.upsert(pl.DataFrame({**KEYS, "content": ["x"], "metadata": ['{"": 1, "b": 2}']}))
+    store.upsert(pl.DataFrame({"entity_type": ["t"], "id": ["b"], "content": ["x"], "metadata": ['{"": "mixed"}']}))
+    assert store.read("t").select("id", "", "b").rows() == [("a", "1", 2), ("b", '"mixed"', None)]
+
+
 def test_conflicting_dtype_is_refused_and_more_columns_widen(store: ef.EntityStore) -> None:
     """A second frame may add columns; it may not change a dtype."""
     store.upsert(ef.entities(pl.DataFrame({"k": ["a"], "n": [1]}), "t", id="k"))

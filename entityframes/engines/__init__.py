@@ -137,7 +137,12 @@ class Engine(Protocol):
         """Drop the record of metadata fields, given by entity_type and field."""
 
     def select(
-        self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
+        self,
+        columns: list[str],
+        entity_type: str | None,
+        where: Predicate | None,
+        limit: int | None,
+        interrupt: Interrupt | None = None,
     ) -> Iterator[pl.DataFrame]:
         """Entity columns of the entities of a type that satisfy a predicate, in no particular order, in pieces."""
 

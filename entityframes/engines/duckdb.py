@@ -199,10 +199,15 @@ class DuckDBEngine:
             self._run(cursor, "forget_fields")
 
     def select(
-        self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
+        self,
+        columns: list[str],
+        entity_type: str | None,
+        where: Predicate | None,
+        limit: int | None,
+        interrupt: Interrupt | None = None,
     ) -> Iterator[pl.DataFrame]:
         sql = predicates.select(self._sql["select"], predicates.DUCKDB, columns, entity_type, where, limit)
-        with self._cursor() as cursor, translated():
+        with self._cursor(interrupt) as cursor, translated():
             reader = cursor.sql(sql).to_arrow_reader(50_000)
             try:
                 for batch in reader:

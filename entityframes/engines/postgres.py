@@ -191,12 +191,17 @@ class PostgresEngine:
             self._run(connection, "forget_fields", fields["entity_type"], fields["field"])
 
     def select(
-        self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
+        self,
+        columns: list[str],
+        entity_type: str | None,
+        where: Predicate | None,
+        limit: int | None,
+        interrupt: Interrupt | None = None,
     ) -> Iterator[pl.DataFrame]:
         sql = predicates.select(self._sql["select"], predicates.POSTGRESQL, columns, entity_type, where, limit)
         # A connection that died while it was idle is met here, not in the middle of the rows.
         self._read("format_version")
-        with self._connection() as connection, translated(), closing(connection.cursor()) as cursor:
+        with self._connection(interrupt) as connection, translated(), closing(connection.cursor()) as cursor:
             cursor.execute(sql)
             with closing(cursor.fetch_record_batch()) as reader:
                 for batch in reader:
