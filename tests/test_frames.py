@@ -68,6 +68,13 @@ def test_all_null_column(refused, column: str) -> None:
     refused(frame.with_columns(pl.lit(None, pl.String).alias(column)), f"'{column}'.*only nulls")
 
 
+@pytest.mark.parametrize("column", ["id", "content", "metadata"])
+def test_a_column_that_stands_twice(refused, column: str) -> None:
+    """Arrow allows it; which of the two counts, nobody can say."""
+    table = pa.table({**KEYS, "content": ["x"], "metadata": ["{}"]})
+    refused(table.append_column(column, pa.array(["y"])), column)
+
+
 def test_unknown_column(refused) -> None:
     """A column that would be lost is refused, with the way to keep it."""
     refused(pl.DataFrame({**KEYS, "content": ["x"], "title": ["y"]}), "'title'.*metadata")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,11 @@ def verdicts(store: ef.EntityStore, rows: pl.DataFrame, **options) -> list[tuple
     assert (outcomes["error"].is_not_null() == failed).all()
     assert (store.exists(outcomes)["exists"] == ~failed).all()
     return outcomes.select(pl.col("status").cast(pl.String), "error").rows()
+
+
+def hashed(length: int) -> str:
+    """Text that no index can compress."""
+    return "".join(hashlib.sha512(str(n).encode()).hexdigest() for n in range(length // 128 + 1))[:length]
 
 
 GOOD = ("note", "good", "text", '{"a": 1}')
@@ -51,6 +57,7 @@ BAD_ROWS = [
     pytest.param(("n" * 256, "a", "x", "{}"), "256 bytes long, over the limit of 255", id="long type"),
     pytest.param(("note", "i" * 1025, "x", "{}"), "1025 bytes long, over the limit of 1024", id="long id"),
     pytest.param(("note", "é" * 513, "x", "{}"), "1026 bytes long", id="long id in bytes"),
+    pytest.param(("note", hashed(3000), "x", "{}"), "3000 bytes long", id="long id that cannot be compressed"),
     pytest.param(("note", "a", "x" * (64 * MIB + 1), "{}"), "over the limit of 64 MiB", id="large content"),
     pytest.param(("note", "a", "x", '{"k": "' + "x" * (64 * MIB) + '"}'), "over 64 MiB", id="large metadata"),
 ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import polars as pl
 import pytest
 
@@ -100,6 +103,42 @@ def test_duckdb_gives_up_its_file() -> None:
             assert result.ok, result
             model.upserted(frame, result)
             model.check(store)
+
+
+def test_a_commit_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store closes, so that keys without a row do not reach the file; opened again, none is in the way."""
+    model = Model()
+    with ef.connect(tmp_path / "x.duckdb") as store:
+        first = rows(5_000, size=200)
+        model.upserted(first, store.upsert(first))
+        committing = store._engine._committing
+
+        @contextlib.contextmanager
+        def squeezed() -> Iterator[None]:
+            """COMMIT with next to no memory more than is in use."""
+            limit = 400_000
+            with store._engine._root.cursor() as cursor, contextlib.suppress(duckdb.OutOfMemoryException):
+                while limit > 1_000:
+                    cursor.execute(f"SET memory_limit = '{limit}KB'")
+                    limit = limit * 98 // 100
+            with committing():
+                yield
+
+        monkeypatch.setattr(store._engine, "_committing", squeezed)
+        frame = rows(60_000, start=10_000, size=100)
+        with pytest.raises(ef.ClosedError, match="COMMIT ran out of memory"):
+            store.upsert(frame, batch_size=20_000)
+        result = store.last_result
+        assert result.counts["failed"] >= 20_000
+        model.upserted(frame, result)
+        with pytest.raises(ef.ClosedError):
+            store.stats()
+    with ef.connect(tmp_path / "x.duckdb") as store:
+        model.check(store)
+        result = store.upsert(frame)
+        assert result.ok, result
+        model.upserted(frame, result)
+        model.check(store)
 
 
 def test_duckdb_at_a_file_size_limit(tmp_path: Path) -> None:
