@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from entityframes.batches import Options
 from entityframes.deletes import DeleteRun
 from entityframes.directory.account import Account
 from entityframes.directory.handles import Stat
@@ -28,6 +27,7 @@ from entityframes.directory.writing import Rendered, rendered, write_in_chunks
 from entityframes.engines import Batch, Interrupt
 from entityframes.errors import DirectoryError
 from entityframes.frames import KEY
+from entityframes.options import Options
 from entityframes.progress import Reporter
 from entityframes.results import SyncResult, UpsertResult
 
