@@ -23,8 +23,9 @@ Mode = Literal["vector", "text", "hybrid"]
 #: Columns of an answer.
 SCHEMA = pl.Schema({"rank": pl.UInt32(), "score": pl.Float64(), **reads.ENTITY_SCHEMA})
 
-#: Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009): the sum of 1 / (60 + rank) over the rankings.
-_FUSION = 60
+#: Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009): the sum of 1 / (10 + rank) over the rankings. Their 60 is
+#: for many rankings; of two, the first places have to count more.
+_FUSION = 10
 #: How many of each ranking are fused, at least.
 _FUSED = 50
 

@@ -23,8 +23,8 @@ from entityframes.engines.embedding import (
     wire,
 )
 from entityframes.engines.postgres import _in_utc
-from entityframes.engines.postgres_errors import translated
-from entityframes.errors import ConnectionLostError, DatabaseError, SpaceError
+from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, translated
+from entityframes.errors import ConnectionLostError, DatabaseError, RowError, SpaceError
 
 if TYPE_CHECKING:
     from entityframes.engines.postgres import PostgresEngine
@@ -37,6 +37,8 @@ INLINE_DIM = 1_900
 
 class PostgresEmbedding:
     """The embedding side of a `PostgresEngine`, on its connections."""
+
+    write_bytes = 8 << 20
 
     def __init__(self, engine: PostgresEngine) -> None:
         self._engine = engine
@@ -66,7 +68,7 @@ class PostgresEmbedding:
             engine._execute(connection, self._filled("add_partition", **places))
             if dim <= INLINE_DIM:
                 engine._execute(connection, self._filled("store_inline", **places))
-            if engine._ask(connection, "worked_before", space).item():
+            if engine._ask(connection, "has_others", space).item():
                 engine._ask(connection, "enqueue", space, str(JOB_ROWS), None)
             return True
 
@@ -79,6 +81,7 @@ class PostgresEmbedding:
         number = self._space(space)["number"]
         with engine._connection() as connection, engine._transaction(connection, Interrupt()):
             engine._ask(connection, "space_lock", engine._namespace)
+            engine._run(connection, "release_jobs", space)
             engine._run(connection, "delete_space", space)
             engine._execute(connection, self._filled("drop_partition", number=number))
 
@@ -108,9 +111,9 @@ class PostgresEmbedding:
     def retry_failed(self, space: str) -> int:
         engine = self._engine
         with engine._connection() as connection, engine._transaction(connection, Interrupt()):
-            engine._run(connection, "requeue_jobs", space, *transition("failed", "pending"))
+            again = engine._ask(connection, "requeue_jobs", space, *transition("failed", "pending"))
             queued = engine._ask(connection, "enqueue_failed", space, str(JOB_ROWS))
-        return int(queued["entities"].sum())
+        return int(again["entities"].sum()) + int(queued["entities"].sum())
 
     def jobs(self, state: str | None) -> pl.DataFrame:
         with self._engine._connection() as connection:
@@ -147,20 +150,39 @@ class PostgresEmbedding:
     def write_vectors(
         self, job: Job, rows: pl.DataFrame, vectors: np.ndarray[Any, Any], end: JobEnd, interrupt: Interrupt
     ) -> pl.DataFrame:
-        engine = self._engine
-        storage = self._space(job.space)["storage"]
-        column = pa.array(wire(vectors), mask=rows["error"].is_not_null().to_numpy())
-        table = rows.to_arrow().append_column("vector", column)
-        with engine._connection(interrupt) as connection, engine._transaction(connection, interrupt):
+        """Vectors of what had none are copied straight into the space's table, others are merged."""
+        column = pl.Series("vector", wire(vectors), pl.Binary)
+        given = rows.with_columns(pl.when(pl.col("error").is_null()).then(column).alias("vector"))
+        with self._engine._connection(interrupt) as connection:
+            try:
+                return self._write_vectors(connection, job, given, end, interrupt)
+            except RowError as error:
+                if error.sqlstate != UNIQUE_VIOLATION:
+                    raise
+                # Another worker had the same entity in another job, and was quicker.
+                self._engine._execute(connection, "ROLLBACK")
+                return self._write_vectors(connection, job, given.with_columns(stored=True), end, interrupt)
+
+    def _write_vectors(
+        self, connection: Any, job: Job, given: pl.DataFrame, end: JobEnd, interrupt: Interrupt
+    ) -> pl.DataFrame:
+        engine, space = self._engine, self._space(job.space)
+        storage = space["storage"]
+        with engine._transaction(connection, interrupt):
             if not self._move(connection, job, end):
                 raise LeaseLostError
-            kind = "vector" if storage == "pgvector" else "bytea"
-            engine._execute(connection, self._filled("create_vector_staging", type=kind))
-            with translated(), closing(connection.cursor()) as cursor:
-                cursor.adbc_ingest("entityframes_vectors", table, mode="append", temporary=True)
-            with translated(), closing(connection.cursor()) as cursor:
-                cursor.execute(self._filled("merge_vectors", storage=storage), one_row((job.space,)))
-                return to_frame(cursor.fetch_arrow_table())
+            keys = [given[name] for name in ("entity_type", "id", "content_hash")]
+            current = given[engine._ask(connection, "hold_current", *keys)["position"].sort()]
+            fresh, others = (current.filter(pl.col("stored") == stored).drop("stored") for stored in (False, True))
+            if fresh.height:
+                table = fresh.with_columns(space=pl.lit(job.space)).rename({"vector": storage})
+                engine._ingest(connection, f"embeddings_{space['number']}", table, db_schema_name=engine._namespace)
+            if others.height:
+                kind = "vector" if storage == "pgvector" else "bytea"
+                engine._execute(connection, self._filled("create_vector_staging", type=kind))
+                engine._ingest(connection, "entityframes_vectors", others, temporary=True)
+                engine._execute(connection, self._filled("merge_vectors", storage=storage), job.space)
+            return current.select("entity_type", "id")
 
     # Search.
 
