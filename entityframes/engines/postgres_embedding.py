@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from entityframes.engines import Interrupt, predicates
 from entityframes.engines.arrow import one_row, to_frame
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 #: The most dimensions that pgvector's HNSW index takes, and that leave a vector inside its row.
 INDEXED_DIM = 2_000
 INLINE_DIM = 1_900
+
+
+Vectors = np.ndarray[Any, Any]
 
 
 class PostgresEmbedding:
@@ -148,46 +152,52 @@ class PostgresEmbedding:
     # Vectors.
 
     def write_vectors(
-        self, job: Job, rows: pl.DataFrame, vectors: np.ndarray[Any, Any], end: JobEnd, interrupt: Interrupt
+        self, job: Job, rows: pl.DataFrame, vectors: Vectors, end: JobEnd, interrupt: Interrupt
     ) -> pl.DataFrame:
         """Vectors of what had none are copied straight into the space's table, others are merged."""
-        column = pl.Series("vector", wire(vectors), pl.Binary)
-        given = rows.with_columns(pl.when(pl.col("error").is_null()).then(column).alias("vector"))
         with self._engine._connection(interrupt) as connection:
             try:
-                return self._write_vectors(connection, job, given, end, interrupt)
+                return self._write_vectors(connection, job, rows, vectors, end, interrupt)
             except RowError as error:
                 if error.sqlstate != UNIQUE_VIOLATION:
                     raise
                 # Another worker had the same entity in another job, and was quicker.
                 self._engine._execute(connection, "ROLLBACK")
-                return self._write_vectors(connection, job, given.with_columns(stored=True), end, interrupt)
+                rows = rows.with_columns(stored=True)
+                return self._write_vectors(connection, job, rows, vectors, end, interrupt)
 
     def _write_vectors(
-        self, connection: Any, job: Job, given: pl.DataFrame, end: JobEnd, interrupt: Interrupt
+        self, connection: Any, job: Job, rows: pl.DataFrame, vectors: Vectors, end: JobEnd, interrupt: Interrupt
     ) -> pl.DataFrame:
         engine, space = self._engine, self._space(job.space)
         storage = space["storage"]
         with engine._transaction(connection, interrupt):
             if not self._move(connection, job, end):
                 raise LeaseLostError
-            keys = [given[name] for name in ("entity_type", "id", "content_hash")]
-            current = given[engine._ask(connection, "hold_current", *keys)["position"].sort()]
-            fresh, others = (current.filter(pl.col("stored") == stored).drop("stored") for stored in (False, True))
-            if fresh.height:
-                table = fresh.with_columns(space=pl.lit(job.space)).rename({"vector": storage})
-                engine._ingest(connection, f"embeddings_{space['number']}", table, db_schema_name=engine._namespace)
-            if others.height:
+            keys = [rows[name] for name in ("entity_type", "id", "content_hash")]
+            held = engine._ask(connection, "hold_current", *keys)["position"].sort()
+            current, vectors = rows[held], vectors[held.to_numpy()]
+            stored = current["stored"].to_numpy()
+            if not stored.all():
+                table = _table(current.filter(~stored), vectors[~stored], storage)
+                table = table.append_column("space", pa.repeat(job.space, table.num_rows))
+                self._ingest(connection, f"embeddings_{space['number']}", table, db_schema_name=engine._namespace)
+            if stored.any():
                 kind = "vector" if storage == "pgvector" else "bytea"
                 engine._execute(connection, self._filled("create_vector_staging", type=kind))
-                engine._ingest(connection, "entityframes_vectors", others, temporary=True)
+                table = _table(current.filter(stored), vectors[stored], "vector")
+                self._ingest(connection, "entityframes_vectors", table, temporary=True)
                 engine._execute(connection, self._filled("merge_vectors", storage=storage), job.space)
             return current.select("entity_type", "id")
+
+    def _ingest(self, connection: Any, name: str, table: pa.Table, **where: Any) -> None:
+        with translated(), closing(connection.cursor()) as cursor:
+            cursor.adbc_ingest(name, table, mode="append", **where)
 
     # Search.
 
     def nearest(
-        self, space: str, vector: np.ndarray[Any, Any], limit: int, entity_type: str | None, where: Predicate | None
+        self, space: str, vector: Vectors, limit: int, entity_type: str | None, where: Predicate | None
     ) -> tuple[pl.DataFrame, bool]:
         stored = self._space(space)
         if stored["storage"] != "pgvector":
@@ -205,7 +215,7 @@ class PostgresEmbedding:
         return found.drop_nulls("id"), found.height == limit
 
     def _nearest_here(
-        self, space: str, vector: np.ndarray[Any, Any], limit: int, entity_type: str | None, where: Predicate | None
+        self, space: str, vector: Vectors, limit: int, entity_type: str | None, where: Predicate | None
     ) -> tuple[pl.DataFrame, bool]:
         """Without pgvector: the vectors come in pieces and the best of them are kept."""
         condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
@@ -276,3 +286,12 @@ class PostgresEmbedding:
         for place, value in places.items():
             sql = sql.replace("{" + place + "}", str(value))
         return sql
+
+
+def _table(rows: pl.DataFrame, vectors: Vectors, name: str) -> pa.Table:
+    """Rows with their vectors as a column of the wire format, null where there is an error."""
+    column = wire(vectors)
+    failed = rows["error"].is_not_null()
+    if failed.any():
+        column = pc.if_else(failed.to_arrow(), None, column)
+    return rows.drop("stored").to_arrow().append_column(name, column)
