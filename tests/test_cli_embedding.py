@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -47,6 +51,24 @@ def test_jobs_and_spaces(run: Run) -> None:
     assert run("spaces", "--drop", "hashing-32")[0] == 0
     code, _, errors = run("jobs", "--enqueue", "--retry-failed")
     assert (code, "0 entities queued" in errors) == (0, True)
+
+
+@pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
+def test_a_watching_worker_waits_for_its_embedder(run: Run) -> None:
+    """It says so, goes on trying, and gives its job back when it is stopped."""
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        away = f"base_url=http://127.0.0.1:{server.server_address[1]}"
+    options = ["--embedder", "openai", "--option", "model=m", "--option", "dim=8", "--option", away]
+    words = [sys.executable, "-m", "entityframes", "embed", "--watch", *options, "--store", run.url]
+    worker = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert worker.stderr is not None
+    assert "did not answer" in worker.stderr.readline()
+    assert "trying again" in worker.stderr.readline()
+    worker.send_signal(signal.SIGTERM)
+    out, errors = worker.communicate(timeout=30)
+    assert (worker.returncode, "Traceback" in errors) == (0, False)
+    assert "1 cancelled" in out
+    assert run("jobs", "--state", "pending")[1].count("pending") == 3
 
 
 def test_embed_tells_what_is_left_and_how_to_go_on(run: Run) -> None:

@@ -90,7 +90,7 @@ def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **op
     from entityframes.embedding.worker import EmbedOptions
 
     attempts = options["max_attempts"] or (ENDLESS if options["watch"] else 3)
-    chosen = EmbedOptions(options["batch_size"], options["workers"], attempts, options["lease"])
+    chosen = EmbedOptions(options["batch_size"], options["workers"], attempts, options["lease"], _say_trying_again)
     stop = threading.Event()
     with open_store(url, namespace) as store, _stopped_by_signals(stop):
         embedder = _embedder(store, name, options["options"], options["space"])
@@ -103,7 +103,7 @@ def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **op
             except _passing() as error:
                 if not options["watch"]:
                     raise
-                click.echo(f"entityframes: {error}; trying again", err=True)
+                _say_trying_again(error)
                 stop.wait(min(2.0**pauses, LONGEST_PAUSE))
                 pauses += 1
             else:
@@ -113,6 +113,10 @@ def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **op
             if not options["watch"] or not _wait_for_jobs(store, stop):
                 break
     sys.exit(0 if ok or options["watch"] else 1)
+
+
+def _say_trying_again(error: object) -> None:
+    click.echo(f"entityframes: {error}; trying again", err=True)
 
 
 def _passing() -> tuple[type[Exception], ...]:
@@ -129,7 +133,7 @@ def _wait_for_jobs(store: Any, stop: threading.Event) -> bool:
             if store.last_result is None or store._engine.embedding.open_jobs(store.last_result.space):
                 return True
         except _passing() as error:
-            click.echo(f"entityframes: {error}; trying again", err=True)
+            _say_trying_again(error)
         pause = min(pause * 2, POLL[1])
     return False
 

@@ -66,6 +66,8 @@ class EmbedOptions:
     workers: int = 1
     max_attempts: int = 3
     lease: float = LEASE
+    #: Told why the embedder is waited for, before each wait.
+    delayed: Callable[[str], None] = lambda error: None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "workers", "max_attempts"):
@@ -373,6 +375,7 @@ class EmbedRun:
 
     def _delayed(self, error: str, tries: int) -> None:
         """While the embedder is busy, `jobs` shows why nothing moves."""
+        self._options.delayed(error)
         for job in list(self._held.values()):
             waiting = replace(job, attempts=job.attempts + tries)
             try:

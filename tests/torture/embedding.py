@@ -31,9 +31,9 @@ from tests.faults.servers import Server
 
 DIM = 16
 KEYS = 600
-#: Seconds of a lease, and how much longer a job may stay with a dead worker: the others may be at work, or be starting.
+#: Seconds of a lease, and how much longer a job may stay with a dead worker: the others are at work, or are killed too.
 LEASE = 1.0
-GRACE = 10.0
+GRACE = 30.0
 
 
 class Slow(ef.HashingEmbedder):
