@@ -50,7 +50,9 @@ def _told() -> Iterator[None]:
         if isinstance(error, BrokenPipeError):
             sys.stderr.close()
             sys.exit(0)
-        click.echo(f"entityframes: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+        # Polars goes on to show its plan.
+        said = str(error).split("Resolved plan")[0]
+        click.echo(f"entityframes: {' '.join(said.split()) or type(error).__name__}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("entityframes: interrupted", err=True)

@@ -88,7 +88,7 @@ CREATE TABLE {schema}.embeddings (
     id           text COLLATE "C" NOT NULL,
     content_hash bytea NOT NULL,
     error        text,
-    embedded_at  timestamptz NOT NULL,
+    embedded_at  timestamptz NOT NULL DEFAULT now(),
     vector       bytea,
     PRIMARY KEY (entity_type, id, space)
 ) PARTITION BY LIST (space);
