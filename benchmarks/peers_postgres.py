@@ -9,10 +9,13 @@ import warnings
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any, Protocol
+from unittest import mock
 
 import polars as pl
 
 import entityframes as ef
+from entityframes.batches import UpsertRun
+from entityframes.results import outcomes
 
 COLUMNS = ("entity_type", "id", "content", "metadata")
 KEY = ["entity_type", "id"]
@@ -77,8 +80,30 @@ class EntityFrames:
             self._store = None
 
 
+class WithoutAccount(EntityFrames):
+    """This package without outcomes, ledger and embedding jobs: what they cost is the difference."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.name = "limit: no outcomes, ledger and jobs"
+
+    def prepare(self) -> None:
+        super().prepare()
+        assert self._store is not None
+        engine: Any = self._store._engine
+        run = engine._run
+        engine._run = lambda connection, name, *values: None if name == "record" else run(connection, name, *values)
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        nothing = outcomes(pl.DataFrame())
+        with mock.patch.object(UpsertRun, "_tell", return_value=nothing):
+            super().upsert(frame)
+
+
 class _Peer:
     max_rows = 10**9
+    #: Opened by `prepare` where the peer lets its caller keep one: nobody connects for each upsert.
+    _connection: Any = None
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -90,7 +115,9 @@ class _Peer:
         return _stored(self._url)
 
     def close(self) -> None:
-        pass
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 class ByHand(_Peer):
@@ -102,11 +129,15 @@ class ByHand(_Peer):
         self._where = " WHERE (e.content, e.metadata) IS DISTINCT FROM (EXCLUDED.content, EXCLUDED.metadata)"
         self._where = self._where if guarded else ""
 
-    def upsert(self, frame: pl.DataFrame) -> None:
+    def prepare(self) -> None:
         import psycopg
 
+        super().prepare()
+        self._connection = psycopg.connect(self._url)
+
+    def upsert(self, frame: pl.DataFrame) -> None:
         columns = ", ".join(COLUMNS)
-        with psycopg.connect(self._url) as connection, connection.cursor() as cursor:
+        with self._connection.transaction(), self._connection.cursor() as cursor:
             cursor.execute("CREATE TEMP TABLE staging (LIKE peer.entities) ON COMMIT DROP")
             with cursor.copy(f"COPY staging ({columns}) FROM STDIN") as copy:
                 for row in as_json(frame).select(COLUMNS).iter_rows():
@@ -122,19 +153,22 @@ class PolarsMerge(_Peer):
 
     name = "Polars write_database + merge"
 
-    def upsert(self, frame: pl.DataFrame) -> None:
+    def prepare(self) -> None:
         import adbc_driver_postgresql.dbapi as adbc
 
-        with adbc.connect(self._url) as connection:
-            as_json(frame).select(COLUMNS).write_database(
-                "peer.staging", connection, engine="adbc", if_table_exists="replace"
+        super().prepare()
+        self._connection = adbc.connect(self._url)
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        as_json(frame).select(COLUMNS).write_database(
+            "peer.staging", self._connection, engine="adbc", if_table_exists="replace"
+        )
+        with self._connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO peer.entities AS e SELECT entity_type, id, content, metadata::jsonb FROM peer.staging "
+                f"ON CONFLICT (entity_type, id) {_SET}"
             )
-            with connection.cursor() as cursor:
-                cursor.execute(
-                    "INSERT INTO peer.entities AS e SELECT entity_type, id, content, metadata::jsonb FROM peer.staging "
-                    f"ON CONFLICT (entity_type, id) {_SET}"
-                )
-            connection.commit()
+        self._connection.commit()
 
 
 class SQLAlchemyCore(_Peer):
@@ -211,23 +245,24 @@ class RawIngest(_Peer):
     name = "limit: ADBC ingest, insert only"
 
     def prepare(self) -> None:
-        create = _CREATE.replace("jsonb", "json")
-        _execute(self._url, "DROP SCHEMA IF EXISTS peer CASCADE", "CREATE SCHEMA peer", create)
-
-    def upsert(self, frame: pl.DataFrame) -> None:
         import adbc_driver_postgresql.dbapi as adbc
 
-        with adbc.connect(self._url) as connection, connection.cursor() as cursor:
-            cursor.adbc_ingest(
-                "entities", as_json(frame).select(COLUMNS).to_arrow(), mode="append", db_schema_name="peer"
-            )
-            connection.commit()
+        create = _CREATE.replace("jsonb", "json")
+        _execute(self._url, "DROP SCHEMA IF EXISTS peer CASCADE", "CREATE SCHEMA peer", create)
+        self._connection = adbc.connect(self._url)
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        table = as_json(frame).select(COLUMNS).to_arrow()
+        with self._connection.cursor() as cursor:
+            cursor.adbc_ingest("entities", table, mode="append", db_schema_name="peer")
+        self._connection.commit()
 
 
 def contestants(url: str) -> list[Callable[[], Contestant]]:
     """All of them, ours first."""
     return [
         lambda: EntityFrames(url),
+        lambda: WithoutAccount(url),
         lambda: ByHand(url),
         lambda: ByHand(url, guarded=True),
         lambda: PolarsMerge(url),
