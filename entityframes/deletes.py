@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from entityframes import frames
+from entityframes import frames, sources
 from entityframes.attempts import RETRIED, Attempts, from_ledger
 from entityframes.engines import Batch, CtrlC, Engine, Interrupt
 from entityframes.errors import ConnectionLostError, DatabaseError
@@ -39,7 +39,7 @@ class DeleteRun:
             DatabaseError: the database refused a batch; `result` tells which ids it could not delete.
             KeyboardInterrupt: on Ctrl-C, after the batch in flight; `result` tells what was done.
         """
-        given = frames.as_frame(ids)
+        given = sources.as_frame(ids)
         frames.check_id_schema(given.schema)
         with CtrlC() as ctrl_c:
             left = self._possible(frames.numbered(given))

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from entityframes import canonical, frames, types
+from entityframes import canonical, frames, sources, types
 from entityframes.engines import Engine
 from entityframes.engines.predicates import Column, EntityColumn, MetadataField
 from entityframes.fields import Fields
@@ -59,7 +59,7 @@ def get(engine: Engine, ids: Any, progress: Progress = None) -> pl.DataFrame:
 
 
 def _id_frame(ids: Any) -> pl.DataFrame:
-    frame = frames.as_frame(ids)
+    frame = sources.as_frame(ids)
     frames.check_id_schema(frame.schema)
     return frames.readable_keys(frames.numbered(frame.select(KEY)))
 

@@ -75,7 +75,7 @@ def outcomes(rows: pl.DataFrame, statuses: tuple[str, ...] = UPSERT_STATUSES, **
 class OutcomeLog:
     """Collects the outcome frames of a run; past `keep` rows they wait in a temporary file, not in memory."""
 
-    def __init__(self, statuses: tuple[str, ...] = UPSERT_STATUSES, keep: int = 250_000) -> None:
+    def __init__(self, statuses: tuple[str, ...] = UPSERT_STATUSES, keep: int = 100_000) -> None:
         self._schema = outcome_schema(statuses)
         self._keep = keep
         self._frames: list[pl.DataFrame] = []

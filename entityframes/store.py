@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from entityframes import deletes, frames, plans, reads, single
+from entityframes import deletes, plans, reads, single, sources
 from entityframes import verify as verification
-from entityframes.batches import OnError, Options, UpsertRun
+from entityframes.batches import UpsertRun
 from entityframes.embedding_calls import EmbeddingCalls
 from entityframes.engines import Engine, Interrupt, open_engine, parse_url
-from entityframes.judge import OnDuplicate
+from entityframes.options import OnDuplicate, OnError, Options
 from entityframes.plans import Plan
 from entityframes.progress import Progress, Reporter
 from entityframes.results import DeleteResult, UpsertResult
@@ -111,7 +111,7 @@ class EntityStore(EmbeddingCalls):
         """
         options = Options(batch_size, embed, on_duplicate, on_error, expected_hash)
         return self._upsert(
-            frames.iterate(frame) if _is_stream(frame) else frames.as_frame(frame), options, progress, cancel
+            sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame), options, progress, cancel
         )
 
     def _upsert(
@@ -143,7 +143,7 @@ class EntityStore(EmbeddingCalls):
             SchemaError: the frame cannot be stored.
             DuplicateError: a key stands twice and ``on_duplicate="error"``.
         """
-        return plans.make(self._engine, frames.collect(frame), on_duplicate, self._upsert)
+        return plans.make(self._engine, sources.collect(frame), on_duplicate, self._upsert)
 
     def exists(self, ids: Any, /) -> pl.DataFrame:
         """Tell which ids are stored, with one join for up to 50,000 of them.
@@ -165,7 +165,7 @@ class EntityStore(EmbeddingCalls):
         Raises:
             SchemaError: a column is missing or is not text.
         """
-        given = frames.as_frame(ids)
+        given = sources.as_frame(ids)
         return given.filter(~reads.exists(self._engine, given)["exists"])
 
     def get(self, ids: Any, /) -> pl.DataFrame:
@@ -332,15 +332,3 @@ class _Threads:
             self._process = os.getpid()
             self._pool = ThreadPoolExecutor(256, thread_name_prefix="entityframes")
         return self._pool
-
-
-def _is_stream(source: Any) -> bool:
-    """Whether a source is to be read piece by piece: what can be read only once, or is not in memory."""
-    if isinstance(source, pl.DataFrame):
-        return False
-    if isinstance(source, pl.LazyFrame):
-        return True
-    if hasattr(source, "__arrow_c_stream__"):
-        # Tables and pandas frames know their length; readers and relations do not hold their rows.
-        return not hasattr(source, "num_rows") and not hasattr(source, "iloc")
-    return hasattr(source, "__iter__") and not isinstance(source, str | bytes | Mapping)

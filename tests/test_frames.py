@@ -39,6 +39,41 @@ def test_missing_and_wrong_case_columns(refused, column: str) -> None:
     refused(frame, f"'{column}'.*missing.*'{column.upper()}'")
 
 
+@pytest.mark.parametrize("kind", ["table", "pandas", "reader", "iterator"])
+def test_duplicate_columns(refused, kind: str) -> None:
+    """Arrow and pandas allow two columns of one name; which of them is meant nobody can say."""
+    table = pa.Table.from_arrays([pa.array(["t"])] * 4, names=["entity_type", "id", "content", "content"])
+    forms = {"table": table, "pandas": table.to_pandas(), "reader": table.to_reader(), "iterator": iter([table])}
+    refused(forms[kind], "'content'.*more than once")
+
+
+def test_duplicate_metadata_columns(refused) -> None:
+    """The same in a struct, and in a frame that is yet to become an entity frame."""
+    struct = pa.StructArray.from_arrays([pa.array([1])] * 2, ["same", "same"])
+    columns = [pa.array(["t"])] * 3
+    refused(
+        pa.Table.from_arrays([*columns, struct], names=["entity_type", "id", "content", "metadata"]),
+        "'same'",
+    )
+    with pytest.raises(ef.SchemaError, match="'v'.*more than once"):
+        ef.entities(pa.Table.from_arrays(columns, names=["k", "v", "v"]), "t", id="k")
+
+
+def test_no_rows(store: ef.EntityStore) -> None:
+    """In whatever form they do not come, with or without dtypes: nothing happens, and the outcomes have their columns."""
+    schema = {"entity_type": pl.String, "id": pl.String, "content": pl.String}
+    none = pl.DataFrame(schema=schema)
+    forms = (none, none.lazy(), iter([]), iter([none]), none.to_arrow(), none.to_pandas())
+    for form in forms:
+        result = store.upsert(form)
+        assert (result.ok, result.batches, result.outcomes.height) == (True, 0, 0)
+        assert (
+            result.outcomes.columns
+            == store.upsert(pl.DataFrame([("t", "a", "x")], schema, orient="row")).outcomes.columns
+        )
+    assert store.stats()["entities"].to_list() == [1]
+
+
 @pytest.mark.parametrize("column", ["entity_type", "id", "content"])
 @pytest.mark.parametrize(
     "values",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 import entityframes as ef
@@ -19,6 +21,13 @@ def entities(rows: int, start: int = 0, text: str = "x") -> pl.DataFrame:
     return pl.DataFrame({"n": range(start, start + rows)}).select(
         entity_type=pl.lit("t"), id=pl.format("e{}", "n"), content=pl.lit(text)
     )
+
+
+def peak_kib(script: str, *arguments: object, env: dict[str, str] | None = None) -> int:
+    """The most memory that a script has had; what getrusage tells starts with that of the process it came from."""
+    told = 'print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))'
+    words = [sys.executable, "-c", f"{script}\n{told}", *map(str, arguments)]
+    return int(subprocess.run(words, capture_output=True, text=True, check=True, env=env).stdout)
 
 
 def test_batches_by_rows() -> None:
@@ -89,7 +98,7 @@ def test_memory_does_not_grow_with_the_stream(url: str, tmp_path: Path) -> None:
     """Four times the rows cost about the same peak memory."""
     script = textwrap.dedent(
         """
-        import resource, sys
+        import sys
         import polars as pl, entityframes as ef
         def source(frames):
             for number in range(frames):
@@ -98,17 +107,9 @@ def test_memory_does_not_grow_with_the_stream(url: str, tmp_path: Path) -> None:
                 )
         with ef.connect(sys.argv[1], namespace=f"n{sys.argv[2]}") as store:
             assert store.upsert(source(int(sys.argv[2])), progress=False).ok
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         """
     )
-    peaks = [
-        int(
-            subprocess.run(
-                [sys.executable, "-c", script, url, str(frames)], capture_output=True, text=True, check=True
-            ).stdout
-        )
-        for frames in (5, 20)
-    ]
+    peaks = [peak_kib(script, url, frames) for frames in (5, 20)]
     assert peaks[1] < peaks[0] * 1.3, peaks
 
 
@@ -123,3 +124,28 @@ def test_duckdb_takes_the_memory_that_a_large_update_needs(tmp_path: Path) -> No
         result = store.upsert(frame.with_columns(content=pl.col("content") + "!"), progress=False)
         assert result.counts["updated"] == rows
         assert store.get(frame.select("entity_type", "id").tail(1))["content"][0].endswith("!")
+
+
+def test_a_scan_reads_little_ahead(tmp_path: Path) -> None:
+    """A Parquet file far larger than the batches in flight is not held while it is read; the environment is as it was."""
+    path = tmp_path / "x.parquet"
+    text = pl.format("{} {}", "id", pl.lit("lorem ipsum " * 40))
+    pieces = (entities(50_000, start).with_columns(content=text) for start in range(0, 600_000, 50_000))
+    with pq.ParquetWriter(path, entities(0).to_arrow(compat_level=pl.CompatLevel.oldest()).schema) as writer:
+        for piece in pieces:
+            writer.write_table(piece.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    script = textwrap.dedent(
+        """
+        import os, sys
+        import polars as pl
+        from entityframes import sources
+        environment = dict(os.environ)
+        assert sum(frame.height for frame in sources.iterate(pl.scan_parquet(sys.argv[1]))) == 600_000
+        assert dict(os.environ) == environment
+        """
+    )
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("POLARS_")}
+    little, much = (
+        peak_kib(script, path, env=ours | given) for given in ({}, {"POLARS_ROW_GROUP_PREFETCH_SIZE": "16"})
+    )
+    assert little < much - 50_000, (little, much)

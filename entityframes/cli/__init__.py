@@ -26,7 +26,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line and leave with its exit status."""
     with _told():
-        sys.exit(cli(standalone_mode=False) or 0)
+        sys.exit(cli(prog_name="entityframes", standalone_mode=False) or 0)
 
 
 @contextmanager
@@ -38,8 +38,13 @@ def _told() -> Iterator[None]:
 
     try:
         yield
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context else ""
+        click.echo(f"entityframes: {' '.join(error.format_message().split())}{hint}", err=True)
         sys.exit(2)
     except (EntityFramesError, pl.exceptions.PolarsError, OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):
