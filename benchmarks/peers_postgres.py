@@ -30,8 +30,9 @@ class Contestant(Protocol):
     """A way to upsert."""
 
     name: str
-    #: Above this many rows it would take too long to be run.
+    #: Above this many rows it would take too long to be run, and from this many on it is run once.
     max_rows: int
+    once_from: int
 
     def prepare(self) -> None:
         """An empty table."""
@@ -54,7 +55,7 @@ def as_json(frame: pl.DataFrame) -> pl.DataFrame:
 class EntityFrames:
     """This package."""
 
-    max_rows = 10**9
+    max_rows = once_from = 10**9
 
     def __init__(self, url: str, workers: int | None = None) -> None:
         self.name = "entityframes" + (f", {workers} connections" if workers else "")
@@ -101,7 +102,7 @@ class WithoutAccount(EntityFrames):
 
 
 class _Peer:
-    max_rows = 10**9
+    max_rows = once_from = 10**9
     #: Opened by `prepare` where the peer lets its caller keep one: nobody connects for each upsert.
     _connection: Any = None
 
@@ -175,7 +176,7 @@ class SQLAlchemyCore(_Peer):
     """SQLAlchemy Core: insert().on_conflict_do_update(), 1,000 rows a statement."""
 
     name = "SQLAlchemy Core"
-    max_rows = 100_000
+    max_rows = once_from = 100_000
 
     def upsert(self, frame: pl.DataFrame) -> None:
         import sqlalchemy as sa
@@ -197,7 +198,7 @@ class Pangres(_Peer):
     """pangres: upsert of a pandas frame whose index is the key."""
 
     name = "pangres"
-    max_rows = 100_000
+    max_rows = once_from = 100_000
 
     def upsert(self, frame: pl.DataFrame) -> None:
         import pangres
