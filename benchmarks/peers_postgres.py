@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import closing
+from importlib import import_module
 from typing import Any, Protocol
 from unittest import mock
 
@@ -102,6 +103,8 @@ class WithoutAccount(EntityFrames):
 
 
 class _Peer:
+    #: Modules that are imported before the clock starts.
+    modules: tuple[str, ...] = ("psycopg",)
     max_rows = once_from = 10**9
     #: Opened by `prepare` where the peer lets its caller keep one: nobody connects for each upsert.
     _connection: Any = None
@@ -110,6 +113,8 @@ class _Peer:
         self._url = url
 
     def prepare(self) -> None:
+        for name in self.modules:
+            import_module(name)
         _execute(self._url, "DROP SCHEMA IF EXISTS peer CASCADE", "CREATE SCHEMA peer", _CREATE)
 
     def stored(self) -> tuple[int, int]:
@@ -176,6 +181,7 @@ class SQLAlchemyCore(_Peer):
     """SQLAlchemy Core: insert().on_conflict_do_update(), 1,000 rows a statement."""
 
     name = "SQLAlchemy Core"
+    modules = ("psycopg", "sqlalchemy.dialects.postgresql")
     max_rows = once_from = 100_000
 
     def upsert(self, frame: pl.DataFrame) -> None:
@@ -198,6 +204,7 @@ class Pangres(_Peer):
     """pangres: upsert of a pandas frame whose index is the key."""
 
     name = "pangres"
+    modules = ("psycopg", "pangres", "sqlalchemy.dialects.postgresql")
     max_rows = once_from = 100_000
 
     def upsert(self, frame: pl.DataFrame) -> None:
@@ -219,8 +226,10 @@ class Dlt(_Peer):
     """dlt: an Arrow table merged with the upsert strategy; it makes its own tables."""
 
     name = "dlt"
+    modules = ("dlt", "dlt.destinations.impl.postgres.postgres")
 
     def prepare(self) -> None:
+        super().prepare()
         _execute(self._url, "DROP SCHEMA IF EXISTS peer CASCADE", "DROP SCHEMA IF EXISTS peer_staging CASCADE")
         self._folder = tempfile.TemporaryDirectory()
 
