@@ -17,7 +17,7 @@ import polars as pl
 
 from entityframes import frames, types
 from entityframes.attempts import RETRIED, Attempts, from_ledger
-from entityframes.chunks import chunks
+from entityframes.chunks import chunks, shares
 from entityframes.engines import Batch, CtrlC, Engine, Interrupt
 from entityframes.errors import (
     ClosedError,
@@ -86,15 +86,19 @@ class UpsertRun:
             frames.check_entity_schema(whole.schema, self.options.expected)
             frames.check_not_all_null(whole)
         given = self._checked([whole] if whole is not None else source)
-        # A stream may be larger than memory, a whole frame is in it already.
-        limits = {} if whole is None else {"max_bytes": self.engine.batch_bytes, "max_rows": self.engine.batch_rows}
+        if whole is not None and self.options.batch_size is None:
+            # A stream may be larger than memory, a whole frame is in it already.
+            sizes = {"max_bytes": self.engine.batch_bytes, "max_rows": self.engine.batch_rows}
+            cut = shares(given, **sizes, writers=self.engine.writers)
+        else:
+            cut = chunks(given, self.options.batch_size)
         working: Working = {}
         taken = 0
         with self._ctrl_c:
             try:
                 if whole is not None:
                     self._settle_duplicates(whole)
-                for chunk in self._ctrl_c.let_through(chunks(given, self.options.batch_size, **limits)):
+                for chunk in self._ctrl_c.let_through(cut):
                     self._make_room(working, chunk, reporter, disjoint=whole is not None)
                     if self._stopping:
                         if whole is None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import entityframes as ef
-from entityframes.chunks import BATCH_BYTES, BATCH_ROWS, chunks
+from entityframes.chunks import BATCH_BYTES, BATCH_ROWS, chunks, shares
 from entityframes.results import OutcomeLog, outcomes
 
 
@@ -47,6 +47,19 @@ def test_batches_by_bytes() -> None:
     assert max(sizes) <= BATCH_BYTES >> 20
     huge = entities(3, text="x" * (BATCH_BYTES + 1))
     assert [chunk.height for chunk in chunks(iter([huge]), None)] == [1, 1, 1]
+
+
+def test_writers_have_equal_shares_of_a_frame_in_memory() -> None:
+    """As many batches each, in order; not of a frame so small that connecting for its second half takes longer."""
+    frame = entities(40_000, text="x" * 400)
+    cut = list(shares([frame], max_bytes=5 << 20, max_rows=50_000, writers=2))
+    assert len(cut) == 4
+    assert max(chunk.height for chunk in cut) - min(chunk.height for chunk in cut) < 100
+    assert pl.concat(cut)["row"].to_list() == list(range(40_000))
+    assert pl.concat(cut).drop("row").equals(frame)
+    for rows, writers, sizes in ((5_000, 2, [5_000]), (40_000, 1, [15_000, 15_000, 10_000]), (0, 2, [])):
+        cut = list(shares([frame[:rows]], max_bytes=20 << 20, max_rows=15_000, writers=writers))
+        assert [chunk.height for chunk in cut] == sizes
 
 
 def test_a_change_of_schema_ends_a_batch() -> None:

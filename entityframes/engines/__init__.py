@@ -58,6 +58,8 @@ class Engine(Protocol):
     address: str
     #: How many batches are worked on at once.
     workers: int
+    #: How many of them the database writes at once.
+    writers: int
     #: About how many bytes, and at most how many rows, of a frame in memory make a batch; the caller may say otherwise.
     batch_bytes: int
     batch_rows: int

@@ -50,7 +50,7 @@ class DuckDBEngine:
     def __init__(self, location: Location, namespace: str, workers: int | None) -> None:
         self.address = location.address
         # One batch is prepared while another is written.
-        self.workers = workers or 2
+        self.workers, self.writers = workers or 2, 1
         # A full row group goes straight to the file; what is smaller goes through the log and is written twice.
         self.batch_bytes, self.batch_rows = 128 << 20, 122_880
         self._namespace = namespace

@@ -58,7 +58,7 @@ class PostgresEngine:
 
     def __init__(self, location: Location, namespace: str, workers: int | None) -> None:
         self.address = location.address
-        self.workers = workers or 2
+        self.workers = self.writers = workers or 2
         self.batch_bytes, self.batch_rows = 8 << 20, 50_000
         self._namespace = namespace
         files = ("postgres.sql", "postgres_checks.sql", "postgres_embedding.sql", "postgres_directory.sql")
@@ -335,7 +335,7 @@ class PostgresEngine:
             if others.height:
                 self._stage(connection, others)
                 if not others["created"].any():
-                    self._ask(connection, "nested_loops")
+                    self._run(connection, "nested_loops")
                     updated = self._ask(connection, "update_staged", batch.batch_id, batch.embed)
                     written = pl.concat([written, updated], how="vertical_relaxed")
                 # Also rows that were deleted since they were looked at; those just updated are equal by now.
@@ -385,7 +385,8 @@ class PostgresEngine:
 
     def _execute(self, connection: Any, statement: str, *parameters: Any, committing: bool = False) -> None:
         with translated(committing=committing), closing(connection.cursor()) as cursor:
-            cursor.execute(statement, one_row(parameters))
+            # COMMIT is left as it was: how its answer can be lost, and what then, has been tried with it.
+            cursor.execute(statement, None if committing else one_row(parameters))
 
     def _ask(self, connection: Any, name: str, *parameters: Any, committing: bool = False) -> pl.DataFrame:
         with translated(committing=committing), closing(connection.cursor()) as cursor:

@@ -72,6 +72,8 @@ CREATE TABLE {schema}.embedding_jobs (
     created_at   timestamptz NOT NULL,
     updated_at   timestamptz NOT NULL
 );
+-- Compressing the ids costs a tenth of an insert and saves a third of them.
+ALTER TABLE {schema}.embedding_jobs ALTER ids SET STORAGE EXTERNAL;
 CREATE INDEX open_jobs ON {schema}.embedding_jobs (created_at) WHERE state IN ('pending', 'running');
 CREATE TABLE {schema}.spaces (
     space        text COLLATE "C" PRIMARY KEY,
@@ -168,8 +170,9 @@ CREATE TEMPORARY TABLE entityframes_staging (
 ) ON COMMIT DROP
 
 -- name: nested_loops
--- Until the end of the transaction: each staged key is a look-up, in key order; a hash join would read the whole table.
-SELECT set_config('enable_hashjoin', 'off', true) AS hashjoin, set_config('enable_mergejoin', 'off', true) AS mergejoin
+-- Until the end of the transaction: each staged key is a look-up in the index, in key order; not a bitmap for each, which
+-- takes three times as long, and not the whole table.
+DO 'BEGIN SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_bitmapscan = off; END'
 
 -- name: update_staged
 -- Updates staged rows that are stored and differ, which takes less than a merge. $1 batch, $2 whether to make a job
@@ -220,7 +223,7 @@ WITH given AS (
     FROM given AS t
     LEFT JOIN LATERAL (
         SELECT id, content_hash, metadata_hash FROM {schema}.entities
-        WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
+        WHERE entity_type = t.entity_type AND id = t.id LIMIT 1
     ) AS e ON true
     WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
 ), merged AS (
@@ -354,7 +357,7 @@ SELECT max(deleted)::int4 FROM {schema}.batches WHERE batch_id = $1::uuid
 SELECT t.position::int4 - 1 AS position, e.content_hash, e.metadata_hash
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
 CROSS JOIN LATERAL (
-    SELECT content_hash, metadata_hash FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
+    SELECT content_hash, metadata_hash FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id LIMIT 1
 ) AS e
 
 -- name: existing
@@ -362,7 +365,7 @@ CROSS JOIN LATERAL (
 SELECT t.position::int4 - 1 AS position
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
 CROSS JOIN LATERAL (
-    SELECT FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
+    SELECT FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id LIMIT 1
 ) AS e
 
 -- name: lookup
@@ -371,7 +374,7 @@ SELECT t.position::int4 - 1 AS position, e.content, e.metadata::text AS metadata
     encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
 CROSS JOIN LATERAL (
-    SELECT * FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
+    SELECT * FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id LIMIT 1
 ) AS e
 
 -- name: delete
