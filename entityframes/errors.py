@@ -8,6 +8,7 @@
     │   └── FormatError      the store was written by a newer version of this package
     ├── ClosedError          the store was closed, or is used in a process it was not opened in
     ├── SpaceError           there is no such embedding space, or it is of another model or dimension
+    ├── DirectoryError       a folder cannot be synced: it is missing, unreadable, or another sync holds it
     ├── EmbedderError        the embedder cannot work at all: credentials, model, shape of its vectors
     │   └── EmbedderBusyError   it asks to be tried again later: rate limit, overload, timeout
     └── DatabaseError        the database refused a statement; ``sqlstate`` says why
@@ -29,6 +30,7 @@ __all__ = [
     "ConnectError",
     "ConnectionLostError",
     "DatabaseError",
+    "DirectoryError",
     "DuplicateError",
     "EmbedderBusyError",
     "EmbedderError",
@@ -76,6 +78,10 @@ class ClosedError(EntityFramesError):
 
 class SpaceError(EntityFramesError):
     """There is no such embedding space, or its model or dimension is another one."""
+
+
+class DirectoryError(EntityFramesError):
+    """A folder cannot be synced: it is missing, unreadable, or another sync holds it."""
 
 
 class EmbedderError(EntityFramesError):
