@@ -7,6 +7,7 @@ from entityframes.errors import (
     ConnectError,
     ConnectionLostError,
     DatabaseError,
+    DirectoryError,
     DuplicateError,
     EmbedderBusyError,
     EmbedderError,
@@ -24,10 +25,11 @@ from entityframes.errors import (
 )
 from entityframes.frames import entities, ids
 from entityframes.plans import Plan
-from entityframes.results import DeleteResult, EmbedResult, UpsertResult
+from entityframes.results import DeleteResult, EmbedResult, SyncResult, UpsertResult
 from entityframes.store import EntityStore, connect
 
 if TYPE_CHECKING:
+    from entityframes.directory import DirectorySync
     from entityframes.embedding import (
         HashingEmbedder,
         OpenAIEmbedder,
@@ -43,6 +45,8 @@ __all__ = [
     "ConnectionLostError",
     "DatabaseError",
     "DeleteResult",
+    "DirectoryError",
+    "DirectorySync",
     "DuplicateError",
     "EmbedResult",
     "EmbedderBusyError",
@@ -61,6 +65,7 @@ __all__ = [
     "SpaceError",
     "StatementCancelledError",
     "StatementTimeoutError",
+    "SyncResult",
     "TransientError",
     "UpsertResult",
     "ValidationError",
@@ -72,9 +77,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The embedders are loaded when they are asked for, with numpy."""
+    """The embedders and folders are loaded when they are asked for, with what they need."""
     if name.endswith("Embedder") and name in __all__:
         from entityframes import embedding
 
         return getattr(embedding, name)
+    if name == "DirectorySync":
+        from entityframes.directory import DirectorySync
+
+        return DirectorySync
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

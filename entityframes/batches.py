@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,8 @@ from entityframes.results import OutcomeLog, UpsertResult, outcomes
 
 #: Batches that threads are working on, with their rows.
 Working = dict[Future[pl.DataFrame], pl.DataFrame]
+#: Hands a batch to a thread.
+Submit = Callable[[Callable[[pl.DataFrame], pl.DataFrame], pl.DataFrame], Future[pl.DataFrame]]
 
 
 @dataclass
@@ -68,7 +70,7 @@ class UpsertRun:
         return UpsertResult(dict(self.log.counts), self.batches, time.perf_counter() - self._started, self.log)
 
     def execute(
-        self, source: pl.DataFrame | Iterator[pl.DataFrame], reporter: Reporter, threads: Executor
+        self, source: pl.DataFrame | Iterator[pl.DataFrame], reporter: Reporter, submit: Submit
     ) -> UpsertResult:
         """Work off the source in threads, of which it has as many at work as the engine likes.
 
@@ -102,9 +104,8 @@ class UpsertRun:
                         if whole is None:
                             self._log_cancelled(chunk)
                         break
-                    self.batches += 1
                     taken += chunk.height
-                    working[threads.submit(self._work, chunk)] = chunk
+                    self._start(working, chunk, submit)
                 while working:
                     self._collect(working, reporter)
             except BaseException:
@@ -128,7 +129,7 @@ class UpsertRun:
         except (DatabaseError, ClosedError) as error:
             # The recorded fields could not be read or written; nothing of the batch has been.
             if isinstance(error, PermanentError | ResourceError | ClosedError):
-                self._fatal = error
+                self._end(error)
             return self._fail_all(_shown(chunk), error, None)
         rows, duplicates = self._drop_duplicates(rows)
         aside = pl.concat([refused, outcomes(duplicates, status="duplicate")])
@@ -157,12 +158,9 @@ class UpsertRun:
                 continue
             except StatementCancelledError:
                 yield outcomes(rows, status="cancelled")
-            except (PermanentError, ResourceError) as error:
-                self._fatal = error
-                yield self._fail_all(rows, error, batch)
             except (DatabaseError, ClosedError) as error:
-                if isinstance(error, ClosedError):
-                    self._fatal = error
+                if isinstance(error, PermanentError | ResourceError | ClosedError):
+                    self._end(error)
                 yield self._fail_all(rows, error, batch)
             else:
                 yield self._tell(rows, written, batch)
@@ -272,8 +270,8 @@ class UpsertRun:
 
     def _fail_all(self, rows: pl.DataFrame, error: EntityFramesError, batch: Batch | None) -> pl.DataFrame:
         """Outcomes of a batch that was rolled back; the run ends too if the caller wants it or no batch can succeed."""
-        if self.options.on_error == "raise" and self._fatal is None:
-            self._fatal = error
+        if self.options.on_error == "raise":
+            self._end(error)
         if isinstance(error, ConnectionLostError):
             # Batches that follow would each wait for the same server.
             self.interrupt.fire()
@@ -293,6 +291,10 @@ class UpsertRun:
         )
 
     # The run, in the caller's thread.
+
+    def _end(self, error: BaseException) -> None:
+        """Let no further batch begin, because of this; what came first is what the run raises."""
+        self._fatal = self._fatal or error
 
     @property
     def _stopping(self) -> bool:
@@ -336,6 +338,14 @@ class UpsertRun:
             keys is not None and any(_share_a_key(keys, other) for other in working.values())
         ):
             self._collect(working, reporter)
+
+    def _start(self, working: Working, chunk: pl.DataFrame, submit: Submit) -> None:
+        try:
+            working[submit(self._work, chunk)] = chunk
+        except ClosedError:
+            self._log_cancelled(chunk)
+            raise
+        self.batches += 1
 
     def _collect(self, working: Working, reporter: Reporter) -> None:
         """Log the batches that are done; wakes often enough for Ctrl-C and the caller's cancel event."""

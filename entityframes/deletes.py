@@ -10,7 +10,7 @@ import polars as pl
 from entityframes import frames, sources
 from entityframes.attempts import RETRIED, Attempts, from_ledger
 from entityframes.engines import Batch, CtrlC, Engine, Interrupt
-from entityframes.errors import ConnectionLostError, DatabaseError
+from entityframes.errors import ConnectionLostError, DatabaseError, RowError
 from entityframes.frames import KEY
 from entityframes.results import DELETE_STATUSES, DeleteResult, OutcomeLog, outcomes
 
@@ -20,9 +20,13 @@ DELETE_ROWS = 50_000
 class DeleteRun:
     """One call of `delete`."""
 
-    def __init__(self, engine: Engine, run_id: str) -> None:
+    def __init__(self, engine: Engine, run_id: str, *, unchanged: bool = False) -> None:
+        """A run; with `unchanged` it deletes only entities that have the hashes given in content_hash and metadata_hash
+        (Binary) still, and takes others as missing.
+        """
         self._engine = engine
         self._run_id = run_id
+        self._asked = [*KEY, "content_hash", "metadata_hash"] if unchanged else list(KEY)
         self._log = OutcomeLog(DELETE_STATUSES)
         self._batches = 0
         self._started = time.perf_counter()
@@ -54,8 +58,8 @@ class DeleteRun:
 
     def _possible(self, given: pl.DataFrame) -> pl.DataFrame:
         """The ids to look for, each once; the others are accounted for."""
-        keys = frames.check_ids(given).with_columns(given["row"])
-        possible = keys.drop_nulls()
+        keys = given.select("row", *self._asked).with_columns(frames.check_ids(given).get_columns())
+        possible = keys.drop_nulls(KEY)
         impossible = given.join(possible, on="row", how="anti", maintain_order="left")
         self._log.append(outcomes(frames.readable_keys(impossible), DELETE_STATUSES, status="missing"))
         again = ~possible.select(pl.struct(KEY).is_first_distinct()).to_series()
@@ -67,47 +71,45 @@ class DeleteRun:
         batch = Batch(self._run_id, Interrupt())
         self._batches += 1
         attempts = Attempts(batch.interrupt)
-        lost: DatabaseError | None = None
+        lost: ConnectionLostError | None = None
         try:
             while True:
                 try:
-                    gone = self._engine.delete(rows.select(KEY), batch)["position"].cast(pl.Int64)
+                    gone = self._engine.delete(rows.select(self._asked), batch)
+                    break
+                except RowError:
+                    # Its ledger row is there already.
+                    if lost is None or not self._committed(batch, lost):
+                        raise
+                    gone = lost.answer
                     break
                 except RETRIED as error:
                     if isinstance(error, ConnectionLostError) and error.committing:
                         lost = error
-                        deleted = self._looked_up(rows, batch, error)
-                        if deleted is not None:
-                            return deleted
+                        if self._committed(batch, error):
+                            gone = error.answer
+                            break
                     attempts.again(error)
-            if lost is not None and gone.is_empty():
-                # The first COMMIT may have been on its way still when the ledger was asked.
-                deleted = self._looked_up(rows, batch, lost)
-                if deleted is not None:
-                    return deleted
+            # The first COMMIT may have been on its way still when the ledger was asked.
+            if lost is not None and gone.is_empty() and self._committed(batch, lost):
+                gone = lost.answer
         except BaseException as error:
             self._log.append(_not_deleted(rows, batch, error))
             raise
-        was_there = pl.int_range(rows.height).is_in(gone.implode())
+        was_there = pl.int_range(rows.height).is_in(gone["position"].cast(pl.Int64).implode())
         status = pl.when(was_there).then(pl.lit("deleted")).otherwise(pl.lit("missing"))
         return outcomes(rows, DELETE_STATUSES, status=status, batch_id=batch.batch_id)
 
-    def _looked_up(self, rows: pl.DataFrame, batch: Batch, lost: DatabaseError) -> pl.DataFrame | None:
-        """After a COMMIT that was not answered: outcomes if the ledger has the batch.
+    def _committed(self, batch: Batch, lost: ConnectionLostError) -> bool:
+        """After a COMMIT that was not answered: whether the ledger has the batch.
 
         Raises:
             _UnknownError: it cannot be asked.
         """
         try:
-            count = from_ledger(lambda: self._engine.deleted_by(batch), batch.interrupt)
+            return from_ledger(lambda: self._engine.deleted_by(batch), batch.interrupt) is not None
         except DatabaseError:
             raise _UnknownError(str(lost), lost.sqlstate) from lost
-        if count is None:
-            return None
-        if count == rows.height:
-            return outcomes(rows, DELETE_STATUSES, status="deleted", batch_id=batch.batch_id)
-        said = f"{count:,} of these {rows.height:,} were deleted; the answer that says which was lost"
-        return outcomes(rows, DELETE_STATUSES, status="unknown", batch_id=batch.batch_id, error=said)
 
 
 class _UnknownError(ConnectionLostError):

@@ -7,6 +7,7 @@
     ├── ConnectError         the store cannot be opened: address, credentials, locks, versions
     │   └── FormatError      the store was written by a newer version of this package
     ├── ClosedError          the store was closed, or is used in a process it was not opened in
+    ├── DirectoryError       a folder cannot be synced: missing, unreadable, or another sync is at work on it
     ├── SpaceError           there is no such embedding space, or it is of another model or dimension
     ├── EmbedderError        the embedder cannot work at all: credentials, model, shape of its vectors
     │   └── EmbedderBusyError   it asks to be tried again later: rate limit, overload, timeout
@@ -24,11 +25,14 @@ A message says what happened, to which rows or columns, and what to do next. It 
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "ClosedError",
     "ConnectError",
     "ConnectionLostError",
     "DatabaseError",
+    "DirectoryError",
     "DuplicateError",
     "EmbedderBusyError",
     "EmbedderError",
@@ -72,6 +76,10 @@ class FormatError(ConnectError):
 
 class ClosedError(EntityFramesError):
     """The store was closed, or belongs to another process (it does not survive a fork)."""
+
+
+class DirectoryError(EntityFramesError):
+    """A folder cannot be synced: it is missing or unreadable, or another sync is at work on it."""
 
 
 class SpaceError(EntityFramesError):
@@ -123,6 +131,8 @@ class ConnectionLostError(TransientError):
     """The connection ended. If it was during COMMIT, only the ledger knows what became of the batch."""
 
     kind = "connection"
+    #: What the database had answered before that COMMIT, where the ledger does not tell it.
+    answer: Any = None
 
 
 class StatementTimeoutError(DatabaseError):

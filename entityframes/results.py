@@ -34,6 +34,15 @@ DELETE_STATUSES = ("deleted", "missing", "duplicate", "failed", "cancelled", "un
 #: cancelled: the run was stopped first; it stays due.
 EMBED_STATUSES = ("embedded", "skipped", "failed", "cancelled", "unknown")
 
+#: What can become of a file of a sync, or of an entity that should be one:
+#: created, updated, renamed, deleted: of the entity, or of the file where the direction is export;
+#: exported: the file was written; unchanged: nothing was to be done;
+#: conflict: both sides changed, or one of them just now; both were left alone;
+#: failed: the file can be no entity or the entity no file, or could not be written, with the reason in ``error``.
+SYNC_STATUSES = (
+    "created", "updated", "renamed", "exported", "deleted", "unchanged", "conflict", "failed", "cancelled", "unknown"
+)  # fmt: skip
+
 #: Who refused a row: our validation, the database, the connection to it, a time limit, its disk or memory, or the
 #: embedder.
 ERROR_KINDS = ("validation", "database", "connection", "timeout", "resource", "embedder")
@@ -75,8 +84,10 @@ def outcomes(rows: pl.DataFrame, statuses: tuple[str, ...] = UPSERT_STATUSES, **
 class OutcomeLog:
     """Collects the outcome frames of a run; past `keep` rows they wait in a temporary file, not in memory."""
 
-    def __init__(self, statuses: tuple[str, ...] = UPSERT_STATUSES, keep: int = 100_000) -> None:
-        self._schema = outcome_schema(statuses)
+    def __init__(
+        self, statuses: tuple[str, ...] = UPSERT_STATUSES, keep: int = 100_000, schema: pl.Schema | None = None
+    ) -> None:
+        self._schema = schema or outcome_schema(statuses)
         self._keep = keep
         self._frames: list[pl.DataFrame] = []
         self._held = 0
@@ -206,6 +217,21 @@ class EmbedResult(UpsertResult):
         return self.outcomes.filter(pl.col("status") == "embedded")
 
 
+@dataclass(frozen=True, repr=False)
+class SyncResult(UpsertResult):
+    """What became of every file of a sync, and of every entity that should be one.
+
+    ``outcomes`` has the columns of an upsert and besides ``path`` String, ``action`` and ``direction`` Enum, ordered by
+    path; ``row`` counts them. ``batches`` is how many transactions wrote entities.
+    """
+
+    @property
+    def succeeded(self) -> pl.DataFrame:
+        """The outcomes of files that are in step with their entity now."""
+        done = ["created", "updated", "renamed", "exported", "deleted", "unchanged"]
+        return self.outcomes.filter(pl.col("status").is_in(done))
+
+
 def _pace(result: UpsertResult) -> str:
     handled = result.rows - result.counts.get("cancelled", 0)
     rate = f", {handled / result.elapsed:,.0f} rows/s" if result.elapsed else ""
@@ -226,6 +252,8 @@ _COLOURS = {
     "created": "#009E73",
     "updated": "#0072B2",
     "unchanged": "#999999",
+    "renamed": "#56B4E9",
+    "exported": "#0072B2",
     "deleted": "#009E73",
     "embedded": "#009E73",
     "skipped": "#999999",

@@ -6,8 +6,8 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from entityframes import verify as verification
 from entityframes.batches import UpsertRun
 from entityframes.embedding_calls import EmbeddingCalls
 from entityframes.engines import Engine, Interrupt, open_engine, parse_url
+from entityframes.errors import ClosedError
 from entityframes.options import OnDuplicate, OnError, Options
 from entityframes.plans import Plan
 from entityframes.progress import Progress, Reporter
@@ -124,7 +125,7 @@ class EntityStore(EmbeddingCalls):
         run = UpsertRun(self._engine, options, Interrupt(cancel))
         with Reporter(progress, source.height if isinstance(source, pl.DataFrame) else None) as reporter:
             try:
-                return run.execute(source, reporter, self._threads.pool())
+                return run.execute(source, reporter, self._threads.submit)
             finally:
                 self.last_result = run.result()
 
@@ -326,9 +327,17 @@ class _Threads:
         self._process = 0
         self._pool: ThreadPoolExecutor | None = None
 
-    def pool(self) -> ThreadPoolExecutor:
-        """A pool of this process; after a fork the old one has no threads. Each run bounds its own batches."""
+    def submit(self, work: Callable[[pl.DataFrame], pl.DataFrame], chunk: pl.DataFrame) -> Future[pl.DataFrame]:
+        """Have a batch worked on. Each run bounds its own batches; after a fork the old pool has no threads.
+
+        Raises:
+            ClosedError: there is no thread to be had.
+        """
         if self._pool is None or self._process != os.getpid():
             self._process = os.getpid()
             self._pool = ThreadPoolExecutor(256, thread_name_prefix="entityframes")
-        return self._pool
+        try:
+            return self._pool.submit(work, chunk)
+        except RuntimeError as error:
+            # A thread of the caller's that goes on while Python ends, or a machine without another thread.
+            raise ClosedError(f"a batch finds no thread: {error}") from None

@@ -45,6 +45,8 @@ def check_dtype(name: str, dtype: pl.DataType) -> None:
     Raises:
         SchemaError: it cannot; names the column, for nested ones with the path, and the dtype.
     """
+    if "\0" in name:
+        raise SchemaError(f"the name of metadata column {name!r} holds a NUL character (U+0000): rename it")
     if isinstance(dtype, pl.List | pl.Array):
         check_dtype(f"{name}.item", instance(dtype.inner))
     elif isinstance(dtype, pl.Struct):

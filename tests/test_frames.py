@@ -103,6 +103,13 @@ def test_all_null_column(refused, column: str) -> None:
     refused(frame.with_columns(pl.lit(None, pl.String).alias(column)), f"'{column}'.*only nulls")
 
 
+@pytest.mark.parametrize("column", ["id", "content", "metadata"])
+def test_a_column_that_stands_twice(refused, column: str) -> None:
+    """Arrow allows it; which of the two counts, nobody can say."""
+    table = pa.table({**KEYS, "content": ["x"], "metadata": ["{}"]})
+    refused(table.append_column(column, pa.array(["y"])), column)
+
+
 def test_unknown_column(refused) -> None:
     """A column that would be lost is refused, with the way to keep it."""
     refused(pl.DataFrame({**KEYS, "content": ["x"], "title": ["y"]}), "'title'.*metadata")
@@ -121,6 +128,15 @@ def test_metadata_column_that_cannot_be_kept() -> None:
     rows = pl.DataFrame({"k": ["a"], "thing": pl.Series([object()], dtype=pl.Object)})
     with pytest.raises(ef.SchemaError, match="'thing' is Object"):
         ef.entities(rows, "t", id="k")
+
+
+def test_metadata_columns_of_odd_names(store: ef.EntityStore, refused) -> None:
+    """A NUL in a name, also further in, is refused on both engines; a column without a name comes back."""
+    for metadata in ({"n\0": 1}, {"a": {"n\0": 1}}, {"a": [{"n\0": 1}]}):
+        refused(pl.DataFrame({**KEYS, "content": ["x"], "metadata": [metadata]}), "NUL")
+    store.upsert(pl.DataFrame({**KEYS, "content": ["x"], "metadata": ['{"": 1, "b": 2}']}))
+    store.upsert(pl.DataFrame({"entity_type": ["t"], "id": ["b"], "content": ["x"], "metadata": ['{"": "mixed"}']}))
+    assert store.read("t").select("id", "", "b").rows() == [("a", "1", 2), ("b", '"mixed"', None)]
 
 
 def test_conflicting_dtype_is_refused_and_more_columns_widen(store: ef.EntityStore) -> None:

@@ -27,6 +27,7 @@ LAYERS = [
     {"plans", "verify", "embedding_calls"},
     {"store"},
     {"embedding"},
+    {"directory"},
     {"files", "bench", "reports"},
     {"cli"},
     {"__init__", "__main__"},

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import click
 
-from entityframes.cli import embedding, entities, imports
+from entityframes.cli import directory, embedding, entities, imports
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -50,7 +50,9 @@ def _told() -> Iterator[None]:
         if isinstance(error, BrokenPipeError):
             sys.stderr.close()
             sys.exit(0)
-        click.echo(f"entityframes: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+        # Polars goes on to show its plan.
+        said = str(error).split("Resolved plan")[0]
+        click.echo(f"entityframes: {' '.join(said.split()) or type(error).__name__}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("entityframes: interrupted", err=True)
@@ -63,6 +65,7 @@ for _command in (
     entities.exists,
     entities.delete,
     entities.export,
+    directory.sync,
     embedding.embed,
     embedding.search,
     embedding.jobs,

@@ -15,13 +15,14 @@ from entityframes.engines.interrupt import CtrlC, Interrupt
 from entityframes.errors import ConnectError
 
 if TYPE_CHECKING:
+    from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
 
 __all__ = ["Batch", "CtrlC", "Engine", "Interrupt", "Location", "open_engine", "parse_url"]
 
 #: The store's format that this version writes.
-FORMAT = 1
+FORMAT = 2
 
 
 def _new_id() -> str:
@@ -99,7 +100,13 @@ class Engine(Protocol):
         """position, content, metadata, content_hash, created_at, updated_at of each key that is stored."""
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """Delete in one transaction; position of each key that was stored. No key may stand twice."""
+        """Delete in one transaction; position of each key that was stored. No key may stand twice.
+
+        With the columns content_hash and metadata_hash (Binary), only entities that still have them are deleted.
+
+        Raises:
+            ConnectionLostError: where it was ``committing``, its ``answer`` is what would have been returned.
+        """
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
         """entity_type, field, dtype, declared of the recorded metadata fields, in the order in which they came."""
@@ -135,13 +142,22 @@ class Engine(Protocol):
         """Drop the record of metadata fields, given by entity_type and field."""
 
     def select(
-        self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
+        self,
+        columns: list[str],
+        entity_type: str | None,
+        where: Predicate | None,
+        limit: int | None,
+        interrupt: Interrupt | None = None,
     ) -> Iterator[pl.DataFrame]:
         """Entity columns of the entities of a type that satisfy a predicate, in no particular order, in pieces."""
 
     @property
     def embedding(self) -> EmbeddingEngine:
         """The same database where embedding and search are concerned."""
+
+    @property
+    def directory(self) -> DirectoryEngine:
+        """The same database where folders are concerned."""
 
     def drop(self) -> None:
         """Drop the namespace with everything in it; the engine is of no use afterwards."""

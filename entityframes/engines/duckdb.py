@@ -15,7 +15,7 @@ import polars as pl
 
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, predicates, queries
 from entityframes.engines.arrow import to_frame
-from entityframes.engines.duckdb_errors import translated, why_not_opened
+from entityframes.engines.duckdb_errors import InvalidatedError, translated, why_not_opened
 from entityframes.errors import (
     ClosedError,
     ConnectError,
@@ -26,6 +26,7 @@ from entityframes.errors import (
 )
 
 if TYPE_CHECKING:
+    from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
 
@@ -68,7 +69,7 @@ class DuckDBEngine:
             with translated():
                 # A file entityframes.duckdb is a catalog of the same name as the schema in it.
                 ((catalog,),) = self._root.execute("SELECT current_database()").fetchall()
-                for file in ("duckdb.sql", "duckdb_checks.sql", "duckdb_embedding.sql"):
+                for file in ("duckdb.sql", "duckdb_checks.sql", "duckdb_embedding.sql", "duckdb_directory.sql"):
                     self._sql |= queries.load(file, namespace, catalog)
                 self._root.execute(self._sql["session"])
             # A store in memory may fill it.
@@ -130,17 +131,17 @@ class DuckDBEngine:
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self._writer(batch.interrupt) as cursor:
-            numbered = _keys(keys)
+            numbered = keys.with_row_index("position")
             _register(cursor, "given", numbered)
-            stored = self._ask(cursor, "existing")
-            if stored.is_empty():
-                return stored
-            _register(cursor, "written", numbered[stored["position"]])
+            gone = self._ask(cursor, "unchanged" if "content_hash" in keys.columns else "existing")
+            if gone.is_empty():
+                return gone
+            _register(cursor, "written", numbered[gone["position"]].select("entity_type", "id"))
             with self._transaction(cursor, batch.interrupt):
                 self._run(cursor, "delete")
                 self._run(cursor, "delete_vectors")
-                self._run(cursor, "ledger", [batch.batch_id, batch.run_id, 0, 0, stored.height, 0])
-            return stored
+                self._run(cursor, "ledger", [batch.batch_id, batch.run_id, 0, 0, gone.height, 0])
+            return gone
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
         with self._cursor() as cursor:
@@ -167,6 +168,12 @@ class DuckDBEngine:
         from entityframes.engines.duckdb_embedding import DuckDBEmbedding
 
         return DuckDBEmbedding(self)
+
+    @cached_property
+    def directory(self) -> DirectoryEngine:
+        from entityframes.engines.duckdb_directory import DuckDBDirectory
+
+        return DuckDBDirectory(self)
 
     def count(self, entity_type: str | None) -> int:
         with self._cursor() as cursor:
@@ -199,10 +206,15 @@ class DuckDBEngine:
             self._run(cursor, "forget_fields")
 
     def select(
-        self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
+        self,
+        columns: list[str],
+        entity_type: str | None,
+        where: Predicate | None,
+        limit: int | None,
+        interrupt: Interrupt | None = None,
     ) -> Iterator[pl.DataFrame]:
         sql = predicates.select(self._sql["select"], predicates.DUCKDB, columns, entity_type, where, limit)
-        with self._cursor() as cursor, translated():
+        with self._cursor(interrupt) as cursor, translated():
             reader = cursor.sql(sql).to_arrow_reader(50_000)
             try:
                 for batch in reader:
@@ -250,11 +262,7 @@ class DuckDBEngine:
                     _register(cursor, "changed", changed)
                 if changed.height:
                     self._merge(cursor, changed, batch)
-            created = int(changed["created"].sum())
-            if self._bounded and self._entities + created > self._room_for:
-                self._fit_memory(self.count(None))
-            elif self._bounded:
-                self._entities += created
+            self._grown(int(changed["created"].sum()))
         written = changed.select("position", "created", "due")
         return pl.concat([written, conflicts.with_columns(conflict=True)], how="diagonal") if expecting else written
 
@@ -296,6 +304,14 @@ class DuckDBEngine:
         with self._root_free, translated():
             self._opened().execute(f"SET memory_limit = '{self._memory >> 20}MiB'")
 
+    def _grown(self, created: int) -> None:
+        """Fit the memory after a COMMIT, if there is much more in the store; what fails here does not undo it."""
+        if self._bounded and self._entities + created > self._room_for:
+            with suppress(DatabaseError, ClosedError):
+                self._fit_memory(self.count(None))
+        elif self._bounded:
+            self._entities += created
+
     def _allow(self, extra: int) -> None:
         """See to it that there is so much memory beyond what the store itself needs."""
         if self._bounded and extra > self._extra_memory:
@@ -330,6 +346,10 @@ class DuckDBEngine:
                 interrupt.check()
                 with interrupt.cancelling(cursor.interrupt):
                     yield cursor
+        except InvalidatedError as error:
+            self.close()
+            said = f"the store was closed, because DuckDB gave up its file ({error})"
+            raise ClosedError(f"{said}: see that there is room on the disk, and connect again") from None
         finally:
             # An open transaction is rolled back with its connection.
             cursor.close()
@@ -346,8 +366,8 @@ class DuckDBEngine:
             cursor.begin()
         try:
             yield
-            interrupt.check()
-            with self._committing():
+            # A COMMIT that is interrupted while it writes the log into the file has happened and says that it has not.
+            with interrupt.held_back(), self._committing():
                 cursor.commit()
         except ResourceError:
             # It may be tried again on this cursor; any other error ends with the cursor, which rolls back too.

@@ -91,6 +91,36 @@ CREATE TABLE {schema}.metadata_fields (
     PRIMARY KEY (entity_type, field)
 )
 
+-- name: migrate_2
+-- Format 2: folders that are synced, what each file was when it was last in step with its entity, and former keys.
+CREATE TABLE {schema}.folders (
+    folder      VARCHAR PRIMARY KEY,
+    holder      VARCHAR,
+    lease_until TIMESTAMPTZ
+);
+CREATE TABLE {schema}.files (
+    folder        VARCHAR NOT NULL,
+    path          VARCHAR NOT NULL,
+    entity_type   VARCHAR NOT NULL,
+    id            VARCHAR NOT NULL,
+    size          BIGINT NOT NULL,
+    mtime_ns      BIGINT NOT NULL,
+    file_hash     BLOB NOT NULL,
+    content_hash  BLOB NOT NULL,
+    metadata_hash BLOB NOT NULL,
+    header        BLOB NOT NULL,
+    synced_at     TIMESTAMPTZ NOT NULL
+);
+CREATE TABLE {schema}.renames (
+    old_type   VARCHAR NOT NULL,
+    old_id     VARCHAR NOT NULL,
+    new_type   VARCHAR NOT NULL,
+    new_id     VARCHAR NOT NULL,
+    batch_id   UUID NOT NULL,
+    renamed_at TIMESTAMPTZ NOT NULL
+);
+INSERT INTO {schema}.format (version) VALUES (2)
+
 -- name: probe
 -- Which of the given rows are new or differ from what is stored; their content is due where it is new or differs.
 SELECT t.position, e.id IS NULL AS created, e.id IS NULL OR e.content_hash <> t.content_hash AS differs
@@ -175,6 +205,12 @@ SELECT t.position FROM given AS t JOIN {schema}.entities AS e ON e.entity_type =
 SELECT t.position, e.content, e.metadata::VARCHAR AS metadata, lower(hex(e.content_hash)) AS content_hash,
     e.created_at, e.updated_at
 FROM given AS t JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+
+-- name: unchanged
+-- Positions of the given keys whose entity is still as given.
+SELECT t.position
+FROM given AS t JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+    AND e.content_hash = t.content_hash AND e.metadata_hash = t.metadata_hash
 
 -- name: delete
 -- Deletes the written keys.

@@ -90,7 +90,7 @@ CREATE TABLE {schema}.embeddings (
     id           text COLLATE "C" NOT NULL,
     content_hash bytea NOT NULL,
     error        text,
-    embedded_at  timestamptz NOT NULL,
+    embedded_at  timestamptz NOT NULL DEFAULT now(),
     vector       bytea,
     PRIMARY KEY (entity_type, id, space)
 ) PARTITION BY LIST (space);
@@ -102,6 +102,38 @@ CREATE TABLE {schema}.metadata_fields (
     declared    boolean NOT NULL,
     PRIMARY KEY (entity_type, field)
 )
+
+-- name: migrate_2
+-- Format 2: folders that are synced, what each file was when it was last in step with its entity, and former keys.
+CREATE TABLE {schema}.folders (
+    folder      text COLLATE "C" PRIMARY KEY,
+    holder      text,
+    lease_until timestamptz
+);
+CREATE TABLE {schema}.files (
+    folder        text COLLATE "C" NOT NULL,
+    path          text COLLATE "C" NOT NULL,
+    entity_type   text COLLATE "C" NOT NULL,
+    id            text COLLATE "C" NOT NULL,
+    size          int8 NOT NULL,
+    mtime_ns      int8 NOT NULL,
+    file_hash     bytea NOT NULL,
+    content_hash  bytea NOT NULL,
+    metadata_hash bytea NOT NULL,
+    header        bytea NOT NULL,
+    synced_at     timestamptz NOT NULL,
+    PRIMARY KEY (folder, path)
+);
+CREATE INDEX files_of_entities ON {schema}.files (entity_type, id);
+CREATE TABLE {schema}.renames (
+    old_type   text COLLATE "C" NOT NULL,
+    old_id     text COLLATE "C" NOT NULL,
+    new_type   text COLLATE "C" NOT NULL,
+    new_id     text COLLATE "C" NOT NULL,
+    batch_id   uuid NOT NULL,
+    renamed_at timestamptz NOT NULL
+);
+INSERT INTO {schema}.format (version) VALUES (2)
 
 -- name: probe
 -- Which of the given rows are new or differ from what is stored; their content is due where it is new or differs.
@@ -356,6 +388,26 @@ WITH given AS (
 ), gone AS (
     DELETE FROM {schema}.entities AS e USING locked AS l
     WHERE e.entity_type = l.entity_type AND e.id = l.id RETURNING l.position, l.entity_type, l.id
+), ledger AS (
+    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
+    SELECT $1::uuid, $2::uuid, now(), 0, 0, count(*) FROM gone HAVING count(*) > 0
+)
+SELECT position::int4 - 1 AS position FROM gone
+
+-- name: delete_unchanged
+-- Deletes entities that are still as given, in key order; the ledger row is in it.
+-- $1 batch, $2 run, $3 entity_types, $4 ids, $5 content hashes, $6 metadata hashes
+WITH given AS (
+    SELECT * FROM unnest($3::text[], $4::text[], $5::bytea[], $6::bytea[])
+        WITH ORDINALITY AS t (entity_type, id, content_hash, metadata_hash, position)
+), locked AS (
+    SELECT e.entity_type, e.id, g.position
+    FROM given AS g JOIN {schema}.entities AS e ON e.entity_type = g.entity_type AND e.id = g.id
+        AND e.content_hash = g.content_hash AND e.metadata_hash = g.metadata_hash
+    ORDER BY e.entity_type, e.id FOR UPDATE OF e
+), gone AS (
+    DELETE FROM {schema}.entities AS e USING locked AS l
+    WHERE e.entity_type = l.entity_type AND e.id = l.id RETURNING l.position
 ), ledger AS (
     INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
     SELECT $1::uuid, $2::uuid, now(), 0, 0, count(*) FROM gone HAVING count(*) > 0

@@ -1,0 +1,162 @@
+"""The sync command: a folder of markdown and a store."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from typing import Any
+
+import click
+
+from entityframes.cli.common import json_option, open_store, print_frame, store_options
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path())
+@click.option("--import", "direction", flag_value="import", help="Bring files into the store only.")
+@click.option("--export", "direction", flag_value="export", help="Bring entities into the folder only.")
+@click.option("--default-type", default="note", show_default=True, help="Entity type of files in DIR itself.")
+@click.option(
+    "--type", "types", multiple=True, help="A type that belongs to the folder; may be repeated.  [default: all]"
+)
+@click.option(
+    "--suffix", "suffixes", multiple=True, help="Of files that are entities.  [default: .md .mdx .markdown .txt]"
+)
+@click.option(
+    "--ignore", multiple=True, metavar="PATTERN", help="Files to leave out, as in a .gitignore; may be repeated."
+)
+@click.option(
+    "--on-conflict",
+    type=click.Choice(["report", "files", "store", "newer"]),
+    default="report",
+    show_default=True,
+    help="Who wins where a file and its entity both changed.",
+)
+@click.option("--delete", is_flag=True, help="Let deletions travel.")
+@click.option(
+    "--max-delete", type=click.IntRange(0), help="How many may travel.  [default: a fifth of the files, at most 100]"
+)
+@click.option("--quarantine", is_flag=True, help="Rename bad files to NAME.invalid, and back when they are repaired.")
+@click.option("--no-embed", is_flag=True, help="Make no embedding jobs.")
+@click.option("--name", help="What the store knows the folder by.  [default: this machine and the path]")
+@click.option("--dry-run", is_flag=True, help="Tell what would be done, and write nothing.")
+@click.option("--watch", is_flag=True, help="Go on whenever something changes, until SIGTERM or Ctrl-C.")
+@click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
+@json_option
+@store_options
+def sync(
+    folder: str, direction: str | None, as_json: bool, url: str | None, namespace: str, dry_run: bool, watch: bool,
+    progress: bool | None, **options: Any,
+) -> None:  # fmt: skip
+    """Bring changes of a folder of markdown to the store, and of the store to the folder.
+
+    DIR/TYPE/ID.md is the entity (TYPE, ID): its front matter is the metadata, the rest the content. Exit status 1 if
+    files could not be synced, or changed on both sides.
+
+    \b
+    entityframes sync notes --dry-run
+    entityframes sync notes --delete --on-conflict newer
+    entityframes sync notes --import --watch
+    """
+    from entityframes import DirectorySync
+
+    way = direction or "both"
+    if way == "import" and options["on_conflict"] != "report":
+        raise click.UsageError("--on-conflict: an --import takes the files")
+    if way == "export" and options["on_conflict"] not in ("report", "store"):
+        raise click.UsageError("--on-conflict: an --export can report, or let the store win")
+    with open_store(url, namespace) as store:
+        given = {"suffixes": options["suffixes"]} if options["suffixes"] else {}
+        directory = DirectorySync(
+            store, folder, default_type=options["default_type"], ignore=options["ignore"] or None,
+            types=options["types"] or None, name=options["name"], **given,
+        )  # fmt: skip
+        rules = {name: options[name] for name in ("on_conflict", "delete", "max_delete")}
+        if dry_run:
+            sys.exit(_print_plan(directory.plan(direction=way, **rules), as_json))  # type: ignore[arg-type]
+        rules |= {"quarantine": options["quarantine"], "embed": not options["no_embed"]}
+        if watch:
+            _watch(directory, way, rules, as_json)
+            return
+        wanted = {
+            "import": ("delete", "max_delete", "quarantine", "embed"),
+            "export": ("on_conflict", "delete", "max_delete"),
+            "both": tuple(rules),
+        }[way]
+        call = {"import": directory.import_files, "export": directory.export_files, "both": directory.sync}[way]
+        try:
+            result = call(progress=progress, **{name: rules[name] for name in wanted})  # type: ignore[operator]
+        except KeyboardInterrupt:
+            if store.last_result is not None:
+                _print_result(store.last_result, folder, store.address, as_json)
+            raise
+        _print_result(result, folder, store.address, as_json)
+    sys.exit(0 if result.ok else 1)
+
+
+def _print_plan(plan: Any, as_json: bool) -> int:
+    """What would be done, a line each; the exit status."""
+    import polars as pl
+
+    counts = dict(plan["action"].cast(pl.String).value_counts(sort=True).iter_rows())
+    todo = plan.filter(pl.col("action") != "unchanged")
+    if as_json:
+        print_frame(todo, True)
+    else:
+        for row in todo.iter_rows(named=True):
+            arrow = {"import": "->", "export": "<-", None: "  "}[row["direction"]]
+            reason = f"  ({row['reason']})" if row["reason"] else ""
+            click.echo(
+                f"{row['action']:9} {_shown(row['path'])} {arrow} {row['entity_type']}/{_shown(row['id'])}{reason}"
+            )
+        told = ", ".join(f"{count:,} {action}" for action, count in counts.items()) or "no files and no entities"
+        click.echo(f"{plan.height:,} files and entities: {told}; nothing was written")
+    return 1 if counts.get("conflict") or counts.get("invalid") else 0
+
+
+def _print_result(result: Any, folder: str, address: str, as_json: bool) -> None:
+    """What was done: JSON on standard output for scripts, else a few lines for a person."""
+    import polars as pl
+
+    done = result.outcomes.filter(pl.col("status") != "unchanged")
+    if as_json:
+        columns = ("path", "entity_type", "id", "action", "direction", "status", "error_kind", "error")
+        report = {
+            "ok": result.ok,
+            "counts": result.counts,
+            "elapsed": round(result.elapsed, 3),
+            "changes": done.select(columns).head(1_000).to_dicts(),
+        }
+        click.echo(json.dumps(report, ensure_ascii=False))
+        return
+    counted = ", ".join(f"{count:,} {status}" for status, count in result.counts.items() if count) or "no files"
+    click.echo(f"{folder} <-> {address}: {counted}; {result.elapsed:.2f} s")
+    bad = done.filter(pl.col("status").is_in(["conflict", "failed", "unknown"]))
+    for row in bad.head(20).iter_rows(named=True):
+        click.echo(f"{row['status']}: {_shown(row['path'])}: {row['error']}", err=True)
+    if bad.height > 20:
+        click.echo(f"and {bad.height - 20:,} more: --json tells all of them", err=True)
+
+
+def _shown(text: str | None) -> str:
+    """A name as one line, whatever characters it has."""
+    return "" if text is None else text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _watch(directory: Any, way: str, rules: dict[str, Any], as_json: bool) -> None:
+    """Sync until a signal comes; the sync that is at work is finished first."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    address = directory._store.address
+
+    def told(result: Any) -> None:
+        _print_result(result, str(directory.root), address, as_json)
+
+    def failed(error: Exception) -> None:
+        click.echo(f"entityframes: {' '.join(str(error).split())}", err=True)
+
+    click.echo(f"watching {directory.root}; Ctrl-C ends it", err=True)
+    directory.watch(direction=way, stop=stop, on_result=told, on_error=failed, **rules)

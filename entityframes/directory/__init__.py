@@ -1,0 +1,5 @@
+"""Folders of markdown as entities."""
+
+from entityframes.directory.sync import DirectorySync
+
+__all__ = ["DirectorySync"]

@@ -1,0 +1,176 @@
+"""What is to be done with a file and its entity: decided from what became of each since they were last in step.
+
+A row is a file, or an entity that should be one. `survey` brings together what the folder and the store say now with
+what was remembered; `decide` looks the answer up in one table.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import polars as pl
+
+Direction = Literal["import", "export", "both"]
+OnConflict = Literal["report", "files", "store", "newer"]
+
+#: What is done with a row:
+#: create, update: the entity is written from the file;
+#: export: the file is written from the entity; delete: the entity goes, or the file;
+#: rename: the entity gets the key that the file's new path means, or the file the path that the entity's new key means;
+#: conflict: both changed; invalid: the file cannot be an entity, or the entity no file; unchanged: nothing.
+ACTIONS = ("create", "update", "delete", "rename", "export", "conflict", "invalid", "unchanged")
+#: import: from the folder to the store; export: from the store to the folder.
+DIRECTIONS = ("import", "export")
+
+#: Columns of `DirectorySync.plan`.
+PLAN_SCHEMA = pl.Schema(
+    {
+        "path": pl.String(),
+        "entity_type": pl.String(),
+        "id": pl.String(),
+        "action": pl.Enum(ACTIONS),
+        "direction": pl.Enum(DIRECTIONS),
+        "reason": pl.String(),
+    }
+)
+
+
+class Move(NamedTuple):
+    """An action, the way it goes, and why, where that needs a word."""
+
+    action: str
+    direction: str | None = None
+    reason: str | None = None
+
+
+_CREATE = Move("create", "import")
+_UPDATE = Move("update", "import")
+_EXPORT = Move("export", "export")
+_DELETE_ENTITY = Move("delete", "import", "the file is gone")
+_DELETE_FILE = Move("delete", "export", "the entity is gone")
+_NOTHING = Move("unchanged")
+_BOTH = Move("conflict", None, "both the file and the entity changed")
+_APART = Move("conflict", None, "the file and the entity differ, and were never in step")
+_EDITED_GONE = Move("conflict", None, "the file was edited, and the entity deleted")
+_GONE_EDITED = Move("conflict", None, "the file is gone, and the entity was changed")
+
+
+def _left(reason: str) -> Move:
+    return Move("unchanged", None, reason)
+
+
+#: By what became of the file and of the entity since they were last in step: what import, export and sync do.
+#: A file or entity is the same, changed, gone, new (known to one side only until now) or none (never was).
+TABLE: dict[tuple[str, str], tuple[Move, Move, Move]] = {
+    ("same", "same"): (_NOTHING, _NOTHING, _NOTHING),
+    ("same", "changed"): (_left("the entity was changed: export or sync brings that to the file"), _EXPORT, _EXPORT),
+    ("same", "gone"): (_CREATE, _DELETE_FILE, _DELETE_FILE),
+    ("changed", "same"): (_UPDATE, _left("the file was edited: import or sync brings that to the store"), _UPDATE),
+    ("changed", "changed"): (_UPDATE, _BOTH, _BOTH),
+    ("changed", "gone"): (_CREATE, _left("the file was edited, and the entity deleted"), _EDITED_GONE),
+    ("new", "none"): (_CREATE, _left("not in the store: import or sync brings it there"), _CREATE),
+    ("new", "new"): (_UPDATE, _APART, _APART),
+    ("gone", "same"): (_DELETE_ENTITY, _EXPORT, _DELETE_ENTITY),
+    ("gone", "changed"): (_GONE_EDITED, _EXPORT, _GONE_EDITED),
+    ("gone", "gone"): (_NOTHING, _NOTHING, _NOTHING),
+    ("none", "new"): (_left("no file yet: export or sync makes one"), _EXPORT, _EXPORT),
+}
+
+#: What a conflict comes to if the file wins, and if the entity does.
+_FILE_WINS = {"changed changed": _UPDATE, "changed gone": _CREATE, "new new": _UPDATE, "gone changed": _DELETE_ENTITY}
+_STORE_WINS = {
+    "changed changed": _EXPORT,
+    "changed gone": _DELETE_FILE,
+    "new new": _EXPORT,
+    "gone changed": _EXPORT,
+}
+
+_COLUMN = {"import": 0, "export": 1, "both": 2}
+_TWO_SIDES = pl.concat_str("file", "entity", separator=" ")
+
+
+def decide(rows: pl.DataFrame, direction: Direction, on_conflict: OnConflict, delete: bool) -> pl.DataFrame:
+    """Say what is to be done with rows that have no action yet.
+
+    Args:
+        rows: with file, entity, and `equal` (Boolean: what the file holds is what the entity is), `newer` (Boolean:
+            the file was changed after the entity; null where that is not known).
+        direction: which way changes travel.
+        on_conflict: who wins where both changed.
+        delete: whether deletions travel.
+
+    Returns:
+        The rows with action, direction, reason, and resolved (Boolean: a conflict was decided).
+    """
+    column = _COLUMN[direction]
+    table = _lookup({f"{file} {entity}": moves[column] for (file, entity), moves in TABLE.items()})
+    decided = rows.rename({"reason": "note"}).drop("action", "direction").with_columns(_TWO_SIDES.alias("sides"))
+    decided = decided.join(table, on="sides", how="left", maintain_order="left").with_columns(resolved=pl.lit(False))
+    conflict = pl.col("action") == "conflict"
+    if on_conflict != "report" and decided.select(conflict.any()).item():
+        file_wins = {
+            "files": pl.lit(True),
+            "store": pl.lit(False),
+            # Of a deletion nobody knows the time: what is there still is kept.
+            "newer": pl.when(pl.col("file") == "gone").then(False).when(pl.col("entity") == "gone").then(True)
+            .otherwise(pl.col("newer")),
+        }[on_conflict]  # fmt: skip
+        for wins, moves in ((file_wins, _FILE_WINS), (~file_wins, _STORE_WINS)):
+            answer = decided.select("sides").join(_lookup(moves), on="sides", how="left", maintain_order="left")
+            allowed = answer["action"].is_not_null() & (pl.lit(delete) | (answer["action"] != "delete"))
+            chosen = conflict & wins & allowed & ~pl.col("resolved")
+            decided = decided.with_columns(
+                resolved=pl.col("resolved") | chosen,
+                **{name: pl.when(chosen).then(answer[name]).otherwise(pl.col(name)) for name in Move._fields},
+            )
+    equal = pl.col("equal").fill_null(False)
+    kept = (pl.col("action") == "delete") & pl.lit(not delete)
+    decided = decided.with_columns(
+        action=pl.when(equal | kept).then(pl.lit("unchanged")).otherwise("action"),
+        direction=pl.when(equal | kept).then(None).otherwise("direction"),
+        reason=pl.when(equal)
+        .then(None)
+        .when(kept)
+        .then(pl.format("{}; deletions travel only with delete=True", "reason"))
+        .otherwise("reason"),
+        resolved=pl.col("resolved") & ~equal,
+    )
+    return decided.with_columns(pl.coalesce("reason", "note").alias("reason")).drop("sides", "note")
+
+
+def bounded(settled: pl.DataFrame, known: int, max_delete: int | None, *, empty: bool) -> pl.DataFrame:
+    """Refuse deletions that are too many to be meant.
+
+    Args:
+        settled: rows with an action.
+        known: how many files were remembered.
+        max_delete: how many deletions may travel each way; None for a fifth of the files, at most 100, at least one.
+        empty: whether the folder holds no file at all, as if it were not mounted.
+
+    Returns:
+        The rows with refused (Boolean), and the reason.
+    """
+    most = max(1, min(100, known // 5)) if max_delete is None else max_delete
+    for direction, what in (("import", "files"), ("export", "entities")):
+        which = (pl.col("action") == "delete") & (pl.col("direction") == direction) & ~pl.col("resolved")
+        count = settled.filter(which).height
+        if direction == "import" and empty and count:
+            reason = "refused: the folder holds no file at all, so nothing is deleted; is it mounted?"
+        elif count > most:
+            reason = (
+                f"refused: {count:,} of {known:,} {what} are gone, and at most {most:,} deletions travel at once; "
+                f"max_delete={count} allows them"
+            )
+        else:
+            continue
+        told = pl.when(which).then(pl.lit(reason)).otherwise("reason")
+        settled = settled.with_columns(refused=which | pl.col("refused"), reason=told)
+    return settled
+
+
+def _lookup(moves: dict[str, Move]) -> pl.DataFrame:
+    return pl.DataFrame(
+        [(sides, *move) for sides, move in moves.items()],
+        schema=dict.fromkeys(("sides", *Move._fields), pl.String),
+        orient="row",
+    )

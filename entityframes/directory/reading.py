@@ -1,0 +1,122 @@
+"""Files into frames: read in threads, a chunk at a time, hashed and taken apart."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import polars as pl
+
+from entityframes import frames
+from entityframes.canonical import canonical_json
+from entityframes.directory import markdown
+from entityframes.directory.tree import Read, Tree
+
+#: A chunk is read by one thread: so many files, or so many bytes.
+CHUNK_FILES = 256
+CHUNK_BYTES = 8 << 20
+#: Threads that read, and chunks that are read ahead of the one that is worked on.
+THREADS = 4
+
+#: What reading tells of a file: how it is now, what it holds, or why it holds no entity.
+READ = pl.Schema(
+    {
+        "path": pl.String(),
+        "size": pl.Int64(),
+        "mtime_ns": pl.Int64(),
+        # Whether a later change could not bear the same time.
+        "settled": pl.Boolean(),
+        "now_hash": pl.Binary(),
+        "header": pl.Binary(),
+        "content": pl.String(),
+        "metadata": pl.String(),
+        "now_content": pl.Binary(),
+        "now_metadata": pl.Binary(),
+        "problem": pl.String(),
+        # Whether the file system refused it, not what it holds.
+        "unread": pl.Boolean(),
+    }
+)
+
+
+def read_in_chunks(tree: Tree, rows: pl.DataFrame, stopping: Callable[[], bool]) -> Iterator[pl.DataFrame]:
+    """Read the files of some rows, and give the rows back with what was read (`READ`), chunk by chunk, in order.
+
+    Args:
+        tree: the folder.
+        rows: with path, size and mtime_ns.
+        stopping: whether no more chunks are wanted.
+    """
+    rows = rows.sort("path")
+    pieces = _cut(rows)
+    waiting: deque[tuple[pl.DataFrame, Future[pl.DataFrame]]] = deque()
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="entityframes-read") as threads:
+        try:
+            while True:
+                while len(waiting) <= THREADS and (piece := next(pieces, None)) is not None:
+                    waiting.append((piece, threads.submit(_read, tree, piece["path"].to_list())))
+                if not waiting or stopping():
+                    return
+                piece, read = waiting.popleft()
+                yield piece.drop("size", "mtime_ns").hstack(read.result().drop("path").get_columns())
+        finally:
+            for _, read in waiting:
+                read.cancel()
+
+
+def _cut(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    start = held = 0
+    for stop, size in enumerate(rows["size"]):
+        if stop - start == CHUNK_FILES or (held + size > CHUNK_BYTES and stop > start):
+            yield rows[start:stop]
+            start, held = stop, 0
+        held += size
+    if start < rows.height:
+        yield rows[start:]
+
+
+@dataclass
+class _Parts:
+    """A file taken apart, or why it cannot be."""
+
+    header: bytes | None = None
+    content: str | None = None
+    metadata: str | None = None
+    problem: str | None = None
+    unread: bool = False
+
+
+def _read(tree: Tree, paths: list[str]) -> pl.DataFrame:
+    reads = tree.read(paths)
+    parts = [_taken_apart(read) for read in reads]
+    canonical, errors, _ = canonical_json([part.metadata for part in parts])
+    for part, error in zip(parts, errors, strict=True):
+        part.problem = part.problem or error
+    frame = pl.DataFrame(
+        {
+            "path": paths,
+            "size": [read.stat and read.stat.size for read in reads],
+            "mtime_ns": [read.stat and read.stat.mtime_ns for read in reads],
+            "settled": [read.settled for read in reads],
+            "now_hash": [read.digest for read in reads],
+            "header": [part.header for part in parts],
+            "content": [part.content for part in parts],
+            "metadata": canonical,
+            "problem": [part.problem for part in parts],
+            "unread": [part.unread for part in parts],
+        },
+        schema={name: dtype for name, dtype in READ.items() if name not in ("now_content", "now_metadata")},
+    )
+    hashes = frames.sha256(frame["content"].fill_null("")), frames.sha256(frame["metadata"].fill_null(""))
+    return frame.with_columns(hashes[0].alias("now_content"), hashes[1].alias("now_metadata")).select(*READ)
+
+
+def _taken_apart(read: Read) -> _Parts:
+    if read.data is None:
+        return _Parts(problem=read.reason, unread=True)
+    try:
+        return _Parts(*markdown.parse(read.data))
+    except markdown.MarkdownError as error:
+        return _Parts(problem=str(error))

@@ -1,0 +1,62 @@
+"""What syncing a folder asks of a database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import polars as pl
+
+from entityframes.engines import Batch
+
+#: What is known of a file since it was last in step with its entity: where it is, which entity it is, its size in
+#: bytes, its time of change (nanoseconds since 1970; -1 where it is not to be relied on), the sha256 of its bytes, of
+#: the entity's content and of its metadata, and the bytes before the content.
+FILED = pl.Schema(
+    {
+        "path": pl.String(),
+        "entity_type": pl.String(),
+        "id": pl.String(),
+        "size": pl.Int64(),
+        "mtime_ns": pl.Int64(),
+        "file_hash": pl.Binary(),
+        "content_hash": pl.Binary(),
+        "metadata_hash": pl.Binary(),
+        "header": pl.Binary(),
+    }
+)
+
+
+class DirectoryEngine(Protocol):
+    """A database that remembers folders. Every method may raise DatabaseError."""
+
+    def lock(self, folder: str, holder: str, lease: float) -> str | None:
+        """Take the lock on a folder, or renew it, for `lease` seconds; who else has it, or None if it was taken."""
+
+    def unlock(self, folder: str, holder: str) -> None:
+        """Give the lock back, unless somebody else has it by now."""
+
+    def filed(self, folder: str) -> pl.DataFrame:
+        """The files of a folder (`FILED` without header), with stored_content and stored_metadata.
+
+        These are the hashes of the entity as it is now, null where there is none; in no particular order.
+        """
+
+    def unfiled(self, folder: str, entity_types: Iterable[str] | None) -> pl.DataFrame:
+        """entity_type, id, content_hash, metadata_hash of entities, of all or some types, that no file is."""
+
+    def origins(self, keys: pl.DataFrame) -> pl.DataFrame:
+        """position, path, metadata_hash, header of the file that each key last was, in any folder; none if never."""
+
+    def record(self, folder: str, holder: str, filed: pl.DataFrame, gone: pl.Series) -> bool:
+        """Remember files (`FILED`) and forget paths, in one transaction; False, and nothing, without the lock."""
+
+    def rename(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        """Give entities another key, in one transaction; what was embedded of them goes with them.
+
+        Args:
+            pairs: old_type, old_id, new_type, new_id, all different.
+
+        Returns:
+            position of each pair that was renamed: the old key was stored and the new one was not.
+        """

@@ -1,0 +1,81 @@
+-- What DuckDB is asked where folders are concerned. {schema} is the quoted namespace; nothing else is substituted.
+-- A frame registered for the connection is called given.
+
+-- name: lock_folder
+-- Takes the lock on a folder that is free, whose lease has ended, or that is held already by the same.
+-- $1 folder, $2 holder, $3 seconds
+INSERT INTO {schema}.folders AS f (folder, holder, lease_until)
+VALUES ($1, $2, now() + to_milliseconds(($3 * 1000)::BIGINT))
+ON CONFLICT (folder) DO UPDATE SET holder = EXCLUDED.holder, lease_until = EXCLUDED.lease_until
+WHERE f.holder IS NULL OR f.holder = EXCLUDED.holder OR f.lease_until < now()
+
+-- name: folder_holder
+-- Who has the lock on a folder. $1 folder
+SELECT holder FROM {schema}.folders WHERE folder = $1 AND holder IS NOT NULL
+
+-- name: unlock_folder
+-- Gives the lock back. $1 folder, $2 holder
+UPDATE {schema}.folders SET holder = NULL, lease_until = NULL WHERE folder = $1 AND holder = $2
+
+-- name: filed
+-- The files of a folder and the hashes of their entities as they are now. $1 folder
+SELECT f.path, f.entity_type, f.id, f.size, f.mtime_ns, f.file_hash, f.content_hash, f.metadata_hash,
+    e.content_hash AS stored_content, e.metadata_hash AS stored_metadata
+FROM {schema}.files AS f
+LEFT JOIN {schema}.entities AS e ON e.entity_type = f.entity_type AND e.id = f.id
+WHERE f.folder = $1
+
+-- name: unfiled
+-- Entities that no file of a folder is. $1 folder, $2 entity_types, or null for all
+SELECT e.entity_type, e.id, e.content_hash, e.metadata_hash
+FROM {schema}.entities AS e
+ANTI JOIN (SELECT entity_type, id FROM {schema}.files WHERE folder = $1) AS f
+    ON f.entity_type = e.entity_type AND f.id = e.id
+WHERE $2::VARCHAR[] IS NULL OR list_contains($2::VARCHAR[], e.entity_type)
+
+-- name: origins
+-- The file that each given key last was, in any folder.
+SELECT t.position, f.path, f.metadata_hash, f.header
+FROM given AS t JOIN {schema}.files AS f ON f.entity_type = t.entity_type AND f.id = t.id
+QUALIFY row_number() OVER (PARTITION BY t.position ORDER BY f.synced_at DESC, f.folder, f.path) = 1
+
+-- name: forget_files
+-- Forgets the given paths of a folder. $1 folder
+DELETE FROM {schema}.files AS f USING given AS t WHERE f.folder = $1 AND f.path = t.path
+
+-- name: record_files
+-- Remembers the given files of a folder. $1 folder
+INSERT INTO {schema}.files (
+    folder, path, entity_type, id, size, mtime_ns, file_hash, content_hash, metadata_hash, header, synced_at
+)
+SELECT $1, path, entity_type, id, size, mtime_ns, file_hash, content_hash, metadata_hash, header, now() FROM given
+
+-- name: renamable
+-- Which of the given pairs can be renamed, and whether the entity is due for embedding.
+SELECT t.position, e.content <> '' AND NOT EXISTS (
+    SELECT 1 FROM {schema}.embeddings AS v
+    WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
+) AS due
+FROM given AS t
+JOIN {schema}.entities AS e ON e.entity_type = t.old_type AND e.id = t.old_id
+ANTI JOIN {schema}.entities AS other ON other.entity_type = t.new_type AND other.id = t.new_id
+
+-- name: rename
+-- Gives the entities of the given pairs their new keys.
+UPDATE {schema}.entities AS e SET entity_type = t.new_type, id = t.new_id
+FROM given AS t WHERE e.entity_type = t.old_type AND e.id = t.old_id
+
+-- name: rename_vectors
+-- What was embedded of them goes with them.
+UPDATE {schema}.embeddings AS v SET entity_type = t.new_type, id = t.new_id
+FROM given AS t WHERE v.entity_type = t.old_type AND v.id = t.old_id
+
+-- name: record_renames
+-- The former keys. $1 batch
+INSERT INTO {schema}.renames (old_type, old_id, new_type, new_id, batch_id, renamed_at)
+SELECT old_type, old_id, new_type, new_id, $1::UUID, now() FROM given
+
+-- name: job_of_renamed
+-- A job for those of them that are due, under their new keys. $1 job, $2 batch
+INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
+SELECT $1::UUID, $2::UUID, list(new_type), list(new_id), now(), now() FROM given WHERE due HAVING count(*) > 0

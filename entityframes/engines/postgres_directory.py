@@ -1,0 +1,58 @@
+"""Folders on PostgreSQL: who syncs them, what their files were, and the keys that entities had before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from entityframes.engines import Batch, Interrupt
+
+if TYPE_CHECKING:
+    from entityframes.engines.postgres import PostgresEngine
+
+
+class PostgresDirectory:
+    """The folders' side of a `PostgresEngine`, on its connections."""
+
+    def __init__(self, engine: PostgresEngine) -> None:
+        self._engine = engine
+
+    def lock(self, folder: str, holder: str, lease: float) -> str | None:
+        with self._engine._connection() as connection:
+            taken = self._engine._ask(connection, "lock_folder", folder, holder, str(lease))
+            if not taken.is_empty():
+                return None
+            other = self._engine._ask(connection, "folder_holder", folder)
+        return str(other.item()) if other.height else "another sync, which has just ended"
+
+    def unlock(self, folder: str, holder: str) -> None:
+        with self._engine._connection() as connection:
+            self._engine._run(connection, "unlock_folder", folder, holder)
+
+    def filed(self, folder: str) -> pl.DataFrame:
+        return self._engine._read("filed", folder)
+
+    def unfiled(self, folder: str, entity_types: Iterable[str] | None) -> pl.DataFrame:
+        wanted = None if entity_types is None else pl.Series(list(entity_types), dtype=pl.String)
+        return self._engine._read("unfiled", folder, wanted)
+
+    def origins(self, keys: pl.DataFrame) -> pl.DataFrame:
+        return self._engine._read("origins", keys["entity_type"], keys["id"])
+
+    def record(self, folder: str, holder: str, filed: pl.DataFrame, gone: pl.Series) -> bool:
+        engine = self._engine
+        with engine._connection() as connection, engine._transaction(connection, Interrupt()):
+            if engine._ask(connection, "hold_folder", folder, holder).is_empty():
+                return False
+            if len(gone):
+                engine._run(connection, "forget_files", folder, gone)
+            if filed.height:
+                engine._run(connection, "record_files", folder, *filed)
+        return True
+
+    def rename(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        header = [batch.batch_id, batch.run_id, batch.job_id]
+        with self._engine._connection(batch.interrupt) as connection:
+            return self._engine._ask(connection, "rename", *header, *pairs, committing=True)

@@ -1,0 +1,101 @@
+-- What PostgreSQL is asked where folders are concerned. {schema} is the quoted namespace; nothing else is substituted.
+
+-- name: lock_folder
+-- Takes the lock on a folder that is free, whose lease has ended, or that is held already by the same.
+-- $1 folder, $2 holder, $3 seconds
+INSERT INTO {schema}.folders AS f (folder, holder, lease_until)
+VALUES ($1, $2, now() + make_interval(secs => $3::float8))
+ON CONFLICT (folder) DO UPDATE SET holder = EXCLUDED.holder, lease_until = EXCLUDED.lease_until
+WHERE f.holder IS NULL OR f.holder = EXCLUDED.holder OR f.lease_until < now()
+RETURNING holder
+
+-- name: folder_holder
+-- Who has the lock on a folder. $1 folder
+SELECT holder FROM {schema}.folders WHERE folder = $1 AND holder IS NOT NULL
+
+-- name: unlock_folder
+-- Gives the lock back. $1 folder, $2 holder
+UPDATE {schema}.folders SET holder = NULL, lease_until = NULL WHERE folder = $1 AND holder = $2
+
+-- name: filed
+-- The files of a folder and the hashes of their entities as they are now. $1 folder
+SELECT f.path, f.entity_type, f.id, f.size, f.mtime_ns, f.file_hash, f.content_hash, f.metadata_hash,
+    e.content_hash AS stored_content, e.metadata_hash AS stored_metadata
+FROM {schema}.files AS f
+LEFT JOIN LATERAL (
+    SELECT content_hash, metadata_hash FROM {schema}.entities
+    WHERE entity_type = f.entity_type AND id = f.id OFFSET 0
+) AS e ON true
+WHERE f.folder = $1
+
+-- name: unfiled
+-- Entities that no file of a folder is. $1 folder, $2 entity_types, or null for all
+SELECT e.entity_type, e.id, e.content_hash, e.metadata_hash
+FROM {schema}.entities AS e
+WHERE ($2::text[] IS NULL OR e.entity_type = ANY ($2::text[])) AND NOT EXISTS (
+    SELECT FROM {schema}.files AS f WHERE f.folder = $1 AND f.entity_type = e.entity_type AND f.id = e.id
+)
+
+-- name: origins
+-- The file that each key last was, in any folder. $1 entity_types, $2 ids
+SELECT t.position::int4 - 1 AS position, f.path, f.metadata_hash, f.header
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
+CROSS JOIN LATERAL (
+    SELECT path, metadata_hash, header FROM {schema}.files
+    WHERE entity_type = t.entity_type AND id = t.id ORDER BY synced_at DESC, folder, path LIMIT 1
+) AS f
+
+-- name: hold_folder
+-- Whether the lock is still this holder's; nobody takes it over before the transaction ends. $1 folder, $2 holder
+SELECT holder FROM {schema}.folders WHERE folder = $1 AND holder = $2 FOR UPDATE
+
+-- name: forget_files
+-- Forgets paths of a folder. $1 folder, $2 paths
+DELETE FROM {schema}.files WHERE folder = $1 AND path = ANY ($2::text[])
+
+-- name: record_files
+-- Remembers files of a folder. $1 folder, $2 paths, $3 entity_types, $4 ids, $5 sizes, $6 times of change,
+-- $7 hashes of the bytes, $8 of the content, $9 of the metadata, $10 headers
+INSERT INTO {schema}.files AS f (
+    folder, path, entity_type, id, size, mtime_ns, file_hash, content_hash, metadata_hash, header, synced_at
+)
+SELECT $1, t.*, now() FROM unnest($2::text[], $3::text[], $4::text[], $5::text[]::int8[], $6::text[]::int8[],
+    $7::bytea[], $8::bytea[], $9::bytea[], $10::bytea[]) AS t
+ON CONFLICT (folder, path) DO UPDATE SET
+    entity_type = EXCLUDED.entity_type, id = EXCLUDED.id, size = EXCLUDED.size, mtime_ns = EXCLUDED.mtime_ns,
+    file_hash = EXCLUDED.file_hash, content_hash = EXCLUDED.content_hash, metadata_hash = EXCLUDED.metadata_hash,
+    header = EXCLUDED.header, synced_at = EXCLUDED.synced_at
+
+-- name: rename
+-- Gives entities another key where that is free, and enters the batch, the former keys, and a job for those that are
+-- due under their new key. $1 batch, $2 run, $3 job, $4 old types, $5 old ids, $6 new types, $7 new ids
+WITH given AS (
+    SELECT * FROM unnest($4::text[], $5::text[], $6::text[], $7::text[])
+        WITH ORDINALITY AS t (old_type, old_id, new_type, new_id, position)
+), renamed AS (
+    UPDATE {schema}.entities AS e SET entity_type = g.new_type, id = g.new_id
+    FROM given AS g
+    WHERE e.entity_type = g.old_type AND e.id = g.old_id AND NOT EXISTS (
+        SELECT FROM {schema}.entities AS other WHERE other.entity_type = g.new_type AND other.id = g.new_id
+    )
+    RETURNING g.position, g.old_type, g.old_id, g.new_type, g.new_id, e.content, e.content_hash
+), moved AS (
+    UPDATE {schema}.embeddings AS v SET entity_type = r.new_type, id = r.new_id
+    FROM renamed AS r WHERE v.entity_type = r.old_type AND v.id = r.old_id
+), due AS (
+    SELECT new_type, new_id FROM renamed AS r
+    WHERE r.content <> '' AND NOT EXISTS (
+        SELECT FROM {schema}.embeddings AS v
+        WHERE v.entity_type = r.old_type AND v.id = r.old_id AND v.content_hash = r.content_hash
+    )
+), former AS (
+    INSERT INTO {schema}.renames (old_type, old_id, new_type, new_id, batch_id, renamed_at)
+    SELECT old_type, old_id, new_type, new_id, $1::uuid, now() FROM renamed
+), ledger AS (
+    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
+    SELECT $1::uuid, $2::uuid, now(), 0, count(*), 0, (SELECT count(*) FROM due) FROM renamed HAVING count(*) > 0
+), job AS (
+    INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
+    SELECT $3::uuid, $1::uuid, array_agg(new_type), array_agg(new_id), now(), now() FROM due HAVING count(*) > 0
+)
+SELECT position::int4 - 1 AS position FROM renamed

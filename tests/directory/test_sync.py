@@ -1,0 +1,411 @@
+"""A folder and a store in step: what travels, what does not, and what is told, on both engines."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import entityframes as ef
+
+FRONT = "---\ntitle: {}\ntags: [a, b]  # a comment that has to survive\n---\n\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "notes"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+def folder(store: ef.EntityStore, root: Path) -> ef.DirectorySync:
+    return ef.DirectorySync(store, root)
+
+
+def write(root: Path, **files: str | bytes) -> None:
+    for name, text in files.items():
+        put(root / name.replace("__", "/"), text)
+
+
+def put(path: Path, text: str | bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    # As if it had been written a while ago, so that its time of change can be relied on.
+    at = path.stat().st_mtime_ns - 10_000_000_000
+    os.utime(path, ns=(at, at))
+
+
+def edit(path: Path, text: str) -> None:
+    """Write a file anew, somewhat later than it was."""
+    at = path.stat().st_mtime_ns + 1_000_000_000 if path.exists() else None
+    put(path, text)
+    if at is not None:
+        os.utime(path, ns=(at, at))
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def actions(plan: pl.DataFrame) -> dict[str, str]:
+    return {row["path"]: row["action"] for row in plan.iter_rows(named=True)}
+
+
+def statuses(result: ef.SyncResult) -> dict[str, str]:
+    return {row["path"]: row["status"] for row in result.outcomes.iter_rows(named=True)}
+
+
+def test_a_first_import(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """Files become entities: type and id from the path, metadata from the front matter, the rest is content."""
+    put(root / "readme.md", "# Hello\n")
+    put(root / "post/2026/first.md", FRONT.format("First") + "Text\n")
+    put(root / "post/picture.png", b"\x89PNG")
+    plan = folder.plan()
+    assert plan.columns == ["path", "entity_type", "id", "action", "direction", "reason"]
+    assert plan.rows() == [
+        ("post/2026/first.md", "post", "2026/first", "create", "import", None),
+        ("readme.md", "note", "readme", "create", "import", None),
+    ]
+    assert store.stats().is_empty()
+    result = folder.import_files()
+    assert result.ok
+    assert statuses(result) == {"post/2026/first.md": "created", "readme.md": "created"}
+    entity = store.get_entity("post", "2026/first")
+    assert entity["content"] == "\nText\n"
+    assert entity["metadata"] == {"title": "First", "tags": ["a", "b"]}
+    assert store.get_entity("note", "readme")["content"] == "# Hello\n"
+    assert result.outcomes["job_id"].null_count() == 0
+
+
+def test_again_there_is_nothing_to_do(root: Path, folder: ef.DirectorySync) -> None:
+    """A second sync of the same files writes nothing, here or there."""
+    put(root / "a.md", FRONT.format("A") + "a")
+    folder.sync()
+    before = {path: (root / path).stat().st_mtime_ns for path in tree(root)}
+    assert set(folder.plan()["action"]) == {"unchanged"}
+    result = folder.sync()
+    assert result.counts["unchanged"] == result.rows == 1
+    assert result.batches == 0
+    assert {path: (root / path).stat().st_mtime_ns for path in tree(root)} == before
+
+
+def test_an_unchanged_file_is_not_read(root: Path, folder: ef.DirectorySync) -> None:
+    """Size and time of change as at the last sync: the bytes are not looked at."""
+    put(root / "a.md", "aaa")
+    folder.sync()
+    stat = (root / "a.md").stat()
+    (root / "a.md").write_text("bbb")
+    os.utime(root / "a.md", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert folder.sync().counts["unchanged"] == 1
+    os.utime(root / "a.md", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert folder.sync().counts["updated"] == 1
+
+
+def test_a_young_file_is_read_again(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """A file that was written just before it was read may be written again within the same tick of the clock."""
+    at = time.time_ns() + 3_600_000_000_000
+    for text in ("aaa", "bbb"):
+        (root / "a.md").write_text(text)
+        os.utime(root / "a.md", ns=(at, at))
+        folder.import_files()
+    assert store.get_entity("note", "a")["content"] == "bbb"
+
+
+def test_export_to_an_empty_folder_is_byte_for_byte(store: ef.EntityStore, root: Path, tmp_path: Path) -> None:
+    """What came from files goes back as it came: comments, byte order mark, line ends, suffix and place."""
+    write(
+        root,
+        readme_md=b"",
+        **{
+            "readme.md": FRONT.format("Readme") + "text",
+            "note__sub__x.txt": "plain\r\ntext\r\n",
+            "post__bom.md": b"\xef\xbb\xbf---\r\ntitle: x\r\n---\r\nbody\r\n",
+            "post__empty.md": "",
+            "post__rule.markdown": "---\nnot a front matter, but a line\n",
+        },
+    )
+    (root / "readme_md").unlink()
+    ef.DirectorySync(store, root).import_files().raise_for_failures()
+    other = tmp_path / "other"
+    other.mkdir()
+    result = ef.DirectorySync(store, other).export_files()
+    assert result.counts["exported"] == 5
+    assert tree(other) == tree(root)
+    assert set(ef.DirectorySync(store, other).plan()["action"]) == {"unchanged"}
+
+
+def test_changes_of_either_side_travel(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """An edited file updates its entity, a changed entity its file; the front matter keeps its bytes."""
+    put(root / "note/a.md", FRONT.format("A") + "a\n")
+    put(root / "note/b.md", FRONT.format("B") + "b\n")
+    folder.sync()
+    edit(root / "note/a.md", FRONT.format("A") + "edited\n")
+    b = store.get_entity("note", "b")
+    store.upsert_entity("note", "b", "changed\n", b["metadata"])
+    store.upsert_entity("note", "c", "new\n", {"count": 1})
+    assert actions(folder.plan()) == {"note/a.md": "update", "note/b.md": "export", "note/c.md": "export"}
+    assert statuses(folder.sync()) == {"note/a.md": "updated", "note/b.md": "exported", "note/c.md": "exported"}
+    assert store.get_entity("note", "a")["content"] == "\nedited\n"
+    assert (root / "note/b.md").read_text() == FRONT.format("B")[:-1] + "changed\n"
+    assert (root / "note/c.md").read_text() == "---\ncount: 1\n---\nnew\n"
+    assert set(folder.plan()["action"]) == {"unchanged"}
+
+
+def test_a_conflict_is_reported_and_left_alone(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """Both sides changed: nothing is written until somebody says who wins."""
+    put(root / "a.md", "one")
+    folder.sync()
+    edit(root / "a.md", "file")
+    store.upsert_entity("note", "a", "store")
+    result = folder.sync()
+    assert statuses(result) == {"a.md": "conflict"}
+    assert not result.ok
+    assert "both" in result.outcomes["error"][0]
+    assert (root / "a.md").read_text() == "file"
+    assert store.get_entity("note", "a")["content"] == "store"
+
+
+@pytest.mark.parametrize(("policy", "wins"), [("files", "file"), ("store", "store"), ("newer", "store")])
+def test_a_conflict_is_resolved_and_the_loser_kept(
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync, policy: str, wins: str
+) -> None:
+    """Whoever loses is beside the file afterwards."""
+    put(root / "a.md", "one")
+    folder.sync()
+    edit(root / "a.md", "file")
+    store.upsert_entity("note", "a", "store")
+    assert folder.sync(on_conflict=policy).ok
+    loser = {"file": "store", "store": "file"}[wins]
+    assert tree(root) == {"a.md": wins.encode(), "a.md.conflict": loser.encode()}
+    assert store.get_entity("note", "a")["content"] == wins
+    assert set(folder.plan()["action"]) == {"unchanged"}
+
+
+def test_the_same_change_on_both_sides_is_no_conflict(
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync
+) -> None:
+    """What is equal is in step, whoever wrote it."""
+    put(root / "a.md", "one")
+    folder.sync()
+    edit(root / "a.md", "two")
+    store.upsert_entity("note", "a", "two")
+    assert folder.sync().counts["unchanged"] == 1
+    assert set(folder.plan()["action"]) == {"unchanged"}
+
+
+def test_deletions_travel_only_if_wanted(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """Either way, and only with delete=True."""
+    for name in "abcdefghijkl":
+        put(root / f"{name}.md", name)
+    folder.sync()
+    (root / "a.md").unlink()
+    store.delete_entity("note", "b")
+    result = folder.sync()
+    assert result.counts["unchanged"] == 12
+    assert "delete=True" in folder.plan().filter(pl.col("path") == "a.md")["reason"][0]
+    assert actions(folder.plan(delete=True))["a.md"] == "delete"
+    assert folder.sync(delete=True).counts["deleted"] == 2
+    assert not store.entity_exists("note", "a")
+    assert not (root / "b.md").exists()
+    assert folder.plan().height == 10
+
+
+def test_too_many_deletions_are_refused(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """Above a fifth of the files nothing is deleted unless it is said how many."""
+    for number in range(10):
+        put(root / f"{number}.md", "x")
+    folder.sync()
+    for number in range(3):
+        (root / f"{number}.md").unlink()
+    result = folder.sync(delete=True)
+    assert result.counts["failed"] == 3
+    assert "max_delete=3" in result.failed["error"][0]
+    assert store.stats()["entities"].item() == 10
+    assert folder.sync(delete=True, max_delete=3).counts["deleted"] == 3
+
+
+def test_an_empty_folder_deletes_nothing(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """A folder without any file may not be mounted; one that is not there is an error."""
+    put(root / "a.md", "a")
+    folder.sync()
+    shutil.rmtree(root)
+    root.mkdir()
+    result = folder.import_files(delete=True, max_delete=100)
+    assert result.counts["failed"] == 1
+    assert "mounted" in result.failed["error"][0]
+    root.rmdir()
+    with pytest.raises(ef.DirectoryError, match="notes"):
+        folder.sync(delete=True)
+    assert store.entity_exists("note", "a")
+
+
+def test_a_file_that_moved_takes_its_entity_along(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """created_at and vectors stay; nothing is deleted, nothing is due."""
+    put(root / "note/a.md", FRONT.format("A") + "text of a")
+    put(root / "note/b.md", "text of b")
+    folder.sync()
+    store.embed(ef.HashingEmbedder(16), progress=False)
+    before = store.get_entity("note", "a")
+    (root / "post").mkdir()
+    (root / "note/a.md").rename(root / "post/moved.md")
+    assert actions(folder.plan()) == {"note/b.md": "unchanged", "post/moved.md": "rename"}
+    result = folder.sync()
+    assert statuses(result)["post/moved.md"] == "renamed"
+    assert not store.entity_exists("note", "a")
+    after = store.get_entity("post", "moved")
+    assert after["created_at"] == before["created_at"]
+    assert after["metadata"] == before["metadata"]
+    assert store.stats()["embedded"].sum() == 2
+    assert store.read("post")["title"].to_list() == ["A"]
+    assert store.verify().is_empty()
+    assert set(folder.plan()["action"]) == {"unchanged"}
+
+
+def test_an_entity_with_another_key_takes_its_file_along(
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync
+) -> None:
+    """Stored anew under another id and deleted under the old one: the file moves, bytes and all."""
+    data = FRONT.format("A") + "text"
+    put(root / "note/a.md", data)
+    folder.sync()
+    entity = store.get_entity("note", "a")
+    store.delete_entity("note", "a")
+    store.upsert_entity("note", "sub/z", entity["content"], entity["metadata"])
+    assert statuses(folder.sync()) == {"note/sub/z.md": "renamed"}
+    assert tree(root) == {"note/sub/z.md": data.encode()}
+    assert set(folder.plan()["action"]) == {"unchanged"}
+
+
+def test_another_suffix_is_the_same_entity(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """a.txt in the place of a.md."""
+    put(root / "a.md", "a")
+    folder.sync()
+    (root / "a.md").rename(root / "a.txt")
+    assert folder.sync(delete=True).ok
+    assert store.entity_exists("note", "a")
+    assert folder.plan().rows() == [("a.txt", "note", "a", "unchanged", None, None)]
+
+
+def test_two_files_of_one_entity_are_a_collision(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """Neither is taken, and the others are."""
+    write(root, **{"a.md": "one", "a.txt": "two", "note__a.md": "three", "b.md": "b"})
+    result = folder.sync()
+    assert statuses(result) == {"a.md": "failed", "a.txt": "failed", "note/a.md": "failed", "b.md": "created"}
+    assert "collision" in result.failed["error"][0]
+    assert not store.entity_exists("note", "a")
+
+
+def test_a_bad_file_is_told_and_left(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """With line and reason; it does not lose its entity, and the others go through."""
+    write(root, **{"a.md": "good", "b.md": "good too"})
+    folder.sync()
+    edit(root / "a.md", "---\ntitle: [\n---\n")
+    put(root / "c.md", b"caf\xe9\n")
+    result = folder.sync(delete=True)
+    assert statuses(result) == {"a.md": "failed", "b.md": "unchanged", "c.md": "failed"}
+    assert all("line" in error for error in result.failed["error"])
+    assert store.get_entity("note", "a")["content"] == "good"
+
+
+def test_quarantine(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """A bad file is renamed, keeps its entity, and comes back when it is repaired."""
+    put(root / "a.md", "good")
+    folder.sync()
+    edit(root / "a.md", "---\na: [\n---\n")
+    assert folder.import_files(quarantine=True, delete=True).counts["failed"] == 1
+    assert list(tree(root)) == ["a.md.invalid"]
+    assert store.entity_exists("note", "a")
+    assert folder.import_files(quarantine=True, delete=True).counts["failed"] == 1
+    (root / "a.md.invalid").write_text("---\na: []\n---\nnew")
+    assert folder.import_files(quarantine=True, delete=True).counts["updated"] == 1
+    assert list(tree(root)) == ["a.md"]
+
+
+def test_hostile_ids_stay_inside_and_come_back(store: ef.EntityStore, root: Path, tmp_path: Path) -> None:
+    """Every id has a file inside the folder, and is read back from it as itself."""
+    ids = ["../../etc/passwd", "/etc/passwd", "a/../../b", "CON", "new\nline", "dots...", "-rf", "x" * 300, "Case", "case",
+           ".hidden", "_under", "a//b", "%41", "é", "e\u0301", "a\\b", "c:d", " ", "sub/.git/config"]  # fmt: skip
+    store.upsert(pl.DataFrame({"entity_type": ["note"] * len(ids), "id": ids, "content": ids}), progress=False)
+    outer = root / "in/ner"
+    outer.mkdir(parents=True)
+    folder = ef.DirectorySync(store, outer)
+    result = folder.export_files()
+    assert result.counts["exported"] == len(ids), result
+    assert len(tree(root)) == len(tree(outer)) == len(ids)
+    with ef.connect(tmp_path / "other.duckdb") as other:
+        ef.DirectorySync(other, outer).import_files().raise_for_failures()
+        assert other.read("note").select("id", "content").rows() == [(id, id) for id in sorted(ids)]
+
+
+def test_only_the_wanted_types(store: ef.EntityStore, root: Path) -> None:
+    """Entities of other types make no files, and their files are no entities."""
+    store.upsert_entity("airport", "FRA", "Frankfurt")
+    put(root / "airport/HAM.md", "Hamburg")
+    put(root / "note/a.md", "a")
+    folder = ef.DirectorySync(store, root, types=["note"])
+    assert statuses(folder.sync()) == {"note/a.md": "created"}
+    assert store.stats()["entities"].to_list() == [1, 1]
+
+
+def test_a_second_sync_is_kept_off(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """One at a time; which one has it is told."""
+    put(root / "a.md", "a")
+    met: list[Exception] = []
+
+    def meanwhile(done: int, total: int | None) -> None:
+        try:
+            folder.sync()
+        except ef.DirectoryError as error:
+            met.append(error)
+
+    assert folder.sync(progress=meanwhile).ok
+    assert met
+    assert str(os.getpid()) in str(met[0])
+    assert folder.sync().ok
+
+
+def test_cancelling(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """Every row has an outcome; what was not come to is cancelled, and the next sync does it."""
+    for number in range(1_000):
+        put(root / f"{number:04}.md", f"text {number}")
+    cancel = threading.Event()
+    result = folder.import_files(
+        batch_size=100, cancel=cancel, progress=lambda done, total: done >= 300 and cancel.set()
+    )
+    counts = {status: count for status, count in result.counts.items() if count}
+    assert set(counts) == {"created", "cancelled"}
+    assert sum(counts.values()) == result.outcomes.height == 1_000
+    assert store.stats()["entities"].item() == counts["created"]
+    again = folder.import_files()
+    assert again.counts["created"] == counts["cancelled"]
+    assert again.counts["unchanged"] == counts["created"]
+
+
+def test_an_entity_changed_meanwhile_is_not_overwritten(
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changed by somebody else between the look and the write: a conflict, not a loss."""
+    put(root / "a.md", "one")
+    folder.sync()
+    edit(root / "a.md", "file")
+    upsert = store._upsert
+
+    def late(source: object, *rest: object) -> ef.UpsertResult:
+        store.upsert_entity("note", "a", "somebody else") if rest[0].expected else None
+        return upsert(source, *rest)
+
+    monkeypatch.setattr(store, "_upsert", late)
+    assert statuses(folder.sync()) == {"a.md": "conflict"}
+    assert store.get_entity("note", "a")["content"] == "somebody else"
+
+
+def test_where_a_folder_lives_is_no_secret_but_its_store_password_is(root: Path, folder: ef.DirectorySync) -> None:
+    """The repr names both ends."""
+    assert "notes" in repr(folder)
+    assert "@" not in repr(folder) or ":***" in repr(folder) or "postgres@" in repr(folder)
