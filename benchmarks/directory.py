@@ -191,9 +191,11 @@ class _Bench:
     def _popen(self, contestant: Contestant) -> subprocess.CompletedProcess[str]:
         target = self._target(contestant, self._reached)
         words = [contestant.way, str(self.tree), target, str(self._folder / "state")]
+        # Packages have their bytecode beside them, as installed ones do.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return subprocess.run(
             [sys.executable, "-m", "benchmarks.directory_ways", *words],
-            cwd=_HERE, capture_output=True, text=True,
+            cwd=_HERE, env=environment, capture_output=True, text=True,
         )  # fmt: skip
 
     def _ask(self, contestant: Contestant, sql: str) -> list[Any]:

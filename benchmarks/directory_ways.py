@@ -54,9 +54,7 @@ def entityframes_import(tree: Path, target: str, state: Path) -> float:
     """This package: the folder imported, and what is due embedded."""
     import entityframes as ef
 
-    # What is imported when it is needed, is imported now.
-    for module in ("entityframes.directory", "entityframes.embedding", *_drivers(target)):
-        import_module(module)
+    _load(target)
     started = time.perf_counter()
     with ef.connect(target, namespace="folder") as store:
         result = ef.DirectorySync(store, tree).import_files(progress=False)
@@ -159,8 +157,17 @@ def _plain(metadata: Any) -> Any:
     return json.loads(metadata) if isinstance(metadata, str) else metadata
 
 
-def _drivers(target: str) -> tuple[str, ...]:
-    return ("adbc_driver_postgresql.dbapi",) if target.startswith("postgresql:") else ("duckdb",)
+def _load(target: str) -> None:
+    """Import what is imported when it is needed, and load the driver's library, as psycopg does when it is imported."""
+    modules = ["entityframes.directory", "entityframes.embedding.calls", "pyarrow"]
+    if target.startswith("postgresql:"):
+        modules += ["entityframes.engines.postgres", "adbc_driver_postgresql.dbapi"]
+    else:
+        modules += ["entityframes.engines.duckdb"]
+    for module in modules:
+        import_module(module)
+    if target.startswith("postgresql:"):
+        ctypes.CDLL(sys.modules["adbc_driver_postgresql"]._driver_path())
 
 
 def _walk(tree: Path) -> int:
