@@ -18,7 +18,7 @@ NAMES = ("n_plus_one", "upsert", "lookup", "embed", "scale", "directory")
 @click.option("--repeat", default=3, show_default=True, help="How often each measurement is made.")
 @click.option("--latency-ms", multiple=True, type=float, help="Added to each round trip (n_plus_one); may be repeated.")
 @click.option("--postgres", metavar="URL", help="A scratch PostgreSQL.  [default: one started for the run]")
-@click.option("--only", help="Contestants whose name holds one of these, with commas between.")
+@click.option("--only", help="Contestants whose name (upsert: or database) holds one of these, with commas between.")
 @click.option("--seed", default=7, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
 def main(

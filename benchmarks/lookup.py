@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +21,31 @@ STORED = 1_000_000
 
 def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: str | None, only: str | None) -> None:
     """Nine in ten of the ids are stored."""
+    import psycopg
+
     largest = max(rows or DEFAULT_ROWS)
     stored = data.entities(max(STORED if largest >= 100_000 else 100_000, largest), seed=measurements.seed)
     absent = data.entities(largest // 10 + 1, seed=measurements.seed + 1)
     keys = ["entity_type", "id"]
-    with server(postgres) as url, tempfile.TemporaryDirectory() as folder:
+    with server(postgres) as url, tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        # Connections stand, on both sides.
+        connection = stack.enter_context(psycopg.connect(url, autocommit=True))
         stores = {"postgresql": ef.connect(url, namespace="bench"), "duckdb": ef.connect(Path(folder) / "bench.duckdb")}
         for store in stores.values():
+            stack.enter_context(store)
             store.upsert(stored, embed=False, progress=False).raise_for_failures()
         for size in rows or DEFAULT_ROWS:
             there = stored.select(keys).sample(size - size // 10, seed=1)
             ids = pl.concat([there, absent.select(keys)[: size // 10]]).sample(fraction=1, shuffle=True, seed=2)
-            contests = [*_ours(stores, ids), *_by_hand(url, ids)]
-            for _ in range(repeat):
-                for database, phase, name, look in contests:
-                    if chosen(name, only) and (size <= 10_000 or "VALUES" not in name):
+            contests = [one for one in [*_ours(stores, ids), *_by_hand(connection, ids)] if chosen(one[2], only)]
+            for number in range(repeat):
+                turn = number * len(contests) // repeat
+                for database, phase, name, look in contests[turn:] + contests[:turn]:
+                    if size <= 100_000 or "VALUES" not in name:
                         with measurements.timed(name, database=database, phase=phase, rows=size):
                             found = look()
                         if found != there.height:
                             raise AssertionError(f"{name} found {found} where {there.height} are stored")
-        for store in stores.values():
-            store.close()
 
 
 Contest = tuple[str, str, str, Callable[[], int]]
@@ -58,7 +63,7 @@ def _ours(stores: dict[str, ef.EntityStore], ids: pl.DataFrame) -> list[Contest]
     return contests
 
 
-def _by_hand(url: str, ids: pl.DataFrame) -> list[Contest]:
+def _by_hand(connection: Any, ids: pl.DataFrame) -> list[Contest]:
     """psycopg, with the answer as a Polars frame, since that is what is wanted in the end."""
     ways = {
         "by hand (= ANY)": _any,
@@ -67,7 +72,7 @@ def _by_hand(url: str, ids: pl.DataFrame) -> list[Contest]:
     }
     columns = {"exists": "e.entity_type, e.id", "get": "e.entity_type, e.id, e.content, e.metadata::text"}
     return [
-        ("postgresql", phase, name, lambda way=way, phase=phase: way(url, ids, columns[phase]).height)
+        ("postgresql", phase, name, lambda way=way, phase=phase: way(connection, ids, columns[phase]).height)
         for name, way in ways.items()
         for phase in columns
     ]
@@ -78,26 +83,15 @@ def _fetch(cursor: Any) -> pl.DataFrame:
     return pl.DataFrame(cursor.fetchall(), schema=names, orient="row")
 
 
-def _any(url: str, ids: pl.DataFrame, columns: str) -> pl.DataFrame:
-    import psycopg
-
-    with psycopg.connect(url) as connection:
-        frames = [
-            _fetch(
-                connection.execute(
-                    f"SELECT {columns} FROM bench.entities AS e WHERE e.entity_type = %s AND e.id = ANY (%s)",
-                    (kind, part["id"].to_list()),
-                )
-            )
-            for (kind,), part in ids.group_by("entity_type")
-        ]
-    return pl.concat(frames)
+def _any(connection: Any, ids: pl.DataFrame, columns: str) -> pl.DataFrame:
+    sql = f"SELECT {columns} FROM bench.entities AS e WHERE e.entity_type = %s AND e.id = ANY (%s)"
+    return pl.concat(
+        _fetch(connection.execute(sql, (kind, part["id"].to_list()))) for (kind,), part in ids.group_by("entity_type")
+    )
 
 
-def _temporary_table(url: str, ids: pl.DataFrame, columns: str) -> pl.DataFrame:
-    import psycopg
-
-    with psycopg.connect(url) as connection, connection.cursor() as cursor:
+def _temporary_table(connection: Any, ids: pl.DataFrame, columns: str) -> pl.DataFrame:
+    with connection.transaction(), connection.cursor() as cursor:
         cursor.execute("CREATE TEMP TABLE wanted (entity_type text, id text) ON COMMIT DROP")
         with cursor.copy("COPY wanted FROM STDIN") as copy:
             for row in ids.iter_rows():
@@ -106,14 +100,11 @@ def _temporary_table(url: str, ids: pl.DataFrame, columns: str) -> pl.DataFrame:
         return _fetch(cursor.execute(f"SELECT {columns} FROM wanted JOIN bench.entities AS e USING (entity_type, id)"))
 
 
-def _values(url: str, ids: pl.DataFrame, columns: str) -> pl.DataFrame:
-    import psycopg
-
+def _values(connection: Any, ids: pl.DataFrame, columns: str) -> pl.DataFrame:
     frames = []
-    with psycopg.connect(url) as connection:
-        for part in ids.iter_slices(1_000):
-            listed = ", ".join(["(%s, %s)"] * part.height)
-            values = [value for row in part.iter_rows() for value in row]
-            sql = f"SELECT {columns} FROM bench.entities AS e WHERE (e.entity_type, e.id) IN (VALUES {listed})"
-            frames.append(_fetch(connection.execute(sql, values)))
+    for part in ids.iter_slices(1_000):
+        listed = ", ".join(["(%s, %s)"] * part.height)
+        values = [value for row in part.iter_rows() for value in row]
+        sql = f"SELECT {columns} FROM bench.entities AS e WHERE (e.entity_type, e.id) IN (VALUES {listed})"
+        frames.append(_fetch(connection.execute(sql, values)))
     return pl.concat(frames)

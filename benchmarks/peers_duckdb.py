@@ -16,7 +16,7 @@ _CREATE = """CREATE TABLE entities (entity_type VARCHAR NOT NULL, id VARCHAR NOT
 
 
 class _File:
-    max_rows = 10**9
+    max_rows = once_from = 10**9
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "bench.db"
@@ -99,7 +99,7 @@ class SqliteUtils(_File):
     """sqlite-utils: upsert_all of dicts into SQLite."""
 
     name = "sqlite-utils"
-    max_rows = 500_000
+    max_rows = once_from = 500_000
 
     def upsert(self, frame: pl.DataFrame) -> None:
         import sqlite_utils

@@ -8,11 +8,15 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import closing
+from importlib import import_module
 from typing import Any, Protocol
+from unittest import mock
 
 import polars as pl
 
 import entityframes as ef
+from entityframes.batches import UpsertRun
+from entityframes.results import outcomes
 
 COLUMNS = ("entity_type", "id", "content", "metadata")
 KEY = ["entity_type", "id"]
@@ -27,8 +31,9 @@ class Contestant(Protocol):
     """A way to upsert."""
 
     name: str
-    #: Above this many rows it would take too long to be run.
+    #: Above this many rows it would take too long to be run, and from this many on it is run once.
     max_rows: int
+    once_from: int
 
     def prepare(self) -> None:
         """An empty table."""
@@ -51,7 +56,7 @@ def as_json(frame: pl.DataFrame) -> pl.DataFrame:
 class EntityFrames:
     """This package."""
 
-    max_rows = 10**9
+    max_rows = once_from = 10**9
 
     def __init__(self, url: str, workers: int | None = None) -> None:
         self.name = "entityframes" + (f", {workers} connections" if workers else "")
@@ -77,20 +82,48 @@ class EntityFrames:
             self._store = None
 
 
+class WithoutAccount(EntityFrames):
+    """This package without outcomes, ledger and embedding jobs: what they cost is the difference."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.name = "limit: no outcomes, ledger and jobs"
+
+    def prepare(self) -> None:
+        super().prepare()
+        assert self._store is not None
+        engine: Any = self._store._engine
+        run = engine._run
+        engine._run = lambda connection, name, *values: None if name == "record" else run(connection, name, *values)
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        nothing = outcomes(pl.DataFrame())
+        with mock.patch.object(UpsertRun, "_tell", return_value=nothing):
+            super().upsert(frame)
+
+
 class _Peer:
-    max_rows = 10**9
+    #: Modules that are imported before the clock starts.
+    modules: tuple[str, ...] = ("psycopg",)
+    max_rows = once_from = 10**9
+    #: Opened by `prepare` where the peer lets its caller keep one: nobody connects for each upsert.
+    _connection: Any = None
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     def prepare(self) -> None:
+        for name in self.modules:
+            import_module(name)
         _execute(self._url, "DROP SCHEMA IF EXISTS peer CASCADE", "CREATE SCHEMA peer", _CREATE)
 
     def stored(self) -> tuple[int, int]:
         return _stored(self._url)
 
     def close(self) -> None:
-        pass
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 class ByHand(_Peer):
@@ -102,11 +135,15 @@ class ByHand(_Peer):
         self._where = " WHERE (e.content, e.metadata) IS DISTINCT FROM (EXCLUDED.content, EXCLUDED.metadata)"
         self._where = self._where if guarded else ""
 
-    def upsert(self, frame: pl.DataFrame) -> None:
+    def prepare(self) -> None:
         import psycopg
 
+        super().prepare()
+        self._connection = psycopg.connect(self._url)
+
+    def upsert(self, frame: pl.DataFrame) -> None:
         columns = ", ".join(COLUMNS)
-        with psycopg.connect(self._url) as connection, connection.cursor() as cursor:
+        with self._connection.transaction(), self._connection.cursor() as cursor:
             cursor.execute("CREATE TEMP TABLE staging (LIKE peer.entities) ON COMMIT DROP")
             with cursor.copy(f"COPY staging ({columns}) FROM STDIN") as copy:
                 for row in as_json(frame).select(COLUMNS).iter_rows():
@@ -122,26 +159,30 @@ class PolarsMerge(_Peer):
 
     name = "Polars write_database + merge"
 
-    def upsert(self, frame: pl.DataFrame) -> None:
+    def prepare(self) -> None:
         import adbc_driver_postgresql.dbapi as adbc
 
-        with adbc.connect(self._url) as connection:
-            as_json(frame).select(COLUMNS).write_database(
-                "peer.staging", connection, engine="adbc", if_table_exists="replace"
+        super().prepare()
+        self._connection = adbc.connect(self._url)
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        as_json(frame).select(COLUMNS).write_database(
+            "peer.staging", self._connection, engine="adbc", if_table_exists="replace"
+        )
+        with self._connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO peer.entities AS e SELECT entity_type, id, content, metadata::jsonb FROM peer.staging "
+                f"ON CONFLICT (entity_type, id) {_SET}"
             )
-            with connection.cursor() as cursor:
-                cursor.execute(
-                    "INSERT INTO peer.entities AS e SELECT entity_type, id, content, metadata::jsonb FROM peer.staging "
-                    f"ON CONFLICT (entity_type, id) {_SET}"
-                )
-            connection.commit()
+        self._connection.commit()
 
 
 class SQLAlchemyCore(_Peer):
     """SQLAlchemy Core: insert().on_conflict_do_update(), 1,000 rows a statement."""
 
     name = "SQLAlchemy Core"
-    max_rows = 100_000
+    modules = ("psycopg", "sqlalchemy.dialects.postgresql")
+    max_rows = once_from = 100_000
 
     def upsert(self, frame: pl.DataFrame) -> None:
         import sqlalchemy as sa
@@ -163,7 +204,8 @@ class Pangres(_Peer):
     """pangres: upsert of a pandas frame whose index is the key."""
 
     name = "pangres"
-    max_rows = 100_000
+    modules = ("psycopg", "pangres", "sqlalchemy.dialects.postgresql")
+    max_rows = once_from = 100_000
 
     def upsert(self, frame: pl.DataFrame) -> None:
         import pangres
@@ -184,8 +226,10 @@ class Dlt(_Peer):
     """dlt: an Arrow table merged with the upsert strategy; it makes its own tables."""
 
     name = "dlt"
+    modules = ("dlt", "dlt.destinations.impl.postgres.postgres")
 
     def prepare(self) -> None:
+        super().prepare()
         _execute(self._url, "DROP SCHEMA IF EXISTS peer CASCADE", "DROP SCHEMA IF EXISTS peer_staging CASCADE")
         self._folder = tempfile.TemporaryDirectory()
 
@@ -211,23 +255,24 @@ class RawIngest(_Peer):
     name = "limit: ADBC ingest, insert only"
 
     def prepare(self) -> None:
-        create = _CREATE.replace("jsonb", "json")
-        _execute(self._url, "DROP SCHEMA IF EXISTS peer CASCADE", "CREATE SCHEMA peer", create)
-
-    def upsert(self, frame: pl.DataFrame) -> None:
         import adbc_driver_postgresql.dbapi as adbc
 
-        with adbc.connect(self._url) as connection, connection.cursor() as cursor:
-            cursor.adbc_ingest(
-                "entities", as_json(frame).select(COLUMNS).to_arrow(), mode="append", db_schema_name="peer"
-            )
-            connection.commit()
+        create = _CREATE.replace("jsonb", "json")
+        _execute(self._url, "DROP SCHEMA IF EXISTS peer CASCADE", "CREATE SCHEMA peer", create)
+        self._connection = adbc.connect(self._url)
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        table = as_json(frame).select(COLUMNS).to_arrow()
+        with self._connection.cursor() as cursor:
+            cursor.adbc_ingest("entities", table, mode="append", db_schema_name="peer")
+        self._connection.commit()
 
 
 def contestants(url: str) -> list[Callable[[], Contestant]]:
     """All of them, ours first."""
     return [
         lambda: EntityFrames(url),
+        lambda: WithoutAccount(url),
         lambda: ByHand(url),
         lambda: ByHand(url, guarded=True),
         lambda: PolarsMerge(url),

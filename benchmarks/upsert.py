@@ -16,7 +16,7 @@ DEFAULT_ROWS = (10_000, 100_000)
 
 
 def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: str | None, only: str | None) -> None:
-    """Interleave the contestants: each repeat runs all of them, each on a table made anew."""
+    """Interleave the contestants: each repeat runs all of them, the slowest but once, each on a table made anew."""
     with server(postgres) as url, tempfile.TemporaryDirectory() as folder:
         for size in rows or DEFAULT_ROWS:
             first = data.entities(size, seed=measurements.seed)
@@ -27,11 +27,11 @@ def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: s
                 *(("postgresql", make()) for make in peers_postgres.contestants(url)),
                 *(("duckdb", make()) for make in peers_duckdb.contestants(Path(folder))),
             ]
-            field = [one for one in field if chosen(one[1].name, only)]
+            field = [one for one in field if chosen(f"{one[1].name} {one[0]}", only)]
             for number in range(repeat):
                 # Whoever comes first has a colder machine; so everybody does in turn.
                 for database, contestant in field[number % len(field) :] + field[: number % len(field)]:
-                    if size <= contestant.max_rows:
+                    if size <= contestant.max_rows and (number == 0 or size < contestant.once_from):
                         _phases(measurements, contestant, database, phases)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 
 import numpy as np
 import polars as pl
@@ -14,27 +13,25 @@ from entityframes.frames import KEY, numbered
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 50_000
 
+#: A frame in memory is not cut into smaller batches than this so that every writer has one: connecting takes longer.
+LEAST_BYTES = 2 << 20
 
-def chunks(
-    frames: Iterable[pl.DataFrame],
-    batch_size: int | None,
-    *,
-    max_bytes: int = BATCH_BYTES,
-    max_rows: int = BATCH_ROWS,
-) -> Iterator[pl.DataFrame]:
+
+def chunks(frames: Iterable[pl.DataFrame], batch_size: int | None) -> Iterator[pl.DataFrame]:
     """Cut frames into batches, joining small ones; at most one batch and one frame are held at a time.
 
     Args:
         frames: entity frames, in order.
-        batch_size: rows in a batch; None cuts by bytes.
-        max_bytes: about how many bytes of text a batch has if it is cut by bytes; a longer row is a batch of its own.
-        max_rows: how many rows it then has at most.
+        batch_size: rows in a batch; None cuts by bytes, where a row that is longer than a batch is one of its own.
 
     Yields:
         The rows in order with their position in the whole input as ``row`` UInt32; a batch never mixes frames
         whose metadata have different dtypes.
     """
-    cut = partial(_cut, batch_size=batch_size, max_bytes=max_bytes, max_rows=max_rows)
+
+    def cut(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
+        return _cut(frame, BATCH_BYTES, BATCH_ROWS) if batch_size is None else frame.iter_slices(batch_size)
+
     waiting: list[pl.DataFrame] = []
     start = 0
     for frame in frames:
@@ -44,8 +41,8 @@ def chunks(
             yield from cut(pl.concat(waiting))
             waiting = []
         waiting.append(frame)
-        if sum(one.height for one in waiting) > (batch_size or max_rows) or (
-            batch_size is None and sum(one.estimated_size() for one in waiting) > max_bytes
+        if sum(one.height for one in waiting) > (batch_size or BATCH_ROWS) or (
+            batch_size is None and sum(one.estimated_size() for one in waiting) > BATCH_BYTES
         ):
             *full, rest = cut(pl.concat(waiting))
             yield from full
@@ -54,10 +51,28 @@ def chunks(
         yield from cut(pl.concat(waiting))
 
 
-def _cut(frame: pl.DataFrame, batch_size: int | None, max_bytes: int, max_rows: int) -> Iterator[pl.DataFrame]:
-    if batch_size is not None:
-        yield from frame.iter_slices(batch_size)
-        return
+def shares(frames: Iterable[pl.DataFrame], *, max_bytes: int, max_rows: int, writers: int) -> Iterator[pl.DataFrame]:
+    """Cut a frame in memory into batches of equal size, as many for each writer, so that none is idle at the end.
+
+    Args:
+        frames: an entity frame.
+        max_bytes: about how many bytes of text a batch has at most; a longer row is a batch of its own.
+        max_rows: how many rows it has at most.
+        writers: how many batches are written at once.
+
+    Yields:
+        The rows in order with their position in the frame as ``row`` UInt32.
+    """
+    for frame in frames:
+        sizes = frame.select(_bytes(frame)).to_series()
+        total = int(sizes.sum())
+        if total >= writers * LEAST_BYTES:
+            rounds = -(-total // (max_bytes * writers))
+            max_bytes = min(-(-total // (rounds * writers)) + int(sizes.max()), max_bytes)  # type: ignore[arg-type]
+        yield from _cut(numbered(frame), max_bytes, max_rows)
+
+
+def _cut(frame: pl.DataFrame, max_bytes: int, max_rows: int) -> Iterator[pl.DataFrame]:
     ends = frame.select(_bytes(frame).cum_sum()).to_series().to_numpy()
     start = 0
     while start < frame.height:

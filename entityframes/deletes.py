@@ -7,10 +7,10 @@ from typing import Any
 
 import polars as pl
 
-from entityframes import frames
+from entityframes import frames, sources
 from entityframes.attempts import RETRIED, Attempts, from_ledger
 from entityframes.engines import Batch, CtrlC, Engine, Interrupt
-from entityframes.errors import ConnectionLostError, DatabaseError
+from entityframes.errors import ConnectionLostError, DatabaseError, RowError
 from entityframes.frames import KEY
 from entityframes.results import DELETE_STATUSES, DeleteResult, OutcomeLog, outcomes
 
@@ -43,7 +43,7 @@ class DeleteRun:
             DatabaseError: the database refused a batch; `result` tells which ids it could not delete.
             KeyboardInterrupt: on Ctrl-C, after the batch in flight; `result` tells what was done.
         """
-        given = frames.as_frame(ids)
+        given = sources.as_frame(ids)
         frames.check_id_schema(given.schema)
         with CtrlC() as ctrl_c:
             left = self._possible(frames.numbered(given))
@@ -71,47 +71,45 @@ class DeleteRun:
         batch = Batch(self._run_id, Interrupt())
         self._batches += 1
         attempts = Attempts(batch.interrupt)
-        lost: DatabaseError | None = None
+        lost: ConnectionLostError | None = None
         try:
             while True:
                 try:
-                    gone = self._engine.delete(rows.select(self._asked), batch)["position"].cast(pl.Int64)
+                    gone = self._engine.delete(rows.select(self._asked), batch)
+                    break
+                except RowError:
+                    # Its ledger row is there already.
+                    if lost is None or not self._committed(batch, lost):
+                        raise
+                    gone = lost.answer
                     break
                 except RETRIED as error:
                     if isinstance(error, ConnectionLostError) and error.committing:
                         lost = error
-                        deleted = self._looked_up(rows, batch, error)
-                        if deleted is not None:
-                            return deleted
+                        if self._committed(batch, error):
+                            gone = error.answer
+                            break
                     attempts.again(error)
-            if lost is not None and gone.is_empty():
-                # The first COMMIT may have been on its way still when the ledger was asked.
-                deleted = self._looked_up(rows, batch, lost)
-                if deleted is not None:
-                    return deleted
+            # The first COMMIT may have been on its way still when the ledger was asked.
+            if lost is not None and gone.is_empty() and self._committed(batch, lost):
+                gone = lost.answer
         except BaseException as error:
             self._log.append(_not_deleted(rows, batch, error))
             raise
-        was_there = pl.int_range(rows.height).is_in(gone.implode())
+        was_there = pl.int_range(rows.height).is_in(gone["position"].cast(pl.Int64).implode())
         status = pl.when(was_there).then(pl.lit("deleted")).otherwise(pl.lit("missing"))
         return outcomes(rows, DELETE_STATUSES, status=status, batch_id=batch.batch_id)
 
-    def _looked_up(self, rows: pl.DataFrame, batch: Batch, lost: DatabaseError) -> pl.DataFrame | None:
-        """After a COMMIT that was not answered: outcomes if the ledger has the batch.
+    def _committed(self, batch: Batch, lost: ConnectionLostError) -> bool:
+        """After a COMMIT that was not answered: whether the ledger has the batch.
 
         Raises:
             _UnknownError: it cannot be asked.
         """
         try:
-            count = from_ledger(lambda: self._engine.deleted_by(batch), batch.interrupt)
+            return from_ledger(lambda: self._engine.deleted_by(batch), batch.interrupt) is not None
         except DatabaseError:
             raise _UnknownError(str(lost), lost.sqlstate) from lost
-        if count is None:
-            return None
-        if count == rows.height:
-            return outcomes(rows, DELETE_STATUSES, status="deleted", batch_id=batch.batch_id)
-        said = f"{count:,} of these {rows.height:,} were deleted; the answer that says which was lost"
-        return outcomes(rows, DELETE_STATUSES, status="unknown", batch_id=batch.batch_id, error=said)
 
 
 class _UnknownError(ConnectionLostError):

@@ -99,7 +99,7 @@ class EmbeddingCalls:
         return jobs.enqueue(self._engine, what, space)
 
     def retry_failed(self, *, space: str | None = None) -> int:
-        """Queue again what the embedder refused, and the jobs that failed; how many entities it had refused."""
+        """Queue again what the embedder refused, and the jobs that failed; how many entities these jobs list."""
         from entityframes.embedding import spaces
 
         return self._engine.embedding.retry_failed(spaces.find(self._engine, space)["space"])
@@ -176,7 +176,7 @@ class EmbeddingCalls:
                 of that name.
 
         Returns:
-            ``rank`` UInt32 from 1, ``score`` Float64 (cosine, BM25, or the sum of 1 / (60 + rank)), and the entity's
+            ``rank`` UInt32 from 1, ``score`` Float64 (cosine, BM25, or the sum of 1 / (10 + rank)), and the entity's
             columns; best first, equal scores by key.
 
         Raises:

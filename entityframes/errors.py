@@ -25,6 +25,8 @@ A message says what happened, to which rows or columns, and what to do next. It 
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "ClosedError",
     "ConnectError",
@@ -129,6 +131,8 @@ class ConnectionLostError(TransientError):
     """The connection ended. If it was during COMMIT, only the ledger knows what became of the batch."""
 
     kind = "connection"
+    #: What the database had answered before that COMMIT, where the ledger does not tell it.
+    answer: Any = None
 
 
 class StatementTimeoutError(DatabaseError):

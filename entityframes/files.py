@@ -106,7 +106,13 @@ def _scan_text(paths: list[str], options: TextOptions, separator: str) -> pl.Laz
         "null_values": ["", *options.nulls],
         "glob": False,
     }
-    names = pl.scan_csv(paths, infer_schema=False, **reading).collect_schema().names()
+    names, *others = [pl.scan_csv(path, infer_schema=False, **reading).collect_schema().names() for path in paths]
+    unlike = [path for path, other in zip(paths[1:], others, strict=True) if other != names]
+    if unlike:
+        raise SchemaError(
+            f"{Path(unlike[0]).name} has other columns than {Path(paths[0]).name}: import files of one kind at a time, "
+            "or name the columns of files without a header line"
+        )
     if options.columns is not None:
         if len(options.columns) != len(names):
             raise SchemaError(
@@ -116,7 +122,9 @@ def _scan_text(paths: list[str], options: TextOptions, separator: str) -> pl.Laz
         reading["new_columns"] = names
     missing = [name for name in options.text if name not in names]
     if missing:
-        raise SchemaError(f"no column {', '.join(map(repr, missing))}; the file has {', '.join(map(repr, names))}")
+        header = "" if options.columns else " in its first line; a file without a header line needs --columns"
+        found = ", ".join(map(repr, names))
+        raise SchemaError(f"no column {', '.join(map(repr, missing))}; the file has {found}{header}")
     overrides = dict.fromkeys(options.text, pl.String)
     return pl.scan_csv(paths, infer_schema_length=options.infer_rows, schema_overrides=overrides, **reading)
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import polars as pl
 
-from entityframes import frames, types
+from entityframes import conforming, frames
 from entityframes.canonical import Inferred
 from entityframes.errors import DuplicateError
 from entityframes.fields import Fields
 from entityframes.frames import KEY
-
-OnDuplicate = Literal["last", "first", "error"]
+from entityframes.options import OnDuplicate
 
 #: A sha256 in hex.
 _HASH = "^[0-9a-fA-F]{64}$"
@@ -45,7 +42,7 @@ def _conforming(rows: pl.DataFrame, fields: Fields) -> tuple[pl.DataFrame, pl.Da
         declared = fields.declared(entity_type)
         if declared:
             own = rows.filter(pl.col("entity_type") == entity_type)
-            wrong = types.nonconforming(own["metadata"], declared).unique("row", keep="first")
+            wrong = conforming.nonconforming(own["metadata"], declared).unique("row", keep="first")
             dtypes = wrong["field"].replace_strict(
                 {name: str(dtype) for name, dtype in declared.items()}, return_dtype=pl.String
             )

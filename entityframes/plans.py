@@ -11,9 +11,10 @@ from typing import Any
 import polars as pl
 
 from entityframes import frames
-from entityframes.batches import OnError, Options, UpsertRun
+from entityframes.batches import UpsertRun
 from entityframes.engines import Engine, Interrupt
 from entityframes.frames import KEY
+from entityframes.options import OnError, Options
 from entityframes.progress import Progress
 from entityframes.results import UpsertResult
 

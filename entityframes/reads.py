@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from entityframes import canonical, frames, types
-from entityframes.engines import Engine
+from entityframes import canonical, frames, sources, types
+from entityframes.engines import Engine, Interrupt
 from entityframes.engines.predicates import Column, EntityColumn, MetadataField
 from entityframes.fields import Fields
 from entityframes.frames import KEY
@@ -59,7 +59,7 @@ def get(engine: Engine, ids: Any, progress: Progress = None) -> pl.DataFrame:
 
 
 def _id_frame(ids: Any) -> pl.DataFrame:
-    frame = frames.as_frame(ids)
+    frame = sources.as_frame(ids)
     frames.check_id_schema(frame.schema)
     return frames.readable_keys(frames.numbered(frame.select(KEY)))
 
@@ -94,7 +94,7 @@ def scan(engine: Engine, entity_type: str | None) -> pl.LazyFrame:
         columns = {name: EntityColumn(name) for name in ENTITY_SCHEMA}
 
         def read_all(query: ScanQuery) -> Iterator[pl.DataFrame]:
-            return engine.select(list(query.columns), None, query.where, query.limit)
+            return engine.select(list(query.columns), None, query.where, query.limit, query.interrupt)
 
         return lazy_frame(ENTITY_SCHEMA, columns, read_all, name="entities")
 
@@ -102,7 +102,7 @@ def scan(engine: Engine, entity_type: str | None) -> pl.LazyFrame:
     schema = {name: dtype for name, (_, dtype) in located.items()}
 
     def read_type(query: ScanQuery) -> Iterator[pl.DataFrame]:
-        return _typed_pieces(engine, entity_type, list(query.columns), query.where, query.limit)
+        return _typed_pieces(engine, entity_type, list(query.columns), query.where, query.limit, query.interrupt)
 
     return lazy_frame(schema, {name: place for name, (place, _) in located.items()}, read_type, name=entity_type)
 
@@ -144,7 +144,12 @@ def _located(engine: Engine, entity_type: str) -> dict[str, tuple[EntityColumn |
 
 
 def _typed_pieces(
-    engine: Engine, entity_type: str, columns: list[str], where: Any, limit: int | None
+    engine: Engine,
+    entity_type: str,
+    columns: list[str],
+    where: Any,
+    limit: int | None,
+    interrupt: Interrupt | None = None,
 ) -> Iterator[pl.DataFrame]:
     """Entities of a type with the wanted output columns; metadata is fetched only if one of its fields is wanted."""
     located = {name: place for name, (place, _) in _located(engine, entity_type).items()}
@@ -153,7 +158,7 @@ def _typed_pieces(
         name: place.name for name, place in located.items() if isinstance(place, MetadataField) and name in columns
     }
     asked = [name for name in columns if name not in fields] + (["metadata"] if fields else [])
-    for piece in engine.select(asked or ["id"], entity_type, where, limit):
+    for piece in engine.select(asked or ["id"], entity_type, where, limit, interrupt):
         if fields:
             typed = _decode(piece["metadata"], {name: known[name].dtype for name in fields.values()})
             typed = typed.rename({inner: shown for shown, inner in fields.items()})
@@ -169,4 +174,4 @@ def _decode(metadata: pl.Series, dtypes: dict[str, pl.DataType | None]) -> pl.Da
         return decoded
     texts = canonical.json_fields(metadata.to_list(), mixed)
     columns = {name: texts[name] if name in texts else decoded[name] for name in dtypes}
-    return pl.DataFrame([series.alias(name) for name, series in columns.items()])
+    return pl.DataFrame(columns)

@@ -85,7 +85,7 @@ class OutcomeLog:
     """Collects the outcome frames of a run; past `keep` rows they wait in a temporary file, not in memory."""
 
     def __init__(
-        self, statuses: tuple[str, ...] = UPSERT_STATUSES, keep: int = 250_000, schema: pl.Schema | None = None
+        self, statuses: tuple[str, ...] = UPSERT_STATUSES, keep: int = 100_000, schema: pl.Schema | None = None
     ) -> None:
         self._schema = schema or outcome_schema(statuses)
         self._keep = keep

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 from polars.io.plugins import register_io_source
 
+from entityframes.engines import Interrupt
 from entityframes.engines.predicates import (
     And,
     Column,
@@ -33,6 +35,11 @@ _MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _JUNCTIONS: dict[str, type[And | Or]] = {"And": And, "LogicalAnd": And, "Or": Or, "LogicalOr": Or}
 
 
+#: Seconds after which a scan that waits for the database looks for Ctrl-C, and a call of Polars that costs nothing.
+_LOOK_AFTER = 0.05
+_NOTHING = pl.LazyFrame({"nothing": [0]}).select(pl.col("nothing") + 1)
+
+
 @dataclass(frozen=True)
 class ScanQuery:
     """What a scan asks of the store."""
@@ -43,6 +50,8 @@ class ScanQuery:
     where: Predicate | None
     #: At most so many rows; never together with a predicate.
     limit: int | None
+    #: Ends the query.
+    interrupt: Interrupt = field(default_factory=Interrupt, compare=False)
 
 
 def lazy_frame(
@@ -68,10 +77,11 @@ def lazy_frame(
         used = [] if predicate is None else predicate.meta.root_names()
         # Polars gives a limit and a predicate at once for head() and then filter(): the limit is what comes first.
         where = translate(predicate, columns) if predicate is not None and n_rows is None else None
-        frames = read(ScanQuery(tuple(dict.fromkeys([*wanted, *used])), where, n_rows))
+        query = ScanQuery(tuple(dict.fromkeys([*wanted, *used])), where, n_rows)
+        frames = read(query)
         left = n_rows
         try:
-            for frame in frames:
+            for frame in _awaited(frames, query.interrupt):
                 if left is not None:
                     frame = frame.head(left)
                     left -= frame.height
@@ -85,6 +95,27 @@ def lazy_frame(
                 close()
 
     return register_io_source(source, schema=dict(schema), explain_name=name)
+
+
+def _awaited(frames: Iterator[pl.DataFrame], interrupt: Interrupt) -> Iterator[pl.DataFrame]:
+    """The frames, each awaited in a thread of its own, and the query ended on Ctrl-C.
+
+    While Polars collects, no Python code of the main thread runs, and it is a call of Polars that hears of Ctrl-C.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="entityframes-scan") as thread:
+        while True:
+            following = thread.submit(next, frames, None)
+            try:
+                while not wait([following], _LOOK_AFTER).done:
+                    _NOTHING.collect()
+            except BaseException:
+                while not wait([following], _LOOK_AFTER).done:
+                    interrupt.fire()
+                raise
+            frame = following.result()
+            if frame is None:
+                return
+            yield frame
 
 
 def translate(predicate: pl.Expr, columns: Mapping[str, Column]) -> Predicate | None:

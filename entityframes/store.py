@@ -6,19 +6,20 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from entityframes import deletes, frames, plans, reads, single
+from entityframes import deletes, plans, reads, single, sources
 from entityframes import verify as verification
-from entityframes.batches import OnError, Options, UpsertRun
+from entityframes.batches import UpsertRun
 from entityframes.embedding_calls import EmbeddingCalls
 from entityframes.engines import Engine, Interrupt, open_engine, parse_url
-from entityframes.judge import OnDuplicate
+from entityframes.errors import ClosedError
+from entityframes.options import OnDuplicate, OnError, Options
 from entityframes.plans import Plan
 from entityframes.progress import Progress, Reporter
 from entityframes.results import DeleteResult, UpsertResult
@@ -111,7 +112,7 @@ class EntityStore(EmbeddingCalls):
         """
         options = Options(batch_size, embed, on_duplicate, on_error, expected_hash)
         return self._upsert(
-            frames.iterate(frame) if _is_stream(frame) else frames.as_frame(frame), options, progress, cancel
+            sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame), options, progress, cancel
         )
 
     def _upsert(
@@ -124,7 +125,7 @@ class EntityStore(EmbeddingCalls):
         run = UpsertRun(self._engine, options, Interrupt(cancel))
         with Reporter(progress, source.height if isinstance(source, pl.DataFrame) else None) as reporter:
             try:
-                return run.execute(source, reporter, self._threads.pool())
+                return run.execute(source, reporter, self._threads.submit)
             finally:
                 self.last_result = run.result()
 
@@ -143,7 +144,7 @@ class EntityStore(EmbeddingCalls):
             SchemaError: the frame cannot be stored.
             DuplicateError: a key stands twice and ``on_duplicate="error"``.
         """
-        return plans.make(self._engine, frames.collect(frame), on_duplicate, self._upsert)
+        return plans.make(self._engine, sources.collect(frame), on_duplicate, self._upsert)
 
     def exists(self, ids: Any, /) -> pl.DataFrame:
         """Tell which ids are stored, with one join for up to 50,000 of them.
@@ -165,7 +166,7 @@ class EntityStore(EmbeddingCalls):
         Raises:
             SchemaError: a column is missing or is not text.
         """
-        given = frames.as_frame(ids)
+        given = sources.as_frame(ids)
         return given.filter(~reads.exists(self._engine, given)["exists"])
 
     def get(self, ids: Any, /) -> pl.DataFrame:
@@ -326,21 +327,17 @@ class _Threads:
         self._process = 0
         self._pool: ThreadPoolExecutor | None = None
 
-    def pool(self) -> ThreadPoolExecutor:
-        """A pool of this process; after a fork the old one has no threads. Each run bounds its own batches."""
+    def submit(self, work: Callable[[pl.DataFrame], pl.DataFrame], chunk: pl.DataFrame) -> Future[pl.DataFrame]:
+        """Have a batch worked on. Each run bounds its own batches; after a fork the old pool has no threads.
+
+        Raises:
+            ClosedError: there is no thread to be had.
+        """
         if self._pool is None or self._process != os.getpid():
             self._process = os.getpid()
             self._pool = ThreadPoolExecutor(256, thread_name_prefix="entityframes")
-        return self._pool
-
-
-def _is_stream(source: Any) -> bool:
-    """Whether a source is to be read piece by piece: what can be read only once, or is not in memory."""
-    if isinstance(source, pl.DataFrame):
-        return False
-    if isinstance(source, pl.LazyFrame):
-        return True
-    if hasattr(source, "__arrow_c_stream__"):
-        # Tables and pandas frames know their length; readers and relations do not hold their rows.
-        return not hasattr(source, "num_rows") and not hasattr(source, "iloc")
-    return hasattr(source, "__iter__") and not isinstance(source, str | bytes | Mapping)
+        try:
+            return self._pool.submit(work, chunk)
+        except RuntimeError as error:
+            # A thread of the caller's that goes on while Python ends, or a machine without another thread.
+            raise ClosedError(f"a batch finds no thread: {error}") from None

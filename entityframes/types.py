@@ -7,12 +7,9 @@ the dtype has a zone). A date whose year is outside 1 to 9999, and a duration, i
 
 from __future__ import annotations
 
-import base64
-import binascii
-import datetime as dt
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import groupby
 from typing import Any
 
 import polars as pl
@@ -28,7 +25,13 @@ _SIMPLE: dict[str, pl.DataType] = {
 }  # fmt: skip
 
 #: Integers beyond what a JSON reader can be trusted with: their digits travel as a string.
-_WIDE = (pl.UInt64, pl.Int128, pl.UInt128)
+WIDE = (pl.UInt64, pl.Int128, pl.UInt128)
+
+#: What the JSON writer of Polars writes as canonical JSON has it.
+_PLAIN = (
+    pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Null,
+    pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32,
+)  # fmt: skip
 
 #: Physical values of the years 1 and 9999, by what Polars counts.
 _DAYS = (-719_162, 2_932_896)
@@ -42,6 +45,8 @@ def check_dtype(name: str, dtype: pl.DataType) -> None:
     Raises:
         SchemaError: it cannot; names the column, for nested ones with the path, and the dtype.
     """
+    if "\0" in name:
+        raise SchemaError(f"the name of metadata column {name!r} holds a NUL character (U+0000): rename it")
     if isinstance(dtype, pl.List | pl.Array):
         check_dtype(f"{name}.item", instance(dtype.inner))
     elif isinstance(dtype, pl.Struct):
@@ -124,12 +129,22 @@ def encode(metadata: pl.Series) -> pl.Series:
     return frame.select(text.alias(metadata.name)).to_series()
 
 
-def _object(dtype: pl.Struct, field_of: Any) -> pl.Expr:
-    parts: list[pl.Expr] = []
-    for field in sorted(dtype.fields, key=lambda field: field.name):
-        name = json.dumps(field.name, ensure_ascii=False)
-        parts += [pl.lit(("," if parts else "{") + name + ":"), _text(field_of(field.name), instance(field.dtype))]
-    return pl.concat_str(*parts, pl.lit("}")) if parts else pl.lit("{}")
+def _object(dtype: pl.Struct, field_of: Callable[[str], pl.Expr]) -> pl.Expr:
+    """JSON objects with their fields in order; neighbours that Polars writes as we do are written at once."""
+    members: list[pl.Expr] = []
+    fields = sorted(dtype.fields, key=lambda field: field.name)
+    for plain, group in groupby(fields, key=lambda field: isinstance(instance(field.dtype), _PLAIN)):
+        names = {field.name: instance(field.dtype) for field in group}
+        if plain:
+            written = pl.struct(field_of(name).alias(name) for name in names).struct.json_encode()
+            members.append(written.str.strip_prefix("{").str.strip_suffix("}"))
+        else:
+            members += [
+                pl.concat_str(pl.lit(json.dumps(name, ensure_ascii=False) + ":"), _text(field_of(name), names[name]))
+                for name in names
+            ]
+    commas = [part for member in members for part in (pl.lit(","), member)][1:]
+    return pl.concat_str(pl.lit("{"), *commas, pl.lit("}"))
 
 
 def _text(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
@@ -169,7 +184,7 @@ def _scalar_text(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     if isinstance(dtype, pl.Binary):
         return _in_quotes(value.bin.encode("base64"))
     text = value.cast(pl.String)
-    return _in_quotes(text) if isinstance(dtype, (pl.Decimal, *_WIDE)) else text
+    return _in_quotes(text) if isinstance(dtype, (pl.Decimal, *WIDE)) else text
 
 
 def _in_quotes(text: pl.Expr) -> pl.Expr:
@@ -184,9 +199,11 @@ def _quoted(text: pl.Expr) -> pl.Expr:
 def _float_text(value: pl.Expr) -> pl.Expr:
     """Shortest text, whole numbers as integers and exponents written as Python writes them."""
     text = value.cast(pl.String)
-    plain = text.str.strip_suffix(".0")
+    is_small = (value.abs() < 1e-4) & (value != 0)
     small = (
-        text.str.replace(r"^(-?)0\.0000([1-9])(\d*)$", "${1}${2}.${3}e-05")
+        pl.when(is_small)
+        .then(text)
+        .str.replace(r"^(-?)0\.0000([1-9])(\d*)$", "${1}${2}.${3}e-05")
         .str.replace(".e-05", "e-05", literal=True)
         .str.replace(r"e-(\d)$", "e-0${1}")
     )
@@ -197,9 +214,9 @@ def _float_text(value: pl.Expr) -> pl.Expr:
         .then(pl.when(value > 0).then(pl.lit('"Infinity"')).otherwise(pl.lit('"-Infinity"')))
         .when(text == "-0.0")
         .then(pl.lit('"-0.0"'))
-        .when((value.abs() < 1e-4) & (value != 0))
+        .when(is_small)
         .then(small)
-        .otherwise(plain)
+        .otherwise(text.str.strip_suffix(".0"))
     )
 
 
@@ -287,86 +304,6 @@ def _datetime(text: pl.Expr, dtype: pl.Datetime) -> pl.Expr:
     parsed = text.str.strip_suffix("Z").str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit=dtype.time_unit, strict=False)
     value = pl.coalesce(parsed, text.cast(pl.Int64, strict=False).cast(naive))
     return value if dtype.time_zone is None else value.dt.replace_time_zone("UTC").dt.convert_time_zone(dtype.time_zone)
-
-
-def nonconforming(metadata: pl.Series, fields: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Find values in JSON text that would not come back as the dtypes that a type has declared.
-
-    Returns:
-        ``row`` UInt32 (position in `metadata`), ``field`` String, ``value`` String (its JSON, cut to 80 characters)
-        of each value that is present, not null and not of its dtype.
-    """
-    found: list[tuple[int, str, str]] = []
-    for row, text in enumerate(metadata.to_list()):
-        values = json.loads(text)
-        for name, dtype in fields.items():
-            value = values.get(name)
-            if value is not None and not _fits(value, dtype):
-                found.append((row, name, json.dumps(value, ensure_ascii=False)[:80]))
-    return pl.DataFrame(found, {"row": pl.UInt32, "field": pl.String, "value": pl.String}, orient="row")
-
-
-_INTEGER = re.compile(r"-?\d+")
-_DECIMAL = re.compile(r"-?\d+(?:\.\d+)?")
-_DATE = re.compile(r"\d{4}-\d\d-\d\d")
-_DATETIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?")
-_TIME = re.compile(r"\d\d:\d\d:\d\d(?:\.\d{1,9})?")
-_FLOAT_WORDS = ("NaN", "Infinity", "-Infinity", "-0.0")
-
-
-def _fits(value: Any, dtype: Any) -> bool:
-    """Whether a value read from JSON is one of a dtype."""
-    if value is None:
-        return True
-    kind = type(value)
-    if isinstance(dtype, pl.List | pl.Array):
-        inner = instance(dtype.inner)
-        right = kind is list and (isinstance(dtype, pl.List) or len(value) == dtype.size)
-        return right and all(_fits(item, inner) for item in value)
-    if isinstance(dtype, pl.Struct):
-        known = {field.name: instance(field.dtype) for field in dtype.fields}
-        return kind is dict and all(name in known and _fits(item, known[name]) for name, item in value.items())
-    if dtype.is_integer():
-        if kind is str and isinstance(dtype, _WIDE) and _INTEGER.fullmatch(value):
-            value, kind = int(value), int
-        return kind is int and _in_range(value, dtype)
-    if dtype.is_float():
-        return kind in (int, float) or (kind is str and value in _FLOAT_WORDS)
-    if isinstance(dtype, pl.Boolean):
-        return kind is bool
-    if isinstance(dtype, pl.Duration):
-        return kind is int and -(2**63) <= value < 2**63
-    if isinstance(dtype, pl.Date | pl.Datetime) and kind is int:
-        bits = 31 if isinstance(dtype, pl.Date) else 63
-        return bool(-(1 << bits) <= value < 1 << bits)
-    return kind is str and _text_fits(value, dtype)
-
-
-def _text_fits(value: str, dtype: Any) -> bool:
-    if isinstance(dtype, pl.Enum):
-        return bool((dtype.categories == value).any())
-    if isinstance(dtype, pl.Decimal):
-        whole, _, fraction = value.lstrip("-").partition(".")
-        digits = len(whole.lstrip("0")) + dtype.scale
-        return bool(_DECIMAL.fullmatch(value) and len(fraction) <= dtype.scale and digits <= (dtype.precision or 38))
-    try:
-        if isinstance(dtype, pl.Binary):
-            base64.b64decode(value, validate=True)
-        elif isinstance(dtype, pl.Date):
-            return bool(_DATE.fullmatch(value)) and bool(dt.date.fromisoformat(value))
-        elif isinstance(dtype, pl.Time):
-            return bool(_TIME.fullmatch(value)) and dt.time.fromisoformat(value[:8]) is not None
-        elif isinstance(dtype, pl.Datetime):
-            bare = value.removesuffix("Z") if dtype.time_zone else value
-            return bool(_DATETIME.fullmatch(bare)) and bool(dt.datetime.fromisoformat(bare[:19]))
-    except (ValueError, binascii.Error):
-        return False
-    return isinstance(dtype, pl.String | pl.Categorical | pl.Binary)
-
-
-def _in_range(value: int, dtype: pl.DataType) -> bool:
-    bits = int(type(dtype).__name__.removeprefix("U").removeprefix("Int"))
-    return 0 <= value < 1 << bits if dtype.is_unsigned_integer() else -(1 << bits - 1) <= value < 1 << bits - 1
 
 
 def merge_fields(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from entityframes import types
+from entityframes import conforming, types
 from entityframes.engines import Engine
 from entityframes.fields import JSON_TEXT, MAX_INFERRED, Fields
 
@@ -145,7 +145,7 @@ def _misfits(engine: Engine, entity_type: str, fields: dict[str, pl.DataType]) -
     found = []
     for piece in engine.select(["id", "metadata"], entity_type, None, None):
         objects = piece.filter(pl.col("metadata").str.starts_with("{"))
-        wrong = types.nonconforming(objects["metadata"], fields)
+        wrong = conforming.nonconforming(objects["metadata"], fields)
         if wrong.height:
             found.append(
                 wrong.select(

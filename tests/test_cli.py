@@ -250,3 +250,30 @@ def test_every_command_has_help() -> None:
         for parameter in command.params:
             if parameter.param_type_name == "option":
                 assert parameter.help, f"{name} {parameter.name}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["import"], "Missing argument 'FILE...'. (see entityframes import --help)"),
+        (["import", "x.csv", "--batch-size", "0"], "'--batch-size': 0"),
+        (["import", "x.csv", "--id", "k"], "--id needs --type"),
+        (["import", "x.csv", "--type", "t", "--id", "z"], "no column 'z'; the file has 'k', 'v'"),
+        (["import", "x.csv", "y.csv", "--type", "t", "--id", "k"], "y.csv has other columns than x.csv"),
+        (["import", "none*.csv", "--type", "t", "--id", "k"], "no such file: none*.csv"),
+        (["get", "--type", "t"], "give ids as arguments"),
+    ],
+)
+def test_an_error_is_one_line(tmp_path: Path, words: list[str], said: str) -> None:
+    """Exit status 2, and what to do about it, without the usage of the whole command."""
+    (tmp_path / "x.csv").write_text("k,v\na,1\n")
+    (tmp_path / "y.csv").write_text("k,w\nb,1\n")
+    run = subprocess.run(
+        [sys.executable, "-m", "entityframes", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (run.returncode, run.stdout) == (2, "")
+    assert said in run.stderr
+    assert run.stderr.startswith("entityframes: ")
+    assert run.stderr.count("\n") == 1
+    assert not (tmp_path / "entities.duckdb").exists()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -49,11 +53,57 @@ def test_jobs_and_spaces(run: Run) -> None:
     assert (code, "0 entities queued" in errors) == (0, True)
 
 
+@pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
+def test_a_watching_worker_waits_for_its_embedder(run: Run) -> None:
+    """It says so, goes on trying, and gives its job back when it is stopped."""
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        away = f"base_url=http://127.0.0.1:{server.server_address[1]}"
+    options = ["--embedder", "openai", "--option", "model=m", "--option", "dim=8", "--option", away]
+    words = [sys.executable, "-m", "entityframes", "embed", "--watch", *options, "--store", run.url]
+    worker = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert worker.stderr is not None
+    assert "did not answer" in worker.stderr.readline()
+    assert "trying again" in worker.stderr.readline()
+    worker.send_signal(signal.SIGTERM)
+    out, errors = worker.communicate(timeout=30)
+    assert (worker.returncode, "Traceback" in errors) == (0, False)
+    assert "1 cancelled" in out
+    assert run("jobs", "--state", "pending")[1].count("pending") == 3
+
+
+def test_embed_tells_what_is_left_and_how_to_go_on(run: Run) -> None:
+    """What is due but in no job, and what was tried in vain: the commands that it names queue it."""
+    run("embed", *HASHING)
+    with ef.connect(run.url) as store:
+        store.upsert_entity("page", "p9", "a late page", embed=False)
+    code, out, errors = run("embed")
+    assert (code, "nothing is queued" in out) == (0, True)
+    assert "1 are due and in no open job: entityframes jobs --enqueue --space hashing-32" in errors
+    assert "1 entities queued" in run("jobs", "--enqueue", "--space", "hashing-32")[2]
+    assert "1 embedded" in run("embed")[1]
+    away = [
+        "--embedder",
+        "openai",
+        "--option",
+        "model=m",
+        "--option",
+        "dim=8",
+        "--option",
+        "base_url=http://127.0.0.1:9",
+    ]
+    code, out, errors = run("embed", *away, "--space", "far", "--max-attempts", "1")
+    assert (code, "4 failed" in out) == (1, True)
+    assert "did not answer" in errors
+    assert "4 are due and in no open job: entityframes jobs --retry-failed --space far" in errors
+    assert "4 entities queued again" in run("jobs", "--retry-failed", "--space", "far")[2]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["embed", "--embedder", "nobody"], "no embedder is called 'nobody'"),
         (["embed", "--embedder", "hashing", "--option", "dim"], "NAME=VALUE"),
+        (["embed", "--embedder", "hashing", "--option", "dim=4"], "hashing cannot be made: dim is 4"),
         (["search", "x"], "nothing is embedded yet"),
         (["spaces", "--activate", "nowhere"], "no space is called 'nowhere'"),
         (["embed", "--embedder", "openai", "--option", "model=m", "--option", "base_url=http://127.0.0.1:9/v1"],

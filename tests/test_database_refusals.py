@@ -69,6 +69,9 @@ def test_rollback_fails_the_whole_batch(store: ef.EntityStore, checked: None, sq
     assert result.outcomes["status"].to_list() == ["created"] * 10 + ["failed"] * 10 + ["created"] * 10
     assert store.exists(rows(30))["exists"].sum() == 20
     assert sql("SELECT count(*) FROM entityframes.batches") == [(2,)]
+    # What was rolled back leaves no job either.
+    assert sql("SELECT count(*) FROM entityframes.embedding_jobs") == [(2,)]
+    assert result.outcomes["job_id"].is_null().to_list() == [False] * 10 + [True] * 10 + [False] * 10
 
 
 def test_raise_ends_the_run(store: ef.EntityStore, checked: None) -> None:
@@ -91,18 +94,22 @@ def test_a_rerun_after_failures_is_unchanged(store: ef.EntityStore, checked: Non
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_a_trigger_that_raises(store: ef.EntityStore, sql: Sql) -> None:
-    """RAISE EXCEPTION in a trigger of the user's is a refusal of that row, with its message."""
+@pytest.mark.parametrize("bad", [1, 10, 100])
+def test_a_trigger_that_raises(store: ef.EntityStore, sql: Sql, bad: int) -> None:
+    """RAISE EXCEPTION in a trigger of the user's is a refusal of that row, with its message, of 10,000 rows too."""
     sql(
         """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN IF NEW.content LIKE 'forbidden%' THEN RAISE EXCEPTION 'not in this house'; END IF;
         RETURN NEW; END $$""",
         "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON entityframes.entities FOR EACH ROW EXECUTE FUNCTION refuse()",
     )
-    failed = store.upsert(rows(3000, {5, 2999})).failed
-    assert failed["row"].to_list() == [5, 2999]
-    assert failed["error"].to_list() == ["not in this house"] * 2
-    assert failed["sqlstate"].to_list() == ["P0001"] * 2
+    wrong = sorted({9_999 - n * 97 for n in range(bad)})
+    result = store.upsert(rows(10_000, set(wrong)))
+    assert result.failed["row"].to_list() == wrong
+    assert result.failed["error"].to_list() == ["not in this house"] * bad
+    assert result.failed["sqlstate"].to_list() == ["P0001"] * bad
+    assert (store.exists(result.outcomes)["exists"] == (result.outcomes["status"] == "created")).all()
+    assert store.verify().is_empty()
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])

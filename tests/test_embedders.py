@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import http.server
 import json
 import subprocess
@@ -132,6 +133,7 @@ def test_openai_requests(server: Any) -> None:
     ("status", "headers", "error", "said"),
     [
         (429, {"retry-after": "7"}, ef.EmbedderBusyError, "slow down"),
+        (429, {"retry-after": "inf"}, ef.EmbedderBusyError, "slow down"),
         (503, {}, ef.EmbedderBusyError, "503"),
         (401, {}, ef.EmbedderError, "refused"),
         (400, {}, ValueError, "refused the text"),
@@ -145,7 +147,17 @@ def test_openai_refusals(server: Any, status: int, headers: dict, error: type[Ex
         embedder.embed(["a"])
     assert "canary" not in str(caught.value)
     if status == 429:
-        assert caught.value.retry_after == 7.0
+        assert caught.value.retry_after == (7.0 if headers["retry-after"] == "7" else None)
+
+
+def test_retry_after_may_be_a_date(server: Any) -> None:
+    """Seconds until then, and none for a date that is past."""
+    embedder = ef.OpenAIEmbedder("m", dim=4, base_url=server.url)
+    for seconds in (30, -30):
+        server.answers.append((429, {"retry-after": email.utils.formatdate(time.time() + seconds, usegmt=True)}, {}))
+        with pytest.raises(ef.EmbedderBusyError) as caught:
+            embedder.embed(["a"])
+        assert caught.value.retry_after == pytest.approx(max(seconds, 0), abs=2)
 
 
 def test_openai_garbage_and_silence(server: Any) -> None:

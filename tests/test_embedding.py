@@ -173,7 +173,7 @@ def test_a_busy_embedder(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch)
     assert result.failed["error"].str.contains("too many requests").all()
     assert store.stats()["due"].to_list() == [10]
     assert store.jobs("failed")["attempts"].to_list() == [2]
-    store.retry_failed()
+    assert store.retry_failed() == 10
     assert embed(store).counts["embedded"] == 10
 
 
@@ -299,6 +299,41 @@ def test_spaces(store: ef.EntityStore, sql: Any) -> None:
     store.drop_space(f"hashing-{DIM}")
     assert store.spaces()["space"].to_list() == ["wide"]
     vectors_are_current(store, sql, "wide")
+    assert store.verify().is_empty()
+
+
+def test_the_last_space_is_dropped(store: ef.EntityStore, sql: Any) -> None:
+    """What was queued stays queued, for the space that comes next; what was not, is not."""
+    store.upsert(notes(20), progress=False)
+    store.upsert(notes(5, start=20), embed=False, progress=False)
+    embed(store)
+    store.drop_space(f"hashing-{DIM}")
+    assert store.spaces().is_empty()
+    assert store.jobs("pending").height == 1
+    assert store.verify().is_empty()
+    store.delete(notes(5, start=20))
+    assert embed(store, Recording(32)).counts["embedded"] == 20
+    vectors_are_current(store, sql, "hashing-32")
+    assert store.verify().is_empty()
+
+
+def test_an_entity_in_two_jobs_at_once(connect: Any, sql: Any) -> None:
+    """Whoever comes second finds a vector where there was none; both end well, with one vector."""
+    store, other = connect(), connect()
+    store.upsert(notes(50), progress=False)
+    enough = threading.Event()
+
+    def overtake(texts: Sequence[str]) -> None:
+        if not enough.is_set():
+            assert other.enqueue() == 50
+            # Stopped after its batch: it would wait for the job that is in hand here.
+            quick = Recording(before=lambda texts: enough.set())
+            assert embed(other, quick, cancel=enough).counts["embedded"] == 50
+
+    result = embed(store, Recording(before=overtake))
+    assert result.counts["embedded"] == 50
+    assert set(store.jobs()["state"].cast(pl.String)) == {"done"}
+    vectors_are_current(store, sql)
     assert store.verify().is_empty()
 
 

@@ -39,6 +39,41 @@ def test_missing_and_wrong_case_columns(refused, column: str) -> None:
     refused(frame, f"'{column}'.*missing.*'{column.upper()}'")
 
 
+@pytest.mark.parametrize("kind", ["table", "pandas", "reader", "iterator"])
+def test_duplicate_columns(refused, kind: str) -> None:
+    """Arrow and pandas allow two columns of one name; which of them is meant nobody can say."""
+    table = pa.Table.from_arrays([pa.array(["t"])] * 4, names=["entity_type", "id", "content", "content"])
+    forms = {"table": table, "pandas": table.to_pandas(), "reader": table.to_reader(), "iterator": iter([table])}
+    refused(forms[kind], "'content'.*more than once")
+
+
+def test_duplicate_metadata_columns(refused) -> None:
+    """The same in a struct, and in a frame that is yet to become an entity frame."""
+    struct = pa.StructArray.from_arrays([pa.array([1])] * 2, ["same", "same"])
+    columns = [pa.array(["t"])] * 3
+    refused(
+        pa.Table.from_arrays([*columns, struct], names=["entity_type", "id", "content", "metadata"]),
+        "'same'",
+    )
+    with pytest.raises(ef.SchemaError, match="'v'.*more than once"):
+        ef.entities(pa.Table.from_arrays(columns, names=["k", "v", "v"]), "t", id="k")
+
+
+def test_no_rows(store: ef.EntityStore) -> None:
+    """In whatever form they do not come, with or without dtypes: nothing happens, and the outcomes have their columns."""
+    schema = {"entity_type": pl.String, "id": pl.String, "content": pl.String}
+    none = pl.DataFrame(schema=schema)
+    forms = (none, none.lazy(), iter([]), iter([none]), none.to_arrow(), none.to_pandas())
+    for form in forms:
+        result = store.upsert(form)
+        assert (result.ok, result.batches, result.outcomes.height) == (True, 0, 0)
+        assert (
+            result.outcomes.columns
+            == store.upsert(pl.DataFrame([("t", "a", "x")], schema, orient="row")).outcomes.columns
+        )
+    assert store.stats()["entities"].to_list() == [1]
+
+
 @pytest.mark.parametrize("column", ["entity_type", "id", "content"])
 @pytest.mark.parametrize(
     "values",
@@ -68,6 +103,13 @@ def test_all_null_column(refused, column: str) -> None:
     refused(frame.with_columns(pl.lit(None, pl.String).alias(column)), f"'{column}'.*only nulls")
 
 
+@pytest.mark.parametrize("column", ["id", "content", "metadata"])
+def test_a_column_that_stands_twice(refused, column: str) -> None:
+    """Arrow allows it; which of the two counts, nobody can say."""
+    table = pa.table({**KEYS, "content": ["x"], "metadata": ["{}"]})
+    refused(table.append_column(column, pa.array(["y"])), column)
+
+
 def test_unknown_column(refused) -> None:
     """A column that would be lost is refused, with the way to keep it."""
     refused(pl.DataFrame({**KEYS, "content": ["x"], "title": ["y"]}), "'title'.*metadata")
@@ -86,6 +128,15 @@ def test_metadata_column_that_cannot_be_kept() -> None:
     rows = pl.DataFrame({"k": ["a"], "thing": pl.Series([object()], dtype=pl.Object)})
     with pytest.raises(ef.SchemaError, match="'thing' is Object"):
         ef.entities(rows, "t", id="k")
+
+
+def test_metadata_columns_of_odd_names(store: ef.EntityStore, refused) -> None:
+    """A NUL in a name, also further in, is refused on both engines; a column without a name comes back."""
+    for metadata in ({"n\0": 1}, {"a": {"n\0": 1}}, {"a": [{"n\0": 1}]}):
+        refused(pl.DataFrame({**KEYS, "content": ["x"], "metadata": [metadata]}), "NUL")
+    store.upsert(pl.DataFrame({**KEYS, "content": ["x"], "metadata": ['{"": 1, "b": 2}']}))
+    store.upsert(pl.DataFrame({"entity_type": ["t"], "id": ["b"], "content": ["x"], "metadata": ['{"": "mixed"}']}))
+    assert store.read("t").select("id", "", "b").rows() == [("a", "1", 2), ("b", '"mixed"', None)]
 
 
 def test_conflicting_dtype_is_refused_and_more_columns_widen(store: ef.EntityStore) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes.engines import CtrlC
+from entityframes.engines import CtrlC, Interrupt
 from entityframes.results import OutcomeLog
 
 ROWS = 5_000
@@ -100,6 +103,36 @@ def test_while_entities_are_deleted(store: ef.EntityStore, monkeypatch) -> None:
     assert result.outcomes.height == 1_000
     assert result.counts["deleted"] == 1_000 - store.stats()["entities"].sum()
     assert result.counts["cancelled"] == store.stats()["entities"].sum() > 0
+
+
+def test_while_duckdb_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A COMMIT that also writes the log into the file is not cut: what it did and what is told of it are the same."""
+    chance = random.Random(1)
+    runs: list[Interrupt] = []
+
+    class Kept(Interrupt):
+        def __init__(self, cancel: threading.Event | None = None) -> None:
+            super().__init__(cancel)
+            runs.append(self)
+
+    monkeypatch.setattr("entityframes.store.Interrupt", Kept)
+    with ef.connect(tmp_path / "x.duckdb") as store:
+        store.upsert(notes(rows=50_000), progress=False)
+        with store._engine._cursor() as cursor:
+            cursor.execute("SET wal_autocheckpoint = '1KB'")
+        committing = store._engine._committing
+
+        @contextmanager
+        def struck() -> Iterator[None]:
+            threading.Timer(chance.uniform(0, 0.03), runs[-1].fire).start()
+            with committing():
+                yield
+
+        monkeypatch.setattr(store._engine, "_committing", struck)
+        for turn in range(40):
+            frame = notes(100_000 + 500 * turn, 500)
+            outcomes = store.upsert(frame, progress=False).outcomes
+            assert (store.exists(frame)["exists"] == (outcomes["status"] == "created")).all(), turn
 
 
 def test_a_handler_of_the_caller() -> None:

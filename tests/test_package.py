@@ -17,9 +17,9 @@ PACKAGE = Path(ef.__file__).parent
 #: Lower layers know nothing of higher ones.
 LAYERS = [
     {"errors", "wire"},
-    {"types", "canonical", "progress"},
-    {"frames"},
-    {"results", "chunks", "single"},
+    {"types", "canonical", "progress", "sources"},
+    {"frames", "conforming"},
+    {"results", "chunks", "single", "options"},
     {"engines"},
     {"fields", "attempts"},
     {"scan", "judge"},

@@ -28,6 +28,7 @@ def verdicts(store: ef.EntityStore, rows: pl.DataFrame, **options) -> list[tuple
 
 
 GOOD = ("note", "good", "text", '{"a": 1}')
+RANDOM = "".join(map(chr, np.random.default_rng(1).integers(33, 127, 4096)))
 
 BAD_ROWS = [
     pytest.param(("no\0te", "a", "x", "{}"), "entity_type holds a NUL", id="NUL in entity_type"),
@@ -51,6 +52,8 @@ BAD_ROWS = [
     pytest.param(("n" * 256, "a", "x", "{}"), "256 bytes long, over the limit of 255", id="long type"),
     pytest.param(("note", "i" * 1025, "x", "{}"), "1025 bytes long, over the limit of 1024", id="long id"),
     pytest.param(("note", "é" * 513, "x", "{}"), "1026 bytes long", id="long id in bytes"),
+    pytest.param(("note", RANDOM[:1025], "x", "{}"), "1025 bytes long", id="long id, incompressible"),
+    pytest.param(("note", RANDOM, "x", "{}"), "4096 bytes long", id="id beyond an index entry"),
     pytest.param(("note", "a", "x" * (64 * MIB + 1), "{}"), "over the limit of 64 MiB", id="large content"),
     pytest.param(("note", "a", "x", '{"k": "' + "x" * (64 * MIB) + '"}'), "over 64 MiB", id="large metadata"),
 ]
@@ -67,10 +70,43 @@ def test_a_bad_row_fails_alone_and_says_why(store: ef.EntityStore, row: tuple, r
     assert reason in bad[1]
 
 
+def test_every_kind_of_bad_row_in_one_frame(store: ef.EntityStore) -> None:
+    """All good rows are stored, each bad one is listed with its own reason, and what is corrected goes in."""
+    bad = [case.values for case in BAD_ROWS]
+    good = [("note", f"good {n}", "text", None) for n in range(len(bad))]
+    mixed = [row for pair in zip(good, (row for row, _ in bad), strict=True) for row in pair]
+    schema = dict.fromkeys(["entity_type", "id", "content", "metadata"], pl.String)
+    rows = pl.DataFrame(mixed, schema=schema, orient="row")
+    found = verdicts(store, rows)
+    assert found[::2] == [("created", None)] * len(good)
+    for (status, error), (_, reason) in zip(found[1::2], bad, strict=True):
+        assert status == "failed"
+        assert reason in error
+    corrected = store.last_result.failed.select(
+        entity_type=pl.lit("note"), id=pl.format("corrected {}", "row"), content=pl.lit("x")
+    )
+    assert store.upsert(corrected).counts["created"] == len(bad)
+
+
+def test_bad_rows_with_typed_metadata(store: ef.EntityStore) -> None:
+    """Typed columns can hold a NUL too, in a text or deep inside; NaN and infinity they keep."""
+    metadata = [
+        {"s": "fine", "x": float("nan"), "l": [{"t": "fine"}]},
+        {"s": "a\0b", "x": 1.0, "l": []},
+        {"s": "\\u0000", "x": float("inf"), "l": None},
+        {"s": None, "x": None, "l": [{"t": "fine"}, {"t": "\0"}]},
+    ]
+    rows = pl.DataFrame({"entity_type": ["t"] * 4, "id": list("abcd"), "content": ["x"] * 4, "metadata": metadata})
+    (fine, nul, text, deep) = verdicts(store, rows)
+    assert fine == text == ("created", None)
+    assert nul == deep == ("failed", "metadata holds a NUL character (\\u0000)")
+    assert store.read("t")["s"].to_list() == ["fine", "\\u0000"]
+    assert repr(store.read("t")["x"].to_list()) == "[nan, inf]"
+
+
 def test_ids_at_the_limit_are_stored(store: ef.EntityStore) -> None:
     """1,024 bytes are enough for an index entry, compressible or not."""
-    random = np.random.default_rng(1)
-    ids = ["i" * 1024, "".join(map(chr, random.integers(33, 127, 1024))), "€" * 341]
+    ids = ["i" * 1024, RANDOM[:1024], "€" * 341]
     rows = pl.DataFrame({"entity_type": ["t" * 255] * 3, "id": ids, "content": ["x"] * 3})
     assert [status for status, _ in verdicts(store, rows)] == ["created"] * 3
 

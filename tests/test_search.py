@@ -149,3 +149,55 @@ def test_another_process_finds_the_embedder(connect: Any) -> None:
     if store._engine.name == "duckdb":
         store.close()
     assert connect().search("river", k=3).height == 3
+
+
+#: The handbook of a library that lends tools, and a question to each page.
+HANDBOOK = {
+    "joining": "Anybody who lives in the town can become a member. Bring a passport and a bill with your address. A year "
+    "costs twenty euros, half of that for students and pensioners. You get a card with a number.",
+    "borrowing": "Show your card at the desk and take up to five tools home for a week. Large machines are handed out one "
+    "at a time. Write down scratches and missing parts before you leave, so that nobody blames you for them.",
+    "returning": "Bring everything back clean and dry on the day that stands on the slip. A volunteer looks at blades, "
+    "cables and batteries and signs the slip. Drop boxes outside take hand tools at night.",
+    "late": "Each day after the date costs one euro a tool. After three weeks we call you, after six the deposit is kept "
+    "and the card is blocked until the debt is paid.",
+    "broken": "Things wear out, and an honest accident costs you nothing. Tell us what happened, and do not try to mend "
+    "it yourself. If you were careless you pay half of a new one.",
+    "chainsaws": "Chainsaws and angle grinders are given only to those who have passed our safety course. Wear a helmet, "
+    "goggles, gloves and trousers that stop a chain. Never work alone or on a ladder.",
+    "course": "On the first Saturday of every month an instructor teaches how to handle dangerous machines. It takes three "
+    "hours, is free of charge, and ends with a short examination.",
+    "workshop": "The benches in the back room are open in the evening. There is a lathe, a band saw and a kiln for pottery. "
+    "Sweep the floor and empty the dust collector before you go.",
+    "reserving": "Popular things, such as the carpet cleaner and the party tent, may be booked up to two months ahead on "
+    "the web site or by telephone. What is not fetched by noon goes to the next in the queue.",
+    "donating": "We are glad of tools that you do not need any more, if they work and are not rusty. We give no receipt for "
+    "the tax office. Books, clothes and paint are not taken.",
+    "volunteering": "Twelve people run the house without pay. Whoever has two hours a week can help at the desk, sharpen "
+    "chisels, or drive the van. Helpers borrow for nothing.",
+    "hours": "We are open from Tuesday to Friday between four and eight in the afternoon and on Saturday from ten to two. "
+    "On public holidays and in August the house is closed.",
+}
+QUESTIONS = {
+    "What does it cost to become a member?": "joining",
+    "How many things may I take home at once?": "borrowing",
+    "Can I give a drill back at night?": "returning",
+    "What happens if I am overdue by a few weeks?": "late",
+    "I damaged a machine by accident, do I have to pay?": "broken",
+    "What protective clothing do I need for a chainsaw?": "chainsaws",
+    "When is the next safety lesson with an instructor?": "course",
+    "Is there a place where I can work with a lathe?": "workshop",
+    "I want to book the tent for a party in advance": "reserving",
+    "Do you accept old tools as a gift?": "donating",
+    "How can I help at the desk?": "volunteering",
+    "Are you closed on holidays?": "hours",
+}
+
+
+def test_questions_find_their_page(store: ef.EntityStore) -> None:
+    """By meaning and words together, with a model that runs here: the right page is among the first three."""
+    pages = pl.DataFrame({"id": list(HANDBOOK), "text": list(HANDBOOK.values())})
+    store.upsert(ef.entities(pages, "page", id="id", content="text"), progress=False)
+    store.embed(ef.WordLlamaEmbedder(), progress=False)
+    found = {question: store.search(question, mode="hybrid", k=3)["id"].to_list() for question in QUESTIONS}
+    assert {question: ids for question, ids in found.items() if QUESTIONS[question] not in ids} == {}

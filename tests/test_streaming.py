@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 import entityframes as ef
-from entityframes.chunks import BATCH_BYTES, BATCH_ROWS, chunks
+from entityframes.chunks import BATCH_BYTES, BATCH_ROWS, chunks, shares
 from entityframes.results import OutcomeLog, outcomes
 
 
@@ -19,6 +21,13 @@ def entities(rows: int, start: int = 0, text: str = "x") -> pl.DataFrame:
     return pl.DataFrame({"n": range(start, start + rows)}).select(
         entity_type=pl.lit("t"), id=pl.format("e{}", "n"), content=pl.lit(text)
     )
+
+
+def peak_kib(script: str, *arguments: object, env: dict[str, str] | None = None) -> int:
+    """The most memory that a script has had; what getrusage tells starts with that of the process it came from."""
+    told = 'print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))'
+    words = [sys.executable, "-c", f"{script}\n{told}", *map(str, arguments)]
+    return int(subprocess.run(words, capture_output=True, text=True, check=True, env=env).stdout)
 
 
 def test_batches_by_rows() -> None:
@@ -38,6 +47,19 @@ def test_batches_by_bytes() -> None:
     assert max(sizes) <= BATCH_BYTES >> 20
     huge = entities(3, text="x" * (BATCH_BYTES + 1))
     assert [chunk.height for chunk in chunks(iter([huge]), None)] == [1, 1, 1]
+
+
+def test_writers_have_equal_shares_of_a_frame_in_memory() -> None:
+    """As many batches each, in order; not of a frame so small that connecting for its second half takes longer."""
+    frame = entities(40_000, text="x" * 400)
+    cut = list(shares([frame], max_bytes=5 << 20, max_rows=50_000, writers=2))
+    assert len(cut) == 4
+    assert max(chunk.height for chunk in cut) - min(chunk.height for chunk in cut) < 100
+    assert pl.concat(cut)["row"].to_list() == list(range(40_000))
+    assert pl.concat(cut).drop("row").equals(frame)
+    for rows, writers, sizes in ((5_000, 2, [5_000]), (40_000, 1, [15_000, 15_000, 10_000]), (0, 2, [])):
+        cut = list(shares([frame[:rows]], max_bytes=20 << 20, max_rows=15_000, writers=writers))
+        assert [chunk.height for chunk in cut] == sizes
 
 
 def test_a_change_of_schema_ends_a_batch() -> None:
@@ -76,7 +98,7 @@ def test_memory_does_not_grow_with_the_stream(url: str, tmp_path: Path) -> None:
     """Four times the rows cost about the same peak memory."""
     script = textwrap.dedent(
         """
-        import resource, sys
+        import sys
         import polars as pl, entityframes as ef
         def source(frames):
             for number in range(frames):
@@ -85,17 +107,9 @@ def test_memory_does_not_grow_with_the_stream(url: str, tmp_path: Path) -> None:
                 )
         with ef.connect(sys.argv[1], namespace=f"n{sys.argv[2]}") as store:
             assert store.upsert(source(int(sys.argv[2])), progress=False).ok
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         """
     )
-    peaks = [
-        int(
-            subprocess.run(
-                [sys.executable, "-c", script, url, str(frames)], capture_output=True, text=True, check=True
-            ).stdout
-        )
-        for frames in (5, 20)
-    ]
+    peaks = [peak_kib(script, url, frames) for frames in (5, 20)]
     assert peaks[1] < peaks[0] * 1.3, peaks
 
 
@@ -110,3 +124,28 @@ def test_duckdb_takes_the_memory_that_a_large_update_needs(tmp_path: Path) -> No
         result = store.upsert(frame.with_columns(content=pl.col("content") + "!"), progress=False)
         assert result.counts["updated"] == rows
         assert store.get(frame.select("entity_type", "id").tail(1))["content"][0].endswith("!")
+
+
+def test_a_scan_reads_little_ahead(tmp_path: Path) -> None:
+    """A Parquet file far larger than the batches in flight is not held while it is read; the environment is as it was."""
+    path = tmp_path / "x.parquet"
+    text = pl.format("{} {}", "id", pl.lit("lorem ipsum " * 40))
+    pieces = (entities(50_000, start).with_columns(content=text) for start in range(0, 600_000, 50_000))
+    with pq.ParquetWriter(path, entities(0).to_arrow(compat_level=pl.CompatLevel.oldest()).schema) as writer:
+        for piece in pieces:
+            writer.write_table(piece.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    script = textwrap.dedent(
+        """
+        import os, sys
+        import polars as pl
+        from entityframes import sources
+        environment = dict(os.environ)
+        assert sum(frame.height for frame in sources.iterate(pl.scan_parquet(sys.argv[1]))) == 600_000
+        assert dict(os.environ) == environment
+        """
+    )
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("POLARS_")}
+    little, much = (
+        peak_kib(script, path, env=ours | given) for given in ({}, {"POLARS_ROW_GROUP_PREFETCH_SIZE": "16"})
+    )
+    assert little < much - 50_000, (little, much)

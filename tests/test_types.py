@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import entityframes as ef
-from entityframes import types
+from entityframes import conforming, types
 from entityframes.canonical import canonical_json
 
 INTS = [pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.Int128, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64, pl.UInt128]
@@ -171,10 +171,10 @@ NONCONFORMING = [
 def test_nonconforming(dtype: pl.DataType, bad: list, good: list) -> None:
     """JSON that would not come back as the declared dtype is found; the rest can be decoded."""
     fields = {"f": dtype}
-    wrong = types.nonconforming(pl.Series([json.dumps({"f": value}) for value in bad]), fields)
+    wrong = conforming.nonconforming(pl.Series([json.dumps({"f": value}) for value in bad]), fields)
     assert wrong["row"].to_list() == list(range(len(bad)))
     fine = pl.Series([json.dumps({"f": value}) for value in [*good, None]] + ["{}"])
-    assert types.nonconforming(fine, fields).height == 0
+    assert conforming.nonconforming(fine, fields).height == 0
     assert types.decode(fine, fields)["f"].dtype == dtype
 
 
@@ -229,3 +229,22 @@ def test_typed_and_textual_metadata_agree(rows: list[dict]) -> None:
     canonical, errors, _ = canonical_json(text)
     assert errors == [None] * len(rows)
     assert canonical == text
+
+
+def test_fields_beside_each_other_whatever_their_names() -> None:
+    """Names are sorted and escaped as canonical JSON has them, and null structs among them stay empty objects."""
+    names = ["a", 'b"', "c\\", "d\n", "e\u2028", "f.g", "é", "\x01", "", "{", "}"]
+    columns = {name: pl.Series([f"{name}}}", None, '{"']) for name in names}
+    columns |= {"b": pl.Series([1.0, 1e-5, None]), "d": pl.Series([1, None, 3]), "g": pl.Series([True, None, False])}
+    text = types.encode(
+        pl.DataFrame(columns).to_struct("m").extend(pl.Series([None], dtype=pl.Struct(_schema(columns))))
+    )
+    canonical, errors, _ = canonical_json(text.to_list())
+    assert errors == [None] * 4
+    assert canonical == text.to_list()
+    assert json.loads(text[0]) == {name: values[0] for name, values in columns.items()}
+    assert text[3] == "{}"
+
+
+def _schema(columns: dict[str, pl.Series]) -> dict[str, pl.DataType]:
+    return {name: values.dtype for name, values in columns.items()}

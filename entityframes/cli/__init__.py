@@ -26,7 +26,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line and leave with its exit status."""
     with _told():
-        sys.exit(cli(standalone_mode=False) or 0)
+        sys.exit(cli(prog_name="entityframes", standalone_mode=False) or 0)
 
 
 @contextmanager
@@ -38,14 +38,21 @@ def _told() -> Iterator[None]:
 
     try:
         yield
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context else ""
+        click.echo(f"entityframes: {' '.join(error.format_message().split())}{hint}", err=True)
         sys.exit(2)
     except (EntityFramesError, pl.exceptions.PolarsError, OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):
             sys.stderr.close()
             sys.exit(0)
-        click.echo(f"entityframes: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+        # Polars goes on to show its plan.
+        said = str(error).split("Resolved plan")[0]
+        click.echo(f"entityframes: {' '.join(said.split()) or type(error).__name__}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("entityframes: interrupted", err=True)

@@ -54,8 +54,8 @@ def print_summary(result: Any, files: Sequence[str], store: str, as_json: bool) 
         print_failures(result.failed)
 
 
-def print_failures(failed: Any, most: int = 10) -> None:
-    """The first failed rows as a table on standard error."""
+def print_failures(failed: Any, rest: str = "write them all with --failed FILE", most: int = 10) -> None:
+    """The first failed rows as a table on standard error; `rest` is how to see the others."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -68,11 +68,11 @@ def print_failures(failed: Any, most: int = 10) -> None:
         )
     Console(stderr=True).print(table)
     if failed.height > most:
-        click.echo(f"and {failed.height - most:,} more: write them all with --failed FILE", err=True)
+        click.echo(f"and {failed.height - most:,} more: {rest}", err=True)
 
 
-def print_frame(frame: Any, as_json: bool) -> None:
-    """A frame as NDJSON for scripts, as CSV where standard output is no terminal, else as a table."""
+def print_frame(frame: Any, as_json: bool, shown: Sequence[str] | None = None) -> None:
+    """A frame as NDJSON for scripts, as CSV where standard output is no terminal, else as a table of what is shown."""
     import polars as pl
 
     if as_json:
@@ -81,4 +81,4 @@ def print_frame(frame: Any, as_json: bool) -> None:
         click.echo(frame.write_csv(), nl=False)
     else:
         with pl.Config(tbl_rows=50, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, fmt_str_lengths=60):
-            click.echo(str(frame))
+            click.echo(str(frame if shown is None else frame.select(shown)))

@@ -16,6 +16,8 @@ from entityframes.cli.common import json_option, open_store, print_failures, pri
 
 #: Seconds between two looks for work, doubled while there is none.
 POLL = (0.2, 5.0)
+#: Tries of a worker that goes on for as long as the embedder is busy.
+ENDLESS = 1_000_000
 #: The longest pause after the database or the embedder could not be reached.
 LONGEST_PAUSE = 60.0
 
@@ -70,9 +72,8 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
 @click.option("--space", help="Where the vectors go.  [default: the active space]")
 @click.option("--batch-size", type=click.IntRange(1), help="Texts in a call.  [default: as many as the embedder takes]")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Jobs worked off at once.")
-@click.option(
-    "--max-attempts", type=click.IntRange(1), default=3, show_default=True, help="Tries while the embedder is busy."
-)
+@click.option("--max-attempts", type=click.IntRange(1), help="Tries while the embedder is busy, after which its job "
+              "fails.  [default: 3, and no end with --watch]")  # fmt: skip
 @click.option("--lease", type=click.FloatRange(0.5), default=60.0, show_default=True, help="Seconds after which "
               "the job of a worker that is not heard of is taken over.")  # fmt: skip
 @click.option("--watch", is_flag=True, help="Go on and wait for more, until SIGTERM or Ctrl-C.")
@@ -88,7 +89,8 @@ def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **op
     """
     from entityframes.embedding.worker import EmbedOptions
 
-    chosen = EmbedOptions(*(options[key] for key in ("batch_size", "workers", "max_attempts", "lease")))
+    attempts = options["max_attempts"] or (ENDLESS if options["watch"] else 3)
+    chosen = EmbedOptions(options["batch_size"], options["workers"], attempts, options["lease"], _say_trying_again)
     stop = threading.Event()
     with open_store(url, namespace) as store, _stopped_by_signals(stop):
         embedder = _embedder(store, name, options["options"], options["space"])
@@ -101,16 +103,20 @@ def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **op
             except _passing() as error:
                 if not options["watch"]:
                     raise
-                click.echo(f"entityframes: {error}; trying again", err=True)
+                _say_trying_again(error)
                 stop.wait(min(2.0**pauses, LONGEST_PAUSE))
                 pauses += 1
             else:
                 if result.rows or not options["watch"]:
-                    _report(result, store.address, as_json)
+                    _report(result, store, as_json)
                     ok = result.ok
             if not options["watch"] or not _wait_for_jobs(store, stop):
                 break
     sys.exit(0 if ok or options["watch"] else 1)
+
+
+def _say_trying_again(error: object) -> None:
+    click.echo(f"entityframes: {error}; trying again", err=True)
 
 
 def _passing() -> tuple[type[Exception], ...]:
@@ -127,12 +133,12 @@ def _wait_for_jobs(store: Any, stop: threading.Event) -> bool:
             if store.last_result is None or store._engine.embedding.open_jobs(store.last_result.space):
                 return True
         except _passing() as error:
-            click.echo(f"entityframes: {error}; trying again", err=True)
+            _say_trying_again(error)
         pause = min(pause * 2, POLL[1])
     return False
 
 
-def _report(result: Any, address: str, as_json: bool) -> None:
+def _report(result: Any, store: Any, as_json: bool) -> None:
     if as_json:
         failures = result.failed.select("row", "entity_type", "id", "error_kind", "error").head(1_000).to_dicts()
         report = {
@@ -145,10 +151,23 @@ def _report(result: Any, address: str, as_json: bool) -> None:
         }
         click.echo(json.dumps(report, ensure_ascii=False))
         return
-    click.echo(f"{result.space} -> {address}")
-    click.echo(repr(result).split("; first failure")[0].removeprefix("EmbedResult: "))
+    click.echo(f"{result.space} -> {store.address}")
+    said = repr(result).split("; first failure")[0].removeprefix("EmbedResult: ")
+    click.echo(said if result.rows else "nothing is queued")
     if result.counts["failed"]:
-        print_failures(result.failed)
+        print_failures(result.failed, "see them all with --json")
+    _report_left(result, store)
+
+
+def _report_left(result: Any, store: Any) -> None:
+    """What is still to be done, and how: a job that failed waits to be told, and not all that is due is in a job."""
+    stats = store.stats(space=result.space)
+    due, refused = int(stats["due"].sum()), int(stats["failed"].sum())
+    if due and not store._engine.embedding.open_jobs(result.space):
+        how = "--retry-failed" if result.space in store.jobs("failed")["space"] else "--enqueue"
+        click.echo(f"{due:,} are due and in no open job: entityframes jobs {how} --space {result.space}", err=True)
+    if refused:
+        click.echo(f"{refused:,} were refused: entityframes jobs --retry-failed --space {result.space}", err=True)
 
 
 @click.command()
@@ -181,8 +200,31 @@ def search(
         embedder = None if name is None else _embedder(store, name, options, None)
         condition = None if where is None else pl.sql_expr(where)
         found = store.search(query, entity_type=entity_type, k=k, mode=mode, where=condition, embedder=embedder)
-    print_frame(found, as_json)
+    if as_json or not sys.stdout.isatty():
+        print_frame(found, as_json)
+    else:
+        _print_found(found)
     sys.exit(0 if found.height else 1)
+
+
+def _print_found(found: Any) -> None:
+    """What was found as a table for people: one line each, with as much of the content as there is room for."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("rank", "score", "type", "id")
+    table.add_column("content", no_wrap=True, overflow="ellipsis")
+    for row in found.iter_rows(named=True):
+        words = (
+            str(row["rank"]),
+            f"{row['score']:.3f}",
+            row["entity_type"],
+            row["id"],
+            " ".join(row["content"].split()),
+        )
+        table.add_row(*map(Text, words))
+    Console().print(table)
 
 
 @click.command()
@@ -209,7 +251,9 @@ def jobs(
             click.echo(f"{store.enqueue(entity_type, space=space):,} entities queued", err=True)
         if retry_failed:
             click.echo(f"{store.retry_failed(space=space):,} entities queued again", err=True)
-        print_frame(store.jobs(state), as_json)
+        print_frame(
+            store.jobs(state), as_json, ["job_id", "space", "state", "entities", "attempts", "error", "updated_at"]
+        )
 
 
 @click.command()

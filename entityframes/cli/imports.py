@@ -82,6 +82,8 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
         --columns id,name,city,country,iata --null '\\N'
     entityframes import routes.csv --type route --id airline,source,destination
     """
+    if options["entity_type"] is None and options["id_columns"]:
+        raise click.UsageError("--id needs --type, the entity type of every row")
     with tempfile.TemporaryDirectory(prefix="entityframes-") as spool:
         rows = _scan(files, Path(spool), options)
         frame = _entity_frame(rows, options)

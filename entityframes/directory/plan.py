@@ -138,6 +138,36 @@ def decide(rows: pl.DataFrame, direction: Direction, on_conflict: OnConflict, de
     return decided.with_columns(pl.coalesce("reason", "note").alias("reason")).drop("sides", "note")
 
 
+def bounded(settled: pl.DataFrame, known: int, max_delete: int | None, *, empty: bool) -> pl.DataFrame:
+    """Refuse deletions that are too many to be meant.
+
+    Args:
+        settled: rows with an action.
+        known: how many files were remembered.
+        max_delete: how many deletions may travel each way; None for a fifth of the files, at most 100, at least one.
+        empty: whether the folder holds no file at all, as if it were not mounted.
+
+    Returns:
+        The rows with refused (Boolean), and the reason.
+    """
+    most = max(1, min(100, known // 5)) if max_delete is None else max_delete
+    for direction, what in (("import", "files"), ("export", "entities")):
+        which = (pl.col("action") == "delete") & (pl.col("direction") == direction) & ~pl.col("resolved")
+        count = settled.filter(which).height
+        if direction == "import" and empty and count:
+            reason = "refused: the folder holds no file at all, so nothing is deleted; is it mounted?"
+        elif count > most:
+            reason = (
+                f"refused: {count:,} of {known:,} {what} are gone, and at most {most:,} deletions travel at once; "
+                f"max_delete={count} allows them"
+            )
+        else:
+            continue
+        told = pl.when(which).then(pl.lit(reason)).otherwise("reason")
+        settled = settled.with_columns(refused=which | pl.col("refused"), reason=told)
+    return settled
+
+
 def _lookup(moves: dict[str, Move]) -> pl.DataFrame:
     return pl.DataFrame(
         [(sides, *move) for sides, move in moves.items()],

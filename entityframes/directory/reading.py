@@ -97,10 +97,10 @@ def _read(tree: Tree, paths: list[str]) -> pl.DataFrame:
     frame = pl.DataFrame(
         {
             "path": paths,
-            "size": [read.size for read in reads],
-            "mtime_ns": [read.mtime_ns for read in reads],
+            "size": [read.stat and read.stat.size for read in reads],
+            "mtime_ns": [read.stat and read.stat.mtime_ns for read in reads],
             "settled": [read.settled for read in reads],
-            "now_hash": [read.hash for read in reads],
+            "now_hash": [read.digest for read in reads],
             "header": [part.header for part in parts],
             "content": [part.content for part in parts],
             "metadata": canonical,
@@ -110,7 +110,7 @@ def _read(tree: Tree, paths: list[str]) -> pl.DataFrame:
         schema={name: dtype for name, dtype in READ.items() if name not in ("now_content", "now_metadata")},
     )
     hashes = frames.sha256(frame["content"].fill_null("")), frames.sha256(frame["metadata"].fill_null(""))
-    return frame.with_columns(hashes[0].alias("now_content"), hashes[1].alias("now_metadata")).select(READ)
+    return frame.with_columns(hashes[0].alias("now_content"), hashes[1].alias("now_metadata")).select(*READ)
 
 
 def _taken_apart(read: Read) -> _Parts:

@@ -9,35 +9,32 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from entityframes import frames
-from entityframes.attempts import RETRIED, Attempts
-from entityframes.batches import Options
 from entityframes.deletes import DeleteRun
 from entityframes.directory.account import Account
-from entityframes.directory.plan import PLAN_SCHEMA, Direction, OnConflict, decide
+from entityframes.directory.handles import Stat
+from entityframes.directory.plan import PLAN_SCHEMA, Direction, OnConflict, bounded, decide
 from entityframes.directory.reading import read_in_chunks
+from entityframes.directory.renames import rename
 from entityframes.directory.survey import Folder, survey
-from entityframes.directory.tree import Stat
 from entityframes.directory.writing import Rendered, rendered, write_in_chunks
 from entityframes.engines import Batch, Interrupt
 from entityframes.errors import DirectoryError
-from entityframes.fields import Fields
 from entityframes.frames import KEY
-from entityframes.judge import judge
+from entityframes.options import Options
 from entityframes.progress import Reporter
 from entityframes.results import SyncResult, UpsertResult
 
 if TYPE_CHECKING:
     from entityframes.store import EntityStore
 
-_CONTENT = ("header", "content", "metadata")
+_CONTENT = ("content", "metadata")
 #: What an upsert tells of its rows.
 _TOLD = ("status", "batch_id", "job_id", "error_kind", "error", "sqlstate")
 #: What is needed of rows that are done later.
@@ -79,6 +76,8 @@ class SyncRun:
         self._later: list[pl.DataFrame] = []
         #: How many files there are at all.
         self._files = 0
+        #: What killed processes left behind.
+        self._temporary: list[str] = []
 
     def result(self) -> SyncResult:
         """What has happened so far."""
@@ -105,13 +104,16 @@ class SyncRun:
         """
         if self._options.quarantine:
             self._restore()
-        self._tree.clean()
         rows = self._survey()
+        if self._temporary:
+            self._tree.clean(self._temporary)
         with reporting(rows.height) as self._account.reporter:
             settled, unread = self._decided(rows)
             try:
                 self._settle(settled)
-                self._rename(settled.filter(pl.col("action") == "rename"))
+                if not self._stopping():
+                    renames = settled.filter(pl.col("action") == "rename")
+                    rename(self._engine, self._tree, renames, self._batch(), self._account)
                 self._import(unread)
                 self._delete_entities()
                 self._export()
@@ -140,6 +142,7 @@ class SyncRun:
             wanted = self._options.direction != "import"
             unfiled = threads.submit(remembered.unfiled, folder.name, folder.types) if wanted else None
             walk = self._tree.walk()
+            self._temporary = walk.temporary
             self._files = walk.files.height
             rows = survey(
                 folder, walk, filed.result(), unfiled.result() if unfiled else None, self._engine,
@@ -167,33 +170,13 @@ class SyncRun:
         )
         decided = self._decide(rows.filter(open_))
         settled = pl.concat([decided, rows.filter(pl.col("action").is_not_null()).select(decided.columns)])
-        return self._bounded(settled, rows), rows.filter(unread).drop("unread")
+        known = rows.filter(pl.col("base_path").is_not_null()).height
+        settled = bounded(settled, known, self._options.max_delete, empty=self._files == 0)
+        return settled, rows.filter(unread).drop("unread")
 
     def _decide(self, rows: pl.DataFrame) -> pl.DataFrame:
         options = self._options
         return decide(rows, options.direction, options.on_conflict, options.delete)
-
-    def _bounded(self, settled: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-        """Refuse deletions that are too many to be meant."""
-        known = rows.filter(pl.col("base_path").is_not_null()).height
-        limit = self._options.max_delete
-        most = max(1, min(100, known // 5)) if limit is None else limit
-        for direction, what in (("import", "files"), ("export", "entities")):
-            which = (pl.col("action") == "delete") & (pl.col("direction") == direction) & ~pl.col("resolved")
-            count = settled.filter(which).height
-            if direction == "import" and self._files == 0 and count:
-                reason = "refused: the folder holds no file at all, so nothing is deleted; is it mounted?"
-            elif count > most:
-                reason = (
-                    f"refused: {count:,} of {known:,} {what} are gone, and at most {most:,} deletions travel at once; "
-                    f"max_delete={count} allows them"
-                )
-            else:
-                continue
-            settled = settled.with_columns(
-                refused=which | pl.col("refused"), reason=pl.when(which).then(pl.lit(reason)).otherwise("reason")
-            )
-        return settled
 
     def _read(self, unread: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """The other rows, read and decided, chunk by chunk."""
@@ -237,7 +220,7 @@ class SyncRun:
         refused = rows.filter("refused")
         self._account.tell(refused, "failed", error_kind="validation", error=pl.col("reason"))
         rows = rows.filter(~pl.col("refused"))
-        self._later.append(rows.filter(action.is_in(["export", "delete"])).select(_LATER))
+        self._later.append(rows.filter(action.is_in(["export", "delete"])).select(*_LATER))
         self._account.tell(rows.filter(action == "conflict"), "conflict", error=pl.col("reason"))
         self._refuse(rows.filter(action == "invalid"))
         unchanged = rows.filter(action == "unchanged")
@@ -260,63 +243,6 @@ class SyncRun:
                 reasons.append(reason)
             rows = rows.with_columns(reason=pl.Series(reasons, dtype=pl.String))
         self._account.tell(rows, "failed", error_kind=kind, error=pl.col("reason"))
-
-    def _rename(self, rows: pl.DataFrame) -> None:
-        if rows.is_empty() or self._stopping():
-            return
-        origins = self._engine.directory.origins(rows.select(entity_type="old_type", id="old_id"))
-        header = pl.Series("header", [b""] * rows.height, dtype=pl.Binary).scatter(
-            origins["position"], origins["header"]
-        )
-        rows = rows.with_columns(
-            header, now_hash="base_hash", now_content="base_content", now_metadata="base_metadata", settled=pl.lit(True)
-        )
-        self._rename_entities(rows.filter(pl.col("direction") == "import"))
-        for piece in rows.filter(pl.col("direction") == "export").iter_slices(1):
-            row = piece.row(0, named=True)
-            said = self._tree.rename(row["base_path"], row["path"], Stat(row["size"], row["mtime_ns"]))
-            self._account.tell(piece, "failed" if said else "renamed", error_kind="file" if said else None, error=said)
-            if said is None:
-                self._account.file(piece)
-
-    def _rename_entities(self, rows: pl.DataFrame) -> None:
-        """Give entities the keys of their files' new paths."""
-        rows = self._fitting(rows)
-        if rows.is_empty():
-            return
-        pairs = rows.select("old_type", "old_id", new_type="entity_type", new_id="id")
-        batch = Batch(self._run_id, Interrupt(self._cancel))
-        attempts = Attempts(batch.interrupt)
-        while True:
-            try:
-                renamed = self._engine.directory.rename(pairs, batch)["position"].cast(pl.Int64)
-                break
-            except RETRIED as error:
-                if error.committing:
-                    # The next sync finds what came of it.
-                    self._account.tell(rows, "unknown", error_kind=error.kind, error=str(error))
-                    raise
-                attempts.again(error)
-        self._account.batches += 1
-        done = pl.int_range(rows.height).is_in(renamed.implode())
-        self._account.tell(rows.filter(done), "renamed", batch_id=batch.batch_id)
-        self._account.file(rows.filter(done))
-        self._account.tell(rows.filter(~done), "conflict", error=_CHANGED_SINCE)
-
-    def _fitting(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """An entity that changes its type has to fit the metadata fields of the new one."""
-        across = rows.filter(pl.col("old_type") != pl.col("entity_type"))
-        if across.is_empty():
-            return rows
-        found = self._engine.lookup(across.select(entity_type="old_type", id="old_id"))
-        across = across[found["position"]]
-        chunk = frames.numbered(across.select(*KEY, content=pl.lit(""))).with_columns(found["metadata"])
-        fields = Fields(self._engine)
-        _, invalid, inferred = judge(chunk, fields, None)
-        bad = across[invalid["row"]].with_columns(invalid["error"].alias("reason"))
-        self._account.tell(bad, "failed", error_kind="validation", error=pl.col("reason"))
-        fields.infer(across["entity_type"].unique(maintain_order=True), inferred)
-        return rows.join(bad, on="row", how="anti", maintain_order="left")
 
     def _import(self, unread: pl.DataFrame) -> None:
         """Read, decide, and write new and changed entities, batch by batch."""
@@ -346,7 +272,7 @@ class SyncRun:
             if sent and self._store.last_result is not None:
                 self._imported(pl.concat(sent), self._store.last_result)
 
-    def _entities(self, unread: pl.DataFrame, sent: list[pl.DataFrame], compared: bool) -> Iterator[pl.DataFrame]:
+    def _entities(self, unread: pl.DataFrame, sent: list[pl.DataFrame], compared: bool) -> Generator[pl.DataFrame]:
         """Entity frames of what is to be imported; what is not is settled on the way."""
         for piece in self._read(unread):
             wanted = pl.col("action").is_in(["create", "update"])
@@ -354,7 +280,7 @@ class SyncRun:
             rows = self._keep_entities(piece.filter(wanted))
             if rows.is_empty():
                 continue
-            sent.append(rows.drop("content", "metadata"))
+            sent.append(rows.drop(_CONTENT))
             hashes = [
                 pl.col(stored).bin.encode("hex").alias(name)
                 for stored, name in (("stored_content", "expected_content"), ("stored_metadata", "expected_metadata"))
@@ -382,7 +308,7 @@ class SyncRun:
         for (path, *seen), file in zip(hashes, rendered(self._engine, losing.select(KEY)), strict=True):
             same = isinstance(file, Rendered) and [file.content_hash, file.metadata_hash] == seen
             if isinstance(file, Rendered) and same:
-                self._tree.set_aside(path, file.data, "conflict")
+                self._tree.set_aside(path, file.data)
             kept.append(same or seen[0] is None)
         good = pl.Series(kept, dtype=pl.Boolean)
         self._account.tell(losing.filter(~good), "conflict", error=_CHANGED_SINCE)
@@ -394,10 +320,10 @@ class SyncRun:
         bad = []
         for row in losing.iter_rows(named=True):
             (read,) = self._tree.read([row["path"]])
-            if read.data is None or (read.size, read.mtime_ns) != (row["size"], row["mtime_ns"]):
+            if read.data is None or read.stat != (row["size"], row["mtime_ns"]):
                 bad.append(row["row"])
             else:
-                self._tree.set_aside(row["path"], read.data, "conflict")
+                self._tree.set_aside(row["path"], read.data)
         changed = pl.col("row").is_in(bad)
         self._account.tell(rows.filter(changed), "conflict", error=_CHANGED_SINCE)
         return rows.filter(~changed)
@@ -424,7 +350,7 @@ class SyncRun:
         finally:
             result = run.result()
             self._account.batches += result.batches
-            rows = rows.hstack(result.outcomes.select(_TOLD).with_columns(pl.col("status").cast(pl.String)))
+            rows = rows.hstack(result.outcomes.select(*_TOLD).with_columns(pl.col("status").cast(pl.String)))
             changed = pl.col("status") == "missing"
             error = pl.when(changed).then(pl.lit(_CHANGED_SINCE)).otherwise("error")
             self._account.tell(rows, pl.when(changed).then(pl.lit("conflict")).otherwise("status"), error=error)
@@ -448,6 +374,9 @@ class SyncRun:
                 self._tree.rename(row["path"], name, Stat(row["size"], row["mtime_ns"]))
 
     # What came of it.
+
+    def _batch(self) -> Batch:
+        return Batch(self._run_id, Interrupt(self._cancel))
 
     def _due(self, action: str, direction: str) -> pl.DataFrame:
         rows = pl.concat(self._later)

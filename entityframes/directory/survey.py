@@ -12,7 +12,8 @@ import polars as pl
 
 from entityframes.directory import paths
 from entityframes.directory.plan import Direction
-from entityframes.directory.tree import Tree, Walk
+from entityframes.directory.tree import Tree
+from entityframes.directory.walk import Walk
 from entityframes.engines import Engine
 from entityframes.frames import KEY
 
@@ -208,6 +209,8 @@ def _same_key(rows: pl.DataFrame, new: pl.DataFrame) -> tuple[pl.DataFrame, pl.D
 
 def _looked_up(engine: Engine, new: pl.DataFrame) -> pl.DataFrame:
     """What the store has under the keys of new files."""
+    if new.is_empty():
+        return new
     new = new.sort(KEY)
     answers = [
         engine.hashes(piece.select(KEY)).with_columns(pl.col("position").cast(pl.Int64) + number * _KEYS)
@@ -227,7 +230,7 @@ def _moved_files(tree: Tree, rows: pl.DataFrame, new: pl.DataFrame) -> tuple[pl.
     if gone.is_empty() or came.is_empty():
         return rows, new
     hashes = [
-        (read.path, read.hash)
+        (read.path, read.digest)
         for piece in came.sort("path").iter_slices(_PIECE)
         for read in tree.read(piece["path"].to_list())
         if read.reason is None

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from entityframes.directory import markdown
-from entityframes.directory.tree import Stat, Tree, Write
+from entityframes.directory.handles import Stat
+from entityframes.directory.tree import Tree, Write
 from entityframes.engines import Engine
 from entityframes.engines.directory import FILED
 from entityframes.frames import KEY
@@ -57,12 +58,20 @@ def _file(entity: dict[str, Any], origin: dict[str, Any] | None, metadata_hash: 
     """Bytes and header of an entity's file."""
     content = entity["content"].encode()
     known: bytes = b"" if origin is None else origin["header"]
-    # Before a body that would pass for a front matter, or for a byte order mark, there has to be one.
-    mistakable = b"---" not in known and content.startswith((b"---", b"\xef\xbb\xbf"))
-    if origin is not None and origin["metadata_hash"] == metadata_hash and not mistakable:
+    if origin is not None and origin["metadata_hash"] == metadata_hash and _reads_back(known, content):
         return known + content, known
     data = markdown.render(entity["metadata"], entity["content"], known)
     return data, data[: len(data) - len(content)]
+
+
+def _reads_back(header: bytes, content: bytes) -> bool:
+    """Whether a body is not taken for a front matter, or for a byte order mark, where none is before it."""
+    if b"---" in header or not content.startswith((b"---", b"\xef\xbb\xbf")):
+        return True
+    try:
+        return markdown.parse(header + content).header == header
+    except markdown.MarkdownError:
+        return False
 
 
 def write_in_chunks(
@@ -108,9 +117,9 @@ def _write(
             continue
         told = next(written)
         problems.append(told.reason)
-        if told.reason is None:
-            file_hash = hashlib.sha256(file.data).digest()
-            hashes = (file_hash, file.content_hash, file.metadata_hash)
-            filed.append((row["path"], row["entity_type"], row["id"], told.size, told.mtime_ns, *hashes, file.header))
+        if told.stat is not None:
+            mtime_ns = told.stat.mtime_ns if told.settled else -1
+            hashes = (hashlib.sha256(file.data).digest(), file.content_hash, file.metadata_hash)
+            filed.append((row["path"], row["entity_type"], row["id"], told.stat.size, mtime_ns, *hashes, file.header))
     problem = pl.Series("problem", problems, dtype=pl.String)
     return rows.with_columns(problem), pl.DataFrame(filed, FILED, orient="row")

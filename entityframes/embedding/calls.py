@@ -16,6 +16,8 @@ Array = np.ndarray[Any, Any]
 #: Seconds before the second try; doubled for each further one.
 BACKOFF = 1.0
 LONGEST_BACKOFF = 60.0
+#: The longest wait that an embedder may ask for.
+LONGEST_ASKED = 3600.0
 #: When so many single texts have failed and none has succeeded, it is not the texts.
 HOPELESS = 8
 
@@ -110,9 +112,9 @@ class Calls:
                 if tries == self._max_attempts:
                     raise _as_busy(busy) from busy
                 asked = getattr(busy, "retry_after", None)
-                wait = min(BACKOFF * 2 ** (tries - 1), LONGEST_BACKOFF) if asked is None else asked
+                wait = min(BACKOFF * 2 ** min(tries - 1, 10), LONGEST_BACKOFF) if asked is None else asked
                 self._delayed(str(busy), tries)
-                if self._stopping.wait(wait):
+                if self._stopping.wait(min(wait, LONGEST_ASKED)):
                     raise StoppedError from busy
             else:
                 with self._lock:

@@ -60,7 +60,7 @@ def load_embedder(name: str, **options: Any) -> Embedder:
         raise EmbedderError(f"no embedder is called {name!r}: there are {', '.join(sorted(offered)) or 'none'}")
     try:
         embedder = offered[name].load()(**options)
-    except (ImportError, TypeError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise EmbedderError(f"the embedder {name} cannot be made: {error}") from error
     if not isinstance(embedder, Embedder):
         raise EmbedderError(f"the embedder {name} lacks one of name, dim, max_batch and embed")

@@ -10,9 +10,9 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-#: Bytes of a text that count, and bytes that are worked on at once.
+#: Bytes of a text that count, and bytes that are worked on at once: so few that the arrays stay in the cache.
 TEXT_BYTES = 32_768
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 17
 
 #: Letters, digits and all that is not ASCII stand in words.
 _IN_WORD = np.array([chr(byte).isalnum() or byte >= 128 for byte in range(256)])

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from entityframes import frames
+from entityframes import frames, sources
 from entityframes.embedding import spaces as spaces_
 from entityframes.engines import Engine
 from entityframes.engines.embedding import STATES
@@ -66,7 +66,7 @@ def enqueue(engine: Engine, what: Any, space: str | None) -> int:
         space = spaces_.find(engine, space)["space"]
     if what is None or isinstance(what, str):
         return engine.embedding.enqueue(space, what, None)
-    given = frames.as_frame(what)
+    given = sources.as_frame(what)
     frames.check_id_schema(given.schema)
     keys = frames.check_ids(frames.numbered(given)).select(KEY).drop_nulls().unique()
     return engine.embedding.enqueue(space, None, keys)

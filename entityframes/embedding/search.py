@@ -23,8 +23,9 @@ Mode = Literal["vector", "text", "hybrid"]
 #: Columns of an answer.
 SCHEMA = pl.Schema({"rank": pl.UInt32(), "score": pl.Float64(), **reads.ENTITY_SCHEMA})
 
-#: Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009): the sum of 1 / (60 + rank) over the rankings.
-_FUSION = 60
+#: Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009): the sum of 1 / (10 + rank) over the rankings. With their
+#: 60, being in both rankings counts for more than being first in one, and of two there are not enough for that.
+_FUSION = 10
 #: How many of each ranking are fused, at least.
 _FUSED = 50
 

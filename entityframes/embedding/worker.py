@@ -2,6 +2,7 @@
 
 A job is held by a lease that is renewed while its worker lives; a fence, raised by each claim, keeps a worker whose
 lease ran out from writing. Nothing is remembered between two looks at the store: what is due is what the store says.
+A worker has two threads: while one writes, the other embeds what comes next, of the same job or of another one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,14 +33,15 @@ from entityframes.results import EMBED_STATUSES, EmbedResult, OutcomeLog, outcom
 
 #: Seconds after which a job is taken from a worker that was not heard of; it renews its lease three times as often.
 LEASE = 60.0
-#: Vectors are written when they have so many bytes, or when the oldest has waited so many seconds.
-WRITE_BYTES = 8 << 20
+#: Vectors are written when the engine has enough of them, or when the oldest has waited so many seconds.
 WRITE_SECONDS = 2.0
 #: How often work on a job is resumed after the database asked for it, and seconds before the second try.
 MAX_TRIES = 5
 RESUME_SECONDS = 0.2
 #: Seconds between two looks at whether the jobs of other workers are done.
 POLL = (0.05, 1.0)
+#: What is told of rows whose job another worker has by now.
+LOST: dict[str, Any] = {"status": "skipped", "error": "its job went to another worker"}
 #: Seconds that a run which is broken off waits for its threads; an embedder may not come back.
 PATIENCE = 1.5
 
@@ -61,6 +66,8 @@ class EmbedOptions:
     workers: int = 1
     max_attempts: int = 3
     lease: float = LEASE
+    #: Told why the embedder is waited for, before each wait.
+    delayed: Callable[[str], None] = lambda error: None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "workers", "max_attempts"):
@@ -86,10 +93,31 @@ class _Unwritten:
     def height(self) -> int:
         return sum(part.height for part in self.rows)
 
-    @property
-    def enough(self) -> bool:
+    def enough(self, write_bytes: int) -> bool:
         waited = time.monotonic() - self.since
-        return sum(part.nbytes for part in self.vectors) >= WRITE_BYTES or waited >= WRITE_SECONDS
+        return sum(part.nbytes for part in self.vectors) >= write_bytes or waited >= WRITE_SECONDS
+
+
+class _Writing:
+    """The thread of a worker that writes: one thing after another, in the order in which they were given."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="entityframes-write")
+        self._last: Future[Any] | None = None
+
+    def then(self, do: Callable[..., Any], *given: Any) -> None:
+        """Do it as soon as what was given before is done; waits for that, and raises what it raised."""
+        self.wait()
+        self._last = self._thread.submit(do, *given)
+
+    def wait(self) -> None:
+        """Until all is done; raises what the last one raised."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        self._thread.shutdown()
 
 
 class EmbedRun:
@@ -187,27 +215,32 @@ class EmbedRun:
             # Its lease will end.
             return
 
-    # One worker, in its thread.
+    # One worker: its thread that embeds.
 
     def _work(self) -> None:
         process = process_name()
         worker = Worker(f"{process}{next(_numbers)}", process, self._options.lease)
+        writing = _Writing()
         try:
             idle = 0
             while not self._stopping.is_set():
                 job = self._claimed(worker)
                 if job is not None:
                     idle = 0
-                    self._work_off(job)
-                elif self._engine.embedding.open_jobs(self._space):
-                    # Of workers that are alive, or that will be found dead when their lease ends.
-                    self._stopping.wait(min(POLL[0] * 2**idle, POLL[1]))
-                    idle += 1
-                else:
-                    return
+                    self._work_off(job, writing)
+                    continue
+                writing.wait()
+                if not self._engine.embedding.open_jobs(self._space):
+                    break
+                # Of workers that are alive, or that will be found dead when their lease ends.
+                self._stopping.wait(min(POLL[0] * 2**idle, POLL[1]))
+                idle += 1
+            writing.wait()
         except BaseException as error:
             self._fatal = self._fatal or error
             self._stopping.set()
+        finally:
+            writing.close()
 
     def _claimed(self, worker: Worker) -> Job | None:
         job: Job | None = self._patiently(lambda: self._engine.embedding.claim(self._space, worker))
@@ -225,25 +258,24 @@ class EmbedRun:
                     raise
         raise AssertionError("a try ends in an answer or an error")
 
-    def _work_off(self, job: Job) -> None:
-        """Embed and write what is due of a job, and finish it or give it back."""
+    def _work_off(self, job: Job, writing: _Writing) -> None:
+        """Embed what is due of a job and have it written, and the job finished or given back."""
         embedding = self._engine.embedding
         try:
             rows = self._patiently(lambda: embedding.members(job))
             if rows.is_empty():
                 self._patiently(lambda: embedding.move(job, JobEnd("done")))
+                self._held.pop(job.job_id, None)
             else:
-                self._embed(job, rows)
-        except LeaseLostError:
-            # Whoever has it now works it off.
-            return
+                self._embed(job, rows, writing)
         except BaseException as error:
+            with suppress(DatabaseError):
+                # What was embedded before is still written.
+                writing.wait()
             self._give_back(job, error=str(error)[:500])
             raise
-        finally:
-            self._held.pop(job.job_id, None)
 
-    def _embed(self, job: Job, rows: pl.DataFrame) -> None:
+    def _embed(self, job: Job, rows: pl.DataFrame, writing: _Writing) -> None:
         """Batch after batch; those that were embedded when something goes wrong are still written."""
         done = 0
         unwritten = _Unwritten([], [])
@@ -253,32 +285,63 @@ class EmbedRun:
             for batch in rows.iter_slices(self._batch):
                 if self._stopping.is_set():
                     raise StoppedError
+                if job.job_id not in self._held:
+                    raise LeaseLostError
                 vectors, errors = self._calls.embed(batch["content"].to_list())
                 unwritten.add(batch.drop("content").with_columns(error=pl.Series(errors, dtype=pl.String)), vectors)
                 last = done + unwritten.height == rows.height
-                if last or unwritten.enough:
-                    ready, unwritten = unwritten, _Unwritten([], [])
-                    self._write(job, ready, JobEnd("done") if last else running)
-                    done += ready.height
+                if last or unwritten.enough(self._engine.embedding.write_bytes):
+                    writing.then(self._write, job, unwritten, JobEnd("done") if last else running)
+                    done += unwritten.height
+                    unwritten = _Unwritten([], [])
         except (StoppedError, EmbedderBusyError) as error:
             if unwritten.rows:
-                self._write(job, unwritten, running)
+                writing.then(self._write, job, unwritten, running)
                 done += unwritten.height
             if isinstance(error, StoppedError):
-                self._give_back(job)
+                writing.then(self._give_back, job)
                 return
             # Tried as often as allowed. The texts are not at fault: they stay due.
             told = {"status": "failed", "error_kind": "embedder", "error": str(error)}
-            job = replace(job, attempts=job.attempts + self._options.max_attempts)
-            self._give_back(job, "failed", str(error)[:500])
+            tried = replace(job, attempts=job.attempts + self._options.max_attempts)
+            writing.then(self._give_back, tried, "failed", str(error)[:500])
         except LeaseLostError:
-            told = {"status": "skipped", "error": "its job went to another worker"}
-            raise
+            told = LOST
         finally:
             self._log_rows(job, rows.slice(done), **told)
 
+    # One worker: its thread that writes.
+
     def _write(self, job: Job, unwritten: _Unwritten, end: JobEnd) -> None:
-        rows, vectors = pl.concat(unwritten.rows), np.concatenate(unwritten.vectors)
+        """Write what was embedded, each vector unless its content has changed, and account for it."""
+        rows = pl.concat(unwritten.rows)
+        try:
+            written = self._written(job, rows, np.concatenate(unwritten.vectors), end)
+        except LeaseLostError:
+            # Whoever has it now works it off.
+            self._held.pop(job.job_id, None)
+            self._log_rows(job, rows, **LOST)
+            return
+        except BaseException as error:
+            self._log_rows(job, rows, status="cancelled")
+            self._give_back(job, error=str(error)[:500])
+            raise
+        if end.state == "done":
+            self._held.pop(job.job_id, None)
+        told = rows.join(written.with_columns(written=True), on=KEY, how="left", maintain_order="left")
+        refused = pl.col("error").is_not_null()
+        status = (
+            pl.when(pl.col("written").is_null())
+            .then(pl.lit("skipped"))
+            .when(refused)
+            .then(pl.lit("failed"))
+            .otherwise(pl.lit("embedded"))
+        )
+        kind = pl.when(refused & pl.col("written").is_not_null()).then(pl.lit("embedder"))
+        self._log_rows(job, told, batches=1, status=status, error_kind=kind)
+
+    def _written(self, job: Job, rows: pl.DataFrame, vectors: np.ndarray[Any, Any], end: JobEnd) -> pl.DataFrame:
+        """The keys of the rows that were written."""
         tried = False
 
         def write() -> pl.DataFrame:
@@ -293,19 +356,8 @@ class EmbedRun:
             finally:
                 tried = True
 
-        written = self._patiently(write).with_columns(written=True)
-        self._batches += 1
-        told = rows.join(written, on=KEY, how="left", maintain_order="left")
-        refused = pl.col("error").is_not_null()
-        status = (
-            pl.when(pl.col("written").is_null())
-            .then(pl.lit("skipped"))
-            .when(refused)
-            .then(pl.lit("failed"))
-            .otherwise(pl.lit("embedded"))
-        )
-        kind = pl.when(refused & pl.col("written").is_not_null()).then(pl.lit("embedder"))
-        self._log_rows(job, told, status=status, error_kind=kind)
+        written: pl.DataFrame = self._patiently(write)
+        return written
 
     def _stored(self, job: Job, rows: pl.DataFrame) -> pl.DataFrame:
         """Those of some rows whose content is embedded, by the store's own word."""
@@ -314,14 +366,16 @@ class EmbedRun:
         due = self._engine.embedding.members(job).select(KEY)
         return rows[same["position"]].select(KEY).join(due, on=KEY, how="anti")
 
-    def _log_rows(self, job: Job, rows: pl.DataFrame, **told: Any) -> None:
+    def _log_rows(self, job: Job, rows: pl.DataFrame, batches: int = 0, **told: Any) -> None:
         with self._logging:
             numbered = rows.with_row_index("row", self._rows)
             self._rows += rows.height
+            self._batches += batches
             self._log.append(outcomes(numbered, EMBED_STATUSES, job_id=job.job_id, **told))
 
     def _delayed(self, error: str, tries: int) -> None:
         """While the embedder is busy, `jobs` shows why nothing moves."""
+        self._options.delayed(error)
         for job in list(self._held.values()):
             waiting = replace(job, attempts=job.attempts + tries)
             try:

@@ -58,6 +58,8 @@ class Engine(Protocol):
     address: str
     #: How many batches are worked on at once.
     workers: int
+    #: How many of them the database writes at once.
+    writers: int
     #: About how many bytes, and at most how many rows, of a frame in memory make a batch; the caller may say otherwise.
     batch_bytes: int
     batch_rows: int
@@ -101,6 +103,9 @@ class Engine(Protocol):
         """Delete in one transaction; position of each key that was stored. No key may stand twice.
 
         With the columns content_hash and metadata_hash (Binary), only entities that still have them are deleted.
+
+        Raises:
+            ConnectionLostError: where it was ``committing``, its ``answer`` is what would have been returned.
         """
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
@@ -137,7 +142,12 @@ class Engine(Protocol):
         """Drop the record of metadata fields, given by entity_type and field."""
 
     def select(
-        self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
+        self,
+        columns: list[str],
+        entity_type: str | None,
+        where: Predicate | None,
+        limit: int | None,
+        interrupt: Interrupt | None = None,
     ) -> Iterator[pl.DataFrame]:
         """Entity columns of the entities of a type that satisfy a predicate, in no particular order, in pieces."""
 

@@ -7,11 +7,14 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+#: No parameters, given as such: ADBC for PostgreSQL then needs two round trips for a statement, else three or four.
+NO_PARAMETERS = pa.RecordBatch.from_struct_array(pa.array([{}], pa.struct([])))
 
-def one_row(parameters: tuple[Any, ...]) -> pa.RecordBatch | None:
+
+def one_row(parameters: tuple[Any, ...]) -> pa.RecordBatch:
     """Parameters as one Arrow row: a Series becomes an array, so that the statement runs once, not once a row."""
     if not parameters:
-        return None
+        return NO_PARAMETERS
     columns = [_array(value) if isinstance(value, pl.Series) else _scalar(value) for value in parameters]
     return pa.record_batch(columns, names=[f"p{number}" for number in range(len(columns))])
 

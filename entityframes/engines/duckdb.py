@@ -15,7 +15,7 @@ import polars as pl
 
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, predicates, queries
 from entityframes.engines.arrow import to_frame
-from entityframes.engines.duckdb_errors import translated, why_not_opened
+from entityframes.engines.duckdb_errors import InvalidatedError, translated, why_not_opened
 from entityframes.errors import (
     ClosedError,
     ConnectError,
@@ -50,7 +50,7 @@ class DuckDBEngine:
     def __init__(self, location: Location, namespace: str, workers: int | None) -> None:
         self.address = location.address
         # One batch is prepared while another is written.
-        self.workers = workers or 2
+        self.workers, self.writers = workers or 2, 1
         # A full row group goes straight to the file; what is smaller goes through the log and is written twice.
         self.batch_bytes, self.batch_rows = 128 << 20, 122_880
         self._namespace = namespace
@@ -206,10 +206,15 @@ class DuckDBEngine:
             self._run(cursor, "forget_fields")
 
     def select(
-        self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
+        self,
+        columns: list[str],
+        entity_type: str | None,
+        where: Predicate | None,
+        limit: int | None,
+        interrupt: Interrupt | None = None,
     ) -> Iterator[pl.DataFrame]:
         sql = predicates.select(self._sql["select"], predicates.DUCKDB, columns, entity_type, where, limit)
-        with self._cursor() as cursor, translated():
+        with self._cursor(interrupt) as cursor, translated():
             reader = cursor.sql(sql).to_arrow_reader(50_000)
             try:
                 for batch in reader:
@@ -257,11 +262,7 @@ class DuckDBEngine:
                     _register(cursor, "changed", changed)
                 if changed.height:
                     self._merge(cursor, changed, batch)
-            created = int(changed["created"].sum())
-            if self._bounded and self._entities + created > self._room_for:
-                self._fit_memory(self.count(None))
-            elif self._bounded:
-                self._entities += created
+            self._grown(int(changed["created"].sum()))
         written = changed.select("position", "created", "due")
         return pl.concat([written, conflicts.with_columns(conflict=True)], how="diagonal") if expecting else written
 
@@ -303,6 +304,14 @@ class DuckDBEngine:
         with self._root_free, translated():
             self._opened().execute(f"SET memory_limit = '{self._memory >> 20}MiB'")
 
+    def _grown(self, created: int) -> None:
+        """Fit the memory after a COMMIT, if there is much more in the store; what fails here does not undo it."""
+        if self._bounded and self._entities + created > self._room_for:
+            with suppress(DatabaseError, ClosedError):
+                self._fit_memory(self.count(None))
+        elif self._bounded:
+            self._entities += created
+
     def _allow(self, extra: int) -> None:
         """See to it that there is so much memory beyond what the store itself needs."""
         if self._bounded and extra > self._extra_memory:
@@ -337,6 +346,10 @@ class DuckDBEngine:
                 interrupt.check()
                 with interrupt.cancelling(cursor.interrupt):
                     yield cursor
+        except InvalidatedError as error:
+            self.close()
+            said = f"the store was closed, because DuckDB gave up its file ({error})"
+            raise ClosedError(f"{said}: see that there is room on the disk, and connect again") from None
         finally:
             # An open transaction is rolled back with its connection.
             cursor.close()
@@ -353,8 +366,8 @@ class DuckDBEngine:
             cursor.begin()
         try:
             yield
-            interrupt.check()
-            with self._committing():
+            # A COMMIT that is interrupted while it writes the log into the file has happened and says that it has not.
+            with interrupt.held_back(), self._committing():
                 cursor.commit()
         except ResourceError:
             # It may be tried again on this cursor; any other error ends with the cursor, which rolls back too.

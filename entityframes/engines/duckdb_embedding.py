@@ -36,6 +36,9 @@ STOP_WORDS = frozenset(
 class DuckDBEmbedding:
     """The embedding side of a `DuckDBEngine`, on its cursors."""
 
+    # Small writes go through the log and are written twice.
+    write_bytes = 32 << 20
+
     def __init__(self, engine: DuckDBEngine) -> None:
         self._engine = engine
         self._sql = engine._sql
@@ -57,7 +60,7 @@ class DuckDBEmbedding:
             if added:
                 with translated():
                     cursor.execute(self._filled("add_vector_column", dim=dim))
-                if engine._ask(cursor, "worked_before", [space]).item():
+                if engine._ask(cursor, "has_others", [space]).item():
                     engine._ask(cursor, "enqueue", [space, JOB_ROWS, None])
             return bool(added)
 
@@ -68,7 +71,7 @@ class DuckDBEmbedding:
     def drop_space(self, space: str) -> None:
         engine = self._engine
         with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
-            for name in ("delete_jobs", "delete_embeddings", "delete_space"):
+            for name in ("release_jobs", "delete_jobs", "delete_embeddings", "delete_space"):
                 engine._run(cursor, name, [space])
 
     def index_space(self, space: str, dim: int) -> bool:
@@ -91,11 +94,11 @@ class DuckDBEmbedding:
     def retry_failed(self, space: str) -> int:
         engine = self._engine
         with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
-            engine._run(cursor, "requeue_jobs", [space, *transition("failed", "pending")])
+            again = engine._ask(cursor, "requeue_jobs", [space, *transition("failed", "pending")])
             _register(cursor, "given", engine._ask(cursor, "failed_keys", [space]))
             engine._run(cursor, "forget_errors_of", [space])
             queued = engine._ask(cursor, "enqueue_keys", [space, JOB_ROWS])
-        return int(queued["entities"].sum())
+        return int(again["entities"].sum()) + int(queued["entities"].sum())
 
     def jobs(self, state: str | None) -> pl.DataFrame:
         with self._engine._cursor() as cursor:
@@ -143,7 +146,7 @@ class DuckDBEmbedding:
         with engine._writer(interrupt) as cursor, engine._transaction(cursor, interrupt):
             if not self._move(cursor, job, end):
                 raise LeaseLostError
-            _register(cursor, "given", given.drop("error"))
+            _register(cursor, "given", given.drop("error", "stored"))
             current = engine._ask(cursor, "current", [job.space])
             written = given[current["position"]]
             if current["stored"].any():
@@ -153,7 +156,7 @@ class DuckDBEmbedding:
             mask = pa.array(written["error"].is_not_null().to_numpy())
             column = pa.FixedSizeListArray.from_arrays(flat, dim, mask=mask)
             with translated():
-                cursor.register("given", written.to_arrow().append_column("vector", column))
+                cursor.register("given", written.drop("stored").to_arrow().append_column("vector", column))
                 cursor.execute(self._filled("insert_vectors", dim=dim), [job.space])
         return written.select("entity_type", "id")
 
@@ -178,7 +181,8 @@ class DuckDBEmbedding:
         sql = self._filled("matching", condition=condition)
         if not stems:
             limit = 0
-        found = self._search(sql, [stems, "|".join(map(re.escape, stems)), limit, entity_type, SUFFIXES])
+        word = rf"(?:^|[^\p{{L}}\p{{N}}_])((?:{'|'.join(map(re.escape, stems))})[\p{{L}}\p{{N}}_]*)"
+        found = self._search(sql, [stems, word, limit, entity_type, SUFFIXES])
         return found, 0 < found.height == limit
 
     def _search(self, sql: str, parameters: list[Any]) -> pl.DataFrame:

@@ -32,6 +32,12 @@ ALTER TABLE {schema}.embeddings ADD COLUMN IF NOT EXISTS vector_{dim} FLOAT[{dim
 -- Searches use the space from now on. $1 space
 UPDATE {schema}.spaces SET activated_at = now() WHERE space = $1
 
+-- name: release_jobs
+-- The jobs of the last space wait for the next one, so that what was queued stays queued. $1 space
+UPDATE {schema}.embedding_jobs
+SET space = NULL, state = 'pending', attempts = 0, rescues = 0, lease_until = NULL, error = NULL, updated_at = now()
+WHERE space = $1 AND NOT EXISTS (SELECT 1 FROM {schema}.spaces WHERE space <> $1)
+
 -- name: delete_jobs
 -- The jobs of a space. $1 space
 DELETE FROM {schema}.embedding_jobs WHERE space = $1
@@ -44,10 +50,9 @@ DELETE FROM {schema}.embeddings WHERE space = $1
 -- The space. $1 space
 DELETE FROM {schema}.spaces WHERE space = $1
 
--- name: worked_before
--- Whether a new space is not the first one, so that what upserts have queued does not fill it. $1 space
-SELECT EXISTS (SELECT 1 FROM {schema}.embedding_jobs WHERE fence > 0)
-    OR EXISTS (SELECT 1 FROM {schema}.spaces WHERE space <> $1)
+-- name: has_others
+-- Whether a new space is not the only one, so that what upserts have queued does not fill it. $1 space
+SELECT EXISTS (SELECT 1 FROM {schema}.spaces WHERE space <> $1)
 
 -- name: forget_errors
 -- What failed is due again. $1 space, $2 entity_type or null
@@ -93,7 +98,7 @@ SELECT entity_type, id FROM {schema}.embeddings WHERE space = $1 AND error IS NO
 -- name: requeue_jobs
 -- Failed jobs wait again. $1 space, $2 their state, $3 the new one
 UPDATE {schema}.embedding_jobs SET state = $3, attempts = 0, rescues = 0, updated_at = now()
-WHERE space = $1 AND state = $2
+WHERE space = $1 AND state = $2 RETURNING len(ids) AS entities
 
 -- name: jobs
 -- The jobs, oldest first. $1 state, or null for all
@@ -134,16 +139,16 @@ UPDATE {schema}.embedding_jobs SET state = 'running', space = $2, worker = $3, f
 WHERE job_id = $1::UUID
 
 -- name: members
--- What of a job is still due, with its content. $1 job, $2 space
-SELECT e.entity_type, e.id, e.content, e.content_hash
+-- What of a job is still due, with its content, and whether something older is stored. $1 job, $2 space
+SELECT e.entity_type, e.id, e.content, e.content_hash, v.id IS NOT NULL AS stored
 FROM (
     SELECT DISTINCT unnest(entity_types) AS entity_type, unnest(ids) AS id
     FROM {schema}.embedding_jobs WHERE job_id = $1::UUID
 ) AS t
 JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
-ANTI JOIN (SELECT * FROM {schema}.embeddings WHERE space = $2) AS v
-    ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-WHERE e.content <> '' ORDER BY e.entity_type, e.id
+LEFT JOIN (SELECT entity_type, id, content_hash FROM {schema}.embeddings WHERE space = $2) AS v
+    ON v.entity_type = e.entity_type AND v.id = e.id
+WHERE e.content <> '' AND v.content_hash IS DISTINCT FROM e.content_hash ORDER BY e.entity_type, e.id
 
 -- name: move
 -- A change of state by the worker that holds the job; whoever lost it changes nothing.
@@ -205,21 +210,20 @@ FROM near AS v JOIN {schema}.entities AS e ON e.entity_type = v.entity_type AND 
 ORDER BY v.score DESC, v.entity_type, v.id
 
 -- name: matching
--- Entities whose content has words of a text, by BM25. Only contents that hold one of the words are taken apart.
--- $1 stems of words, $2 a pattern that finds any of them, $3 limit, $4 entity_type or null, $5 pattern of suffixes
+-- Entities whose content has words of a text, by BM25. Of a content only the words that begin with a stem are taken.
+-- $1 stems of words, $2 a pattern whose group is a word that begins with one, $3 limit, $4 entity_type or null,
+-- $5 pattern of suffixes
 WITH searched AS (
     SELECT entity_type, id, content FROM {schema}.entities
     WHERE ($4::VARCHAR IS NULL OR entity_type = $4) AND {condition}
 ), corpus AS MATERIALIZED (
     SELECT count(*)::DOUBLE AS entities, avg(strlen(content)) AS length FROM searched
-), candidates AS (
-    SELECT entity_type, id, strlen(content) AS length, lower(left(content, 100000)) AS content
-    FROM searched WHERE regexp_matches(lower(left(content, 100000)), $2)
 ), words AS (
-    SELECT entity_type, id, length, regexp_replace(word, $5, '\1') AS stem
-    FROM (SELECT *, unnest(regexp_extract_all(content, '[\p{L}\p{N}_]+')) AS word FROM candidates)
+    SELECT entity_type, id, strlen(content) AS length,
+        unnest(regexp_extract_all(lower(left(content, 100000)), $2, 1)) AS word
+    FROM searched
 ), counted AS MATERIALIZED (
-    SELECT entity_type, id, length, stem, count(*)::DOUBLE AS frequency
+    SELECT entity_type, id, length, regexp_replace(word, $5, '\1') AS stem, count(*)::DOUBLE AS frequency
     FROM words WHERE list_contains($1, stem) GROUP BY ALL
 ), weights AS MATERIALIZED (
     SELECT w.stem, ln(1 + (c.entities - count(*) + 0.5) / (count(*) + 0.5)) AS weight

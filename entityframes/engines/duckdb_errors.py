@@ -20,6 +20,10 @@ from entityframes.errors import (
 )
 
 
+class InvalidatedError(ResourceError):
+    """DuckDB takes no more statements before the file is opened again."""
+
+
 def why_not_opened(location: Location, error: Exception) -> str:
     """A sentence for somebody whose file could not be opened."""
     message = " ".join(str(error).split())
@@ -49,6 +53,8 @@ def translated() -> Iterator[None]:
             full = "53200" if "memory" in str(error) else "53100"
             raise ResourceError(_readable(error), full) from None
         raise TransientError(_readable(error), "40001") from None
+    except duckdb.FatalException as error:
+        raise InvalidatedError(_readable(error), "58030") from None
     except duckdb.IOException as error:
         raise ResourceError(_readable(error), "58030") from None
     except (duckdb.DataError, duckdb.ConversionException) as error:

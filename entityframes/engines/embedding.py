@@ -28,6 +28,7 @@ TRANSITIONS = frozenset(
         ("running", "pending"),  # given back by a worker that stops
         ("running", "failed"),  # tried, or rescued, too often
         ("failed", "pending"),  # to be tried again
+        ("done", "pending"),  # its space was dropped, and was the last: it waits for the next one
     }
 )
 
@@ -90,6 +91,9 @@ class LeaseLostError(Exception):
 class EmbeddingEngine(Protocol):
     """A database that keeps spaces, jobs and vectors. Every method may raise DatabaseError."""
 
+    #: Vectors of so many bytes are best written at once.
+    write_bytes: int
+
     def spaces(self) -> pl.DataFrame:
         """space, model, dim, active Boolean, created_at; in the order in which they were made."""
 
@@ -99,15 +103,15 @@ class EmbeddingEngine(Protocol):
     def add_space(self, space: str, model: str, dim: int) -> bool:
         """Make a space unless it is there; whether it was made here.
 
-        The first space is active, and what upserts have queued fills it. A later one begins with jobs for all that is
-        due in it.
+        An only space is active, and what upserts have queued fills it. One beside others begins with jobs for all that
+        is due in it.
         """
 
     def activate_space(self, space: str) -> None:
         """Let searches use a space from now on."""
 
     def drop_space(self, space: str) -> None:
-        """Delete a space with its vectors and jobs."""
+        """Delete a space with its vectors and jobs; the jobs of the last one become jobs of no space."""
 
     def index_space(self, space: str, dim: int) -> bool:
         """Make the index for approximate search; whether this database has one."""
@@ -119,7 +123,7 @@ class EmbeddingEngine(Protocol):
         """
 
     def retry_failed(self, space: str) -> int:
-        """Make jobs for what failed in a space, and let failed jobs wait again; how many entities failed."""
+        """Make jobs for what failed in a space, and let failed jobs wait again; how many entities these jobs list."""
 
     def jobs(self, state: str | None) -> pl.DataFrame:
         """The jobs, oldest first."""
@@ -134,7 +138,11 @@ class EmbeddingEngine(Protocol):
         """
 
     def members(self, job: Job) -> pl.DataFrame:
-        """entity_type, id, content, content_hash (Binary) of what is still due of a job, in key order."""
+        """What is still due of a job, in key order.
+
+        Returns:
+            entity_type, id, content, content_hash (Binary), stored Boolean: whether there is a vector of older content.
+        """
 
     def write_vectors(
         self, job: Job, rows: pl.DataFrame, vectors: np.ndarray[Any, Any], end: JobEnd, interrupt: Interrupt
@@ -143,7 +151,7 @@ class EmbeddingEngine(Protocol):
 
         Args:
             job: who writes.
-            rows: entity_type, id, content_hash, error (null where there is a vector) in key order.
+            rows: entity_type, id, content_hash, stored, error (null where there is a vector) in key order.
             vectors: float32 (rows, dim); rows with an error are not looked at.
             end: the state that the job gets in the same transaction: running, with its lease renewed, or done.
 

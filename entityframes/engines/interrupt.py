@@ -52,6 +52,13 @@ class Interrupt:
         if self.requested:
             raise StatementCancelledError("the run was stopped")
 
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """While inside, `fire` cancels nothing and waits; raises as `check` does if it came before."""
+        with self._lock:
+            self.check()
+            yield
+
     def wait(self, seconds: float) -> None:
         """Sleep, at most until the run is stopped."""
         self._fired.wait(seconds)

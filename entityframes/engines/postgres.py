@@ -58,7 +58,7 @@ class PostgresEngine:
 
     def __init__(self, location: Location, namespace: str, workers: int | None) -> None:
         self.address = location.address
-        self.workers = workers or 2
+        self.workers = self.writers = workers or 2
         self.batch_bytes, self.batch_rows = 8 << 20, 50_000
         self._namespace = namespace
         files = ("postgres.sql", "postgres_checks.sql", "postgres_embedding.sql", "postgres_directory.sql")
@@ -131,11 +131,16 @@ class PostgresEngine:
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         name = "delete_unchanged" if "content_hash" in keys.columns else "delete"
-        with self._connection(batch.interrupt) as connection, self._transaction(connection, batch.interrupt):
-            gone = self._ask(connection, name, batch.batch_id, batch.run_id, *keys)
-            deleted = keys[gone["position"]]
-            self._run(connection, "delete_vectors", deleted["entity_type"], deleted["id"])
-            return gone
+        gone: pl.DataFrame | None = None
+        try:
+            with self._connection(batch.interrupt) as connection, self._transaction(connection, batch.interrupt):
+                gone = self._ask(connection, name, batch.batch_id, batch.run_id, *keys)
+                deleted = keys[gone["position"]]
+                self._run(connection, "delete_vectors", deleted["entity_type"], deleted["id"])
+        except ConnectionLostError as error:
+            error.answer = gone
+            raise
+        return gone
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
         return self._read("fields", pl.Series(entity_types, dtype=pl.String))
@@ -194,12 +199,17 @@ class PostgresEngine:
             self._run(connection, "forget_fields", fields["entity_type"], fields["field"])
 
     def select(
-        self, columns: list[str], entity_type: str | None, where: Predicate | None, limit: int | None
+        self,
+        columns: list[str],
+        entity_type: str | None,
+        where: Predicate | None,
+        limit: int | None,
+        interrupt: Interrupt | None = None,
     ) -> Iterator[pl.DataFrame]:
         sql = predicates.select(self._sql["select"], predicates.POSTGRESQL, columns, entity_type, where, limit)
         # A connection that died while it was idle is met here, not in the middle of the rows.
         self._read("format_version")
-        with self._connection() as connection, translated(), closing(connection.cursor()) as cursor:
+        with self._connection(interrupt) as connection, translated(), closing(connection.cursor()) as cursor:
             cursor.execute(sql)
             with closing(cursor.fetch_record_batch()) as reader:
                 for batch in reader:
@@ -325,7 +335,7 @@ class PostgresEngine:
             if others.height:
                 self._stage(connection, others)
                 if not others["created"].any():
-                    self._ask(connection, "nested_loops")
+                    self._run(connection, "nested_loops")
                     updated = self._ask(connection, "update_staged", batch.batch_id, batch.embed)
                     written = pl.concat([written, updated], how="vertical_relaxed")
                 # Also rows that were deleted since they were looked at; those just updated are equal by now.
@@ -375,7 +385,8 @@ class PostgresEngine:
 
     def _execute(self, connection: Any, statement: str, *parameters: Any, committing: bool = False) -> None:
         with translated(committing=committing), closing(connection.cursor()) as cursor:
-            cursor.execute(statement, one_row(parameters))
+            # COMMIT is left as it was: how its answer can be lost, and what then, has been tried with it.
+            cursor.execute(statement, None if committing else one_row(parameters))
 
     def _ask(self, connection: Any, name: str, *parameters: Any, committing: bool = False) -> pl.DataFrame:
         with translated(committing=committing), closing(connection.cursor()) as cursor:

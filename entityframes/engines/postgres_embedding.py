@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from entityframes.engines import Interrupt, predicates
 from entityframes.engines.arrow import one_row, to_frame
@@ -23,8 +24,8 @@ from entityframes.engines.embedding import (
     wire,
 )
 from entityframes.engines.postgres import _in_utc
-from entityframes.engines.postgres_errors import translated
-from entityframes.errors import ConnectionLostError, DatabaseError, SpaceError
+from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, translated
+from entityframes.errors import ConnectionLostError, DatabaseError, RowError, SpaceError
 
 if TYPE_CHECKING:
     from entityframes.engines.postgres import PostgresEngine
@@ -35,8 +36,13 @@ INDEXED_DIM = 2_000
 INLINE_DIM = 1_900
 
 
+Vectors = np.ndarray[Any, Any]
+
+
 class PostgresEmbedding:
     """The embedding side of a `PostgresEngine`, on its connections."""
+
+    write_bytes = 8 << 20
 
     def __init__(self, engine: PostgresEngine) -> None:
         self._engine = engine
@@ -66,7 +72,7 @@ class PostgresEmbedding:
             engine._execute(connection, self._filled("add_partition", **places))
             if dim <= INLINE_DIM:
                 engine._execute(connection, self._filled("store_inline", **places))
-            if engine._ask(connection, "worked_before", space).item():
+            if engine._ask(connection, "has_others", space).item():
                 engine._ask(connection, "enqueue", space, str(JOB_ROWS), None)
             return True
 
@@ -79,6 +85,7 @@ class PostgresEmbedding:
         number = self._space(space)["number"]
         with engine._connection() as connection, engine._transaction(connection, Interrupt()):
             engine._ask(connection, "space_lock", engine._namespace)
+            engine._run(connection, "release_jobs", space)
             engine._run(connection, "delete_space", space)
             engine._execute(connection, self._filled("drop_partition", number=number))
 
@@ -108,9 +115,9 @@ class PostgresEmbedding:
     def retry_failed(self, space: str) -> int:
         engine = self._engine
         with engine._connection() as connection, engine._transaction(connection, Interrupt()):
-            engine._run(connection, "requeue_jobs", space, *transition("failed", "pending"))
+            again = engine._ask(connection, "requeue_jobs", space, *transition("failed", "pending"))
             queued = engine._ask(connection, "enqueue_failed", space, str(JOB_ROWS))
-        return int(queued["entities"].sum())
+        return int(again["entities"].sum()) + int(queued["entities"].sum())
 
     def jobs(self, state: str | None) -> pl.DataFrame:
         with self._engine._connection() as connection:
@@ -145,27 +152,52 @@ class PostgresEmbedding:
     # Vectors.
 
     def write_vectors(
-        self, job: Job, rows: pl.DataFrame, vectors: np.ndarray[Any, Any], end: JobEnd, interrupt: Interrupt
+        self, job: Job, rows: pl.DataFrame, vectors: Vectors, end: JobEnd, interrupt: Interrupt
     ) -> pl.DataFrame:
-        engine = self._engine
-        storage = self._space(job.space)["storage"]
-        column = pa.array(wire(vectors), mask=rows["error"].is_not_null().to_numpy())
-        table = rows.to_arrow().append_column("vector", column)
-        with engine._connection(interrupt) as connection, engine._transaction(connection, interrupt):
+        """Vectors of what had none are copied straight into the space's table, others are merged."""
+        with self._engine._connection(interrupt) as connection:
+            try:
+                return self._write_vectors(connection, job, rows, vectors, end, interrupt)
+            except RowError as error:
+                if error.sqlstate != UNIQUE_VIOLATION:
+                    raise
+                # Another worker had the same entity in another job, and was quicker.
+                self._engine._execute(connection, "ROLLBACK")
+                rows = rows.with_columns(stored=True)
+                return self._write_vectors(connection, job, rows, vectors, end, interrupt)
+
+    def _write_vectors(
+        self, connection: Any, job: Job, rows: pl.DataFrame, vectors: Vectors, end: JobEnd, interrupt: Interrupt
+    ) -> pl.DataFrame:
+        engine, space = self._engine, self._space(job.space)
+        storage = space["storage"]
+        with engine._transaction(connection, interrupt):
             if not self._move(connection, job, end):
                 raise LeaseLostError
-            kind = "vector" if storage == "pgvector" else "bytea"
-            engine._execute(connection, self._filled("create_vector_staging", type=kind))
-            with translated(), closing(connection.cursor()) as cursor:
-                cursor.adbc_ingest("entityframes_vectors", table, mode="append", temporary=True)
-            with translated(), closing(connection.cursor()) as cursor:
-                cursor.execute(self._filled("merge_vectors", storage=storage), one_row((job.space,)))
-                return to_frame(cursor.fetch_arrow_table())
+            keys = [rows[name] for name in ("entity_type", "id", "content_hash")]
+            held = engine._ask(connection, "hold_current", *keys)["position"].sort()
+            current, vectors = rows[held], vectors[held.to_numpy()]
+            stored = current["stored"].to_numpy()
+            if not stored.all():
+                table = _table(current.filter(~stored), vectors[~stored], storage)
+                table = table.append_column("space", pa.repeat(job.space, table.num_rows))
+                self._ingest(connection, f"embeddings_{space['number']}", table, db_schema_name=engine._namespace)
+            if stored.any():
+                kind = "vector" if storage == "pgvector" else "bytea"
+                engine._execute(connection, self._filled("create_vector_staging", type=kind))
+                table = _table(current.filter(stored), vectors[stored], "vector")
+                self._ingest(connection, "entityframes_vectors", table, temporary=True)
+                engine._execute(connection, self._filled("merge_vectors", storage=storage), job.space)
+            return current.select("entity_type", "id")
+
+    def _ingest(self, connection: Any, name: str, table: pa.Table, **where: Any) -> None:
+        with translated(), closing(connection.cursor()) as cursor:
+            cursor.adbc_ingest(name, table, mode="append", **where)
 
     # Search.
 
     def nearest(
-        self, space: str, vector: np.ndarray[Any, Any], limit: int, entity_type: str | None, where: Predicate | None
+        self, space: str, vector: Vectors, limit: int, entity_type: str | None, where: Predicate | None
     ) -> tuple[pl.DataFrame, bool]:
         stored = self._space(space)
         if stored["storage"] != "pgvector":
@@ -183,7 +215,7 @@ class PostgresEmbedding:
         return found.drop_nulls("id"), found.height == limit
 
     def _nearest_here(
-        self, space: str, vector: np.ndarray[Any, Any], limit: int, entity_type: str | None, where: Predicate | None
+        self, space: str, vector: Vectors, limit: int, entity_type: str | None, where: Predicate | None
     ) -> tuple[pl.DataFrame, bool]:
         """Without pgvector: the vectors come in pieces and the best of them are kept."""
         condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
@@ -254,3 +286,12 @@ class PostgresEmbedding:
         for place, value in places.items():
             sql = sql.replace("{" + place + "}", str(value))
         return sql
+
+
+def _table(rows: pl.DataFrame, vectors: Vectors, name: str) -> pa.Table:
+    """Rows with their vectors as a column of the wire format, null where there is an error."""
+    column = wire(vectors)
+    failed = rows["error"].is_not_null()
+    if failed.any():
+        column = pc.if_else(failed.to_arrow(), None, column)
+    return rows.drop("stored").to_arrow().append_column(name, column)

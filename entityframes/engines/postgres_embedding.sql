@@ -61,6 +61,12 @@ ALTER TABLE {schema}.embeddings_{number} ALTER COLUMN {storage} SET STORAGE PLAI
 -- Searches use the space from now on. $1 space
 UPDATE {schema}.spaces SET activated_at = clock_timestamp() WHERE space = $1
 
+-- name: release_jobs
+-- The jobs of the last space wait for the next one, so that what was queued stays queued. $1 space
+UPDATE {schema}.embedding_jobs
+SET space = NULL, state = 'pending', attempts = 0, rescues = 0, lease_until = NULL, error = NULL, updated_at = now()
+WHERE space = $1 AND NOT EXISTS (SELECT FROM {schema}.spaces WHERE space <> $1)
+
 -- name: delete_space
 -- The space and its jobs. $1 space
 WITH jobs AS (DELETE FROM {schema}.embedding_jobs WHERE space = $1)
@@ -79,10 +85,9 @@ SET LOCAL maintenance_work_mem = '512MB'
 CREATE INDEX IF NOT EXISTS nearest_{number} ON {schema}.embeddings_{number}
 USING hnsw ((pgvector::vector({dim})) vector_ip_ops)
 
--- name: worked_before
--- Whether a new space is not the first one, so that what upserts have queued does not fill it. $1 space
-SELECT EXISTS (SELECT FROM {schema}.embedding_jobs WHERE fence > 0)
-    OR EXISTS (SELECT FROM {schema}.spaces WHERE space <> $1)
+-- name: has_others
+-- Whether a new space is not the only one, so that what upserts have queued does not fill it. $1 space
+SELECT EXISTS (SELECT FROM {schema}.spaces WHERE space <> $1)
 
 -- name: forget_errors
 -- What failed is due again. $1 space, $2 entity_type or null
@@ -137,7 +142,7 @@ FROM due GROUP BY piece RETURNING cardinality(ids) AS entities
 -- name: requeue_jobs
 -- Failed jobs wait again. $1 space, $2 their state, $3 the new one
 UPDATE {schema}.embedding_jobs SET state = $3, attempts = 0, rescues = 0, updated_at = now()
-WHERE space = $1 AND state = $2
+WHERE space = $1 AND state = $2 RETURNING cardinality(ids) AS entities
 
 -- name: jobs
 -- The jobs, oldest first. $1 state, or null for all
@@ -177,10 +182,15 @@ FROM next AS n WHERE j.job_id = n.job_id
 RETURNING j.job_id::text, j.fence, j.attempts
 
 -- name: members
--- What of a job is still due, with its content. $1 job, $2 space
-SELECT e.entity_type, e.id, e.content, e.content_hash
-FROM {schema}.embedding_jobs AS j
-CROSS JOIN LATERAL (SELECT DISTINCT * FROM unnest(j.entity_types, j.ids) AS t (entity_type, id)) AS t
+-- What of a job is still due, with its content, and whether something older is stored. The keys are sorted, not the
+-- contents. $1 job, $2 space
+SELECT e.entity_type, e.id, e.content, e.content_hash, v.content_hash IS NOT NULL AS stored
+FROM (
+    SELECT DISTINCT entity_type COLLATE "C" AS entity_type, id COLLATE "C" AS id FROM unnest(
+        (SELECT entity_types FROM {schema}.embedding_jobs WHERE job_id = $1::uuid),
+        (SELECT ids FROM {schema}.embedding_jobs WHERE job_id = $1::uuid)
+    ) AS t (entity_type, id)
+) AS t
 CROSS JOIN LATERAL (
     SELECT * FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
 ) AS e
@@ -188,8 +198,8 @@ LEFT JOIN LATERAL (
     SELECT content_hash FROM {schema}.embeddings
     WHERE entity_type = t.entity_type AND id = t.id AND space = $2 OFFSET 0
 ) AS v ON true
-WHERE j.job_id = $1::uuid AND e.content <> '' AND v.content_hash IS DISTINCT FROM e.content_hash
-ORDER BY e.entity_type, e.id
+WHERE e.content <> '' AND v.content_hash IS DISTINCT FROM e.content_hash
+ORDER BY t.entity_type, t.id
 
 -- name: move
 -- A change of state by the worker that holds the job; whoever lost it changes nothing.
@@ -199,6 +209,17 @@ SET state = $4, attempts = $5::int4, error = $6, updated_at = now(),
     lease_until = CASE WHEN $4 = 'running' THEN now() + make_interval(secs => $7::float8) END
 WHERE job_id = $1::uuid AND fence = $2::int4 AND state = $3 RETURNING job_id::text
 
+-- name: hold_current
+-- Those of the given rows whose content is still what was embedded. The lock on the entity makes an edit or a deletion
+-- wait that would otherwise slip in between the look at its hash and the commit.
+-- $1 entity_types, $2 ids, $3 content hashes
+SELECT t.position::int4 - 1 AS position
+FROM unnest($1::text[], $2::text[], $3::bytea[]) WITH ORDINALITY AS t (entity_type, id, content_hash, position)
+CROSS JOIN LATERAL (
+    SELECT FROM {schema}.entities AS e
+    WHERE e.entity_type = t.entity_type AND e.id = t.id AND e.content_hash = t.content_hash OFFSET 0 FOR SHARE
+) AS e
+
 -- name: create_vector_staging
 -- The vectors of one write; gone with the transaction.
 CREATE TEMPORARY TABLE entityframes_vectors (
@@ -206,21 +227,12 @@ CREATE TEMPORARY TABLE entityframes_vectors (
 ) ON COMMIT DROP
 
 -- name: merge_vectors
--- Writes staged vectors whose content is still what was embedded. The lock on the entity makes an edit wait that would
--- otherwise slip in between the look at its hash and the commit. $1 space
-WITH held AS MATERIALIZED (
-    SELECT s.* FROM entityframes_vectors AS s
-    CROSS JOIN LATERAL (
-        SELECT FROM {schema}.entities AS e
-        WHERE e.entity_type = s.entity_type AND e.id = s.id AND e.content_hash = s.content_hash OFFSET 0 FOR SHARE
-    ) AS e
-)
-INSERT INTO {schema}.embeddings AS v (space, entity_type, id, content_hash, error, embedded_at, {storage})
-SELECT $1, entity_type, id, content_hash, error, now(), vector FROM held
+-- Writes staged vectors in place of older ones. $1 space
+INSERT INTO {schema}.embeddings AS v (space, entity_type, id, content_hash, error, {storage})
+SELECT $1, entity_type, id, content_hash, error, vector FROM entityframes_vectors
 ON CONFLICT (entity_type, id, space) DO UPDATE SET
     content_hash = EXCLUDED.content_hash, error = EXCLUDED.error, embedded_at = EXCLUDED.embedded_at,
     {storage} = EXCLUDED.{storage}
-RETURNING v.entity_type, v.id
 
 -- name: iterative_scan
 -- An approximate search goes on until enough rows pass the filter.
@@ -282,28 +294,32 @@ CREATE INDEX IF NOT EXISTS content_words ON {schema}.entities
 USING gin (to_tsvector('english', left(content, 100000)))
 
 -- name: matching
--- Entities whose content has words of a text, by BM25. The index finds those with each word; the best by the weight of
--- the words that they have are counted exactly. $1 text, $2 limit, $3 entity_type or null
+-- Entities whose content has words of a text, by BM25. The index finds those with each word; the best, were each word in
+-- them once, are counted exactly. OFFSET 0 keeps each word a look-up in the index.
+-- $1 text, $2 limit, $3 entity_type or null
 WITH terms AS (
     SELECT lexeme, format('''%s''', replace(replace(lexeme, '\', '\\'), '''', ''''''))::tsquery AS query
     FROM unnest(to_tsvector('english', left($1, 10000)))
-), searched AS (
-    SELECT * FROM {schema}.entities WHERE ($3::text IS NULL OR entity_type = $3) AND {condition}
 ), corpus AS MATERIALIZED (
-    SELECT count(*)::float8 AS entities, avg(octet_length(content))::float8 AS length FROM searched
+    SELECT count(*)::float8 AS entities, avg(octet_length(content))::float8 AS length
+    FROM {schema}.entities WHERE ($3::text IS NULL OR entity_type = $3) AND {condition}
 ), hits AS MATERIALIZED (
-    SELECT t.lexeme, e.entity_type, e.id
-    FROM terms AS t JOIN searched AS e ON to_tsvector('english', left(e.content, 100000)) @@ t.query
+    SELECT t.lexeme, e.entity_type, e.id, 0.25 + 0.75 * e.bytes / c.length AS length
+    FROM corpus AS c CROSS JOIN terms AS t CROSS JOIN LATERAL (
+        SELECT entity_type, id, octet_length(content) AS bytes FROM {schema}.entities
+        WHERE to_tsvector('english', left(content, 100000)) @@ t.query
+            AND ($3::text IS NULL OR entity_type = $3) AND {condition} OFFSET 0
+    ) AS e
 ), weights AS MATERIALIZED (
     SELECT lexeme, ln(1 + (c.entities - count(*) + 0.5) / (count(*) + 0.5)) AS weight
     FROM hits CROSS JOIN corpus AS c GROUP BY lexeme, c.entities
 ), best AS MATERIALIZED (
-    SELECT h.entity_type, h.id FROM hits AS h JOIN weights AS w USING (lexeme)
-    GROUP BY h.entity_type, h.id ORDER BY sum(w.weight) DESC, h.entity_type, h.id LIMIT $2::int8 * 4 + 200
+    SELECT h.entity_type, h.id, h.length FROM hits AS h JOIN weights AS w USING (lexeme)
+    GROUP BY h.entity_type, h.id, h.length
+    ORDER BY sum(w.weight) / (1 + 1.2 * h.length) DESC, h.entity_type, h.id LIMIT $2::int8 * 4 + 200
 ), scored AS (
-    SELECT b.entity_type, b.id, sum(w.weight * t.frequency * 2.2
-        / (t.frequency + 1.2 * (0.25 + 0.75 * octet_length(e.content) / c.length))) AS score
-    FROM best AS b CROSS JOIN corpus AS c
+    SELECT b.entity_type, b.id, sum(w.weight * t.frequency * 2.2 / (t.frequency + 1.2 * b.length)) AS score
+    FROM best AS b
     JOIN {schema}.entities AS e ON e.entity_type = b.entity_type AND e.id = b.id
     CROSS JOIN LATERAL (
         SELECT lexeme, cardinality(positions)::float8 AS frequency

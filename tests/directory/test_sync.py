@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import polars as pl
@@ -108,12 +109,11 @@ def test_an_unchanged_file_is_not_read(root: Path, folder: ef.DirectorySync) -> 
 
 def test_a_young_file_is_read_again(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
     """A file that was written just before it was read may be written again within the same tick of the clock."""
-    (root / "a.md").write_text("aaa")
-    stat = (root / "a.md").stat()
-    folder.import_files()
-    (root / "a.md").write_text("bbb")
-    os.utime(root / "a.md", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    folder.import_files()
+    at = time.time_ns() + 3_600_000_000_000
+    for text in ("aaa", "bbb"):
+        (root / "a.md").write_text(text)
+        os.utime(root / "a.md", ns=(at, at))
+        folder.import_files()
     assert store.get_entity("note", "a")["content"] == "bbb"
 
 
@@ -148,12 +148,12 @@ def test_changes_of_either_side_travel(store: ef.EntityStore, root: Path, folder
     edit(root / "note/a.md", FRONT.format("A") + "edited\n")
     b = store.get_entity("note", "b")
     store.upsert_entity("note", "b", "changed\n", b["metadata"])
-    store.upsert_entity("note", "c", "new\n", {"n": 1})
+    store.upsert_entity("note", "c", "new\n", {"count": 1})
     assert actions(folder.plan()) == {"note/a.md": "update", "note/b.md": "export", "note/c.md": "export"}
     assert statuses(folder.sync()) == {"note/a.md": "updated", "note/b.md": "exported", "note/c.md": "exported"}
     assert store.get_entity("note", "a")["content"] == "\nedited\n"
     assert (root / "note/b.md").read_text() == FRONT.format("B")[:-1] + "changed\n"
-    assert (root / "note/c.md").read_text() == "---\nn: 1\n---\nnew\n"
+    assert (root / "note/c.md").read_text() == "---\ncount: 1\n---\nnew\n"
     assert set(folder.plan()["action"]) == {"unchanged"}
 
 
@@ -245,9 +245,7 @@ def test_an_empty_folder_deletes_nothing(store: ef.EntityStore, root: Path, fold
     assert store.entity_exists("note", "a")
 
 
-def test_a_file_that_moved_takes_its_entity_along(
-    store: ef.EntityStore, root: Path, folder: ef.DirectorySync
-) -> None:
+def test_a_file_that_moved_takes_its_entity_along(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
     """created_at and vectors stay; nothing is deleted, nothing is due."""
     put(root / "note/a.md", FRONT.format("A") + "text of a")
     put(root / "note/b.md", "text of b")
@@ -377,7 +375,9 @@ def test_cancelling(store: ef.EntityStore, root: Path, folder: ef.DirectorySync)
     for number in range(1_000):
         put(root / f"{number:04}.md", f"text {number}")
     cancel = threading.Event()
-    result = folder.import_files(batch_size=100, cancel=cancel, progress=lambda done, total: done >= 300 and cancel.set())
+    result = folder.import_files(
+        batch_size=100, cancel=cancel, progress=lambda done, total: done >= 300 and cancel.set()
+    )
     counts = {status: count for status, count in result.counts.items() if count}
     assert set(counts) == {"created", "cancelled"}
     assert sum(counts.values()) == result.outcomes.height == 1_000

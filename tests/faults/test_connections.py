@@ -36,17 +36,17 @@ def terminate(server: Server, database: str, condition: str) -> None:
     assert server.sql(f"SELECT pg_terminate_backend({pid}, 10000)") == [(True,)]
 
 
-@pytest.mark.parametrize("point", ["staging", "merge", "before COMMIT", "one statement"])
+@pytest.mark.parametrize("point", ["staging", "merge", "enqueue", "before COMMIT", "one statement"])
 def test_a_backend_is_terminated(own_server: Server, database: str, own_store, proxy: Proxy, point: str) -> None:
-    """In the middle of COPY, of the merge, at COMMIT, of a small batch: tried again, written once."""
+    """In the middle of COPY, of the merge, before the job, at COMMIT, of a small batch: tried again, written once."""
     model, store = Model(), own_store(port=proxy.port, workers=1)
     first = rows(20)
     model.upserted(first, store.upsert(first))
     frame = rows(50 if point == "one statement" else 6_000, "changed", size=200)
     if point == "staging":
         proxy.hold_copy_after = 100_000
-    elif point == "before COMMIT":
-        proxy.hold_before = b"COMMIT"
+    elif point in ("enqueue", "before COMMIT"):
+        proxy.hold_before = b"embedding_jobs" if point == "enqueue" else b"COMMIT"
     hold = locked(own_server, database, ONE_ROW) if point in ("merge", "one statement") else contextlib.nullcontext()
     with hold:
         run = Background(lambda: store.upsert(frame))
@@ -139,24 +139,69 @@ def test_the_ledger_cannot_be_asked(own_store, proxy: Proxy, monkeypatch: pytest
     assert store.upsert(frame).counts["unchanged"] == 50
 
 
-def test_the_answer_to_a_delete_is_lost(own_server: Server, database: str, own_store, proxy: Proxy) -> None:
-    """All of it is deleted: the ledger says so. Some of it was missing: which, nobody can say."""
+def test_the_answer_to_a_delete_is_lost(
+    own_server: Server, database: str, own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was deleted and what was missing is told, as the ledger has it; unknown are rows if it cannot be asked."""
+    monkeypatch.setattr(attempts, "LEDGER_SECONDS", 0.5)
     model, store = Model(), own_store(port=proxy.port, workers=1)
     frame = rows(100)
     model.upserted(frame, store.upsert(frame))
-    proxy.drop_answer_to = b"DELETE FROM"
+    proxy.drop_answer_to = b"COMMIT"
     result = store.delete(frame[:40])
     assert proxy.dropped.is_set()
     assert result.counts["deleted"] == 40
     model.deleted(result)
     model.check(store)
     proxy.dropped.clear()
-    proxy.drop_answer_to = b"DELETE FROM"
+    proxy.drop_answer_to = b"COMMIT"
     result = store.delete(frame[30:60])
-    assert result.counts["unknown"] == 30
-    assert "20 of these 30" in result.outcomes["error"][0]
-    for key in frame[40:60].select("entity_type", "id").iter_rows():
+    assert proxy.dropped.is_set()
+    assert result.outcomes["status"].to_list() == ["missing"] * 10 + ["deleted"] * 20
+    assert own_server.sql(
+        "SELECT sum(deleted), count(*) FROM entityframes.batches WHERE deleted > 1", database=database
+    ) == [(60, 2)]
+    model.deleted(result)
+    model.check(store)
+    proxy.drop_answer_to, proxy.refuse_after_drop = b"COMMIT", True
+    with pytest.raises(ef.ConnectionLostError):
+        store.delete(frame[60:70])
+    assert store.last_result.counts["unknown"] == 10
+    proxy.refuse = False
+    assert store.delete(frame[60:70]).counts["missing"] == 10
+    for key in frame[60:70].select("entity_type", "id").iter_rows():
         del model.entities[key]
+    model.check(store)
+
+
+@pytest.mark.parametrize("came_again", [False, True])
+def test_a_delete_is_committed_while_the_ledger_is_asked(
+    own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, came_again: bool
+) -> None:
+    """The ledger does not have it yet, so it is tried again: the answer is the first one's, whatever came since."""
+    model, store, other = Model(), own_store(port=proxy.port, workers=1), own_store()
+    frame = rows(30)
+    model.upserted(frame, store.upsert(frame))
+    engine = type(store._engine)
+    asked: list[int | None] = []
+
+    def too_early(self, batch):
+        asked.append(None if not asked else deleted_by(self, batch))
+        if len(asked) == 1 and came_again:
+            model.upserted(frame[:3], other.upsert(frame[:3]))
+        return asked[-1]
+
+    deleted_by = engine.deleted_by
+    monkeypatch.setattr(engine, "deleted_by", too_early)
+    proxy.drop_answer_to = b"COMMIT"
+    result = store.delete(frame)
+    assert proxy.dropped.is_set()
+    assert asked == [None, 30]
+    assert result.counts["deleted"] == 30
+    # Those that came again came after it.
+    model.deleted(result)
+    if came_again:
+        model.entities |= {(kind, id): (text, {"n": int(id[1:])}) for kind, id, text, _ in frame[:3].iter_rows()}
     model.check(store)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import polars as pl
 import pytest
 
@@ -18,7 +21,7 @@ from tests.faults.invariants import Model, rows
 from tests.faults.servers import Server, tmpfs
 
 
-def fill(store: ef.EntityStore, model: Model) -> pl.DataFrame:
+def fill(store: ef.EntityStore, model: Model, ends_in: type[ef.EntityFramesError] = ef.ResourceError) -> pl.DataFrame:
     """Write until the disk is full, and take account of it."""
     first = rows(100, size=1_000)
     model.upserted(first, store.upsert(first))
@@ -30,10 +33,10 @@ def fill(store: ef.EntityStore, model: Model) -> pl.DataFrame:
         try:
             result = store.upsert(frame, batch_size=500)
         except ef.EntityFramesError as error:
-            assert isinstance(error, ef.ResourceError), repr(error)
+            assert isinstance(error, ends_in), repr(error)
             result = store.last_result
             assert result.counts["failed"] >= 500
-            assert set(result.failed["error_kind"]) == {"resource"}
+            assert set(result.failed["error_kind"]) == {"resource" if ends_in is ef.ResourceError else "connection"}
             model.upserted(frame, result)
             return frame
         model.upserted(frame, result)
@@ -77,6 +80,65 @@ def test_duckdb_runs_out_of_disk() -> None:
             model.check(store)
         with ef.connect(disk / "x.duckdb") as store:
             model.check(store)
+
+
+def test_duckdb_gives_up_its_file() -> None:
+    """Full while the log is written into the file: the store says that it is closed, and opened again it is sound."""
+    with tmpfs("32m") as disk:
+        if disk is None:
+            pytest.skip("a file system of its own needs the right to mount one")
+        model = Model()
+        with ef.connect(disk / "x.duckdb") as store:
+            with store._engine._cursor() as cursor:
+                # Written into the file after each batch.
+                cursor.execute("SET wal_autocheckpoint = '1KB'")
+            frame = fill(store, model, ef.ClosedError)
+            for call in (store.stats, lambda: store.get(frame), lambda: store.upsert(frame)):
+                with pytest.raises(ef.ClosedError):
+                    call()
+        subprocess.run(["mount", "-o", "remount,size=400m", disk], check=True)
+        with ef.connect(disk / "x.duckdb") as store:
+            model.check(store)
+            result = store.upsert(frame)
+            assert result.ok, result
+            model.upserted(frame, result)
+            model.check(store)
+
+
+def test_a_commit_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store closes, so that keys without a row do not reach the file; opened again, none is in the way."""
+    model = Model()
+    with ef.connect(tmp_path / "x.duckdb") as store:
+        first = rows(5_000, size=200)
+        model.upserted(first, store.upsert(first))
+        committing = store._engine._committing
+
+        @contextlib.contextmanager
+        def squeezed() -> Iterator[None]:
+            """COMMIT with next to no memory more than is in use."""
+            limit = 400_000
+            with store._engine._root.cursor() as cursor, contextlib.suppress(duckdb.OutOfMemoryException):
+                while limit > 1_000:
+                    cursor.execute(f"SET memory_limit = '{limit}KB'")
+                    limit = limit * 98 // 100
+            with committing():
+                yield
+
+        monkeypatch.setattr(store._engine, "_committing", squeezed)
+        frame = rows(60_000, start=10_000, size=100)
+        with pytest.raises(ef.ClosedError, match="COMMIT ran out of memory"):
+            store.upsert(frame, batch_size=20_000)
+        result = store.last_result
+        assert result.counts["failed"] >= 20_000
+        model.upserted(frame, result)
+        with pytest.raises(ef.ClosedError):
+            store.stats()
+    with ef.connect(tmp_path / "x.duckdb") as store:
+        model.check(store)
+        result = store.upsert(frame)
+        assert result.ok, result
+        model.upserted(frame, result)
+        model.check(store)
 
 
 def test_duckdb_at_a_file_size_limit(tmp_path: Path) -> None:

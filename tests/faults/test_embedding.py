@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 
 import entityframes as ef
 from tests.conftest import execute
+from tests.torture.embedding import sound, torture
 
 #: Works off what is due, slowly enough to be struck in the middle of it.
 WORKER = textwrap.dedent(
@@ -62,35 +62,10 @@ def check(store: ef.EntityStore, count: int) -> None:
         assert best["score"][0] == pytest.approx(1, abs=1e-5)
 
 
-def kill_workers(url: str, kills: int, seed: int) -> int:
-    """Kill workers in mid-job, again and again, while contents change; then let one finish. Returns the kills."""
-    chance = random.Random(seed)
-    duckdb = not url.startswith("postgresql")
-    with ef.connect(url) as store:
-        store.upsert(notes(600, "version 0"), batch_size=100, progress=False)
-    for turn in range(kills):
-        workers = [start(url) for _ in range(1 if duckdb else 2)]
-        # The moment is what is random.
-        time.sleep(chance.uniform(0, 0.3))
-        if not duckdb and turn % 3 == 0:
-            with ef.connect(url) as store:
-                store.upsert(notes(50, f"version {turn + 1}"), progress=False)
-        for worker in workers:
-            worker.send_signal(signal.SIGKILL)
-            worker.communicate()
-        if turn % 5 == 4:
-            with ef.connect(url) as store:
-                store.upsert(notes(600, f"version {turn + 1}"), batch_size=100, progress=False)
-    worker = start(url)
-    out, errors = worker.communicate(timeout=60)
-    assert out == "done\n", errors
-    with ef.connect(url) as store:
-        check(store, 600)
-    return kills
-
-
 def test_workers_are_killed(url: str) -> None:
-    assert kill_workers(url, kills=4, seed=5) == 4
+    """A short run of what `python -m tests.torture.embedding` does."""
+    figures = torture(url, kills=4, seed=5)
+    assert sound(figures), figures
 
 
 def test_a_killed_worker_holds_its_job_no_longer_than_its_lease(url: str, tmp_path: Path) -> None:
@@ -163,8 +138,3 @@ def test_sigterm_ends_a_watching_worker(url: str) -> None:
     assert "Traceback" not in errors
     with ef.connect(url) as store:
         check(store, 100 if duckdb else 150)
-
-
-if __name__ == "__main__":
-    # python -m tests.faults.test_embedding URL KILLS
-    print(kill_workers(sys.argv[1], int(sys.argv[2]), seed=1), "kills; every entity has one vector of its content")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,46 +18,75 @@ import pytest
 import entityframes as ef
 from tests.conftest import execute
 from tests.faults.invariants import Model, rows
-from tests.faults.servers import WAITING, Server, backends, wait_until
+from tests.faults.servers import WAITING, Background, Server, backends, wait_until
 from tests.faults.test_connections import ONE_ROW, locked
 
 #: Prints how long it took from the signal to the KeyboardInterrupt, what the result says, and that the store goes on.
 INTERRUPTED = textwrap.dedent(
     """
-    import json, sys, time
+    import contextlib, json, sys, time
     import polars as pl
     import entityframes as ef
     from tests.faults.invariants import rows
     store = ef.connect(sys.argv[1], workers=int(sys.argv[4]))
     frame = rows(int(sys.argv[2]), "changed", size=int(sys.argv[3]))
+    def scan():
+        try:
+            store.scan().collect()
+        except KeyboardInterrupt:
+            # Polars raises it, and Python's own handler once more.
+            with contextlib.suppress(KeyboardInterrupt):
+                time.sleep(0.1)
+            raise
+    calls = {
+        "upsert": lambda: store.upsert(frame, progress=False, batch_size=50_000),
+        "upsert_entity": lambda: store.upsert_entity(*frame.row(0)[:3]),
+        "delete": lambda: store.delete(frame),
+        "get": lambda: store.get(frame),
+        "scan": scan,
+        "stats": lambda: store.stats(),
+    }
     print("begins", flush=True)
     try:
-        store.upsert(frame, progress=False, batch_size=50_000)
+        calls[sys.argv[5]]()
         print("not interrupted")
     except KeyboardInterrupt:
-        raised = time.monotonic()
-        statuses = store.last_result.outcomes.select("id", pl.col("status").cast(pl.String)).rows()
+        print(time.monotonic(), flush=True)
+        told = store.last_result
+        sys.stdin.readline()
+        statuses = told and told.outcomes.select("id", pl.col("status").cast(pl.String)).rows()
         again = store.upsert_entity("probe", "after", "x")["status"]
         store.delete_entity("probe", "after")
         store.close()
-        print(json.dumps({"raised": raised, "statuses": statuses, "again": again}))
+        print(json.dumps({"statuses": statuses, "again": again}))
     """
 )
 
 
-def interrupted(url: str, condition, *words: object) -> dict:
-    """Interrupt a child that upserts, as soon as a condition holds."""
-    command = [sys.executable, "-c", INTERRUPTED, url, *map(str, words)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stdout.readline() == "begins\n", child.stderr.read()
-        wait_until(condition, "the moment to interrupt")
-        sent = time.monotonic()
-        child.send_signal(signal.SIGINT)
-        out, errors = child.communicate(timeout=60)
-    assert out.startswith("{"), out + errors
-    told = json.loads(out)
+def interrupted(
+    url: str, condition, *words: object, call: str = "upsert", release: Callable[[], object] = lambda: None
+) -> dict:
+    """Interrupt a child that upserts, or does what else is wanted, as soon as a condition holds.
+
+    Once it was interrupted, what stands in its way is released, and it shows that the store goes on.
+    """
+    command = [sys.executable, "-c", INTERRUPTED, url, *map(str, words), call]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as child:
+        try:
+            assert child.stdout.readline() == "begins\n", child.stderr.read()
+            wait_until(condition, "the moment to interrupt")
+            sent = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            line = Background(child.stdout.readline).outcome(30)
+            release()
+            out, errors = child.communicate("go\n", timeout=60)
+        except BaseException:
+            child.kill()
+            raise
+    assert out.startswith("{"), line + out + errors
     # The clock is the machine's, the same for both processes.
-    return told | {"took": told["raised"] - sent}
+    return json.loads(out) | {"took": float(line) - sent}
 
 
 def settle(model: Model, told: dict, frame) -> None:
@@ -91,6 +122,34 @@ def test_interrupt_on_postgresql(own_server: Server, database: str, own_store, p
     model.check(store)
 
 
+@pytest.mark.parametrize("call", ["upsert_entity", "delete", "get", "scan", "stats"])
+def test_interrupt_of_other_calls(own_server: Server, database: str, own_store, call: str) -> None:
+    """Ctrl-C while a deletion or a read waits for a lock: the same, and nothing is deleted."""
+    model, store = Model(), own_store()
+    frame = rows(20)
+    model.upserted(frame, store.upsert(frame))
+    hold = (
+        ONE_ROW if call in ("upsert_entity", "delete") else "LOCK TABLE entityframes.entities IN ACCESS EXCLUSIVE MODE"
+    )
+    if call == "upsert_entity":
+        hold = ONE_ROW.replace("e000007", frame["id"][0])
+    with contextlib.ExitStack() as holding:
+        holding.enter_context(locked(own_server, database, hold))
+
+        def release() -> None:
+            # It has given up, and does not wait any more.
+            assert not backends(own_server, database, WAITING)
+            holding.close()
+
+        url = own_server.url(database)
+        told = interrupted(url, lambda: backends(own_server, database, WAITING), 20, 0, 1, call=call, release=release)
+    assert told["took"] < 2
+    assert told["again"] == "created"
+    if call == "delete":
+        assert told["statuses"] == [[id, "cancelled"] for id in frame["id"]]
+    model.check(store)
+
+
 def test_interrupt_on_duckdb(tmp_path: Path) -> None:
     """Ctrl-C while batches are written: KeyboardInterrupt in time, whole batches or nothing."""
     path = tmp_path / "x.duckdb"
@@ -105,8 +164,7 @@ def test_interrupt_on_duckdb(tmp_path: Path) -> None:
     model = Model()
     settle(model, told, rows(200_000, "changed", size=100))
     with ef.connect(path) as store:
-        assert store.stats()["entities"].sum() == len(model.entities)
-        assert store.verify().is_empty()
+        model.check(store)
 
 
 #: Writes batches of a hundred and says which one is committed, until it is killed.

@@ -7,6 +7,7 @@ import io
 import logging
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -154,3 +155,32 @@ def test_what_the_command_line_says(own_server: Server, database: str, login: st
     own_server.sql("ALTER TABLE entityframes.entities RENAME TO hidden", database=database)
     assert "2 " in ear.on(lambda: entityframes("import", "rows.csv"))
     own_server.sql("ALTER TABLE entityframes.hidden RENAME TO entities", database=database)
+
+
+def test_what_is_said_on_duckdb(ear: Ear, tmp_path: Path) -> None:
+    """A CHECK, a bad row, a duplicate, a wrong frame, a plan, a cancelled run, a closed store: row contents in none."""
+    store = ef.connect(tmp_path / "x.duckdb")
+    with store._engine._cursor() as cursor:
+        [(ddl,)] = cursor.execute(
+            "SELECT sql FROM duckdb_tables() WHERE schema_name = 'entityframes' AND table_name = 'entities'"
+        ).fetchall()
+        cursor.execute("DROP TABLE entityframes.entities")
+        cursor.execute(ddl.replace("PRIMARY KEY", "CHECK (NOT ends_with(content, ' 3')), PRIMARY KEY", 1))
+    ear.on(lambda: store.plan(frame()))
+    result = ear.on(lambda: store.upsert(frame()))
+    assert result.counts["failed"] == 1
+    ear.heard.append(str(result.failed.rows()))
+    ear.on(result.raise_for_failures)
+    for on_error in ("rollback", "raise"):
+        ear.on(lambda on_error=on_error: store.upsert(frame(), on_error=on_error))
+    ear.on(lambda: store.upsert(frame().with_columns(metadata=pl.lit(f'{{"secret": "{CONTENT}"'))))
+    ear.on(lambda: store.upsert(pl.concat([frame(), frame()]), on_duplicate="error"))
+    ear.on(lambda: store.upsert(frame().with_columns(content=pl.lit(CONTENT).cast(pl.Categorical))))
+    cancel = threading.Event()
+    cancel.set()
+    assert ear.on(lambda: store.upsert(frame(), cancel=cancel)).counts["cancelled"] == 20
+    with store._engine._cursor() as cursor:
+        cursor.execute("UPDATE entityframes.entities SET content_hash = '' WHERE id = 'e000001'")
+    assert ear.on(store.verify).height == 1
+    store.close()
+    ear.on(lambda: store.upsert(frame()))

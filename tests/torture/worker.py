@@ -99,6 +99,10 @@ def main(url: str, path: str, seed: str, threads: str, name: str) -> None:
     store = _opened(url, stopping)
     if store is None:
         return
+    if store._engine.name == "duckdb":
+        # Faults also meet a COMMIT that writes the log into the file.
+        with store._engine._cursor() as cursor:
+            cursor.execute(f"SET wal_autocheckpoint = '{random.Random(seed).choice(['1KB', '256KB', '16MB'])}'")
     # A store's last_result is of its last call, whoever made it: each thread has a handle of its own on the engine.
     handles = [ef.EntityStore(store._engine, "entityframes") for _ in range(int(threads))]
     workers = [
@@ -114,6 +118,8 @@ def main(url: str, path: str, seed: str, threads: str, name: str) -> None:
             helper.join()
         store.close()
     except KeyboardInterrupt:
+        # Struck again, it would end under the hands of its helpers.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         stopping.set()
         for helper in helpers:
             helper.join()

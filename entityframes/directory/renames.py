@@ -1,0 +1,84 @@
+"""Renames: an entity gets the key that its file's new path means, or a file the path of its entity's new key."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from entityframes import frames
+from entityframes.attempts import RETRIED, Attempts
+from entityframes.directory.account import Account
+from entityframes.directory.handles import Stat
+from entityframes.directory.tree import Tree
+from entityframes.engines import Batch, Engine
+from entityframes.fields import Fields
+from entityframes.frames import KEY
+from entityframes.judge import judge
+
+_OLD_KEY = {"entity_type": pl.col("old_type"), "id": pl.col("old_id")}
+
+
+def rename(engine: Engine, tree: Tree, rows: pl.DataFrame, batch: Batch, account: Account) -> None:
+    """Rename the entities, or the files, of rows whose action that is, and tell what became of them.
+
+    Entities are renamed in one transaction; their vectors, created_at and jobs go with them.
+
+    Raises:
+        DatabaseError: the database refused, or cannot be reached.
+    """
+    if rows.is_empty():
+        return
+    origins = engine.directory.origins(rows.select(**_OLD_KEY))
+    header = pl.Series("header", [b""] * rows.height, dtype=pl.Binary).scatter(origins["position"], origins["header"])
+    rows = rows.with_columns(
+        header,
+        settled=pl.lit(True),
+        now_hash="base_hash",
+        now_content="base_content",
+        now_metadata="base_metadata",
+    )
+    _entities(engine, rows.filter(pl.col("direction") == "import"), batch, account)
+    for piece in rows.filter(pl.col("direction") == "export").iter_slices(1):
+        row = piece.row(0, named=True)
+        said = tree.rename(row["base_path"], row["path"], Stat(row["size"], row["mtime_ns"]))
+        account.tell(piece, "failed" if said else "renamed", error_kind="file" if said else None, error=said)
+        if said is None:
+            account.file(piece)
+
+
+def _entities(engine: Engine, rows: pl.DataFrame, batch: Batch, account: Account) -> None:
+    rows = _fitting(engine, rows, account)
+    if rows.is_empty():
+        return
+    pairs = rows.select("old_type", "old_id", new_type="entity_type", new_id="id")
+    attempts = Attempts(batch.interrupt)
+    while True:
+        try:
+            renamed = engine.directory.rename(pairs, batch)["position"].cast(pl.Int64)
+            break
+        except RETRIED as error:
+            if error.committing:
+                # The next sync finds what came of it.
+                account.tell(rows, "unknown", error_kind=error.kind, error=str(error))
+                raise
+            attempts.again(error)
+    account.batches += 1
+    done = pl.int_range(rows.height).is_in(renamed.implode())
+    account.tell(rows.filter(done), "renamed", batch_id=batch.batch_id)
+    account.file(rows.filter(done))
+    account.tell(rows.filter(~done), "conflict", error="changed while it was synced: sync again")
+
+
+def _fitting(engine: Engine, rows: pl.DataFrame, account: Account) -> pl.DataFrame:
+    """An entity that changes its type has to fit the metadata fields of the new one."""
+    across = rows.filter(pl.col("old_type") != pl.col("entity_type"))
+    if across.is_empty():
+        return rows
+    found = engine.lookup(across.select(**_OLD_KEY))
+    across = across[found["position"]]
+    chunk = frames.numbered(across.select(*KEY, content=pl.lit(""))).with_columns(found["metadata"])
+    fields = Fields(engine)
+    _, invalid, inferred = judge(chunk, fields, None)
+    bad = across[invalid["row"]].with_columns(invalid["error"].alias("reason"))
+    account.tell(bad, "failed", error_kind="validation", error=pl.col("reason"))
+    fields.infer(across["entity_type"].unique(maintain_order=True), inferred)
+    return rows.join(bad, on="row", how="anti", maintain_order="left")

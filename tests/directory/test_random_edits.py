@@ -1,0 +1,19 @@
+"""Random edits of files and entities: nothing that somebody wrote is lost, on both engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import entityframes as ef
+from tests.directory.edits import Script, make_tree
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_written_is_lost(store: ef.EntityStore, tmp_path: Path, seed: int) -> None:
+    """Whatever is edited, moved, broken and deleted on either side, and whoever wins."""
+    root = tmp_path / "root"
+    root.mkdir()
+    make_tree(root, seed)
+    Script(store, root, seed).run(rounds=6)
