@@ -67,7 +67,7 @@ def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: s
         print("CocoIndex does not take part: it is not installed")
     with server(postgres) as url:
         for size in rows or DEFAULT_ROWS:
-            latency = LATENCY_MS if size >= LARGE else 0.0
+            latency = LATENCY_MS if size >= LARGE else None
             taking_part = [contestant for contestant in contestants if size < contestant.max_files]
             for turn in range(repeat):
                 with _bench(url, latency, measurements.seed, size) as bench:
@@ -83,7 +83,7 @@ def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: s
 class _Bench:
     """A tree, and a place for each contestant."""
 
-    def __init__(self, folder: Path, url: str, reached: str, latency: float, files: int) -> None:
+    def __init__(self, folder: Path, url: str, reached: str, latency: float | None, files: int) -> None:
         self.tree = folder / "tree"
         self._folder = folder
         self._url = url
@@ -128,7 +128,7 @@ class _Bench:
             data.edit_note(bad, 1)
         spoil(bad)
         started = time.perf_counter()
-        done = self._popen(contestant)
+        done = self._popen(contestant, "heeding modes")
         seconds = time.perf_counter() - started
         others = self.stored(contestant)[0] if self._exists(contestant) else 0
         kept = self._content_of(contestant, bad) if others else None
@@ -177,7 +177,7 @@ class _Bench:
         return url if contestant.database == "postgresql" else str(self._folder / f"{contestant.way[:6]}.duckdb")
 
     def _latency_of(self, contestant: Contestant) -> float:
-        return self._latency if contestant.database == "postgresql" else 0.0
+        return self._latency or 0.0 if contestant.database == "postgresql" else 0.0
 
     def _process(self, contestant: Contestant) -> tuple[dict[str, Any], float]:
         """What the process of a contestant says, and the seconds that it took as a whole."""
@@ -188,9 +188,9 @@ class _Bench:
             raise AssertionError(f"{contestant.name} failed: {done.stderr}")
         return json.loads(done.stdout.splitlines()[-1]), seconds
 
-    def _popen(self, contestant: Contestant) -> subprocess.CompletedProcess[str]:
+    def _popen(self, contestant: Contestant, *more: str) -> subprocess.CompletedProcess[str]:
         target = self._target(contestant, self._reached)
-        words = [contestant.way, str(self.tree), target, str(self._folder / "state")]
+        words = [contestant.way, str(self.tree), target, str(self._folder / "state"), *more]
         # Packages have their bytecode beside them, as installed ones do.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return subprocess.run(
@@ -211,8 +211,8 @@ class _Bench:
 
 
 @contextmanager
-def _bench(url: str, latency: float, seed: int, files: int) -> Iterator[_Bench]:
-    """A new tree, and nothing stored."""
+def _bench(url: str, latency: float | None, seed: int, files: int) -> Iterator[_Bench]:
+    """A new tree, and nothing stored; PostgreSQL is reached directly if no latency is given."""
     import psycopg
 
     with psycopg.connect(url, autocommit=True) as connection:
@@ -225,8 +225,8 @@ def _bench(url: str, latency: float, seed: int, files: int) -> Iterator[_Bench]:
 
 
 @contextmanager
-def _through(url: str, latency: float) -> Iterator[str]:
-    if not latency:
+def _through(url: str, latency: float | None) -> Iterator[str]:
+    if latency is None:
         yield url
         return
     with WireProxy(url, latency_ms=latency) as proxy:

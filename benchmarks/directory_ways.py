@@ -184,7 +184,7 @@ def _walk(tree: Path) -> int:
     return found
 
 
-def heed_modes() -> None:
+def _heed_modes() -> None:
     """Let the mode of a file count for root too (Linux)."""
     if sys.platform == "linux" and os.geteuid() == 0:
         libc = ctypes.CDLL(None)
@@ -200,7 +200,8 @@ WAYS = {
 }  # fmt: skip
 
 if __name__ == "__main__":
-    heed_modes()
-    name, tree, target, state = sys.argv[1:]
+    name, tree, target, state, *more = sys.argv[1:]
+    if more:
+        _heed_modes()
     seconds = WAYS[name](Path(tree), target, Path(state))
     print(json.dumps({"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
