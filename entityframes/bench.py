@@ -80,13 +80,19 @@ def chart(measured: pl.DataFrame) -> Any:
     except ImportError:
         raise ValueError("charts need Altair: pip install 'entityframes[notebook]'") from None
 
+    sizes = measured["entities"].unique().sort().to_list()
+    logarithmic = alt.Scale(type="log", nice=False, padding=10)
+
     def panel(column: str, title: str) -> Any:
+        ticks = pl.Series([base * 10.0**power for power in range(-5, 8) for base in (1, 3)])
+        values = measured[column].cast(pl.Float64).drop_nulls()
+        inside = ticks.filter(ticks.is_between(values.min(), values.max())).to_list()
         return (
             alt.Chart(measured, width=320, height=240)
             .mark_line(point=True)
             .encode(
-                x=alt.X("entities:Q", scale=alt.Scale(type="log"), title="entities"),
-                y=alt.Y(f"{column}:Q", scale=alt.Scale(type="log"), title=title),
+                x=alt.X("entities:Q", scale=logarithmic, title="entities", axis=alt.Axis(values=sizes, format=",")),
+                y=alt.Y(f"{column}:Q", scale=logarithmic, title=title, axis=alt.Axis(values=inside, format=",~g")),
                 color=alt.Color("way:N", title=None, sort=[N_PLUS_ONE, BATCH]),
             )
         )

@@ -43,9 +43,9 @@ SYNC_STATUSES = (
     "created", "updated", "renamed", "exported", "deleted", "unchanged", "conflict", "failed", "cancelled", "unknown"
 )  # fmt: skip
 
-#: Who refused a row: our validation, the database, the connection to it, a time limit, its disk or memory, the
-#: embedder, or the file system.
-ERROR_KINDS = ("validation", "database", "connection", "timeout", "resource", "embedder", "file")
+#: Who refused a row: our validation, the database, the connection to it, a time limit, its disk or memory, or the
+#: embedder.
+ERROR_KINDS = ("validation", "database", "connection", "timeout", "resource", "embedder")
 
 #: Statuses that leave the caller with something to do.
 UNRESOLVED = ("conflict", "failed", "cancelled", "unknown")

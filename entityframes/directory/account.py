@@ -10,12 +10,14 @@ import polars as pl
 from entityframes.directory.plan import PLAN_SCHEMA
 from entityframes.engines.directory import FILED, DirectoryEngine
 from entityframes.progress import Reporter
-from entityframes.results import SYNC_STATUSES, OutcomeLog, SyncResult, outcome_schema
+from entityframes.results import ERROR_KINDS, SYNC_STATUSES, OutcomeLog, SyncResult, outcome_schema
 
 #: Columns of the outcomes of a sync.
 SYNC_SCHEMA = pl.Schema(
     {
         **outcome_schema(SYNC_STATUSES),
+        # The file system can refuse a row, too.
+        "error_kind": pl.Enum([*ERROR_KINDS, "file"]),
         "path": pl.String(),
         "action": PLAN_SCHEMA["action"],
         "direction": PLAN_SCHEMA["direction"],

@@ -6,24 +6,19 @@ A small batch is one statement with array parameters: two round trips, transacti
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import adbc_driver_manager
-import adbc_driver_postgresql.dbapi as adbc
 import polars as pl
 
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, predicates, queries
 from entityframes.engines.arrow import one_row, to_frame
 from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, translated
+from entityframes.engines.postgres_pool import Pool, execute, patiently, transaction
 from entityframes.errors import (
-    ClosedError,
     ConnectError,
     ConnectionLostError,
     DatabaseError,
@@ -42,8 +37,6 @@ ARRAY_ROWS = 2_000
 ARRAY_BYTES = 2 << 20
 
 _COPIED = ("entity_type", "id", "content", "metadata", "content_hash", "metadata_hash")
-#: Seconds between the tries of what can be done twice.
-_PAUSES = (0.05, 0.2, 0.5, 1.0)
 
 _STAGED = ("position", "entity_type", "id", "content", "metadata", "content_hash", "metadata_hash", "differs")
 
@@ -52,7 +45,7 @@ T = TypeVar("T")
 
 
 class PostgresEngine:
-    """A pool of ADBC connections, each used by one thread at a time."""
+    """A PostgreSQL database; each call borrows a connection of its own from a pool."""
 
     name = "postgresql"
 
@@ -63,11 +56,8 @@ class PostgresEngine:
         self._namespace = namespace
         files = ("postgres.sql", "postgres_checks.sql", "postgres_embedding.sql", "postgres_directory.sql")
         self._sql = {name: sql for file in files for name, sql in queries.load(file, namespace).items()}
-        self._target = location.target
-        self._idle: list[Any] = []
-        self._lock = threading.Lock()
-        self._closed = False
-        self._process = os.getpid()
+        self._pool = Pool(location.target, self.workers, self._sql["session"])
+        self._connection, self._transaction = self._pool.borrow, transaction
         try:
             with self._connection() as connection:
                 self._migrate(connection)
@@ -150,7 +140,7 @@ class PostgresEngine:
             with self._connection() as connection:
                 self._run(connection, "record_fields", *fields)
 
-        _patiently(record)
+        patiently(record)
 
     def is_empty(self, entity_type: str) -> bool:
         return bool(self._read("is_empty", entity_type).item())
@@ -220,73 +210,7 @@ class PostgresEngine:
             self._run(connection, "drop")
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        if os.getpid() == self._process:
-            for connection in idle:
-                _discard(connection)
-
-    @contextmanager
-    def _connection(self, interrupt: Interrupt | None = None) -> Iterator[Any]:
-        """A connection of one's own; it goes back to the pool unless something failed on it."""
-        if os.getpid() != self._process:
-            raise ClosedError("this store was opened in another process: after a fork, connect again in the child")
-        with self._lock:
-            if self._closed:
-                raise ClosedError("the store is closed: open it again with entityframes.connect()")
-            connection = self._idle.pop() if self._idle else None
-        if connection is None:
-            with translated(connecting=True):
-                connection = adbc.connect(self._target, autocommit=True)
-            self._run(connection, "session")
-        try:
-            if interrupt is None:
-                yield connection
-            else:
-                interrupt.check()
-                with interrupt.cancelling(connection.adbc_cancel):
-                    yield connection
-        except RowError:
-            # The server said no and is well: the rows are tried again, on the same connection.
-            if self._rolled_back(connection):
-                self._give_back(connection)
-            raise
-        except BaseException as error:
-            # Whatever state it is in, closing it rolls back; a new one costs ten round trips, a wrong one the data.
-            _discard(connection)
-            if isinstance(error, ConnectionLostError):
-                # The idle ones are from before it, too.
-                with self._lock:
-                    lost, self._idle = self._idle, []
-                for idle in lost:
-                    _discard(idle)
-            raise
-        self._give_back(connection)
-
-    def _give_back(self, connection: Any) -> None:
-        with self._lock:
-            keep = not self._closed and len(self._idle) < self.workers
-            if keep:
-                self._idle.append(connection)
-        if not keep:
-            _discard(connection)
-
-    def _rolled_back(self, connection: Any) -> bool:
-        try:
-            self._execute(connection, "ROLLBACK")
-        except DatabaseError:
-            _discard(connection)
-            return False
-        return True
-
-    @contextmanager
-    def _transaction(self, connection: Any, interrupt: Interrupt) -> Iterator[None]:
-        """BEGIN and COMMIT; an error leaves the transaction to the connection's end, which rolls it back."""
-        self._execute(connection, "BEGIN")
-        yield
-        interrupt.check()
-        self._execute(connection, "COMMIT", committing=True)
+        self._pool.close()
 
     def _probe(self, connection: Any, rows: pl.DataFrame) -> pl.DataFrame:
         """position, created and differs of the rows that are new or differ, in order; keys and hashes are sent only."""
@@ -310,7 +234,7 @@ class PostgresEngine:
         except RowError as error:
             if error.sqlstate != UNIQUE_VIOLATION:
                 raise
-            self._execute(connection, "ROLLBACK")
+            execute(connection, "ROLLBACK")
             return None
 
     def _write(
@@ -378,15 +302,10 @@ class PostgresEngine:
             with self._connection() as connection:
                 return self._ask(connection, name, *parameters)
 
-        return _patiently(ask)
+        return patiently(ask)
 
     def _run(self, connection: Any, name: str, *parameters: Any) -> None:
-        self._execute(connection, self._sql[name], *parameters)
-
-    def _execute(self, connection: Any, statement: str, *parameters: Any, committing: bool = False) -> None:
-        with translated(committing=committing), closing(connection.cursor()) as cursor:
-            # COMMIT is left as it was: how its answer can be lost, and what then, has been tried with it.
-            cursor.execute(statement, None if committing else one_row(parameters))
+        execute(connection, self._sql[name], *parameters)
 
     def _ask(self, connection: Any, name: str, *parameters: Any, committing: bool = False) -> pl.DataFrame:
         with translated(committing=committing), closing(connection.cursor()) as cursor:
@@ -410,7 +329,7 @@ class PostgresEngine:
             for step in range(version + 1, FORMAT + 1):
                 # The driver takes one statement at a time.
                 for statement in self._sql[f"migrate_{step}"].split(";\n"):
-                    self._execute(connection, statement)
+                    execute(connection, statement)
 
     def _format(self, connection: Any) -> int:
         if not self._ask(connection, "format_table", self._namespace).item():
@@ -446,23 +365,7 @@ def _with_conflicts(written: pl.DataFrame, rows: pl.DataFrame, conflicts: pl.Ser
     return pl.concat([written, left_alone], how="diagonal")
 
 
-def _patiently(call: Callable[[], T]) -> T:
-    """Call again after an error that may pass; for what can be done twice."""
-    for pause in _PAUSES:
-        try:
-            return call()
-        except TransientError:
-            time.sleep(pause)
-    return call()
-
-
 def _in_utc(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(
         pl.col(pl.Datetime).cast(pl.Datetime("us")).dt.replace_time_zone(None).dt.replace_time_zone("UTC")
     )
-
-
-def _discard(connection: Any) -> None:
-    # An error means that it was broken already; the server rolls back when the socket goes.
-    with suppress(adbc_driver_manager.Error):
-        connection.close()

@@ -25,6 +25,7 @@ from entityframes.engines.embedding import (
 )
 from entityframes.engines.postgres import _in_utc
 from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, translated
+from entityframes.engines.postgres_pool import execute
 from entityframes.errors import ConnectionLostError, DatabaseError, RowError, SpaceError
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ class PostgresEmbedding:
             if storage == "pgvector" and not engine._ask(connection, "has_vector_column").item():
                 engine._run(connection, "add_vector_column")
             places = {"number": added.item(), "space": space, "storage": storage}
-            engine._execute(connection, self._filled("add_partition", **places))
+            execute(connection, self._filled("add_partition", **places))
             if dim <= INLINE_DIM:
-                engine._execute(connection, self._filled("store_inline", **places))
+                execute(connection, self._filled("store_inline", **places))
             if engine._ask(connection, "has_others", space).item():
                 engine._ask(connection, "enqueue", space, str(JOB_ROWS), None)
             return True
@@ -87,7 +88,7 @@ class PostgresEmbedding:
             engine._ask(connection, "space_lock", engine._namespace)
             engine._run(connection, "release_jobs", space)
             engine._run(connection, "delete_space", space)
-            engine._execute(connection, self._filled("drop_partition", number=number))
+            execute(connection, self._filled("drop_partition", number=number))
 
     def index_space(self, space: str, dim: int) -> bool:
         engine, stored = self._engine, self._space(space)
@@ -95,7 +96,7 @@ class PostgresEmbedding:
             return False
         with engine._connection() as connection, engine._transaction(connection, Interrupt()):
             engine._run(connection, "build_memory")
-            engine._execute(connection, self._filled("create_index", number=stored["number"], dim=dim))
+            execute(connection, self._filled("create_index", number=stored["number"], dim=dim))
         return True
 
     # Jobs.
@@ -162,7 +163,7 @@ class PostgresEmbedding:
                 if error.sqlstate != UNIQUE_VIOLATION:
                     raise
                 # Another worker had the same entity in another job, and was quicker.
-                self._engine._execute(connection, "ROLLBACK")
+                execute(connection, "ROLLBACK")
                 rows = rows.with_columns(stored=True)
                 return self._write_vectors(connection, job, rows, vectors, end, interrupt)
 
@@ -184,10 +185,10 @@ class PostgresEmbedding:
                 self._ingest(connection, f"embeddings_{space['number']}", table, db_schema_name=engine._namespace)
             if stored.any():
                 kind = "vector" if storage == "pgvector" else "bytea"
-                engine._execute(connection, self._filled("create_vector_staging", type=kind))
+                execute(connection, self._filled("create_vector_staging", type=kind))
                 table = _table(current.filter(stored), vectors[stored], "vector")
                 self._ingest(connection, "entityframes_vectors", table, temporary=True)
-                engine._execute(connection, self._filled("merge_vectors", storage=storage), job.space)
+                execute(connection, self._filled("merge_vectors", storage=storage), job.space)
             return current.select("entity_type", "id")
 
     def _ingest(self, connection: Any, name: str, table: pa.Table, **where: Any) -> None:
@@ -208,7 +209,7 @@ class PostgresEmbedding:
         sql = self._filled(name, dim=stored["dim"], order="distance, entity_type, id", condition=condition)
         with self._engine._connection() as connection:
             self._engine._run(connection, "iterative_scan")
-            self._engine._execute(connection, self._filled("search_breadth", breadth=min(max(limit, 40), 1000)))
+            execute(connection, self._filled("search_breadth", breadth=min(max(limit, 40), 1000)))
             with translated(), closing(connection.cursor()) as cursor:
                 cursor.execute(sql, one_row(given))
                 found = _in_utc(to_frame(cursor.fetch_arrow_table()))

@@ -259,7 +259,7 @@ def test_what_a_pooler_does_between_transactions(own_store) -> None:
         result = store.upsert(frame)
         assert result.ok
         model.upserted(frame, result)
-        for connection in store._engine._idle:
+        for connection in store._engine._pool._idle:
             with connection.cursor() as cursor:
                 cursor.execute("DISCARD ALL")
     model.check(store)

@@ -1,0 +1,89 @@
+"""The sync command: what it prints, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import entityframes as ef
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "notes"
+    root.mkdir()
+    return root
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "entityframes", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_sync(url: str, root: Path) -> None:
+    """A dry run, the real one, and one with nothing to do; a line for a person and JSON for a script."""
+    (root / "post").mkdir()
+    (root / "post/a.md").write_text("---\ntitle: A\n---\ntext\n")
+    planned = run("sync", root, "--dry-run", "--store", url)
+    assert planned.returncode == 0, planned.stderr
+    assert "create    post/a.md -> post/a" in planned.stdout
+    assert "nothing was written" in planned.stdout
+    first = run("sync", root, "--store", url)
+    assert first.returncode == 0, first.stderr
+    assert "1 created" in first.stdout
+    again = json.loads(run("sync", root, "--store", url, "--json").stdout)
+    assert again["ok"]
+    assert again["changes"] == []
+    assert again["counts"]["unchanged"] == 1
+
+
+def test_conflicts_and_bad_files_end_with_1(url: str, root: Path) -> None:
+    """Each is told with its path and its reason."""
+    (root / "a.md").write_text("one")
+    (root / "bad.md").write_bytes(b"caf\xe9")
+    assert run("sync", root, "--store", url).returncode == 1
+    (root / "a.md").write_text("two, longer")
+    with ef.connect(url) as store:
+        store.upsert_entity("note", "a", "three")
+    ended = run("sync", root, "--store", url)
+    assert ended.returncode == 1
+    assert "conflict: a.md: both the file and the entity changed" in ended.stderr
+    assert "failed: bad.md: line 1" in ended.stderr
+    assert run("sync", root, "--on-conflict", "files", "--store", url).returncode == 1
+    assert (root / "a.md.conflict").read_text() == "three"
+
+
+def test_what_cannot_be_done_ends_with_2(root: Path, tmp_path: Path) -> None:
+    """A folder that is not there, and options that do not go together, are one line."""
+    for words in (
+        ("nowhere",),
+        (root, "--import", "--on-conflict", "store"),
+        (root, "--export", "--on-conflict", "files"),
+    ):
+        ended = run("sync", *words, "--store", tmp_path / "x.duckdb")
+        assert ended.returncode == 2
+        assert "Traceback" not in ended.stderr
+
+
+def test_watch_stops_at_a_signal(root: Path, tmp_path: Path) -> None:
+    """SIGTERM ends it after the sync at work, with exit status 0."""
+    (root / "a.md").write_text("one")
+    store = tmp_path / "x.duckdb"
+    command = [sys.executable, "-m", "entityframes", "sync", str(root), "--watch", "--store", str(store)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert "1 created" in process.stdout.readline()
+        (root / "b.md").write_text("two")
+        assert "1 created" in process.stdout.readline()
+        os.kill(process.pid, signal.SIGTERM)
+        end = time.monotonic() + 20
+        while process.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert process.returncode == 0, process.stderr.read()
