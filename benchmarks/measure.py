@@ -98,7 +98,8 @@ def summary(measured: pl.DataFrame) -> pl.DataFrame:
         medians.join(ours, on=GROUP, how="left", maintain_order="left", nulls_equal=True)
         .with_columns(ratio=pl.col("seconds") / pl.col("ours"), us_per_row=pl.col("seconds") / pl.col("rows") * 1e6)
         # Groups in the order in which they were first measured.
-        .with_columns(place=pl.int_range(pl.len()).min().over(GROUP))
+        .with_row_index("place")
+        .with_columns(pl.col("place").min().over(GROUP))
         .sort("place", "seconds")
         .select(*GROUP, "contestant", "seconds", "ratio", *whole, "us_per_row", "round_trips", "peak_mb", "repeats")
     )
