@@ -404,6 +404,26 @@ def test_a_file_changes_between_walk_and_write(root: Path) -> None:
     assert (root / "b" / "a.md").read_text() == "edited"
 
 
+def test_a_file_changes_while_it_is_written(root: Path) -> None:
+    """It is looked at once more when the new bytes are on the disk, just before it would be replaced."""
+    path = root / "b" / "a.md"
+    edited = threading.Event()
+
+    def edit() -> None:
+        while not any(name.startswith(".ef-") for name in os.listdir(path.parent)):
+            pass
+        path.write_text("edited")
+        edited.set()
+
+    editing = threading.Thread(target=edit)
+    editing.start()
+    written = tree(root).write([Write("b/a.md", b"x" * 100_000_000, None, state(path))])[0]
+    editing.join()
+    assert edited.is_set()
+    assert written.reason == "was changed by somebody else"
+    assert [(one.name, one.read_text()) for one in path.parent.iterdir()] == [("a.md", "edited")]
+
+
 def test_a_full_disk() -> None:
     """What does not fit is as it was, with the reason; what does is written, and nothing is left behind."""
     with tmpfs("1m") as disk:
