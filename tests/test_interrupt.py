@@ -120,7 +120,7 @@ def test_while_duckdb_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         store.upsert(notes(rows=50_000), progress=False)
         with store._engine._cursor() as cursor:
             cursor.execute("SET wal_autocheckpoint = '1KB'")
-        committing = store._engine._committing
+        committing = store._engine._file.committing
 
         @contextmanager
         def struck() -> Iterator[None]:
@@ -128,7 +128,7 @@ def test_while_duckdb_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             with committing():
                 yield
 
-        monkeypatch.setattr(store._engine, "_committing", struck)
+        monkeypatch.setattr(store._engine._file, "committing", struck)
         for turn in range(40):
             frame = notes(100_000 + 500 * turn, 500)
             outcomes = store.upsert(frame, progress=False).outcomes

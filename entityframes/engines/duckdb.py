@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import polars as pl
 
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, predicates, queries
 from entityframes.engines.arrow import to_frame
-from entityframes.engines.duckdb_errors import InvalidatedError, translated, why_not_opened
-from entityframes.errors import (
-    ClosedError,
-    ConnectError,
-    DatabaseError,
-    FormatError,
-    ResourceError,
-    TransientError,
-)
+from entityframes.engines.duckdb_errors import translated
+from entityframes.engines.duckdb_file import File
+from entityframes.errors import ConnectError, DatabaseError, FormatError, TransientError
 
 if TYPE_CHECKING:
     from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
-
-
-#: DuckDB keeps what it has read until its limit is reached, by default most of the machine's memory. A file gets this
-#: many bytes and so many for each entity, because the index of keys has to fit; more as soon as a statement needs it.
-MEMORY_BYTES = 96 << 20
-MEMORY_BYTES_PER_ENTITY = 80
-#: And so much for each byte of a batch.
-MEMORY_PER_BYTE = 4
-MEMORY_AT_MOST = 8 << 30
-
-T = TypeVar("T")
 
 
 class DuckDBEngine:
@@ -56,29 +34,17 @@ class DuckDBEngine:
         self._namespace = namespace
         queries.quoted_namespace(namespace)
         self._sql: dict[str, str] = {}
-        self._process = os.getpid()
-        self._writing = threading.Lock()
-        # The connection that cursors are made of; one call at a time, DuckDB refuses a second.
-        self._root: Any = None
-        self._root_free = threading.RLock()
+        self._file = File(location)
+        self._cursor, self._writer, self._transaction = self._file.cursor, self._file.writer, self._file.transaction
         try:
-            self._root = duckdb.connect(location.target)
-        except (duckdb.Error, UnicodeError, ValueError) as error:
-            raise ConnectError(why_not_opened(location, error)) from None
-        try:
-            with translated():
+            with self._file.root() as root:
                 # A file entityframes.duckdb is a catalog of the same name as the schema in it.
-                ((catalog,),) = self._root.execute("SELECT current_database()").fetchall()
+                ((catalog,),) = root.execute("SELECT current_database()").fetchall()
                 for file in ("duckdb.sql", "duckdb_checks.sql", "duckdb_embedding.sql", "duckdb_directory.sql"):
                     self._sql |= queries.load(file, namespace, catalog)
-                self._root.execute(self._sql["session"])
-            # A store in memory may fill it.
-            self._bounded = location.target != ":memory:"
-            self._extra_memory = 0
-            self._room_for = -1
+                root.execute(self._sql["session"])
             self._migrate()
-            if self._bounded:
-                self._fit_memory(self.count(None))
+            self._file.fit_memory(self.count(None))
         except BaseException as error:
             self.close()
             if isinstance(error, DatabaseError):
@@ -88,8 +54,8 @@ class DuckDBEngine:
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self._writer(batch.interrupt) as cursor:
             changed = self._changed(cursor, rows, batch)
-            self._allow(MEMORY_PER_BYTE * int(changed.estimated_size()))
-            return self._with_memory(lambda: self._write(cursor, changed, batch))
+            self._file.allow(int(changed.estimated_size()))
+            return self._file.with_memory(lambda: self._write(cursor, changed, batch))
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self._writer(batch.interrupt) as cursor:
@@ -100,7 +66,7 @@ class DuckDBEngine:
             if refused.is_empty():
                 # Not a constraint that can be asked for its rows: let the error speak for the batch.
                 accepted = changed
-            written = self._with_memory(lambda: self._write(cursor, accepted, batch))
+            written = self._file.with_memory(lambda: self._write(cursor, accepted, batch))
             return pl.concat([written, refused], how="diagonal")
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
@@ -227,17 +193,7 @@ class DuckDBEngine:
             self._run(cursor, "drop")
 
     def close(self) -> None:
-        if os.getpid() != self._process:
-            return
-        with self._root_free:
-            root, self._root = self._root, None
-            while root is not None:
-                # Its cursors are closed with it; DuckDB refuses while one of them is at a statement.
-                try:
-                    root.close()
-                    break
-                except duckdb.ResourceInUseException:
-                    time.sleep(0.005)
+        self._file.close()
 
     def _changed(self, cursor: Any, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """The rows that are new or differ, with created and due."""
@@ -262,7 +218,7 @@ class DuckDBEngine:
                     _register(cursor, "changed", changed)
                 if changed.height:
                     self._merge(cursor, changed, batch)
-            self._grown(int(changed["created"].sum()))
+            self._file.grown(int(changed["created"].sum()), lambda: self.count(None))
         written = changed.select("position", "created", "due")
         return pl.concat([written, conflicts.with_columns(conflict=True)], how="diagonal") if expecting else written
 
@@ -296,109 +252,12 @@ class DuckDBEngine:
             found = pl.concat([found, rows.with_columns(sqlstate=pl.lit("23514"), error=error)])
         return found.unique("position", keep="first")
 
-    def _fit_memory(self, entities: int) -> None:
-        """Let DuckDB use memory for a store that has grown somewhat; asked again when it has."""
-        self._entities = entities
-        self._room_for = entities * 5 // 4 + 250_000
-        self._memory = MEMORY_BYTES + MEMORY_BYTES_PER_ENTITY * self._room_for + self._extra_memory
-        with self._root_free, translated():
-            self._opened().execute(f"SET memory_limit = '{self._memory >> 20}MiB'")
-
-    def _grown(self, created: int) -> None:
-        """Fit the memory after a COMMIT, if there is much more in the store; what fails here does not undo it."""
-        if self._bounded and self._entities + created > self._room_for:
-            with suppress(DatabaseError, ClosedError):
-                self._fit_memory(self.count(None))
-        elif self._bounded:
-            self._entities += created
-
-    def _allow(self, extra: int) -> None:
-        """See to it that there is so much memory beyond what the store itself needs."""
-        if self._bounded and extra > self._extra_memory:
-            self._extra_memory = extra
-            self._fit_memory(self._entities)
-
-    def _with_memory(self, work: Callable[[], T]) -> T:
-        """Do the work; where the memory that DuckDB may use is not enough, allow it more and do the work again."""
-        while True:
-            try:
-                return work()
-            except ResourceError as error:
-                if error.sqlstate != "53200" or not self._bounded or self._memory > MEMORY_AT_MOST:
-                    raise
-                self._allow(self._extra_memory + self._memory)
-
-    def _opened(self) -> Any:
-        if self._root is None:
-            raise ClosedError("the store is closed: open it again with entityframes.connect()")
-        return self._root
-
-    @contextmanager
-    def _cursor(self, interrupt: Interrupt | None = None) -> Iterator[Any]:
-        if self._process != os.getpid():
-            raise ClosedError("this store was opened in another process: after a fork, connect again in the child")
-        with self._root_free, translated():
-            cursor = self._opened().cursor()
-        try:
-            if interrupt is None:
-                yield cursor
-            else:
-                interrupt.check()
-                with interrupt.cancelling(cursor.interrupt):
-                    yield cursor
-        except InvalidatedError as error:
-            self.close()
-            said = f"the store was closed, because DuckDB gave up its file ({error})"
-            raise ClosedError(f"{said}: see that there is room on the disk, and connect again") from None
-        finally:
-            # An open transaction is rolled back with its connection.
-            cursor.close()
-
-    @contextmanager
-    def _writer(self, interrupt: Interrupt) -> Iterator[Any]:
-        """A cursor that no other writer works beside: writers to the same keys would fail each other."""
-        with self._writing, self._cursor(interrupt) as cursor:
-            yield cursor
-
-    @contextmanager
-    def _transaction(self, cursor: Any, interrupt: Interrupt) -> Iterator[None]:
-        with translated():
-            cursor.begin()
-        try:
-            yield
-            # A COMMIT that is interrupted while it writes the log into the file has happened and says that it has not.
-            with interrupt.held_back(), self._committing():
-                cursor.commit()
-        except ResourceError:
-            # It may be tried again on this cursor; any other error ends with the cursor, which rolls back too.
-            with suppress(duckdb.Error):
-                cursor.rollback()
-            raise
-
-    @contextmanager
-    def _committing(self) -> Iterator[None]:
-        """A COMMIT that ran out of memory leaves keys in the index that have no row: they must not reach the file."""
-        try:
-            with translated():
-                yield
-        except ResourceError as error:
-            if error.sqlstate != "53200":
-                raise
-            # What was committed before is in the log, and is read from there when the file is opened again.
-            with self._root_free:
-                with suppress(duckdb.Error, ClosedError):
-                    self._opened().execute("PRAGMA disable_checkpoint_on_shutdown")
-                self.close()
-            raise ClosedError(
-                f"the store was closed, because a COMMIT ran out of memory ({error}): connect again"
-            ) from None
-
     def _ask(self, cursor: Any, name: str, parameters: list[Any] | None = None) -> pl.DataFrame:
         def ask() -> pl.DataFrame:
             with translated():
                 return to_frame(cursor.sql(self._sql[name], params=parameters or None).to_arrow_table())
 
-        return self._with_memory(ask)
+        return self._file.with_memory(ask)
 
     def _run(self, cursor: Any, name: str, parameters: list[Any] | None = None) -> int:
         """Execute statements and return how many rows the last one changed."""

@@ -111,20 +111,20 @@ def test_a_commit_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with ef.connect(tmp_path / "x.duckdb") as store:
         first = rows(5_000, size=200)
         model.upserted(first, store.upsert(first))
-        committing = store._engine._committing
+        committing = store._engine._file.committing
 
         @contextlib.contextmanager
         def squeezed() -> Iterator[None]:
             """COMMIT with next to no memory more than is in use."""
             limit = 400_000
-            with store._engine._root.cursor() as cursor, contextlib.suppress(duckdb.OutOfMemoryException):
+            with store._engine._file._root.cursor() as cursor, contextlib.suppress(duckdb.OutOfMemoryException):
                 while limit > 1_000:
                     cursor.execute(f"SET memory_limit = '{limit}KB'")
                     limit = limit * 98 // 100
             with committing():
                 yield
 
-        monkeypatch.setattr(store._engine, "_committing", squeezed)
+        monkeypatch.setattr(store._engine._file, "committing", squeezed)
         frame = rows(60_000, start=10_000, size=100)
         with pytest.raises(ef.ClosedError, match="COMMIT ran out of memory"):
             store.upsert(frame, batch_size=20_000)

@@ -1,0 +1,174 @@
+"""A DuckDB file: cursors on it, one writer at a time, and as much memory as the work needs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import duckdb
+
+from entityframes.engines import Interrupt, Location
+from entityframes.engines.duckdb_errors import InvalidatedError, translated, why_not_opened
+from entityframes.errors import ClosedError, ConnectError, DatabaseError, ResourceError
+
+T = TypeVar("T")
+
+#: DuckDB keeps what it has read until its limit is reached, by default most of the machine's memory. A file gets this
+#: many bytes and so many for each entity, because the index of keys has to fit; more as soon as a statement needs it.
+MEMORY_BYTES = 96 << 20
+MEMORY_BYTES_PER_ENTITY = 80
+#: And so much for each byte of a batch.
+MEMORY_PER_BYTE = 4
+MEMORY_AT_MOST = 8 << 30
+
+
+class File:
+    """One DuckDB database of this process.
+
+    Raises:
+        ConnectError: it cannot be opened.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self._process = os.getpid()
+        self._writing = threading.Lock()
+        # The connection that cursors are made of; one call at a time, DuckDB refuses a second.
+        self._root: Any = None
+        self._root_free = threading.RLock()
+        # A store in memory may fill it.
+        self._bounded = location.target != ":memory:"
+        self._entities = 0
+        self._extra_memory = 0
+        self._room_for = -1
+        try:
+            self._root = duckdb.connect(location.target)
+        except (duckdb.Error, UnicodeError, ValueError) as error:
+            raise ConnectError(why_not_opened(location, error)) from None
+
+    @contextmanager
+    def root(self) -> Iterator[Any]:
+        """The connection that cursors are made of, for settings."""
+        with self._root_free, translated():
+            yield self._opened()
+
+    def _opened(self) -> Any:
+        if self._root is None:
+            raise ClosedError("the store is closed: open it again with entityframes.connect()")
+        return self._root
+
+    @contextmanager
+    def cursor(self, interrupt: Interrupt | None = None) -> Iterator[Any]:
+        """A cursor of one's own, which is a connection of its own."""
+        if self._process != os.getpid():
+            raise ClosedError("this store was opened in another process: after a fork, connect again in the child")
+        with self.root() as root:
+            cursor = root.cursor()
+        try:
+            if interrupt is None:
+                yield cursor
+            else:
+                interrupt.check()
+                with interrupt.cancelling(cursor.interrupt):
+                    yield cursor
+        except InvalidatedError as error:
+            self.close()
+            said = f"the store was closed, because DuckDB gave up its file ({error})"
+            raise ClosedError(f"{said}: see that there is room on the disk, and connect again") from None
+        finally:
+            # An open transaction is rolled back with its connection.
+            cursor.close()
+
+    @contextmanager
+    def writer(self, interrupt: Interrupt) -> Iterator[Any]:
+        """A cursor that no other writer works beside: writers to the same keys would fail each other."""
+        with self._writing, self.cursor(interrupt) as cursor:
+            yield cursor
+
+    @contextmanager
+    def transaction(self, cursor: Any, interrupt: Interrupt) -> Iterator[None]:
+        """BEGIN and COMMIT; an error rolls back."""
+        with translated():
+            cursor.begin()
+        try:
+            yield
+            # A COMMIT that is interrupted while it writes the log into the file has happened and says that it has not.
+            with interrupt.held_back(), self.committing():
+                cursor.commit()
+        except ResourceError:
+            # It may be tried again on this cursor; any other error ends with the cursor, which rolls back too.
+            with suppress(duckdb.Error):
+                cursor.rollback()
+            raise
+
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        """A COMMIT that ran out of memory leaves keys in the index that have no row: they must not reach the file."""
+        try:
+            with translated():
+                yield
+        except ResourceError as error:
+            if error.sqlstate != "53200":
+                raise
+            # What was committed before is in the log, and is read from there when the file is opened again.
+            with self._root_free:
+                with suppress(duckdb.Error, ClosedError):
+                    self._opened().execute("PRAGMA disable_checkpoint_on_shutdown")
+                self.close()
+            raise ClosedError(
+                f"the store was closed, because a COMMIT ran out of memory ({error}): connect again"
+            ) from None
+
+    def fit_memory(self, entities: int) -> None:
+        """Let DuckDB use memory for so many entities, and some that are added."""
+        if not self._bounded:
+            return
+        self._entities = entities
+        self._room_for = entities * 5 // 4 + 250_000
+        self._memory = MEMORY_BYTES + MEMORY_BYTES_PER_ENTITY * self._room_for + self._extra_memory
+        with self.root() as root:
+            root.execute(f"SET memory_limit = '{self._memory >> 20}MiB'")
+
+    def grown(self, created: int, count: Callable[[], int]) -> None:
+        """Fit the memory after a COMMIT, if there is much more in the store; what fails here does not undo it."""
+        if self._bounded and self._entities + created > self._room_for:
+            with suppress(DatabaseError, ClosedError):
+                self.fit_memory(count())
+        else:
+            self._entities += created
+
+    def allow(self, batch_bytes: int) -> None:
+        """See to it that there is memory for a batch of so many bytes beyond what the store itself needs."""
+        self._allow(MEMORY_PER_BYTE * batch_bytes)
+
+    def _allow(self, extra: int) -> None:
+        if extra > self._extra_memory:
+            self._extra_memory = extra
+            self.fit_memory(self._entities)
+
+    def with_memory(self, work: Callable[[], T]) -> T:
+        """Do the work; where the memory that DuckDB may use is not enough, allow it more and do the work again."""
+        while True:
+            try:
+                return work()
+            except ResourceError as error:
+                if error.sqlstate != "53200" or not self._bounded or self._memory > MEMORY_AT_MOST:
+                    raise
+                self._allow(self._extra_memory + self._memory)
+
+    def close(self) -> None:
+        """Close it, once no cursor is at a statement. May be called again."""
+        if os.getpid() != self._process:
+            return
+        with self._root_free:
+            root, self._root = self._root, None
+            while root is not None:
+                # Its cursors are closed with it; DuckDB refuses while one of them is at a statement.
+                try:
+                    root.close()
+                    break
+                except duckdb.ResourceInUseException:
+                    time.sleep(0.005)
