@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import adbc_driver_manager
 import adbc_driver_postgresql.dbapi as adbc
@@ -21,6 +20,7 @@ import polars as pl
 
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, predicates, queries
 from entityframes.engines.arrow import one_row, to_frame
+from entityframes.engines.patience import patiently
 from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, translated
 from entityframes.errors import (
     ClosedError,
@@ -41,13 +41,8 @@ ARRAY_ROWS = 2_000
 ARRAY_BYTES = 2 << 20
 
 _COPIED = ("entity_type", "id", "content", "metadata", "content_hash", "metadata_hash")
-#: Seconds between the tries of what can be done twice.
-_PAUSES = (0.05, 0.2, 0.5, 1.0)
 
 _STAGED = ("position", "entity_type", "id", "content", "metadata", "content_hash", "metadata_hash", "differs")
-
-
-T = TypeVar("T")
 
 
 class PostgresEngine:
@@ -148,7 +143,7 @@ class PostgresEngine:
             with self._connection() as connection:
                 self._run(connection, "record_fields", *fields)
 
-        _patiently(record)
+        patiently(record)
 
     def is_empty(self, entity_type: str) -> bool:
         return bool(self._read("is_empty", entity_type).item())
@@ -370,7 +365,7 @@ class PostgresEngine:
             with self._connection() as connection:
                 return self._ask(connection, name, *parameters)
 
-        return _patiently(ask)
+        return patiently(ask)
 
     def _run(self, connection: Any, name: str, *parameters: Any) -> None:
         self._execute(connection, self._sql[name], *parameters)
@@ -435,16 +430,6 @@ def _with_conflicts(written: pl.DataFrame, rows: pl.DataFrame, conflicts: pl.Ser
         raise TransientError("an entity was created by another writer just now", "40001")
     left_alone = pl.DataFrame({"position": conflicts.cast(written.schema["position"])}).with_columns(conflict=True)
     return pl.concat([written, left_alone], how="diagonal")
-
-
-def _patiently(call: Callable[[], T]) -> T:
-    """Call again after an error that may pass; for what can be done twice."""
-    for pause in _PAUSES:
-        try:
-            return call()
-        except TransientError:
-            time.sleep(pause)
-    return call()
 
 
 def _in_utc(frame: pl.DataFrame) -> pl.DataFrame:
