@@ -10,14 +10,15 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, predicates, queries
 from entityframes.engines.arrow import one_row, to_frame
+from entityframes.engines.patience import patiently
 from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, translated
-from entityframes.engines.postgres_pool import Pool, execute, patiently, transaction
+from entityframes.engines.postgres_pool import Pool, execute, transaction
 from entityframes.errors import (
     ConnectError,
     ConnectionLostError,
@@ -39,9 +40,6 @@ ARRAY_BYTES = 2 << 20
 _COPIED = ("entity_type", "id", "content", "metadata", "content_hash", "metadata_hash")
 
 _STAGED = ("position", "entity_type", "id", "content", "metadata", "content_hash", "metadata_hash", "differs")
-
-
-T = TypeVar("T")
 
 
 class PostgresEngine:
