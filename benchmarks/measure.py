@@ -64,7 +64,7 @@ class Measurements:
         )  # fmt: skip
 
     def finish(self, folder: Path) -> pl.DataFrame:
-        """Write Parquet and SVG into the folder, print the table, and return it."""
+        """Write Parquet, SVG and Markdown into the folder, print the table, and return it."""
         folder.mkdir(parents=True, exist_ok=True)
         measured = self.frame()
         measured.write_parquet(folder / f"{self.benchmark}.parquet")
@@ -77,7 +77,8 @@ class Measurements:
             if told.height:
                 print(told.select("database", "phase", "contestant", "outcome").unique(maintain_order=True))
         chart(table, folder / f"{self.benchmark}.svg")
-        print(f"written: {folder / self.benchmark}.parquet and .svg")
+        (folder / f"{self.benchmark}.md").write_text(markdown(table), "utf-8")
+        print(f"written: {folder / self.benchmark}.parquet, .svg and .md")
         return table
 
 
@@ -103,6 +104,25 @@ def summary(measured: pl.DataFrame) -> pl.DataFrame:
         .sort("place", "seconds")
         .select(*GROUP, "contestant", "seconds", "ratio", *whole, "us_per_row", "round_trips", "peak_mb", "repeats")
     )
+
+
+def markdown(table: pl.DataFrame) -> str:
+    """The medians as Markdown, a table for each database and size: in seconds, and as multiples of ours."""
+    added = pl.when(pl.col("latency_ms") > 0).then(pl.format(", +{} ms", "latency_ms")).otherwise(pl.lit(""))
+    trips = pl.when(pl.col("round_trips").is_not_null()).then(pl.format(", {} round trips", "round_trips"))
+    seconds = pl.col("seconds").round_sig_figs(3)
+    times = pl.when(pl.col("ratio") != 1).then(pl.format(" ({}x)", pl.col("ratio").round_sig_figs(2)))
+    shown = table.with_columns(
+        column=pl.format("{}{}", "phase", added),
+        cell=pl.concat_str(pl.format("{} s", seconds), times.fill_null(""), trips.fill_null("")),
+    )
+    parts = []
+    for (database, rows), group in shown.group_by("database", "rows", maintain_order=True):
+        wide = group.pivot("column", index="contestant", values="cell").fill_null("")
+        parts.append(f"{database}, {rows:,} rows\n")
+        lines = [wide.columns, ["-"] * wide.width, *wide.rows()]
+        parts.append("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n")
+    return "\n".join(parts)
 
 
 def chart(table: pl.DataFrame, path: Path) -> None:

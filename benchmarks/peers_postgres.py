@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -232,6 +232,8 @@ class Dlt(_Peer):
         super().prepare()
         _execute(self._url, "DROP SCHEMA IF EXISTS peer CASCADE", "DROP SCHEMA IF EXISTS peer_staging CASCADE")
         self._folder = tempfile.TemporaryDirectory()
+        # It warns that the hint for metadata differs from Arrow's dtype, which is meant.
+        os.environ.setdefault("RUNTIME__LOG_LEVEL", "ERROR")
 
     def upsert(self, frame: pl.DataFrame) -> None:
         import dlt
@@ -240,8 +242,6 @@ class Dlt(_Peer):
             as_json(frame).to_arrow(), name="entities", primary_key=KEY, columns={"metadata": {"data_type": "json"}},
             write_disposition={"disposition": "merge", "strategy": "upsert"},
         )  # fmt: skip
-        # It warns that the hint for metadata differs from Arrow's dtype, which is meant.
-        logging.getLogger("dlt").setLevel(logging.ERROR)
         destination = dlt.destinations.postgres(self._url)
         pipeline = dlt.pipeline("bench", dataset_name="peer", pipelines_dir=self._folder.name, destination=destination)
         with warnings.catch_warnings():

@@ -92,3 +92,4 @@ def test_benchmarks_run(name: str, tmp_path: Path, postgres_server: str, monkeyp
         measured.columns
     )
     assert (tmp_path / f"{name}.svg").exists()
+    assert "| entityframes" in (tmp_path / f"{name}.md").read_text("utf-8")
