@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
+from entityframes.engines import FORMAT
 from entityframes.engines import parse_url
 from tests.conftest import execute
 
@@ -143,6 +144,20 @@ def test_a_newer_format_is_refused(store: ef.EntityStore, sql, connect) -> None:
         connect()
 
 
+def test_an_older_store_is_migrated(store: ef.EntityStore, sql, connect, tmp_path: Path) -> None:
+    """What a store of format 1 holds stays, and what format 2 brings works."""
+    store.upsert_entity("note", "a", "text", {"n": 1})
+    for table in ("folders", "files", "renames"):
+        sql(f"DROP TABLE entityframes.{table}")
+    sql("DELETE FROM entityframes.format WHERE version = 2")
+    store.close()
+    newer = connect()
+    assert newer.get_entity("note", "a")["metadata"] == {"n": 1}
+    assert ef.DirectorySync(newer, tmp_path).export_files().counts["exported"] == 1
+    newer.close()
+    assert connect().verify().is_empty()
+
+
 def test_a_failed_migration_leaves_nothing(empty_postgres_url: str) -> None:
     """Creation is one transaction: without the right to create, nothing is there afterwards."""
     execute(
@@ -166,7 +181,8 @@ def test_two_processes_create_the_store_at_once(empty_postgres_url: str) -> None
     for racer in racers:
         _, errors = racer.communicate(timeout=60)
         assert racer.returncode == 0, errors.decode()
-    assert execute(empty_postgres_url, "SELECT count(*) FROM entityframes.format") == [(1,)]
+    versions = execute(empty_postgres_url, "SELECT version FROM entityframes.format ORDER BY version")
+    assert versions == [(number,) for number in range(1, FORMAT + 1)]
 
 
 def test_a_second_process_on_a_duckdb_file(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ CREATE TABLE {schema}.renames (
     batch_id   uuid NOT NULL,
     renamed_at timestamptz NOT NULL
 );
+ALTER TABLE {schema}.embeddings ALTER COLUMN embedded_at SET DEFAULT now();
 INSERT INTO {schema}.format (version) VALUES (2)
 
 -- name: probe
