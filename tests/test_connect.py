@@ -12,8 +12,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes.engines import FORMAT
-from entityframes.engines import parse_url
+from entityframes.engines import FORMAT, parse_url
 from tests.conftest import execute
 
 CANARY = "s3cr3t-c4n4ry"
