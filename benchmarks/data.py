@@ -1,6 +1,10 @@
-"""Synthetic entities: the same for the same seed."""
+"""Synthetic entities, and trees of markdown: the same for the same seed."""
 
 from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -40,3 +44,30 @@ def change(frame: pl.DataFrame, every: int, version: int) -> pl.DataFrame:
     return frame.with_columns(
         content=pl.when(pl.int_range(pl.len()) % every == 0).then(changed).otherwise(pl.col("content"))
     )
+
+
+def notes(folder: Path, files: int, *, seed: int = 7) -> None:
+    """A tree of markdown with front matter: three types, 50 files a sub-folder, 6.8 KB a file, changed days ago."""
+    rng = np.random.default_rng(seed)
+    paragraphs = [" ".join(rng.choice(_WORDS, 80)) + ".\n\n" for _ in range(256)]
+    changed = time.time_ns() - 864_000_000_000_000
+    for number in range(files):
+        path = folder / ("guide", "note", "post")[number % 3] / f"part-{number // 150}" / f"about-{number:05}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        chosen = rng.integers(len(paragraphs), size=rng.integers(2, 25))
+        tags = rng.choice(_WORDS, 3, replace=False)
+        front = (
+            f"---\ntitle: All about {tags[0]}, part {number}\ndate: 2026-{number % 12 + 1:02}-{number % 28 + 1:02}\n"
+            f"author: writer {number % 17}\ntags: [{', '.join(tags)}]\nrating: {number % 50 / 10}\n"
+            f"draft: {'true' if number % 9 == 0 else 'false'}\n---\n"
+        )
+        path.write_text(front + "".join(paragraphs[one] for one in chosen), "utf-8", newline="")
+        os.utime(path, ns=(changed + number, changed + number))
+
+
+def edit_note(path: Path, version: int) -> None:
+    """Add a line to a file, a second after it was last changed."""
+    before = path.stat().st_mtime_ns
+    with path.open("a", encoding="utf-8", newline="") as file:
+        file.write(f"Added in version {version}.\n")
+    os.utime(path, ns=(before + 1_000_000_000, before + 1_000_000_000))

@@ -19,8 +19,11 @@ OURS = "entityframes"
 
 _VERSIONS = (
     "entityframes", "polars", "pyarrow", "duckdb", "adbc-driver-postgresql", "psycopg", "sqlalchemy", "pangres", "dlt",
-    "sqlite-utils",
+    "sqlite-utils", "cocoindex",
 )  # fmt: skip
+
+#: What a measurement has of what it was not asked.
+_ABSENT = {"latency_ms": 0.0, "round_trips": None, "peak_mb": None, "process_seconds": None, "outcome": None}
 
 #: Measurements with the same values here were made side by side and may be compared.
 GROUP = ["database", "phase", "rows", "latency_ms"]
@@ -35,9 +38,13 @@ class Measurements:
         self._rows: list[dict[str, Any]] = []
 
     def add(self, contestant: str, *, database: str, phase: str, rows: int, seconds: float, **more: Any) -> None:
-        """One measurement; `more` may hold latency_ms, round_trips, peak_mb and what else a benchmark looks at."""
+        """One measurement.
+
+        `more` may hold latency_ms, round_trips, peak_mb, process_seconds (with starting and ending it), outcome (what
+        became of something, where not the time is what matters), and what else a benchmark looks at.
+        """
         row = {"contestant": contestant, "database": database, "phase": phase, "rows": rows, "seconds": seconds}
-        self._rows.append({"latency_ms": 0.0, "round_trips": None, "peak_mb": None} | row | more)
+        self._rows.append(_ABSENT | row | more)
         print(f"  {contestant:34} {database:10} {phase:18} {rows:>10,} rows  {seconds:8.3f} s", flush=True)
 
     @contextmanager
@@ -66,6 +73,9 @@ class Measurements:
                        fmt_str_lengths=60, float_precision=3, tbl_width_chars=160):  # fmt: skip
             print(f"\n{measured['machine'][0]}; {_versions()}; medians, ratio to {OURS} in the same run")
             print(table)
+            told = measured.filter(pl.col("outcome").is_not_null())
+            if told.height:
+                print(told.select("database", "phase", "contestant", "outcome").unique(maintain_order=True))
         chart(table, folder / f"{self.benchmark}.svg")
         (folder / f"{self.benchmark}.md").write_text(markdown(table), "utf-8")
         print(f"written: {folder / self.benchmark}.parquet, .svg and .md")
@@ -79,10 +89,12 @@ def chosen(name: str, only: str | None) -> bool:
 
 def summary(measured: pl.DataFrame) -> pl.DataFrame:
     """Medians of each contestant, and how many times the median of ours they take, group by group."""
-    medians = measured.group_by(*GROUP, "contestant", maintain_order=True).agg(
-        pl.col("seconds").median(), pl.col("round_trips", "peak_mb").max(), repeats=pl.len()
+    timed = measured.filter(pl.col("outcome").is_null())
+    medians = timed.group_by(*GROUP, "contestant", maintain_order=True).agg(
+        pl.col("seconds", "process_seconds").median(), pl.col("round_trips", "peak_mb").max(), repeats=pl.len()
     )
     ours = medians.filter(pl.col("contestant") == OURS).select(*GROUP, ours="seconds")
+    whole = [] if medians["process_seconds"].null_count() == medians.height else ["process_seconds"]
     return (
         medians.join(ours, on=GROUP, how="left", maintain_order="left", nulls_equal=True)
         .with_columns(ratio=pl.col("seconds") / pl.col("ours"), us_per_row=pl.col("seconds") / pl.col("rows") * 1e6)
@@ -90,7 +102,7 @@ def summary(measured: pl.DataFrame) -> pl.DataFrame:
         .with_row_index("place")
         .with_columns(pl.col("place").min().over(GROUP))
         .sort("place", "seconds")
-        .select(*GROUP, "contestant", "seconds", "ratio", "us_per_row", "round_trips", "peak_mb", "repeats")
+        .select(*GROUP, "contestant", "seconds", "ratio", *whole, "us_per_row", "round_trips", "peak_mb", "repeats")
     )
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from polars.testing.parametric import series
 
 import entityframes as ef
@@ -302,7 +302,6 @@ def try_frames(twins: Twins, count: int) -> None:
         suppress_health_check=list(HealthCheck),
         database=None,
         report_multiple_bugs=False,
-        phases=(Phase.explicit, Phase.generate, Phase.shrink),
     )
     @given(
         given_frames(),

@@ -78,7 +78,7 @@ def test_bench_command(url: str, tmp_path: Path) -> None:
     assert chart.read_text("utf-8").startswith("<svg")
 
 
-@pytest.mark.parametrize("name", ["upsert", "lookup", "n_plus_one", "embed", "scale"])
+@pytest.mark.parametrize("name", ["upsert", "lookup", "n_plus_one", "embed", "scale", "directory"])
 def test_benchmarks_run(name: str, tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own contestants, at a small size, with all that a run writes; peers come with an extra."""
     from benchmarks.__main__ import main

@@ -113,6 +113,27 @@ def test_a_trigger_that_raises(store: ef.EntityStore, sql: Sql, bad: int) -> Non
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
+@pytest.mark.parametrize("count", [10, 5_000])
+def test_a_trigger_that_leaves_rows_out(store: ef.EntityStore, sql: Sql, count: int) -> None:
+    """A trigger that returns NULL swallows its row without a word: that is a failure, not a success."""
+    sql(
+        """CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN IF NEW.content LIKE 'forbidden%' THEN RETURN NULL; END IF; RETURN NEW; END $$""",
+        "CREATE TRIGGER swallow BEFORE INSERT OR UPDATE ON entityframes.entities FOR EACH ROW EXECUTE FUNCTION swallow()",
+    )
+    wrong = [3, count - 1]
+    result = store.upsert(rows(count, set(wrong)))
+    assert result.counts["created"] == count - 2
+    assert result.failed["row"].to_list() == wrong
+    assert result.failed["error"].str.contains("trigger").all()
+    again = store.upsert(rows(count, {*wrong, 5}, "changed"))
+    assert again.counts["updated"] == count - 3
+    assert again.failed["row"].to_list() == [3, 5, count - 1]
+    assert store.get(rows(count))["content"][5] == "fine 5"
+    assert store.verify().is_empty()
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
 def test_a_deferred_constraint(store: ef.EntityStore, sql: Sql) -> None:
     """What would fail at COMMIT is found at its row."""
     sql(

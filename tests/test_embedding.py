@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -377,3 +379,25 @@ def test_a_lease_that_ended(connect: Any, url: str, sql: Any) -> None:
     assert result.counts["skipped"] == 50
     assert store.jobs()["state"].cast(pl.String).to_list() == ["done"]
     vectors_are_current(store, sql)
+
+
+def test_all_threads_of_a_process_have_its_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that are the first to ask, at the same time; on DuckDB they would take each other's jobs for orphans."""
+    from entityframes.embedding import worker
+
+    start = threading.Barrier(4)
+
+    def ask() -> str:
+        start.wait(timeout=30)
+        return worker.process_name()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for _ in range(100):
+                monkeypatch.setattr(worker, "_names", {})
+                answers = [threads.submit(ask) for _ in range(4)]
+                assert len({answer.result() for answer in answers}) == 1
+    finally:
+        sys.setswitchinterval(interval)

@@ -50,7 +50,7 @@ def test_every_error_is_of_our_tree() -> None:
 
 def test_import_is_light() -> None:
     """Importing the package loads no driver and nothing of the command line."""
-    heavy = ("adbc_driver_postgresql", "duckdb", "rich", "click", "pyarrow", "tqdm", "pandas")
+    heavy = ("pathspec", "adbc_driver_postgresql", "duckdb", "rich", "click", "pyarrow", "tqdm", "pandas")
     script = f"import sys, entityframes; print(*[name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert run.stdout.strip() == "", run.stdout + run.stderr

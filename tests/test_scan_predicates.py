@@ -167,10 +167,10 @@ def scanned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         select = store._engine.select
 
         def recorded(
-            columns: list[str], entity_type: str | None, where: Any, limit: int | None
+            columns: list[str], entity_type: str | None, where: Any, limit: int | None, interrupt: Any = None
         ) -> Iterator[pl.DataFrame]:
             asked.append([columns, where, limit, 0])
-            for piece in select(columns, entity_type, where, limit):
+            for piece in select(columns, entity_type, where, limit, interrupt):
                 asked[-1][-1] += piece.height
                 yield piece
 

@@ -63,7 +63,8 @@ def test_a_large_batch(warm: ef.EntityStore, proxy: WireProxy) -> None:
         assert result.counts["created"] == result.counts["updated"] == size // 2
         assert result.batches == 1
         counted.append(proxy.round_trips)
-    assert counted == [25, 25]
+    # One of them looks for triggers that may leave rows out, of which a copy would not tell.
+    assert counted == [26, 26]
 
 
 def test_a_run_that_changes_nothing(warm: ef.EntityStore, proxy: WireProxy) -> None:

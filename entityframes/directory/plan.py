@@ -22,6 +22,9 @@ ACTIONS = ("create", "update", "delete", "rename", "export", "conflict", "invali
 #: import: from the folder to the store; export: from the store to the folder.
 DIRECTIONS = ("import", "export")
 
+#: A sync makes files of no more entities than this of a type that the folder has no file of.
+MANY_STRANGERS = 1_000
+
 #: Columns of `DirectorySync.plan`.
 PLAN_SCHEMA = pl.Schema(
     {
@@ -165,6 +168,29 @@ def bounded(settled: pl.DataFrame, known: int, max_delete: int | None, *, empty:
             continue
         told = pl.when(which).then(pl.lit(reason)).otherwise("reason")
         settled = settled.with_columns(refused=which | pl.col("refused"), reason=told)
+    return settled
+
+
+def at_home(settled: pl.DataFrame, types: pl.Series) -> pl.DataFrame:
+    """Refuse to fill a folder with entities of a type that it has nothing of, where they are very many.
+
+    Args:
+        settled: rows with an action.
+        types: those that the folder has files of.
+
+    Returns:
+        The rows with refused (Boolean), and the reason.
+    """
+    which = (pl.col("action") == "export") & (pl.col("file") == "none") & ~pl.col("entity_type").is_in(types.implode())
+    strange = settled.filter(which).group_by("entity_type").len("count").filter(pl.col("count") > MANY_STRANGERS)
+    for entity_type, count in strange.sort("entity_type").iter_rows():
+        reason = (
+            f"refused: {count:,} entities of type {entity_type!r}, of which the folder has no file: "
+            "name the types that belong to it (types=, --type), or export them"
+        )
+        own = which & (pl.col("entity_type") == entity_type)
+        told = pl.when(own).then(pl.lit(reason)).otherwise("reason")
+        settled = settled.with_columns(refused=own | pl.col("refused"), reason=told)
     return settled
 
 

@@ -19,7 +19,7 @@ import polars as pl
 from entityframes.deletes import DeleteRun
 from entityframes.directory.account import Account
 from entityframes.directory.handles import Stat
-from entityframes.directory.plan import PLAN_SCHEMA, Direction, OnConflict, bounded, decide
+from entityframes.directory.plan import PLAN_SCHEMA, Direction, OnConflict, at_home, bounded, decide
 from entityframes.directory.reading import read_in_chunks
 from entityframes.directory.renames import rename
 from entityframes.directory.survey import Folder, survey
@@ -172,6 +172,9 @@ class SyncRun:
         settled = pl.concat([decided, rows.filter(pl.col("action").is_not_null()).select(decided.columns)])
         known = rows.filter(pl.col("base_path").is_not_null()).height
         settled = bounded(settled, known, self._options.max_delete, empty=self._files == 0)
+        if direction == "both" and self._folder.types is None:
+            types = rows.filter(pl.col("file") != "none")["entity_type"].unique()
+            settled = at_home(settled, types.extend(pl.Series([self._folder.default_type])))
         return settled, rows.filter(unread).drop("unread")
 
     def _decide(self, rows: pl.DataFrame) -> pl.DataFrame:

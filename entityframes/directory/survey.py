@@ -6,6 +6,7 @@ Nothing is read here but names, sizes and times, hashes out of the store, and th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import polars as pl
@@ -65,16 +66,19 @@ class Folder:
     types: frozenset[str] | None
 
     def key_of(self, path: str) -> tuple[str | None, str | None, str | None]:
-        """entity_type and id of a path, or why it can be no entity."""
+        """entity_type and id of a path that a walk has found, or why it can be no entity."""
         try:
-            return (*paths.key_of(path, self.default_type, self.suffixes), None)
+            return (*paths.key_of(path, self.default_type, self.suffixes, skipped=""), None)
         except ValueError as error:
             return None, None, str(error)
 
     def path_of(self, entity_type: str, id: str, origin: str | None) -> str:
         """Where an entity belongs: where it last was, in whatever folder, if that means the same here."""
-        if origin is not None and self.key_of(origin)[:2] == (entity_type, id):
-            return origin
+        if origin is not None:
+            with suppress(ValueError):
+                found = paths.key_of(origin, self.default_type, self.suffixes, self.tree.skipped)
+                if found == (entity_type, id):
+                    return origin
         return paths.path_of(entity_type, id)
 
     def owned(self, rows: pl.DataFrame) -> pl.DataFrame:

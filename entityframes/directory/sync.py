@@ -62,8 +62,9 @@ class DirectorySync:
             ignore: patterns in the syntax of gitignore, in addition to names that begin with a dot or an underscore,
                 which ``!_*`` takes back in; an empty sequence takes in every name. ``.efignore`` files count too.
             max_bytes: of a file; larger ones are invalid.
-            types: the entity types that belong to the folder; None for all. Files and entities of others are not
-                looked at.
+            types: the entity types that belong to the folder; None for all, but then a sync does not make files of
+                more than 1,000 entities of a type that the folder has nothing of. Files and entities of other types
+                are not looked at.
             name: what the store knows the folder by; None for the name of this machine and the path. Give one to a
                 folder that is synced from a container or may move.
         """

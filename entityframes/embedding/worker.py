@@ -45,14 +45,14 @@ LOST: dict[str, Any] = {"status": "skipped", "error": "its job went to another w
 #: Seconds that a run which is broken off waits for its threads; an embedder may not come back.
 PATIENCE = 1.5
 
-_token = {"pid": 0, "name": ""}
+_names: dict[int, str] = {}
 
 
 def process_name() -> str:
     """Tells this process from every other, on every machine and at every time."""
-    if _token["pid"] != os.getpid():
-        _token.update(pid=os.getpid(), name=f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}/")
-    return str(_token["name"])
+    pid = os.getpid()
+    # Threads that ask at the same time get one answer: a worker takes the jobs of other processes for abandoned.
+    return _names.setdefault(pid, f"{socket.gethostname()}/{pid}/{uuid.uuid4().hex[:8]}/")
 
 
 _numbers = itertools.count()

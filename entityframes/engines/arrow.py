@@ -8,7 +8,8 @@ import polars as pl
 import pyarrow as pa
 
 #: No parameters, given as such: ADBC for PostgreSQL then needs two round trips for a statement, else three or four.
-NO_PARAMETERS = pa.RecordBatch.from_struct_array(pa.array([{}], pa.struct([])))
+#: Made of buffers, since `pa.array` imports pandas where that is installed.
+NO_PARAMETERS = pa.RecordBatch.from_struct_array(pa.StructArray.from_buffers(pa.struct([]), 1, [None]))
 
 
 def one_row(parameters: tuple[Any, ...]) -> pa.RecordBatch:

@@ -152,8 +152,9 @@ class DuckDBEmbedding:
             if current["stored"].any():
                 _register(cursor, "given", written.filter(current["stored"]).select("entity_type", "id"))
                 engine._run(cursor, "delete_written", [job.space])
-            flat = pa.array(vectors[current["position"].to_numpy()].ravel(), pa.float32())
-            mask = pa.array(written["error"].is_not_null().to_numpy())
+            # By way of Polars: `pa.array` imports pandas where that is installed.
+            flat = pl.Series(vectors[current["position"].to_numpy()].ravel(), dtype=pl.Float32).to_arrow()
+            mask = written["error"].is_not_null().to_arrow()
             column = pa.FixedSizeListArray.from_arrays(flat, dim, mask=mask)
             with translated():
                 cursor.register("given", written.drop("stored").to_arrow().append_column("vector", column))

@@ -10,14 +10,15 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, predicates, queries
 from entityframes.engines.arrow import one_row, to_frame
+from entityframes.engines.patience import patiently
 from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, translated
-from entityframes.engines.postgres_pool import Pool, execute, patiently, transaction
+from entityframes.engines.postgres_pool import Pool, execute, transaction
 from entityframes.errors import (
     ConnectError,
     ConnectionLostError,
@@ -39,9 +40,6 @@ ARRAY_BYTES = 2 << 20
 _COPIED = ("entity_type", "id", "content", "metadata", "content_hash", "metadata_hash")
 
 _STAGED = ("position", "entity_type", "id", "content", "metadata", "content_hash", "metadata_hash", "differs")
-
-
-T = TypeVar("T")
 
 
 class PostgresEngine:
@@ -72,10 +70,9 @@ class PostgresEngine:
         with self._connection(batch.interrupt) as connection:
             expecting = "expected" in rows.columns
             if rows.height <= ARRAY_ROWS and rows.estimated_size() <= ARRAY_BYTES and not expecting:
-                columns = ["entity_type", "id", "content", "metadata", "content_hash", "metadata_hash"]
-                return self._ask(
-                    connection, "merge_arrays", *header, *(rows[name] for name in columns), committing=True
-                )
+                columns = [rows[name] for name in _COPIED]
+                told = self._ask(connection, "merge_arrays", *header, *columns, committing=True)
+                return self._with_left_out(connection, rows, told["position"], told.drop_nulls("created"))
             if not expecting and self._likely_new(connection, rows, batch):
                 written = self._copied(connection, rows, _all_new(rows), batch)
                 if written is not None:
@@ -98,7 +95,9 @@ class PostgresEngine:
                 self._run(connection, "immediate_constraints")
                 self._ask(connection, "set_batch", batch.batch_id)
                 self._run(connection, "merge_each")
-                return _with_conflicts(self._ask(connection, "finish_each", *header), rows, conflicts)
+                tried = self._ask(connection, "finish_each", *header)
+                told = self._with_left_out(connection, rows, changed["position"], tried)
+                return _with_conflicts(told, rows, conflicts)
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
         with self._connection() as connection:
@@ -251,6 +250,9 @@ class PostgresEngine:
         with self._transaction(connection, batch.interrupt):
             changed, conflicts = self._hold(connection, rows, changed)
             given = _pick(rows, changed).with_columns(due=due)
+            if given.select(copied.any()).item() and self._ask(connection, "may_leave_out", self._namespace).item():
+                # A copy does not say which rows a trigger left out; a merge does.
+                copied = pl.lit(False)
             fresh, others = given.filter(copied), given.filter(~copied)
             written = fresh.select("position", "created", "due")
             if fresh.height:
@@ -272,7 +274,29 @@ class PostgresEngine:
                 counts = [str(created), str(written.height - created)]
                 header = [batch.batch_id, batch.run_id, batch.job_id]
                 self._run(connection, "record", *header, *counts, embed["entity_type"], embed["id"])
-            return _with_conflicts(written, rows, conflicts)
+            told = self._with_left_out(connection, rows, given["position"], written)
+            return _with_conflicts(told, rows, conflicts)
+
+    def _with_left_out(
+        self, connection: Any, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame
+    ) -> pl.DataFrame:
+        """What was written, and as refused what differs still though nobody refused it: a trigger left it out.
+
+        Args:
+            connection: the one that wrote, in the same transaction if there is one.
+            rows: of the batch.
+            given: positions of those that were to be written.
+            written: position and more of those that were, or were refused.
+        """
+        if written.height == len(given):
+            return written
+        left = given.filter(~given.is_in(written["position"].cast(given.dtype).implode()))
+        still = left[self._probe(connection, rows[left])["position"]]
+        if still.is_empty():
+            return written
+        error = "the database did not store it and gave no reason: a trigger returns NULL for it"
+        refused = pl.DataFrame({"position": still.cast(written.schema["position"])}).with_columns(error=pl.lit(error))
+        return pl.concat([written, refused], how="diagonal")
 
     def _hold(
         self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame

@@ -250,7 +250,16 @@ WITH given AS (
     SELECT $3::uuid, $1::uuid, array_agg(entity_type), array_agg(id), now(), now()
     FROM written WHERE due HAVING count(*) > 0
 )
-SELECT position::int4 - 1 AS position, created, due FROM written
+-- Also what differs and was not written: others wrote the same just now, or a trigger left it out.
+SELECT c.position::int4 - 1 AS position, w.created, coalesce(w.due, false) AS due
+FROM changed AS c LEFT JOIN written AS w ON w.position = c.position
+
+-- name: may_leave_out
+-- Whether a trigger of the user's looks at each row before it is written, and may leave it out. $1 namespace
+SELECT EXISTS (
+    SELECT FROM pg_trigger WHERE tgrelid = format('%I.entities', $1::text)::regclass
+        AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 3 = 3
+)
 
 -- name: create_tried
 -- What became of each staged row when it was written with few others; gone with the transaction.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import adbc_driver_manager
 import adbc_driver_postgresql.dbapi as adbc
@@ -15,12 +14,7 @@ import adbc_driver_postgresql.dbapi as adbc
 from entityframes.engines import Interrupt
 from entityframes.engines.arrow import one_row
 from entityframes.engines.postgres_errors import translated
-from entityframes.errors import ClosedError, ConnectionLostError, DatabaseError, RowError, TransientError
-
-T = TypeVar("T")
-
-#: Seconds between the tries of what can be done twice.
-_PAUSES = (0.05, 0.2, 0.5, 1.0)
+from entityframes.errors import ClosedError, ConnectionLostError, DatabaseError, RowError
 
 
 class Pool:
@@ -118,16 +112,6 @@ def execute(connection: Any, statement: str, *parameters: Any, committing: bool 
     """
     with translated(committing=committing), closing(connection.cursor()) as cursor:
         cursor.execute(statement, one_row(parameters))
-
-
-def patiently(call: Callable[[], T]) -> T:
-    """Call again after an error that may pass; for what can be done twice."""
-    for pause in _PAUSES:
-        try:
-            return call()
-        except TransientError:
-            time.sleep(pause)
-    return call()
 
 
 def _rolled_back(connection: Any) -> bool:

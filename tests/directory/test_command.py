@@ -62,7 +62,11 @@ def test_conflicts_and_bad_files_end_with_1(url: str, root: Path) -> None:
 
 def test_what_cannot_be_done_ends_with_2(root: Path, tmp_path: Path) -> None:
     """A folder that is not there, and options that do not go together, are one line."""
-    for words in (("nowhere",), (root, "--import", "--on-conflict", "store"), (root, "--export", "--on-conflict", "files")):
+    for words in (
+        ("nowhere",),
+        (root, "--import", "--on-conflict", "store"),
+        (root, "--export", "--on-conflict", "files"),
+    ):
         ended = run("sync", *words, "--store", tmp_path / "x.duckdb")
         assert ended.returncode == 2
         assert "Traceback" not in ended.stderr

@@ -353,6 +353,19 @@ def test_only_the_wanted_types(store: ef.EntityStore, root: Path) -> None:
     assert store.stats()["entities"].to_list() == [1, 1]
 
 
+def test_a_folder_is_not_filled_with_strangers(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """A store that holds many other things does not pour them into a folder of notes unless that is said."""
+    put(root / "note/a.md", "a")
+    others = pl.DataFrame({"id": [str(number) for number in range(1_001)]})
+    store.upsert(ef.entities(others, "airport", id="id"), progress=False)
+    result = folder.sync()
+    assert result.counts["created"] == 1
+    assert result.counts["failed"] == 1_001
+    assert "--type" in result.failed["error"][0]
+    assert list(tree(root)) == ["note/a.md"]
+    assert ef.DirectorySync(store, root, types=["note", "airport"]).sync().counts["exported"] == 1_001
+
+
 def test_a_second_sync_is_kept_off(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
     """One at a time; which one has it is told."""
     put(root / "a.md", "a")

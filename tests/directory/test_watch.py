@@ -25,7 +25,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def watching(folder: ef.DirectorySync, **rules: object) -> Iterator["queue.Queue[ef.SyncResult]"]:
+def watching(folder: ef.DirectorySync, **rules: object) -> Iterator[queue.Queue[ef.SyncResult]]:
     """A watch in a thread; its results in a queue. It ends with the block, and must end without an error."""
     results: queue.Queue[ef.SyncResult] = queue.Queue()
     stop = threading.Event()
@@ -49,7 +49,7 @@ def watching(folder: ef.DirectorySync, **rules: object) -> Iterator["queue.Queue
     assert ended == [None]
 
 
-def done(results: "queue.Queue[ef.SyncResult]") -> dict[str, str]:
+def done(results: queue.Queue[ef.SyncResult]) -> dict[str, str]:
     """The next result, as path and status of what was not unchanged."""
     rows = results.get(timeout=PATIENCE).outcomes.filter(pl.col("status") != "unchanged")
     return dict(rows.select("path", pl.col("status").cast(pl.String)).rows())

@@ -21,6 +21,8 @@ A, B = (f"SELECT FROM entityframes.entities WHERE id = 'e00000{n}' FOR UPDATE" f
 @pytest.mark.parametrize("count", [20, 3_000])
 def test_a_deadlock_is_tried_again(own_server: Server, database: str, own_store, count: int) -> None:
     """40P01, forced by a session that locks two rows in the other order and is not the one to be ended."""
+    # A session looks for a deadlock once, so long after it began to wait: by then the other one has to wait as well.
+    own_server.sql(f"ALTER DATABASE {database} SET deadlock_timeout = '3s'")
     model, store = Model(), own_store(workers=1)
     first = rows(20)
     model.upserted(first, store.upsert(first))

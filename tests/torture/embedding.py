@@ -33,7 +33,7 @@ DIM = 16
 KEYS = 600
 #: Seconds of a lease, and how much longer a job may stay with a dead worker: the others are at work, or are killed too.
 LEASE = 1.0
-GRACE = 30.0
+GRACE = 60.0
 
 
 class Slow(ef.HashingEmbedder):
@@ -170,17 +170,29 @@ def torture(url: str, kills: int, seed: int) -> dict[str, Any]:
             stopping.set()
             editor.join()
             workers.kill_all()
+            given_up = retry_given_up(store)
             workers.finish()
         longest = leases.longest
     else:
         for _ in range(kills):
             workers.kill_one(chance)
+        with ef.connect(url) as store:
+            given_up = retry_given_up(store)
         # What a killed process held is nobody's: the next one need not wait for a lease.
         started = time.monotonic()
         workers.finish()
         longest = max(0.0, time.monotonic() - started - LEASE)
     with ef.connect(url) as store:
-        return judged(store, kills) | {"longest past a lease": round(longest, 2), "unexpected": workers.unexpected}
+        more = {"given up": given_up, "longest past a lease": round(longest, 2), "unexpected": workers.unexpected}
+        return judged(store, kills) | more
+
+
+def retry_given_up(store: ef.EntityStore) -> int:
+    """Queue the jobs again that so many workers died at that they were failed; how many these are."""
+    given_up = store.jobs("failed").height
+    if given_up:
+        store.retry_failed()
+    return given_up
 
 
 def judged(store: ef.EntityStore, kills: int) -> dict[str, Any]:

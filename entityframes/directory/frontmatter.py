@@ -1,0 +1,240 @@
+"""Front matter: YAML to JSON, by the rules of 1.2's core schema, near enough.
+
+Only ``true`` and ``false`` are booleans, numbers keep their digits, and what is neither null, boolean nor number (dates
+and times, ``on``, ``007``, ``+49``) is the text that stands there, as every key is. What could stand for something far
+larger, or for something other than data, is refused: aliases and anchors, tags, merge keys, deep nesting.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from json.encoder import encode_basestring
+from typing import Any, NoReturn
+
+import yaml
+from yaml.events import (
+    AliasEvent,
+    DocumentEndEvent,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+    StreamEndEvent,
+)
+
+try:
+    from yaml.cyaml import CParser as _Parser
+except ImportError:  # PyYAML without libyaml: the same, but slow
+    from yaml import SafeLoader as _Parser
+
+__all__ = ["DEPTH", "UNSEEN", "MarkdownError", "plain_json", "yaml_json"]
+
+#: How deep mappings and lists may nest.
+DEPTH = 50
+#: Characters, as the inside of a regular expression's brackets, that YAML has only as escapes.
+UNSEEN = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff"
+
+_WORDS = {"": "null", "~": "null"} | {
+    spelling: word for word in ("null", "true", "false") for spelling in (word, word.capitalize(), word.upper())
+}
+_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
+_BASED_NUMBER = re.compile(r"0(?:x[0-9a-fA-F]+|o[0-7]+)")
+_NO_NUMBER = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+_DIGITS = 4300  # Python's JSON reads no integer with more
+
+_CORE_TAGS = {f"tag:yaml.org,2002:{name}": name for name in ("str", "int", "float", "bool", "null")}
+_MAPPING_TAGS = (None, "tag:yaml.org,2002:map")
+_SEQUENCE_TAGS = (None, "tag:yaml.org,2002:seq")
+
+# A field that reads without a parser: a plain text, a text in quotes, words in brackets, texts in lines with a dash.
+# Possessive quantifiers: what does not match is known at once.
+_TEXT = rf"(?:[^\W_]|[(/])(?:[^{UNSEEN}:#]|:(?=[^\s:#])|(?<=[^\s#])#)*+"
+_WORD = r"[^\W_](?:[\w./+-]| (?=[\w./+-]))*+"
+_SIMPLE_FIELD = re.compile(
+    rf"([A-Za-z][\w-]{{0,99}}):(?: ++(?:({_TEXT})|(\"[^\"\\{UNSEEN}]*+\"|'[^'{UNSEEN}]*+')"
+    rf"|\[({_WORD}(?:, ?{_WORD})*+)\])|((?:\r?\n  - {_TEXT})++|(?:\r?\n- {_TEXT})++))? *+\r?\n"
+)
+
+
+class MarkdownError(ValueError):
+    """A file that cannot be read, or metadata that cannot be written.
+
+    Attributes:
+        line: the line of the file, the first being 1, or None.
+    """
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message if line is None else f"line {line}: {message}")
+        self.line = line
+
+
+def yaml_json(front: str) -> str:
+    """The JSON object that front matter stands for, without its fences.
+
+    Raises:
+        MarkdownError: it is not YAML, not a mapping, or refused; lines count from the fence that is above.
+    """
+    simple = _simple_json(front)
+    return _parsed_json(front) if simple is None else simple
+
+
+def _simple_json(front: str) -> str | None:
+    """JSON of front matter whose every field is simple (a quarter of the parser's time), or None."""
+    fields: dict[str, str] = {}
+    position = 0
+    while position < len(front):
+        field = _SIMPLE_FIELD.match(front, position)
+        if field is None:
+            return None
+        key, text, quoted, words, lines = field.groups()
+        if key in fields:
+            return None
+        if quoted:
+            fields[key] = encode_basestring(quoted[1:-1])
+        elif words:
+            fields[key] = f"[{','.join([plain_json(word.strip()) for word in words.split(',')])}]"
+        elif lines:
+            texts = [line.strip(" ")[2:].rstrip(" ") for line in lines.splitlines()[1:]]
+            fields[key] = f"[{','.join([plain_json(item) for item in texts])}]"
+        else:
+            fields[key] = plain_json(text.rstrip(" ")) if text else "null"
+        position = field.end()
+    return f"{{{','.join([f'{encode_basestring(key)}:{value}' for key, value in fields.items()])}}}"
+
+
+def _parsed_json(front: str) -> str:
+    """JSON of front matter in YAML, from the parser's events: nothing is built that could be larger than the text."""
+    try:
+        parser = _Parser(front)
+        try:
+            return _events_json(parser)
+        finally:
+            parser.dispose()
+    except yaml.MarkedYAMLError as error:
+        # What is never closed is found at the end and began where the context says.
+        closed = error.problem_mark and "end of stream" not in error.problem
+        mark = error.problem_mark if closed else error.context_mark or error.problem_mark
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        raise MarkdownError(reason, mark.line + 2 if mark else None) from None
+    except yaml.reader.ReaderError as error:
+        # Both parsers count the characters or bytes before the one they do not like.
+        line = front.encode()[: error.position].count(b"\n") + 2
+        raise MarkdownError(f"a character that YAML does not allow: {error.reason}", line) from None
+
+
+def _events_json(parser: Any) -> str:
+    parts: list[str] = []
+    write = parts.append
+    outer: list[set[str] | None] = []
+    names: set[str] | None = None  # the keys so far of the mapping that is open; None in a list
+    at_key = False
+    separator = ""
+    while True:
+        event = parser.get_event()
+        kind = type(event)
+        if kind is ScalarEvent and outer:
+            if names is not None and at_key:
+                write(f"{separator}{encode_basestring(_key(event, names))}:")
+                separator, at_key = "", False
+                continue
+            write(separator + _scalar_json(event))
+        elif kind is MappingStartEvent or kind is SequenceStartEvent:
+            _check_collection(event, kind is MappingStartEvent, at_key, len(outer))
+            write(separator + ("{" if kind is MappingStartEvent else "["))
+            outer.append(names)
+            names = set() if kind is MappingStartEvent else None
+            separator, at_key = "", names is not None
+            continue
+        elif kind is MappingEndEvent or kind is SequenceEndEvent:
+            write("}" if kind is MappingEndEvent else "]")
+            names = outer.pop()
+        elif kind is AliasEvent:
+            _refuse(event, f"the alias *{event.anchor}; a text that begins with * needs quotes")
+        elif kind is ScalarEvent:
+            _refuse(event, "a text instead of a mapping of keys to values")
+        elif kind is DocumentEndEvent:
+            event = parser.get_event()
+            if type(event) is not StreamEndEvent:
+                _refuse(event, "a second document")
+            return "".join(parts)
+        elif kind is StreamEndEvent:
+            return "{}"
+        separator = "," if outer else ""
+        at_key = names is not None
+
+
+def _refuse(event: Any, what: str) -> NoReturn:
+    raise MarkdownError(f"front matter may not hold {what}", event.start_mark.line + 2)
+
+
+def _check_collection(event: Any, mapping: bool, at_key: bool, depth: int) -> None:
+    """Refuse a mapping or a list that has no JSON, or that goes too deep."""
+    if not mapping and not depth:
+        _refuse(event, "a list instead of a mapping of keys to values")
+    if at_key:
+        _refuse(event, "a key that is a list or a mapping")
+    if depth >= DEPTH:
+        _refuse(event, f"nesting deeper than {DEPTH}")
+    if event.anchor is not None:
+        _refuse(event, f"the anchor &{event.anchor}")
+    if event.tag not in (_MAPPING_TAGS if mapping else _SEQUENCE_TAGS):
+        _refuse(event, f"the tag {event.tag}")
+
+
+def _key(event: Any, names: set[str]) -> str:
+    """A key: the text that stands there."""
+    key: str = event.value
+    _kind_of(event)
+    if key == "<<" and event.implicit[0]:
+        _refuse(event, "the merge key <<")
+    if key in names:
+        _refuse(event, f"the key {json.dumps(key, ensure_ascii=False)} a second time")
+    names.add(key)
+    return key
+
+
+def _scalar_json(event: Any) -> str:
+    kind = _kind_of(event)
+    if kind == "str":
+        return encode_basestring(event.value)
+    if _NO_NUMBER.fullmatch(event.value):
+        _refuse(event, f"{event.value}, which is no number of JSON")
+    text = plain_json(event.value)
+    if kind != "plain":
+        found = "str" if text[0] == '"' else "null" if text[0] == "n" else "bool" if text[0] in "tf" else "number"
+        if kind != found and not (found == "number" and (kind == "float" or text.lstrip("-").isdigit())):
+            _refuse(event, f"the tag !!{kind} before a text that is none")
+    return text
+
+
+def _kind_of(event: Any) -> str:
+    """What the text of a scalar is to be read as: plain (by its looks), or as its tag or its quotes say."""
+    if event.anchor is not None:
+        _refuse(event, f"the anchor &{event.anchor}; a text that begins with & needs quotes")
+    if event.tag is None:
+        return "plain" if event.implicit[0] else "str"
+    if event.tag not in _CORE_TAGS:
+        _refuse(event, f"the tag {event.tag}; a text that begins with ! needs quotes")
+    return _CORE_TAGS[event.tag]
+
+
+def plain_json(text: str) -> str:
+    """JSON of a scalar without quotes: null, a boolean, a number with its digits, or else the text."""
+    word = _WORDS.get(text)
+    if word is not None:
+        return word
+    if text[0] in "-.0123456789":
+        number = _NUMBER.fullmatch(text)
+        if number is not None:
+            sign, whole, fraction, exponent = number.groups("")
+            if fraction or exponent:
+                if (whole or len(fraction) > 1) and math.isfinite(float(text)):
+                    return f"{sign}{whole or '0'}{fraction}{'0' if fraction == '.' else ''}{exponent}"
+            elif whole and len(whole) <= _DIGITS:
+                return text
+        elif _BASED_NUMBER.fullmatch(text) and len(text) < _DIGITS // 2:
+            return str(int(text, 0))
+    return encode_basestring(text)

@@ -1,0 +1,178 @@
+"""Walking the files under a root."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from entityframes.directory.handles import TEMPORARY, Folder, RefusalError, is_text, kind, open_root, shown, words
+from entityframes.directory.ignore import RULES_FILE, Rules
+from entityframes.errors import DirectoryError
+
+#: What the name of a file that was set aside as invalid ends in.
+INVALID = ".invalid"
+
+_FILES = {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64}
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What is under a root. What is at or below a refused path is not known, and so not deleted."""
+
+    #: path (relative, with slashes), size, mtime_ns, in no particular order.
+    files: pl.DataFrame
+    #: The same of files named ``<path>.invalid``, by the path without that.
+    quarantined: pl.DataFrame
+    #: path, reason: what bears a matching name or could hold such, and is not read.
+    refused: pl.DataFrame
+    #: Those of the refused paths that are, or lead to, folders: nothing below them is known.
+    unreadable: list[str]
+    #: Files that were being written when a process was killed, for :meth:`Tree.clean`.
+    temporary: list[str]
+
+
+def walk(root: str, suffixes: Sequence[str], patterns: Sequence[str], *, hidden: str, rules_bytes: int) -> Walk:
+    """Find the files under a root; see :meth:`Tree.walk` and the arguments of :class:`Tree`.
+
+    Args:
+        root: the folder.
+        suffixes: what names end in.
+        patterns: of what is left out.
+        hidden: what the names begin with that are left out where no pattern says otherwise.
+        rules_bytes: the size that a file of rules may have.
+    """
+    endings = [suffix.lower() for suffix in suffixes]
+    found = _Found((*endings, *(ending + INVALID for ending in endings)), tuple(patterns), hidden, rules_bytes)
+    with open_root(root) as folder:
+        try:
+            found.scan(folder, "", Rules(patterns, hidden=hidden) if patterns else None)
+        except (OSError, RefusalError) as error:
+            raise DirectoryError(f"the folder {shown(root)} cannot be read: {words(error)}") from error
+    while found.folders:
+        prefix, rules = found.folders.pop()
+        try:
+            with Folder.open(os.path.join(root, prefix[:-1])) as folder:
+                found.scan(folder, prefix, rules)
+        except (OSError, RefusalError) as error:
+            found.refuse(prefix[:-1], words(error), folder=True)
+    return found.result()
+
+
+@dataclass
+class _Found:
+    """What a walk has found so far."""
+
+    names: tuple[str, ...]
+    patterns: tuple[str, ...]
+    hidden: str
+    rules_bytes: int
+    paths: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    temporary: list[str] = field(default_factory=list)
+    #: Folders that are still to be looked at, with the rules that hold there.
+    folders: list[tuple[str, Rules | None]] = field(default_factory=list)
+
+    def scan(self, folder: Folder, prefix: str, rules: Rules | None) -> None:
+        """Look at the entries of one folder."""
+        rules = self._rules_of(folder, prefix, rules)
+        names, hidden = self.names, self.hidden
+        add_path, add_size, add_time = self.paths.append, self.sizes.append, self.times.append
+        with folder.scan() as entries:
+            for entry in entries:
+                name = entry.name
+                try:
+                    if name[0] in hidden if rules is None else _ruled_out(rules, prefix, entry):
+                        self.left_out(prefix, name)
+                    elif (name.endswith(names) or name.lower().endswith(names)) and entry.is_file(
+                        follow_symlinks=False
+                    ):
+                        status = entry.stat(follow_symlinks=False)
+                        add_path(prefix + name)
+                        add_size(status.st_size)
+                        add_time(status.st_mtime_ns)
+                    elif entry.is_dir(follow_symlinks=False):
+                        self.folder(prefix + name, rules)
+                    else:
+                        self.other(prefix, entry)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    self.refuse(prefix + name, words(error))
+
+    def _rules_of(self, folder: Folder, prefix: str, above: Rules | None) -> Rules | None:
+        """The rules of a folder: those above it, and its own file's."""
+        try:
+            data = folder.read(RULES_FILE, self.rules_bytes)[0]
+        except FileNotFoundError:
+            return above
+        except (OSError, RefusalError) as error:
+            # What it would leave out is not known, so that nothing here is taken.
+            raise RefusalError(f"its {RULES_FILE} cannot be read: {words(error)}") from error
+        try:
+            lines = data.decode("utf-8-sig").split("\n")
+            if prefix:
+                return Rules(lines, hidden=self.hidden, folder=prefix, above=above)
+            return Rules([*self.patterns, *lines], hidden=self.hidden)
+        except (UnicodeDecodeError, DirectoryError) as error:
+            raise RefusalError(f"its {RULES_FILE} is not understood: {error}") from error
+
+    def left_out(self, prefix: str, name: str) -> None:
+        """A name that is left out."""
+        if name.startswith(".ef-") and TEMPORARY.fullmatch(name):
+            self.temporary.append(prefix + name)
+
+    def folder(self, path: str, rules: Rules | None) -> None:
+        """A folder to look at."""
+        if is_text(path):
+            self.folders.append((f"{path}/", rules))
+        else:
+            self.refuse(path, "its name is not UTF-8", folder=True)
+
+    def other(self, prefix: str, entry: os.DirEntry[str]) -> None:
+        """What is neither a file with a matching name nor a folder."""
+        if entry.is_symlink():
+            with contextlib.suppress(OSError):
+                if entry.is_dir():
+                    self.refuse(prefix + entry.name, "is a link to a folder", folder=True)
+                    return
+        if entry.name.lower().endswith(self.names):
+            self.refuse(prefix + entry.name, kind(entry.stat(follow_symlinks=False).st_mode))
+        else:
+            self.left_out(prefix, entry.name)
+
+    def refuse(self, path: str, reason: str, *, folder: bool = False) -> None:
+        """What is not taken."""
+        self.refused.append((shown(path), reason))
+        if folder:
+            self.unreadable.append(shown(path))
+
+    def result(self) -> Walk:
+        """All of it as frames."""
+        if not is_text("\n".join(self.paths)):
+            rows = list(zip(self.paths, self.sizes, self.times, strict=True))
+            self.refused += [(shown(path), "its name is not UTF-8") for path, _, _ in rows if not is_text(path)]
+            rows = [row for row in rows if is_text(row[0])]
+            files = pl.DataFrame(rows, schema=_FILES, orient="row")
+        else:
+            files = pl.DataFrame({"path": self.paths, "size": self.sizes, "mtime_ns": self.times}, schema=_FILES)
+        invalid = pl.col("path").str.ends_with(INVALID)
+        return Walk(
+            files=files.filter(~invalid),
+            quarantined=files.filter(invalid).with_columns(pl.col("path").str.strip_suffix(INVALID)),
+            refused=pl.DataFrame(self.refused, schema={"path": pl.String, "reason": pl.String}, orient="row"),
+            unreadable=self.unreadable,
+            temporary=self.temporary,
+        )
+
+
+def _ruled_out(rules: Rules, prefix: str, entry: os.DirEntry[str]) -> bool:
+    """What the rules say of an entry; a quarantined file is asked about as it is named else."""
+    folder = entry.is_dir(follow_symlinks=False)
+    return rules.leave_out(prefix + (entry.name if folder else entry.name.removesuffix(INVALID)), folder=folder)

@@ -1,0 +1,300 @@
+"""The user guide: what it shows runs and prints what it says, and it leaves out no command, option or public name."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import polars as pl
+import pytest
+import yaml
+
+import entityframes as ef
+from entityframes.cli import cli, main
+
+GUIDE = Path(__file__).parent.parent / "notebooks" / "guide"
+PAGES = sorted(GUIDE.rglob("*.md"))
+#: Languages of code blocks; those that run, and those that are only shown. A text block is what the block before it
+#: prints, with ... for what is left out.
+RUN, SHOWN = ("python", "bash"), ("text", "sql", "markdown", "yaml")
+#: Commands that need what is not here (a server, a key, the network) or do not end are checked, not run.
+ELSEWHERE = ("postgresql://", "openai", "--watch", "pip install", "--latency-ms")
+#: Options of every command that touches a store, described once.
+SHARED = {"--store", "--namespace", "--json", "--help", "-h"}
+
+
+class Block(NamedTuple):
+    language: str
+    code: str
+
+
+def page_name(path: Path) -> str:
+    return path.relative_to(GUIDE).with_suffix("").as_posix()
+
+
+def text_of(path: Path) -> str:
+    return path.read_text("utf-8")
+
+
+def blocks(text: str) -> list[Block]:
+    return [Block(*found) for found in re.findall(r"^```(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+
+
+# Running a page.
+
+
+class Shell:
+    """Runs a shell block: our commands in this process, everything else in bash."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self.status = 0
+
+    def run(self, block: str) -> str:
+        return "".join(self._command(command) for command in commands(block))
+
+    def _command(self, command: str) -> str:
+        if setting := re.fullmatch(r"export (\w+)=(\S+)", command):
+            self._monkeypatch.setenv(*setting.groups())
+            return ""
+        words = tokens(command)
+        if "entityframes" not in words or "<<" in command:
+            return "" if any(word in command for word in ELSEWHERE) else self._bash(command, "")
+        out = ""
+        for part in split(words, "|"):
+            target = None
+            if ">" in part:
+                at = part.index(">")
+                target, part = part[at + 1], part[:at]
+            if part[0] != "entityframes":
+                out = self._bash(shlex.join(part), out)
+            elif any(word in command for word in ELSEWHERE):
+                check(part[1:])
+                return ""
+            else:
+                out = self._ours(part[1:], out)
+            if target is not None:
+                Path(target).write_text(out, "utf-8")
+                out = ""
+        return out
+
+    def _bash(self, command: str, given: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", f"(exit {self.status})\n{command}"], input=given.encode(), capture_output=True, timeout=60
+        )
+        self.status = done.returncode
+        return (done.stdout + done.stderr).decode()
+
+    def _ours(self, arguments: list[str], given: str) -> str:
+        streams = [io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8") for text in (given, "", "")]
+        before = sys.argv, sys.stdin, sys.stdout, sys.stderr
+        sys.argv = ["entityframes", *arguments]
+        sys.stdin, sys.stdout, sys.stderr = streams
+        try:
+            main()
+        except SystemExit as end:
+            self.status = int(end.code or 0)
+        finally:
+            sys.argv, sys.stdin, sys.stdout, sys.stderr = before
+        for stream in streams[1:]:
+            stream.flush()
+        return "".join(stream.buffer.getvalue().decode() for stream in streams[1:])
+
+
+def commands(block: str) -> Iterator[str]:
+    """The commands of a shell block, with their continued lines and here-documents."""
+    lines = iter(block.splitlines())
+    for line in lines:
+        command = line
+        while command.endswith("\\"):
+            command = command[:-1].rstrip() + " " + next(lines).strip()
+        if here := re.search(r"<<'?(\w+)'?", command):
+            for following in lines:
+                command += "\n" + following
+                if following == here[1]:
+                    break
+        command = re.sub(r"\s+# .*$", "", command) if "\n" not in command else command
+        if command.strip() and not command.startswith("#"):
+            yield command
+
+
+def tokens(command: str) -> list[str]:
+    reader = shlex.shlex(command.partition("\n")[0], posix=True, punctuation_chars="|<>")
+    reader.whitespace_split = True
+    reader.commenters = ""
+    return list(reader)
+
+
+def split(words: list[str], separator: str) -> Iterator[list[str]]:
+    part: list[str] = []
+    for word in words:
+        if word == separator:
+            yield part
+            part = []
+        else:
+            part.append(word)
+    yield part
+
+
+def check(arguments: list[str]) -> None:
+    """A command has the options that it is given."""
+    command = cli.commands[arguments[0]]
+    command.make_parser(click.Context(command)).parse_args(arguments[1:])
+
+
+def outputs(text: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Block, str]]:
+    """Run the blocks of a page in order, in the current folder, and give what each printed."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    shell = Shell(monkeypatch)
+    for block in blocks(text):
+        if block.language == "python":
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(block.code, "guide", "exec"), names)
+            yield block, printed.getvalue()
+        elif block.language == "bash":
+            yield block, shell.run(block.code)
+        else:
+            yield block, ""
+    for value in names.values():
+        if isinstance(value, ef.EntityStore):
+            value.close()
+
+
+def alike(text: str) -> list[str]:
+    """Lines without what differs from run to run: seconds and rates."""
+    text = re.sub(r"\d+\.\d+ s\b", "N s", text)
+    text = re.sub(r'"elapsed": [\d.]+', '"elapsed": N', text)
+    text = re.sub(r"[\d,]+ rows/s", "N rows/s", text)
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+
+def shows(expected: str, printed: str) -> bool:
+    """Whether a text block is what was printed, with ... for anything."""
+    pattern = "\n".join(".*" if line == "..." else re.escape(line).replace(r"\.\.\.", ".*") for line in alike(expected))
+    return re.fullmatch(pattern, "\n".join(alike(printed)), re.DOTALL) is not None
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a page runs: an empty folder but for the guide itself."""
+    shutil.copytree(GUIDE, tmp_path / "notebooks" / "guide")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ENTITYFRAMES_URL", raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_name)
+def test_what_a_page_shows_is_what_happens(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every Python block runs, every command runs, and what is printed is what the page says."""
+    printed = ""
+    with pl.Config(tbl_width_chars=110):
+        for block, output in outputs(text_of(path), monkeypatch):
+            assert block.language in RUN + SHOWN, block
+            if block.language == "text":
+                assert shows(block.code, printed), f"the page shows\n{block.code}\nand printed is\n{printed}"
+            else:
+                printed = output
+
+
+# What the guide covers.
+
+
+def test_there_are_pages() -> None:
+    """So that an empty folder cannot pass."""
+    assert {"index", "concepts", "directories", "embeddings", "guarantees", "limits", "errors", "engines"} <= set(
+        map(page_name, PAGES)
+    )
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_name)
+def test_a_page_is_front_matter_and_markdown(path: Path) -> None:
+    """The same fields on each; short; its first heading is its title, its first sentence its summary; links lead on."""
+    begin, header, body = text_of(path).split("---\n", 2)
+    fields = yaml.safe_load(header)
+    assert begin == ""
+    assert list(fields) == ["title", "summary", "level", "tags"]
+    assert fields["level"] in ("basic", "advanced")
+    assert fields["tags"]
+    # Only the content is embedded, and its beginning counts most.
+    assert body.startswith(f"\n# {fields['title']}\n\n{fields['summary']}\n")
+    assert text_of(path).count("\n") <= 125
+    assert body.count("```") % 2 == 0
+    for link in re.findall(r"\]\(([^)#]+)", body):
+        assert (path.parent / link).is_file(), link
+
+
+def test_the_guide_is_a_folder_that_syncs_and_is_found(folder: Path) -> None:
+    """Every page becomes an entity, again there is nothing to do, and questions find their page."""
+    with ef.connect("guide.duckdb") as store:
+        sync = ef.DirectorySync(store, "notebooks/guide")
+        result = sync.sync(progress=False)
+        assert result.counts["created"] == result.rows == len(PAGES)
+        assert sync.sync(progress=False).counts["unchanged"] == len(PAGES)
+        assert store.embed(ef.WordLlamaEmbedder(), progress=False).ok
+        for question, page in {
+            "the connection was lost while a batch was committed": "guarantees",
+            "how do I correct the rows that failed": "failed-rows",
+            "which files of a folder are ignored": "directories",
+            "search with a filter on metadata": "search",
+            "my import was interrupted": "import-files",
+            "what rights does the database user need": "engines",
+        }.items():
+            assert page in store.search(question, k=3, mode="hybrid")["id"].to_list(), question
+
+
+def own_options(command: click.Command) -> set[str]:
+    return {
+        name
+        for option in command.params
+        if isinstance(option, click.Option)
+        for name in (*option.opts, *option.secondary_opts)
+    } - SHARED
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_option_is_in_the_reference(name: str) -> None:
+    """Each command has a page with each of its options, and no others; and an example."""
+    page = text_of(GUIDE / "command" / f"{name}.md")
+    cells = re.findall(r"^\| (`[^|]+) \|", page, re.MULTILINE)
+    told = {word for cell in cells for word in re.findall(r"`(--?[a-z][a-z-]*)", cell)}
+    assert told == own_options(cli.commands[name])
+    assert any(command.startswith("entityframes ") for block in blocks(page) for command in commands(block.code))
+    assert f"](command/{name}.md)" in text_of(GUIDE / "command-reference.md")
+
+
+def test_shared_options_are_in_the_reference() -> None:
+    """Those of every command, once."""
+    page = text_of(GUIDE / "command-reference.md")
+    assert all(f"`{option}" in page for option in [*SHARED, "--version"])
+
+
+def test_every_public_name_is_mentioned() -> None:
+    """Functions, classes and errors of the package, and the calls of a store, a sync and a result."""
+    guide = "\n".join(map(text_of, PAGES))
+    names = [*ef.__all__]
+    for kind in (ef.EntityStore, ef.DirectorySync, ef.Plan, ef.UpsertResult, ef.EmbedResult):
+        names += [name for name in vars(kind) if not name.startswith("_")]
+    for base in ef.EntityStore.__mro__:
+        names += [name for name in vars(base) if not name.startswith("_")] if base is not object else []
+    assert [name for name in names if not re.search(rf"\b{name}\b", guide)] == []
+
+
+def test_every_kind_of_error_is_explained() -> None:
+    """The page on errors has each of them, and so have the statuses of every outcome."""
+    page = text_of(GUIDE / "errors.md")
+    assert [name for name in ef.__all__ if name.endswith("Error") and f"`{name}`" not in page] == []
+    from entityframes.results import DELETE_STATUSES, EMBED_STATUSES, ERROR_KINDS, SYNC_STATUSES, UPSERT_STATUSES
+
+    statuses = {*UPSERT_STATUSES, *DELETE_STATUSES, *EMBED_STATUSES, *SYNC_STATUSES}
+    assert [word for word in [*statuses, *ERROR_KINDS] if f"`{word}`" not in page] == []
