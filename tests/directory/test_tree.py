@@ -55,7 +55,15 @@ def test_a_walk_finds_files_with_size_and_time(tmp_path: Path) -> None:
     os.utime(tmp_path / "a.md", ns=(OLD, OLD))
     walk = tree(tmp_path).walk()
     assert walk.files.schema == {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64}
-    assert sorted(walk.files["path"]) == ["a.md", "b.md/g.md", "b/c.txt", "b/d/e.markdown", "b/f.mdx", "ü/ß.md"]
+    assert sorted(walk.files["path"]) == [
+        "a.md",
+        "b.md/g.md",
+        "b/A.MD",
+        "b/c.txt",
+        "b/d/e.markdown",
+        "b/f.mdx",
+        "ü/ß.md",
+    ]
     for path, size, mtime_ns in walk.files.rows():
         assert (size, mtime_ns) == state(tmp_path / path)
     assert walk.files.row(by_predicate=pl.col("path") == "a.md") == ("a.md", 4, OLD)

@@ -223,7 +223,7 @@ def stored_vectors(store: ef.EntityStore) -> list[tuple[str, list[float]]]:
     engine: Any = store._engine
     if engine.name == "postgresql":
         column = "pgvector::real[]"
-        return execute(engine._target, f"SELECT id, {column} FROM entityframes.embeddings WHERE error IS NULL")
+        return execute(engine._pool._target, f"SELECT id, {column} FROM entityframes.embeddings WHERE error IS NULL")
     with engine._cursor() as cursor:
         return cursor.execute(f"SELECT id, vector_{DIM} FROM entityframes.embeddings WHERE error IS NULL").fetchall()
 
