@@ -79,7 +79,7 @@ class Folder:
                 found = paths.key_of(origin, self.default_type, self.suffixes, self.tree.skipped)
                 if found == (entity_type, id):
                     return origin
-        return paths.path_of(entity_type, id)
+        return paths.path_of(entity_type, id, self.suffixes[0])
 
     def owned(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Rows whose type belongs to the folder, or is not known."""

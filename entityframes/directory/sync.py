@@ -68,8 +68,8 @@ class DirectorySync:
             name: what the store knows the folder by; None for the name of this machine and the path. Give one to a
                 folder that is synced from a container or may move.
         """
+        _check_suffixes(suffixes)
         self._store = store
-        self._default_type = default_type
         self._root = Path(root)
         self._tree = Tree(root, suffixes, ignore, max_bytes)
         known_as = name or f"{socket.gethostname()}:{os.path.realpath(root)}"
@@ -267,6 +267,21 @@ class DirectorySync:
 
     def __repr__(self) -> str:
         return f"DirectorySync({self._store.address!r}, {str(self._root)!r})"
+
+
+def _check_suffixes(suffixes: Sequence[str]) -> None:
+    """A file has one suffix, whatever its id ends in.
+
+    Raises:
+        ValueError: there is none, one has no dot, or one ends in another.
+    """
+    lower = [suffix.lower() for suffix in suffixes]
+    if isinstance(suffixes, str) or not lower or not all(suffix.startswith(".") and suffix[1:] for suffix in lower):
+        raise ValueError(f"suffixes is {suffixes!r}: it is a sequence such as ('.md', '.txt')")
+    for suffix in lower:
+        for other in lower:
+            if other != suffix and other.endswith(suffix):
+                raise ValueError(f"the suffix {other!r} ends in {suffix!r}: ids could not be told from suffixes")
 
 
 def _options(direction: Direction, on_conflict: OnConflict, delete: bool, max_delete: int | None) -> SyncOptions:

@@ -56,22 +56,12 @@ def rendered(engine: Engine, keys: pl.DataFrame) -> list[Rendered | str]:
 
 def _file(entity: dict[str, Any], origin: dict[str, Any] | None, metadata_hash: bytes) -> tuple[bytes, bytes]:
     """Bytes and header of an entity's file."""
-    content = entity["content"].encode()
     known: bytes = b"" if origin is None else origin["header"]
-    if origin is not None and origin["metadata_hash"] == metadata_hash and _reads_back(known, content):
-        return known + content, known
-    data = markdown.render(entity["metadata"], entity["content"], known)
-    return data, data[: len(data) - len(content)]
-
-
-def _reads_back(header: bytes, content: bytes) -> bool:
-    """Whether a body is not taken for a front matter, or for a byte order mark, where none is before it."""
-    if b"---" in header or not content.startswith((b"---", b"\xef\xbb\xbf")):
-        return True
-    try:
-        return markdown.parse(header + content).header == header
-    except markdown.MarkdownError:
-        return False
+    if origin is not None and origin["metadata_hash"] == metadata_hash:
+        data = markdown.join(known, entity["content"])
+    else:
+        data = markdown.render(entity["metadata"], entity["content"], known)
+    return data, data[: len(data) - len(entity["content"].encode())]
 
 
 def write_in_chunks(

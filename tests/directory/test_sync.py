@@ -353,6 +353,27 @@ def test_only_the_wanted_types(store: ef.EntityStore, root: Path) -> None:
     assert store.stats()["entities"].to_list() == [1, 1]
 
 
+def test_a_front_matter_without_a_line_end(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """A file that is nothing but front matter, and whose entity then gets a body, is still closed."""
+    put(root / "a.md", "---\ntitle: x\n---")
+    folder.sync()
+    store.upsert_entity("note", "a", "a body", {"title": "x"})
+    assert folder.sync().counts["exported"] == 1
+    assert (root / "a.md").read_text() == "---\ntitle: x\n---\na body"
+    assert set(folder.plan()["action"]) == {"unchanged"}
+
+
+def test_new_files_get_the_first_suffix(store: ef.EntityStore, root: Path) -> None:
+    """And suffixes that could be mistaken for one another are refused."""
+    store.upsert_entity("note", "a", "text")
+    folder = ef.DirectorySync(store, root, suffixes=(".txt", ".md"))
+    assert statuses(folder.export_files()) == {"note/a.txt": "exported"}
+    assert set(folder.plan()["action"]) == {"unchanged"}
+    for suffixes in ((), ".md", ("md",), (".md", ".post.md")):
+        with pytest.raises(ValueError, match="suffix"):
+            ef.DirectorySync(store, root, suffixes=suffixes)
+
+
 def test_a_folder_is_not_filled_with_strangers(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
     """A store that holds many other things does not pour them into a folder of notes unless that is said."""
     put(root / "note/a.md", "a")
