@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ import adbc_driver_postgresql.dbapi as adbc
 import pytest
 
 import entityframes as ef
+
+# A shell that starts something in the background has it ignore Ctrl-C, and so would everything that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ENGINES = ("duckdb", "postgresql")
 
