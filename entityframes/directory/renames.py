@@ -28,6 +28,8 @@ def rename(engine: Engine, tree: Tree, rows: pl.DataFrame, batch: Batch, account
     if rows.is_empty():
         return
     origins = engine.directory.origins(rows.select(**_OLD_KEY))
+    # Another folder may have had it last, with other metadata: then its front matter is written anew when it is due.
+    origins = origins.filter(origins["metadata_hash"] == rows["base_metadata"].gather(origins["position"]))
     header = pl.Series("header", [b""] * rows.height, dtype=pl.Binary).scatter(origins["position"], origins["header"])
     rows = rows.with_columns(
         header,

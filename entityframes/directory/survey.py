@@ -272,9 +272,9 @@ def _moved_entities(rows: pl.DataFrame, loose: pl.DataFrame) -> tuple[pl.DataFra
     )
     pairs = _paired(pairs, pl.col("path"), pl.col("base_path"))
     carried = ["size", "mtime_ns", *_BASE[1:]]
-    moved = loose.drop([*carried, "base_path"]).join(pairs.select("path", "base_path"), on="path")
+    moved = loose.drop([*carried, "base_path", "old_type", "old_id"]).join(pairs.select("path", "base_path"), on="path")
     moved = _shaped(
-        moved.join(gone.select("base_path", *carried), on="base_path"),
+        moved.join(gone.select("base_path", *carried, old_type="entity_type", old_id="id"), on="base_path"),
         file=pl.lit("same"),
         entity=pl.lit("same"),
         action=pl.lit("rename"),

@@ -57,7 +57,8 @@ def rendered(engine: Engine, keys: pl.DataFrame) -> list[Rendered | str]:
 def _file(entity: dict[str, Any], origin: dict[str, Any] | None, metadata_hash: bytes) -> tuple[bytes, bytes]:
     """Bytes and header of an entity's file."""
     known: bytes = b"" if origin is None else origin["header"]
-    if origin is not None and origin["metadata_hash"] == metadata_hash:
+    told = b"---" in known or entity["metadata"] == "{}"
+    if origin is not None and origin["metadata_hash"] == metadata_hash and told:
         data = markdown.join(known, entity["content"])
     else:
         data = markdown.render(entity["metadata"], entity["content"], known)

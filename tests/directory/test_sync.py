@@ -265,6 +265,9 @@ def test_a_file_that_moved_takes_its_entity_along(store: ef.EntityStore, root: P
     assert store.read("post")["title"].to_list() == ["A"]
     assert store.verify().is_empty()
     assert set(folder.plan()["action"]) == {"unchanged"}
+    store.upsert_entity("post", "moved", "\nanother text", after["metadata"])
+    assert folder.sync().counts["exported"] == 1
+    assert (root / "post/moved.md").read_text() == FRONT.format("A") + "another text"
 
 
 def test_an_entity_with_another_key_takes_its_file_along(
@@ -280,6 +283,9 @@ def test_an_entity_with_another_key_takes_its_file_along(
     assert statuses(folder.sync()) == {"note/sub/z.md": "renamed"}
     assert tree(root) == {"note/sub/z.md": data.encode()}
     assert set(folder.plan()["action"]) == {"unchanged"}
+    store.upsert_entity("note", "sub/z", "\nanother text", entity["metadata"])
+    assert folder.sync().counts["exported"] == 1
+    assert tree(root) == {"note/sub/z.md": (FRONT.format("A") + "another text").encode()}
 
 
 def test_another_suffix_is_the_same_entity(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
