@@ -60,7 +60,8 @@ def print_failures(failed: Any, rest: str = "write them all with --failed FILE",
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("row", "type", "id", "error", title=f"{failed.height:,} rows failed", title_justify="left")
+    title = "1 row failed" if failed.height == 1 else f"{failed.height:,} rows failed"
+    table = Table("row", "type", "id", "error", title=title, title_justify="left")
     for row in failed.head(most).iter_rows(named=True):
         # Text, so that brackets in the data are not taken for markup.
         table.add_row(
