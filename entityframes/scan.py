@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +40,8 @@ _JUNCTIONS: dict[str, type[And | Or]] = {"And": And, "LogicalAnd": And, "Or": Or
 #: Seconds after which a scan that waits for the database looks for Ctrl-C, and a call of Polars that costs nothing.
 _LOOK_AFTER = 0.05
 _NOTHING = pl.LazyFrame({"nothing": [0]}).select(pl.col("nothing") + 1)
+#: Seconds of waiting after which Polars is reminded to let go of a source of which it wants no more.
+_REMIND_AFTER = (0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,30 @@ def _awaited(frames: Iterator[pl.DataFrame], interrupt: Interrupt) -> Iterator[p
             frame = following.result()
             if frame is None:
                 return
-            yield frame
+            with _reminded():
+                yield frame
+
+
+@contextmanager
+def _reminded() -> Iterator[None]:
+    """While the source waits, Polars is given something to do.
+
+    A source of which it wants no more it lets go with the next query only, and that may not come for hours in which a
+    transaction is open.
+    """
+    over = threading.Event()
+
+    def remind() -> None:
+        for seconds in _REMIND_AFTER:
+            if over.wait(seconds):
+                return
+            _NOTHING.collect()
+
+    threading.Thread(target=remind, name="entityframes-remind", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def translate(predicate: pl.Expr, columns: Mapping[str, Column]) -> Predicate | None:

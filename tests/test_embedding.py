@@ -151,6 +151,24 @@ def test_a_poisoned_text(store: ef.EntityStore, sql: Any) -> None:
     vectors_are_current(store, sql)
 
 
+def test_two_jobs_of_the_same_entities(store: ef.EntityStore, sql: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one job is still writing is not embedded again for the next one."""
+    for text in ("text", "new", "newest"):
+        store.upsert(notes(100, text), progress=False)
+    write = store._engine.embedding.write_vectors
+
+    def slowly(*given: Any) -> pl.DataFrame:
+        time.sleep(0.3)
+        return write(*given)
+
+    monkeypatch.setattr(store._engine.embedding, "write_vectors", slowly)
+    embedder = Recording()
+    result = embed(store, embedder)
+    assert result.counts["embedded"] == result.rows == len(embedder.texts) == 100
+    assert set(store.jobs()["state"].cast(pl.String)) == {"done"}
+    vectors_are_current(store, sql)
+
+
 def test_a_busy_embedder(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked again as late as it says; after so many tries the job fails and its entities stay due."""
     store.upsert(notes(10), progress=False)

@@ -104,15 +104,25 @@ class _Writing:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="entityframes-write")
         self._last: Future[Any] | None = None
+        self._keys: pl.DataFrame | None = None
 
     def then(self, do: Callable[..., Any], *given: Any) -> None:
         """Do it as soon as what was given before is done; waits for that, and raises what it raised."""
         self.wait()
         self._last = self._thread.submit(do, *given)
 
+    def write(self, do: Callable[..., Any], job: Job, unwritten: _Unwritten, end: JobEnd) -> None:
+        """The same for rows and vectors, whose keys are known to `has` meanwhile."""
+        self.then(do, job, unwritten, end)
+        self._keys = pl.concat([part.select(KEY) for part in unwritten.rows])
+
+    def has(self, rows: pl.DataFrame) -> bool:
+        """Whether one of these rows may be being written."""
+        return self._keys is not None and not rows.join(self._keys, on=KEY, how="semi").is_empty()
+
     def wait(self) -> None:
         """Until all is done; raises what the last one raised."""
-        last, self._last = self._last, None
+        last, self._last, self._keys = self._last, None, None
         if last is not None:
             last.result()
 
@@ -263,6 +273,10 @@ class EmbedRun:
         embedding = self._engine.embedding
         try:
             rows = self._patiently(lambda: embedding.members(job))
+            if writing.has(rows):
+                # Also of the job before, whose vectors are not there yet.
+                writing.wait()
+                rows = self._patiently(lambda: embedding.members(job))
             if rows.is_empty():
                 self._patiently(lambda: embedding.move(job, JobEnd("done")))
                 self._held.pop(job.job_id, None)
@@ -291,12 +305,12 @@ class EmbedRun:
                 unwritten.add(batch.drop("content").with_columns(error=pl.Series(errors, dtype=pl.String)), vectors)
                 last = done + unwritten.height == rows.height
                 if last or unwritten.enough(self._engine.embedding.write_bytes):
-                    writing.then(self._write, job, unwritten, JobEnd("done") if last else running)
+                    writing.write(self._write, job, unwritten, JobEnd("done") if last else running)
                     done += unwritten.height
                     unwritten = _Unwritten([], [])
         except (StoppedError, EmbedderBusyError) as error:
             if unwritten.rows:
-                writing.then(self._write, job, unwritten, running)
+                writing.write(self._write, job, unwritten, running)
                 done += unwritten.height
             if isinstance(error, StoppedError):
                 writing.then(self._give_back, job)
