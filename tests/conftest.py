@@ -11,7 +11,9 @@ import os
 import signal
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -74,13 +76,50 @@ def postgres_template(postgres_server: str) -> str:
     return name
 
 
+class _Copies:
+    """Databases with an empty store, made before they are asked for and dropped in a thread beside the tests."""
+
+    AHEAD = 3
+
+    def __init__(self, server: str, template: str) -> None:
+        self._server, self._template = server, template
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="databases")
+        self._made = deque(self._thread.submit(self._make) for _ in range(self.AHEAD))
+
+    def take(self) -> str:
+        """The name of one."""
+        self._made.append(self._thread.submit(self._make))
+        return self._made.popleft().result()
+
+    def drop(self, name: str) -> None:
+        """One that is no longer needed."""
+        self._thread.submit(execute, self._server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def close(self) -> None:
+        for made in self._made:
+            self.drop(made.result())
+        self._thread.shutdown()
+
+    def _make(self) -> str:
+        name = f"entityframes_test_{os.getpid()}_{next(_numbers)}"
+        execute(self._server, f"CREATE DATABASE {name} TEMPLATE {self._template}")
+        return name
+
+
+@pytest.fixture(scope="session")
+def postgres_copies(postgres_server: str, postgres_template: str) -> Iterator[_Copies]:
+    """Databases for the tests to come."""
+    copies = _Copies(postgres_server, postgres_template)
+    yield copies
+    copies.close()
+
+
 @pytest.fixture
-def postgres_url(postgres_server: str, postgres_template: str) -> Iterator[str]:
+def postgres_url(postgres_server: str, postgres_copies: _Copies) -> Iterator[str]:
     """URL of a fresh PostgreSQL database with an empty store."""
-    name = f"entityframes_test_{os.getpid()}_{next(_numbers)}"
-    execute(postgres_server, f"CREATE DATABASE {name} TEMPLATE {postgres_template}")
+    name = postgres_copies.take()
     yield with_database(postgres_server, name)
-    execute(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
+    postgres_copies.drop(name)
 
 
 @pytest.fixture

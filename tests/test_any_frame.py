@@ -322,7 +322,7 @@ def try_frames(twins: Twins, count: int) -> None:
 
 def test_any_frame(twins: Twins) -> None:
     """Whatever is wrong with a frame, both engines say the same of it."""
-    try_frames(twins, int(os.environ.get("ENTITYFRAMES_FRAMES", "100")))
+    try_frames(twins, int(os.environ.get("ENTITYFRAMES_FRAMES", "60")))
     assert {"SchemaError", "row created", "row failed"} <= set(twins.seen)
 
 

@@ -17,6 +17,7 @@ import pytest
 
 import entityframes as ef
 from entityframes.cli import cli
+from tests.command import run as run_command
 from tests.conftest import execute
 
 AIRPORTS = (
@@ -29,17 +30,13 @@ OPTIONS = ["--type", "airport", "--id", "id", "--content", "name", "--columns", 
 
 
 class Run:
-    """Runs the command line in a process of its own, on one store."""
+    """Runs the command line on one store."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.url, self.folder = url, folder
 
     def __call__(self, command: str, *arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
-        words = [sys.executable, "-m", "entityframes", command, *map(str, arguments), "--store", self.url]
-        run = subprocess.run(words, cwd=self.folder, input=stdin, capture_output=True, timeout=120)
-        errors = run.stderr.decode()
-        assert "Traceback" not in errors, errors
-        return run.returncode, run.stdout.decode(), errors
+        return run_command(command, *arguments, "--store", self.url, cwd=self.folder, stdin=stdin)
 
 
 @pytest.fixture
@@ -269,9 +266,7 @@ def test_an_error_is_one_line(tmp_path: Path, words: list[str], said: str) -> No
     """Exit status 2, and what to do about it, without the usage of the whole command."""
     (tmp_path / "x.csv").write_text("k,v\na,1\n")
     (tmp_path / "y.csv").write_text("k,w\nb,1\n")
-    run = subprocess.run(
-        [sys.executable, "-m", "entityframes", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+    run = run_command(*words, cwd=tmp_path)
     assert (run.returncode, run.stdout) == (2, "")
     assert said in run.stderr
     assert run.stderr.startswith("entityframes: ")

@@ -152,7 +152,7 @@ def test_a_random_life(engine: str, request: pytest.FixtureRequest) -> None:
         url = ":memory:" if engine == "duckdb" else request.getfixturevalue("postgres_url")
 
     profile = settings(
-        max_examples=int(os.environ.get("ENTITYFRAMES_LIVES", "40")),
+        max_examples=int(os.environ.get("ENTITYFRAMES_LIVES", "15")),
         stateful_step_count=8,
         deadline=None,
         suppress_health_check=list(HealthCheck),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 
 import polars as pl
@@ -12,6 +10,7 @@ import pytest
 
 import entityframes as ef
 from entityframes.verify import CHECKS, VERIFY_SCHEMA
+from tests.command import run
 
 Sql = Callable[..., list]
 
@@ -152,10 +151,8 @@ def test_the_command_line(filled: ef.EntityStore, sql: Sql, url: str) -> None:
     def verify(*words: str) -> tuple[int, str]:
         if not url.startswith("postgresql:"):
             filled.close()
-        command = [sys.executable, "-m", "entityframes", "verify", *words, "--store", url]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert "Traceback" not in run.stderr, run.stderr
-        return run.returncode, run.stdout + run.stderr
+        ended = run("verify", *words, "--store", url)
+        return ended.returncode, ended.stdout + ended.stderr
 
     sql("UPDATE entityframes.entities SET content = 'tampered' WHERE id = 'n1'")
     code, told = verify("--json")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import entityframes as ef
+from tests.command import run
 
 
 @pytest.fixture
@@ -20,11 +21,6 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "notes"
     root.mkdir()
     return root
-
-
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "entityframes", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_sync(url: str, root: Path) -> None:
