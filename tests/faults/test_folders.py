@@ -315,8 +315,12 @@ def test_too_many_open_files(root: Path) -> None:
         for free in range(5):
             try:
                 walk = tree.walk()
+                print(free, walk.files["path"].to_list(), walk.unreadable)
+            except ef.DirectoryError as error:
+                print(free, str(error).rpartition(": ")[2])
+            try:
                 read = tree.read(["b/a.md"])[0]
-                print(free, walk.files["path"].to_list(), walk.unreadable, read.data or read.reason, read.gone)
+                print(free, read.data or read.reason, read.gone)
             except ef.DirectoryError as error:
                 print(free, str(error).rpartition(": ")[2])
             os.close(taken.pop())
@@ -326,9 +330,10 @@ def test_too_many_open_files(root: Path) -> None:
     lines = run.stdout.splitlines()
     assert lines[0] == "0 too many open files", run.stdout + run.stderr
     assert "too many open files False" in run.stdout
-    assert lines[-1] == "4 ['b/a.md'] [] b'mine' False"
+    assert lines[-2:] == ["4 ['b/a.md'] []", "4 b'mine' False"]
     for line in lines:
-        assert "b/a.md" in line or "['b']" in line or line.endswith("too many open files"), run.stdout
+        told = "b/a.md" in line or "['b']" in line or line.endswith(("too many open files", " False"))
+        assert told, run.stdout
 
 
 def test_a_folder_becomes_a_file_between_walk_and_read(root: Path) -> None:
