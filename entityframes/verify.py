@@ -13,6 +13,7 @@ from entityframes.engines import Engine
 from entityframes.fields import JSON_TEXT, MAX_INFERRED, Fields
 
 #: Everything that is checked, and whether it can be mended from what is there:
+#: duplicate_key: a key has several rows;
 #: content_hash, metadata_hash: an entity's hash is not that of its content, of its metadata;
 #: metadata: it is no JSON object;
 #: ledger: entities name a batch that the ledger does not have;
@@ -25,6 +26,7 @@ from entityframes.fields import JSON_TEXT, MAX_INFERRED, Fields
 #: field_missing: metadata holds a field that is not recorded;
 #: field_kind: an inferred field holds values that its dtype does not; field_value: a declared one does.
 CHECKS: dict[str, bool] = {
+    "duplicate_key": True,
     "content_hash": True,
     "metadata_hash": True,
     "metadata": False,

@@ -6,6 +6,7 @@ test gets a database of its own. Without a server the tests fail; they are not s
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import signal
@@ -28,6 +29,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ENGINES = ("duckdb", "postgresql")
+
+
+@pytest.fixture(autouse=True)
+def _beside_others(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let tests of several processes run beside each other, but for those that are marked as alone."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    alone = request.node.get_closest_marker("alone") is not None
+    folder = tmp_path_factory.getbasetemp().parent
+    with open(folder / "gate", "ab") as gate, open(folder / "running", "ab") as running:
+        # Who waits to be alone waits with the gate shut.
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield
+
 
 _numbers = itertools.count()
 

@@ -35,6 +35,7 @@ def test_the_scratch_namespace_is_removed(url: str, store, sql) -> None:
             assert sql(namespaces) == [("entityframes",)]
 
 
+@pytest.mark.alone
 def test_guard_against_slower_batches(url: str) -> None:
     """150 entities: at least ten times faster than the loop, with a fiftieth of its round trips."""
     measured = n_plus_one(url, [150], repeat=1)
@@ -44,6 +45,7 @@ def test_guard_against_slower_batches(url: str) -> None:
         assert batch["round_trips"] * 50 < one["round_trips"]
 
 
+@pytest.mark.alone
 def test_guard_against_the_way_by_hand(url: str, tmp_path: Path) -> None:
     """30,000 rows beside COPY or INSERT with ON CONFLICT by hand, in turns; the floors leave half for noise."""
     if url.startswith("postgresql:"):

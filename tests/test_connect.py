@@ -143,16 +143,21 @@ def test_a_newer_format_is_refused(store: ef.EntityStore, sql, connect) -> None:
         connect()
 
 
-def test_an_older_store_is_migrated(store: ef.EntityStore, sql, connect, tmp_path: Path) -> None:
-    """What a store of format 1 holds stays, and what format 2 brings works."""
+def test_an_older_store_is_migrated(store: ef.EntityStore, sql, connect, engine: str, tmp_path: Path) -> None:
+    """What a store of format 1 holds stays, and what newer formats bring works."""
     store.upsert_entity("note", "a", "text", {"n": 1})
+    if engine == "duckdb":
+        sql("CREATE UNIQUE INDEX old ON entityframes.entities (entity_type, id)")
     for table in ("folders", "files", "renames"):
         sql(f"DROP TABLE entityframes.{table}")
-    sql("DELETE FROM entityframes.format WHERE version = 2")
+    sql("DELETE FROM entityframes.format WHERE version > 1")
     store.close()
     newer = connect()
     assert newer.get_entity("note", "a")["metadata"] == {"n": 1}
     assert ef.DirectorySync(newer, tmp_path).export_files().counts["exported"] == 1
+    if engine == "duckdb":
+        with newer._engine._cursor() as cursor:
+            assert cursor.sql("SELECT count(*) FROM duckdb_indexes()").fetchall() == [(0,)]
     newer.close()
     assert connect().verify().is_empty()
 

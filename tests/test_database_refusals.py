@@ -28,7 +28,7 @@ def checked(sql: Sql, engine: str) -> None:
         return
     # DuckDB cannot add a CHECK to a table that exists.
     [(ddl,)] = sql("SELECT sql FROM duckdb_tables() WHERE schema_name = 'entityframes' AND table_name = 'entities'")
-    ddl = ddl.replace("PRIMARY KEY", "CHECK (content NOT LIKE 'forbidden%'), PRIMARY KEY", 1)
+    ddl = ddl.replace(");", ", CHECK (content NOT LIKE 'forbidden%'));")
     sql("DROP TABLE entityframes.entities", ddl)
 
 

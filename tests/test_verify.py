@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 
@@ -121,6 +122,25 @@ def test_what_is_corrupted_is_found_and_mended(filled: ef.EntityStore, sql: Sql,
     assert filled.verify().rows() == []
 
 
+def test_a_key_that_has_two_rows(filled: ef.EntityStore, sql: Sql, engine: str) -> None:
+    """On DuckDB no index forbids it to others, and on PostgreSQL an index may break; what was written last stays."""
+    later = f"'{hashlib.sha256(b'later').hexdigest()}'"
+    if engine == "postgresql":
+        sql("ALTER TABLE entityframes.entities DROP CONSTRAINT entities_pkey")
+    sql(
+        "INSERT INTO entityframes.entities (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id, "
+        "created_at, updated_at) SELECT entity_type, id, 'later', metadata, "
+        f"{f'unhex({later})' if engine == 'duckdb' else f'decode({later}, $$hex$$)'}, "
+        "metadata_hash, batch_id, created_at, updated_at + INTERVAL '1 hour' "
+        "FROM entityframes.entities WHERE id = 'n1'"
+    )
+    found = filled.verify().filter(pl.col("check") == "duplicate_key")
+    assert found.select("entity_type", "id", "expected", "found").rows() == [("note", "n1", "1 row", "2 rows")]
+    filled.verify(repair=True)
+    assert filled.verify().rows() == []
+    assert filled.get_entity("note", "n1")["content"] == "later"
+
+
 def test_what_cannot_be_derived_is_told(filled: ef.EntityStore, sql: Sql) -> None:
     """Metadata that is no object, and a value that is none of its declared dtype, are for a person to decide."""
     day = '{"big":1,"day":"yesterday"}'
@@ -141,7 +161,7 @@ def test_what_cannot_be_derived_is_told(filled: ef.EntityStore, sql: Sql) -> Non
 def test_every_check_is_tried(engine: str) -> None:
     """No check is without a corruption that it finds, and what mends has something to mend."""
     tried = set().union(*(checks for _, _, checks in CORRUPTIONS.values()))
-    assert tried | {"metadata", "field_value"} == set(CHECKS)
+    assert tried | {"metadata", "field_value", "duplicate_key"} == set(CHECKS)
     assert {name for name, can in CHECKS.items() if not can} == {"metadata", "field_value"}
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "CtrlC", "Engine", "Interrupt", "Location", "open_engine", "parse_url"]
 
 #: The store's format that this version writes.
-FORMAT = 2
+FORMAT = 3
 
 
 def _new_id() -> str:

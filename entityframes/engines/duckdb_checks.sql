@@ -1,6 +1,18 @@
 -- What DuckDB is asked to find what does not agree in a store (find_), and to mend what can be derived (mend_).
 -- Each find_ gives entity_type, id, batch_id, expected and found as text. {schema} is the quoted namespace.
 
+-- name: find_duplicate_key
+-- Keys that several rows have: no index forbids it to somebody who writes past the store.
+SELECT entity_type, id, NULL::VARCHAR AS batch_id, '1 row' AS expected, count(*) || ' rows' AS found
+FROM {schema}.entities GROUP BY entity_type, id HAVING count(*) > 1
+
+-- name: mend_duplicate_key
+-- The row that was written last stays.
+DELETE FROM {schema}.entities WHERE rowid IN (
+    SELECT rowid FROM {schema}.entities
+    QUALIFY row_number() OVER (PARTITION BY entity_type, id ORDER BY updated_at DESC, rowid DESC) > 1
+)
+
 -- name: find_content_hash
 -- Entities whose content hash is not that of their content.
 SELECT entity_type, id, NULL::VARCHAR AS batch_id, sha256(content) AS expected,

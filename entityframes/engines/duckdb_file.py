@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import duckdb
 
@@ -26,6 +28,22 @@ MEMORY_PER_BYTE = 4
 MEMORY_AT_MOST = 8 << 30
 
 
+#: The lock of the writers of each file, whoever opened it: nothing but that they take turns keeps its keys unique.
+#: By process, because one that a fork copied may be held for ever.
+_locks: WeakValueDictionary[tuple[int, str], threading.Lock] = WeakValueDictionary()
+_locks_free = threading.Lock()
+
+
+def _writing(target: str) -> threading.Lock:
+    """The lock that is held while a file is written; a store in memory has its own."""
+    with _locks_free:
+        key = (os.getpid(), os.path.realpath(target) if target != ":memory:" else f":memory:{uuid.uuid4()}")
+        lock = _locks.get(key)
+        if lock is None:
+            lock = _locks[key] = threading.Lock()
+        return lock
+
+
 class File:
     """One DuckDB database of this process.
 
@@ -35,7 +53,7 @@ class File:
 
     def __init__(self, location: Location) -> None:
         self._process = os.getpid()
-        self._writing = threading.Lock()
+        self._writing = _writing(location.target)
         # The connection that cursors are made of; one call at a time, DuckDB refuses a second.
         self._root: Any = None
         self._root_free = threading.RLock()

@@ -136,6 +136,10 @@ CREATE TABLE {schema}.renames (
 ALTER TABLE {schema}.embeddings ALTER COLUMN embedded_at SET DEFAULT now();
 INSERT INTO {schema}.format (version) VALUES (2)
 
+-- name: migrate_3
+-- Format 3: nothing here; on DuckDB entities have no index of their keys.
+INSERT INTO {schema}.format (version) VALUES (3)
+
 -- name: probe
 -- Which of the given rows are new or differ from what is stored; their content is due where it is new or differs.
 -- Many keys of a small table are joined by hash, few of a large one by index; the planner knows how many there are.

@@ -1,6 +1,20 @@
 -- What PostgreSQL is asked to find what does not agree in a store (find_), and to mend what can be derived (mend_).
 -- Each find_ gives entity_type, id, batch_id, expected and found as text. {schema} is the quoted namespace.
 
+-- name: find_duplicate_key
+-- Keys that several rows have, which the primary key forbids for as long as its index is sound.
+SELECT entity_type, id, NULL::text AS batch_id, '1 row' AS expected, count(*) || ' rows' AS found
+FROM {schema}.entities GROUP BY entity_type, id HAVING count(*) > 1
+
+-- name: mend_duplicate_key
+-- The row that was written last stays.
+DELETE FROM {schema}.entities WHERE ctid IN (
+    SELECT ctid FROM (
+        SELECT ctid, row_number() OVER (PARTITION BY entity_type, id ORDER BY updated_at DESC, ctid DESC) AS place
+        FROM {schema}.entities
+    ) AS numbered WHERE place > 1
+)
+
 -- name: find_content_hash
 -- Entities whose content hash is not that of their content.
 SELECT entity_type, id, NULL::text AS batch_id, encode(sha256(convert_to(content, 'UTF8')), 'hex') AS expected,

@@ -75,8 +75,8 @@ def write_at_once(url: str, writers: int, batches: int) -> int:
     """
     postgresql = url.startswith("postgresql")
     one = ef.connect(url, workers=2)
-    # A DuckDB file is shared by the threads of one process.
-    stores = [ef.connect(url, workers=1) if postgresql else one for _ in range(writers)]
+    # A DuckDB file is shared by the threads of one process, through one store or several.
+    stores = [ef.connect(url, workers=1) if postgresql or number % 2 else one for number in range(writers)]
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     before = execute(url, deadlocks)[0][0] if postgresql else 0
     created, updated = [0] * writers, [0] * writers
@@ -161,6 +161,7 @@ def test_a_domain_refuses_rows(own_server: Server, database: str, own_store, cou
     model.check(store)
 
 
+@pytest.mark.alone
 def test_the_cost_of_bad_rows(own_server: Server, database: str, own_store, proxy: Proxy) -> None:
     """1, 10 or 100 bad rows of 10,000: at most 4 times a clean batch, and no more statements for more of them."""
     own_server.sql(
@@ -193,6 +194,7 @@ def test_the_cost_of_bad_rows(own_server: Server, database: str, own_store, prox
     print({bad: round(best, 3) for bad, best in seconds.items()}, counts)
 
 
+@pytest.mark.alone
 def test_the_cost_of_bad_rows_on_duckdb(tmp_path) -> None:
     """The same on DuckDB, where a CHECK is asked for its rows."""
     seconds: dict[int, float] = {}
@@ -205,7 +207,7 @@ def test_the_cost_of_bad_rows_on_duckdb(tmp_path) -> None:
                         "SELECT sql FROM duckdb_tables() WHERE schema_name = 'entityframes' AND table_name = 'entities'"
                     ).fetchall()
                     cursor.execute("DROP TABLE entityframes.entities")
-                    cursor.execute(ddl.replace("PRIMARY KEY", "CHECK (content NOT LIKE 'bad%'), PRIMARY KEY", 1))
+                    cursor.execute(ddl.replace(");", ", CHECK (content NOT LIKE 'bad%'));"))
                 frame = pl.concat([rows(10_000 - bad, size=300), rows(bad, "bad", start=10_000, size=300)])
                 started = time.perf_counter()
                 assert store.upsert(frame).counts["failed"] == bad

@@ -99,6 +99,7 @@ def settle(model: Model, told: dict, frame) -> None:
             model.entities["note", id] = (new[id]["content"], json.loads(new[id]["metadata"]))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("point", ["merge", "one statement", "copy"])
 def test_interrupt_on_postgresql(own_server: Server, database: str, own_store, point: str) -> None:
     """Ctrl-C while a merge waits, a small batch waits, or rows stream in: KeyboardInterrupt in time, all or nothing."""
@@ -122,6 +123,7 @@ def test_interrupt_on_postgresql(own_server: Server, database: str, own_store, p
     model.check(store)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("call", ["upsert_entity", "delete", "get", "scan", "stats"])
 def test_interrupt_of_other_calls(own_server: Server, database: str, own_store, call: str) -> None:
     """Ctrl-C while a deletion or a read waits for a lock: the same, and nothing is deleted."""
@@ -150,6 +152,7 @@ def test_interrupt_of_other_calls(own_server: Server, database: str, own_store, 
     model.check(store)
 
 
+@pytest.mark.alone
 def test_interrupt_on_duckdb(tmp_path: Path) -> None:
     """Ctrl-C while batches are written: KeyboardInterrupt in time, whole batches or nothing."""
     path = tmp_path / "x.duckdb"
