@@ -29,6 +29,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ENGINES = ("duckdb", "postgresql")
+#: The ids that a row of embedding_jobs lists, as SQL of each engine.
+IDS_OF_JOB = {"duckdb": "string_split(ids, chr(0))", "postgresql": "ids"}
 
 
 @pytest.fixture(autouse=True)

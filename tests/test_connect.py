@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import uuid
 from pathlib import Path
 
 import polars as pl
@@ -145,21 +146,34 @@ def test_a_newer_format_is_refused(store: ef.EntityStore, sql, connect) -> None:
 
 def test_an_older_store_is_migrated(store: ef.EntityStore, sql, connect, engine: str, tmp_path: Path) -> None:
     """What a store of format 1 holds stays, and what newer formats bring works."""
-    store.upsert_entity("note", "a", "text", {"n": 1})
-    if engine == "duckdb":
-        sql("CREATE UNIQUE INDEX old ON entityframes.entities (entity_type, id)")
-    for table in ("folders", "files", "renames"):
-        sql(f"DROP TABLE entityframes.{table}")
-    sql("DELETE FROM entityframes.format WHERE version > 1")
+    statements = store._engine._sql
+    store._engine.drop()
+    hash_of = "unhex(sha256({}))" if engine == "duckdb" else "sha256({}::bytea)"
+    # The place of a field comes by itself on PostgreSQL.
+    place = ("position, ", "1, ") if engine == "duckdb" else ("", "")
+    field = f"(entity_type, field, {place[0]}dtype, declared) VALUES ('note', 'n', {place[1]}'\"Int64\"', false)"
+    content, metadata, batch = "'text'", "'{\"n\":1}'", f"'{uuid.UUID(int=1)}'"
+    hashes = f"{hash_of.format(content)}, {hash_of.format(metadata)}"
+    sql(
+        *statements["create_schema"].split(";"),
+        *statements["migrate_1"].split(";"),
+        "INSERT INTO entityframes.batches (batch_id, run_id, written_at, created, updated, deleted, due) "
+        f"VALUES ({batch}, {batch}, now(), 1, 0, 0, 1)",
+        "INSERT INTO entityframes.entities (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id, "
+        f"created_at, updated_at) VALUES ('note', 'a', 'text', {metadata}, {hashes}, {batch}, now(), now())",
+        f"INSERT INTO entityframes.metadata_fields {field}",
+        "INSERT INTO entityframes.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at) "
+        f"VALUES ({batch}, {batch}, ARRAY['note'], ARRAY['a'], now(), now())",
+    )
     store.close()
     newer = connect()
+    assert newer.verify().rows() == []
     assert newer.get_entity("note", "a")["metadata"] == {"n": 1}
+    assert newer.embed(ef.HashingEmbedder(16), progress=False).counts["embedded"] == 1
     assert ef.DirectorySync(newer, tmp_path).export_files().counts["exported"] == 1
-    if engine == "duckdb":
-        with newer._engine._cursor() as cursor:
-            assert cursor.sql("SELECT count(*) FROM duckdb_indexes()").fetchall() == [(0,)]
+    assert newer.upsert_entity("note", "a", "text", {"n": 1})["status"] == "unchanged"
     newer.close()
-    assert connect().verify().is_empty()
+    assert connect().verify().rows() == []
 
 
 def test_a_failed_migration_leaves_nothing(empty_postgres_url: str) -> None:

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
+from tests.conftest import IDS_OF_JOB
 
 Sql = Callable[..., list]
 
@@ -55,11 +56,11 @@ def test_a_refused_update_leaves_the_old_row(store: ef.EntityStore, checked: Non
     assert store.get(rows(3))["content"].to_list() == ["changed 0", "fine 1", "changed 2"]
 
 
-def test_a_refused_row_makes_no_job(store: ef.EntityStore, checked: None, sql: Sql) -> None:
+def test_a_refused_row_makes_no_job(store: ef.EntityStore, checked: None, sql: Sql, engine: str) -> None:
     """The job lists what was written and nothing else; the ledger counts the same."""
     result = store.upsert(rows(4, {0, 3}))
     assert result.outcomes["job_id"].is_null().to_list() == [True, False, False, True]
-    assert sql("SELECT ids FROM entityframes.embedding_jobs") == [(["e000001", "e000002"],)]
+    assert sql(f"SELECT {IDS_OF_JOB[engine]} FROM entityframes.embedding_jobs") == [(["e000001", "e000002"],)]
     assert sql("SELECT created, updated FROM entityframes.batches") == [(2, 0)]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import entityframes as ef
 from entityframes.results import UPSERT_STATUSES
+from tests.conftest import IDS_OF_JOB
 
 
 def frame(*rows: tuple[str, str], entity_type: str = "note", metadata: list[str | None] | None = None) -> pl.DataFrame:
@@ -87,14 +88,14 @@ def test_metadata_alone_makes_no_job(store: ef.EntityStore) -> None:
     assert second["job_id"].null_count() == 1
 
 
-def test_one_job_a_batch_listing_the_keys_it_wrote(store: ef.EntityStore, sql) -> None:
+def test_one_job_a_batch_listing_the_keys_it_wrote(store: ef.EntityStore, sql, engine: str) -> None:
     """1,000 entities at batch_size=100 make 10 batches, 10 ledger rows and 10 jobs."""
     rows = frame(*((f"e{n}", f"text {n}") for n in range(1000)))
     result = store.upsert(rows, batch_size=100)
     assert result.batches == 10
     assert result.outcomes["job_id"].n_unique() == 10
     assert sql("SELECT count(*), sum(created) FROM entityframes.batches") == [(10, 1000)]
-    jobs = sql("SELECT job_id::text, ids FROM entityframes.embedding_jobs WHERE state = 'pending'")
+    jobs = sql(f"SELECT job_id::text, {IDS_OF_JOB[engine]} FROM entityframes.embedding_jobs WHERE state = 'pending'")
     listed = {job: set(ids) for job, ids in jobs}
     reported = result.outcomes.group_by("job_id").agg("id")
     assert listed == {job: set(ids) for job, ids in reported.iter_rows()}

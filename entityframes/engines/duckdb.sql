@@ -122,15 +122,17 @@ CREATE TABLE {schema}.renames (
 INSERT INTO {schema}.format (version) VALUES (2)
 
 -- name: migrate_3
--- Format 3: no index of the keys, which took half the time of an insert. A file has one process, and that one writer at
--- a time, which looks the keys up before it writes them: so they stay unique.
+-- Format 3. Entities have no index of their keys, which took half the time of an insert: a file has one process, and that
+-- one writer at a time, which looks the keys up before it writes them. Texts are compressed as a whole, hashes, which
+-- nothing makes smaller, not at all. The keys of a job are one text each, joined by the character that no key holds: of
+-- a list, what earlier jobs list would be written to the log again with each new job.
 CREATE TABLE {schema}.entities_3 (
     entity_type   VARCHAR NOT NULL,
     id            VARCHAR NOT NULL,
-    content       VARCHAR NOT NULL,
-    metadata      JSON NOT NULL,
-    content_hash  BLOB NOT NULL,
-    metadata_hash BLOB NOT NULL,
+    content       VARCHAR NOT NULL USING COMPRESSION zstd,
+    metadata      JSON NOT NULL USING COMPRESSION zstd,
+    content_hash  BLOB NOT NULL USING COMPRESSION uncompressed,
+    metadata_hash BLOB NOT NULL USING COMPRESSION uncompressed,
     batch_id      UUID NOT NULL,
     created_at    TIMESTAMPTZ NOT NULL,
     updated_at    TIMESTAMPTZ NOT NULL
@@ -138,6 +140,29 @@ CREATE TABLE {schema}.entities_3 (
 INSERT INTO {schema}.entities_3 FROM {schema}.entities;
 DROP TABLE {schema}.entities;
 ALTER TABLE {schema}.entities_3 RENAME TO entities;
+CREATE TABLE {schema}.embedding_jobs_3 (
+    job_id       UUID PRIMARY KEY,
+    batch_id     UUID,
+    space        VARCHAR,
+    state        VARCHAR NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'running', 'done', 'failed')),
+    entities     INTEGER NOT NULL,
+    entity_types VARCHAR NOT NULL USING COMPRESSION zstd,
+    ids          VARCHAR NOT NULL USING COMPRESSION zstd,
+    attempts     INTEGER NOT NULL DEFAULT 0,
+    rescues      INTEGER NOT NULL DEFAULT 0,
+    fence        INTEGER NOT NULL DEFAULT 0,
+    worker       VARCHAR,
+    lease_until  TIMESTAMPTZ,
+    error        VARCHAR,
+    created_at   TIMESTAMPTZ NOT NULL,
+    updated_at   TIMESTAMPTZ NOT NULL
+);
+INSERT INTO {schema}.embedding_jobs_3 BY NAME
+SELECT * REPLACE (array_to_string(entity_types, chr(0)) AS entity_types, array_to_string(ids, chr(0)) AS ids),
+    len(ids) AS entities
+FROM {schema}.embedding_jobs;
+DROP TABLE {schema}.embedding_jobs;
+ALTER TABLE {schema}.embedding_jobs_3 RENAME TO embedding_jobs;
 INSERT INTO {schema}.format (version) VALUES (3)
 
 -- name: probe
@@ -175,8 +200,8 @@ VALUES ($1::UUID, $2::UUID, now(), $3, $4, $5, $6)
 
 -- name: job
 -- The embedding job of a batch: the keys whose content it wrote. $1 job, $2 batch
-INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
-SELECT $1::UUID, $2::UUID, list(entity_type), list(id), now(), now()
+INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entities, entity_types, ids, created_at, updated_at)
+SELECT $1::UUID, $2::UUID, count(*), string_agg(entity_type, chr(0)), string_agg(id, chr(0)), now(), now()
 FROM changed WHERE due HAVING count(*) > 0
 
 -- name: checks
@@ -196,7 +221,7 @@ SELECT count(*) FROM {schema}.batches WHERE batch_id = $1::UUID
 -- Which of the given rows the batch wrote. $1 batch
 WITH members AS (
     SELECT DISTINCT entity_type, id FROM (
-        SELECT unnest(entity_types) AS entity_type, unnest(ids) AS id
+        SELECT unnest(string_split(entity_types, chr(0))) AS entity_type, unnest(string_split(ids, chr(0))) AS id
         FROM {schema}.embedding_jobs WHERE batch_id = $1::UUID
     )
 )

@@ -111,21 +111,25 @@ WHERE j.batch_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {schema}.batches AS b
 
 -- name: find_job_members
 -- Embedding jobs whose lists of types and ids do not pair up.
-SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, batch_id::VARCHAR AS batch_id, len(ids) || ' types' AS expected,
-    len(entity_types) || ' in job ' || job_id AS found
-FROM {schema}.embedding_jobs WHERE len(entity_types) <> len(ids)
+SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, batch_id::VARCHAR AS batch_id,
+    entities || ' types and ids' AS expected, types || ' and ' || keys || ' in job ' || job_id AS found
+FROM (
+    SELECT *, len(string_split(entity_types, chr(0))) AS types, len(string_split(ids, chr(0))) AS keys
+    FROM {schema}.embedding_jobs
+) WHERE types <> entities OR keys <> entities
 
 -- name: mend_job_members
 -- Such jobs go; entities that are still due get another one.
-DELETE FROM {schema}.embedding_jobs WHERE len(entity_types) <> len(ids)
+DELETE FROM {schema}.embedding_jobs
+WHERE len(string_split(entity_types, chr(0))) <> entities OR len(string_split(ids, chr(0))) <> entities
 
 -- name: find_job_missing
 -- Entities that are due for embedding, whose batch made a job, and that no job lists.
 WITH listed AS (
     SELECT DISTINCT entity_type, id
-    FROM (SELECT unnest(entity_types) AS entity_type, unnest(ids) AS id FROM {schema}.embedding_jobs)
+    FROM (SELECT unnest(string_split(entity_types, chr(0))) AS entity_type, unnest(string_split(ids, chr(0))) AS id FROM {schema}.embedding_jobs)
 ), jobs AS (
-    SELECT batch_id, sum(len(ids)) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
+    SELECT batch_id, sum(entities) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
 )
 SELECT e.entity_type, e.id, e.batch_id::VARCHAR AS batch_id, 'an embedding job' AS expected, 'due, and in none' AS found
 FROM {schema}.entities AS e
@@ -142,12 +146,12 @@ WHERE e.content <> '' AND b.due > 0 AND l.id IS NULL AND (e.created_at = e.updat
 -- One job for each batch, with its keys that are due and in none.
 WITH listed AS (
     SELECT DISTINCT entity_type, id
-    FROM (SELECT unnest(entity_types) AS entity_type, unnest(ids) AS id FROM {schema}.embedding_jobs)
+    FROM (SELECT unnest(string_split(entity_types, chr(0))) AS entity_type, unnest(string_split(ids, chr(0))) AS id FROM {schema}.embedding_jobs)
 ), jobs AS (
-    SELECT batch_id, sum(len(ids)) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
+    SELECT batch_id, sum(entities) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
 )
-INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
-SELECT uuid(), e.batch_id, list(e.entity_type), list(e.id), now(), now()
+INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entities, entity_types, ids, created_at, updated_at)
+SELECT uuid(), e.batch_id, count(*), string_agg(e.entity_type, chr(0)), string_agg(e.id, chr(0)), now(), now()
 FROM {schema}.entities AS e
 JOIN {schema}.batches AS b ON b.batch_id = e.batch_id
 LEFT JOIN jobs AS j ON j.batch_id = e.batch_id

@@ -77,5 +77,6 @@ SELECT old_type, old_id, new_type, new_id, $1::UUID, now() FROM given
 
 -- name: job_of_renamed
 -- A job for those of them that are due, under their new keys. $1 job, $2 batch
-INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
-SELECT $1::UUID, $2::UUID, list(new_type), list(new_id), now(), now() FROM given WHERE due HAVING count(*) > 0
+INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entities, entity_types, ids, created_at, updated_at)
+SELECT $1::UUID, $2::UUID, count(*), string_agg(new_type, chr(0)), string_agg(new_id, chr(0)), now(), now()
+FROM given WHERE due HAVING count(*) > 0

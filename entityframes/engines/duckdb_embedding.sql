@@ -66,8 +66,8 @@ WHERE v.space = $1 AND v.error IS NOT NULL AND v.entity_type = t.entity_type AND
 
 -- name: enqueue
 -- Jobs for everything that is due. $1 space or null, $2 rows in a job, $3 entity_type or null
-INSERT INTO {schema}.embedding_jobs (job_id, space, entity_types, ids, created_at, updated_at)
-SELECT uuid(), $1, list(entity_type ORDER BY id), list(id ORDER BY id), now(), now()
+INSERT INTO {schema}.embedding_jobs (job_id, space, entities, entity_types, ids, created_at, updated_at)
+SELECT uuid(), $1, count(*), string_agg(entity_type, chr(0) ORDER BY id), string_agg(id, chr(0) ORDER BY id), now(), now()
 FROM (
     SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) // $2 AS piece
     FROM {schema}.entities AS e
@@ -75,12 +75,12 @@ FROM (
         ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
     WHERE e.content <> '' AND ($3::VARCHAR IS NULL OR e.entity_type = $3)
 ) GROUP BY piece ORDER BY piece
-RETURNING len(ids) AS entities
+RETURNING entities
 
 -- name: enqueue_keys
 -- Jobs for those of given keys that are due. $1 space or null, $2 rows in a job
-INSERT INTO {schema}.embedding_jobs (job_id, space, entity_types, ids, created_at, updated_at)
-SELECT uuid(), $1, list(entity_type ORDER BY id), list(id ORDER BY id), now(), now()
+INSERT INTO {schema}.embedding_jobs (job_id, space, entities, entity_types, ids, created_at, updated_at)
+SELECT uuid(), $1, count(*), string_agg(entity_type, chr(0) ORDER BY id), string_agg(id, chr(0) ORDER BY id), now(), now()
 FROM (
     SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) // $2 AS piece
     FROM {schema}.entities AS e
@@ -89,7 +89,7 @@ FROM (
         ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
     WHERE e.content <> ''
 ) GROUP BY piece ORDER BY piece
-RETURNING len(ids) AS entities
+RETURNING entities
 
 -- name: failed_keys
 -- What failed in a space. $1 space
@@ -98,11 +98,11 @@ SELECT entity_type, id FROM {schema}.embeddings WHERE space = $1 AND error IS NO
 -- name: requeue_jobs
 -- Failed jobs wait again. $1 space, $2 their state, $3 the new one
 UPDATE {schema}.embedding_jobs SET state = $3, attempts = 0, rescues = 0, updated_at = now()
-WHERE space = $1 AND state = $2 RETURNING len(ids) AS entities
+WHERE space = $1 AND state = $2 RETURNING entities
 
 -- name: jobs
 -- The jobs, oldest first. $1 state, or null for all
-SELECT job_id::VARCHAR AS job_id, batch_id::VARCHAR AS batch_id, space, state, len(ids) AS entities, attempts, worker,
+SELECT job_id::VARCHAR AS job_id, batch_id::VARCHAR AS batch_id, space, state, entities, attempts, worker,
     lease_until, error, created_at, updated_at
 FROM {schema}.embedding_jobs WHERE $1::VARCHAR IS NULL OR state = $1 ORDER BY created_at, job_id
 
@@ -127,8 +127,8 @@ ORDER BY created_at, job_id LIMIT 1
 
 -- name: copy_job
 -- A job of no space becomes one of a space, with a copy for every other. $1 job, $2 space
-INSERT INTO {schema}.embedding_jobs (job_id, batch_id, space, entity_types, ids, created_at, updated_at)
-SELECT uuid(), j.batch_id, s.space, j.entity_types, j.ids, now(), now()
+INSERT INTO {schema}.embedding_jobs (job_id, batch_id, space, entities, entity_types, ids, created_at, updated_at)
+SELECT uuid(), j.batch_id, s.space, j.entities, j.entity_types, j.ids, now(), now()
 FROM {schema}.embedding_jobs AS j CROSS JOIN {schema}.spaces AS s
 WHERE j.job_id = $1::UUID AND j.space IS NULL AND s.space <> $2
 
@@ -142,7 +142,7 @@ WHERE job_id = $1::UUID
 -- What of a job is still due, with its content, and whether something older is stored. $1 job, $2 space
 SELECT e.entity_type, e.id, e.content, e.content_hash, v.id IS NOT NULL AS stored
 FROM (
-    SELECT DISTINCT unnest(entity_types) AS entity_type, unnest(ids) AS id
+    SELECT DISTINCT unnest(string_split(entity_types, chr(0))) AS entity_type, unnest(string_split(ids, chr(0))) AS id
     FROM {schema}.embedding_jobs WHERE job_id = $1::UUID
 ) AS t
 JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
