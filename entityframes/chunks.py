@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -30,7 +31,9 @@ def chunks(frames: Iterable[pl.DataFrame], batch_size: int | None) -> Iterator[p
     """
 
     def cut(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
-        return _cut(frame, BATCH_BYTES, BATCH_ROWS) if batch_size is None else frame.iter_slices(batch_size)
+        if batch_size is not None:
+            return frame.iter_slices(batch_size)
+        return _cut(frame, _ends(frame), BATCH_BYTES, BATCH_ROWS)
 
     waiting: list[pl.DataFrame] = []
     start = 0
@@ -64,16 +67,16 @@ def shares(frames: Iterable[pl.DataFrame], *, max_bytes: int, max_rows: int, wri
         The rows in order with their position in the frame as ``row`` UInt32.
     """
     for frame in frames:
-        sizes = frame.select(_bytes(frame)).to_series()
-        total = int(sizes.sum())
+        ends = _ends(frame)
+        total = int(ends[-1]) if len(ends) else 0
         if total >= writers * LEAST_BYTES:
             rounds = -(-total // (max_bytes * writers))
-            max_bytes = min(-(-total // (rounds * writers)) + int(sizes.max()), max_bytes)  # type: ignore[arg-type]
-        yield from _cut(numbered(frame), max_bytes, max_rows)
+            longest = int(np.diff(ends, prepend=0).max())
+            max_bytes = min(-(-total // (rounds * writers)) + longest, max_bytes)
+        yield from _cut(numbered(frame), ends, max_bytes, max_rows)
 
 
-def _cut(frame: pl.DataFrame, max_bytes: int, max_rows: int) -> Iterator[pl.DataFrame]:
-    ends = frame.select(_bytes(frame).cum_sum()).to_series().to_numpy()
+def _cut(frame: pl.DataFrame, ends: np.ndarray[Any, Any], max_bytes: int, max_rows: int) -> Iterator[pl.DataFrame]:
     start = 0
     while start < frame.height:
         before = ends[start - 1] if start else 0
@@ -83,8 +86,8 @@ def _cut(frame: pl.DataFrame, max_bytes: int, max_rows: int) -> Iterator[pl.Data
         start = stop
 
 
-def _bytes(frame: pl.DataFrame) -> pl.Expr:
-    """About how many bytes each row's texts have; typed metadata counts with its average."""
+def _ends(frame: pl.DataFrame) -> np.ndarray[Any, Any]:
+    """About how many bytes the texts have up to the end of each row; typed metadata counts with its average."""
     texts = [name for name in (*KEY, "content", "metadata") if frame.schema.get(name) in (pl.String, pl.Binary)]
     typed = (
         frame["metadata"].estimated_size() // max(frame.height, 1)
@@ -92,4 +95,4 @@ def _bytes(frame: pl.DataFrame) -> pl.Expr:
         else 0
     )
     sizes = [pl.col(name).cast(pl.Binary).bin.size().fill_null(0).cast(pl.Int64) for name in texts]
-    return pl.sum_horizontal(*sizes, pl.lit(typed, pl.Int64))
+    return frame.select(pl.sum_horizontal(*sizes, pl.lit(typed, pl.Int64)).cum_sum()).to_series().to_numpy()

@@ -217,6 +217,7 @@ def sha256(texts: pl.Series) -> pl.Series:
 def _readable(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
     """Replace text that is not UTF-8 (Arrow does not check) by a readable stand-in, and say so row by row."""
     problem = pl.Series("problem", [None], dtype=pl.String).new_from_index(0, frame.height)
+    texts = []
     for name in (name for name in frame.columns if frame.schema[name] in (pl.String, pl.Binary, pl.Null)):
         raw = frame[name].cast(pl.Binary)
         try:
@@ -228,8 +229,8 @@ def _readable(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
             text = pl.Series(name, shown, dtype=pl.String)
             said = pl.Series([f"{name} is not valid UTF-8" if wrong else None for wrong in bad], dtype=pl.String)
             problem = pl.select(pl.coalesce(pl.lit(problem), pl.lit(said)).alias("problem")).to_series()
-        frame = frame.with_columns(text.alias(name))
-    return frame, problem
+        texts.append(text)
+    return frame.with_columns(texts), problem
 
 
 def _is_utf8(value: bytes) -> bool:
@@ -323,7 +324,6 @@ def in_key_order(rows: pl.DataFrame) -> pl.DataFrame:
 
 def numbered(frame: pl.DataFrame, start: int = 0) -> pl.DataFrame:
     """The frame with the position of each row in a UInt32 column ``row``, counted from `start`."""
-    frame = frame.drop("row", strict=False)
     return frame.with_columns(pl.int_range(start, start + frame.height, dtype=pl.UInt32).alias("row"))
 
 

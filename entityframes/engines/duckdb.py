@@ -201,8 +201,8 @@ class DuckDBEngine:
         # Keys and hashes only: an anti-join that does not touch the texts.
         _register(cursor, "given", numbered.select("position", "entity_type", "id", "content_hash", "metadata_hash"))
         changed = self._ask(cursor, "probe").sort("position")
-        due = pl.col("differs") & (pl.col("content") != "") & pl.lit(batch.embed)
-        return numbered[changed["position"]].with_columns(changed["created"], changed["differs"]).with_columns(due=due)
+        due = pl.lit(changed["differs"]) & (pl.col("content") != "") & pl.lit(batch.embed)
+        return numbered[changed["position"]].with_columns(changed["created"], due=due)
 
     def _write(self, cursor: Any, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Insert and update in one transaction with the ledger row and the job; nothing at all if nothing changed."""

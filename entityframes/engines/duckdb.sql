@@ -1,4 +1,5 @@
 -- Every statement that DuckDB gets. {schema} is the quoted namespace; nothing else is substituted.
+-- Whether a content is empty is asked of its hash: the content would be read and decompressed for it.
 -- Frames are scanned in place: given, changed and written are names registered for the connection.
 
 -- name: format_table
@@ -122,8 +123,8 @@ CREATE TABLE {schema}.renames (
 INSERT INTO {schema}.format (version) VALUES (2)
 
 -- name: migrate_3
--- Format 3. Entities have no index of their keys, which took half the time of an insert: a file has one process, and that
--- one writer at a time, which looks the keys up before it writes them. Texts are compressed as a whole, hashes, which
+-- Format 3. Entities have no index of their keys, which took half the time of an insert: a file has one process, and
+-- that one writer at a time, which looks the keys up before it writes them. Texts are compressed as a whole, hashes, which
 -- nothing makes smaller, not at all. The keys of a job are one text each, joined by the character that no key holds: of
 -- a list, what earlier jobs list would be written to the log again with each new job.
 CREATE TABLE {schema}.entities_3 (
@@ -296,7 +297,7 @@ WITH chosen AS (
 )
 SELECT e.entity_type, count(*) AS entities,
     count(*) FILTER (WHERE v.content_hash IS NOT NULL AND v.error IS NULL) AS embedded,
-    count(*) FILTER (WHERE e.content <> '' AND v.content_hash IS NULL) AS due,
+    count(*) FILTER (WHERE e.content_hash <> unhex(sha256('')) AND v.content_hash IS NULL) AS due,
     count(*) FILTER (WHERE v.error IS NOT NULL) AS failed
 FROM {schema}.entities AS e
 LEFT JOIN {schema}.embeddings AS v ON v.space = (SELECT space FROM chosen)

@@ -127,7 +127,10 @@ WHERE len(string_split(entity_types, chr(0))) <> entities OR len(string_split(id
 -- Entities that are due for embedding, whose batch made a job, and that no job lists.
 WITH listed AS (
     SELECT DISTINCT entity_type, id
-    FROM (SELECT unnest(string_split(entity_types, chr(0))) AS entity_type, unnest(string_split(ids, chr(0))) AS id FROM {schema}.embedding_jobs)
+    FROM (
+        SELECT unnest(string_split(entity_types, chr(0))) AS entity_type, unnest(string_split(ids, chr(0))) AS id
+        FROM {schema}.embedding_jobs
+    )
 ), jobs AS (
     SELECT batch_id, sum(entities) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
 )
@@ -136,7 +139,8 @@ FROM {schema}.entities AS e
 JOIN {schema}.batches AS b ON b.batch_id = e.batch_id
 LEFT JOIN jobs AS j ON j.batch_id = e.batch_id
 LEFT JOIN listed AS l ON l.entity_type = e.entity_type AND l.id = e.id
-WHERE e.content <> '' AND b.due > 0 AND l.id IS NULL AND (e.created_at = e.updated_at OR coalesce(j.keys, 0) < b.due)
+WHERE e.content_hash <> unhex(sha256('')) AND b.due > 0 AND l.id IS NULL
+    AND (e.created_at = e.updated_at OR coalesce(j.keys, 0) < b.due)
     AND NOT EXISTS (
         SELECT 1 FROM {schema}.embeddings AS v
         WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
@@ -146,7 +150,10 @@ WHERE e.content <> '' AND b.due > 0 AND l.id IS NULL AND (e.created_at = e.updat
 -- One job for each batch, with its keys that are due and in none.
 WITH listed AS (
     SELECT DISTINCT entity_type, id
-    FROM (SELECT unnest(string_split(entity_types, chr(0))) AS entity_type, unnest(string_split(ids, chr(0))) AS id FROM {schema}.embedding_jobs)
+    FROM (
+        SELECT unnest(string_split(entity_types, chr(0))) AS entity_type, unnest(string_split(ids, chr(0))) AS id
+        FROM {schema}.embedding_jobs
+    )
 ), jobs AS (
     SELECT batch_id, sum(entities) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
 )
@@ -156,7 +163,8 @@ FROM {schema}.entities AS e
 JOIN {schema}.batches AS b ON b.batch_id = e.batch_id
 LEFT JOIN jobs AS j ON j.batch_id = e.batch_id
 LEFT JOIN listed AS l ON l.entity_type = e.entity_type AND l.id = e.id
-WHERE e.content <> '' AND b.due > 0 AND l.id IS NULL AND (e.created_at = e.updated_at OR coalesce(j.keys, 0) < b.due)
+WHERE e.content_hash <> unhex(sha256('')) AND b.due > 0 AND l.id IS NULL
+    AND (e.created_at = e.updated_at OR coalesce(j.keys, 0) < b.due)
     AND NOT EXISTS (
         SELECT 1 FROM {schema}.embeddings AS v
         WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash

@@ -52,7 +52,7 @@ SELECT $1, path, entity_type, id, size, mtime_ns, file_hash, content_hash, metad
 
 -- name: renamable
 -- Which of the given pairs can be renamed, and whether the entity is due for embedding.
-SELECT t.position, e.content <> '' AND NOT EXISTS (
+SELECT t.position, e.content_hash <> unhex(sha256('')) AND NOT EXISTS (
     SELECT 1 FROM {schema}.embeddings AS v
     WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
 ) AS due

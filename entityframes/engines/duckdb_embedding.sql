@@ -10,7 +10,7 @@ FROM {schema}.spaces ORDER BY created_at, space
 -- How much of the store each space has.
 SELECT s.space,
     count(*) FILTER (WHERE v.content_hash IS NOT NULL AND v.error IS NULL) AS embedded,
-    count(*) FILTER (WHERE e.content <> '' AND v.content_hash IS NULL) AS due,
+    count(*) FILTER (WHERE e.content_hash <> unhex(sha256('')) AND v.content_hash IS NULL) AS due,
     count(*) FILTER (WHERE v.error IS NOT NULL) AS failed
 FROM {schema}.spaces AS s
 LEFT JOIN {schema}.entities AS e ON true
@@ -67,27 +67,29 @@ WHERE v.space = $1 AND v.error IS NOT NULL AND v.entity_type = t.entity_type AND
 -- name: enqueue
 -- Jobs for everything that is due. $1 space or null, $2 rows in a job, $3 entity_type or null
 INSERT INTO {schema}.embedding_jobs (job_id, space, entities, entity_types, ids, created_at, updated_at)
-SELECT uuid(), $1, count(*), string_agg(entity_type, chr(0) ORDER BY id), string_agg(id, chr(0) ORDER BY id), now(), now()
+SELECT uuid(), $1, count(*), string_agg(entity_type, chr(0) ORDER BY id), string_agg(id, chr(0) ORDER BY id),
+    now(), now()
 FROM (
     SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) // $2 AS piece
     FROM {schema}.entities AS e
     ANTI JOIN (SELECT * FROM {schema}.embeddings WHERE space = $1) AS v
         ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-    WHERE e.content <> '' AND ($3::VARCHAR IS NULL OR e.entity_type = $3)
+    WHERE e.content_hash <> unhex(sha256('')) AND ($3::VARCHAR IS NULL OR e.entity_type = $3)
 ) GROUP BY piece ORDER BY piece
 RETURNING entities
 
 -- name: enqueue_keys
 -- Jobs for those of given keys that are due. $1 space or null, $2 rows in a job
 INSERT INTO {schema}.embedding_jobs (job_id, space, entities, entity_types, ids, created_at, updated_at)
-SELECT uuid(), $1, count(*), string_agg(entity_type, chr(0) ORDER BY id), string_agg(id, chr(0) ORDER BY id), now(), now()
+SELECT uuid(), $1, count(*), string_agg(entity_type, chr(0) ORDER BY id), string_agg(id, chr(0) ORDER BY id),
+    now(), now()
 FROM (
     SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) // $2 AS piece
     FROM {schema}.entities AS e
     SEMI JOIN given AS t ON t.entity_type = e.entity_type AND t.id = e.id
     ANTI JOIN (SELECT * FROM {schema}.embeddings WHERE space = $1) AS v
         ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-    WHERE e.content <> ''
+    WHERE e.content_hash <> unhex(sha256(''))
 ) GROUP BY piece ORDER BY piece
 RETURNING entities
 
@@ -148,7 +150,8 @@ FROM (
 JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
 LEFT JOIN (SELECT entity_type, id, content_hash FROM {schema}.embeddings WHERE space = $2) AS v
     ON v.entity_type = e.entity_type AND v.id = e.id
-WHERE e.content <> '' AND v.content_hash IS DISTINCT FROM e.content_hash ORDER BY e.entity_type, e.id
+WHERE e.content_hash <> unhex(sha256('')) AND v.content_hash IS DISTINCT FROM e.content_hash
+ORDER BY e.entity_type, e.id
 
 -- name: move
 -- A change of state by the worker that holds the job; whoever lost it changes nothing.
