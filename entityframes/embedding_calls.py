@@ -73,8 +73,11 @@ class EmbeddingCalls:
         name = spaces.settle(self._engine, embedder, space)
         self._embedders[embedder.name] = embedder
         run = EmbedRun(self._engine, embedder, name, options)
-        total = int(self._engine.stats(name)["due"].sum())
-        with Reporter(progress, total, unit="texts") as reporter:
+
+        def due() -> int:
+            return int(self._engine.stats(name)["due"].sum())
+
+        with Reporter(progress, due, unit="texts") as reporter:
             try:
                 return run.execute(reporter, cancel)
             finally:

@@ -16,16 +16,20 @@ class Reporter:
 
     Args:
         progress: see `Progress`.
-        total: how many rows there will be, or None.
+        total: how many rows there will be, or None; a function that counts them is called only if somebody is told.
         unit: what is counted.
         delay: seconds before a bar is made, so that quick calls make none: one in a notebook is several widgets.
     """
 
-    def __init__(self, progress: Progress, total: int | None, *, unit: str = "rows", delay: float = 0.0) -> None:
+    def __init__(
+        self, progress: Progress, total: int | Callable[[], int] | None, *, unit: str = "rows", delay: float = 0.0
+    ) -> None:
         self._callback = progress if callable(progress) else None
-        self._total = total
         self._done = 0
         wanted = progress is True or (progress is None and (in_notebook() or sys.stderr.isatty()))
+        if callable(total):
+            total = total() if wanted or self._callback else None
+        self._total = total
         self._unit = unit
         self._bar: Any = None
         self._due = time.monotonic() + delay if wanted else float("inf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,31 @@ def exact(query: str, frame: pl.DataFrame, k: int) -> list[str]:
         .head(k)
         .to_list()
     )
+
+
+def test_an_index_is_used_at_once(store: ef.EntityStore, sql: Any, engine: str) -> None:
+    """Where there is pgvector: most of the nearest are found, by the index, also of what is embedded afterwards."""
+    many = corpus(3_000)
+    store.upsert(many, progress=False)
+    store.embed(EMBEDDER, progress=False)
+    assert store.index_space() == (engine == "postgresql")
+    assert store.index_space() == (engine == "postgresql")
+    store.upsert_entity("page", "new", "green garden in winter")
+    store.embed(EMBEDDER, progress=False)
+    found = store.search("green garden in winter", k=20)
+    assert found["id"][0] == "new"
+    assert found["score"].is_sorted(descending=True)
+    assert len(set(found["id"][1:]) & set(exact("green garden in winter", many, 19))) >= 14
+    only = store.search("green garden", entity_type="page", where=pl.col("n") < 50, k=5)
+    assert only.height == 5
+    assert all(row["n"] < 50 for row in only["metadata"].str.json_decode(pl.Struct({"n": pl.Int64})))
+    if engine == "postgresql":
+        scans = "SELECT idx_scan > 0 FROM pg_stat_user_indexes WHERE indexrelname = 'nearest_1'"
+        store.close()
+        deadline = time.monotonic() + 10
+        while sql(scans) != [(True,)] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert sql(scans) == [(True,)]
 
 
 def test_vector_search_is_exact(filled: ef.EntityStore) -> None:

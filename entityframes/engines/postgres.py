@@ -54,7 +54,8 @@ class PostgresEngine:
         self._namespace = namespace
         files = ("postgres.sql", "postgres_checks.sql", "postgres_embedding.sql", "postgres_directory.sql")
         self._sql = {name: sql for file in files for name, sql in queries.load(file, namespace).items()}
-        self._pool = Pool(location.target, self.workers, self._sql["session"])
+        # Each worker that embeds has a thread that writes beside it.
+        self._pool = Pool(location.target, 2 * self.workers, self._sql["session"])
         self._connection, self._transaction = self._pool.borrow, transaction
         try:
             with self._connection() as connection:

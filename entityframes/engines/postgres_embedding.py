@@ -97,6 +97,7 @@ class PostgresEmbedding:
         with engine._connection() as connection, engine._transaction(connection, Interrupt()):
             engine._run(connection, "build_memory")
             execute(connection, self._filled("create_index", number=stored["number"], dim=dim))
+            execute(connection, self._filled("analyze_vectors", number=stored["number"]))
         return True
 
     # Jobs.
@@ -156,22 +157,29 @@ class PostgresEmbedding:
         self, job: Job, rows: pl.DataFrame, vectors: Vectors, end: JobEnd, interrupt: Interrupt
     ) -> pl.DataFrame:
         """Vectors of what had none are copied straight into the space's table, others are merged."""
+        space = self._space(job.space)
         with self._engine._connection(interrupt) as connection:
             try:
-                return self._write_vectors(connection, job, rows, vectors, end, interrupt)
+                return self._write_vectors(connection, space, job, rows, vectors, end, interrupt)
             except RowError as error:
                 if error.sqlstate != UNIQUE_VIOLATION:
                     raise
                 # Another worker had the same entity in another job, and was quicker.
                 execute(connection, "ROLLBACK")
                 rows = rows.with_columns(stored=True)
-                return self._write_vectors(connection, job, rows, vectors, end, interrupt)
+                return self._write_vectors(connection, space, job, rows, vectors, end, interrupt)
 
     def _write_vectors(
-        self, connection: Any, job: Job, rows: pl.DataFrame, vectors: Vectors, end: JobEnd, interrupt: Interrupt
+        self,
+        connection: Any,
+        space: dict[str, Any],
+        job: Job,
+        rows: pl.DataFrame,
+        vectors: Vectors,
+        end: JobEnd,
+        interrupt: Interrupt,
     ) -> pl.DataFrame:
-        engine, space = self._engine, self._space(job.space)
-        storage = space["storage"]
+        engine, storage = self._engine, space["storage"]
         with engine._transaction(connection, interrupt):
             if not self._move(connection, job, end):
                 raise LeaseLostError

@@ -85,6 +85,10 @@ SET LOCAL maintenance_work_mem = '512MB'
 CREATE INDEX IF NOT EXISTS nearest_{number} ON {schema}.embeddings_{number}
 USING hnsw ((pgvector::vector({dim})) vector_ip_ops)
 
+-- name: analyze_vectors
+-- Without statistics the planner does not use the index, and those come by themselves minutes later.
+ANALYZE {schema}.embeddings_{number}
+
 -- name: has_others
 -- Whether a new space is not the only one, so that what upserts have queued does not fill it. $1 space
 SELECT EXISTS (SELECT FROM {schema}.spaces WHERE space <> $1)
