@@ -88,6 +88,15 @@ def test_null_ids_are_not_found(filled: ef.EntityStore) -> None:
     assert filled.get(ids)["found"].to_list() == [True, False]
 
 
+def test_bytes_that_are_no_text_are_not_found(filled: ef.EntityStore) -> None:
+    """Nor is what they are shown as, which may be an entity of its own."""
+    filled.upsert_entity("note", "caf\ufffd", "the real one")
+    ids = pl.DataFrame({"entity_type": ["note"] * 3, "id": [b"caf\xe9", "caf\ufffd".encode(), b"n\x00"]})
+    assert filled.exists(ids)["exists"].to_list() == [False, True, False]
+    assert filled.get(ids)["content"].to_list() == [None, "the real one", None]
+    assert filled.missing(ids)["id"].to_list() == [b"caf\xe9", b"n\x00"]
+
+
 @pytest.mark.parametrize("call", ["get", "exists", "missing", "delete"])
 def test_no_id_frame(filled: ef.EntityStore, call: str) -> None:
     """A frame without the key is refused by name."""

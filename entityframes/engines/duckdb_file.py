@@ -20,7 +20,7 @@ from entityframes.errors import ClosedError, ConnectError, DatabaseError, Resour
 T = TypeVar("T")
 
 #: DuckDB keeps what it has read until its limit is reached, by default most of the machine's memory. A file gets this
-#: many bytes and so many for each entity, because the index of keys has to fit; more as soon as a statement needs it.
+#: many bytes and so many for each entity, for joins with all of them; more as soon as a statement needs it.
 MEMORY_BYTES = 96 << 20
 MEMORY_BYTES_PER_ENTITY = 80
 #: And so much for each byte of a batch.
