@@ -244,7 +244,7 @@ class UpsertRun:
     def _tell(self, rows: pl.DataFrame, written: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Outcomes from the database's own answer; rows that it does not name are unchanged."""
         refused = pl.col("error").is_not_null() if "error" in written.columns else pl.lit(False)
-        told = rows.select("row", *KEY).with_row_index("position").with_columns(pl.col("position").cast(pl.Int64))
+        told = rows.select("row", *KEY, position=pl.int_range(pl.len(), dtype=pl.Int64))
         told = told.join(
             written.with_columns(pl.col("position").cast(pl.Int64)), on="position", how="left", maintain_order="left"
         )

@@ -9,6 +9,7 @@ import threading
 import uuid
 from pathlib import Path
 
+import duckdb
 import polars as pl
 import pytest
 
@@ -174,6 +175,19 @@ def test_an_older_store_is_migrated(store: ef.EntityStore, sql, connect, engine:
     assert newer.upsert_entity("note", "a", "text", {"n": 1})["status"] == "unchanged"
     newer.close()
     assert connect().verify().rows() == []
+
+
+def test_a_file_of_an_older_duckdb(tmp_path: Path) -> None:
+    """A store can be made in somebody's file, which may know less of compression."""
+    path = tmp_path / "old.duckdb"
+    with duckdb.connect() as connection:
+        connection.execute(f"ATTACH '{path}' AS old (STORAGE_VERSION 'v1.0.0')")
+        connection.execute("CREATE TABLE old.mine AS SELECT 1 AS a")
+    with ef.connect(path) as store:
+        assert store.upsert_entity("note", "a", "text")["status"] == "created"
+    with ef.connect(path) as store:
+        assert store.get_entity("note", "a")["content"] == "text"
+        assert store.verify().is_empty()
 
 
 def test_a_failed_migration_leaves_nothing(empty_postgres_url: str) -> None:

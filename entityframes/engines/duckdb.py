@@ -276,6 +276,9 @@ class DuckDBEngine:
                     "install a newer entityframes"
                 )
             if version < FORMAT:
+                if self._ask(cursor, "storage_version").item() == "v1.0.0+":
+                    # The tables of somebody's older file; it knows no zstd.
+                    self._sql["migrate_3"] = self._sql["migrate_3"].replace("USING COMPRESSION zstd", "")
                 with self._transaction(cursor, Interrupt()):
                     self._run(cursor, "create_schema")
                     for step in range(version + 1, FORMAT + 1):

@@ -6,6 +6,10 @@
 -- Whether the store exists in this namespace.
 SELECT count(*) > 0 FROM duckdb_tables() WHERE schema_name = $1 AND table_name = 'format' AND NOT temporary
 
+-- name: storage_version
+-- Which version of DuckDB can read the file, such as v1.0.0+; nothing for a store in memory.
+SELECT max(tags['storage_version']) FROM duckdb_databases() WHERE database_name = current_database()
+
 -- name: format_version
 -- The store's format.
 SELECT max(version) FROM {schema}.format
