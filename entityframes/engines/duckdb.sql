@@ -204,10 +204,10 @@ INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, de
 VALUES ($1::UUID, $2::UUID, now(), $3, $4, $5, $6)
 
 -- name: job
--- The embedding job of a batch: the keys whose content it wrote. $1 job, $2 batch
+-- The embedding job of a batch: the keys whose content it wrote.
+-- $1 job, $2 batch, $3 how many keys, $4 their types, $5 their ids
 INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entities, entity_types, ids, created_at, updated_at)
-SELECT $1::UUID, $2::UUID, count(*), string_agg(entity_type, chr(0)), string_agg(id, chr(0)), now(), now()
-FROM changed WHERE due HAVING count(*) > 0
+VALUES ($1::UUID, $2::UUID, $3, $4, $5, now(), now())
 
 -- name: checks
 -- The CHECK constraints of the entities table, to find the rows that they refuse. $1 namespace
