@@ -64,6 +64,21 @@ def test_import_again_and_changed(run: Run) -> None:
         ]  # fmt: skip
 
 
+def test_a_column_that_a_few_values_make_text(run: Run) -> None:
+    """Is told before the type has that dtype for good, unless text is what is wanted."""
+    lines = [f"{n},{n / 2},word {n}" for n in range(30)] + ["30,abc,word"]
+    (run.folder / "x.csv").write_text("k,lat,name\n" + "\n".join(lines) + "\n")
+    options = ["x.csv", "--type", "t", "--id", "k", "--dry-run"]
+    said = run("import", *options)[2]
+    assert "column 'lat' is text, because 1 value is no number, such as 'abc'" in said
+    assert "name" not in said
+    assert run("import", *options, "--text", "lat")[2] == ""
+    run("import", *options[:-1])
+    (run.folder / "x.csv").write_text("k,lat,name\n" + "\n".join(lines[:-1]) + "\n")
+    code, _, said = run("import", *options[:-1])
+    assert (code, "'lat' is String there and Float64 here" in said) == (2, True)
+
+
 def test_a_dry_run_writes_nothing(run: Run) -> None:
     """What would be done, for a person and for scripts; exit status 1 where rows are invalid."""
     code, out, _ = run("import", "airports.dat", *OPTIONS, "--dry-run")

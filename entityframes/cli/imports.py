@@ -90,6 +90,7 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
         # A file that fits is read at once: repeated keys are then found in all of it, not only within a batch.
         if _small(files):
             frame = frame.collect()
+            _tell_odd_values(frame, files, options)
         with open_store(url, namespace) as store:
             if options["dry_run"]:
                 _dry_run(store, frame, options["on_duplicate"], as_json)
@@ -132,6 +133,29 @@ def _small(files: Sequence[str]) -> bool:
     if "-" in files:
         return False
     return sum(Path(path).stat().st_size for name in files for path in expanded(name)) <= _SMALL
+
+
+def _tell_odd_values(frame: Any, files: Sequence[str], options: dict[str, Any]) -> None:
+    """Say which columns of a CSV are text for the sake of a few values: the type will keep that dtype."""
+    import polars as pl
+
+    from entityframes.files import expanded, format_of
+
+    kinds = {options["file_format"] or format_of(path) for name in files for path in expanded(name)}
+    metadata = frame.schema.get("metadata")
+    if not kinds <= {"csv", "tsv"} or not isinstance(metadata, pl.Struct):
+        return
+    chosen = _names(options["text"])
+    for name in (field.name for field in metadata.fields if field.dtype == pl.String and field.name not in chosen):
+        values = frame["metadata"].struct.field(name).drop_nulls()
+        odd = values.filter(values.cast(pl.Float64, strict=False).is_null())
+        if 0 < 20 * len(odd) <= len(values):
+            said = "1 value is no number" if len(odd) == 1 else f"{len(odd):,} values are no numbers"
+            click.echo(
+                f"note: column {name!r} is text, because {said}, such as {odd[0][:40]!r}; a type keeps its dtypes "
+                f"while it has entities: correct the file, or say --text {name}",
+                err=True,
+            )
 
 
 def _names(text: str | None) -> list[str]:
