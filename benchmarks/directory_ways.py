@@ -9,7 +9,6 @@ import ctypes
 import hashlib
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data import edit_note
+from benchmarks.measure import peak_mb
 
 #: How often the steps of a sync are measured in one process.
 STEPS = 7
@@ -207,4 +207,4 @@ if __name__ == "__main__":
     if more:
         _heed_modes()
     seconds = WAYS[name](Path(tree), target, Path(state))
-    print(json.dumps({"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb()}))

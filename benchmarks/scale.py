@@ -18,15 +18,15 @@ CONTENT_BYTES = (50, 1_000, 100_000)
 
 #: One import in a process of its own, so that its peak memory is its own.
 _CHILD = """
-import resource, sys
+import sys
 import polars as pl
 import entityframes as ef
+from benchmarks.measure import peak_mb
 url, path, workers = sys.argv[1:]
 with ef.connect(url, namespace="rows", workers=int(workers) or None) as store:
     result = store.upsert(pl.scan_parquet(path), progress=False)
     assert result.ok
-    print(result.rows, result.counts["created"], result.elapsed,
-          resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(result.rows, result.counts["created"], result.elapsed, peak_mb())
     store._engine.drop()
 """
 

@@ -58,10 +58,9 @@ class DeleteRun:
 
     def _possible(self, given: pl.DataFrame) -> pl.DataFrame:
         """The ids to look for, each once; the others are accounted for."""
-        keys = given.select("row", *self._asked).with_columns(frames.check_ids(given).get_columns())
-        possible = keys.drop_nulls(KEY)
-        impossible = given.join(possible, on="row", how="anti", maintain_order="left")
-        self._log.append(outcomes(frames.readable_keys(impossible), DELETE_STATUSES, status="missing"))
+        keys = given.select("row", *self._asked).with_columns(frames.usable_ids(given).get_columns())
+        self._log.append(outcomes(keys.filter(~pl.col("usable")), DELETE_STATUSES, status="missing"))
+        possible = keys.filter("usable").drop("usable")
         again = ~possible.select(pl.struct(KEY).is_first_distinct()).to_series()
         self._log.append(outcomes(possible.filter(again), DELETE_STATUSES, status="duplicate"))
         return possible.filter(~again)

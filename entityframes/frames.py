@@ -189,20 +189,15 @@ def canonicalise(frame: pl.DataFrame) -> Canonical:
         frame.select("row", *KEY, "content", *(["metadata"] if "metadata" in frame.columns else []))
     )
     metadata, unparsable, inferred = _canonical_metadata(frame)
-    frame = frame.with_columns(metadata=metadata)
-    if problem.null_count() == unparsable.null_count() == frame.height and frame.select(_sound()).item():
-        # Most frames are, and to say what is wrong takes longer than to see that nothing is.
-        valid, invalid = frame, frame.clear().select("row", *KEY, error=pl.lit(None, pl.String))
-    else:
-        problems = pl.coalesce(
-            pl.lit(problem),
-            *(_text_problem(name) for name in (*KEY, "content")),
-            pl.lit(unparsable),
-            pl.when(pl.col("metadata").str.len_bytes() > MAX_BYTES["metadata"]).then(pl.lit("metadata is over 64 MiB")),
-        )
-        frame = frame.with_columns(error=problems)
-        invalid = frame.filter(pl.col("error").is_not_null()).select("row", *KEY, "error")
-        valid = frame.filter(pl.col("error").is_null()).drop("error")
+    problems = pl.coalesce(
+        pl.lit(problem),
+        *(_text_problem(name) for name in (*KEY, "content")),
+        pl.lit(unparsable),
+        pl.when(pl.col("metadata").str.len_bytes() > MAX_BYTES["metadata"]).then(pl.lit("metadata is over 64 MiB")),
+    )
+    frame = frame.with_columns(metadata=metadata).with_columns(error=problems)
+    invalid = frame.filter(pl.col("error").is_not_null()).select("row", *KEY, "error")
+    valid = frame.drop("error") if invalid.is_empty() else frame.filter(pl.col("error").is_null()).drop("error")
     hashes = sha256(valid["content"]).alias("content_hash"), sha256(valid["metadata"]).alias("metadata_hash")
     return Canonical(valid.with_columns(hashes), invalid, inferred)
 
@@ -238,17 +233,6 @@ def _is_utf8(value: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _sound() -> pl.Expr:
-    """Whether no text of a frame breaks a rule of the data, those of `_text_problem` and the size of metadata."""
-    texts = pl.col(*KEY, "content", "metadata")
-    return pl.all_horizontal(
-        texts.null_count() == 0,
-        ~pl.col(*KEY, "content").str.contains("\0", literal=True).any(),
-        *(pl.col(name).str.len_bytes().max().fill_null(0) <= limit for name, limit in MAX_BYTES.items()),
-        pl.col(KEY).str.len_bytes().min().fill_null(1) > 0,
-    )
 
 
 def _text_problem(name: str) -> pl.Expr:
@@ -324,15 +308,10 @@ def usable_ids(frame: pl.DataFrame) -> pl.DataFrame:
     return keys.with_columns(usable=pl.lit(problem).is_null() & ~wrong)
 
 
-def check_ids(frame: pl.DataFrame) -> pl.DataFrame:
-    """The key columns of an id frame, with text that cannot be a key set to null."""
-    return usable_ids(frame).select(pl.when("usable").then(pl.col(name)).alias(name) for name in KEY)
-
-
 def types_of(frame: pl.DataFrame) -> pl.Series:
     """The entity types that a frame names, in the order in which they first come."""
     each = frame.select("entity_type").unique(maintain_order=True)
-    return check_ids(each.with_columns(id=pl.lit("")))["entity_type"].drop_nulls()
+    return usable_ids(each.with_columns(id=pl.lit(""))).filter("usable")["entity_type"]
 
 
 def in_key_order(rows: pl.DataFrame) -> pl.DataFrame:

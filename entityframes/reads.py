@@ -65,10 +65,8 @@ def _id_frame(ids: Any) -> pl.DataFrame:
 
 def _by_position(ask: Callable[[pl.DataFrame], pl.DataFrame], given: pl.DataFrame, progress: Progress) -> pl.DataFrame:
     """Ask about ids in pieces; a text that can be no key is not asked about, because it cannot be stored."""
-    keys = given.filter("usable")
-    if keys.height > 1:
-        # An index is read twice as fast from one end to the other.
-        keys = frames.in_key_order(keys)
+    # An index is read twice as fast from one end to the other.
+    keys = frames.in_key_order(given.filter("usable"))
     answers = []
     with Reporter(progress, keys.height, unit="ids", delay=DELAY) as reporter:
         for piece in keys.iter_slices(LOOKUP_ROWS):

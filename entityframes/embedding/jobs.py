@@ -68,5 +68,5 @@ def enqueue(engine: Engine, what: Any, space: str | None) -> int:
         return engine.embedding.enqueue(space, what, None)
     given = sources.as_frame(what)
     frames.check_id_schema(given.schema)
-    keys = frames.check_ids(frames.numbered(given)).select(KEY).drop_nulls().unique()
+    keys = frames.usable_ids(given).filter("usable").select(KEY).unique()
     return engine.embedding.enqueue(space, None, keys)

@@ -39,12 +39,12 @@ class DuckDBEngine:
         try:
             with self._file.root() as root:
                 # A file entityframes.duckdb is a catalog of the same name as the schema in it.
-                ((catalog,),) = root.execute("SELECT current_database()").fetchall()
+                ((catalog,),) = root.execute(queries.load("duckdb.sql", namespace)["catalog"]).fetchall()
                 for file in ("duckdb.sql", "duckdb_checks.sql", "duckdb_embedding.sql", "duckdb_directory.sql"):
                     self._sql |= queries.load(file, namespace, catalog)
                 root.execute(self._sql["session"])
             self._migrate()
-            self._file.fit_memory(self.count(None))
+            self._file.limit_memory()
         except BaseException as error:
             self.close()
             if isinstance(error, DatabaseError):
@@ -218,7 +218,6 @@ class DuckDBEngine:
                     _register(cursor, "changed", changed)
                 if changed.height:
                     self._merge(cursor, changed, batch)
-            self._file.grown(int(changed["created"].sum()), lambda: self.count(None))
         written = changed.select("position", "created", "due")
         return pl.concat([written, conflicts.with_columns(conflict=True)], how="diagonal") if expecting else written
 

@@ -6,6 +6,10 @@
 -- Whether the store exists in this namespace.
 SELECT count(*) > 0 FROM duckdb_tables() WHERE schema_name = $1 AND table_name = 'format' AND NOT temporary
 
+-- name: catalog
+-- What the file's own catalog is called.
+SELECT current_database()
+
 -- name: storage_version
 -- Which version of DuckDB can read the file, such as v1.0.0+; nothing for a store in memory.
 SELECT max(tags['storage_version']) FROM duckdb_databases() WHERE database_name = current_database()
@@ -127,10 +131,11 @@ CREATE TABLE {schema}.renames (
 INSERT INTO {schema}.format (version) VALUES (2)
 
 -- name: migrate_3
--- Format 3. Entities have no index of their keys, which took half the time of an insert: a file has one process, and
+-- Format 3. Entities have no index of their keys, which took half the time of the INSERT: a file has one process, and
 -- that one writer at a time, which looks the keys up before it writes them. Texts are compressed as a whole, hashes, which
 -- nothing makes smaller, not at all. The keys of a job are one text each, joined by the character that no key holds: of
 -- a list, what earlier jobs list would be written to the log again with each new job.
+-- The tables are made anew: a change of a column's type could not be replayed from the log after a crash.
 CREATE TABLE {schema}.entities_3 (
     entity_type   VARCHAR NOT NULL,
     id            VARCHAR NOT NULL,

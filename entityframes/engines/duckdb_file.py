@@ -15,15 +15,13 @@ import duckdb
 
 from entityframes.engines import Interrupt, Location
 from entityframes.engines.duckdb_errors import InvalidatedError, translated, why_not_opened
-from entityframes.errors import ClosedError, ConnectError, DatabaseError, ResourceError
+from entityframes.errors import ClosedError, ConnectError, ResourceError
 
 T = TypeVar("T")
 
 #: DuckDB keeps what it has read until its limit is reached, by default most of the machine's memory. A file gets this
-#: many bytes and so many for each entity, for joins with all of them; more as soon as a statement needs it.
-MEMORY_BYTES = 96 << 20
-MEMORY_BYTES_PER_ENTITY = 80
-#: And so much for each byte of a batch.
+#: many bytes, and so many for each byte of a batch; more as soon as a statement needs it.
+MEMORY_BYTES = 128 << 20
 MEMORY_PER_BYTE = 4
 MEMORY_AT_MOST = 8 << 30
 
@@ -59,9 +57,7 @@ class File:
         self._root_free = threading.RLock()
         # A store in memory may fill it.
         self._bounded = location.target != ":memory:"
-        self._entities = 0
-        self._extra_memory = 0
-        self._room_for = -1
+        self._memory = MEMORY_BYTES
         try:
             self._root = duckdb.connect(location.target)
         except (duckdb.Error, UnicodeError, ValueError) as error:
@@ -140,32 +136,20 @@ class File:
                 f"the store was closed, because a COMMIT ran out of memory ({error}): connect again"
             ) from None
 
-    def fit_memory(self, entities: int) -> None:
-        """Let DuckDB use memory for so many entities, and some that are added."""
-        if not self._bounded:
-            return
-        self._entities = entities
-        self._room_for = entities * 5 // 4 + 250_000
-        self._memory = MEMORY_BYTES + MEMORY_BYTES_PER_ENTITY * self._room_for + self._extra_memory
-        with self.root() as root:
-            root.execute(f"SET memory_limit = '{self._memory >> 20}MiB'")
-
-    def grown(self, created: int, count: Callable[[], int]) -> None:
-        """Fit the memory after a COMMIT, if there is much more in the store; what fails here does not undo it."""
-        if self._bounded and self._entities + created > self._room_for:
-            with suppress(DatabaseError, ClosedError):
-                self.fit_memory(count())
-        else:
-            self._entities += created
+    def limit_memory(self) -> None:
+        """Let DuckDB use as much memory as it is allowed by now."""
+        if self._bounded:
+            with self.root() as root:
+                root.execute(f"SET memory_limit = '{self._memory >> 20}MiB'")
 
     def allow(self, batch_bytes: int) -> None:
         """See to it that there is memory for a batch of so many bytes beyond what the store itself needs."""
-        self._allow(MEMORY_PER_BYTE * batch_bytes)
+        self._allow(MEMORY_BYTES + MEMORY_PER_BYTE * batch_bytes)
 
-    def _allow(self, extra: int) -> None:
-        if extra > self._extra_memory:
-            self._extra_memory = extra
-            self.fit_memory(self._entities)
+    def _allow(self, memory: int) -> None:
+        if memory > self._memory:
+            self._memory = memory
+            self.limit_memory()
 
     def with_memory(self, work: Callable[[], T]) -> T:
         """Do the work; where the memory that DuckDB may use is not enough, allow it more and do the work again."""
@@ -175,7 +159,7 @@ class File:
             except ResourceError as error:
                 if error.sqlstate != "53200" or not self._bounded or self._memory > MEMORY_AT_MOST:
                     raise
-                self._allow(self._extra_memory + self._memory)
+                self._allow(2 * self._memory)
 
     def close(self) -> None:
         """Close it, once no cursor is at a statement. May be called again."""
