@@ -14,6 +14,7 @@ from entityframes.fields import JSON_TEXT, MAX_INFERRED, Fields
 
 #: Everything that is checked, and whether it can be mended from what is there:
 #: duplicate_key: a key has several rows;
+#: key_hash: on DuckDB, which finds entities by it, the hash of a key is not that of the key;
 #: content_hash, metadata_hash: an entity's hash is not that of its content, of its metadata;
 #: metadata: it is no JSON object;
 #: ledger: entities name a batch that the ledger does not have;
@@ -27,6 +28,7 @@ from entityframes.fields import JSON_TEXT, MAX_INFERRED, Fields
 #: field_kind: an inferred field holds values that its dtype does not; field_value: a declared one does.
 CHECKS: dict[str, bool] = {
     "duplicate_key": True,
+    "key_hash": True,
     "content_hash": True,
     "metadata_hash": True,
     "metadata": False,

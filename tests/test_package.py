@@ -114,9 +114,12 @@ def test_every_statement_is_described_and_used(file: str) -> None:
 
 
 def test_both_engines_make_the_same_checks() -> None:
-    """What is found on one engine is found on the other, and what is mended on one is mended there."""
+    """What is found on one engine is found on the other, and what is mended on one is mended there.
+
+    Only DuckDB keeps a hash of each key, because it has no index of them.
+    """
     checks = [
         [name for name in queries.names(f"{engine}_checks.sql") if name.startswith(("find_", "mend_"))]
         for engine in ("duckdb", "postgres")
     ]
-    assert checks[0] == checks[1]
+    assert [name for name in checks[0] if not name.endswith("key_hash")] == checks[1]

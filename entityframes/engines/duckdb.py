@@ -42,6 +42,7 @@ class DuckDBEngine:
                 ((catalog,),) = root.execute(queries.load("duckdb.sql", namespace)["catalog"]).fetchall()
                 for file in ("duckdb.sql", "duckdb_checks.sql", "duckdb_embedding.sql", "duckdb_directory.sql"):
                     self._sql |= queries.load(file, namespace, catalog)
+                self._sql = {name: sql.replace("{found}", self._sql["found"]) for name, sql in self._sql.items()}
                 root.execute(self._sql["session"])
             self._migrate()
             self._file.limit_memory()
@@ -88,7 +89,7 @@ class DuckDBEngine:
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self._cursor() as cursor:
             _register(cursor, "given", _keys(keys))
-            return self._ask(cursor, "existing")
+            return self._ask(cursor, "existing").drop("place")
 
     def lookup(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self._cursor() as cursor:
@@ -99,15 +100,15 @@ class DuckDBEngine:
         with self._writer(batch.interrupt) as cursor:
             numbered = keys.with_row_index("position")
             _register(cursor, "given", numbered)
-            gone = self._ask(cursor, "unchanged" if "content_hash" in keys.columns else "existing")
-            if gone.is_empty():
-                return gone
-            _register(cursor, "written", numbered[gone["position"]].select("entity_type", "id"))
             with self._transaction(cursor, batch.interrupt):
-                self._run(cursor, "delete")
-                self._run(cursor, "delete_vectors")
-                self._run(cursor, "ledger", [batch.batch_id, batch.run_id, 0, 0, gone.height, 0])
-            return gone
+                gone = self._ask(cursor, "unchanged" if "content_hash" in keys.columns else "existing")
+                if gone.height:
+                    written = numbered[gone["position"]].select("entity_type", "id")
+                    _register(cursor, "written", written.with_columns(gone["place"]))
+                    self._run(cursor, "delete")
+                    self._run(cursor, "delete_vectors")
+                    self._run(cursor, "ledger", [batch.batch_id, batch.run_id, 0, 0, gone.height, 0])
+            return gone.drop("place")
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
         with self._cursor() as cursor:
@@ -196,13 +197,13 @@ class DuckDBEngine:
         self._file.close()
 
     def _changed(self, cursor: Any, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """The rows that are new or differ, with created and due."""
+        """The rows that are new or differ, with created, due, and the place of what is stored."""
         numbered = rows.with_row_index("position")
         # Keys and hashes only: an anti-join that does not touch the texts.
         _register(cursor, "given", numbered.select("position", "entity_type", "id", "content_hash", "metadata_hash"))
         changed = self._ask(cursor, "probe").sort("position")
         due = pl.lit(changed["differs"]) & (pl.col("content") != "") & pl.lit(batch.embed)
-        return numbered[changed["position"]].with_columns(changed["created"], due=due)
+        return numbered[changed["position"]].with_columns(changed["created"], changed["place"], due=due)
 
     def _write(self, cursor: Any, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Insert and update in one transaction with the ledger row and the job; nothing at all if nothing changed."""
@@ -283,6 +284,9 @@ class DuckDBEngine:
                     self._run(cursor, "create_schema")
                     for step in range(version + 1, FORMAT + 1):
                         self._run(cursor, f"migrate_{step}")
+            if self._ask(cursor, "hashed_elsewhere").item():
+                with self._transaction(cursor, Interrupt()):
+                    self._run(cursor, "rehash")
 
 
 def _keys(frame: pl.DataFrame) -> pl.DataFrame:

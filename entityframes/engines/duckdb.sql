@@ -1,6 +1,19 @@
--- Every statement that DuckDB gets. {schema} is the quoted namespace; nothing else is substituted.
+-- Every statement that DuckDB gets. {schema} is the quoted namespace; {found} is the part that looks keys up.
 -- Whether a content is empty is asked of its hash: the content would be read and decompressed for it.
 -- Frames are scanned in place: given, changed and written are names registered for the connection.
+
+-- name: found
+-- Part of a statement: the stored rows of the keys in given (position, entity_type, id), as found with position and
+-- place. There is no index: of all rows the hash of the key is read, eight bytes, and the texts only of rows that have
+-- one of these hashes, which others may have too by chance.
+hashed AS MATERIALIZED (
+    SELECT t.position, t.entity_type, t.id, e.rowid AS place
+    FROM given AS t JOIN {schema}.entities AS e ON e.key_hash = hash(t.entity_type, t.id)
+), found AS (
+    SELECT h.position, h.place, e.*
+    FROM hashed AS h JOIN {schema}.entities AS e
+        ON e.rowid = h.place AND e.entity_type = h.entity_type AND e.id = h.id
+)
 
 -- name: format_table
 -- Whether the store exists in this namespace.
@@ -132,13 +145,14 @@ INSERT INTO {schema}.format (version) VALUES (2)
 
 -- name: migrate_3
 -- Format 3. Entities have no index of their keys, which took half the time of the INSERT: a file has one process, and
--- that one writer at a time, which looks the keys up before it writes them. Texts are compressed as a whole, hashes, which
--- nothing makes smaller, not at all. The keys of a job are one text each, joined by the character that no key holds: of
+-- that one writer at a time, which looks the keys up before it writes them, by their hash. Texts are compressed as a
+-- whole, hashes, which nothing makes smaller, not at all. The keys of a job are one text each, joined by the character that no key holds: of
 -- a list, what earlier jobs list would be written to the log again with each new job.
 -- The tables are made anew: a change of a column's type could not be replayed from the log after a crash.
 CREATE TABLE {schema}.entities_3 (
     entity_type   VARCHAR NOT NULL,
     id            VARCHAR NOT NULL,
+    key_hash      UBIGINT NOT NULL,
     content       VARCHAR NOT NULL USING COMPRESSION zstd,
     metadata      JSON NOT NULL USING COMPRESSION zstd,
     content_hash  BLOB NOT NULL USING COMPRESSION uncompressed,
@@ -147,7 +161,7 @@ CREATE TABLE {schema}.entities_3 (
     created_at    TIMESTAMPTZ NOT NULL,
     updated_at    TIMESTAMPTZ NOT NULL
 );
-INSERT INTO {schema}.entities_3 FROM {schema}.entities;
+INSERT INTO {schema}.entities_3 BY NAME SELECT *, hash(entity_type, id) AS key_hash FROM {schema}.entities;
 DROP TABLE {schema}.entities;
 ALTER TABLE {schema}.entities_3 RENAME TO entities;
 CREATE TABLE {schema}.embedding_jobs_3 (
@@ -173,32 +187,44 @@ SELECT * REPLACE (array_to_string(entity_types, chr(0)) AS entity_types, array_t
 FROM {schema}.embedding_jobs;
 DROP TABLE {schema}.embedding_jobs;
 ALTER TABLE {schema}.embedding_jobs_3 RENAME TO embedding_jobs;
+CREATE TABLE {schema}.hashed_by (version VARCHAR NOT NULL);
+INSERT INTO {schema}.hashed_by VALUES (version());
 INSERT INTO {schema}.format (version) VALUES (3)
+
+-- name: hashed_elsewhere
+-- Whether the hashes of the keys are from another version of DuckDB, which may compute them in another way.
+SELECT version <> version() FROM {schema}.hashed_by
+
+-- name: rehash
+-- The hashes of the keys as this version computes them.
+UPDATE {schema}.entities SET key_hash = hash(entity_type, id) WHERE key_hash <> hash(entity_type, id);
+UPDATE {schema}.hashed_by SET version = version()
 
 -- name: probe
 -- Which of the given rows are new or differ from what is stored; their content is due where it is new or differs.
-SELECT t.position, e.id IS NULL AS created, e.id IS NULL OR e.content_hash <> t.content_hash AS differs
-FROM given AS t
-LEFT JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+WITH {found}
+SELECT t.position, e.id IS NULL AS created, e.id IS NULL OR e.content_hash <> t.content_hash AS differs, e.place
+FROM given AS t LEFT JOIN found AS e ON e.position = t.position
 WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
 
 -- name: hold
 -- Which changed rows are not in the state that is expected of them; asked inside the transaction that writes them.
+WITH given AS (FROM changed), {found}
 SELECT c.position
-FROM changed AS c LEFT JOIN {schema}.entities AS e ON e.entity_type = c.entity_type AND e.id = c.id
+FROM changed AS c LEFT JOIN found AS e ON e.position = c.position
 WHERE (c.expected IS NULL) <> (e.id IS NULL)
     OR e.content_hash <> c.expected OR e.metadata_hash <> c.expected_metadata
 
 -- name: insert_created
 -- New entities, in the order of the frame. $1 batch
 INSERT INTO {schema}.entities
-SELECT entity_type, id, content, metadata, content_hash, metadata_hash, $1::UUID, now(), now()
+SELECT entity_type, id, hash(entity_type, id), content, metadata, content_hash, metadata_hash, $1::UUID, now(), now()
 FROM changed WHERE created
 
 -- name: update_differing
 -- Entities whose content or metadata differ; MERGE takes half the time of UPDATE ... FROM. $1 batch
 MERGE INTO {schema}.entities AS e
-USING (FROM changed WHERE NOT created) AS c ON e.entity_type = c.entity_type AND e.id = c.id
+USING (FROM changed WHERE NOT created) AS c ON e.rowid = c.place AND e.entity_type = c.entity_type AND e.id = c.id
 WHEN MATCHED THEN UPDATE SET
     content = c.content, metadata = c.metadata, content_hash = c.content_hash, metadata_hash = c.metadata_hash,
     batch_id = $1::UUID, updated_at = now()
@@ -229,16 +255,15 @@ SELECT count(*) FROM {schema}.batches WHERE batch_id = $1::UUID
 
 -- name: written_by
 -- Which of the given rows the batch wrote. $1 batch
-WITH members AS (
+WITH {found}, members AS (
     SELECT DISTINCT entity_type, id FROM (
         SELECT unnest(string_split(entity_types, chr(0))) AS entity_type, unnest(string_split(ids, chr(0))) AS id
         FROM {schema}.embedding_jobs WHERE batch_id = $1::UUID
     )
 )
-SELECT t.position, e.created_at = e.updated_at AS created, m.id IS NOT NULL AS due
-FROM given AS t
-JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
-LEFT JOIN members AS m ON m.entity_type = t.entity_type AND m.id = t.id
+SELECT e.position, e.created_at = e.updated_at AS created, m.id IS NOT NULL AS due
+FROM found AS e
+LEFT JOIN members AS m ON m.entity_type = e.entity_type AND m.id = e.id
 WHERE e.batch_id = $1::UUID
 
 -- name: deleted_by
@@ -247,28 +272,30 @@ SELECT max(deleted) FROM {schema}.batches WHERE batch_id = $1::UUID
 
 -- name: hashes
 -- The hashes of the keys that are stored.
-SELECT t.position, e.content_hash, e.metadata_hash
-FROM given AS t JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+WITH {found} SELECT position, content_hash, metadata_hash FROM found
 
 -- name: existing
--- Positions of the keys that are stored.
-SELECT t.position FROM given AS t JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+-- Positions of the keys that are stored, and where.
+WITH {found} SELECT position, place FROM found
 
 -- name: lookup
 -- The entities of the keys that are stored, with the positions of the keys.
-SELECT t.position, e.content, e.metadata::VARCHAR AS metadata, lower(hex(e.content_hash)) AS content_hash,
-    e.created_at, e.updated_at
-FROM given AS t JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+WITH {found}
+SELECT position, content, metadata::VARCHAR AS metadata, lower(hex(content_hash)) AS content_hash,
+    created_at, updated_at
+FROM found
 
 -- name: unchanged
--- Positions of the given keys whose entity is still as given.
-SELECT t.position
-FROM given AS t JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+-- Positions of the given keys whose entity is still as given, and where it is.
+WITH {found}
+SELECT e.position, e.place
+FROM given AS t JOIN found AS e ON e.position = t.position
     AND e.content_hash = t.content_hash AND e.metadata_hash = t.metadata_hash
 
 -- name: delete
 -- Deletes the written keys.
-DELETE FROM {schema}.entities AS e USING written AS w WHERE e.entity_type = w.entity_type AND e.id = w.id
+DELETE FROM {schema}.entities AS e USING written AS w
+WHERE e.rowid = w.place AND e.entity_type = w.entity_type AND e.id = w.id
 
 -- name: delete_vectors
 -- What was embedded of the written keys goes with them.

@@ -13,6 +13,16 @@ DELETE FROM {schema}.entities WHERE rowid IN (
     QUALIFY row_number() OVER (PARTITION BY entity_type, id ORDER BY updated_at DESC, rowid DESC) > 1
 )
 
+-- name: find_key_hash
+-- Entities that cannot be found, because the hash of their key is not that of their key.
+SELECT entity_type, id, NULL::VARCHAR AS batch_id, hash(entity_type, id)::VARCHAR AS expected,
+    key_hash::VARCHAR AS found
+FROM {schema}.entities WHERE key_hash <> hash(entity_type, id)
+
+-- name: mend_key_hash
+-- The hash follows the key.
+UPDATE {schema}.entities SET key_hash = hash(entity_type, id) WHERE key_hash <> hash(entity_type, id)
+
 -- name: find_content_hash
 -- Entities whose content hash is not that of their content.
 SELECT entity_type, id, NULL::VARCHAR AS batch_id, sha256(content) AS expected,

@@ -63,10 +63,10 @@ class DuckDBDirectory:
         engine = self._engine
         numbered = pairs.with_row_index("position")
         with engine._writer(batch.interrupt) as cursor, engine._transaction(cursor, batch.interrupt):
-            _register(cursor, "given", numbered)
+            _register(cursor, "pairs", numbered)
             can = engine._ask(cursor, "renamable")
             if can.height:
-                _register(cursor, "given", numbered[can["position"]].with_columns(can["due"]))
+                _register(cursor, "pairs", numbered[can["position"]].with_columns(can["due"], can["place"]))
                 for name in ("rename_vectors", "rename"):
                     engine._run(cursor, name)
                 engine._run(cursor, "record_renames", [batch.batch_id])

@@ -1,5 +1,6 @@
--- What DuckDB is asked where folders are concerned. {schema} is the quoted namespace; nothing else is substituted.
--- A frame registered for the connection is called given.
+-- What DuckDB is asked where folders are concerned. {schema} is the quoted namespace; {found} is
+-- the part that looks keys up.
+-- Frames registered for the connection are called given and pairs.
 
 -- name: lock_folder
 -- Takes the lock on a folder that is free, whose lease has ended, or that is held already by the same.
@@ -51,32 +52,35 @@ INSERT INTO {schema}.files (
 SELECT $1, path, entity_type, id, size, mtime_ns, file_hash, content_hash, metadata_hash, header, now() FROM given
 
 -- name: renamable
--- Which of the given pairs can be renamed, and whether the entity is due for embedding.
-SELECT t.position, e.content_hash <> unhex(sha256('')) AND NOT EXISTS (
+-- Which of the given pairs can be renamed, where their entity is, and whether it is due for embedding.
+WITH given AS (SELECT position, old_type AS entity_type, old_id AS id FROM pairs), {found}
+SELECT t.position, e.place, e.content_hash <> unhex(sha256('')) AND NOT EXISTS (
     SELECT 1 FROM {schema}.embeddings AS v
     WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
 ) AS due
-FROM given AS t
-JOIN {schema}.entities AS e ON e.entity_type = t.old_type AND e.id = t.old_id
-ANTI JOIN {schema}.entities AS other ON other.entity_type = t.new_type AND other.id = t.new_id
+FROM pairs AS t
+JOIN found AS e ON e.position = t.position
+ANTI JOIN {schema}.entities AS other ON other.key_hash = hash(t.new_type, t.new_id)
+    AND other.entity_type = t.new_type AND other.id = t.new_id
 
 -- name: rename
 -- Gives the entities of the given pairs their new keys.
-UPDATE {schema}.entities AS e SET entity_type = t.new_type, id = t.new_id
-FROM given AS t WHERE e.entity_type = t.old_type AND e.id = t.old_id
+UPDATE {schema}.entities AS e
+SET entity_type = t.new_type, id = t.new_id, key_hash = hash(t.new_type, t.new_id)
+FROM pairs AS t WHERE e.rowid = t.place AND e.entity_type = t.old_type AND e.id = t.old_id
 
 -- name: rename_vectors
 -- What was embedded of them goes with them.
 UPDATE {schema}.embeddings AS v SET entity_type = t.new_type, id = t.new_id
-FROM given AS t WHERE v.entity_type = t.old_type AND v.id = t.old_id
+FROM pairs AS t WHERE v.entity_type = t.old_type AND v.id = t.old_id
 
 -- name: record_renames
 -- The former keys. $1 batch
 INSERT INTO {schema}.renames (old_type, old_id, new_type, new_id, batch_id, renamed_at)
-SELECT old_type, old_id, new_type, new_id, $1::UUID, now() FROM given
+SELECT old_type, old_id, new_type, new_id, $1::UUID, now() FROM pairs
 
 -- name: job_of_renamed
 -- A job for those of them that are due, under their new keys. $1 job, $2 batch
 INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entities, entity_types, ids, created_at, updated_at)
 SELECT $1::UUID, $2::UUID, count(*), string_agg(new_type, chr(0)), string_agg(new_id, chr(0)), now(), now()
-FROM given WHERE due HAVING count(*) > 0
+FROM pairs WHERE due HAVING count(*) > 0

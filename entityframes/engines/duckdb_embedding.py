@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from entityframes.engines import Interrupt, predicates
 from entityframes.engines.arrow import to_frame
-from entityframes.engines.duckdb import _in_utc, _register
+from entityframes.engines.duckdb import _in_utc, _keys, _register
 from entityframes.engines.duckdb_errors import translated
 from entityframes.engines.embedding import JOB_ROWS, MAX_RESCUES, Job, JobEnd, LeaseLostError, Worker, transition
 
@@ -86,7 +86,7 @@ class DuckDBEmbedding:
                 engine._run(cursor, "forget_errors", [space, entity_type])
                 queued = engine._ask(cursor, "enqueue", [space, JOB_ROWS, entity_type])
             else:
-                _register(cursor, "given", keys.select("entity_type", "id"))
+                _register(cursor, "given", _keys(keys))
                 engine._run(cursor, "forget_errors_of", [space])
                 queued = engine._ask(cursor, "enqueue_keys", [space, JOB_ROWS])
         return int(queued["entities"].sum())
@@ -95,7 +95,7 @@ class DuckDBEmbedding:
         engine = self._engine
         with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
             again = engine._ask(cursor, "requeue_jobs", [space, *transition("failed", "pending")])
-            _register(cursor, "given", engine._ask(cursor, "failed_keys", [space]))
+            _register(cursor, "given", _keys(engine._ask(cursor, "failed_keys", [space])))
             engine._run(cursor, "forget_errors_of", [space])
             queued = engine._ask(cursor, "enqueue_keys", [space, JOB_ROWS])
         return int(again["entities"].sum()) + int(queued["entities"].sum())

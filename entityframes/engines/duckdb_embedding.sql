@@ -1,5 +1,5 @@
--- What DuckDB is asked where embedding and search are concerned. Besides {schema}, only dimensions and rendered
--- predicates are put into a statement. A frame registered for the connection is called given.
+-- What DuckDB is asked where embedding and search are concerned. Besides {schema}, only the part that looks keys
+-- up, dimensions and rendered predicates are put into a statement. A frame registered for the connection is called given.
 
 -- name: spaces
 -- The spaces; the active one is that which was activated last.
@@ -84,9 +84,9 @@ INSERT INTO {schema}.embedding_jobs (job_id, space, entities, entity_types, ids,
 SELECT uuid(), $1, count(*), string_agg(entity_type, chr(0) ORDER BY id), string_agg(id, chr(0) ORDER BY id),
     now(), now()
 FROM (
+    WITH {found}
     SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) // $2 AS piece
-    FROM {schema}.entities AS e
-    SEMI JOIN given AS t ON t.entity_type = e.entity_type AND t.id = e.id
+    FROM (SELECT DISTINCT ON (place) * FROM found) AS e
     ANTI JOIN (SELECT * FROM {schema}.embeddings WHERE space = $1) AS v
         ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
     WHERE e.content_hash <> unhex(sha256(''))
@@ -142,12 +142,13 @@ WHERE job_id = $1::UUID
 
 -- name: members
 -- What of a job is still due, with its content, and whether something older is stored. $1 job, $2 space
-SELECT e.entity_type, e.id, e.content, e.content_hash, v.id IS NOT NULL AS stored
-FROM (
-    SELECT DISTINCT unnest(string_split(entity_types, chr(0))) AS entity_type, unnest(string_split(ids, chr(0))) AS id
+WITH given AS (
+    SELECT DISTINCT unnest(string_split(entity_types, chr(0))) AS entity_type,
+        unnest(string_split(ids, chr(0))) AS id, NULL AS position
     FROM {schema}.embedding_jobs WHERE job_id = $1::UUID
-) AS t
-JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+), {found}
+SELECT e.entity_type, e.id, e.content, e.content_hash, v.id IS NOT NULL AS stored
+FROM found AS e
 LEFT JOIN (SELECT entity_type, id, content_hash FROM {schema}.embeddings WHERE space = $2) AS v
     ON v.entity_type = e.entity_type AND v.id = e.id
 WHERE e.content_hash <> unhex(sha256('')) AND v.content_hash IS DISTINCT FROM e.content_hash
@@ -163,10 +164,9 @@ WHERE job_id = $1::UUID AND fence = $2 AND state = $3
 -- name: current
 -- Those of the given vectors whose content is still what was embedded, and whether something of them is stored.
 -- $1 space
+WITH {found}
 SELECT t.position, v.id IS NOT NULL AS stored
-FROM given AS t
-JOIN {schema}.entities AS e
-    ON e.entity_type = t.entity_type AND e.id = t.id AND e.content_hash = t.content_hash
+FROM given AS t JOIN found AS e ON e.position = t.position AND e.content_hash = t.content_hash
 LEFT JOIN (SELECT * FROM {schema}.embeddings WHERE space = $1) AS v
     ON v.entity_type = t.entity_type AND v.id = t.id
 ORDER BY t.position
@@ -189,12 +189,11 @@ WITH near AS MATERIALIZED (
     FROM {schema}.embeddings
     WHERE space = $1 AND error IS NULL AND ($4::VARCHAR IS NULL OR entity_type = $4)
     ORDER BY score DESC, entity_type, id LIMIT $3
-)
+), given AS (SELECT entity_type, id, NULL AS position FROM near), {found}
 SELECT v.score::DOUBLE AS score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
     lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at
 FROM near AS v
-LEFT JOIN {schema}.entities AS e
-    ON e.entity_type = v.entity_type AND e.id = v.id AND e.content_hash = v.content_hash
+LEFT JOIN found AS e ON e.entity_type = v.entity_type AND e.id = v.id AND e.content_hash = v.content_hash
 ORDER BY v.score DESC, v.entity_type, v.id
 
 -- name: nearest_where
@@ -206,10 +205,10 @@ WITH near AS MATERIALIZED (
         ON e.entity_type = v.entity_type AND e.id = v.id AND e.content_hash = v.content_hash
     WHERE v.space = $1 AND v.error IS NULL AND ($4::VARCHAR IS NULL OR v.entity_type = $4)
     ORDER BY score DESC, v.entity_type, v.id LIMIT $3
-)
+), given AS (SELECT entity_type, id, NULL AS position FROM near), {found}
 SELECT v.score::DOUBLE AS score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
     lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at
-FROM near AS v JOIN {schema}.entities AS e ON e.entity_type = v.entity_type AND e.id = v.id
+FROM near AS v JOIN found AS e ON e.entity_type = v.entity_type AND e.id = v.id
 ORDER BY v.score DESC, v.entity_type, v.id
 
 -- name: matching
@@ -236,8 +235,8 @@ WITH searched AS (
         / (t.frequency + 1.2 * (0.25 + 0.75 * t.length / c.length))) AS score
     FROM counted AS t JOIN weights AS w ON w.stem = t.stem CROSS JOIN corpus AS c
     GROUP BY t.entity_type, t.id ORDER BY score DESC, t.entity_type, t.id LIMIT $3
-)
+), given AS (SELECT entity_type, id, NULL AS position FROM best), {found}
 SELECT b.score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
     lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at
-FROM best AS b JOIN {schema}.entities AS e ON e.entity_type = b.entity_type AND e.id = b.id
+FROM best AS b JOIN found AS e ON e.entity_type = b.entity_type AND e.id = b.id
 ORDER BY b.score DESC, b.entity_type, b.id
