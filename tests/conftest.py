@@ -30,7 +30,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 ENGINES = ("duckdb", "postgresql")
 #: The ids that a row of embedding_jobs lists, as SQL of each engine.
-IDS_OF_JOB = {"duckdb": "string_split(ids, chr(0))", "postgresql": "ids"}
+IDS_OF_JOB = {
+    "duckdb": "(SELECT list(id ORDER BY k.rowid) FROM entityframes.job_keys AS k WHERE k.job_id = keys_of)",
+    "postgresql": "ids",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -70,15 +70,15 @@ CORRUPTIONS: dict[str, tuple[str, str | None, set[str]]] = {
     "a job": (f"DELETE FROM entityframes.embedding_jobs WHERE job_id::text = {ONE_JOB}", None, {"job_missing"}),
     "a job's lists": (
         f"UPDATE entityframes.embedding_jobs SET ids = ids[1:1] WHERE job_id::text = {ONE_JOB}",
-        f"UPDATE entityframes.embedding_jobs SET ids = 'n1' WHERE job_id::text = {ONE_JOB}",
+        f"DELETE FROM entityframes.job_keys WHERE id <> 'n1' AND job_id::text = {ONE_JOB}",
         {"job_members", "job_missing"},
     ),
     "a job of no batch": (
         "INSERT INTO entityframes.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at) "
         "SELECT gen_random_uuid(), gen_random_uuid(), entity_types, ids, now(), now() "
         f"FROM entityframes.embedding_jobs WHERE job_id::text = {ONE_JOB}",
-        "INSERT INTO entityframes.embedding_jobs (job_id, batch_id, entities, entity_types, ids, created_at, updated_at) "
-        "SELECT gen_random_uuid(), gen_random_uuid(), entities, entity_types, ids, now(), now() "
+        "INSERT INTO entityframes.embedding_jobs (job_id, batch_id, keys_of, entities, created_at, updated_at) "
+        "SELECT gen_random_uuid(), gen_random_uuid(), keys_of, entities, now(), now() "
         f"FROM entityframes.embedding_jobs WHERE job_id::text = {ONE_JOB}",
         {"job_batch"},
     ),

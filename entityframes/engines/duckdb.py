@@ -233,8 +233,8 @@ class DuckDBEngine:
         due = int(changed["due"].sum())
         self._run(cursor, "ledger", [batch.batch_id, batch.run_id, inserted, updated, 0, due])
         if due:
-            keys = changed.filter("due").select(pl.col("entity_type", "id").str.join("\0")).row(0)
-            self._run(cursor, "job", [batch.job_id, batch.batch_id, due, *keys])
+            self._run(cursor, "job", [batch.job_id, batch.batch_id, due])
+            self._run(cursor, "job_keys", [batch.job_id])
 
     def _conflicting(self, cursor: Any, changed: pl.DataFrame) -> pl.DataFrame:
         """The position of rows registered as changed whose entity is not in the state that is expected of it."""

@@ -146,8 +146,8 @@ INSERT INTO {schema}.format (version) VALUES (2)
 -- name: migrate_3
 -- Format 3. Entities have no index of their keys, which took half the time of the INSERT: a file has one process, and
 -- that one writer at a time, which looks the keys up before it writes them, by their hash. Texts are compressed as a
--- whole, hashes, which nothing makes smaller, not at all. The keys of a job are one text each, joined by the character that no key holds: of
--- a list, what earlier jobs list would be written to the log again with each new job.
+-- whole, hashes, which nothing makes smaller, not at all. The keys of jobs have a table of their own: in the row of
+-- their job they would be written again with each job that comes after it.
 -- The tables are made anew: a change of a column's type could not be replayed from the log after a crash.
 CREATE TABLE {schema}.entities_3 (
     entity_type   VARCHAR NOT NULL,
@@ -169,9 +169,9 @@ CREATE TABLE {schema}.embedding_jobs_3 (
     batch_id     UUID,
     space        VARCHAR,
     state        VARCHAR NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'running', 'done', 'failed')),
+    -- The job under which its keys are listed; jobs of several spaces share them.
+    keys_of      UUID NOT NULL,
     entities     INTEGER NOT NULL,
-    entity_types VARCHAR NOT NULL USING COMPRESSION zstd,
-    ids          VARCHAR NOT NULL USING COMPRESSION zstd,
     attempts     INTEGER NOT NULL DEFAULT 0,
     rescues      INTEGER NOT NULL DEFAULT 0,
     fence        INTEGER NOT NULL DEFAULT 0,
@@ -182,9 +182,13 @@ CREATE TABLE {schema}.embedding_jobs_3 (
     updated_at   TIMESTAMPTZ NOT NULL
 );
 INSERT INTO {schema}.embedding_jobs_3 BY NAME
-SELECT * REPLACE (array_to_string(entity_types, chr(0)) AS entity_types, array_to_string(ids, chr(0)) AS ids),
-    len(ids) AS entities
-FROM {schema}.embedding_jobs;
+SELECT * EXCLUDE (entity_types, ids), job_id AS keys_of, len(ids) AS entities FROM {schema}.embedding_jobs;
+CREATE TABLE {schema}.job_keys (
+    job_id      UUID NOT NULL,
+    entity_type VARCHAR NOT NULL,
+    id          VARCHAR NOT NULL
+);
+INSERT INTO {schema}.job_keys SELECT job_id, unnest(entity_types), unnest(ids) FROM {schema}.embedding_jobs;
 DROP TABLE {schema}.embedding_jobs;
 ALTER TABLE {schema}.embedding_jobs_3 RENAME TO embedding_jobs;
 CREATE TABLE {schema}.hashed_by (version VARCHAR NOT NULL);
@@ -235,10 +239,13 @@ INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, de
 VALUES ($1::UUID, $2::UUID, now(), $3, $4, $5, $6)
 
 -- name: job
--- The embedding job of a batch: the keys whose content it wrote.
--- $1 job, $2 batch, $3 how many keys, $4 their types, $5 their ids
-INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entities, entity_types, ids, created_at, updated_at)
-VALUES ($1::UUID, $2::UUID, $3, $4, $5, now(), now())
+-- The embedding job of a batch. $1 job, $2 batch, $3 how many keys
+INSERT INTO {schema}.embedding_jobs (job_id, batch_id, keys_of, entities, created_at, updated_at)
+VALUES ($1::UUID, $2::UUID, $1::UUID, $3, now(), now())
+
+-- name: job_keys
+-- Its keys: those whose content the batch wrote. $1 job
+INSERT INTO {schema}.job_keys SELECT $1::UUID, entity_type, id FROM changed WHERE due
 
 -- name: checks
 -- The CHECK constraints of the entities table, to find the rows that they refuse. $1 namespace
@@ -256,10 +263,9 @@ SELECT count(*) FROM {schema}.batches WHERE batch_id = $1::UUID
 -- name: written_by
 -- Which of the given rows the batch wrote. $1 batch
 WITH {found}, members AS (
-    SELECT DISTINCT entity_type, id FROM (
-        SELECT unnest(string_split(entity_types, chr(0))) AS entity_type, unnest(string_split(ids, chr(0))) AS id
-        FROM {schema}.embedding_jobs WHERE batch_id = $1::UUID
-    )
+    SELECT DISTINCT k.entity_type, k.id
+    FROM {schema}.embedding_jobs AS j JOIN {schema}.job_keys AS k ON k.job_id = j.keys_of
+    WHERE j.batch_id = $1::UUID
 )
 SELECT e.position, e.created_at = e.updated_at AS created, m.id IS NOT NULL AS due
 FROM found AS e

@@ -120,27 +120,23 @@ DELETE FROM {schema}.embedding_jobs AS j
 WHERE j.batch_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {schema}.batches AS b WHERE b.batch_id = j.batch_id)
 
 -- name: find_job_members
--- Embedding jobs whose lists of types and ids do not pair up.
-SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, batch_id::VARCHAR AS batch_id,
-    entities || ' types and ids' AS expected, types || ' and ' || keys || ' in job ' || job_id AS found
-FROM (
-    SELECT *, len(string_split(entity_types, chr(0))) AS types, len(string_split(ids, chr(0))) AS keys
-    FROM {schema}.embedding_jobs
-) WHERE types <> entities OR keys <> entities
+-- Embedding jobs that list more or fewer keys than they say.
+SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, j.batch_id::VARCHAR AS batch_id,
+    j.entities || ' keys' AS expected, coalesce(k.keys, 0) || ' in job ' || j.job_id AS found
+FROM {schema}.embedding_jobs AS j
+LEFT JOIN (SELECT job_id, count(*) AS keys FROM {schema}.job_keys GROUP BY job_id) AS k ON k.job_id = j.keys_of
+WHERE coalesce(k.keys, 0) <> j.entities
 
 -- name: mend_job_members
 -- Such jobs go; entities that are still due get another one.
-DELETE FROM {schema}.embedding_jobs
-WHERE len(string_split(entity_types, chr(0))) <> entities OR len(string_split(ids, chr(0))) <> entities
+DELETE FROM {schema}.embedding_jobs AS j
+WHERE j.entities <> (SELECT count(*) FROM {schema}.job_keys AS k WHERE k.job_id = j.keys_of)
 
 -- name: find_job_missing
 -- Entities that are due for embedding, whose batch made a job, and that no job lists.
 WITH listed AS (
     SELECT DISTINCT entity_type, id
-    FROM (
-        SELECT unnest(string_split(entity_types, chr(0))) AS entity_type, unnest(string_split(ids, chr(0))) AS id
-        FROM {schema}.embedding_jobs
-    )
+    FROM {schema}.job_keys WHERE job_id IN (SELECT keys_of FROM {schema}.embedding_jobs)
 ), jobs AS (
     SELECT batch_id, sum(entities) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
 )
@@ -158,28 +154,30 @@ WHERE e.content_hash <> unhex(sha256('')) AND b.due > 0 AND l.id IS NULL
 
 -- name: mend_job_missing
 -- One job for each batch, with its keys that are due and in none.
+DELETE FROM {schema}.job_keys WHERE job_id NOT IN (SELECT keys_of FROM {schema}.embedding_jobs);
 WITH listed AS (
-    SELECT DISTINCT entity_type, id
-    FROM (
-        SELECT unnest(string_split(entity_types, chr(0))) AS entity_type, unnest(string_split(ids, chr(0))) AS id
-        FROM {schema}.embedding_jobs
-    )
+    SELECT DISTINCT entity_type, id FROM {schema}.job_keys
 ), jobs AS (
     SELECT batch_id, sum(entities) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
-)
-INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entities, entity_types, ids, created_at, updated_at)
-SELECT uuid(), e.batch_id, count(*), string_agg(e.entity_type, chr(0)), string_agg(e.id, chr(0)), now(), now()
-FROM {schema}.entities AS e
-JOIN {schema}.batches AS b ON b.batch_id = e.batch_id
-LEFT JOIN jobs AS j ON j.batch_id = e.batch_id
-LEFT JOIN listed AS l ON l.entity_type = e.entity_type AND l.id = e.id
-WHERE e.content_hash <> unhex(sha256('')) AND b.due > 0 AND l.id IS NULL
-    AND (e.created_at = e.updated_at OR coalesce(j.keys, 0) < b.due)
-    AND NOT EXISTS (
-        SELECT 1 FROM {schema}.embeddings AS v
-        WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-    )
-GROUP BY e.batch_id
+), missing AS MATERIALIZED (
+    SELECT e.entity_type, e.id, e.batch_id
+    FROM {schema}.entities AS e
+    JOIN {schema}.batches AS b ON b.batch_id = e.batch_id
+    LEFT JOIN jobs AS j ON j.batch_id = e.batch_id
+    LEFT JOIN listed AS l ON l.entity_type = e.entity_type AND l.id = e.id
+    WHERE e.content_hash <> unhex(sha256('')) AND b.due > 0 AND l.id IS NULL
+        AND (e.created_at = e.updated_at OR coalesce(j.keys, 0) < b.due)
+        AND NOT EXISTS (
+            SELECT 1 FROM {schema}.embeddings AS v
+            WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
+        )
+), made AS MATERIALIZED (SELECT batch_id, uuid() AS job_id FROM missing GROUP BY batch_id)
+INSERT INTO {schema}.job_keys SELECT job_id, entity_type, id FROM missing JOIN made USING (batch_id);
+INSERT INTO {schema}.embedding_jobs (job_id, batch_id, keys_of, entities, created_at, updated_at)
+SELECT k.job_id, any_value(e.batch_id), k.job_id, count(*), now(), now()
+FROM {schema}.job_keys AS k JOIN {schema}.entities AS e ON e.entity_type = k.entity_type AND e.id = k.id
+WHERE k.job_id NOT IN (SELECT keys_of FROM {schema}.embedding_jobs)
+GROUP BY k.job_id
 
 -- name: find_vector_entity
 -- Vectors, and records of texts that were refused, of entities that are not there.

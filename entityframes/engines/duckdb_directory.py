@@ -72,5 +72,7 @@ class DuckDBDirectory:
                 engine._run(cursor, "record_renames", [batch.batch_id])
                 due = int(can["due"].sum())
                 engine._run(cursor, "ledger", [batch.batch_id, batch.run_id, 0, can.height, 0, due])
-                engine._run(cursor, "job_of_renamed", [batch.job_id, batch.batch_id])
+                if due:
+                    engine._run(cursor, "job", [batch.job_id, batch.batch_id, due])
+                    engine._run(cursor, "keys_of_renamed", [batch.job_id])
         return can.select("position")

@@ -79,8 +79,6 @@ FROM pairs AS t WHERE v.entity_type = t.old_type AND v.id = t.old_id
 INSERT INTO {schema}.renames (old_type, old_id, new_type, new_id, batch_id, renamed_at)
 SELECT old_type, old_id, new_type, new_id, $1::UUID, now() FROM pairs
 
--- name: job_of_renamed
--- A job for those of them that are due, under their new keys. $1 job, $2 batch
-INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entities, entity_types, ids, created_at, updated_at)
-SELECT $1::UUID, $2::UUID, count(*), string_agg(new_type, chr(0)), string_agg(new_id, chr(0)), now(), now()
-FROM pairs WHERE due HAVING count(*) > 0
+-- name: keys_of_renamed
+-- The keys of a job for those of them that are due, as they are now. $1 job
+INSERT INTO {schema}.job_keys SELECT $1::UUID, new_type, new_id FROM pairs WHERE due

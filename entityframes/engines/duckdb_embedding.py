@@ -61,7 +61,7 @@ class DuckDBEmbedding:
                 with translated():
                     cursor.execute(self._filled("add_vector_column", dim=dim))
                 if engine._ask(cursor, "has_others", [space]).item():
-                    engine._ask(cursor, "enqueue", [space, JOB_ROWS, None])
+                    self._enqueue(cursor, space, "list_due", None)
             return bool(added)
 
     def activate_space(self, space: str) -> None:
@@ -73,6 +73,7 @@ class DuckDBEmbedding:
         with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
             for name in ("release_jobs", "delete_jobs", "delete_embeddings", "delete_space"):
                 engine._run(cursor, name, [space])
+            engine._run(cursor, "forget_keys")
 
     def index_space(self, space: str, dim: int) -> bool:
         return False
@@ -84,12 +85,16 @@ class DuckDBEmbedding:
         with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
             if keys is None:
                 engine._run(cursor, "forget_errors", [space, entity_type])
-                queued = engine._ask(cursor, "enqueue", [space, JOB_ROWS, entity_type])
-            else:
-                _register(cursor, "given", _keys(keys))
-                engine._run(cursor, "forget_errors_of", [space])
-                queued = engine._ask(cursor, "enqueue_keys", [space, JOB_ROWS])
-        return int(queued["entities"].sum())
+                return self._enqueue(cursor, space, "list_due", entity_type)
+            _register(cursor, "given", _keys(keys))
+            engine._run(cursor, "forget_errors_of", [space])
+            return self._enqueue(cursor, space, "list_given")
+
+    def _enqueue(self, cursor: Any, space: str | None, lists: str, *more: Any) -> int:
+        """Make lists of keys, and a job for each; how many keys there are."""
+        self._engine._run(cursor, "forget_keys")
+        self._engine._run(cursor, lists, [space, JOB_ROWS, *more])
+        return int(self._engine._ask(cursor, "enqueue", [space])["entities"].sum())
 
     def retry_failed(self, space: str) -> int:
         engine = self._engine
@@ -97,8 +102,7 @@ class DuckDBEmbedding:
             again = engine._ask(cursor, "requeue_jobs", [space, *transition("failed", "pending")])
             _register(cursor, "given", _keys(engine._ask(cursor, "failed_keys", [space])))
             engine._run(cursor, "forget_errors_of", [space])
-            queued = engine._ask(cursor, "enqueue_keys", [space, JOB_ROWS])
-        return int(again["entities"].sum()) + int(queued["entities"].sum())
+            return int(again["entities"].sum()) + self._enqueue(cursor, space, "list_given")
 
     def jobs(self, state: str | None) -> pl.DataFrame:
         with self._engine._cursor() as cursor:

@@ -64,34 +64,38 @@ WHERE space = $1 AND error IS NOT NULL AND ($2::VARCHAR IS NULL OR entity_type =
 DELETE FROM {schema}.embeddings AS v USING given AS t
 WHERE v.space = $1 AND v.error IS NOT NULL AND v.entity_type = t.entity_type AND v.id = t.id
 
--- name: enqueue
--- Jobs for everything that is due. $1 space or null, $2 rows in a job, $3 entity_type or null
-INSERT INTO {schema}.embedding_jobs (job_id, space, entities, entity_types, ids, created_at, updated_at)
-SELECT uuid(), $1, count(*), string_agg(entity_type, chr(0) ORDER BY id), string_agg(id, chr(0) ORDER BY id),
-    now(), now()
-FROM (
+-- name: forget_keys
+-- Lists of keys that no job has any more.
+DELETE FROM {schema}.job_keys WHERE job_id NOT IN (SELECT keys_of FROM {schema}.embedding_jobs)
+
+-- name: list_due
+-- Lists of all keys that are due, each for a job to come. $1 space or null, $2 rows in a job, $3 entity_type or null
+WITH due AS MATERIALIZED (
     SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) // $2 AS piece
     FROM {schema}.entities AS e
     ANTI JOIN (SELECT * FROM {schema}.embeddings WHERE space = $1) AS v
         ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
     WHERE e.content_hash <> unhex(sha256('')) AND ($3::VARCHAR IS NULL OR e.entity_type = $3)
-) GROUP BY piece ORDER BY piece
-RETURNING entities
+), jobs AS MATERIALIZED (SELECT piece, uuid() AS job_id FROM due GROUP BY piece)
+INSERT INTO {schema}.job_keys SELECT job_id, entity_type, id FROM due JOIN jobs USING (piece) ORDER BY piece
 
--- name: enqueue_keys
--- Jobs for those of given keys that are due. $1 space or null, $2 rows in a job
-INSERT INTO {schema}.embedding_jobs (job_id, space, entities, entity_types, ids, created_at, updated_at)
-SELECT uuid(), $1, count(*), string_agg(entity_type, chr(0) ORDER BY id), string_agg(id, chr(0) ORDER BY id),
-    now(), now()
-FROM (
-    WITH {found}
+-- name: list_given
+-- The same of given keys. $1 space or null, $2 rows in a job
+WITH {found}, due AS MATERIALIZED (
     SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) // $2 AS piece
     FROM (SELECT DISTINCT ON (place) * FROM found) AS e
     ANTI JOIN (SELECT * FROM {schema}.embeddings WHERE space = $1) AS v
         ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
     WHERE e.content_hash <> unhex(sha256(''))
-) GROUP BY piece ORDER BY piece
-RETURNING entities
+), jobs AS MATERIALIZED (SELECT piece, uuid() AS job_id FROM due GROUP BY piece)
+INSERT INTO {schema}.job_keys SELECT job_id, entity_type, id FROM due JOIN jobs USING (piece) ORDER BY piece
+
+-- name: enqueue
+-- Jobs for the lists that have none yet. $1 space or null
+INSERT INTO {schema}.embedding_jobs (job_id, space, keys_of, entities, created_at, updated_at)
+SELECT job_id, $1, job_id, count(*), now(), now()
+FROM {schema}.job_keys WHERE job_id NOT IN (SELECT keys_of FROM {schema}.embedding_jobs)
+GROUP BY job_id RETURNING entities
 
 -- name: failed_keys
 -- What failed in a space. $1 space
@@ -129,8 +133,8 @@ ORDER BY created_at, job_id LIMIT 1
 
 -- name: copy_job
 -- A job of no space becomes one of a space, with a copy for every other. $1 job, $2 space
-INSERT INTO {schema}.embedding_jobs (job_id, batch_id, space, entities, entity_types, ids, created_at, updated_at)
-SELECT uuid(), j.batch_id, s.space, j.entities, j.entity_types, j.ids, now(), now()
+INSERT INTO {schema}.embedding_jobs (job_id, batch_id, space, keys_of, entities, created_at, updated_at)
+SELECT uuid(), j.batch_id, s.space, j.keys_of, j.entities, now(), now()
 FROM {schema}.embedding_jobs AS j CROSS JOIN {schema}.spaces AS s
 WHERE j.job_id = $1::UUID AND j.space IS NULL AND s.space <> $2
 
@@ -143,9 +147,8 @@ WHERE job_id = $1::UUID
 -- name: members
 -- What of a job is still due, with its content, and whether something older is stored. $1 job, $2 space
 WITH given AS (
-    SELECT DISTINCT unnest(string_split(entity_types, chr(0))) AS entity_type,
-        unnest(string_split(ids, chr(0))) AS id, NULL AS position
-    FROM {schema}.embedding_jobs WHERE job_id = $1::UUID
+    SELECT DISTINCT entity_type, id, NULL AS position
+    FROM {schema}.job_keys WHERE job_id = (SELECT keys_of FROM {schema}.embedding_jobs WHERE job_id = $1::UUID)
 ), {found}
 SELECT e.entity_type, e.id, e.content, e.content_hash, v.id IS NOT NULL AS stored
 FROM found AS e
