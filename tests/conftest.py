@@ -12,6 +12,7 @@ import os
 import signal
 import tempfile
 import warnings
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ import adbc_driver_postgresql.dbapi as adbc
 import pytest
 
 import entityframes as ef
+from entityframes.engines import duckdb as duckdb_engine
 
 # A shell that starts something in the background has it ignore Ctrl-C, and so would everything that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -69,6 +71,13 @@ def with_database(url: str, database: str) -> str:
     """The URL of another database on the same server."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"/{database}"))
+
+
+@pytest.fixture(autouse=True)
+def _keys_by_hash(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every second test DuckDB finds keys as it does in a large store."""
+    if zlib.crc32(request.node.nodeid.encode()) % 2:
+        monkeypatch.setattr(duckdb_engine, "SCANNED", 0)
 
 
 @pytest.fixture(scope="session")

@@ -144,18 +144,6 @@ def test_a_key_that_has_two_rows(filled: ef.EntityStore, sql: Sql, engine: str) 
     assert filled.get_entity("note", "n1")["content"] == "later"
 
 
-def test_a_key_whose_hash_is_wrong(filled: ef.EntityStore, sql: Sql, engine: str) -> None:
-    """On DuckDB, which finds entities by it, it is told and mended; PostgreSQL keeps none."""
-    if engine == "postgresql":
-        return
-    sql("UPDATE entityframes.entities SET key_hash = 1 WHERE id = 'n1'")
-    assert not filled.entity_exists("note", "n1")
-    found = filled.verify(repair=True)
-    assert found.select("check", "id", "found", "repaired").rows() == [("key_hash", "n1", "1", True)]
-    assert filled.verify().rows() == []
-    assert filled.entity_exists("note", "n1")
-
-
 def test_what_cannot_be_derived_is_told(filled: ef.EntityStore, sql: Sql) -> None:
     """Metadata that is no object, and a value that is none of its declared dtype, are for a person to decide."""
     day = '{"big":1,"day":"yesterday"}'
@@ -174,7 +162,10 @@ def test_what_cannot_be_derived_is_told(filled: ef.EntityStore, sql: Sql) -> Non
 
 
 def test_every_check_is_tried(engine: str) -> None:
-    """No check is without a corruption that it finds, and what mends has something to mend."""
+    """No check is without a corruption that it finds, and what mends has something to mend.
+
+    That of key_hash, which is DuckDB's alone, is in test_duckdb_keys.py.
+    """
     tried = set().union(*(checks for _, _, checks in CORRUPTIONS.values()))
     assert tried | {"metadata", "field_value", "duplicate_key", "key_hash"} == set(CHECKS)
     assert {name for name, can in CHECKS.items() if not can} == {"metadata", "field_value"}

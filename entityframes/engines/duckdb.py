@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
 
+#: Of up to so many entities all keys are read to look some up; of more, their hashes first.
+SCANNED = 300000
+
 
 class DuckDBEngine:
     """One DuckDB database; each call works on a cursor of its own, which is a connection of its own."""
@@ -34,6 +37,8 @@ class DuckDBEngine:
         self._namespace = namespace
         queries.quoted_namespace(namespace)
         self._sql: dict[str, str] = {}
+        #: About how many there are.
+        self._entities = 0
         self._file = File(location)
         self._cursor, self._writer, self._transaction = self._file.cursor, self._file.writer, self._file.transaction
         try:
@@ -42,9 +47,9 @@ class DuckDBEngine:
                 ((catalog,),) = root.execute(queries.load("duckdb.sql", namespace)["catalog"]).fetchall()
                 for file in ("duckdb.sql", "duckdb_checks.sql", "duckdb_embedding.sql", "duckdb_directory.sql"):
                     self._sql |= queries.load(file, namespace, catalog)
-                self._sql = {name: sql.replace("{found}", self._sql["found"]) for name, sql in self._sql.items()}
                 root.execute(self._sql["session"])
             self._migrate()
+            self._entities = self.count(None)
             self._file.limit_memory()
         except BaseException as error:
             self.close()
@@ -84,7 +89,7 @@ class DuckDBEngine:
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self._cursor() as cursor:
             _register(cursor, "given", _keys(keys))
-            return self._ask(cursor, "hashes")
+            return self._ask(cursor, "hashes").drop("place")
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self._cursor() as cursor:
@@ -198,12 +203,18 @@ class DuckDBEngine:
 
     def _changed(self, cursor: Any, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """The rows that are new or differ, with created, due, and the place of what is stored."""
-        numbered = rows.with_row_index("position")
         # Keys and hashes only: an anti-join that does not touch the texts.
-        _register(cursor, "given", numbered.select("position", "entity_type", "id", "content_hash", "metadata_hash"))
-        changed = self._ask(cursor, "probe").sort("position")
-        due = pl.lit(changed["differs"]) & (pl.col("content") != "") & pl.lit(batch.embed)
-        return numbered[changed["position"]].with_columns(changed["created"], changed["place"], due=due)
+        _register(cursor, "given", _keys(rows))
+        stored = self._ask(cursor, "hashes")
+        created = pl.col("place").is_null()
+        differs = created | (pl.col("content_hash") != pl.col("content_hash_stored"))
+        return (
+            rows.with_row_index("position")
+            .join(stored, on="position", how="left", suffix="_stored", maintain_order="left")
+            .filter(differs | (pl.col("metadata_hash") != pl.col("metadata_hash_stored")))
+            .with_columns(created=created, due=differs & (pl.col("content") != "") & pl.lit(batch.embed))
+            .drop("content_hash_stored", "metadata_hash_stored")
+        )
 
     def _write(self, cursor: Any, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Insert and update in one transaction with the ledger row and the job; nothing at all if nothing changed."""
@@ -230,6 +241,7 @@ class DuckDBEngine:
         if inserted + updated != changed.height:
             # Only another store that this process opened on the same file can have come between.
             raise TransientError(f"{inserted + updated} rows were written where {changed.height} were expected")
+        self._entities += inserted
         due = int(changed["due"].sum())
         self._run(cursor, "ledger", [batch.batch_id, batch.run_id, inserted, updated, 0, due])
         if due:
@@ -256,15 +268,20 @@ class DuckDBEngine:
     def _ask(self, cursor: Any, name: str, parameters: list[Any] | None = None) -> pl.DataFrame:
         def ask() -> pl.DataFrame:
             with translated():
-                return to_frame(cursor.sql(self._sql[name], params=parameters or None).to_arrow_table())
+                return to_frame(cursor.sql(self._statement(name), params=parameters or None).to_arrow_table())
 
         return self._file.with_memory(ask)
 
     def _run(self, cursor: Any, name: str, parameters: list[Any] | None = None) -> int:
         """Execute statements and return how many rows the last one changed."""
         with translated():
-            row = cursor.execute(self._sql[name], parameters or []).fetchone()
+            row = cursor.execute(self._statement(name), parameters or []).fetchone()
         return int(row[0]) if row else 0
+
+    def _statement(self, name: str) -> str:
+        """The text of a statement, with the way to look keys up that suits the number of entities."""
+        found = self._sql["found_by_hash" if self._entities > SCANNED else "found"]
+        return self._sql[name].replace("{found}", found)
 
     def _migrate(self) -> None:
         """Create the store or bring it to this version's format in one transaction."""

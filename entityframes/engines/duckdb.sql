@@ -3,9 +3,15 @@
 -- Frames are scanned in place: given, changed and written are names registered for the connection.
 
 -- name: found
--- Part of a statement: the stored rows of the keys in given (position, entity_type, id), as found with position and
--- place. There is no index: of all rows the hash of the key is read, eight bytes, and the texts only of rows that have
--- one of these hashes, which others may have too by chance.
+-- Part of a statement: the stored rows of the keys in given (position, entity_type, id), with position and place.
+found AS (
+    SELECT t.position, e.rowid AS place, e.*
+    FROM given AS t JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+)
+
+-- name: found_by_hash
+-- The same for many rows. There is no index: of all rows the hash of the key is read, eight bytes, and the texts only
+-- of those that have one of these hashes, which others may have too by chance.
 hashed AS MATERIALIZED (
     SELECT t.position, t.entity_type, t.id, e.rowid AS place
     FROM given AS t JOIN {schema}.entities AS e ON e.key_hash = hash(t.entity_type, t.id)
@@ -204,13 +210,6 @@ SELECT version <> version() FROM {schema}.hashed_by
 UPDATE {schema}.entities SET key_hash = hash(entity_type, id) WHERE key_hash <> hash(entity_type, id);
 UPDATE {schema}.hashed_by SET version = version()
 
--- name: probe
--- Which of the given rows are new or differ from what is stored; their content is due where it is new or differs.
-WITH {found}
-SELECT t.position, e.id IS NULL AS created, e.id IS NULL OR e.content_hash <> t.content_hash AS differs, e.place
-FROM given AS t LEFT JOIN found AS e ON e.position = t.position
-WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
-
 -- name: hold
 -- Which changed rows are not in the state that is expected of them; asked inside the transaction that writes them.
 WITH given AS (FROM changed), {found}
@@ -277,8 +276,8 @@ WHERE e.batch_id = $1::UUID
 SELECT max(deleted) FROM {schema}.batches WHERE batch_id = $1::UUID
 
 -- name: hashes
--- The hashes of the keys that are stored.
-WITH {found} SELECT position, content_hash, metadata_hash FROM found
+-- The hashes of the keys that are stored, and where.
+WITH {found} SELECT position, place, content_hash, metadata_hash FROM found
 
 -- name: existing
 -- Positions of the keys that are stored, and where.

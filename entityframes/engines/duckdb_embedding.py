@@ -41,7 +41,6 @@ class DuckDBEmbedding:
 
     def __init__(self, engine: DuckDBEngine) -> None:
         self._engine = engine
-        self._sql = engine._sql
 
     # Spaces.
 
@@ -196,7 +195,7 @@ class DuckDBEmbedding:
 
     def _filled(self, name: str, **places: Any) -> str:
         """A statement with a dimension or a rendered predicate put in."""
-        sql = self._sql[name]
+        sql = self._engine._statement(name)
         for place, value in places.items():
             sql = sql.replace("{" + place + "}", str(value))
         return sql

@@ -1,0 +1,110 @@
+"""How DuckDB finds keys without an index: of a few entities by reading all keys, of many by a hash of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+
+import entityframes as ef
+from entityframes.engines import duckdb as engine
+from entityframes.frames import KEY
+
+
+@pytest.fixture
+def by_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are found by their hash, however few there are."""
+    monkeypatch.setattr(engine, "SCANNED", 0)
+
+
+def execute(path: Path, statement: str) -> None:
+    with duckdb.connect(str(path)) as connection:
+        connection.execute(statement)
+
+
+def notes(*numbers: int, content: str = "text") -> pl.DataFrame:
+    ids = pl.Series("id", [f"n{number}" for number in numbers], dtype=pl.String)
+    return ids.to_frame().select(entity_type=pl.lit("note"), id="id", content=pl.format(f"{content} {{}}", "id"))
+
+
+def life(path: Path) -> list[object]:
+    """What a store answers to everything that looks keys up."""
+    said: list[object] = []
+    with ef.connect(path) as store:
+
+        def told(result: ef.UpsertResult) -> None:
+            said.append(result.outcomes.sort(KEY).select(*KEY, "status").rows())
+
+        told(store.upsert(notes(*range(40)), batch_size=7, progress=False))
+        told(store.upsert(notes(*range(30, 50)), progress=False))
+        plan = store.plan(notes(*range(5, 60), content="other"))
+        said.append(plan.frame.select("id", "action").rows())
+        told(store.upsert(notes(3, content="between"), progress=False))
+        told(plan.apply(progress=False))
+        kept = store.get(ef.ids("note", ["n1", "n99"])).select("id", "content_hash")
+        told(
+            store.upsert(notes(1, 99, content="new").join(kept, on="id"), expected_hash="content_hash", progress=False)
+        )
+        told(store.delete(ef.ids("note", ["n2", "n50", "n98"])))
+        said.append(store.exists(ef.ids("note", [f"n{number}" for number in range(100)])).rows())
+        said.append(store.get(ef.ids("note", ["n4", "n2", "n59"])).select(*KEY, "found", "content").rows())
+        said.append(store.embed(ef.HashingEmbedder(16), progress=False).counts)
+        store.upsert(notes(7, content="again"), embed=False, progress=False)
+        said.append(store.enqueue(ef.ids("note", ["n7", "n8"])))
+        said.append(store.embed(ef.HashingEmbedder(16), progress=False).counts)
+        found = (store.search("again n7", mode=mode, k=3) for mode in ("vector", "text", "hybrid"))
+        said.extend(each["id"].to_list() for each in found)
+        said.append(store.verify().rows())
+    return said
+
+
+def test_either_way_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outcomes, answers, embedding and search do not depend on how keys are found."""
+    monkeypatch.setattr(engine, "SCANNED", 1_000)
+    few = life(tmp_path / "few.duckdb")
+    monkeypatch.setattr(engine, "SCANNED", 0)
+    assert life(tmp_path / "many.duckdb") == few
+
+
+@pytest.mark.usefixtures("by_hash")
+def test_keys_of_one_hash(tmp_path: Path) -> None:
+    """A key that shares its hash with another is not taken for it."""
+    path = tmp_path / "store.duckdb"
+    with ef.connect(path) as store:
+        store.upsert(notes(1, 2), progress=False)
+    execute(path, "UPDATE entityframes.entities SET key_hash = hash('note', 'n2')")
+    with ef.connect(path) as store:
+        assert store.get(ef.ids("note", ["n2"]))["content"].to_list() == ["text n2"]
+        assert store.upsert(notes(2), progress=False).counts["unchanged"] == 1
+        assert store.upsert(notes(2, content="new"), progress=False).counts["updated"] == 1
+        assert store.delete(ef.ids("note", ["n2"])).counts["deleted"] == 1
+        assert store.read("note")["content"].to_list() == ["text n1"]
+
+
+@pytest.mark.usefixtures("by_hash")
+def test_a_duckdb_that_hashes_otherwise(tmp_path: Path) -> None:
+    """A file that another version of DuckDB has written is hashed anew when it is opened."""
+    path = tmp_path / "store.duckdb"
+    with ef.connect(path) as store:
+        store.upsert(notes(1, 2), progress=False)
+    execute(path, "UPDATE entityframes.entities SET key_hash = 7; UPDATE entityframes.hashed_by SET version = 'v1.0'")
+    with ef.connect(path) as store:
+        assert store.exists(ef.ids("note", ["n1", "n2"]))["exists"].all()
+        assert store.verify().rows() == []
+
+
+@pytest.mark.usefixtures("by_hash")
+def test_a_key_whose_hash_is_wrong(tmp_path: Path) -> None:
+    """It is not found, which `verify` tells and mends."""
+    path = tmp_path / "store.duckdb"
+    with ef.connect(path) as store:
+        store.upsert(notes(1, 2), progress=False)
+    execute(path, "UPDATE entityframes.entities SET key_hash = 7 WHERE id = 'n1'")
+    with ef.connect(path) as store:
+        assert not store.entity_exists("note", "n1")
+        found = store.verify(repair=True)
+        assert found.select("check", "id", "found", "repaired").rows() == [("key_hash", "n1", "7", True)]
+        assert store.verify().rows() == []
+        assert store.entity_exists("note", "n1")
