@@ -36,11 +36,10 @@ from entityframes.judge import judge, losers
 from entityframes.options import Options
 from entityframes.progress import Reporter
 from entityframes.results import OutcomeLog, UpsertResult, outcomes
+from entityframes.threads import Submit
 
 #: Batches that threads are working on, with their rows.
 Working = dict[Future[pl.DataFrame], pl.DataFrame]
-#: Hands a batch to a thread.
-Submit = Callable[[Callable[[pl.DataFrame], pl.DataFrame], pl.DataFrame], Future[pl.DataFrame]]
 
 
 @dataclass

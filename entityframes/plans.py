@@ -36,7 +36,7 @@ PLAN_SCHEMA = pl.Schema(
     }
 )
 
-#: Keys asked about at once.
+#: Entities whose metadata is asked for at once; their content comes with it.
 _LOOKUP_ROWS = 50_000
 
 #: Columns that a plan adds to its rows when it is applied.
@@ -174,8 +174,8 @@ def _as_plan(rows: pl.DataFrame) -> pl.DataFrame:
 def _stored(engine: Engine, rows: pl.DataFrame) -> pl.DataFrame:
     """old_hash and old_metadata_hash of each row's entity, null where there is none."""
     found = []
-    for start in range(0, rows.height, _LOOKUP_ROWS):
-        answer = engine.hashes(rows[start : start + _LOOKUP_ROWS].select(KEY))
+    for start in range(0, rows.height, engine.lookup_rows):
+        answer = engine.hashes(rows[start : start + engine.lookup_rows].select(KEY))
         found.append(answer.with_columns(pl.col("position").cast(pl.Int64) + start))
     schema = {"position": pl.Int64, "content_hash": pl.Binary, "metadata_hash": pl.Binary}
     answers = pl.concat(found) if found else pl.DataFrame(schema=schema)

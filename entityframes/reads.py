@@ -14,9 +14,10 @@ from entityframes.fields import Fields
 from entityframes.frames import KEY
 from entityframes.progress import Progress, Reporter
 from entityframes.scan import ScanQuery, lazy_frame
+from entityframes.threads import Submit, side_by_side
 
-#: Ids asked about at once.
-LOOKUP_ROWS = 50_000
+#: Fewer ids than this are not shared out among connections: opening one takes longer.
+LEAST_LOOKUP = 20_000
 
 #: Columns of an entity as the store gives it out.
 ENTITY_SCHEMA = pl.Schema(
@@ -35,18 +36,18 @@ ENTITY_SCHEMA = pl.Schema(
 DELAY = 1.0
 
 
-def exists(engine: Engine, ids: Any, progress: Progress = None) -> pl.DataFrame:
+def exists(engine: Engine, ids: Any, submit: Submit, progress: Progress = None) -> pl.DataFrame:
     """entity_type, id, exists Boolean; one row for each id, in input order."""
     given = _id_frame(ids)
-    found = _by_position(engine.existing, given, progress)
+    found = _by_position(engine, engine.existing, given, submit, progress)
     flags = pl.Series("exists", [False], dtype=pl.Boolean).new_from_index(0, given.height)
     return given.select(*KEY, flags.scatter(found["position"], True) if found.height else flags)
 
 
-def get(engine: Engine, ids: Any, progress: Progress = None) -> pl.DataFrame:
+def get(engine: Engine, ids: Any, submit: Submit, progress: Progress = None) -> pl.DataFrame:
     """entity_type, id, found Boolean and the entity's columns, null where missing; in input order."""
     given = _id_frame(ids)
-    found = _by_position(engine.lookup, given, progress)
+    found = _by_position(engine, engine.lookup, given, submit, progress)
     if found.is_empty():
         found = pl.DataFrame(
             schema={"position": pl.UInt32(), **{k: v for k, v in ENTITY_SCHEMA.items() if k not in KEY}}
@@ -63,17 +64,30 @@ def _id_frame(ids: Any) -> pl.DataFrame:
     return frames.usable_ids(frame).with_row_index("position")
 
 
-def _by_position(ask: Callable[[pl.DataFrame], pl.DataFrame], given: pl.DataFrame, progress: Progress) -> pl.DataFrame:
+def _by_position(
+    engine: Engine,
+    ask: Callable[[pl.DataFrame], pl.DataFrame],
+    given: pl.DataFrame,
+    submit: Submit,
+    progress: Progress,
+) -> pl.DataFrame:
     """Ask about ids in pieces; a text that can be no key is not asked about, because it cannot be stored."""
+
+    def look(piece: pl.DataFrame) -> pl.DataFrame:
+        answer = ask(piece.select(KEY))
+        return answer.with_columns(piece["position"].gather(answer["position"]))
+
     # An index is read twice as fast from one end to the other.
     keys = frames.in_key_order(given.filter("usable"))
+    rows = min(max(-(-keys.height // engine.workers), LEAST_LOOKUP), engine.lookup_rows)
+    if keys.height <= rows:
+        return look(keys)
     answers = []
     with Reporter(progress, keys.height, unit="ids", delay=DELAY) as reporter:
-        for piece in keys.iter_slices(LOOKUP_ROWS):
-            answer = ask(piece.select(KEY))
-            answers.append(answer.with_columns(piece["position"].gather(answer["position"])))
-            reporter.advance(piece.height)
-    return pl.concat(answers) if answers else pl.DataFrame(schema={"position": pl.UInt32})
+        for answer in side_by_side(look, keys.iter_slices(rows), submit, engine.workers):
+            answers.append(answer)
+            reporter.advance(min(rows, keys.height - rows * (len(answers) - 1)))
+    return pl.concat(answers)
 
 
 def read(engine: Engine, entity_type: str, progress: Progress = None) -> pl.DataFrame:

@@ -6,8 +6,7 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,11 @@ from entityframes import verify as verification
 from entityframes.batches import UpsertRun
 from entityframes.embedding_calls import EmbeddingCalls
 from entityframes.engines import Engine, Interrupt, open_engine, parse_url
-from entityframes.errors import ClosedError
 from entityframes.options import OnDuplicate, OnError, Options
 from entityframes.plans import Plan
 from entityframes.progress import Progress, Reporter
 from entityframes.results import DeleteResult, UpsertResult
+from entityframes.threads import Threads
 
 if TYPE_CHECKING:
     from entityframes.embedding import Embedder
@@ -57,7 +56,7 @@ class EntityStore(EmbeddingCalls):
     def __init__(self, engine: Engine, namespace: str) -> None:
         self._engine = engine
         self._namespace = namespace
-        self._threads = _Threads()
+        self._threads = Threads()
         self._embedders: dict[str, Embedder] = {}
         self.last_result: UpsertResult | None = None
 
@@ -158,7 +157,7 @@ class EntityStore(EmbeddingCalls):
         Raises:
             SchemaError: a column is missing or is not text.
         """
-        return reads.exists(self._engine, ids)
+        return reads.exists(self._engine, ids, self._threads.submit)
 
     def missing(self, ids: Any, /) -> pl.DataFrame:
         """The rows of an id frame whose entity is not stored (an anti-join), with all their columns, in order.
@@ -167,7 +166,7 @@ class EntityStore(EmbeddingCalls):
             SchemaError: a column is missing or is not text.
         """
         given = sources.as_frame(ids)
-        return given.filter(~reads.exists(self._engine, given)["exists"])
+        return given.filter(~reads.exists(self._engine, given, self._threads.submit)["exists"])
 
     def get(self, ids: Any, /) -> pl.DataFrame:
         """Fetch entities by id.
@@ -183,7 +182,7 @@ class EntityStore(EmbeddingCalls):
         Raises:
             SchemaError: a column is missing or is not text.
         """
-        return reads.get(self._engine, ids)
+        return reads.get(self._engine, ids, self._threads.submit)
 
     def read(self, entity_type: str) -> pl.DataFrame:
         """All entities of a type with their metadata as typed columns.
@@ -318,26 +317,3 @@ class EntityStore(EmbeddingCalls):
 
     def __repr__(self) -> str:
         return f"EntityStore({self._engine.address!r}, namespace={self._namespace!r})"
-
-
-class _Threads:
-    """The threads that batches are worked on by; kept, because starting one takes longer than a small batch."""
-
-    def __init__(self) -> None:
-        self._process = 0
-        self._pool: ThreadPoolExecutor | None = None
-
-    def submit(self, work: Callable[[pl.DataFrame], pl.DataFrame], chunk: pl.DataFrame) -> Future[pl.DataFrame]:
-        """Have a batch worked on. Each run bounds its own batches; after a fork the old pool has no threads.
-
-        Raises:
-            ClosedError: there is no thread to be had.
-        """
-        if self._pool is None or self._process != os.getpid():
-            self._process = os.getpid()
-            self._pool = ThreadPoolExecutor(256, thread_name_prefix="entityframes")
-        try:
-            return self._pool.submit(work, chunk)
-        except RuntimeError as error:
-            # A thread of the caller's that goes on while Python ends, or a machine without another thread.
-            raise ClosedError(f"a batch finds no thread: {error}") from None

@@ -19,7 +19,7 @@ LAYERS = [
     {"errors", "wire"},
     {"types", "canonical", "progress", "sources"},
     {"frames", "conforming"},
-    {"results", "chunks", "single", "options"},
+    {"results", "chunks", "single", "options", "threads"},
     {"engines"},
     {"fields", "attempts"},
     {"scan", "judge"},

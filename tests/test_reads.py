@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
+from entityframes import reads
 
 
 @pytest.fixture
@@ -79,6 +80,29 @@ def test_exists_and_missing(filled: ef.EntityStore) -> None:
     with_more = ids.with_columns(mine=pl.int_range(5))
     assert filled.missing(with_more)["mine"].to_list() == [0, 2, 3]
     assert filled.missing(ef.ids("note", [])).height == 0
+
+
+def test_ids_are_looked_up_side_by_side(filled: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many ids are shared out among connections, in pieces that share a type, and of many types; the answer is one."""
+    filled.upsert(pl.DataFrame({"entity_type": [f"t{n}" for n in range(20)], "id": "a", "content": "x"}))
+    ids = pl.concat(
+        [
+            filled.scan().select("entity_type", "id").collect(),
+            pl.DataFrame({"entity_type": "note", "id": ["n001", "none", "n001", None]}),
+            pl.DataFrame({"entity_type": ["t1", "gone", "task"], "id": ["a", "a", "n001"]}),
+        ]
+    ).sample(fraction=1, shuffle=True, seed=1)
+    found = filled.get(ids)
+    exists = filled.exists(ids)
+    monkeypatch.setattr(reads, "LEAST_LOOKUP", 5)
+    monkeypatch.setattr(filled._engine, "lookup_rows", 7)
+    assert filled.get(ids).equals(found)
+    assert filled.exists(ids).equals(exists)
+    assert found.select("entity_type", "id").equals(ids)
+    assert found["found"].sum() == filled.stats()["entities"].sum() + 3
+    filled.close()
+    with pytest.raises(ef.ClosedError):
+        filled.get(ids)
 
 
 def test_null_ids_are_not_found(filled: ef.EntityStore) -> None:

@@ -63,6 +63,8 @@ class Engine(Protocol):
     #: About how many bytes, and at most how many rows, of a frame in memory make a batch; the caller may say otherwise.
     batch_bytes: int
     batch_rows: int
+    #: How many ids are asked about at once at most.
+    lookup_rows: int
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Write rows that are new or differ, in one transaction, with ledger row and embedding job.

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 ARRAY_ROWS = 2_000
 ARRAY_BYTES = 2 << 20
 
+#: Keys of more types than this are looked up by one statement.
+FEW_TYPES = 8
+
 _COPIED = ("entity_type", "id", "content", "metadata", "content_hash", "metadata_hash")
 
 _STAGED = ("position", "entity_type", "id", "content", "metadata", "content_hash", "metadata_hash", "differs")
@@ -50,7 +53,7 @@ class PostgresEngine:
     def __init__(self, location: Location, namespace: str, workers: int | None) -> None:
         self.address = location.address
         self.workers = self.writers = workers or 2
-        self.batch_bytes, self.batch_rows = 8 << 20, 50_000
+        self.batch_bytes, self.batch_rows, self.lookup_rows = 8 << 20, 50_000, 50_000
         self._namespace = namespace
         files = ("postgres.sql", "postgres_checks.sql", "postgres_embedding.sql", "postgres_directory.sql")
         self._sql = {name: sql for file in files for name, sql in queries.load(file, namespace).items()}
@@ -114,10 +117,18 @@ class PostgresEngine:
         return self._read("hashes", keys["entity_type"], keys["id"])
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
-        return self._read("existing", keys["entity_type"], keys["id"])
+        return self._by_type("existing", "existing_of_types", keys)
 
     def lookup(self, keys: pl.DataFrame) -> pl.DataFrame:
-        return _in_utc(self._read("lookup", keys["entity_type"], keys["id"]))
+        return _in_utc(self._by_type("lookup", "lookup_of_types", keys))
+
+    def _by_type(self, name: str, of_types: str, keys: pl.DataFrame) -> pl.DataFrame:
+        """What is stored of keys, by a statement for each type, which takes two thirds of the time of one for all."""
+        if not 1 <= keys["entity_type"].n_unique() <= FEW_TYPES:
+            return self._read(of_types, keys["entity_type"], keys["id"])
+        own = keys.with_row_index("position").partition_by("entity_type", maintain_order=True)
+        found = [(one, self._read(name, one["entity_type"][0], one["id"])) for one in own]
+        return pl.concat(one.select("position", "id").join(there, on="id").drop("id") for one, there in found)
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         name = "delete_unchanged" if "content_hash" in keys.columns else "delete"

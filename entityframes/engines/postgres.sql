@@ -375,6 +375,15 @@ CROSS JOIN LATERAL (
 ) AS e
 
 -- name: existing
+-- Which ids of a type are stored; each is looked up once. $1 entity_type, $2 ids
+SELECT id FROM {schema}.entities WHERE entity_type = $1 AND id = ANY ($2::text[])
+
+-- name: lookup
+-- The entities of ids of a type that are stored. $1 entity_type, $2 ids
+SELECT id, content, metadata::text AS metadata, encode(content_hash, 'hex') AS content_hash, created_at, updated_at
+FROM {schema}.entities WHERE entity_type = $1 AND id = ANY ($2::text[])
+
+-- name: existing_of_types
 -- Positions of the keys that are stored. $1 entity_types, $2 ids
 SELECT t.position::int4 - 1 AS position
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
@@ -382,7 +391,7 @@ CROSS JOIN LATERAL (
     SELECT FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id LIMIT 1
 ) AS e
 
--- name: lookup
+-- name: lookup_of_types
 -- The entities of the keys that are stored, with the positions of the keys. $1 entity_types, $2 ids
 SELECT t.position::int4 - 1 AS position, e.content, e.metadata::text AS metadata,
     encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at
