@@ -198,6 +198,17 @@ def test_a_file_of_an_older_duckdb(tmp_path: Path) -> None:
         assert store.verify().is_empty()
 
 
+def test_long_texts_are_compressed_as_fast_as_the_server_can(postgres_url: str) -> None:
+    """By lz4, where PostgreSQL was built with it."""
+    [(offered,)] = execute(
+        postgres_url, "SELECT array_to_string(enumvals, ' ') FROM pg_settings WHERE name = 'default_toast_compression'"
+    )
+    with ef.connect(postgres_url) as store:
+        store.upsert_entity("note", "a", "a long text " * 1000)
+    [(used,)] = execute(postgres_url, "SELECT pg_column_compression(content) FROM entityframes.entities")
+    assert used == ("lz4" if "lz4" in offered else "pglz")
+
+
 def test_a_failed_migration_leaves_nothing(empty_postgres_url: str) -> None:
     """Creation is one transaction: without the right to create, nothing is there afterwards."""
     execute(

@@ -14,9 +14,18 @@ SELECT max(version)::int4 FROM {schema}.format
 SELECT pg_advisory_xact_lock(hashtextextended($1, 7041))
 
 -- name: session
--- What every connection sets: no just-in-time compilation, which costs more than these statements take; and a look-up
--- in an index costs what it does on today's disks, else a few keys of a large table make the planner read all of it.
-DO 'BEGIN SET jit = off; SET random_page_cost = 1.1; END'
+-- What every connection sets: no just-in-time compilation, which costs more than these statements take; a look-up in an
+-- index costs what it does on today's disks, else a few keys of a large table make the planner read all of it; and long
+-- texts are compressed in a third of the time, where the server was built for it.
+DO 'BEGIN
+    SET jit = off;
+    SET random_page_cost = 1.1;
+    BEGIN
+        SET default_toast_compression = lz4;
+    EXCEPTION WHEN invalid_parameter_value OR undefined_object THEN
+        NULL;
+    END;
+END'
 
 -- name: schema_exists
 -- Asked first, because CREATE SCHEMA IF NOT EXISTS wants a right that a mere user of the store need not have.
