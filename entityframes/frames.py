@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import polars as pl
@@ -24,6 +25,9 @@ KEY = ("entity_type", "id")
 
 #: Columns that calls of the store add to entities; an entity frame may carry them and they are not written.
 STORE_COLUMNS = frozenset({"found", "exists", "content_hash", "created_at", "updated_at", "row"})
+
+#: Whether a text of an id frame can be no key.
+_NO_KEY = pl.any_horizontal(pl.col(KEY).is_null(), pl.col(KEY).str.contains("\0", literal=True).fill_null(True))
 
 #: Limits of one value in bytes of UTF-8, the same on every engine.
 MAX_BYTES: Mapping[str, int] = {"entity_type": 255, "id": 1024, "content": 64 << 20, "metadata": 64 << 20}
@@ -212,7 +216,7 @@ def _readable(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
     """Replace text that is not UTF-8 (Arrow does not check) by a readable stand-in, and say so row by row."""
     problem = pl.Series("problem", [None], dtype=pl.String).new_from_index(0, frame.height)
     texts = []
-    for name in (name for name in frame.columns if frame.schema[name] in (pl.String, pl.Binary, pl.Null)):
+    for name in (name for name, dtype in frame.schema.items() if dtype in (pl.String, pl.Binary, pl.Null)):
         raw = frame[name].cast(pl.Binary)
         try:
             text = raw.cast(pl.String)
@@ -235,6 +239,7 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
+@cache
 def _text_problem(name: str) -> pl.Expr:
     """The rule of the data that a text breaks, or null."""
     text, limit = pl.col(name), MAX_BYTES[name]
@@ -304,8 +309,7 @@ def usable_ids(frame: pl.DataFrame) -> pl.DataFrame:
     A text that is null, not UTF-8, or holds a NUL cannot.
     """
     keys, problem = _readable(frame.select(KEY))
-    wrong = pl.any_horizontal(pl.col(KEY).is_null(), pl.col(KEY).str.contains("\0", literal=True).fill_null(True))
-    return keys.with_columns(usable=pl.lit(problem).is_null() & ~wrong)
+    return keys.with_columns(usable=pl.lit(problem).is_null() & ~_NO_KEY)
 
 
 def types_of(frame: pl.DataFrame) -> pl.Series:

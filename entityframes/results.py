@@ -71,14 +71,18 @@ def outcome_schema(statuses: tuple[str, ...] = UPSERT_STATUSES) -> pl.Schema:
 
 def outcomes(rows: pl.DataFrame, statuses: tuple[str, ...] = UPSERT_STATUSES, **columns: Any) -> pl.DataFrame:
     """Outcome rows for `rows` (row, entity_type, id and any outcome columns), the rest from `columns` or null."""
-    schema = outcome_schema(statuses)
     if rows.is_empty():
-        return pl.DataFrame(schema=schema)
+        return _no_outcomes(statuses).clone()
     given = {name: value if isinstance(value, pl.Expr) else pl.lit(value) for name, value in columns.items()}
     return rows.select(
         given.get(name, pl.col(name) if name in rows.columns else pl.lit(None)).cast(dtype).alias(name)
-        for name, dtype in schema.items()
+        for name, dtype in outcome_schema(statuses).items()
     )
+
+
+@cache
+def _no_outcomes(statuses: tuple[str, ...]) -> pl.DataFrame:
+    return pl.DataFrame(schema=outcome_schema(statuses))
 
 
 class OutcomeLog:

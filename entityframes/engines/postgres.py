@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 ARRAY_ROWS = 2_000
 ARRAY_BYTES = 2 << 20
 
-#: Keys of more types than this are looked up by one statement.
+#: Fewer keys than this, or keys of more types than that, are looked up by one statement.
+MANY_KEYS = 1_000
 FEW_TYPES = 8
 
 _COPIED = ("entity_type", "id", "content", "metadata", "content_hash", "metadata_hash")
@@ -124,7 +125,7 @@ class PostgresEngine:
 
     def _by_type(self, name: str, of_types: str, keys: pl.DataFrame) -> pl.DataFrame:
         """What is stored of keys, by a statement for each type, which takes two thirds of the time of one for all."""
-        if not 1 <= keys["entity_type"].n_unique() <= FEW_TYPES:
+        if keys.height < MANY_KEYS or keys["entity_type"].n_unique() > FEW_TYPES:
             return self._read(of_types, keys["entity_type"], keys["id"])
         own = keys.with_row_index("position").partition_by("entity_type", maintain_order=True)
         found = [(one, self._read(name, one["entity_type"][0], one["id"])) for one in own]
