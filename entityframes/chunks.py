@@ -67,7 +67,8 @@ def shares(frames: Iterable[pl.DataFrame], *, max_bytes: int, max_rows: int, wri
         The rows in order with their position in the frame as ``row`` UInt32.
     """
     for frame in frames:
-        if 0 < frame.height <= max_rows and frame.estimated_size() < min(writers * LEAST_BYTES, max_bytes):
+        if frame.height == 1:
+            # A single entity is not worth the arithmetic.
             yield numbered(frame)
             continue
         ends = _ends(frame)
