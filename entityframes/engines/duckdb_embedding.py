@@ -155,10 +155,7 @@ class DuckDBEmbedding:
             if current["stored"].any():
                 _register(cursor, "given", written.filter(current["stored"]).select("entity_type", "id"))
                 engine._run(cursor, "delete_written", [job.space])
-            # By way of Polars: `pa.array` imports pandas where that is installed.
-            flat = pl.Series(vectors[current["position"].to_numpy()].ravel(), dtype=pl.Float32).to_arrow()
-            mask = written["error"].is_not_null().to_arrow()
-            column = pa.FixedSizeListArray.from_arrays(flat, dim, mask=mask)
+            column = _vectors(vectors[current["position"].to_numpy()], written["error"].is_null())
             with translated():
                 cursor.register("given", written.drop("stored").to_arrow().append_column("vector", column))
                 cursor.execute(self._filled("insert_vectors", dim=dim), [job.space])
@@ -199,3 +196,13 @@ class DuckDBEmbedding:
         for place, value in places.items():
             sql = sql.replace("{" + place + "}", str(value))
         return sql
+
+
+def _vectors(vectors: np.ndarray[Any, Any], valid: pl.Series) -> pa.Array:
+    """Vectors as an Arrow array of lists, null where not valid.
+
+    Made of buffers: `pa.array` imports pandas where that is installed, and a mask all of Arrow's functions.
+    """
+    flat = pl.Series(vectors.ravel(), dtype=pl.Float32).to_arrow()
+    bits = pa.py_buffer(np.packbits(valid.to_numpy(), bitorder="little"))
+    return pa.Array.from_buffers(pa.list_(pa.float32(), vectors.shape[1]), len(vectors), [bits], children=[flat])
