@@ -9,7 +9,8 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import adbc_driver_manager
-import adbc_driver_postgresql.dbapi as adbc
+import adbc_driver_postgresql
+from adbc_driver_manager.dbapi import Connection
 
 from entityframes.engines import Interrupt
 from entityframes.engines.arrow import one_row
@@ -32,6 +33,8 @@ class Pool:
         self._session = session
         self._idle: list[Any] = []
         self._lock = threading.Lock()
+        self._database: _Database | None = None
+        self._first = threading.Lock()
         self._closed = False
         self._process = os.getpid()
 
@@ -49,8 +52,7 @@ class Pool:
                 raise ClosedError("the store is closed: open it again with entityframes.connect()")
             connection = self._idle.pop() if self._idle else None
         if connection is None:
-            with translated(connecting=True):
-                connection = adbc.connect(self._target, autocommit=True)
+            connection = self._connect()
             execute(connection, self._session)
         try:
             if interrupt is None:
@@ -73,6 +75,13 @@ class Pool:
             raise
         self._give_back(connection)
 
+    def _connect(self) -> Any:
+        with self._first, translated(connecting=True):
+            if self._database is None:
+                self._database = _Database(self._target)
+        with translated(connecting=True):
+            return self._database.connect()
+
     def close(self) -> None:
         """Close every connection that is not lent out, and the others when they come back. May be called again."""
         with self._lock:
@@ -93,6 +102,19 @@ class Pool:
                 self._idle.append(connection)
         if not keep:
             _discard(connection)
+
+
+class _Database:
+    """What the driver reads of the types of a database, in ten times the time of connecting, for all connections."""
+
+    def __init__(self, target: str) -> None:
+        self._handle = adbc_driver_postgresql.connect(target)
+
+    def connect(self) -> Connection:
+        return Connection(self, adbc_driver_manager.AdbcConnection(self._handle), autocommit=True)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """What a connection does at its end to a database of its own; this one outlives it."""
 
 
 @contextmanager
