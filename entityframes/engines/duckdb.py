@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from entityframes.engines.predicates import Predicate
 
 #: Of up to so many entities all keys are read to look some up; of more, their hashes first.
-SCANNED = 300000
+SCANNED = 300_000
 
 
 class DuckDBEngine:
