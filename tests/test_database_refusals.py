@@ -131,6 +131,12 @@ def test_a_trigger_that_leaves_rows_out(store: ef.EntityStore, sql: Sql, count: 
     assert again.counts["updated"] == count - 3
     assert again.failed["row"].to_list() == [3, 5, count - 1]
     assert store.get(rows(count))["content"][5] == "fine 5"
+    seen = store.get(rows(count)).select("entity_type", "id", "content_hash")
+    frame = rows(count, {*wrong, 5}, "expected").join(seen, on=["entity_type", "id"], maintain_order="left")
+    expecting = store.upsert(frame, expected_hash="content_hash")
+    assert expecting.counts["updated"] == count - 3
+    assert expecting.failed["row"].to_list() == [3, 5, count - 1]
+    assert expecting.failed["error"].str.contains("trigger").all()
     assert store.verify().is_empty()
 
 

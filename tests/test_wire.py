@@ -44,6 +44,16 @@ def test_a_thousand_in_batches_of_a_hundred(warm: ef.EntityStore, proxy: WirePro
     assert proxy.round_trips == 20
 
 
+def test_a_thousand_that_are_expected(warm: ef.EntityStore, proxy: WireProxy) -> None:
+    """Compared and written in one statement."""
+    frame = sample(1_000, version=1)
+    seen = warm.get(frame).select("entity_type", "id", "content_hash")
+    frame = frame.join(seen, on=["entity_type", "id"], maintain_order="left")
+    proxy.reset()
+    assert warm.upsert(frame, expected_hash="content_hash", progress=False).counts["updated"] == 1_000
+    assert proxy.round_trips <= 4
+
+
 @pytest.mark.parametrize("call", ["exists", "missing", "get"])
 def test_looking_up_a_thousand(warm: ef.EntityStore, proxy: WireProxy, call: str) -> None:
     """One statement."""

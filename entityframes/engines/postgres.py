@@ -74,8 +74,10 @@ class PostgresEngine:
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
         with self._connection(batch.interrupt) as connection:
             expecting = "expected" in rows.columns
-            if rows.height <= ARRAY_ROWS and rows.estimated_size() <= ARRAY_BYTES and not expecting:
+            if rows.height <= ARRAY_ROWS and rows.estimated_size() <= ARRAY_BYTES:
                 columns = [rows[name] for name in _COPIED]
+                if expecting:
+                    return self._merge_expected(connection, rows, header, columns)
                 told = self._ask(connection, "merge_arrays", *header, *columns, committing=True)
                 return self._with_left_out(connection, rows, told["position"], told.drop_nulls("created"))
             if not expecting and self._likely_new(connection, rows, batch):
@@ -289,6 +291,23 @@ class PostgresEngine:
                 self._run(connection, "record", *header, *counts, embed["entity_type"], embed["id"])
             told = self._with_left_out(connection, rows, given["position"], written)
             return _with_conflicts(told, rows, conflicts)
+
+    def _merge_expected(
+        self, connection: Any, rows: pl.DataFrame, header: list[Any], columns: list[pl.Series]
+    ) -> pl.DataFrame:
+        """A small batch in one statement, compared with what was expected of each row."""
+        expected = [rows["expected"], rows["expected_metadata"]]
+        told = self._ask(connection, "merge_expected", *header, *columns, *expected, committing=True)
+        written = told.filter(pl.col("created").is_not_null()).drop("conflict")
+        conflicts = told.filter("conflict")["position"]
+        missed = told.filter(pl.col("created").is_null() & ~pl.col("conflict"))["position"]
+        new = missed.filter(rows["expected"].gather(missed).is_null())
+        if len(new):
+            # Somebody else made the entity while this statement was about to.
+            made = self._probe(connection, rows[new]).filter(~pl.col("created"))["position"]
+            conflicts = pl.concat([conflicts, new[made]])
+        given = told.filter(~pl.col("position").is_in(conflicts.implode()))["position"]
+        return _with_conflicts(self._with_left_out(connection, rows, given, written), rows, conflicts)
 
     def _with_left_out(
         self, connection: Any, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame

@@ -268,6 +268,66 @@ WITH given AS (
 SELECT c.position::int4 - 1 AS position, w.created, coalesce(w.due, false) AS due
 FROM changed AS c LEFT JOIN written AS w ON w.position = c.position
 
+-- name: merge_expected
+-- The same where each row says which hashes the stored entity must have: entities that differ are locked in key order and
+-- compared, and those that are not as expected are left alone.
+-- $1 batch, $2 run, $3 job, $4 whether to make a job, $5... columns of the rows, $11 content hashes (null: no such
+-- entity), $12 metadata hashes (null: any)
+WITH given AS (
+    SELECT * FROM unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::bytea[], $10::bytea[], $11::bytea[],
+        $12::bytea[]) WITH ORDINALITY AS t (
+            entity_type, id, content, metadata, content_hash, metadata_hash, expected, expected_metadata, position
+        )
+), differing AS MATERIALIZED (
+    SELECT t.*
+    FROM given AS t
+    LEFT JOIN LATERAL (
+        SELECT id, content_hash, metadata_hash FROM {schema}.entities
+        WHERE entity_type = t.entity_type AND id = t.id LIMIT 1
+    ) AS e ON true
+    WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
+), held AS MATERIALIZED (
+    SELECT d.position, e.content_hash, e.metadata_hash
+    FROM differing AS d JOIN {schema}.entities AS e ON e.entity_type = d.entity_type AND e.id = d.id
+    ORDER BY e.entity_type, e.id FOR UPDATE OF e
+), changed AS MATERIALIZED (
+    SELECT d.*, h.position IS NULL AS created,
+        d.content <> '' AND (h.position IS NULL OR h.content_hash <> d.content_hash) AND $4::boolean AS due,
+        coalesce((d.expected IS NULL) <> (h.position IS NULL) OR h.content_hash <> d.expected
+            OR h.metadata_hash <> d.expected_metadata, false) AS conflict
+    FROM differing AS d LEFT JOIN held AS h ON h.position = d.position
+), inserted AS (
+    INSERT INTO {schema}.entities AS e
+        (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id, created_at, updated_at)
+    SELECT entity_type, id, content, metadata::json, content_hash, metadata_hash, $1::uuid, now(), now()
+    FROM changed WHERE created AND NOT conflict
+    ORDER BY entity_type COLLATE "C", id COLLATE "C"
+    ON CONFLICT (entity_type, id) DO NOTHING
+    RETURNING e.entity_type, e.id
+), updated AS (
+    UPDATE {schema}.entities AS e SET
+        content = c.content, metadata = c.metadata::json, content_hash = c.content_hash,
+        metadata_hash = c.metadata_hash, batch_id = $1::uuid, updated_at = now()
+    FROM changed AS c
+    WHERE NOT c.created AND NOT c.conflict AND e.entity_type = c.entity_type AND e.id = c.id
+    RETURNING e.entity_type, e.id
+), written AS (
+    SELECT c.position, c.entity_type, c.id, c.created, c.due
+    FROM (SELECT * FROM inserted UNION ALL SELECT * FROM updated) AS w
+    JOIN changed AS c ON c.entity_type = w.entity_type AND c.id = w.id
+), ledger AS (
+    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
+    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0,
+        count(*) FILTER (WHERE due)
+    FROM written HAVING count(*) > 0
+), job AS (
+    INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
+    SELECT $3::uuid, $1::uuid, array_agg(entity_type), array_agg(id), now(), now()
+    FROM written WHERE due HAVING count(*) > 0
+)
+SELECT c.position::int4 - 1 AS position, w.created, coalesce(w.due, false) AS due, c.conflict
+FROM changed AS c LEFT JOIN written AS w ON w.position = c.position
+
 -- name: may_leave_out
 -- Whether a trigger of the user's looks at each row before it is written, and may leave it out. $1 namespace
 SELECT EXISTS (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from entityframes.engines import Batch, Interrupt
+from entityframes.engines import Batch
 
 if TYPE_CHECKING:
     from entityframes.engines.postgres import PostgresEngine
@@ -42,15 +42,10 @@ class PostgresDirectory:
         return self._engine._read("origins", keys["entity_type"], keys["id"])
 
     def record(self, folder: str, holder: str, filed: pl.DataFrame, gone: pl.Series) -> bool:
-        engine = self._engine
-        with engine._connection() as connection, engine._transaction(connection, Interrupt()):
-            if engine._ask(connection, "hold_folder", folder, holder).is_empty():
-                return False
-            if len(gone):
-                engine._run(connection, "forget_files", folder, gone)
-            if filed.height:
-                engine._run(connection, "record_files", folder, *filed)
-        return True
+        forgotten = gone.filter(~gone.is_in(filed["path"].implode()))
+        with self._engine._connection() as connection:
+            held = self._engine._ask(connection, "record_files", folder, holder, forgotten, *filed, committing=True)
+        return held.height == 1
 
     def rename(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id]

@@ -45,26 +45,27 @@ CROSS JOIN LATERAL (
     WHERE entity_type = t.entity_type AND id = t.id ORDER BY synced_at DESC, folder, path LIMIT 1
 ) AS f
 
--- name: hold_folder
--- Whether the lock is still this holder's; nobody takes it over before the transaction ends. $1 folder, $2 holder
-SELECT holder FROM {schema}.folders WHERE folder = $1 AND holder = $2 FOR UPDATE
-
--- name: forget_files
--- Forgets paths of a folder. $1 folder, $2 paths
-DELETE FROM {schema}.files WHERE folder = $1 AND path = ANY ($2::text[])
-
 -- name: record_files
--- Remembers files of a folder. $1 folder, $2 paths, $3 entity_types, $4 ids, $5 sizes, $6 times of change,
--- $7 hashes of the bytes, $8 of the content, $9 of the metadata, $10 headers
-INSERT INTO {schema}.files AS f (
-    folder, path, entity_type, id, size, mtime_ns, file_hash, content_hash, metadata_hash, header, synced_at
+-- Forgets paths of a folder and remembers files of it, if the lock is still this holder's; nobody takes it over before
+-- that is done. No path may be in both. $1 folder, $2 holder, $3 paths to forget, then of the files: $4 paths,
+-- $5 entity_types, $6 ids, $7 sizes, $8 times of change, $9 hashes of the bytes, $10 of the content, $11 of the metadata,
+-- $12 headers
+WITH held AS MATERIALIZED (
+    SELECT holder FROM {schema}.folders WHERE folder = $1 AND holder = $2 FOR UPDATE
+), forgotten AS (
+    DELETE FROM {schema}.files USING held WHERE folder = $1 AND path = ANY ($3::text[])
+), recorded AS (
+    INSERT INTO {schema}.files AS f (
+        folder, path, entity_type, id, size, mtime_ns, file_hash, content_hash, metadata_hash, header, synced_at
+    )
+    SELECT $1, t.*, now() FROM held CROSS JOIN unnest($4::text[], $5::text[], $6::text[], $7::text[]::int8[],
+        $8::text[]::int8[], $9::bytea[], $10::bytea[], $11::bytea[], $12::bytea[]) AS t
+    ON CONFLICT (folder, path) DO UPDATE SET
+        entity_type = EXCLUDED.entity_type, id = EXCLUDED.id, size = EXCLUDED.size, mtime_ns = EXCLUDED.mtime_ns,
+        file_hash = EXCLUDED.file_hash, content_hash = EXCLUDED.content_hash, metadata_hash = EXCLUDED.metadata_hash,
+        header = EXCLUDED.header, synced_at = EXCLUDED.synced_at
 )
-SELECT $1, t.*, now() FROM unnest($2::text[], $3::text[], $4::text[], $5::text[]::int8[], $6::text[]::int8[],
-    $7::bytea[], $8::bytea[], $9::bytea[], $10::bytea[]) AS t
-ON CONFLICT (folder, path) DO UPDATE SET
-    entity_type = EXCLUDED.entity_type, id = EXCLUDED.id, size = EXCLUDED.size, mtime_ns = EXCLUDED.mtime_ns,
-    file_hash = EXCLUDED.file_hash, content_hash = EXCLUDED.content_hash, metadata_hash = EXCLUDED.metadata_hash,
-    header = EXCLUDED.header, synced_at = EXCLUDED.synced_at
+SELECT holder FROM held
 
 -- name: rename
 -- Gives entities another key where that is free, and enters the batch, the former keys, and a job for those that are

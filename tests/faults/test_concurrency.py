@@ -68,6 +68,38 @@ def test_a_serialization_failure_is_tried_again(
     model.check(store)
 
 
+@pytest.mark.parametrize("count", [20, 3_000])
+@pytest.mark.parametrize("change", ["create", "update", "delete"])
+def test_another_is_just_before(own_server: Server, database: str, own_store, count: int, change: str) -> None:
+    """What is expected is compared with what another session commits while the batch waits for it: a conflict."""
+    store = own_store(workers=1)
+    store.upsert(rows(10))
+    seen = store.get(rows(count)).select("entity_type", "id", "content_hash")
+    frame = rows(count, "changed").join(seen, on=["entity_type", "id"], maintain_order="left")
+    theirs = {
+        "create": f"""INSERT INTO entityframes.entities
+            (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id)
+            SELECT entity_type, 'e{count - 1:06}', 'theirs', metadata, '\\x00', metadata_hash, batch_id
+            FROM entityframes.entities WHERE id = 'e000003'""",
+        "update": "UPDATE entityframes.entities SET content = 'theirs', content_hash = '\\x00' WHERE id = 'e000003'",
+        "delete": "DELETE FROM entityframes.entities WHERE id = 'e000003'",
+    }
+    with adbc.connect(own_server.url(database), autocommit=True) as connection, connection.cursor() as other:
+        other.execute("BEGIN")
+        other.execute(theirs[change])
+        run = Background(lambda: store.upsert(frame, expected_hash="content_hash"))
+        wait_until(lambda: backends(own_server, database, WAITING), "the upsert to wait for the other")
+        other.execute("COMMIT")
+    result = run.outcome()
+    lost = result.outcomes.filter(pl.col("status") == "conflict")
+    assert lost["id"].to_list() == [f"e{count - 1:06}" if change == "create" else "e000003"], result
+    assert (result.counts["updated"], result.counts["created"]) == {
+        "create": (10, count - 11), "update": (9, count - 10), "delete": (9, count - 10)
+    }[change]  # fmt: skip
+    found = store.get(lost)
+    assert found["content"].to_list() == [None if change == "delete" else "theirs"]
+
+
 def write_at_once(url: str, writers: int, batches: int) -> int:
     """Writers with overlapping batches, each in an order of its own: no error, and each key is created exactly once.
 

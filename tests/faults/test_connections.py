@@ -105,21 +105,22 @@ def test_the_answer_is_lost_and_rows_were_refused(own_server: Server, database: 
     model.check(store)
 
 
+@pytest.mark.parametrize("count", [60, 3_000])
 def test_the_answer_is_lost_and_somebody_wrote_since(
-    own_server: Server, database: str, own_store, proxy: Proxy
+    own_server: Server, database: str, own_store, proxy: Proxy, count: int
 ) -> None:
     """With expected hashes the rows that the batch wrote are told from those that met a conflict."""
     model, store = Model(), own_store(port=proxy.port, workers=1)
     first = rows(50)
     model.upserted(first, store.upsert(first))
-    plan = store.plan(rows(60, "planned"))
+    plan = store.plan(rows(count, "planned"))
     theirs = rows(5, "theirs")
     model.upserted(theirs, store.upsert(theirs))
-    proxy.drop_answer_to = b"COMMIT"
+    proxy.drop_answer_to = b"COMMIT" if count > 2_000 else b"updated AS"
     result = plan.apply()
     assert proxy.dropped.is_set()
-    assert (result.counts["updated"], result.counts["created"], result.counts["conflict"]) == (45, 10, 5)
-    model.upserted(rows(60, "planned"), result)
+    assert (result.counts["updated"], result.counts["created"], result.counts["conflict"]) == (45, count - 50, 5)
+    model.upserted(rows(count, "planned"), result)
     model.check(store)
 
 
