@@ -10,6 +10,9 @@ import polars as pl
 
 from entityframes.frames import KEY, numbered
 
+# With its first array Polars asks NumPy for its version; a Ctrl-C at that moment would be a panic, so let it be now.
+pl.Series([0]).to_numpy()
+
 #: With no batch_size, a batch of a stream holds about this many bytes of text, and at most this many rows.
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 50_000

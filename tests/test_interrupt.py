@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import duckdb
 import polars as pl
 import pytest
 
 import entityframes as ef
 from entityframes.engines import CtrlC, Interrupt
+from entityframes.engines.duckdb_errors import translated
 from entityframes.results import OutcomeLog
 
 ROWS = 5_000
@@ -75,6 +77,20 @@ def test_while_the_source_is_read(store: ef.EntityStore) -> None:
         store.upsert(source(), batch_size=100, progress=False)
     assert store.last_result is not None
     assert store.last_result.counts["created"] == store.stats()["entities"].sum()
+
+
+def test_while_duckdb_reads_the_columns_of_a_frame() -> None:
+    """What DuckDB makes an error of is a KeyboardInterrupt again."""
+
+    class Interrupted:
+        def __arrow_c_stream__(self, requested_schema: object = None) -> None:
+            raise KeyboardInterrupt
+
+        __arrow_c_schema__ = __arrow_c_stream__
+
+    with duckdb.connect() as connection, pytest.raises(KeyboardInterrupt), translated():
+        connection.register("given", Interrupted())
+        connection.sql("FROM given").fetchall()
 
 
 def test_after_the_last_batch(store: ef.EntityStore, monkeypatch) -> None:

@@ -62,6 +62,9 @@ def translated() -> Iterator[None]:
     except duckdb.ConnectionException as error:
         raise ClosedError(f"the store is closed: {_readable(error)}") from None
     except duckdb.Error as error:
+        if isinstance(error, duckdb.InvalidInputException) and "failed: KeyboardInterrupt" in str(error):
+            # A Ctrl-C while DuckDB asks Python for the columns of a frame.
+            raise KeyboardInterrupt from None
         raise PermanentError(_readable(error)) from None
     except RuntimeError as error:
         if isinstance(error, EntityFramesError) or "interrupt" not in str(error).lower():
