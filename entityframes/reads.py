@@ -16,8 +16,8 @@ from entityframes.progress import Progress, Reporter
 from entityframes.scan import ScanQuery, lazy_frame
 from entityframes.threads import Submit, side_by_side
 
-#: Fewer ids than this are not shared out among connections: opening one takes longer.
-LEAST_LOOKUP = 20_000
+#: So many ids, or fewer, are one question.
+LEAST_LOOKUP = 10_000
 
 #: Columns of an entity as the store gives it out.
 ENTITY_SCHEMA = pl.Schema(
@@ -79,12 +79,13 @@ def _by_position(
 
     # An index is read twice as fast from one end to the other.
     keys = frames.in_key_order(given.filter("usable"))
-    rows = min(max(-(-keys.height // engine.workers), LEAST_LOOKUP), engine.lookup_rows)
-    if keys.height <= rows:
+    if keys.height <= LEAST_LOOKUP:
         return look(keys)
+    # A database that writes one batch at a time spreads a question over its own threads.
+    rows = min(-(-keys.height // engine.writers), engine.lookup_rows)
     answers = []
     with Reporter(progress, keys.height, unit="ids", delay=DELAY) as reporter:
-        for answer in side_by_side(look, keys.iter_slices(rows), submit, engine.workers):
+        for answer in side_by_side(look, keys.iter_slices(rows), submit, engine.writers):
             answers.append(answer)
             reporter.advance(min(rows, keys.height - rows * (len(answers) - 1)))
     return pl.concat(answers)

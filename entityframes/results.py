@@ -240,7 +240,8 @@ def _pace(result: UpsertResult) -> str:
     handled = result.rows - result.counts.get("cancelled", 0)
     rate = f", {handled / result.elapsed:,.0f} rows/s" if result.elapsed else ""
     batches = "1 batch" if result.batches == 1 else f"{result.batches:,} batches"
-    return f"{result.rows:,} rows in {batches}, {result.elapsed:.2f} s{rate}"
+    rows = "1 row" if result.rows == 1 else f"{result.rows:,} rows"
+    return f"{rows} in {batches}, {result.elapsed:.2f} s{rate}"
 
 
 def _examples(bad: pl.DataFrame, most: int = 3) -> str:

@@ -105,6 +105,9 @@ def test_key_of_several_columns_and_repeats(run: Run) -> None:
     code, out, _ = run("import", *words)
     assert code == 0
     assert "2 created, 1 duplicate" in out
+    (run.folder / "bad.csv").write_text("airline,source,destination\nBA,,JFK\nBA,LHR,JFK\n")
+    code, _, errors = run("import", "bad.csv", *words[1:])
+    assert (code, "an id is null where any of its parts is: airline, source, destination" in errors) == (1, True)
     code, out, _ = run("get", "--type", "route", "BA|LHR|CDG", "--json")
     assert json.loads(json.loads(out)["metadata"]) == {"airline": "BA", "source": "LHR", "destination": "CDG"}
 
@@ -116,6 +119,7 @@ def test_failed_rows_are_written_corrected_and_imported_again(run: Run) -> None:
     code, out, errors = run("import", "rows.parquet", "--type", "t", "--id", "k", "--failed", "rejected.parquet")
     assert code == 1
     assert "2 created, 1 failed" in out
+    assert "1 row failed (the first row of the input is row 0)" in errors
     assert "id is null" in errors
     rejected = pl.read_parquet(run.folder / "rejected.parquet")
     assert rejected.drop("entityframes_error").equals(rows[1:2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
@@ -17,11 +19,6 @@ from entityframes.frames import KEY
 def by_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys are found by their hash, however few there are."""
     monkeypatch.setattr(engine, "SCANNED", 0)
-
-
-def execute(path: Path, statement: str) -> None:
-    with duckdb.connect(str(path)) as connection:
-        connection.execute(statement)
 
 
 def notes(*numbers: int, content: str = "text") -> pl.DataFrame:
@@ -68,14 +65,22 @@ def test_either_way_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert life(tmp_path / "many.duckdb") == few
 
 
+@contextmanager
+def tampered(folder: Path, statement: str) -> Iterator[ef.EntityStore]:
+    """A store of two notes that somebody has written past."""
+    path = folder / "store.duckdb"
+    with ef.connect(path) as store:
+        store.upsert(notes(1, 2), progress=False)
+    with duckdb.connect(str(path)) as connection:
+        connection.execute(statement)
+    with ef.connect(path) as store:
+        yield store
+
+
 @pytest.mark.usefixtures("by_hash")
 def test_keys_of_one_hash(tmp_path: Path) -> None:
     """A key that shares its hash with another is not taken for it."""
-    path = tmp_path / "store.duckdb"
-    with ef.connect(path) as store:
-        store.upsert(notes(1, 2), progress=False)
-    execute(path, "UPDATE entityframes.entities SET key_hash = hash('note', 'n2')")
-    with ef.connect(path) as store:
+    with tampered(tmp_path, "UPDATE entityframes.entities SET key_hash = hash('note', 'n2')") as store:
         assert store.get(ef.ids("note", ["n2"]))["content"].to_list() == ["text n2"]
         assert store.upsert(notes(2), progress=False).counts["unchanged"] == 1
         assert store.upsert(notes(2, content="new"), progress=False).counts["updated"] == 1
@@ -86,11 +91,8 @@ def test_keys_of_one_hash(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("by_hash")
 def test_a_duckdb_that_hashes_otherwise(tmp_path: Path) -> None:
     """A file that another version of DuckDB has written is hashed anew when it is opened."""
-    path = tmp_path / "store.duckdb"
-    with ef.connect(path) as store:
-        store.upsert(notes(1, 2), progress=False)
-    execute(path, "UPDATE entityframes.entities SET key_hash = 7; UPDATE entityframes.hashed_by SET version = 'v1.0'")
-    with ef.connect(path) as store:
+    other = "UPDATE entityframes.entities SET key_hash = 7; UPDATE entityframes.hashed_by SET version = 'v1.0'"
+    with tampered(tmp_path, other) as store:
         assert store.exists(ef.ids("note", ["n1", "n2"]))["exists"].all()
         assert store.verify().rows() == []
 
@@ -98,11 +100,7 @@ def test_a_duckdb_that_hashes_otherwise(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("by_hash")
 def test_a_key_whose_hash_is_wrong(tmp_path: Path) -> None:
     """It is not found, which `verify` tells and mends."""
-    path = tmp_path / "store.duckdb"
-    with ef.connect(path) as store:
-        store.upsert(notes(1, 2), progress=False)
-    execute(path, "UPDATE entityframes.entities SET key_hash = 7 WHERE id = 'n1'")
-    with ef.connect(path) as store:
+    with tampered(tmp_path, "UPDATE entityframes.entities SET key_hash = 7 WHERE id = 'n1'") as store:
         assert not store.entity_exists("note", "n1")
         found = store.verify(repair=True)
         assert found.select("check", "id", "found", "repaired").rows() == [("key_hash", "n1", "7", True)]

@@ -61,7 +61,8 @@ def print_failures(failed: Any, rest: str = "write them all with --failed FILE",
     from rich.text import Text
 
     title = "1 row failed" if failed.height == 1 else f"{failed.height:,} rows failed"
-    table = Table("row", "type", "id", "error", title=title, title_justify="left")
+    click.echo(f"{title} (the first row of the input is row 0)", err=True)
+    table = Table("row", "type", "id", "error")
     for row in failed.head(most).iter_rows(named=True):
         # Text, so that brackets in the data are not taken for markup.
         table.add_row(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -25,7 +27,10 @@ from entityframes.cli.common import json_option, open_store, print_frame, store_
     "--suffix", "suffixes", multiple=True, help="Of files that are entities.  [default: .md .mdx .markdown .txt]"
 )
 @click.option(
-    "--ignore", multiple=True, metavar="PATTERN", help="Files to leave out, as in a .gitignore; may be repeated."
+    "--ignore",
+    multiple=True,
+    metavar="PATTERN",
+    help="Files to leave out, as in a .gitignore; '!_*' takes in names that begin with _. May be repeated.",
 )
 @click.option(
     "--on-conflict",
@@ -73,6 +78,8 @@ def sync(
             store, folder, default_type=options["default_type"], ignore=options["ignore"] or None,
             types=options["types"] or None, name=options["name"], **given,
         )  # fmt: skip
+        if not options["ignore"]:
+            _tell_left_out(folder)
         rules = {name: options[name] for name in ("on_conflict", "delete", "max_delete")}
         if dry_run:
             sys.exit(_print_plan(directory.plan(direction=way, **rules), as_json))  # type: ignore[arg-type]
@@ -94,6 +101,20 @@ def sync(
             raise
         _print_result(result, folder, store.address, as_json)
     sys.exit(0 if result.ok else 1)
+
+
+def _tell_left_out(folder: str) -> None:
+    """Say which folders are left out for an underscore, which some sites keep most of their notes in."""
+    from entityframes.directory.ignore import RULES_FILE
+
+    names: dict[str, bool] = {}
+    # A folder that cannot be read is told by the sync itself.
+    with suppress(OSError), os.scandir(folder) as entries:
+        names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+    left_out = sorted(name for name, is_folder in names.items() if is_folder and name.startswith("_"))
+    if left_out and RULES_FILE not in names:
+        told = ", ".join(map(_shown, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
+        click.echo(f"note: names that begin with _ are left out ({told}): --ignore '!_*' takes them in", err=True)
 
 
 def _print_plan(plan: Any, as_json: bool) -> int:

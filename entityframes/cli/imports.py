@@ -107,6 +107,9 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
                 print_summary(store.last_result, files, store.address, as_json)
                 raise
             print_summary(result, files, store.address, as_json)
+            parts = _names(options["id_columns"])
+            if len(parts) > 1 and (result.failed["error"] == "id is null").any():
+                click.echo(f"note: an id is null where any of its parts is: {', '.join(parts)}", err=True)
         if options["failed_file"] and not result.ok:
             _write_failed(rows, result, options["failed_file"])
             click.echo(

@@ -132,31 +132,11 @@ WHERE coalesce(k.keys, 0) <> j.entities
 DELETE FROM {schema}.embedding_jobs AS j
 WHERE j.entities <> (SELECT count(*) FROM {schema}.job_keys AS k WHERE k.job_id = j.keys_of)
 
--- name: find_job_missing
+-- part: missing
 -- Entities that are due for embedding, whose batch made a job, and that no job lists.
-WITH listed AS (
+listed AS (
     SELECT DISTINCT entity_type, id
     FROM {schema}.job_keys WHERE job_id IN (SELECT keys_of FROM {schema}.embedding_jobs)
-), jobs AS (
-    SELECT batch_id, sum(entities) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
-)
-SELECT e.entity_type, e.id, e.batch_id::VARCHAR AS batch_id, 'an embedding job' AS expected, 'due, and in none' AS found
-FROM {schema}.entities AS e
-JOIN {schema}.batches AS b ON b.batch_id = e.batch_id
-LEFT JOIN jobs AS j ON j.batch_id = e.batch_id
-LEFT JOIN listed AS l ON l.entity_type = e.entity_type AND l.id = e.id
-WHERE e.content_hash <> unhex(sha256('')) AND b.due > 0 AND l.id IS NULL
-    AND (e.created_at = e.updated_at OR coalesce(j.keys, 0) < b.due)
-    AND NOT EXISTS (
-        SELECT 1 FROM {schema}.embeddings AS v
-        WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-    )
-
--- name: mend_job_missing
--- One job for each batch, with its keys that are due and in none.
-DELETE FROM {schema}.job_keys WHERE job_id NOT IN (SELECT keys_of FROM {schema}.embedding_jobs);
-WITH listed AS (
-    SELECT DISTINCT entity_type, id FROM {schema}.job_keys
 ), jobs AS (
     SELECT batch_id, sum(entities) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
 ), missing AS MATERIALIZED (
@@ -171,7 +151,18 @@ WITH listed AS (
             SELECT 1 FROM {schema}.embeddings AS v
             WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
         )
-), made AS MATERIALIZED (SELECT batch_id, uuid() AS job_id FROM missing GROUP BY batch_id)
+)
+
+-- name: find_job_missing
+-- They are told one by one.
+WITH {missing}
+SELECT entity_type, id, batch_id::VARCHAR AS batch_id, 'an embedding job' AS expected, 'due, and in none' AS found
+FROM missing
+
+-- name: mend_job_missing
+-- One job for each batch, with its keys that are due and in none.
+DELETE FROM {schema}.job_keys WHERE job_id NOT IN (SELECT keys_of FROM {schema}.embedding_jobs);
+WITH {missing}, made AS MATERIALIZED (SELECT batch_id, uuid() AS job_id FROM missing GROUP BY batch_id)
 INSERT INTO {schema}.job_keys SELECT job_id, entity_type, id FROM missing JOIN made USING (batch_id);
 INSERT INTO {schema}.embedding_jobs (job_id, batch_id, keys_of, entities, created_at, updated_at)
 SELECT k.job_id, any_value(e.batch_id), k.job_id, count(*), now(), now()

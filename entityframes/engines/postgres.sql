@@ -1,4 +1,17 @@
--- Every statement that PostgreSQL gets. {schema} is the quoted namespace; nothing else is substituted.
+-- Every statement that PostgreSQL gets. {schema} is the quoted namespace, and the names of parts stand for these.
+
+-- part: ledger_and_job
+-- The ledger row of a batch for what is in written, and its embedding job if some content is due. $1 batch, $2 run, $3 job
+ledger AS (
+    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
+    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0,
+        count(*) FILTER (WHERE due)
+    FROM written HAVING count(*) > 0
+), job AS (
+    INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
+    SELECT $3::uuid, $1::uuid, array_agg(entity_type), array_agg(id), now(), now()
+    FROM written WHERE due HAVING count(*) > 0
+)
 
 -- name: format_table
 -- Whether the store exists in this namespace.
@@ -16,7 +29,7 @@ SELECT pg_advisory_xact_lock(hashtextextended($1, 7041))
 -- name: session
 -- What every connection sets: no just-in-time compilation, which costs more than these statements take; a look-up in an
 -- index costs what it does on today's disks, else a few keys of a large table make the planner read all of it; and long
--- texts are compressed in a third of the time, where the server was built for it.
+-- texts are compressed by what takes less than half of the time, where the server was built with it.
 DO 'BEGIN
     SET jit = off;
     SET random_page_cost = 1.1;
@@ -254,16 +267,7 @@ WITH given AS (
 ), written AS (
     SELECT c.position, c.entity_type, c.id, m.created, c.due
     FROM merged AS m JOIN changed AS c ON c.entity_type = m.entity_type AND c.id = m.id
-), ledger AS (
-    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
-    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0,
-        count(*) FILTER (WHERE due)
-    FROM written HAVING count(*) > 0
-), job AS (
-    INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
-    SELECT $3::uuid, $1::uuid, array_agg(entity_type), array_agg(id), now(), now()
-    FROM written WHERE due HAVING count(*) > 0
-)
+), {ledger_and_job}
 -- Also what differs and was not written: others wrote the same just now, or a trigger left it out.
 SELECT c.position::int4 - 1 AS position, w.created, coalesce(w.due, false) AS due
 FROM changed AS c LEFT JOIN written AS w ON w.position = c.position
@@ -315,16 +319,7 @@ WITH given AS (
     SELECT c.position, c.entity_type, c.id, c.created, c.due
     FROM (SELECT * FROM inserted UNION ALL SELECT * FROM updated) AS w
     JOIN changed AS c ON c.entity_type = w.entity_type AND c.id = w.id
-), ledger AS (
-    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
-    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0,
-        count(*) FILTER (WHERE due)
-    FROM written HAVING count(*) > 0
-), job AS (
-    INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
-    SELECT $3::uuid, $1::uuid, array_agg(entity_type), array_agg(id), now(), now()
-    FROM written WHERE due HAVING count(*) > 0
-)
+), {ledger_and_job}
 SELECT c.position::int4 - 1 AS position, w.created, coalesce(w.due, false) AS due, c.conflict
 FROM changed AS c LEFT JOIN written AS w ON w.position = c.position
 
@@ -400,16 +395,7 @@ SELECT set_config('entityframes.batch_id', $1, true)
 WITH written AS (
     SELECT t.created, s.entity_type, s.id, s.differs AND s.content <> '' AND $4::boolean AS due
     FROM entityframes_tried AS t JOIN entityframes_staging AS s USING (position) WHERE t.sqlstate IS NULL
-), ledger AS (
-    INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
-    SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0,
-        count(*) FILTER (WHERE due)
-    FROM written HAVING count(*) > 0
-), job AS (
-    INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
-    SELECT $3::uuid, $1::uuid, array_agg(entity_type), array_agg(id), now(), now()
-    FROM written WHERE due HAVING count(*) > 0
-)
+), {ledger_and_job}
 SELECT t.position, t.created, s.differs AND s.content <> '' AND $4::boolean AS due, t.sqlstate, t.error
 FROM entityframes_tried AS t JOIN entityframes_staging AS s USING (position)
 

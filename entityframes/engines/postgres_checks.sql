@@ -121,45 +121,38 @@ FROM {schema}.embedding_jobs WHERE cardinality(entity_types) <> cardinality(ids)
 -- Such jobs go; entities that are still due get another one.
 DELETE FROM {schema}.embedding_jobs WHERE cardinality(entity_types) <> cardinality(ids)
 
--- name: find_job_missing
+-- part: missing
 -- Entities that are due for embedding, whose batch made a job, and that no job lists.
-WITH listed AS (
+listed AS (
     SELECT DISTINCT m.entity_type, m.id
     FROM {schema}.embedding_jobs AS j CROSS JOIN unnest(j.entity_types, j.ids) AS m (entity_type, id)
 ), jobs AS (
     SELECT batch_id, sum(cardinality(ids)) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
+), missing AS MATERIALIZED (
+    SELECT e.entity_type, e.id, e.batch_id
+    FROM {schema}.entities AS e
+    JOIN {schema}.batches AS b ON b.batch_id = e.batch_id
+    LEFT JOIN jobs AS j ON j.batch_id = e.batch_id
+    LEFT JOIN listed AS l ON l.entity_type = e.entity_type AND l.id = e.id
+    WHERE e.content <> '' AND b.due > 0 AND l.id IS NULL
+        AND (e.created_at = e.updated_at OR coalesce(j.keys, 0) < b.due)
+        AND NOT EXISTS (
+            SELECT FROM {schema}.embeddings AS v
+            WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
+        )
 )
-SELECT e.entity_type, e.id, e.batch_id::text AS batch_id, 'an embedding job' AS expected, 'due, and in none' AS found
-FROM {schema}.entities AS e
-JOIN {schema}.batches AS b ON b.batch_id = e.batch_id
-LEFT JOIN jobs AS j ON j.batch_id = e.batch_id
-LEFT JOIN listed AS l ON l.entity_type = e.entity_type AND l.id = e.id
-WHERE e.content <> '' AND b.due > 0 AND l.id IS NULL AND (e.created_at = e.updated_at OR coalesce(j.keys, 0) < b.due)
-    AND NOT EXISTS (
-        SELECT FROM {schema}.embeddings AS v
-        WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-    )
+
+-- name: find_job_missing
+-- They are told one by one.
+WITH {missing}
+SELECT entity_type, id, batch_id::text AS batch_id, 'an embedding job' AS expected, 'due, and in none' AS found
+FROM missing
 
 -- name: mend_job_missing
 -- One job for each batch, with its keys that are due and in none.
-WITH listed AS (
-    SELECT DISTINCT m.entity_type, m.id
-    FROM {schema}.embedding_jobs AS j CROSS JOIN unnest(j.entity_types, j.ids) AS m (entity_type, id)
-), jobs AS (
-    SELECT batch_id, sum(cardinality(ids)) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id
-)
+WITH {missing}
 INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
-SELECT gen_random_uuid(), e.batch_id, array_agg(e.entity_type), array_agg(e.id), now(), now()
-FROM {schema}.entities AS e
-JOIN {schema}.batches AS b ON b.batch_id = e.batch_id
-LEFT JOIN jobs AS j ON j.batch_id = e.batch_id
-LEFT JOIN listed AS l ON l.entity_type = e.entity_type AND l.id = e.id
-WHERE e.content <> '' AND b.due > 0 AND l.id IS NULL AND (e.created_at = e.updated_at OR coalesce(j.keys, 0) < b.due)
-    AND NOT EXISTS (
-        SELECT FROM {schema}.embeddings AS v
-        WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-    )
-GROUP BY e.batch_id
+SELECT gen_random_uuid(), batch_id, array_agg(entity_type), array_agg(id), now(), now() FROM missing GROUP BY batch_id
 
 -- name: find_vector_entity
 -- Vectors, and records of texts that were refused, of entities that are not there.

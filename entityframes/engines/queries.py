@@ -28,9 +28,19 @@ def quoted_namespace(namespace: str) -> str:
 
 @cache
 def _named(file: str) -> Mapping[str, str]:
+    """The statements of a file, with the parts that several of them share put in."""
     text = resources.files("entityframes.engines").joinpath(file).read_text("utf-8")
-    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)[1:]
-    return {name: _without_comments(body) for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    pieces = re.split(r"^-- (name|part): (\w+)\n", text, flags=re.MULTILINE)[1:]
+    named: dict[str, dict[str, str]] = {"name": {}, "part": {}}
+    for kind, name, body in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):
+        named[kind][name] = _without_comments(body)
+    return {name: _with_parts(body, named["part"]) for name, body in named["name"].items()}
+
+
+def _with_parts(body: str, parts: Mapping[str, str]) -> str:
+    for name, part in parts.items():
+        body = body.replace(f"{{{name}}}", part)
+    return body
 
 
 def _without_comments(body: str) -> str:

@@ -40,6 +40,21 @@ def test_sync(url: str, root: Path) -> None:
     assert again["counts"]["unchanged"] == 1
 
 
+def test_folders_that_are_left_out_are_told(root: Path, tmp_path: Path) -> None:
+    """Not in silence: what to say to take them in, until somebody has said what is to be left out."""
+    store = tmp_path / "store.duckdb"
+    (root / "_posts").mkdir()
+    (root / "_posts/a.md").write_text("text")
+    first = run("sync", root, "--store", store)
+    assert (first.returncode, "no files" in first.stdout) == (0, True)
+    assert "(_posts): --ignore '!_*' takes them in" in first.stderr
+    second = run("sync", root, "--store", store, "--ignore", "!_*")
+    assert "1 created" in second.stdout
+    assert "note" not in second.stderr
+    (root / ".efignore").write_text("_posts/\n")
+    assert "note" not in run("sync", root, "--store", store).stderr
+
+
 def test_conflicts_and_bad_files_end_with_1(url: str, root: Path) -> None:
     """Each is told with its path and its reason."""
     (root / "a.md").write_text("one")
