@@ -89,7 +89,7 @@ class DuckDBEngine:
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self._cursor() as cursor:
             _register(cursor, "given", _keys(keys))
-            return self._ask(cursor, "hashes").drop("place")
+            return self._ask(cursor, "hashes").drop("place", "created_at")
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self._cursor() as cursor:
@@ -236,14 +236,14 @@ class DuckDBEngine:
     def _merge(self, cursor: Any, changed: pl.DataFrame, batch: Batch) -> None:
         """The statements of a transaction that writes the rows registered as changed."""
         created = int(changed["created"].sum())
-        inserted = self._run(cursor, "insert_created", [batch.batch_id]) if created else 0
-        updated = self._run(cursor, "update_differing", [batch.batch_id]) if created < changed.height else 0
-        if inserted + updated != changed.height:
+        updated = self._run(cursor, "delete_differing") if created < changed.height else 0
+        if created + updated != changed.height:
             # Only another store that this process opened on the same file can have come between.
-            raise TransientError(f"{inserted + updated} rows were written where {changed.height} were expected")
-        self._entities += inserted
+            raise TransientError(f"{updated} entities were to be updated where {changed.height - created} were found")
+        self._run(cursor, "insert_changed", [batch.batch_id])
+        self._entities += created
         due = int(changed["due"].sum())
-        self._run(cursor, "ledger", [batch.batch_id, batch.run_id, inserted, updated, 0, due])
+        self._run(cursor, "ledger", [batch.batch_id, batch.run_id, created, updated, 0, due])
         if due:
             self._run(cursor, "job", [batch.job_id, batch.batch_id, due])
             self._run(cursor, "job_keys", [batch.job_id])

@@ -1,0 +1,50 @@
+"""What updates make of a DuckDB file."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import polars as pl
+
+import entityframes as ef
+
+#: A row group of DuckDB has 122,880 rows, so all of these share one.
+DOCUMENTS = 20_000
+
+
+def documents(version: int) -> pl.DataFrame:
+    """Documents of 600 characters, which are of no use to a compression."""
+    rng = random.Random(version)
+    ids = [f"d{number}" for number in range(DOCUMENTS)]
+    texts = [rng.randbytes(300).hex() for _ in ids]
+    return ef.entities(pl.DataFrame({"id": ids, "text": texts}), "document", id="id", content="text")
+
+
+def upserted(path: Path, frame: pl.DataFrame) -> int:
+    """The size of the file after an upsert of a process of its own, in bytes."""
+    with ef.connect(path) as store:
+        assert store.upsert(frame, progress=False).ok
+    return path.stat().st_size
+
+
+def test_one_edit_does_not_write_the_other_documents_again(tmp_path: Path) -> None:
+    """What is in the same row group as the edited document stays as it is in the file."""
+    path = tmp_path / "store.duckdb"
+    whole = upserted(path, documents(0))
+    assert whole > 300 * DOCUMENTS
+    for version in range(1, 4):
+        edited = upserted(path, documents(version)[[version]])
+        assert edited < 1.5 * whole
+    with ef.connect(path) as store:
+        assert store.get(ef.ids("document", ["d1"]))["content"].item() == documents(1)["content"][1]
+
+
+def test_room_of_former_versions_is_used_again(tmp_path: Path) -> None:
+    """Updating everything again and again does not make the file larger and larger."""
+    path = tmp_path / "store.duckdb"
+    sizes = [upserted(path, documents(version)) for version in range(6)]
+    assert sizes[-1] < 3 * sizes[0]
+    with ef.connect(path) as store:
+        assert store.read("document").height == DOCUMENTS
+        assert store.verify().is_empty()
