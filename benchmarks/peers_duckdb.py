@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import polars as pl
 
 import entityframes as ef
@@ -16,13 +17,14 @@ _CREATE = """CREATE TABLE entities (entity_type VARCHAR NOT NULL, id VARCHAR NOT
 
 
 class _File:
+    """A file that each upsert opens and closes, as a script does: what a log defers is part of the time."""
+
     max_rows = once_from = 10**9
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "bench.db"
 
     def prepare(self) -> None:
-        self.close()
         for suffix in ("", ".wal"):
             Path(f"{self._path}{suffix}").unlink(missing_ok=True)
 
@@ -34,49 +36,38 @@ class EntityFrames(_File):
     """This package."""
 
     name = "entityframes"
-    _store: ef.EntityStore | None = None
 
     def prepare(self) -> None:
         super().prepare()
-        self._store = ef.connect(self._path)
+        ef.connect(self._path).close()
 
     def upsert(self, frame: pl.DataFrame) -> None:
-        assert self._store is not None
-        self._store.upsert(frame, progress=False).raise_for_failures()
+        with ef.connect(self._path) as store:
+            store.upsert(frame, progress=False).raise_for_failures()
 
     def stored(self) -> tuple[int, int]:
-        assert self._store is not None
-        content = self._store.scan().select(pl.col("content").str.len_bytes().sum(), n=pl.len()).collect()
+        with ef.connect(self._path) as store:
+            content = store.scan().select(pl.col("content").str.len_bytes().sum(), n=pl.len()).collect()
         return int(content["n"][0]), int(content["content"][0])
-
-    def close(self) -> None:
-        if self._store is not None:
-            self._store.close()
-            self._store = None
 
 
 class _DuckDB(_File):
     _sql = ""
 
     def prepare(self) -> None:
-        import duckdb
-
         super().prepare()
-        self._connection = duckdb.connect(self._path)
-        self._connection.execute(_CREATE)
+        with duckdb.connect(self._path) as connection:
+            connection.execute(_CREATE)
 
     def upsert(self, frame: pl.DataFrame) -> None:
-        self._connection.register("given", as_json(frame).select(COLUMNS).to_arrow())
-        self._connection.execute(self._sql)
+        with duckdb.connect(self._path) as connection:
+            connection.register("given", as_json(frame).select(COLUMNS).to_arrow())
+            connection.execute(self._sql)
 
     def stored(self) -> tuple[int, int]:
-        rows, size = self._connection.sql("SELECT count(*), sum(strlen(content)) FROM entities").fetchall()[0]
+        with duckdb.connect(self._path) as connection:
+            rows, size = connection.sql("SELECT count(*), sum(strlen(content)) FROM entities").fetchall()[0]
         return int(rows), int(size)
-
-    def close(self) -> None:
-        connection = self.__dict__.pop("_connection", None)
-        if connection is not None:
-            connection.close()
 
 
 class OnConflict(_DuckDB):

@@ -88,6 +88,8 @@ def test_benchmarks_run(name: str, tmp_path: Path, postgres_server: str, monkeyp
 
     words = [name, "--rows", "50", "--repeat", "1", "--postgres", postgres_server, "--out", str(tmp_path)]
     words += ["--only", "entityframes"]
+    if name == "n_plus_one":
+        words += ["--latency-ms", "0", "--latency-ms", "1"]
     run = CliRunner().invoke(main, words, catch_exceptions=False)
     assert run.exit_code == 0, run.output
     measured = pl.read_parquet(tmp_path / f"{name}.parquet")

@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -146,8 +147,9 @@ def scanned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     engine, url = request.param, str(tmp_path_factory.mktemp("scan") / "store.duckdb")
     if engine == "postgresql":
         server, template = request.getfixturevalue("postgres_server"), request.getfixturevalue("postgres_template")
-        execute(server, f"CREATE DATABASE scan_predicates TEMPLATE {template}")
-        url = with_database(server, "scan_predicates")
+        name = f"scan_predicates_{os.getpid()}"
+        execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+        url = with_database(server, name)
     with ef.connect(url) as store:
         assert store.upsert(ef.entities(_rows(), "kind", id="key", content="text")).ok
         others = [("kind", f"json{n}", text) for n, text in enumerate(JSON_ROWS)] + [("other", "a'b", POISON)]
@@ -178,7 +180,7 @@ def scanned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         dialect = predicates.POSTGRESQL if engine == "postgresql" else predicates.DUCKDB
         yield Scanned(store.scan("kind"), store.read("kind"), dialect, asked)
     if engine == "postgresql":
-        execute(server, "DROP DATABASE scan_predicates WITH (FORCE)")
+        execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _sha(text: str) -> str:

@@ -71,8 +71,10 @@ def test_an_index_is_used_at_once(store: ef.EntityStore, sql: Any, engine: str) 
     many = corpus(3_000)
     store.upsert(many, progress=False)
     store.embed(EMBEDDER, progress=False)
-    assert store.index_space() == (engine == "postgresql")
-    assert store.index_space() == (engine == "postgresql")
+    # A PostgreSQL that is not the tests' own may lack it.
+    indexed = engine == "postgresql" and sql("SELECT DISTINCT storage FROM entityframes.spaces") == [("pgvector",)]
+    assert store.index_space() == indexed
+    assert store.index_space() == indexed
     store.upsert_entity("page", "new", "green garden in winter")
     store.embed(EMBEDDER, progress=False)
     found = store.search("green garden in winter", k=20)
@@ -82,7 +84,7 @@ def test_an_index_is_used_at_once(store: ef.EntityStore, sql: Any, engine: str) 
     only = store.search("green garden", entity_type="page", where=pl.col("n") < 50, k=5)
     assert only.height == 5
     assert all(row["n"] < 50 for row in only["metadata"].str.json_decode(pl.Struct({"n": pl.Int64})))
-    if engine == "postgresql":
+    if indexed:
         scans = "SELECT idx_scan > 0 FROM pg_stat_user_indexes WHERE indexrelname = 'nearest_1'"
         store.close()
         deadline = time.monotonic() + 10

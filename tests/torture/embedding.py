@@ -26,6 +26,7 @@ import polars as pl
 
 import entityframes as ef
 from entityframes.embedding.worker import EmbedOptions
+from entityframes.engines.embedding import from_wire
 from tests.conftest import execute
 from tests.faults.servers import Server
 
@@ -222,8 +223,11 @@ def stored_vectors(store: ef.EntityStore) -> list[tuple[str, list[float]]]:
     """Every vector, as the database has it."""
     engine: Any = store._engine
     if engine.name == "postgresql":
-        column = "pgvector::real[]"
-        return execute(engine._pool._target, f"SELECT id, {column} FROM entityframes.embeddings WHERE error IS NULL")
+        url, stored = engine._pool._target, "FROM entityframes.embeddings WHERE error IS NULL"
+        if execute(url, "SELECT DISTINCT storage FROM entityframes.spaces") == [("pgvector",)]:
+            return execute(url, f"SELECT id, pgvector::real[] {stored}")
+        ids, vectors = zip(*execute(url, f"SELECT id, vector {stored}"), strict=True)
+        return list(zip(ids, from_wire(pl.Series(vectors, dtype=pl.Binary), DIM).tolist(), strict=True))
     with engine._cursor() as cursor:
         return cursor.execute(f"SELECT id, vector_{DIM} FROM entityframes.embeddings WHERE error IS NULL").fetchall()
 
