@@ -325,7 +325,7 @@ def in_key_order(rows: pl.DataFrame) -> pl.DataFrame:
 
 def numbered(frame: pl.DataFrame, start: int = 0) -> pl.DataFrame:
     """The frame with the position of each row in a UInt32 column ``row``, counted from `start`."""
-    return frame.with_columns(pl.int_range(start, start + frame.height, dtype=pl.UInt32).alias("row"))
+    return frame.with_row_index("row", start)
 
 
 def readable_keys(frame: pl.DataFrame) -> pl.DataFrame:

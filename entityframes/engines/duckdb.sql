@@ -38,9 +38,8 @@ SELECT max(tags['storage_version']) FROM duckdb_databases() WHERE database_name 
 SELECT max(version) FROM {schema}.format
 
 -- name: session
--- What every connection sets: timestamps come back in UTC, and no file or name outside the store can be read by SQL.
+-- What every connection sets: no file or name outside the store can be read by SQL.
 -- A checkpoint at each 16 MB of log, the default, takes half of a long run.
-SET TimeZone = 'UTC';
 SET wal_autocheckpoint = '64MB';
 SET python_enable_replacements = false;
 SET enable_external_access = false

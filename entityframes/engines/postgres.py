@@ -123,7 +123,7 @@ class PostgresEngine:
         return self._by_type("existing", "existing_of_types", keys)
 
     def lookup(self, keys: pl.DataFrame) -> pl.DataFrame:
-        return _in_utc(self._by_type("lookup", "lookup_of_types", keys))
+        return self._by_type("lookup", "lookup_of_types", keys)
 
     def _by_type(self, name: str, of_types: str, keys: pl.DataFrame) -> pl.DataFrame:
         """What is stored of keys, by a statement for each type, which takes two thirds of the time of one for all."""
@@ -217,7 +217,7 @@ class PostgresEngine:
             cursor.execute(sql)
             with closing(cursor.fetch_record_batch()) as reader:
                 for batch in reader:
-                    yield _in_utc(to_frame(batch))
+                    yield to_frame(batch)
 
     def drop(self) -> None:
         with self._connection() as connection:
@@ -419,9 +419,3 @@ def _with_conflicts(written: pl.DataFrame, rows: pl.DataFrame, conflicts: pl.Ser
         raise TransientError("an entity was created by another writer just now", "40001")
     left_alone = pl.DataFrame({"position": conflicts.cast(written.schema["position"])}).with_columns(conflict=True)
     return pl.concat([written, left_alone], how="diagonal")
-
-
-def _in_utc(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.with_columns(
-        pl.col(pl.Datetime).cast(pl.Datetime("us")).dt.replace_time_zone(None).dt.replace_time_zone("UTC")
-    )

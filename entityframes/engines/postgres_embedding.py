@@ -23,7 +23,6 @@ from entityframes.engines.embedding import (
     transition,
     wire,
 )
-from entityframes.engines.postgres import _in_utc
 from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, translated
 from entityframes.engines.postgres_pool import execute
 from entityframes.errors import ConnectionLostError, DatabaseError, RowError, SpaceError
@@ -53,7 +52,7 @@ class PostgresEmbedding:
 
     def spaces(self) -> pl.DataFrame:
         with self._engine._connection() as connection:
-            return _in_utc(self._engine._ask(connection, "spaces"))
+            return self._engine._ask(connection, "spaces")
 
     def coverage(self) -> pl.DataFrame:
         with self._engine._connection() as connection:
@@ -123,7 +122,7 @@ class PostgresEmbedding:
 
     def jobs(self, state: str | None) -> pl.DataFrame:
         with self._engine._connection() as connection:
-            return _in_utc(self._engine._ask(connection, "jobs", state))
+            return self._engine._ask(connection, "jobs", state)
 
     def open_jobs(self, space: str) -> int:
         with self._engine._connection() as connection:
@@ -220,7 +219,7 @@ class PostgresEmbedding:
             execute(connection, self._filled("search_breadth", breadth=min(max(limit, 40), 1000)))
             with translated(), closing(connection.cursor()) as cursor:
                 cursor.execute(sql, one_row(given))
-                found = _in_utc(to_frame(cursor.fetch_arrow_table()))
+                found = to_frame(cursor.fetch_arrow_table())
         return found.drop_nulls("id"), found.height == limit
 
     def _nearest_here(
@@ -246,7 +245,7 @@ class PostgresEmbedding:
                         best = best.head(limit)
             found = self._engine._ask(connection, "entities_of", best["entity_type"], best["id"], best["content_hash"])
         score = best["score"].gather(found["position"])
-        return _in_utc(found.drop("position").insert_column(0, score)), best.height == limit
+        return found.drop("position").insert_column(0, score), best.height == limit
 
     def matching(
         self, text: str, limit: int, entity_type: str | None, where: Predicate | None
@@ -255,7 +254,7 @@ class PostgresEmbedding:
         condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
         with self._engine._connection() as connection, translated(), closing(connection.cursor()) as cursor:
             cursor.execute(self._filled("matching", condition=condition), one_row((text, str(limit), entity_type)))
-            found = _in_utc(to_frame(cursor.fetch_arrow_table()))
+            found = to_frame(cursor.fetch_arrow_table())
         return found, found.height == limit
 
     def _make_text_index(self) -> None:
