@@ -11,6 +11,7 @@ import polars as pl
 
 from benchmarks import data
 from benchmarks.measure import OURS, Measurements
+from benchmarks.peers_postgres import RawIngest
 from benchmarks.postgres import server
 
 DEFAULT_ROWS = (10_000, 100_000, 1_000_000)
@@ -30,6 +31,25 @@ with ef.connect(url, namespace="rows", workers=int(workers) or None) as store:
     store._engine.drop()
 """
 
+#: The same by the limit: no look-up, outcome or job, each row group sorted by key and copied into the keyed table.
+_LIMIT = """
+import sys
+import time
+import polars as pl
+import pyarrow.parquet as pq
+from benchmarks.measure import peak_mb
+from benchmarks.peers_postgres import KEY, RawIngest
+url, path, _ = sys.argv[1:]
+limit = RawIngest(url)
+limit.prepare()
+rows, started = 0, time.perf_counter()
+for batch in pq.ParquetFile(path).iter_batches(50_000):
+    limit.upsert(pl.from_arrow(batch).sort(KEY))
+    rows += batch.num_rows
+print(rows, limit.stored()[0], time.perf_counter() - started, peak_mb())
+limit.prepare()
+"""
+
 
 def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: str | None, only: str | None) -> None:
     """From Parquet; the files are written by row groups of 50,000."""
@@ -42,6 +62,8 @@ def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: s
             for _ in range(repeat):
                 for database, target in targets.items():
                     _import(measurements, target, path, database, "by length", size)
+                if only in (None, "length"):
+                    _import(measurements, url, path, "postgresql", "by length", size, limit=True)
         if only == "length":
             return
         middle = min(100_000, max(sizes))
@@ -70,12 +92,13 @@ def _write(path: Path, rows: int, content_bytes: int, seed: int) -> None:
 
 
 def _import(
-    measurements: Measurements, url: str, path: Path, database: str, phase: str, rows: int, workers: int = 0
-) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", _CHILD, url, str(path), str(workers)], capture_output=True, text=True, check=True
-    )
+    measurements: Measurements, url: str, path: Path, database: str, phase: str, rows: int, workers: int = 0,
+    *, limit: bool = False,
+) -> None:  # fmt: skip
+    words = [sys.executable, "-c", _LIMIT if limit else _CHILD, url, str(path), str(workers)]
+    run = subprocess.run(words, capture_output=True, text=True, check=True)
     handled, created, seconds, peak = run.stdout.split()
     if not int(handled) == int(created) == rows:
         raise AssertionError(f"{created} of {rows} rows were created")
-    measurements.add(OURS, database=database, phase=phase, rows=rows, seconds=float(seconds), peak_mb=float(peak))
+    name = RawIngest.name if limit else OURS
+    measurements.add(name, database=database, phase=phase, rows=rows, seconds=float(seconds), peak_mb=float(peak))
