@@ -8,7 +8,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from entityframes.engines import Interrupt
-from entityframes.errors import DatabaseError, StatementCancelledError, StatementTimeoutError, TransientError
+from entityframes.errors import (
+    ConnectionLostError,
+    DatabaseError,
+    StatementCancelledError,
+    StatementTimeoutError,
+    TransientError,
+)
 
 T = TypeVar("T")
 
@@ -46,11 +52,15 @@ class Attempts:
         self._interrupt.check()
 
 
-def from_ledger(ask: Callable[[], T], interrupt: Interrupt) -> T:
+class FateUnknownError(ConnectionLostError):
+    """A COMMIT was not answered and the ledger cannot be asked."""
+
+
+def from_ledger(ask: Callable[[], T], lost: DatabaseError, interrupt: Interrupt) -> T:
     """Ask the ledger about a COMMIT that was not answered, on a new connection, until the server is back.
 
     Raises:
-        DatabaseError: it cannot be asked.
+        FateUnknownError: it cannot be asked; from `lost`, which was had instead of the answer.
     """
     started = time.monotonic()
     pause = 0.1
@@ -60,7 +70,7 @@ def from_ledger(ask: Callable[[], T], interrupt: Interrupt) -> T:
         except DatabaseError:
             patience = LEDGER_SECONDS_WHEN_STOPPED if interrupt.requested else LEDGER_SECONDS
             if time.monotonic() - started + pause > patience:
-                raise
+                raise FateUnknownError(str(lost), lost.sqlstate) from lost
         # Not the interrupt's own wait: it does not wait once the run was stopped, and the answer is worth a moment.
         time.sleep(pause)
         pause = min(2 * pause, 1.0)

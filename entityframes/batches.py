@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from entityframes import frames, types
-from entityframes.attempts import RETRIED, Attempts, from_ledger
+from entityframes.attempts import RETRIED, Attempts, FateUnknownError, from_ledger
 from entityframes.chunks import chunks, shares
 from entityframes.engines import Batch, CtrlC, Engine, Interrupt
 from entityframes.errors import (
@@ -93,17 +93,17 @@ class UpsertRun:
             cut = chunks(given, self.options.batch_size)
         working: Working = {}
         taken = 0
+        waiting: pl.DataFrame | None = None
         with self._ctrl_c:
             try:
                 if whole is not None:
                     self._settle_duplicates(whole)
                 for chunk in self._ctrl_c.let_through(cut):
+                    waiting = chunk
                     self._make_room(working, chunk, reporter, disjoint=whole is not None)
                     if self._stopping:
-                        if whole is None:
-                            self._log_cancelled(chunk)
                         break
-                    taken += chunk.height
+                    taken, waiting = taken + chunk.height, None
                     self._start(working, chunk, submit)
                 while working:
                     self._collect(working, reporter)
@@ -113,6 +113,8 @@ class UpsertRun:
             finally:
                 if whole is not None and taken < whole.height:
                     self._log_cancelled(frames.numbered(whole)[taken:])
+                elif whole is None and waiting is not None:
+                    self._log_cancelled(waiting)
         if self._fatal is not None:
             raise self._fatal
         return self.result()
@@ -169,7 +171,7 @@ class UpsertRun:
         """Canonical rows, and the outcomes of those that break a rule; what their JSON holds is recorded."""
         rows, invalid, inferred = judge(chunk, self._fields, self.options.expected_hash)
         if inferred:
-            self._fields.infer(rows["entity_type"].unique(maintain_order=True), inferred)
+            self._fields.infer(inferred)
         return rows, outcomes(invalid, status="failed", error_kind="validation")
 
     def preview(self, whole: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
@@ -229,12 +231,9 @@ class UpsertRun:
 
         Raises:
             _AnswerLostError: the batch is in it.
-            _UnknownError: it cannot be asked.
+            FateUnknownError: it cannot be asked.
         """
-        try:
-            written = from_ledger(lambda: self.engine.recorded(rows, batch), self.interrupt)
-        except DatabaseError:
-            raise _UnknownError(str(error), error.sqlstate) from error
+        written = from_ledger(lambda: self.engine.recorded(rows, batch), error, self.interrupt)
         if written is not None:
             raise _AnswerLostError(written)
 
@@ -274,7 +273,7 @@ class UpsertRun:
         if isinstance(error, ConnectionLostError):
             # Batches that follow would each wait for the same server.
             self.interrupt.fire()
-        status = "unknown" if isinstance(error, _UnknownError) else "failed"
+        status = "unknown" if isinstance(error, FateUnknownError) else "failed"
         said = f"the batch was rolled back: {error}" if status == "failed" else f"lost during COMMIT: {error}"
         return outcomes(
             rows,
@@ -305,10 +304,12 @@ class UpsertRun:
         # Ids that are all different take a quarter of the time to tell than keys that are.
         if frame["id"].n_unique() == frame.height:
             return
-        twice = frames.numbered(frame).filter(pl.struct(pl.col(KEY).cast(pl.Binary)).is_duplicated())
+        rows = frames.numbered(self.options.expecting(frame))
+        twice = rows.filter(pl.struct(pl.col(KEY).cast(pl.Binary)).is_duplicated())
         if twice.height:
             # Only valid rows compete: a bad row does not push out a good one.
-            self._losers = losers(self._prepare(twice)[0], self.options.on_duplicate)
+            valid, _, _ = judge(twice, self._fields, self.options.expected_hash)
+            self._losers = losers(valid, self.options.on_duplicate)
 
     def _checked(self, given: Any) -> Iterator[pl.DataFrame]:
         """The frames with their columns checked and their typed metadata declared, before their rows are written."""
@@ -380,10 +381,6 @@ class _AnswerLostError(Exception):
     def __init__(self, written: pl.DataFrame) -> None:
         super().__init__("committed")
         self.written = written
-
-
-class _UnknownError(ConnectionLostError):
-    """A COMMIT was not answered and the ledger cannot be asked."""
 
 
 def _share_a_key(keys: pl.DataFrame, chunk: pl.DataFrame) -> bool:

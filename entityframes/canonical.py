@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
 from typing import Any
@@ -16,6 +16,10 @@ from entityframes.errors import ValidationError
 
 #: Fields of metadata that came as JSON text: the dtype that the values share, or None (nested or mixed values).
 Inferred = dict[str, pl.DataType | None]
+
+#: What a JSON object is made of: its top-level fields, and the Python type of the value of each; object for a value
+#: that only its text can hold.
+Shape = tuple[tuple[str, ...], tuple[type, ...]]
 
 #: An escaped U+0000 (an even number of backslashes before it stand for themselves).
 NUL_ESCAPE = re.compile(r"(?:^|[^\\])(?:\\\\)*\\u0000")
@@ -32,57 +36,71 @@ _PYTHON_DTYPES: Mapping[type, pl.DataType] = {
 
 def canonical_json(
     texts: list[str | None],
-) -> tuple[list[str | None], list[str | None], Inferred]:
+) -> tuple[list[str | None], list[str | None], list[Shape | None]]:
     """Bring JSON objects into the one text that equal objects share.
 
     Keys are sorted, nothing is escaped that need not be, and a number without a fraction is written as an integer,
     so that ``{"b": 1.0, "a": "\\u00e9"}`` and ``{"a":"é","b":1}`` are equal. Null stands for ``{}``.
 
     Returns:
-        For each text its canonical form (null where it has none), the reason why not (null where it has one), and
-        for all of them the dtype that the values of each top-level field agree on.
+        For each text its canonical form and its shape (null where it has none), and the reason why not (null where
+        it has them).
     """
     canonical: list[str | None] = []
     errors: list[str | None] = []
-    kinds: dict[str, set[type]] = {}
+    shapes: list[Shape | None] = []
     for text in texts:
-        value, error = _canonical_object(text, kinds)
+        value, error, shape = _canonical_object(text)
         canonical.append(value)
         errors.append(error)
-    return canonical, errors, {name: _common_dtype(kinds[name]) for name in kinds}
+        shapes.append(shape)
+    return canonical, errors, shapes
 
 
-def _canonical_object(text: str | None, kinds: dict[str, set[type]]) -> tuple[str | None, str | None]:
+def inferred(shapes: Iterable[Shape]) -> Inferred:
+    """The dtype that the values of each field agree on, for fields in the order in which they first come."""
+    kinds: dict[str, set[type]] = {}
+    for shape in shapes:
+        for name, kind in zip(*shape, strict=True):
+            kinds.setdefault(name, set()).add(kind)
+    return {name: _common_dtype(kinds[name]) for name in kinds}
+
+
+def _canonical_object(text: str | None) -> tuple[str | None, str | None, Shape | None]:
     if text is None:
-        return "{}", None
+        return "{}", None, ((), ())
     try:
         value = _decode(text)
         if type(value) is not dict:
-            return None, f"metadata is not a JSON object but {_JSON_WORDS.get(type(value), 'something else')}"
+            return _refused(f"metadata is not a JSON object but {_JSON_WORDS.get(type(value), 'something else')}")
         result = "".join(_encode(value, 0))
         result.encode()
     except UnicodeEncodeError:
-        return None, "metadata holds a lone surrogate, which is no character"
+        return _refused("metadata holds a lone surrogate, which is no character")
     except RecursionError:
-        return None, "metadata is nested too deeply"
+        return _refused("metadata is nested too deeply")
     except ValueError as error:
-        return None, f"metadata is not valid JSON: {error}"
+        return _refused(f"metadata is not valid JSON: {error}")
     if "\\u0000" in result and NUL_ESCAPE.search(result):
-        return None, NUL_MESSAGE
-    if _PLACEHOLDER in result:
+        return _refused(NUL_MESSAGE)
+    exact = _PLACEHOLDER in result
+    if exact:
         if "\ue000" in text or "\\ue000" in text.lower():
-            return None, "metadata holds U+E000 beside a number with more digits than a double has"
+            return _refused("metadata holds U+E000 beside a number with more digits than a double has")
         result = _EXACT_NUMBER.sub(r"\1", result)
-    wide = _LONG_NUMBER.search(result) is not None
-    for name, item in value.items():
-        kind = type(item)
-        if (wide and kind is int and not -(2**63) <= item < 2**63) or (kind is str and item.startswith(_PLACEHOLDER)):
-            kind = object
-        if name in kinds:
-            kinds[name].add(kind)
-        else:
-            kinds[name] = {kind}
-    return result, None
+    kinds = map(_kind if exact or _LONG_NUMBER.search(result) else type, value.values())
+    return result, None, (tuple(value), tuple(kinds))
+
+
+def _refused(reason: str) -> tuple[None, str, None]:
+    return None, reason, None
+
+
+def _kind(value: Any) -> type:
+    """The type of a value, or object for a number that neither 64 bits nor a double hold."""
+    if isinstance(value, str):
+        return object if value.startswith(_PLACEHOLDER) else str
+    return object if type(value) is int and not -(2**63) <= value < 2**63 else type(value)
 
 
 def _common_dtype(kinds: set[type]) -> pl.DataType | None:

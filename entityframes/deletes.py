@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from entityframes import frames, sources
-from entityframes.attempts import RETRIED, Attempts, from_ledger
+from entityframes.attempts import RETRIED, Attempts, FateUnknownError, from_ledger
 from entityframes.engines import Batch, CtrlC, Engine, Interrupt
 from entityframes.errors import ConnectionLostError, DatabaseError, RowError
 from entityframes.frames import KEY
@@ -103,16 +103,9 @@ class DeleteRun:
         """After a COMMIT that was not answered: whether the ledger has the batch.
 
         Raises:
-            _UnknownError: it cannot be asked.
+            FateUnknownError: it cannot be asked.
         """
-        try:
-            return from_ledger(lambda: self._engine.deleted_by(batch), batch.interrupt) is not None
-        except DatabaseError:
-            raise _UnknownError(str(lost), lost.sqlstate) from lost
-
-
-class _UnknownError(ConnectionLostError):
-    """A COMMIT was not answered and the ledger cannot be asked."""
+        return from_ledger(lambda: self._engine.deleted_by(batch), lost, batch.interrupt) is not None
 
 
 def _not_deleted(rows: pl.DataFrame, batch: Batch, error: BaseException) -> pl.DataFrame:
@@ -122,7 +115,7 @@ def _not_deleted(rows: pl.DataFrame, batch: Batch, error: BaseException) -> pl.D
     return outcomes(
         rows,
         DELETE_STATUSES,
-        status="unknown" if isinstance(error, _UnknownError) else "failed",
+        status="unknown" if isinstance(error, FateUnknownError) else "failed",
         batch_id=batch.batch_id,
         error_kind=error.kind,
         error=str(error),

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import polars as pl
 
 from entityframes import types
+from entityframes.canonical import Inferred
 from entityframes.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -89,15 +90,15 @@ class Fields:
             for entity_type, fields in self._load(entity_types).items():
                 self._declared(entity_type, fields, schema)
 
-    def infer(self, entity_types: Iterable[str], inferred: Mapping[str, pl.DataType | None]) -> None:
+    def infer(self, inferred: Mapping[str, Inferred]) -> None:
         """Widen the inferred fields of each type by those found in JSON text."""
         with self._lock:
-            known = self._load(entity_types)
+            known = self._load(inferred)
             new: dict[str, dict[str, Field]] = {}
             for entity_type, fields in known.items():
                 wider = {
                     name: Field(_wider(fields[name].dtype, dtype) if name in fields else dtype, False)
-                    for name, dtype in inferred.items()
+                    for name, dtype in inferred[entity_type].items()
                     if name not in fields or not fields[name].declared
                 }
                 room = MAX_INFERRED - len(fields)

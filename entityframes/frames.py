@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from entityframes import types
-from entityframes.canonical import NUL_ESCAPE, NUL_MESSAGE, Inferred, canonical_json
+from entityframes.canonical import NUL_ESCAPE, NUL_MESSAGE, Shape, canonical_json
 from entityframes.errors import SchemaError
 from entityframes.sources import as_frame
 
@@ -176,8 +176,8 @@ class Canonical:
     valid: pl.DataFrame
     #: row, entity_type, id, error: the rows that break a rule.
     invalid: pl.DataFrame
-    #: For metadata given as JSON text: every field with the dtype its values agree on, None where they do not.
-    inferred: Inferred
+    #: The different shapes of metadata that came as JSON text; then valid has a column ``shape`` of indices into this.
+    shapes: list[Shape]
 
 
 def canonicalise(frame: pl.DataFrame) -> Canonical:
@@ -192,7 +192,11 @@ def canonicalise(frame: pl.DataFrame) -> Canonical:
     frame, problem = _readable(
         frame.select("row", *KEY, "content", *(["metadata"] if "metadata" in frame.columns else []))
     )
-    metadata, unparsable, inferred = _canonical_metadata(frame)
+    metadata, unparsable, shapes = _canonical_metadata(frame)
+    distinct = {shape: number for number, shape in enumerate(dict.fromkeys(filter(None, shapes)))}
+    if shapes:
+        numbers = [None if shape is None else distinct[shape] for shape in shapes]
+        frame = frame.with_columns(pl.Series("shape", numbers, dtype=pl.UInt32))
     problems = pl.coalesce(
         pl.lit(problem),
         *(_text_problem(name) for name in (*KEY, "content")),
@@ -203,7 +207,7 @@ def canonicalise(frame: pl.DataFrame) -> Canonical:
     invalid = frame.filter(pl.col("error").is_not_null()).select("row", *KEY, "error")
     valid = frame.drop("error") if invalid.is_empty() else frame.filter(pl.col("error").is_null()).drop("error")
     hashes = sha256(valid["content"]).alias("content_hash"), sha256(valid["metadata"]).alias("metadata_hash")
-    return Canonical(valid.with_columns(hashes), invalid, inferred)
+    return Canonical(valid.with_columns(hashes), invalid, list(distinct))
 
 
 def sha256(texts: pl.Series) -> pl.Series:
@@ -256,21 +260,21 @@ def _text_problem(name: str) -> pl.Expr:
     )
 
 
-def _canonical_metadata(frame: pl.DataFrame) -> tuple[pl.Series, pl.Series, Inferred]:
-    """The metadata of each row as canonical JSON, the reason where it has none, and the dtypes of JSON fields."""
+def _canonical_metadata(frame: pl.DataFrame) -> tuple[pl.Series, pl.Series, list[Shape | None]]:
+    """The metadata of each row as canonical JSON, the reason where it has none, and its shape if it came as JSON."""
     fine = pl.Series("unparsable", [None], dtype=pl.String).new_from_index(0, frame.height)
     if "metadata" not in frame.columns:
-        return pl.Series("metadata", ["{}"]).new_from_index(0, frame.height), fine, {}
+        return pl.Series("metadata", ["{}"]).new_from_index(0, frame.height), fine, []
     metadata = frame["metadata"]
     if metadata.dtype == pl.String:
-        texts, errors, inferred = canonical_json(metadata.to_list())
-        return pl.Series("metadata", texts, dtype=pl.String), pl.Series("unparsable", errors, dtype=pl.String), inferred
+        texts, errors, shapes = canonical_json(metadata.to_list())
+        return pl.Series("metadata", texts, dtype=pl.String), pl.Series("unparsable", errors, dtype=pl.String), shapes
     encoded, problem = _readable(types.encode(metadata).alias("metadata").to_frame())
     if encoded["metadata"].str.contains("\\u0000", literal=True).any():
         holds_nul = encoded["metadata"].str.contains(NUL_ESCAPE.pattern)
         said = pl.when(holds_nul).then(pl.lit(NUL_MESSAGE))
         problem = pl.select(pl.coalesce(pl.lit(problem), said).alias("problem")).to_series()
-    return encoded["metadata"], problem, {}
+    return encoded["metadata"], problem, []
 
 
 def _named(column: str | pl.Expr) -> pl.Expr:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from entityframes import conforming, frames
-from entityframes.canonical import Inferred
+from entityframes.canonical import Inferred, Shape, inferred
 from entityframes.errors import DuplicateError
 from entityframes.fields import Fields
 from entityframes.frames import KEY
@@ -17,11 +17,11 @@ _HASH = "^[0-9a-fA-F]{64}$"
 
 def judge(
     chunk: pl.DataFrame, fields: Fields, expected_hash: str | None
-) -> tuple[pl.DataFrame, pl.DataFrame, Inferred]:
-    """Canonical rows, the key and error of those that break a rule, and the dtypes found in JSON."""
+) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Inferred]]:
+    """Canonical rows, the key and error of those that break a rule, and the dtypes found in JSON of each type."""
     canonical = frames.canonicalise(chunk)
     rows, invalid = canonical.valid, canonical.invalid
-    if canonical.inferred:
+    if has_fields := any(names for names, _ in canonical.shapes):
         rows, misfits = _conforming(rows, fields)
         invalid = pl.concat([invalid, misfits])
     if "expected" in chunk.columns:
@@ -32,7 +32,16 @@ def judge(
         invalid = pl.concat([invalid, wrong.with_columns(error=pl.lit(error))])
         hashes = hashes.filter(~no_hash).with_columns(pl.col("expected", "expected_metadata").str.decode("hex"))
         rows = rows.join(hashes, on="row", maintain_order="left")
-    return rows, invalid, canonical.inferred
+    found = _inferred(rows, canonical.shapes) if has_fields else {}
+    return rows.drop("shape", strict=False), invalid, found
+
+
+def _inferred(rows: pl.DataFrame, shapes: list[Shape]) -> dict[str, Inferred]:
+    """For each type, the dtypes of the fields that its rows have in JSON."""
+    used: dict[str, list[Shape]] = {}
+    for entity_type, number in rows.select("entity_type", "shape").unique(maintain_order=True).iter_rows():
+        used.setdefault(entity_type, []).append(shapes[number])
+    return {entity_type: inferred(of_type) for entity_type, of_type in used.items()}
 
 
 def _conforming(rows: pl.DataFrame, fields: Fields) -> tuple[pl.DataFrame, pl.DataFrame]:

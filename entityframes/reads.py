@@ -9,7 +9,7 @@ import polars as pl
 
 from entityframes import canonical, frames, sources, types
 from entityframes.engines import Engine, Interrupt
-from entityframes.engines.predicates import Column, EntityColumn, MetadataField
+from entityframes.engines.predicates import Column, EntityColumn, MetadataField, Predicate
 from entityframes.fields import Fields
 from entityframes.frames import KEY
 from entityframes.progress import Progress, Reporter
@@ -31,6 +31,9 @@ ENTITY_SCHEMA = pl.Schema(
         "updated_at": pl.Datetime("us", "UTC"),
     }
 )
+
+#: The columns of a type: where each lives, and its dtype.
+Located = dict[str, tuple[Column, pl.DataType]]
 
 #: Seconds before a read shows its progress.
 DELAY = 1.0
@@ -93,14 +96,16 @@ def _by_position(
 
 def read(engine: Engine, entity_type: str, progress: Progress = None) -> pl.DataFrame:
     """All entities of a type with typed metadata columns, ordered by id."""
-    lf = scan(engine, entity_type)
+    located = _located(engine, entity_type)
     pieces = []
     total = engine.count(entity_type)
     with Reporter(progress, total, unit="rows", delay=DELAY) as reporter:
-        for piece in _typed_pieces(engine, entity_type, list(lf.collect_schema()), None, None):
+        for piece in _typed_pieces(engine, entity_type, located, list(located)):
             pieces.append(piece)
             reporter.advance(piece.height)
-    return pl.concat(pieces).sort("id") if pieces else lf.collect_schema().to_frame()
+    if not pieces:
+        return pl.DataFrame(schema={name: dtype for name, (_, dtype) in located.items()})
+    return pl.concat(pieces).sort("id")
 
 
 def scan(engine: Engine, entity_type: str | None) -> pl.LazyFrame:
@@ -117,7 +122,9 @@ def scan(engine: Engine, entity_type: str | None) -> pl.LazyFrame:
     schema = {name: dtype for name, (_, dtype) in located.items()}
 
     def read_type(query: ScanQuery) -> Iterator[pl.DataFrame]:
-        return _typed_pieces(engine, entity_type, list(query.columns), query.where, query.limit, query.interrupt)
+        return _typed_pieces(
+            engine, entity_type, located, list(query.columns), query.where, query.limit, query.interrupt
+        )
 
     return lazy_frame(schema, {name: place for name, (place, _) in located.items()}, read_type, name=entity_type)
 
@@ -134,22 +141,14 @@ def typed(engine: Engine, entity_type: str | None, entities: pl.DataFrame) -> pl
     """Entities of a type with the columns of `read`, in order; of all types they stay as they are."""
     if entity_type is None:
         return entities
-    fields = {
-        shown: place.name
-        for shown, (place, _) in _located(engine, entity_type).items()
-        if isinstance(place, MetadataField)
-    }
-    known = Fields(engine).of(entity_type)
-    decoded = _decode(entities["metadata"], {name: known[name].dtype for name in fields.values()})
-    decoded = decoded.rename({inner: shown for shown, inner in fields.items()})
-    return entities.drop("metadata").hstack(decoded.get_columns())
+    located = _located(engine, entity_type)
+    fields = {shown: place for shown, (place, _) in located.items() if isinstance(place, MetadataField)}
+    return _with_fields(entities, fields)
 
 
-def _located(engine: Engine, entity_type: str) -> dict[str, tuple[EntityColumn | MetadataField, pl.DataType]]:
-    """The output columns of a type, where each lives, and its dtype."""
-    columns: dict[str, tuple[EntityColumn | MetadataField, pl.DataType]] = {
-        name: (EntityColumn(name), ENTITY_SCHEMA[name]) for name in ("id", "content")
-    }
+def _located(engine: Engine, entity_type: str) -> Located:
+    """The output columns of a type."""
+    columns: Located = {name: (EntityColumn(name), ENTITY_SCHEMA[name]) for name in ("id", "content")}
     for name, field in Fields(engine).of(entity_type).items():
         shown = f"metadata.{name}" if name in ENTITY_SCHEMA else name
         columns[shown] = (MetadataField(name, field.dtype), field.output)
@@ -161,24 +160,25 @@ def _located(engine: Engine, entity_type: str) -> dict[str, tuple[EntityColumn |
 def _typed_pieces(
     engine: Engine,
     entity_type: str,
+    located: Located,
     columns: list[str],
-    where: Any,
-    limit: int | None,
+    where: Predicate | None = None,
+    limit: int | None = None,
     interrupt: Interrupt | None = None,
 ) -> Iterator[pl.DataFrame]:
     """Entities of a type with the wanted output columns; metadata is fetched only if one of its fields is wanted."""
-    located = {name: place for name, (place, _) in _located(engine, entity_type).items()}
-    known = Fields(engine).of(entity_type)
-    fields = {
-        name: place.name for name, place in located.items() if isinstance(place, MetadataField) and name in columns
-    }
+    places = {name: located[name][0] for name in columns}
+    fields = {name: place for name, place in places.items() if isinstance(place, MetadataField)}
     asked = [name for name in columns if name not in fields] + (["metadata"] if fields else [])
     for piece in engine.select(asked or ["id"], entity_type, where, limit, interrupt):
-        if fields:
-            typed = _decode(piece["metadata"], {name: known[name].dtype for name in fields.values()})
-            typed = typed.rename({inner: shown for shown, inner in fields.items()})
-            piece = piece.drop("metadata").hstack(typed.get_columns())
-        yield piece.select(columns)
+        yield (_with_fields(piece, fields) if fields else piece).select(columns)
+
+
+def _with_fields(entities: pl.DataFrame, fields: dict[str, MetadataField]) -> pl.DataFrame:
+    """Entities with fields of their metadata as columns in its place."""
+    decoded = _decode(entities["metadata"], {field.name: field.dtype for field in fields.values()})
+    decoded = decoded.rename({field.name: shown for shown, field in fields.items()})
+    return entities.drop("metadata").hstack(decoded.get_columns())
 
 
 def _decode(metadata: pl.Series, dtypes: dict[str, pl.DataType | None]) -> pl.DataFrame:

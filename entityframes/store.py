@@ -146,7 +146,7 @@ class EntityStore(EmbeddingCalls):
         return plans.make(self._engine, sources.collect(frame), on_duplicate, self._upsert)
 
     def exists(self, ids: Any, /) -> pl.DataFrame:
-        """Tell which ids are stored, with one join for up to 50,000 of them.
+        """Tell which ids are stored, by one question for up to 10,000 of them.
 
         Args:
             ids: an id frame (``entity_type``, ``id``); other columns are ignored.

@@ -175,7 +175,7 @@ def _mend(engine: Engine, found: pl.DataFrame) -> None:
         kinds = engine.kinds().join(anew, on=["entity_type", "field"], how="semi", maintain_order="left")
         fields = Fields(engine)
         for (entity_type, field), held in kinds.group_by("entity_type", "field", maintain_order=True):
-            fields.infer([str(entity_type)], {str(field): _inferred(set(held["kind"]))})
+            fields.infer({str(entity_type): {str(field): _inferred(set(held["kind"]))}})
 
 
 def _inferred(kinds: set[str]) -> pl.DataType | None:

@@ -83,6 +83,15 @@ def test_namespaces_are_separate(connect) -> None:
     assert connect(namespace="two").stats().height == 0
 
 
+def test_duckdb_does_not_tell_names_apart_by_case(tmp_path: Path) -> None:
+    """`Notes` and `notes` are one schema there, so one store."""
+    path = tmp_path / "store.duckdb"
+    with ef.connect(path, namespace="Notes") as store:
+        store.upsert_entity("note", "a", "text")
+    with ef.connect(path, namespace="notes") as store:
+        assert store.entity_exists("note", "a")
+
+
 def test_paths_that_are_refused(tmp_path: Path) -> None:
     """The message names the path, and no traceback of the driver's."""
     with pytest.raises(ef.ConnectError, match="NUL"):

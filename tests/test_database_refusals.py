@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import polars as pl
 import pytest
 
 import entityframes as ef
+from entityframes.engines.postgres import PostgresEngine
 from tests.conftest import IDS_OF_JOB
 
 Sql = Callable[..., list]
@@ -137,6 +139,38 @@ def test_a_trigger_that_leaves_rows_out(store: ef.EntityStore, sql: Sql, count: 
     assert expecting.counts["updated"] == count - 3
     assert expecting.failed["row"].to_list() == [3, 5, count - 1]
     assert expecting.failed["error"].str.contains("trigger").all()
+    assert store.verify().is_empty()
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+@pytest.mark.parametrize("expecting", [False, True])
+def test_the_question_after_a_commit_is_lost(
+    store: ef.EntityStore, sql: Sql, monkeypatch: pytest.MonkeyPatch, expecting: bool
+) -> None:
+    """A small batch is committed when it is asked about what a trigger left out: the ledger tells what it wrote."""
+    sql(
+        """CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN IF NEW.content LIKE 'forbidden%' THEN RETURN NULL; END IF; RETURN NEW; END $$""",
+        "CREATE TRIGGER swallow BEFORE INSERT OR UPDATE ON entityframes.entities FOR EACH ROW EXECUTE FUNCTION swallow()",
+    )
+    probe, tries = PostgresEngine._probe, []
+
+    def interrupted(engine: PostgresEngine, connection: Any, rows: pl.DataFrame) -> pl.DataFrame:
+        tries.append(rows.height)
+        if len(tries) == 1:
+            sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+                " AND datname = current_database()")  # fmt: skip
+        return probe(engine, connection, rows)
+
+    monkeypatch.setattr(PostgresEngine, "_probe", interrupted)
+    frame = rows(10, {3})
+    if expecting:
+        result = store.upsert(frame.with_columns(seen=pl.lit(None, pl.String)), expected_hash="seen")
+    else:
+        result = store.upsert(frame)
+    assert len(tries) > 1
+    assert result.counts["created"] == 9
+    assert result.failed["row"].to_list() == [3]
     assert store.verify().is_empty()
 
 

@@ -1,8 +1,11 @@
-"""What updates make of a DuckDB file."""
+"""What updates make of a DuckDB file, and what its process makes of it."""
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -48,3 +51,18 @@ def test_room_of_former_versions_is_used_again(tmp_path: Path) -> None:
     with ef.connect(path) as store:
         assert store.read("document").height == DOCUMENTS
         assert store.verify().is_empty()
+
+
+def test_a_time_zone_that_polars_does_not_know(tmp_path: Path) -> None:
+    """Times come in UTC, whatever the machine's time zone is called."""
+    script = """
+import sys
+import entityframes as ef
+with ef.connect(sys.argv[1]) as store:
+    store.upsert_entity("note", "a", "text")
+    store.upsert_entity("note", "a", "newer text")
+    print(store.get_entity("note", "a")["created_at"].tzinfo, store.jobs()["created_at"].dtype.time_zone)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "store.duckdb")]
+    run = subprocess.run(command, env={**os.environ, "TZ": "GMT+3"}, capture_output=True, text=True)
+    assert run.stdout == "UTC UTC\n", run.stderr

@@ -210,6 +210,23 @@ def test_an_embedder_that_cannot_work(store: ef.EntityStore) -> None:
     assert embed(store).counts["embedded"] == 10
 
 
+def test_an_embedder_that_stops_working(store: ef.EntityStore) -> None:
+    """What it has given before its error is kept: somebody may have paid for it."""
+    store.upsert(notes(50), progress=False)
+
+    def refuse(texts: Sequence[str]) -> None:
+        if len(embedder.calls) == 4:
+            raise ef.EmbedderError("the account is empty")
+
+    embedder = Recording(max_batch=10, before=refuse)
+    with pytest.raises(ef.EmbedderError, match="empty"):
+        embed(store, embedder)
+    assert store.last_result.counts["embedded"] == 30
+    assert store.last_result.counts["cancelled"] == 20
+    assert embed(store, fresh := Recording()).counts["embedded"] == 20
+    assert len(fresh.texts) == 20
+
+
 def test_content_that_changes_while_it_is_embedded(connect: Any, sql: Any) -> None:
     """The vector of the older text is not written; the newer one is due and gets its own."""
     store, other = connect(), connect()

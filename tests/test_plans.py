@@ -147,6 +147,16 @@ def test_expected_hashes_that_are_none(store: ef.EntityStore) -> None:
     assert store.upsert(frame.with_columns(seen=None), expected_hash="seen").counts["conflict"] == 0
 
 
+def test_expected_hashes_of_a_key_that_repeats(store: ef.EntityStore) -> None:
+    """The last row with a hash that can be one counts, whatever the column is called."""
+    store.upsert(rows(("a", "1", None)))
+    seen = store.get_entity("note", "a")["content_hash"]
+    frame = rows(("a", "2", None), ("a", "3", None), ("a", "4", None))
+    result = store.upsert(frame.with_columns(expected=pl.Series([seen, seen, "none"])), expected_hash="expected")
+    assert result.outcomes["status"].cast(pl.String).to_list() == ["duplicate", "updated", "failed"]
+    assert store.get_entity("note", "a")["content"] == "3"
+
+
 def test_of_many_writers_one_wins_each_step(store: ef.EntityStore) -> None:
     """Counters raised by compare-and-swap from six threads: no step is lost and none is counted twice."""
     keys = [f"k{n}" for n in range(30)]

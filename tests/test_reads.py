@@ -155,6 +155,25 @@ def test_read_infers_dtypes_of_json_text(filled: ef.EntityStore) -> None:
     assert tasks.schema["n"] == pl.Float64
 
 
+def test_dtypes_are_those_of_the_type_and_of_what_is_stored(store: ef.EntityStore) -> None:
+    """A type has no field or dtype of another one in its frame, nor of a row that failed or was refused."""
+    given = [
+        ("a", "1", '{"x": 1}'),
+        ("b", "1", '{"x": "s", "y": 2}'),
+        ("a", "", '{"x": "s", "ghost": 1}'),
+    ]
+    frame = pl.DataFrame(given, ["entity_type", "id", "metadata"], orient="row").with_columns(content=pl.lit("text"))
+    assert store.upsert(frame).counts["failed"] == 1
+    assert store.read("a").select("x").schema == {"x": pl.Int64}
+    assert "y" not in store.read("a").columns
+    assert "ghost" not in store.read("a").columns
+    assert store.read("b").select("x", "y").rows() == [("s", 2)]
+    twice = pl.concat([frame[:1], frame[:1]]).with_columns(entity_type=pl.lit("c"))
+    with pytest.raises(ef.DuplicateError, match="nothing of them was written"):
+        store.upsert(twice, on_duplicate="error")
+    assert "x" not in store.scan("c").collect_schema()
+
+
 def test_read_of_a_type_that_is_not_there(filled: ef.EntityStore) -> None:
     """An empty frame with the columns that every type has."""
     assert filled.read("nothing").columns == ["id", "content", "content_hash", "created_at", "updated_at"]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -91,6 +92,29 @@ def test_lazy_frame_of_many_batches(store: ef.EntityStore, tmp_path: Path) -> No
     assert result.outcomes["id"].to_list() == [f"e{n}" for n in range(30_000)]
     assert result.counts["created"] == 30_000
     assert store.upsert(lazy).counts["unchanged"] == 30_000
+
+
+def test_a_stream_whose_progress_fails(store: ef.EntityStore) -> None:
+    """Each batch that was taken from the stream has its outcomes, also the one that waited for a thread."""
+    taken = 0
+
+    def stream() -> Iterator[pl.DataFrame]:
+        nonlocal taken
+        for number in range(20):
+            taken += 1
+            yield entities(100, start=100 * number)
+
+    def fail(done: int, total: int | None) -> None:
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        store.upsert(stream(), batch_size=100, progress=fail)
+    told = store.last_result.outcomes
+    # The last frame was not cut into a batch yet.
+    assert told.height == 100 * (taken - 1)
+    assert told["row"].to_list() == list(range(told.height))
+    stored = store.exists(told)["exists"]
+    assert (stored == (told["status"] == "created")).all()
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])

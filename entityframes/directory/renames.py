@@ -10,6 +10,7 @@ from entityframes.directory.account import Account
 from entityframes.directory.handles import Stat
 from entityframes.directory.tree import Tree
 from entityframes.engines import Batch, Engine
+from entityframes.errors import ConnectionLostError
 from entityframes.fields import Fields
 from entityframes.frames import KEY
 from entityframes.judge import judge
@@ -58,7 +59,7 @@ def _entities(engine: Engine, rows: pl.DataFrame, batch: Batch, account: Account
             renamed = engine.directory.rename(pairs, batch)["position"].cast(pl.Int64)
             break
         except RETRIED as error:
-            if error.committing:
+            if isinstance(error, ConnectionLostError) and error.committing:
                 # The next sync finds what came of it.
                 account.tell(rows, "unknown", error_kind=error.kind, error=str(error))
                 raise
@@ -82,5 +83,5 @@ def _fitting(engine: Engine, rows: pl.DataFrame, account: Account) -> pl.DataFra
     _, invalid, inferred = judge(chunk, fields, None)
     bad = across[invalid["row"]].with_columns(invalid["error"].alias("reason"))
     account.tell(bad, "failed", error_kind="validation", error=pl.col("reason"))
-    fields.infer(across["entity_type"].unique(maintain_order=True), inferred)
+    fields.infer(inferred)
     return rows.join(bad, on="row", how="anti", maintain_order="left")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from entityframes.batches import UpsertRun
 from entityframes.deletes import DeleteRun
 from entityframes.directory.account import Account
 from entityframes.directory.handles import Stat
@@ -266,14 +267,15 @@ class SyncRun:
             self._account.advance(rows - done)
             done = rows
 
+        run = UpsertRun(self._engine, options, Interrupt(self._cancel))
         source = self._entities(unread, sent, compared)
-        self._store.last_result = None
-        try:
-            self._store._upsert(source, options, progress, self._cancel)
-        finally:
-            source.close()
-            if sent and self._store.last_result is not None:
-                self._imported(pl.concat(sent), self._store.last_result)
+        with Reporter(progress, None) as reporter:
+            try:
+                run.execute(source, reporter, self._store._threads.submit)
+            finally:
+                source.close()
+                if sent:
+                    self._imported(pl.concat(sent), run.result())
 
     def _entities(self, unread: pl.DataFrame, sent: list[pl.DataFrame], compared: bool) -> Generator[pl.DataFrame]:
         """Entity frames of what is to be imported; what is not is settled on the way."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from entityframes.errors import DatabaseError, DirectoryError, EntityFramesError, TransientError
+from entityframes.errors import DatabaseError, DirectoryError, EntityFramesError
 from entityframes.results import SyncResult
 
 #: Seconds within which changes that do not stop coming are synced all the same.
@@ -81,7 +81,7 @@ class Watcher:
     ) -> None:
         try:
             result = self._sync()
-        except (DirectoryError, TransientError, DatabaseError) as error:
+        except (DirectoryError, DatabaseError) as error:
             if on_error is None:
                 raise
             on_error(error)

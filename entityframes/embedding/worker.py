@@ -26,7 +26,7 @@ from entityframes.embedding.calls import Calls, StoppedError
 from entityframes.embedding.embedder import Embedder
 from entityframes.engines import Engine, Interrupt
 from entityframes.engines.embedding import Job, JobEnd, LeaseLostError, Worker
-from entityframes.errors import DatabaseError, EmbedderBusyError, TransientError
+from entityframes.errors import DatabaseError, EmbedderBusyError, EmbedderError, TransientError
 from entityframes.frames import KEY
 from entityframes.progress import Reporter
 from entityframes.results import EMBED_STATUSES, EmbedResult, OutcomeLog, outcomes
@@ -308,13 +308,15 @@ class EmbedRun:
                     writing.write(self._write, job, unwritten, JobEnd("done") if last else running)
                     done += unwritten.height
                     unwritten = _Unwritten([], [])
-        except (StoppedError, EmbedderBusyError) as error:
+        except (StoppedError, EmbedderError) as error:
             if unwritten.rows:
                 writing.write(self._write, job, unwritten, running)
                 done += unwritten.height
             if isinstance(error, StoppedError):
                 writing.then(self._give_back, job)
                 return
+            if not isinstance(error, EmbedderBusyError):
+                raise
             # Tried as often as allowed. The texts are not at fault: they stay due.
             told = {"status": "failed", "error_kind": "embedder", "error": str(error)}
             tried = replace(job, attempts=job.attempts + self._options.max_attempts)

@@ -99,7 +99,7 @@ class DuckDBEngine:
     def lookup(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self._cursor() as cursor:
             _register(cursor, "given", _keys(keys))
-            return _in_utc(self._ask(cursor, "lookup"))
+            return self._ask(cursor, "lookup")
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self._writer(batch.interrupt) as cursor:
@@ -190,7 +190,7 @@ class DuckDBEngine:
             reader = cursor.sql(sql).to_arrow_reader(50_000)
             try:
                 for batch in reader:
-                    yield _in_utc(to_frame(batch))
+                    yield to_frame(batch)
             finally:
                 reader.close()
 
@@ -238,8 +238,8 @@ class DuckDBEngine:
         created = int(changed["created"].sum())
         updated = self._run(cursor, "delete_differing") if created < changed.height else 0
         if created + updated != changed.height:
-            # Only another store that this process opened on the same file can have come between.
-            raise TransientError(f"{updated} entities were to be updated where {changed.height - created} were found")
+            # Only somebody who wrote past the store, in this process, can have come between.
+            raise TransientError(f"{changed.height - created} entities were to be updated, and {updated} were found")
         self._run(cursor, "insert_changed", [batch.batch_id])
         self._entities += created
         due = int(changed["due"].sum())
@@ -314,7 +314,3 @@ def _register(cursor: Any, name: str, frame: pl.DataFrame) -> None:
     # Arrow, not the Polars frame: DuckDB scans it in place and faster.
     with translated():
         cursor.register(name, frame.to_arrow())
-
-
-def _in_utc(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.with_columns(pl.col(pl.Datetime).cast(pl.Datetime("us", "UTC")))

@@ -23,7 +23,7 @@ hashed AS MATERIALIZED (
 
 -- name: format_table
 -- Whether the store exists in this namespace.
-SELECT count(*) > 0 FROM duckdb_tables() WHERE schema_name = $1 AND table_name = 'format' AND NOT temporary
+SELECT count(*) > 0 FROM duckdb_tables() WHERE lower(schema_name) = lower($1) AND table_name = 'format' AND NOT temporary
 
 -- name: catalog
 -- What the file's own catalog is called.
@@ -38,10 +38,9 @@ SELECT max(tags['storage_version']) FROM duckdb_databases() WHERE database_name 
 SELECT max(version) FROM {schema}.format
 
 -- name: session
--- What every connection sets: no file or name outside the store can be read by SQL.
+-- For all who have the file open in this process: no file outside the store can be read by SQL.
 -- A checkpoint at each 16 MB of log, the default, takes half of a long run.
 SET wal_autocheckpoint = '64MB';
-SET python_enable_replacements = false;
 SET enable_external_access = false
 
 -- name: create_schema
@@ -247,7 +246,7 @@ INSERT INTO {schema}.job_keys SELECT $1::UUID, entity_type, id FROM changed WHER
 -- name: checks
 -- The CHECK constraints of the entities table, to find the rows that they refuse. $1 namespace
 SELECT expression FROM duckdb_constraints()
-WHERE schema_name = $1 AND table_name = 'entities' AND constraint_type = 'CHECK'
+WHERE lower(schema_name) = lower($1) AND table_name = 'entities' AND constraint_type = 'CHECK'
 
 -- name: refused
 -- Rows that a CHECK constraint refuses; the condition is the constraint's own text, as the database gives it.

@@ -52,12 +52,12 @@ INSERT INTO {schema}.files (
 SELECT $1, path, entity_type, id, size, mtime_ns, file_hash, content_hash, metadata_hash, header, now() FROM given
 
 -- name: renamable
--- Which of the given pairs can be renamed, where their entity is, and whether it is due for embedding.
+-- Which of the given pairs can be renamed, where their entity is, and whether it is due in some space.
 WITH given AS (SELECT position, old_type AS entity_type, old_id AS id FROM pairs), {found}
-SELECT t.position, e.place, e.content_hash <> unhex(sha256('')) AND NOT EXISTS (
-    SELECT 1 FROM {schema}.embeddings AS v
+SELECT t.position, e.place, e.content_hash <> unhex(sha256('')) AND (
+    SELECT count(DISTINCT v.space) FROM {schema}.embeddings AS v
     WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-) AS due
+) < (SELECT greatest(count(*), 1) FROM {schema}.spaces) AS due
 FROM pairs AS t
 JOIN found AS e ON e.position = t.position
 ANTI JOIN {schema}.entities AS other ON other.key_hash = hash(t.new_type, t.new_id)

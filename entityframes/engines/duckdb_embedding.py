@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from entityframes.engines import Interrupt, predicates
 from entityframes.engines.arrow import to_frame
-from entityframes.engines.duckdb import _in_utc, _keys, _register
+from entityframes.engines.duckdb import _keys, _register
 from entityframes.engines.duckdb_errors import translated
 from entityframes.engines.embedding import JOB_ROWS, MAX_RESCUES, Job, JobEnd, LeaseLostError, Worker, transition
 
@@ -46,7 +46,7 @@ class DuckDBEmbedding:
 
     def spaces(self) -> pl.DataFrame:
         with self._engine._cursor() as cursor:
-            return _in_utc(self._engine._ask(cursor, "spaces"))
+            return self._engine._ask(cursor, "spaces")
 
     def coverage(self) -> pl.DataFrame:
         with self._engine._cursor() as cursor:
@@ -105,7 +105,7 @@ class DuckDBEmbedding:
 
     def jobs(self, state: str | None) -> pl.DataFrame:
         with self._engine._cursor() as cursor:
-            return _in_utc(self._engine._ask(cursor, "jobs", [state]))
+            return self._engine._ask(cursor, "jobs", [state])
 
     def open_jobs(self, space: str) -> int:
         with self._engine._cursor() as cursor:
@@ -188,7 +188,7 @@ class DuckDBEmbedding:
 
     def _search(self, sql: str, parameters: list[Any]) -> pl.DataFrame:
         with self._engine._cursor() as cursor, translated():
-            return _in_utc(to_frame(cursor.sql(sql, params=parameters).to_arrow_table()))
+            return to_frame(cursor.sql(sql, params=parameters).to_arrow_table())
 
     def _filled(self, name: str, **places: Any) -> str:
         """A statement with a dimension or a rendered predicate put in."""

@@ -25,6 +25,8 @@ MEMORY_BYTES = 128 << 20
 MEMORY_PER_BYTE = 4
 MEMORY_AT_MOST = 8 << 30
 
+#: What a cursor does not inherit: times come in UTC, and SQL sees no variable of Python's.
+CURSOR_SETTINGS = "SET TimeZone = 'UTC'; SET python_enable_replacements = false"
 
 #: The lock of the writers of each file, whoever opened it: nothing but that they take turns keeps its keys unique.
 #: By process, because one that a fork copied may be held for ever.
@@ -82,6 +84,8 @@ class File:
         with self.root() as root:
             cursor = root.cursor()
         try:
+            with translated():
+                cursor.execute(CURSOR_SETTINGS)
             if interrupt is None:
                 yield cursor
             else:

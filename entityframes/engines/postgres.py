@@ -17,7 +17,7 @@ import polars as pl
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, predicates, queries
 from entityframes.engines.arrow import one_row, to_frame
 from entityframes.engines.patience import patiently
-from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, translated
+from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, committed, translated
 from entityframes.engines.postgres_pool import Pool, execute, transaction
 from entityframes.errors import (
     ConnectError,
@@ -79,7 +79,8 @@ class PostgresEngine:
                 if expecting:
                     return self._merge_expected(connection, rows, header, columns)
                 told = self._ask(connection, "merge_arrays", *header, *columns, committing=True)
-                return self._with_left_out(connection, rows, told["position"], told.drop_nulls("created"))
+                with committed():
+                    return self._with_left_out(connection, rows, told["position"], told.drop_nulls("created"))
             if not expecting and self._likely_new(connection, rows, batch):
                 written = self._copied(connection, rows, _all_new(rows), batch)
                 if written is not None:
@@ -302,12 +303,14 @@ class PostgresEngine:
         conflicts = told.filter("conflict")["position"]
         missed = told.filter(pl.col("created").is_null() & ~pl.col("conflict"))["position"]
         new = missed.filter(rows["expected"].gather(missed).is_null())
-        if len(new):
-            # Somebody else made the entity while this statement was about to.
-            made = self._probe(connection, rows[new]).filter(~pl.col("created"))["position"]
-            conflicts = pl.concat([conflicts, new[made]])
-        given = told.filter(~pl.col("position").is_in(conflicts.implode()))["position"]
-        return _with_conflicts(self._with_left_out(connection, rows, given, written), rows, conflicts)
+        with committed():
+            if len(new):
+                # Somebody else made the entity while this statement was about to.
+                made = self._probe(connection, rows[new]).filter(~pl.col("created"))["position"]
+                conflicts = pl.concat([conflicts, new[made]])
+            given = told.filter(~pl.col("position").is_in(conflicts.implode()))["position"]
+            written = self._with_left_out(connection, rows, given, written)
+        return _with_conflicts(written, rows, conflicts)
 
     def _with_left_out(
         self, connection: Any, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame

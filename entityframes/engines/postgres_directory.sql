@@ -69,7 +69,7 @@ SELECT holder FROM held
 
 -- name: rename
 -- Gives entities another key where that is free, and enters the batch, the former keys, and a job for those that are
--- due under their new key. $1 batch, $2 run, $3 job, $4 old types, $5 old ids, $6 new types, $7 new ids
+-- due under their new key in some space. $1 batch, $2 run, $3 job, $4 old types, $5 old ids, $6 new types, $7 new ids
 WITH given AS (
     SELECT * FROM unnest($4::text[], $5::text[], $6::text[], $7::text[])
         WITH ORDINALITY AS t (old_type, old_id, new_type, new_id, position)
@@ -85,10 +85,12 @@ WITH given AS (
     FROM renamed AS r WHERE v.entity_type = r.old_type AND v.id = r.old_id
 ), due AS (
     SELECT new_type, new_id FROM renamed AS r
-    WHERE r.content <> '' AND NOT EXISTS (
-        SELECT FROM {schema}.embeddings AS v
-        WHERE v.entity_type = r.old_type AND v.id = r.old_id AND v.content_hash = r.content_hash
-    )
+    WHERE r.content <> '' AND (NOT EXISTS (SELECT FROM {schema}.spaces) OR EXISTS (
+        SELECT FROM {schema}.spaces AS s WHERE NOT EXISTS (
+            SELECT FROM {schema}.embeddings AS v WHERE v.space = s.space
+                AND v.entity_type = r.old_type AND v.id = r.old_id AND v.content_hash = r.content_hash
+        )
+    ))
 ), former AS (
     INSERT INTO {schema}.renames (old_type, old_id, new_type, new_id, batch_id, renamed_at)
     SELECT old_type, old_id, new_type, new_id, $1::uuid, now() FROM renamed

@@ -82,6 +82,17 @@ def translated(*, connecting: bool = False, committing: bool = False) -> Iterato
         raise translated from None
 
 
+@contextmanager
+def committed() -> Iterator[None]:
+    """What is still asked after a COMMIT: where that fails, the ledger has to tell what was written."""
+    try:
+        yield
+    except DatabaseError as error:
+        lost = ConnectionLostError(str(error), error.sqlstate)
+        lost.committing = True
+        raise lost from error
+
+
 def _readable(message: str) -> str:
     """The server's own words, without the driver's preamble and without DETAIL, which may quote other rows."""
     message = re.sub(r"^[A-Z_]+: (?:\[libpq\] )?", "", message.strip())

@@ -7,11 +7,14 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import adbc_driver_postgresql.dbapi as adbc
 import polars as pl
 import pytest
 
 import entityframes as ef
+from entityframes.batches import UpsertRun
 
 FRONT = "---\ntitle: {}\ntags: [a, b]  # a comment that has to survive\n---\n\n"
 
@@ -270,6 +273,39 @@ def test_a_file_that_moved_takes_its_entity_along(store: ef.EntityStore, root: P
     assert (root / "post/moved.md").read_text() == FRONT.format("A") + "another text"
 
 
+def test_an_entity_that_moved_is_due_where_it_was_due(
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync
+) -> None:
+    """A job lists the old key; under the new one each space embeds what it has not."""
+    put(root / "note/a.md", "text of a")
+    folder.sync()
+    store.embed(ef.HashingEmbedder(16), progress=False)
+    store.embed(ef.HashingEmbedder(32), space="second", progress=False)
+    edit(root / "note/a.md", "newer text")
+    folder.sync()
+    store.embed(ef.HashingEmbedder(16), progress=False)
+    (root / "note/a.md").rename(root / "note/moved.md")
+    assert folder.sync().counts["renamed"] == 1
+    assert store.embed(ef.HashingEmbedder(32), space="second", progress=False).counts["embedded"] == 1
+    assert store.spaces()["due"].to_list() == [0, 0]
+    assert store.embed(ef.HashingEmbedder(16), progress=False).counts["embedded"] == 0
+
+
+@pytest.mark.parametrize("engine", ["postgresql"])
+def test_a_rename_that_has_to_wait(store: ef.EntityStore, root: Path, folder: ef.DirectorySync, sql, url: str) -> None:
+    """A lock that another session holds for a while is tried for again, as by an upsert."""
+    put(root / "note/a.md", "text of a")
+    folder.sync()
+    (root / "note/a.md").rename(root / "note/moved.md")
+    sql("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET lock_timeout = 100', current_database()); END $$")
+    with ef.connect(url) as patient, adbc.connect(url, autocommit=True) as other, other.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT 1 FROM entityframes.entities FOR UPDATE")
+        threading.Timer(0.4, cursor.execute, ("COMMIT",)).start()
+        assert ef.DirectorySync(patient, root).sync().counts["renamed"] == 1
+        assert patient.entity_exists("note", "moved")
+
+
 def test_an_entity_with_another_key_takes_its_file_along(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync
 ) -> None:
@@ -434,13 +470,14 @@ def test_an_entity_changed_meanwhile_is_not_overwritten(
     put(root / "a.md", "one")
     folder.sync()
     edit(root / "a.md", "file")
-    upsert = store._upsert
+    execute = UpsertRun.execute
 
-    def late(source: object, *rest: object) -> ef.UpsertResult:
-        store.upsert_entity("note", "a", "somebody else") if rest[0].expected else None
-        return upsert(source, *rest)
+    def late(run: UpsertRun, *rest: Any) -> ef.UpsertResult:
+        if run.options.expected:
+            store.upsert_entity("note", "a", "somebody else")
+        return execute(run, *rest)
 
-    monkeypatch.setattr(store, "_upsert", late)
+    monkeypatch.setattr(UpsertRun, "execute", late)
     assert statuses(folder.sync()) == {"a.md": "conflict"}
     assert store.get_entity("note", "a")["content"] == "somebody else"
 
