@@ -63,6 +63,8 @@ class UpsertRun:
         self._was_empty: dict[str, bool] = {}
         #: Why the run cannot go on.
         self._fatal: BaseException | None = None
+        #: Why there is no more of the source.
+        self._source_error: Exception | None = None
 
     def result(self) -> UpsertResult:
         """What has happened so far."""
@@ -115,8 +117,8 @@ class UpsertRun:
                     self._log_cancelled(frames.numbered(whole)[taken:])
                 elif whole is None and waiting is not None:
                     self._log_cancelled(waiting)
-        if self._fatal is not None:
-            raise self._fatal
+        if error := self._fatal or self._source_error:
+            raise error
         return self.result()
 
     # The life of one batch, in its thread.
@@ -312,11 +314,17 @@ class UpsertRun:
             self._losers = losers(valid, self.options.on_duplicate)
 
     def _checked(self, given: Any) -> Iterator[pl.DataFrame]:
-        """The frames with their columns checked and their typed metadata declared, before their rows are written."""
-        for frame in given:
-            frames.check_entity_schema(frame.schema, self.options.expected)
-            self._typed(frame, self._fields.declare)
-            yield self.options.expecting(frame)
+        """The frames with their columns checked and their typed metadata declared, before their rows are written.
+
+        An error ends them, and is raised when what came before it is written.
+        """
+        try:
+            for frame in given:
+                frames.check_entity_schema(frame.schema, self.options.expected)
+                self._typed(frame, self._fields.declare)
+                yield self.options.expecting(frame)
+        except Exception as error:
+            self._source_error = error
 
     def _typed(self, frame: pl.DataFrame, tell: Callable[[Iterable[str], Mapping[str, pl.DataType]], None]) -> None:
         """Tell the fields of typed metadata, and the types of entities that have them."""

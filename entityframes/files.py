@@ -6,8 +6,8 @@ import glob
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -52,6 +52,8 @@ class TextOptions:
     text: Sequence[str] = ()
     #: Rows that dtypes are inferred from.
     infer_rows: int = INFER_ROWS
+    #: The dtypes that columns of these names should have: they are read so where that takes nothing from a value.
+    known: Mapping[str, pl.DataType] = field(default_factory=dict)
 
 
 def format_of(path: str | Path) -> Format:
@@ -87,7 +89,7 @@ def scan_files(
         SchemaError: a pattern matches nothing, or the format is not known.
     """
     options = options or TextOptions()
-    paths = [path for source in sources for path in expanded(source, spool)]
+    paths = expanded(sources, file_format, spool)
     formats = {file_format or format_of(path) for path in paths}
     if len(formats) > 1:
         raise SchemaError(f"the files have different formats ({', '.join(sorted(formats))}): import them one by one")
@@ -95,8 +97,10 @@ def scan_files(
     if kind in ("csv", "tsv"):
         return _scan_text(paths, options, "\t" if kind == "tsv" else ",")
     if kind == "ndjson":
-        return pl.scan_ndjson(paths, infer_schema_length=options.infer_rows)
-    return pl.scan_parquet(paths, glob=False) if kind == "parquet" else pl.scan_ipc(paths, glob=False)
+        rows = pl.scan_ndjson(paths, infer_schema_length=options.infer_rows)
+    else:
+        rows = pl.scan_parquet(paths, glob=False) if kind == "parquet" else pl.scan_ipc(paths, glob=False)
+    return rows.cast(_as_known(rows, options.known))  # type: ignore[arg-type]
 
 
 def _scan_text(paths: list[str], options: TextOptions, separator: str) -> pl.LazyFrame:
@@ -125,23 +129,52 @@ def _scan_text(paths: list[str], options: TextOptions, separator: str) -> pl.Laz
         header = "" if options.columns else " in its first line; a file without a header line needs --columns"
         found = ", ".join(map(repr, names))
         raise SchemaError(f"no column {', '.join(map(repr, missing))}; the file has {found}{header}")
-    overrides = dict.fromkeys(options.text, pl.String)
-    return pl.scan_csv(paths, infer_schema_length=options.infer_rows, schema_overrides=overrides, **reading)
+    reading |= {"infer_schema_length": options.infer_rows, "schema_overrides": dict.fromkeys(options.text, pl.String)}
+    rows = pl.scan_csv(paths, **reading)
+    known = {name: dtype for name, dtype in options.known.items() if name in names and name not in options.text}
+    # What looks like a number here is the text that it is where the column is known as text.
+    looks = rows.collect_schema()
+    text = [name for name, dtype in known.items() if dtype == pl.String and looks[name] != pl.String]
+    reading["schema_overrides"] |= {**dict.fromkeys(text, pl.String), **_as_known(rows, known)}
+    return pl.scan_csv(paths, **reading)
 
 
-def expanded(source: str, spool: Path | None = None) -> list[str]:
-    """The paths that a source names: a path, a pattern, or ``-``, which is read into a file in `spool`."""
-    if source == "-":
-        folder = spool or Path(tempfile.mkdtemp(prefix="entityframes-"))
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
-        return [file.name]
-    if Path(source).exists():
-        return [source]
-    found = sorted(glob.glob(source, recursive=True))
-    if not found:
-        raise SchemaError(f"no such file: {source}")
-    return found
+def _as_known(rows: pl.LazyFrame, known: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
+    """The columns that can have the dtype they are known with, and have not: whole numbers, and columns of nulls."""
+    schema = rows.collect_schema()
+    other = {name: dtype for name, dtype in known.items() if name in schema and schema[name] != dtype}
+    whole = {name: dtype for name, dtype in other.items() if schema[name].is_integer() and dtype.is_float()}
+    texts = [name for name, dtype in other.items() if schema[name] == pl.String and not dtype.is_nested()]
+    if not texts:
+        return whole
+    values = rows.select(pl.col(texts).count()).collect().row(0, named=True)
+    return whole | {name: other[name] for name in texts if not values[name]}
+
+
+def expanded(sources: Sequence[str], file_format: str | None = None, spool: Path | None = None) -> list[str]:
+    """The paths that sources name: a path, a pattern, or ``-``, which is read into a file in `spool`.
+
+    Raises:
+        SchemaError: a pattern matches nothing; standard input comes twice, or without its format.
+    """
+    if "-" in sources and file_format is None:
+        raise SchemaError(f"standard input has no name that tells its format: give one of {', '.join(FORMATS)}")
+    if sources.count("-") > 1:
+        raise SchemaError("standard input can be read once")
+    paths: list[str] = []
+    for source in sources:
+        if source == "-":
+            path = (spool or Path(tempfile.mkdtemp(prefix="entityframes-"))) / "standard input"
+            with path.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+            paths.append(str(path))
+        elif Path(source).exists():
+            paths.append(source)
+        elif found := sorted(glob.glob(source, recursive=True)):
+            paths += found
+        else:
+            raise SchemaError(f"no such file: {source}")
+    return paths
 
 
 def write_file(frame: pl.DataFrame, path: str | Path, file_format: str | None = None) -> None:

@@ -76,7 +76,7 @@ def test_a_column_that_a_few_values_make_text(run: Run) -> None:
     run("import", *options[:-1])
     (run.folder / "x.csv").write_text("k,lat,name\n" + "\n".join(lines[:-1]) + "\n")
     code, _, said = run("import", *options[:-1])
-    assert (code, "'lat' is String there and Float64 here" in said) == (2, True)
+    assert (code, "'lat' looks like Float64 here, and stays text as it is in the store" in said) == (0, True)
 
 
 def test_a_dry_run_writes_nothing(run: Run) -> None:
@@ -129,6 +129,69 @@ def test_failed_rows_are_written_corrected_and_imported_again(run: Run) -> None:
     with ef.connect(run.url) as store:
         stored = store.read("t").select(k="id", n="n", day="day")
         assert stored.equals(rows.with_columns(k=pl.Series(["a", "b", "c"])))
+
+
+def test_a_second_file_whose_columns_look_different(run: Run) -> None:
+    """Is read with the dtypes on record where that takes nothing from a value: rows that failed, whole numbers."""
+    options = ["--type", "shop", "--id", "id", "--content", "name"]
+    (run.folder / "a.csv").write_text("id,name,price,zip,day\n1,a,2.5,A1,2024-01-01\n,b,,12345,\n3,c,4.5,B2,\n")
+    assert run("import", "a.csv", *options, "--failed", "bad.csv")[0] == 1
+    bad = (run.folder / "bad.csv").read_text()
+    (run.folder / "bad.csv").write_text(bad.replace("\n,b", "\n2,b"))
+    assert run("import", "bad.csv", *options)[0] == 0
+    (run.folder / "more.csv").write_text("id,name,price\n4,d,3\n")
+    assert run("import", "more.csv", *options)[0] == 0
+    with ef.connect(run.url) as store:
+        shops = store.read("shop").select("id", "price", "zip", "day")
+    assert shops.schema["price"] == pl.Float64
+    assert shops.rows() == [
+        ("1", 2.5, "A1", "2024-01-01"), ("2", None, "12345", None), ("3", 4.5, "B2", None), ("4", 3.0, None, None),
+    ]  # fmt: skip
+    (run.folder / "odd.csv").write_text("id,name,price\n5,e,much\n")
+    code, _, said = run("import", "odd.csv", *options)
+    assert (code, "'price' is Float64 there and String here" in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("ragged.csv", b"id,a\n1,2\n2,3,4\n", "ragged.csv, line 3: 3 values, where the first line has 2"),
+        ("latin.csv", b"id,a\n1,\xff\n", "latin.csv, line 2: not UTF-8"),
+        ("latin.csv.gz", gzip.compress(b"id,a\n1,\xff\n"), "latin.csv.gz, line 2: not UTF-8"),
+        ("empty.csv", b"", "empty.csv is empty"),
+        ("a.ndjson", b'{"id": "1"}\n{2}\n', "a.ndjson, line 2: no JSON"),
+        ("no.parquet", b"PAR", "no.parquet cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    """Is named, with the line and the reason, and no store is made for it."""
+    (tmp_path / name).write_bytes(content)
+    ran = run_command("import", name, "--type", "t", "--id", "id", "--store", "new.duckdb", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert said in ran.stderr
+    assert not (tmp_path / "new.duckdb").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a.csv", "--failed", "a.csv"], "a file to be imported"),
+        (["a.csv", "--failed", "no/such/x.csv"], "there is no such folder"),
+        (["a.csv", "--failed", "bad.weird"], "tells no format"),
+        (["a.csv", "--store", "a.csv"], "a file of rows, not of DuckDB"),
+        (["-"], "standard input has no name that tells its format"),
+        (["-", "-", "--format", "csv"], "standard input can be read once"),
+        (["-", "a.csv", "--format", "csv"], "a.csv has other columns than standard input"),
+    ],
+)
+def test_what_an_import_refuses_beforehand(tmp_path: Path, words: list[str], said: str) -> None:
+    """Nothing is stored, nothing is overwritten."""
+    (tmp_path / "a.csv").write_text("id,b\n,2\n")
+    store = [] if "--store" in words else ["--store", "new.duckdb"]
+    ran = run_command("import", *words, "--type", "t", "--id", "id", *store, cwd=tmp_path, stdin=b"id\n1\n")
+    assert (ran.returncode, said in ran.stderr) == (2, True), ran.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+    assert (tmp_path / "a.csv").read_text() == "id,b\n,2\n"
 
 
 @pytest.mark.parametrize(

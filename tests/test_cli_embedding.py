@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import polars as pl
 import pytest
 
 import entityframes as ef
@@ -96,6 +97,17 @@ def test_embed_tells_what_is_left_and_how_to_go_on(run: Run) -> None:
     assert "did not answer" in errors
     assert "4 are due and in no open job: entityframes jobs --retry-failed --space far" in errors
     assert "4 entities queued again" in run("jobs", "--retry-failed", "--space", "far")[2]
+
+
+def test_a_search_before_anything_is_embedded(run: Run) -> None:
+    """Nothing is found because nothing is embedded yet: that is said, and what to do."""
+    with ef.connect(run.url) as store:
+        store.delete(store.scan().collect())
+    run("embed", *HASHING)
+    with ef.connect(run.url) as store:
+        store.upsert(pl.DataFrame({"entity_type": "note", "id": ["a", "b"], "content": "text"}), progress=False)
+    code, _, said = run("search", "text")
+    assert (code, "2 entities are due for embedding: entityframes embed" in said) == (1, True)
 
 
 @pytest.mark.parametrize(

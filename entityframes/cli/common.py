@@ -35,8 +35,12 @@ def open_store(url: str | None, namespace: str) -> Any:
     return entityframes.connect(url, namespace=namespace)
 
 
-def print_summary(result: Any, files: Sequence[str], store: str, as_json: bool) -> None:
-    """What became of the rows: JSON on standard output for scripts, else a few lines for a person."""
+def print_summary(result: Any, files: Sequence[str], store: str, as_json: bool, rest: str | None = None) -> None:
+    """What became of the rows: JSON on standard output for scripts, else a few lines for a person.
+
+    Args:
+        rest: how to see the failed rows that are not shown.
+    """
     if as_json:
         failures = result.failed.select("row", "entity_type", "id", "error_kind", "error", "sqlstate")
         report = {
@@ -51,10 +55,10 @@ def print_summary(result: Any, files: Sequence[str], store: str, as_json: bool) 
     click.echo(f"{' '.join(files)} -> {store}")
     click.echo(repr(result).split("; first failure")[0].removeprefix("UpsertResult: ").removeprefix("DeleteResult: "))
     if result.counts["failed"]:
-        print_failures(result.failed)
+        print_failures(result.failed, rest)
 
 
-def print_failures(failed: Any, rest: str = "write them all with --failed FILE", most: int = 10) -> None:
+def print_failures(failed: Any, rest: str | None = None, most: int = 10) -> None:
     """The first failed rows as a table on standard error; `rest` is how to see the others."""
     from rich.console import Console
     from rich.table import Table
@@ -70,7 +74,7 @@ def print_failures(failed: Any, rest: str = "write them all with --failed FILE",
         )
     Console(stderr=True).print(table)
     if failed.height > most:
-        click.echo(f"and {failed.height - most:,} more: {rest}", err=True)
+        click.echo(f"and {failed.height - most:,} more{f': {rest}' if rest else ''}", err=True)
 
 
 def print_frame(frame: Any, as_json: bool, shown: Sequence[str] | None = None) -> None:

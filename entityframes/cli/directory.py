@@ -128,12 +128,13 @@ def _print_plan(plan: Any, as_json: bool) -> int:
     else:
         for row in todo.iter_rows(named=True):
             arrow = {"import": "->", "export": "<-", None: "  "}[row["direction"]]
-            reason = f"  ({row['reason']})" if row["reason"] else ""
+            reason = f"  ({_said(row['reason'])})" if row["reason"] else ""
             click.echo(
                 f"{row['action']:9} {_shown(row['path'])} {arrow} {row['entity_type']}/{_shown(row['id'])}{reason}"
             )
         told = ", ".join(f"{count:,} {action}" for action, count in counts.items()) or "no files and no entities"
         click.echo(f"{plan.height:,} files and entities: {told}; nothing was written")
+        _tell_left_alone(plan.filter(pl.col("action") == "unchanged")["reason"])
     return 1 if counts.get("conflict") or counts.get("invalid") else 0
 
 
@@ -154,11 +155,23 @@ def _print_result(result: Any, folder: str, address: str, as_json: bool) -> None
         return
     counted = ", ".join(f"{count:,} {status}" for status, count in result.counts.items() if count) or "no files"
     click.echo(f"{folder} <-> {address}: {counted}; {result.elapsed:.2f} s")
+    _tell_left_alone(result.outcomes.filter(pl.col("status") == "unchanged")["error"])
     bad = done.filter(pl.col("status").is_in(["conflict", "failed", "unknown"]))
     for row in bad.head(20).iter_rows(named=True):
-        click.echo(f"{row['status']}: {_shown(row['path'])}: {row['error']}", err=True)
+        click.echo(f"{row['status']}: {_shown(row['path'])}: {_said(row['error'])}", err=True)
     if bad.height > 20:
         click.echo(f"and {bad.height - 20:,} more: --json tells all of them", err=True)
+
+
+def _tell_left_alone(reasons: Any) -> None:
+    """Say what is not in step and was left as it is, and why."""
+    for reason, count in reasons.drop_nulls().value_counts(sort=True).iter_rows():
+        click.echo(f"note: {count:,} left as they are: {_said(reason)}", err=True)
+
+
+def _said(reason: str) -> str:
+    """A reason in the words of the command line."""
+    return reason.replace("delete=True", "--delete").replace("max_delete=", "--max-delete ")
 
 
 def _shown(text: str | None) -> str:

@@ -200,10 +200,13 @@ def search(
         embedder = None if name is None else _embedder(store, name, options, None)
         condition = None if where is None else pl.sql_expr(where)
         found = store.search(query, entity_type=entity_type, k=k, mode=mode, where=condition, embedder=embedder)
+        due = 0 if found.height or mode == "text" else int(store.stats()["due"].sum())
     if as_json or not sys.stdout.isatty():
         print_frame(found, as_json)
     else:
         _print_found(found)
+    if due:
+        click.echo(f"note: {due:,} entities are due for embedding: entityframes embed", err=True)
     sys.exit(0 if found.height else 1)
 
 

@@ -82,40 +82,63 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
         --columns id,name,city,country,iata --null '\\N'
     entityframes import routes.csv --type route --id airline,source,destination
     """
+    from entityframes.cli.unreadable import told_where
+    from entityframes.files import expanded
+
     if options["entity_type"] is None and options["id_columns"]:
         raise click.UsageError("--id needs --type, the entity type of every row")
+    _check_failed_file(options["failed_file"], files)
     with tempfile.TemporaryDirectory(prefix="entityframes-") as spool:
-        rows = _scan(files, Path(spool), options)
-        frame = _entity_frame(rows, options)
-        # A file that fits is read at once: repeated keys are then found in all of it, not only within a batch.
-        if _small(files):
-            frame = frame.collect()
-            _tell_odd_values(frame, files, options)
-        with open_store(url, namespace) as store:
-            if options["dry_run"]:
-                _dry_run(store, frame, options["on_duplicate"], as_json)
-            try:
-                result = store.upsert(
-                    frame,
-                    batch_size=options["batch_size"],
-                    embed=not options["no_embed"],
-                    on_duplicate=options["on_duplicate"],
-                    on_error=options["on_error"],
-                    progress=options["progress"],
-                )
-            except KeyboardInterrupt:
-                print_summary(store.last_result, files, store.address, as_json)
-                raise
-            print_summary(result, files, store.address, as_json)
-            parts = _names(options["id_columns"])
-            if len(parts) > 1 and (result.failed["error"] == "id is null").any():
-                click.echo(f"note: an id is null where any of its parts is: {', '.join(parts)}", err=True)
+        paths = expanded(files, options["file_format"], Path(spool))
+        with told_where(paths, options["file_format"], options["separator"]):
+            # What cannot be read is told before a store is made for it.
+            rows = _scan(paths, options, {})
+            frame = _read(rows, paths, options)
+            with open_store(url, namespace) as store:
+                known = _known(store, options["entity_type"])
+                as_stored = _scan(paths, options, known)
+                if as_stored.collect_schema() != rows.collect_schema():
+                    _tell_text(rows.collect_schema(), as_stored.collect_schema())
+                    rows = as_stored
+                    frame = _read(rows, paths, options)
+                _tell_odd_values(frame, paths, options, known)
+                result = _import(store, frame, files, as_json, options)
         if options["failed_file"] and not result.ok:
             _write_failed(rows, result, options["failed_file"])
             click.echo(
                 f"wrote the failed rows to {options['failed_file']}: correct them and import that file", err=True
             )
     sys.exit(0 if result.ok else 1)
+
+
+def _read(rows: Any, paths: Sequence[str], options: dict[str, Any]) -> Any:
+    """The entity frame: of files that fit at once, so that repeated keys are found in all of it, else lazy."""
+    frame = _entity_frame(rows, options)
+    return frame.collect() if sum(Path(path).stat().st_size for path in paths) <= _SMALL else frame
+
+
+def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options: dict[str, Any]) -> Any:
+    """Upsert an entity frame, and tell what came of the files that it is from."""
+    if options["dry_run"]:
+        _dry_run(store, frame, options["on_duplicate"], as_json)
+    rest = None if options["failed_file"] else "write them all with --failed FILE"
+    try:
+        result = store.upsert(
+            frame,
+            batch_size=options["batch_size"],
+            embed=not options["no_embed"],
+            on_duplicate=options["on_duplicate"],
+            on_error=options["on_error"],
+            progress=options["progress"],
+        )
+    except KeyboardInterrupt:
+        print_summary(store.last_result, files, store.address, as_json, rest)
+        raise
+    print_summary(result, files, store.address, as_json, rest)
+    parts = _names(options["id_columns"])
+    if len(parts) > 1 and (result.failed["error"] == "id is null").any():
+        click.echo(f"note: an id is null where any of its parts is: {', '.join(parts)}", err=True)
+    return result
 
 
 def _dry_run(store: Any, frame: Any, on_duplicate: str, as_json: bool) -> NoReturn:
@@ -130,25 +153,48 @@ def _dry_run(store: Any, frame: Any, on_duplicate: str, as_json: bool) -> NoRetu
 _SMALL = 512 << 20
 
 
-def _small(files: Sequence[str]) -> bool:
-    from entityframes.files import expanded
+def _check_failed_file(path: str | None, files: Sequence[str]) -> None:
+    """Refuse a file for failed rows that could not be written, before anything is imported."""
+    from entityframes.files import format_of
 
-    if "-" in files:
-        return False
-    return sum(Path(path).stat().st_size for name in files for path in expanded(name)) <= _SMALL
+    if path is None:
+        return
+    format_of(path)
+    if not Path(path).resolve().parent.is_dir():
+        raise click.UsageError(f"--failed {path}: there is no such folder")
+    if any(Path(path).resolve() == Path(file).resolve() for file in files):
+        raise click.UsageError(f"--failed {path}: this is a file to be imported, give another name")
 
 
-def _tell_odd_values(frame: Any, files: Sequence[str], options: dict[str, Any]) -> None:
-    """Say which columns of a CSV are text for the sake of a few values: the type will keep that dtype."""
+def _known(store: Any, entity_type: str | None) -> dict[str, Any]:
+    """The dtypes that the store has for the metadata of a type, as long as it has entities of it."""
+    from entityframes.fields import Fields
+
+    if entity_type is None or store._engine.is_empty(entity_type):
+        return {}
+    return {name: field.output for name, field in Fields(store._engine).of(entity_type).items()}
+
+
+def _tell_text(looks: Any, stored: Any) -> None:
+    """Say which columns look like something else than the text that the store has of them."""
     import polars as pl
 
-    from entityframes.files import expanded, format_of
+    for name, dtype in looks.items():
+        if stored[name] == pl.String and dtype != pl.String:
+            click.echo(f"note: column {name!r} looks like {dtype} here, and stays text as it is in the store", err=True)
 
-    kinds = {options["file_format"] or format_of(path) for name in files for path in expanded(name)}
-    metadata = frame.schema.get("metadata")
+
+def _tell_odd_values(frame: Any, paths: Sequence[str], options: dict[str, Any], known: dict[str, Any]) -> None:
+    """Say which new columns of a CSV are text for the sake of a few values: the type will keep that dtype."""
+    import polars as pl
+
+    from entityframes.files import format_of
+
+    kinds = {options["file_format"] or format_of(path) for path in paths}
+    metadata = frame.schema.get("metadata") if isinstance(frame, pl.DataFrame) else None
     if not kinds <= {"csv", "tsv"} or not isinstance(metadata, pl.Struct):
         return
-    chosen = _names(options["text"])
+    chosen = {*_names(options["text"]), *known}
     for name in (field.name for field in metadata.fields if field.dtype == pl.String and field.name not in chosen):
         values = frame["metadata"].struct.field(name).drop_nulls()
         odd = values.filter(values.cast(pl.Float64, strict=False).is_null())
@@ -165,7 +211,7 @@ def _names(text: str | None) -> list[str]:
     return [name.strip() for name in text.split(",")] if text else []
 
 
-def _scan(files: Sequence[str], spool: Path, options: dict[str, Any]) -> Any:
+def _scan(paths: Sequence[str], options: dict[str, Any], known: dict[str, Any]) -> Any:
     from entityframes.files import TextOptions, scan_files
 
     keys = _names(options["id_columns"]) if options["entity_type"] else ["entity_type", "id", "content"]
@@ -175,8 +221,9 @@ def _scan(files: Sequence[str], spool: Path, options: dict[str, Any]) -> Any:
         separator=options["separator"],
         nulls=options["nulls"],
         text=list(as_text),
+        known=known,
     )
-    return scan_files(files, options["file_format"], text, spool=spool)
+    return scan_files(paths, options["file_format"], text)
 
 
 def _entity_frame(rows: Any, options: dict[str, Any]) -> Any:

@@ -228,7 +228,7 @@ class SyncRun:
         self._account.tell(rows.filter(action == "conflict"), "conflict", error=pl.col("reason"))
         self._refuse(rows.filter(action == "invalid"))
         unchanged = rows.filter(action == "unchanged")
-        self._account.tell(unchanged, "unchanged")
+        self._account.tell(unchanged, "unchanged", error=pl.col("reason"))
         self._account.forget(unchanged.filter((pl.col("file") == "gone") & (pl.col("entity") == "gone")))
         if "now_hash" in rows.columns:
             self._account.file(unchanged.filter(pl.col("equal") | (pl.col("file") == "same")))

@@ -25,6 +25,9 @@ MEMORY_BYTES = 128 << 20
 MEMORY_PER_BYTE = 4
 MEMORY_AT_MOST = 8 << 30
 
+#: Where the database is; null in memory.
+_PATH = "SELECT path FROM duckdb_databases() WHERE database_name = current_database()"
+
 #: What a cursor does not inherit: times come in UTC, and SQL sees no variable of Python's.
 CURSOR_SETTINGS = "SET TimeZone = 'UTC'; SET python_enable_replacements = false"
 
@@ -64,6 +67,10 @@ class File:
             self._root = duckdb.connect(location.target)
         except (duckdb.Error, UnicodeError, ValueError) as error:
             raise ConnectError(why_not_opened(location, error)) from None
+        if self._bounded and self._root.execute(_PATH).fetchone() == (None,):
+            # DuckDB opens CSV, Parquet and JSON as a database that is gone with the process.
+            self._root.close()
+            raise ConnectError(f"{location.address} is a file of rows, not of DuckDB: a store needs a file of its own")
 
     @contextmanager
     def root(self) -> Iterator[Any]:

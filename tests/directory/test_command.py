@@ -52,7 +52,22 @@ def test_folders_that_are_left_out_are_told(root: Path, tmp_path: Path) -> None:
     assert "1 created" in second.stdout
     assert "note" not in second.stderr
     (root / ".efignore").write_text("_posts/\n")
-    assert "note" not in run("sync", root, "--store", store).stderr
+    assert "names that begin" not in run("sync", root, "--store", store).stderr
+
+
+def test_what_is_left_as_it_is_is_told(root: Path, tmp_path: Path) -> None:
+    """Files that are gone are no news like any other: what takes their entities along is said."""
+    store = tmp_path / "store.duckdb"
+    for name in "abc":
+        (root / f"{name}.md").write_text(name)
+    assert run("sync", root, "--store", store).stderr == ""
+    for name in "ab":
+        (root / f"{name}.md").unlink()
+    for words in (["--dry-run"], []):
+        said = run("sync", root, "--store", store, *words).stderr
+        assert "note: 2 left as they are" in said
+        assert "deletions travel only with --delete" in said
+    assert "--max-delete 2 allows them" in run("sync", root, "--store", store, "--delete").stderr
 
 
 def test_conflicts_and_bad_files_end_with_1(url: str, root: Path) -> None:
