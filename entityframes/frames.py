@@ -60,14 +60,15 @@ def entities(
         nothing to keep, ``metadata`` as a Struct; one row for each row of `df`, in its order.
 
     Raises:
-        SchemaError: a column is missing, or its dtype cannot serve as id or content.
+        SchemaError: a column is missing, its dtype cannot serve as id or content, or an argument is of another kind.
     """
+    _check_arguments(entity_type, id, content)
     frame = df if isinstance(df, pl.DataFrame | pl.LazyFrame) else as_frame(df)
     schema = frame.collect_schema()
     names = list(schema)
     taken = {column for column in (id, content) if isinstance(column, str)}
     kept = [name for name in names if name not in taken] if metadata is None else list(metadata)
-    _require(names, [*taken, *kept], "entities()")
+    _require(names, [*taken, *kept], "entities()", index=getattr(getattr(df, "index", None), "names", ()))
 
     for name in kept:
         types.check_dtype(name, schema[name])
@@ -277,6 +278,17 @@ def _canonical_metadata(frame: pl.DataFrame) -> tuple[pl.Series, pl.Series, list
     return encoded["metadata"], problem, []
 
 
+def _check_arguments(entity_type: Any, id: Any, content: Any) -> None:
+    if not isinstance(entity_type, str):
+        raise SchemaError(
+            f"entity_type is {type(entity_type).__name__}: it is the text that every row gets; a frame with columns "
+            "entity_type, id and content is an entity frame as it is"
+        )
+    for name, column in (("id", id), ("content", content)):
+        if not isinstance(column, str | pl.Expr) and not (name == "content" and column is None):
+            raise SchemaError(f"{name} is {type(column).__name__}: it is the name of a column, or an expression")
+
+
 def _named(column: str | pl.Expr) -> pl.Expr:
     return pl.col(column) if isinstance(column, str) else column
 
@@ -285,8 +297,13 @@ def _show(column: str | pl.Expr | None) -> str:
     return repr(column) if isinstance(column, str) else "expression"
 
 
-def _require(present: list[str], needed: Iterable[str], what: str) -> None:
+def _require(present: list[str], needed: Iterable[str], what: str, index: Iterable[Any] = ()) -> None:
     missing = [name for name in dict.fromkeys(needed) if name not in present]
+    if of_index := [name for name in missing if name in index]:
+        raise SchemaError(
+            f"{what} needs columns {', '.join(map(repr, of_index))}, which are the index of the frame: "
+            "pass frame.reset_index()"
+        )
     if missing:
         raise SchemaError(
             f"{what} needs columns {', '.join(map(repr, missing))}, which are missing "

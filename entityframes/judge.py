@@ -75,7 +75,8 @@ def losers(rows: pl.DataFrame, policy: OnDuplicate) -> pl.Series:
             f"{kind}/{id}" for kind, id in lost.select(KEY).unique(maintain_order=True).head(5).iter_rows()
         )
         raise DuplicateError(
-            f"{lost.height:,} rows repeat the key of another row ({shown}{', ...' if lost.height > 5 else ''}): "
+            f"{lost.height:,} {'row repeats' if lost.height == 1 else 'rows repeat'} the key of another row "
+            f"({shown}{', ...' if lost.height > 5 else ''}): "
             "make the ids unique, or choose on_duplicate='last' or 'first'; nothing of them was written"
         )
     return lost["row"]

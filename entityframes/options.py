@@ -31,7 +31,7 @@ class Options:
         return [name for name in (self.expected_hash, self.expected_metadata_hash) if name is not None]
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and (isinstance(self.batch_size, bool) or self.batch_size < 1):
+        if self.batch_size is not None and (not _is_count(self.batch_size)):
             raise ValueError(f"batch_size is {self.batch_size!r}: it is a number of rows, at least 1, or None")
         if self.on_duplicate not in ("last", "first", "error"):
             raise ValueError(f"on_duplicate is {self.on_duplicate!r}: it is 'last', 'first' or 'error'")
@@ -50,3 +50,7 @@ class Options:
                 for name, alias in zip(hashes, ("expected", "expected_metadata"), strict=True)
             ),
         )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

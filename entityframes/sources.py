@@ -21,7 +21,7 @@ _READ_AHEAD = ("POLARS_ROW_GROUP_PREFETCH_SIZE", "POLARS_RECORD_BATCH_PREFETCH_S
 
 def is_stream(source: Any) -> bool:
     """Whether a source is to be read piece by piece: what can be read only once, or is not in memory."""
-    if isinstance(source, pl.DataFrame):
+    if isinstance(source, pl.DataFrame | pl.Series):
         return False
     if isinstance(source, pl.LazyFrame):
         return True
@@ -73,6 +73,11 @@ def _from_pandas_bytes(source: Any, error: Exception) -> pl.DataFrame:
     try:
         return pl.DataFrame(encoded)
     except Exception as again:
+        for name in encoded.columns:
+            try:
+                pl.DataFrame(encoded[[name]])
+            except Exception as wrong:
+                raise SchemaError(f"column {name!r} cannot be read through Arrow: {wrong}") from again
         raise SchemaError(f"the frame cannot be read through Arrow: {error}") from again
 
 

@@ -107,7 +107,7 @@ def test_a_search_before_anything_is_embedded(run: Run) -> None:
     with ef.connect(run.url) as store:
         store.upsert(pl.DataFrame({"entity_type": "note", "id": ["a", "b"], "content": "text"}), progress=False)
     code, _, said = run("search", "text")
-    assert (code, "2 entities are due for embedding: entityframes embed" in said) == (1, True)
+    assert (code, "note: 2 due for embedding: entityframes embed" in said) == (1, True)
 
 
 @pytest.mark.parametrize(

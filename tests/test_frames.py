@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 
 import duckdb
 import pandas as pd
@@ -232,6 +233,31 @@ def test_entities_refuses_what_makes_no_stable_id() -> None:
         ef.entities(pl.DataFrame({"f": [1.0], "k": ["a"]}), "t", id="k", content="f")
     with pytest.raises(ef.SchemaError, match="expected a frame, got dict"):
         ef.entities({"a": [1]}, "t", id="a")
+
+
+@pytest.mark.parametrize(
+    ("frame", "entity_type", "id", "said"),
+    [
+        (pd.DataFrame({"k": ["a"], "n": [1]}).set_index("k"), "t", "k", "'k', which are the index of the frame"),
+        (pd.DataFrame({"k": ["a"]}), "t", 0, "id is int: it is the name of a column"),
+        (pd.DataFrame({"k": ["a"]}), 5, "k", "entity_type is int: it is the text"),
+        (pd.DataFrame({"k": ["a"]}), pl.col("k"), "k", "a frame with columns entity_type, id and content"),
+        (pd.DataFrame({"k": ["a", "b"], "n": [1, 2**70]}), "t", "k", "column 'n' cannot be read"),
+        (pd.DataFrame({"k": ["a", "b"], "n": [1, "x"]}), "t", "k", "column 'n' cannot be read"),
+    ],
+)
+def test_what_entities_cannot_take(frame: pd.DataFrame, entity_type: object, id: object, said: str) -> None:
+    """Is told in the words of the call, with the column."""
+    with pytest.raises(ef.SchemaError, match=re.escape(said)):
+        ef.entities(frame, entity_type, id=id)  # type: ignore[arg-type]
+
+
+def test_a_series_is_no_frame(store: ef.EntityStore) -> None:
+    """Nor is a fraction a number of rows."""
+    with pytest.raises(ef.SchemaError, match="needs columns"):
+        store.upsert(pl.Series(["a"]))
+    with pytest.raises(ValueError, match=r"batch_size is 1\.5: it is a number of rows"):
+        store.upsert(pl.DataFrame(schema=["entity_type", "id", "content"]), batch_size=1.5)  # type: ignore[arg-type]
 
 
 def test_ids() -> None:

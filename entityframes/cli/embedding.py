@@ -206,7 +206,7 @@ def search(
     else:
         _print_found(found)
     if due:
-        click.echo(f"note: {due:,} entities are due for embedding: entityframes embed", err=True)
+        click.echo(f"note: {due:,} due for embedding: entityframes embed", err=True)
     sys.exit(0 if found.height else 1)
 
 
