@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 import entityframes as ef
 
@@ -66,3 +67,19 @@ with ef.connect(sys.argv[1]) as store:
     command = [sys.executable, "-c", script, str(tmp_path / "store.duckdb")]
     run = subprocess.run(command, env={**os.environ, "TZ": "GMT+3"}, capture_output=True, text=True)
     assert run.stdout == "UTC UTC\n", run.stderr
+
+
+def test_one_file_under_two_names(tmp_path: Path) -> None:
+    """DuckDB would take a hard link for another file, and one would write over the other."""
+    path, link = tmp_path / "store.duckdb", tmp_path / "link.duckdb"
+    with ef.connect(path) as store:
+        store.upsert_entity("note", "a", "text")
+        os.link(path, link)
+        with pytest.raises(ef.ConnectError, match=r"link\.duckdb is open in this process as .*store\.duckdb"):
+            ef.connect(link)
+        with ef.connect(path) as again:
+            assert again.entity_exists("note", "a")
+    with ef.connect(link) as other:
+        assert other.entity_exists("note", "a")
+    # A store that was closed holds nothing.
+    assert store.address

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -38,13 +37,29 @@ _locks_free = threading.Lock()
 
 
 def _writing(target: str) -> threading.Lock:
-    """The lock that is held while a file is written; a store in memory has its own."""
+    """The lock that is held while a file is written; a store in memory has its own.
+
+    Raises:
+        ConnectError: this process has the file open under another name, which DuckDB would take for another file.
+    """
+    if target == ":memory:":
+        return threading.Lock()
+    process, path = os.getpid(), os.path.realpath(target)
     with _locks_free:
-        key = (os.getpid(), os.path.realpath(target) if target != ":memory:" else f":memory:{uuid.uuid4()}")
-        lock = _locks.get(key)
+        for owner, other in list(_locks):
+            if owner == process and other != path and _same_file(other, path):
+                raise ConnectError(f"{target} is open in this process as {other}: it is the same file, use that name")
+        lock = _locks.get((process, path))
         if lock is None:
-            lock = _locks[key] = threading.Lock()
+            lock = _locks[process, path] = threading.Lock()
         return lock
+
+
+def _same_file(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
 
 
 class File:
@@ -178,6 +193,8 @@ class File:
             return
         with self._root_free:
             root, self._root = self._root, None
+            # From now on the file may be opened under any of its names.
+            self._writing = threading.Lock()
             while root is not None:
                 # Its cursors are closed with it; DuckDB refuses while one of them is at a statement.
                 try:
