@@ -346,7 +346,8 @@ def in_key_order(rows: pl.DataFrame) -> pl.DataFrame:
 
 def numbered(frame: pl.DataFrame, start: int = 0) -> pl.DataFrame:
     """The frame with the position of each row in a UInt32 column ``row``, counted from `start`."""
-    return frame.with_row_index("row", start)
+    # Not with_row_index: frames that the store gave out may have a column of that name.
+    return frame.with_columns(pl.int_range(start, start + frame.height, dtype=pl.UInt32).alias("row"))
 
 
 def readable_keys(frame: pl.DataFrame) -> pl.DataFrame:

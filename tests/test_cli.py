@@ -134,7 +134,9 @@ def test_failed_rows_are_written_corrected_and_imported_again(run: Run) -> None:
 def test_a_second_file_whose_columns_look_different(run: Run) -> None:
     """Is read with the dtypes on record where that takes nothing from a value: rows that failed, whole numbers."""
     options = ["--type", "shop", "--id", "id", "--content", "name"]
-    (run.folder / "a.csv").write_text("id,name,price,zip,day\n1,a,2.5,A1,2024-01-01\n,b,,12345,\n3,c,4.5,B2,\n")
+    (run.folder / "a.csv").write_text(
+        "id,name,price,zip,day,row\n1,a,2.5,A1,2024-01-01,7\n,b,,12345,,8\n3,c,4.5,B2,,9\n"
+    )
     assert run("import", "a.csv", *options, "--failed", "bad.csv")[0] == 1
     bad = (run.folder / "bad.csv").read_text()
     (run.folder / "bad.csv").write_text(bad.replace("\n,b", "\n2,b"))

@@ -225,6 +225,16 @@ def test_the_callers_exception_passes_and_the_result_is_kept(store: ef.EntitySto
     assert store.last_result.counts["created"] == 1
 
 
+def test_a_frame_that_has_row_numbers(store: ef.EntityStore) -> None:
+    """As frames have that the store gave out: rows are counted anew."""
+    given = frame(("b", "z"), ("a", "z")).with_columns(row=pl.Series([7, 7], dtype=pl.UInt32))
+    for again in (given, given.lazy(), iter([given])):
+        assert store.upsert(again).outcomes["row"].to_list() == [0, 1]
+    assert store.plan(given).counts["unchanged"] == 2
+    assert store.exists(given)["exists"].all()
+    assert store.delete(given).counts["deleted"] == 2
+
+
 def test_empty_frame_is_a_no_op(store: ef.EntityStore) -> None:
     """Zero rows give an empty outcome frame."""
     result = store.upsert(frame())

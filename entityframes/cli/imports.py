@@ -14,6 +14,8 @@ from entityframes.cli.common import json_option, open_store, print_summary, stor
 
 #: A column that --failed adds and that import leaves out again.
 ERROR_COLUMN = "entityframes_error"
+#: Where a row is in the input, beside the columns of the file.
+ROW_COLUMN = "entityframes_row"
 
 
 @click.command("import")
@@ -257,8 +259,9 @@ def _write_failed(rows: Any, result: Any, path: str) -> None:
     from entityframes.results import UNRESOLVED
 
     bad = result.outcomes.filter(pl.col("status").is_in(UNRESOLVED))
-    reasons = bad.select("row", pl.coalesce("error", pl.col("status").cast(pl.String)).alias(ERROR_COLUMN))
-    numbered = (
-        rows.drop(ERROR_COLUMN, strict=False).with_row_index("row").filter(pl.col("row").is_in(bad["row"].implode()))
+    reasons = bad.select(
+        pl.col("row").alias(ROW_COLUMN), pl.coalesce("error", pl.col("status").cast(pl.String)).alias(ERROR_COLUMN)
     )
-    write_file(numbered.collect().join(reasons, on="row", how="left", maintain_order="left").drop("row"), path)
+    numbered = rows.drop(ERROR_COLUMN, strict=False).with_row_index(ROW_COLUMN)
+    given = numbered.filter(pl.col(ROW_COLUMN).is_in(bad["row"].implode())).collect()
+    write_file(given.join(reasons, on=ROW_COLUMN, how="left", maintain_order="left").drop(ROW_COLUMN), path)
