@@ -131,6 +131,8 @@ def _scan_text(paths: list[str], options: TextOptions, separator: str) -> pl.Laz
         raise SchemaError(f"no column {', '.join(map(repr, missing))}; the file has {found}{header}")
     reading |= {"infer_schema_length": options.infer_rows, "schema_overrides": dict.fromkeys(options.text, pl.String)}
     rows = pl.scan_csv(paths, **reading)
+    if not options.known:
+        return rows
     known = {name: dtype for name, dtype in options.known.items() if name in names and name not in options.text}
     # What looks like a number here is the text that it is where the column is known as text.
     looks = rows.collect_schema()

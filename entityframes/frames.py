@@ -227,7 +227,7 @@ def _readable(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
             text = raw.cast(pl.String)
         except pl.exceptions.ComputeError:
             values = raw.to_list()
-            bad = [value is not None and not _is_utf8(value) for value in values]
+            bad = [value is not None and not is_utf8(value) for value in values]
             shown = [None if value is None else value.decode("utf-8", "replace") for value in values]
             text = pl.Series(name, shown, dtype=pl.String)
             said = pl.Series([f"{name} is not valid UTF-8" if wrong else None for wrong in bad], dtype=pl.String)
@@ -236,7 +236,8 @@ def _readable(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
     return frame.with_columns(texts), problem
 
 
-def _is_utf8(value: bytes) -> bool:
+def is_utf8(value: bytes) -> bool:
+    """Whether bytes are text."""
     try:
         value.decode()
     except UnicodeDecodeError:

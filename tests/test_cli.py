@@ -180,7 +180,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, s
         (["a.csv", "--failed", "a.csv"], "a file to be imported"),
         (["a.csv", "--failed", "no/such/x.csv"], "there is no such folder"),
         (["a.csv", "--failed", "bad.weird"], "tells no format"),
-        (["a.csv", "--store", "a.csv"], "a file of rows, not of DuckDB"),
+        (["a.csv", "--store", "a.csv"], "a file of rows: a DuckDB store needs"),
         (["-"], "standard input has no name that tells its format"),
         (["-", "-", "--format", "csv"], "standard input can be read once"),
         (["-", "a.csv", "--format", "csv"], "a.csv has other columns than standard input"),
@@ -303,6 +303,7 @@ def test_interrupt(run: Run) -> None:
     assert process.returncode == 130, errors
     assert time.monotonic() - started < 10
     assert "interrupted" in errors
+    assert "the same command again goes on" in errors
     assert "Traceback" not in errors
     counts = json.loads(out)["counts"]
     assert counts["cancelled"] > 0

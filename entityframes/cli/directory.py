@@ -166,7 +166,7 @@ def _print_result(result: Any, folder: str, address: str, as_json: bool) -> None
 def _tell_left_alone(reasons: Any) -> None:
     """Say what is not in step and was left as it is, and why."""
     for reason, count in reasons.drop_nulls().value_counts(sort=True).iter_rows():
-        click.echo(f"note: {count:,} left as they are: {_said(reason)}", err=True)
+        click.echo(f"note: {count:,} left alone: {_said(reason)}", err=True)
 
 
 def _said(reason: str) -> str:

@@ -98,7 +98,7 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
             frame = _read(rows, paths, options)
             with open_store(url, namespace) as store:
                 known = _known(store, options["entity_type"])
-                as_stored = _scan(paths, options, known)
+                as_stored = _scan(paths, options, known) if known else rows
                 if as_stored.collect_schema() != rows.collect_schema():
                     _tell_text(rows.collect_schema(), as_stored.collect_schema())
                     rows = as_stored
@@ -135,6 +135,7 @@ def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options
         )
     except KeyboardInterrupt:
         print_summary(store.last_result, files, store.address, as_json, rest)
+        click.echo("note: the same command again goes on: what is stored is left as it is", err=True)
         raise
     print_summary(result, files, store.address, as_json, rest)
     parts = _names(options["id_columns"])

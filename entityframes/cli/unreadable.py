@@ -36,6 +36,7 @@ def told_where(paths: Sequence[str], file_format: str | None, separator: str | N
 
 def _complaint(path: str, file_format: str | None, separator: str | None) -> str | None:
     from entityframes.files import format_of
+    from entityframes.frames import is_utf8
 
     kind = file_format or format_of(path)
     if kind not in ("csv", "tsv", "ndjson") or path.lower().endswith((".zst", ".zstd")):
@@ -46,7 +47,7 @@ def _complaint(path: str, file_format: str | None, separator: str | None) -> str
             return _not_json(file) if kind == "ndjson" else _ragged(file, separator or ("\t" if kind == "tsv" else ","))
     except UnicodeDecodeError:
         with opened(path, "rb") as file:
-            line = next((number for number, text in enumerate(file, 1) if not _is_utf8(text)), 1)
+            line = next((number for number, text in enumerate(file, 1) if not is_utf8(text)), 1)
         return f", line {line}: not UTF-8; save the file as UTF-8"
     except (OSError, EOFError, csv.Error) as error:
         return f": {error}"
@@ -74,11 +75,3 @@ def _not_json(file: Any) -> str | None:
         if not right:
             return f", line {number}: no JSON object"
     return " is empty" if empty else None
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

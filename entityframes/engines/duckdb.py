@@ -39,15 +39,19 @@ class DuckDBEngine:
         self._sql: dict[str, str] = {}
         #: About how many there are.
         self._entities = 0
-        self._file = File(location)
+        sql = queries.load("duckdb.sql", namespace)
+        self._file = File(location, sql["session"])
         self._cursor, self._writer, self._transaction = self._file.cursor, self._file.writer, self._file.transaction
         try:
             with self._file.root() as root:
                 # A file entityframes.duckdb is a catalog of the same name as the schema in it.
-                ((catalog,),) = root.execute(queries.load("duckdb.sql", namespace)["catalog"]).fetchall()
+                ((catalog, path),) = root.execute(sql["catalog"]).fetchall()
+                if path is None and location.target != ":memory:":
+                    # DuckDB opens CSV, Parquet and JSON as a database that is gone with the process.
+                    raise ConnectError(f"{self.address} is a file of rows: a DuckDB store needs a file of its own")
                 for file in ("duckdb.sql", "duckdb_checks.sql", "duckdb_embedding.sql", "duckdb_directory.sql"):
                     self._sql |= queries.load(file, namespace, catalog)
-                root.execute(self._sql["session"])
+                root.execute(self._sql["settings"])
             self._migrate()
             self._entities = self.count(None)
             self._file.limit_memory()

@@ -26,8 +26,8 @@ hashed AS MATERIALIZED (
 SELECT count(*) > 0 FROM duckdb_tables() WHERE lower(schema_name) = lower($1) AND table_name = 'format' AND NOT temporary
 
 -- name: catalog
--- What the file's own catalog is called.
-SELECT current_database()
+-- What the file's own catalog is called, and where it is; null in memory.
+SELECT database_name, path FROM duckdb_databases() WHERE database_name = current_database()
 
 -- name: storage_version
 -- Which version of DuckDB can read the file, such as v1.0.0+; nothing for a store in memory.
@@ -38,6 +38,11 @@ SELECT max(tags['storage_version']) FROM duckdb_databases() WHERE database_name 
 SELECT max(version) FROM {schema}.format
 
 -- name: session
+-- What every cursor sets, as it inherits nothing: times come in UTC, and SQL sees no variable of Python's.
+SET TimeZone = 'UTC';
+SET python_enable_replacements = false
+
+-- name: settings
 -- For all who have the file open in this process: no file outside the store can be read by SQL.
 -- A checkpoint at each 16 MB of log, the default, takes half of a long run.
 SET wal_autocheckpoint = '64MB';

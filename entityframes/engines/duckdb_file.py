@@ -24,12 +24,6 @@ MEMORY_BYTES = 128 << 20
 MEMORY_PER_BYTE = 4
 MEMORY_AT_MOST = 8 << 30
 
-#: Where the database is; null in memory.
-_PATH = "SELECT path FROM duckdb_databases() WHERE database_name = current_database()"
-
-#: What a cursor does not inherit: times come in UTC, and SQL sees no variable of Python's.
-CURSOR_SETTINGS = "SET TimeZone = 'UTC'; SET python_enable_replacements = false"
-
 #: The lock of the writers of each file, whoever opened it: nothing but that they take turns keeps its keys unique.
 #: By process, because one that a fork copied may be held for ever.
 _locks: WeakValueDictionary[tuple[int, str], threading.Lock] = WeakValueDictionary()
@@ -65,12 +59,17 @@ def _same_file(path: str, other: str) -> bool:
 class File:
     """One DuckDB database of this process.
 
+    Args:
+        location: where it is.
+        session: the statements that every cursor begins with.
+
     Raises:
         ConnectError: it cannot be opened.
     """
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, session: str) -> None:
         self._process = os.getpid()
+        self._session = session
         self._writing = _writing(location.target)
         # The connection that cursors are made of; one call at a time, DuckDB refuses a second.
         self._root: Any = None
@@ -82,10 +81,6 @@ class File:
             self._root = duckdb.connect(location.target)
         except (duckdb.Error, UnicodeError, ValueError) as error:
             raise ConnectError(why_not_opened(location, error)) from None
-        if self._bounded and self._root.execute(_PATH).fetchone() == (None,):
-            # DuckDB opens CSV, Parquet and JSON as a database that is gone with the process.
-            self._root.close()
-            raise ConnectError(f"{location.address} is a file of rows, not of DuckDB: a store needs a file of its own")
 
     @contextmanager
     def root(self) -> Iterator[Any]:
@@ -107,7 +102,7 @@ class File:
             cursor = root.cursor()
         try:
             with translated():
-                cursor.execute(CURSOR_SETTINGS)
+                cursor.execute(self._session)
             if interrupt is None:
                 yield cursor
             else:

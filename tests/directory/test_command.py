@@ -65,7 +65,7 @@ def test_what_is_left_as_it_is_is_told(root: Path, tmp_path: Path) -> None:
         (root / f"{name}.md").unlink()
     for words in (["--dry-run"], []):
         said = run("sync", root, "--store", store, *words).stderr
-        assert "note: 2 left as they are" in said
+        assert "note: 2 left alone" in said
         assert "deletions travel only with --delete" in said
     assert "--max-delete 2 allows them" in run("sync", root, "--store", store, "--delete").stderr
 
