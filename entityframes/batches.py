@@ -16,7 +16,8 @@ from typing import Any
 import polars as pl
 
 from entityframes import frames, types
-from entityframes.attempts import RETRIED, Attempts, FateUnknownError, from_ledger
+from entityframes.answers import not_written, told
+from entityframes.attempts import RETRIED, Attempts, from_ledger
 from entityframes.chunks import chunks, shares
 from entityframes.engines import Batch, CtrlC, Engine, Interrupt
 from entityframes.errors import (
@@ -35,7 +36,7 @@ from entityframes.frames import KEY
 from entityframes.judge import judge, losers
 from entityframes.options import Options
 from entityframes.progress import Reporter
-from entityframes.results import OutcomeLog, UpsertResult, outcomes
+from entityframes.results import OutcomeLog, UpsertResult, outcomes, together
 from entityframes.threads import Submit
 
 #: Batches that threads are working on, with their rows.
@@ -92,7 +93,7 @@ class UpsertRun:
             sizes = {"max_bytes": self.engine.batch_bytes, "max_rows": self.engine.batch_rows}
             cut = shares(given, **sizes, writers=self.engine.writers)
         else:
-            cut = chunks(given, self.options.batch_size)
+            cut = chunks(given, self.options.batch_size, self.options.batch_bytes)
         working: Working = {}
         taken = 0
         waiting: pl.DataFrame | None = None
@@ -135,12 +136,12 @@ class UpsertRun:
                 self._end(error)
             return self._fail_all(_shown(chunk), error, None)
         rows, duplicates = self._drop_duplicates(rows)
-        aside = pl.concat([refused, outcomes(duplicates, status="duplicate")])
+        ended = [refused, outcomes(duplicates, status="duplicate")]
         if refused.height and self.options.on_error != "isolate":
-            return pl.concat([aside, self._fail_all(rows, ValidationError(_first_error(refused)), None)])
-        if rows.is_empty():
-            return aside
-        return pl.concat([aside, *self._store(frames.in_key_order(rows), self._batch())])
+            ended.append(self._fail_all(rows, ValidationError(_first_error(refused)), None))
+        else:
+            ended.extend(self._store(frames.in_key_order(rows), self._batch()))
+        return together(ended)
 
     def _batch(self) -> Batch:
         return Batch(self.run_id, self.interrupt, self.options.embed, was_empty=self._was_empty)
@@ -154,8 +155,8 @@ class UpsertRun:
                 # What the batch wrote is in the ledger; the others get an answer of their own.
                 done = pl.int_range(rows.height).is_in(committed.written["position"].cast(pl.Int64).implode())
                 at = rows.select(done.cum_sum().cast(pl.Int64) - 1).to_series()
-                told = committed.written.with_columns(at[committed.written["position"]].alias("position"))
-                yield self._tell(rows.filter(done), told, batch)
+                written = committed.written.with_columns(at[committed.written["position"]].alias("position"))
+                yield told(rows.filter(done), written, batch)
                 rows = rows.filter(~done)
                 batch = self._batch()
                 continue
@@ -166,7 +167,7 @@ class UpsertRun:
                     self._end(error)
                 yield self._fail_all(rows, error, batch)
             else:
-                yield self._tell(rows, written, batch)
+                yield told(rows, written, batch)
             return
 
     def _prepare(self, chunk: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -239,35 +240,6 @@ class UpsertRun:
         if written is not None:
             raise _AnswerLostError(written)
 
-    # What became of the rows.
-
-    def _tell(self, rows: pl.DataFrame, written: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """Outcomes from the database's own answer; rows that it does not name are unchanged."""
-        refused = pl.col("error").is_not_null() if "error" in written.columns else pl.lit(False)
-        told = rows.select("row", *KEY, position=pl.int_range(pl.len(), dtype=pl.Int64))
-        told = told.join(
-            written.with_columns(pl.col("position").cast(pl.Int64)), on="position", how="left", maintain_order="left"
-        )
-        conflict = pl.col("conflict").fill_null(False) if "conflict" in written.columns else pl.lit(False)
-        said = "the stored entity is not the one that was expected: somebody else changed, made or deleted it"
-        wrote_content = pl.col("due").fill_null(False) & ~refused
-        return outcomes(
-            told,
-            status=pl.when(refused)
-            .then(pl.lit("failed"))
-            .when(conflict)
-            .then(pl.lit("conflict"))
-            .when(pl.col("created").is_null())
-            .then(pl.lit("unchanged"))
-            .when(pl.col("created"))
-            .then(pl.lit("created"))
-            .otherwise(pl.lit("updated")),
-            batch_id=batch.batch_id,
-            job_id=pl.when(wrote_content).then(pl.lit(batch.job_id)),
-            error_kind=pl.when(refused).then(pl.lit("database")),
-            error=pl.when(conflict).then(pl.lit(said)).otherwise(pl.col("error") if "error" in told.columns else None),
-        )
-
     def _fail_all(self, rows: pl.DataFrame, error: EntityFramesError, batch: Batch | None) -> pl.DataFrame:
         """Outcomes of a batch that was rolled back; the run ends too if the caller wants it or no batch can succeed."""
         if self.options.on_error == "raise":
@@ -275,20 +247,7 @@ class UpsertRun:
         if isinstance(error, ConnectionLostError):
             # Batches that follow would each wait for the same server.
             self.interrupt.fire()
-        status = "unknown" if isinstance(error, FateUnknownError) else "failed"
-        said = f"the batch was rolled back: {error}" if status == "failed" else f"lost during COMMIT: {error}"
-        return outcomes(
-            rows,
-            status=status,
-            batch_id=batch.batch_id if batch else None,
-            error_kind=error.kind
-            if isinstance(error, DatabaseError)
-            else "connection"
-            if isinstance(error, ClosedError)
-            else "validation",
-            error=said,
-            sqlstate=error.sqlstate if isinstance(error, DatabaseError) else None,
-        )
+        return not_written(rows, error, batch)
 
     # The run, in the caller's thread.
 

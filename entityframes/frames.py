@@ -1,4 +1,4 @@
-"""Entity frames: which columns they have, what their rows must satisfy, and their canonical form.
+"""Entity frames and id frames: how they are made, which columns they have, and their keys.
 
 An entity frame has the columns ``entity_type``, ``id``, ``content`` (all String) and, if wanted, ``metadata``
 (a Struct, or a String that holds a JSON object). Other columns than these and those that the store itself hands
@@ -7,18 +7,15 @@ out are refused, so that nothing is dropped in silence.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import polars as pl
 
 from entityframes import types
-from entityframes.canonical import NUL_ESCAPE, NUL_MESSAGE, Shape, canonical_json
 from entityframes.errors import SchemaError
 from entityframes.sources import as_frame
+from entityframes.utf8 import readable
 
 #: What identifies an entity, in key order.
 KEY = ("entity_type", "id")
@@ -28,9 +25,6 @@ STORE_COLUMNS = frozenset({"found", "exists", "content_hash", "created_at", "upd
 
 #: Whether a text of an id frame can be no key.
 _NO_KEY = pl.any_horizontal(pl.col(KEY).is_null(), pl.col(KEY).str.contains("\0", literal=True).fill_null(True))
-
-#: Limits of one value in bytes of UTF-8, the same on every engine.
-MAX_BYTES: Mapping[str, int] = {"entity_type": 255, "id": 1024, "content": 64 << 20, "metadata": 64 << 20}
 
 #: Dtypes that `entities` and `ids` turn into ids without loss.
 _ID_DTYPES = (pl.String, pl.Categorical, pl.Enum, pl.Date)
@@ -169,116 +163,6 @@ def check_not_all_null(frame: pl.DataFrame) -> None:
         raise SchemaError(f"columns {', '.join(map(repr, empty))} hold only nulls: nothing was written")
 
 
-@dataclass(frozen=True)
-class Canonical:
-    """Rows of an entity frame in the one form that is hashed, compared and stored."""
-
-    #: row, entity_type, id, content, metadata (JSON text), content_hash and metadata_hash (Binary, sha256).
-    valid: pl.DataFrame
-    #: row, entity_type, id, error: the rows that break a rule.
-    invalid: pl.DataFrame
-    #: The different shapes of metadata that came as JSON text; then valid has a column ``shape`` of indices into this.
-    shapes: list[Shape]
-
-
-def canonicalise(frame: pl.DataFrame) -> Canonical:
-    """Validate rows and bring them into canonical form; the order is kept.
-
-    Args:
-        frame: an entity frame with a ``row`` column.
-
-    Returns:
-        Each row of `frame` once, either in ``valid`` or in ``invalid`` with a reason that names the rule.
-    """
-    frame, problem = _readable(
-        frame.select("row", *KEY, "content", *(["metadata"] if "metadata" in frame.columns else []))
-    )
-    metadata, unparsable, shapes = _canonical_metadata(frame)
-    distinct = {shape: number for number, shape in enumerate(dict.fromkeys(filter(None, shapes)))}
-    if shapes:
-        numbers = [None if shape is None else distinct[shape] for shape in shapes]
-        frame = frame.with_columns(pl.Series("shape", numbers, dtype=pl.UInt32))
-    problems = pl.coalesce(
-        pl.lit(problem),
-        *(_text_problem(name) for name in (*KEY, "content")),
-        pl.lit(unparsable),
-        pl.when(pl.col("metadata").str.len_bytes() > MAX_BYTES["metadata"]).then(pl.lit("metadata is over 64 MiB")),
-    )
-    frame = frame.with_columns(metadata=metadata).with_columns(error=problems)
-    invalid = frame.filter(pl.col("error").is_not_null()).select("row", *KEY, "error")
-    valid = frame.drop("error") if invalid.is_empty() else frame.filter(pl.col("error").is_null()).drop("error")
-    hashes = sha256(valid["content"]).alias("content_hash"), sha256(valid["metadata"]).alias("metadata_hash")
-    return Canonical(valid.with_columns(hashes), invalid, list(distinct))
-
-
-def sha256(texts: pl.Series) -> pl.Series:
-    """The sha256 of each text's UTF-8 bytes, 32 bytes each, as Binary."""
-    digest = hashlib.sha256
-    return pl.Series(texts.name, [digest(text).digest() for text in texts.cast(pl.Binary).to_list()], dtype=pl.Binary)
-
-
-def _readable(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
-    """Replace text that is not UTF-8 (Arrow does not check) by a readable stand-in, and say so row by row."""
-    problem = pl.Series("problem", [None], dtype=pl.String).new_from_index(0, frame.height)
-    texts = []
-    for name in (name for name, dtype in frame.schema.items() if dtype in (pl.String, pl.Binary, pl.Null)):
-        raw = frame[name].cast(pl.Binary)
-        try:
-            text = raw.cast(pl.String)
-        except pl.exceptions.ComputeError:
-            values = raw.to_list()
-            bad = [value is not None and not is_utf8(value) for value in values]
-            shown = [None if value is None else value.decode("utf-8", "replace") for value in values]
-            text = pl.Series(name, shown, dtype=pl.String)
-            said = pl.Series([f"{name} is not valid UTF-8" if wrong else None for wrong in bad], dtype=pl.String)
-            problem = pl.select(pl.coalesce(pl.lit(problem), pl.lit(said)).alias("problem")).to_series()
-        texts.append(text)
-    return frame.with_columns(texts), problem
-
-
-def is_utf8(value: bytes) -> bool:
-    """Whether bytes are text."""
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-@cache
-def _text_problem(name: str) -> pl.Expr:
-    """The rule of the data that a text breaks, or null."""
-    text, limit = pl.col(name), MAX_BYTES[name]
-    size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
-    return (
-        pl.when(text.is_null())
-        .then(pl.lit(f"{name} is null"))
-        .when((text == "") & pl.lit(name in KEY))
-        .then(pl.lit(f"{name} is empty"))
-        .when(text.str.contains("\0", literal=True))
-        .then(pl.lit(f"{name} holds a NUL character (U+0000)"))
-        .when(text.str.len_bytes() > limit)
-        .then(pl.format(f"{name} is {{}} bytes long, over the limit of {size}", text.str.len_bytes()))
-    )
-
-
-def _canonical_metadata(frame: pl.DataFrame) -> tuple[pl.Series, pl.Series, list[Shape | None]]:
-    """The metadata of each row as canonical JSON, the reason where it has none, and its shape if it came as JSON."""
-    fine = pl.Series("unparsable", [None], dtype=pl.String).new_from_index(0, frame.height)
-    if "metadata" not in frame.columns:
-        return pl.Series("metadata", ["{}"]).new_from_index(0, frame.height), fine, []
-    metadata = frame["metadata"]
-    if metadata.dtype == pl.String:
-        texts, errors, shapes = canonical_json(metadata.to_list())
-        return pl.Series("metadata", texts, dtype=pl.String), pl.Series("unparsable", errors, dtype=pl.String), shapes
-    encoded, problem = _readable(types.encode(metadata).alias("metadata").to_frame())
-    if encoded["metadata"].str.contains("\\u0000", literal=True).any():
-        holds_nul = encoded["metadata"].str.contains(NUL_ESCAPE.pattern)
-        said = pl.when(holds_nul).then(pl.lit(NUL_MESSAGE))
-        problem = pl.select(pl.coalesce(pl.lit(problem), said).alias("problem")).to_series()
-    return encoded["metadata"], problem, []
-
-
 def _check_arguments(entity_type: Any, id: Any, content: Any) -> None:
     if not isinstance(entity_type, str):
         raise SchemaError(
@@ -330,7 +214,7 @@ def usable_ids(frame: pl.DataFrame) -> pl.DataFrame:
 
     A text that is null, not UTF-8, or holds a NUL cannot.
     """
-    keys, problem = _readable(frame.select(KEY))
+    keys, problem = readable(frame[[*KEY]])
     return keys.with_columns(usable=pl.lit(problem).is_null() & ~_NO_KEY)
 
 
@@ -342,15 +226,17 @@ def types_of(frame: pl.DataFrame) -> pl.Series:
 
 def in_key_order(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows sorted by key, by bytes. Most batches have one type, and one column is sorted in a fifth of the time."""
+    if rows.height < 2:
+        return rows
     return rows.sort("id") if rows["entity_type"].n_unique() == 1 else rows.sort(KEY)
 
 
 def numbered(frame: pl.DataFrame, start: int = 0) -> pl.DataFrame:
     """The frame with the position of each row in a UInt32 column ``row``, counted from `start`."""
-    # Not with_row_index: frames that the store gave out may have a column of that name.
-    return frame.with_columns(pl.int_range(start, start + frame.height, dtype=pl.UInt32).alias("row"))
+    # Frames that the store gave out may have a column of that name.
+    return (frame.drop("row") if "row" in frame.columns else frame).with_row_index("row", start)
 
 
 def readable_keys(frame: pl.DataFrame) -> pl.DataFrame:
     """row, entity_type and id of rows as they can be shown, whatever bytes they hold."""
-    return _readable(frame.select("row", *KEY))[0]
+    return readable(frame[["row", *KEY]])[0]

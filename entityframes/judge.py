@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import polars as pl
 
-from entityframes import conforming, frames
+from entityframes import conforming
 from entityframes.canonical import Inferred, Shape, inferred
 from entityframes.errors import DuplicateError
 from entityframes.fields import Fields
 from entityframes.frames import KEY
 from entityframes.options import OnDuplicate
+from entityframes.validation import canonicalise
 
 #: A sha256 in hex.
 _HASH = "^[0-9a-fA-F]{64}$"
@@ -19,11 +20,11 @@ def judge(
     chunk: pl.DataFrame, fields: Fields, expected_hash: str | None
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Inferred]]:
     """Canonical rows, the key and error of those that break a rule, and the dtypes found in JSON of each type."""
-    canonical = frames.canonicalise(chunk)
+    canonical = canonicalise(chunk)
     rows, invalid = canonical.valid, canonical.invalid
     if has_fields := any(names for names, _ in canonical.shapes):
         rows, misfits = _conforming(rows, fields)
-        invalid = pl.concat([invalid, misfits])
+        invalid = pl.concat([invalid, *misfits])
     if "expected" in chunk.columns:
         hashes = chunk.select("row", "expected", "expected_metadata")
         no_hash = ~pl.all_horizontal(pl.col("expected", "expected_metadata").str.contains(_HASH).fill_null(True))
@@ -33,19 +34,19 @@ def judge(
         hashes = hashes.filter(~no_hash).with_columns(pl.col("expected", "expected_metadata").str.decode("hex"))
         rows = rows.join(hashes, on="row", maintain_order="left")
     found = _inferred(rows, canonical.shapes) if has_fields else {}
-    return rows.drop("shape", strict=False), invalid, found
+    return rows[[name for name in rows.columns if name != "shape"]], invalid, found
 
 
 def _inferred(rows: pl.DataFrame, shapes: list[Shape]) -> dict[str, Inferred]:
     """For each type, the dtypes of the fields that its rows have in JSON."""
     used: dict[str, list[Shape]] = {}
-    for entity_type, number in rows.select("entity_type", "shape").unique(maintain_order=True).iter_rows():
+    for entity_type, number in rows[["entity_type", "shape"]].unique(maintain_order=True).iter_rows():
         used.setdefault(entity_type, []).append(shapes[number])
     return {entity_type: inferred(of_type) for entity_type, of_type in used.items()}
 
 
-def _conforming(rows: pl.DataFrame, fields: Fields) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Split rows whose JSON metadata fits the declared dtypes of their type from those where it does not."""
+def _conforming(rows: pl.DataFrame, fields: Fields) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
+    """The rows whose JSON metadata fits the declared dtypes of their type, and what is wrong with the others."""
     misfits = []
     for entity_type in rows["entity_type"].unique():
         declared = fields.declared(entity_type)
@@ -57,8 +58,9 @@ def _conforming(rows: pl.DataFrame, fields: Fields) -> tuple[pl.DataFrame, pl.Da
             )
             error = pl.format("metadata field {} holds {}, which is no {}", "field", "value", pl.lit(dtypes))
             misfits.append(own[wrong["row"]].select("row", *KEY).with_columns(wrong.select(error=error).to_series()))
-    bad = pl.concat(misfits) if misfits else rows.clear().select("row", *KEY, error=pl.lit("", pl.String))
-    return rows.join(bad, on="row", how="anti", maintain_order="left") if bad.height else rows, bad
+    if misfits:
+        rows = rows.join(pl.concat(misfits), on="row", how="anti", maintain_order="left")
+    return rows, misfits
 
 
 def losers(rows: pl.DataFrame, policy: OnDuplicate) -> pl.Series:

@@ -6,6 +6,7 @@ import html
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -74,10 +75,17 @@ def outcomes(rows: pl.DataFrame, statuses: tuple[str, ...] = UPSERT_STATUSES, **
     if rows.is_empty():
         return _no_outcomes(statuses).clone()
     given = {name: value if isinstance(value, pl.Expr) else pl.lit(value) for name, value in columns.items()}
-    return rows.select(
+    return rows.select_seq(
         given.get(name, pl.col(name) if name in rows.columns else pl.lit(None)).cast(dtype).alias(name)
         for name, dtype in outcome_schema(statuses).items()
     )
+
+
+def together(told: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Outcome rows as one frame; at most one of most batches' has any, and is taken as it is."""
+    told = list(told)
+    some = [rows for rows in told if rows.height]
+    return some[0] if len(some) == 1 else pl.concat(some or told)
 
 
 @cache

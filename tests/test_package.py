@@ -16,13 +16,14 @@ PACKAGE = Path(ef.__file__).parent
 
 #: Lower layers know nothing of higher ones.
 LAYERS = [
-    {"errors", "wire"},
+    {"errors", "wire", "utf8"},
     {"types", "canonical", "progress", "sources"},
     {"frames", "conforming"},
-    {"results", "chunks", "single", "options", "threads"},
+    {"validation", "chunks"},
+    {"results", "single", "options", "threads"},
     {"engines"},
     {"fields", "attempts"},
-    {"scan", "judge"},
+    {"scan", "judge", "answers"},
     {"batches", "deletes", "reads"},
     {"plans", "verify", "embedding_calls"},
     {"store"},

@@ -36,7 +36,7 @@ def told_where(paths: Sequence[str], file_format: str | None, separator: str | N
 
 def _complaint(path: str, file_format: str | None, separator: str | None) -> str | None:
     from entityframes.files import format_of
-    from entityframes.frames import is_utf8
+    from entityframes.utf8 import is_utf8
 
     kind = file_format or format_of(path)
     if kind not in ("csv", "tsv", "ndjson") or path.lower().endswith((".zst", ".zstd")):

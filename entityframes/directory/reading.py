@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from entityframes import frames
 from entityframes.canonical import canonical_json
 from entityframes.directory import markdown
 from entityframes.directory.tree import Read, Tree
+from entityframes.validation import sha256
 
 #: A chunk is read by one thread: so many files, or so many bytes.
-CHUNK_FILES = 128
+CHUNK_FILES = 256
 CHUNK_BYTES = 8 << 20
 #: Threads that read, and chunks that are read ahead of the one that is worked on.
 THREADS = 4
@@ -109,7 +109,7 @@ def _read(tree: Tree, paths: list[str]) -> pl.DataFrame:
         },
         schema={name: dtype for name, dtype in READ.items() if name not in ("now_content", "now_metadata")},
     )
-    hashes = frames.sha256(frame["content"].fill_null("")), frames.sha256(frame["metadata"].fill_null(""))
+    hashes = sha256(frame["content"].fill_null("")), sha256(frame["metadata"].fill_null(""))
     return frame.with_columns(hashes[0].alias("now_content"), hashes[1].alias("now_metadata")).select(*READ)
 
 

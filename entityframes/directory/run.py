@@ -43,6 +43,8 @@ _LATER = (
     "row", "path", *KEY, "action", "direction", "reason", "resolved", "size", "mtime_ns", "base_path", "stored_content",
     "stored_metadata",
 )  # fmt: skip
+#: Bytes in a batch: what is read while one is written is held too.
+BATCH_BYTES = 4 << 20
 _CHANGED_SINCE = "changed while it was synced: sync again"
 
 
@@ -258,8 +260,13 @@ class SyncRun:
             return
         sent: list[pl.DataFrame] = []
         compared = self._options.direction == "both"
-        expected = ("expected_content", "expected_metadata") if compared else (None, None)
-        options = Options(self._options.batch_size, self._options.embed, "last", "isolate", *expected)
+        options = Options(
+            self._options.batch_size,
+            self._options.embed,
+            expected_hash="expected_content" if compared else None,
+            expected_metadata_hash="expected_metadata" if compared else None,
+            batch_bytes=BATCH_BYTES,
+        )
         done = 0
 
         def progress(rows: int, total: int | None) -> None:

@@ -21,8 +21,9 @@ def one_row(parameters: tuple[Any, ...]) -> pa.RecordBatch:
 
 
 def _array(values: pl.Series) -> pa.Array:
-    dtype = {pl.Binary: pa.binary(), pl.Boolean: pa.bool_()}.get(type(values.dtype), pa.string())
-    flat = values.to_arrow().cast(dtype)
+    flat = values.to_arrow()
+    if values.dtype not in (pl.String, pl.Binary, pl.Boolean):
+        flat = flat.cast(pa.string())
     return pa.ListArray.from_arrays(pa.array([0, len(flat)], pa.int32()), flat)
 
 

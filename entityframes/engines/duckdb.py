@@ -216,14 +216,17 @@ class DuckDBEngine:
             rows.with_row_index("position")
             .join(stored, on="position", how="left", suffix="_stored", maintain_order="left")
             .filter(differs | (pl.col("metadata_hash") != pl.col("metadata_hash_stored")))
-            .with_columns(created=created, due=differs & (pl.col("content") != "") & pl.lit(batch.embed))
-            .drop("content_hash_stored", "metadata_hash_stored")
+            .select(
+                pl.exclude("content_hash_stored", "metadata_hash_stored"),
+                created=created,
+                due=differs & (pl.col("content") != "") & pl.lit(batch.embed),
+            )
         )
 
     def _write(self, cursor: Any, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Insert and update in one transaction with the ledger row and the job; nothing at all if nothing changed."""
         expecting = "expected" in changed.columns
-        conflicts = changed.select("position").clear()
+        conflicts = changed[["position"]].clear()
         if changed.height:
             _register(cursor, "changed", changed)
             with self._transaction(cursor, batch.interrupt):
@@ -234,7 +237,7 @@ class DuckDBEngine:
                     _register(cursor, "changed", changed)
                 if changed.height:
                     self._merge(cursor, changed, batch)
-        written = changed.select("position", "created", "due")
+        written = changed[["position", "created", "due"]]
         return pl.concat([written, conflicts.with_columns(conflict=True)], how="diagonal") if expecting else written
 
     def _merge(self, cursor: Any, changed: pl.DataFrame, batch: Batch) -> None:
@@ -311,7 +314,7 @@ class DuckDBEngine:
 
 
 def _keys(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.select("entity_type", "id").with_row_index("position")
+    return frame[["entity_type", "id"]].with_row_index("position")
 
 
 def _register(cursor: Any, name: str, frame: pl.DataFrame) -> None:

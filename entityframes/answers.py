@@ -1,0 +1,77 @@
+"""What became of the rows of a batch: out of the database's own answer, or of the error that ended it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from entityframes.attempts import FateUnknownError
+from entityframes.engines import Batch
+from entityframes.errors import ClosedError, DatabaseError, EntityFramesError
+from entityframes.frames import KEY
+from entityframes.results import outcomes
+
+#: What an engine answers of the rows that it wrote, refused, or found other than expected.
+ANSWER = {
+    "position": pl.UInt32,
+    "created": pl.Boolean,
+    "due": pl.Boolean,
+    "conflict": pl.Boolean,
+    "error": pl.String,
+    "sqlstate": pl.String,
+}
+
+_REFUSED = pl.col("error").is_not_null()
+_TOLD: dict[str, Any] = {
+    "status": pl.when(_REFUSED)
+    .then(pl.lit("failed"))
+    .when("conflict")
+    .then(pl.lit("conflict"))
+    .when(pl.col("created").is_null())
+    .then(pl.lit("unchanged"))
+    .when("created")
+    .then(pl.lit("created"))
+    .otherwise(pl.lit("updated")),
+    "error_kind": pl.when(_REFUSED).then(pl.lit("database")),
+    "error": pl.when("conflict")
+    .then(pl.lit("the stored entity is not the one that was expected: somebody else changed, made or deleted it"))
+    .otherwise("error"),
+}
+
+
+def told(rows: pl.DataFrame, written: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+    """Outcomes of a batch that was committed.
+
+    Args:
+        rows: its rows.
+        written: what the engine answered, with some of the columns of `ANSWER`; rows that it does not name are
+            unchanged.
+        batch: the batch.
+    """
+    written = written.with_columns(written["position"].cast(ANSWER["position"]))
+    written = pl.concat([pl.DataFrame(schema=ANSWER), written], how="diagonal")
+    answered = rows[["row", *KEY]].with_row_index("position")
+    answered = answered.join(written, on="position", how="left", maintain_order="left")
+    job_id = pl.when(pl.col("due") & ~_REFUSED).then(pl.lit(batch.job_id))
+    return outcomes(answered, batch_id=batch.batch_id, job_id=job_id, **_TOLD)
+
+
+def not_written(rows: pl.DataFrame, error: EntityFramesError, batch: Batch | None) -> pl.DataFrame:
+    """Outcomes of a batch that was rolled back, or of whose COMMIT nobody knows."""
+    if isinstance(error, FateUnknownError):
+        status, said = "unknown", f"lost during COMMIT: {error}"
+    else:
+        status, said = "failed", f"the batch was rolled back: {error}"
+    if isinstance(error, DatabaseError):
+        kind, sqlstate = error.kind, error.sqlstate
+    else:
+        kind, sqlstate = "connection" if isinstance(error, ClosedError) else "validation", None
+    return outcomes(
+        rows,
+        status=status,
+        batch_id=batch.batch_id if batch else None,
+        error_kind=kind,
+        error=said,
+        sqlstate=sqlstate,
+    )
