@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from typing import Any
 
 import polars as pl
 
@@ -62,6 +62,8 @@ class UpsertRun:
         self._losers: pl.Series | None = None
         #: Types that had no entity when this run first met them.
         self._was_empty: dict[str, bool] = {}
+        #: Types whose entities lie far apart in a batch of this run.
+        self._scattered: set[str] = set()
         #: Why the run cannot go on.
         self._fatal: BaseException | None = None
         #: Why there is no more of the source.
@@ -83,30 +85,26 @@ class UpsertRun:
             SchemaError: a frame cannot be stored; for a whole frame before anything was written.
             ValidationError, DatabaseError: rows failed and ``on_error="raise"``, or no batch could succeed.
         """
-        whole = source if isinstance(source, pl.DataFrame) else None
-        if whole is not None:
-            frames.check_entity_schema(whole.schema, self.options.expected)
-            frames.check_not_all_null(whole)
-        given = self._checked([whole] if whole is not None else source)
-        if whole is not None and self.options.batch_size is None:
-            # A stream may be larger than memory, a whole frame is in it already.
-            sizes = {"max_bytes": self.engine.batch_bytes, "max_rows": self.engine.batch_rows}
-            cut = shares(given, **sizes, writers=self.engine.writers)
-        else:
-            cut = chunks(given, self.options.batch_size, self.options.batch_bytes)
+        # What was cut and has not begun: of a whole frame all the rest, of a stream the batch that waits for room.
+        left: deque[pl.DataFrame] = deque()
+        whole = isinstance(source, pl.DataFrame)
+        if isinstance(source, pl.DataFrame):
+            frames.check_entity_schema(source.schema, self.options.expected)
+            frames.check_not_all_null(source)
+            left.append(frames.numbered(source))
         working: Working = {}
-        taken = 0
-        waiting: pl.DataFrame | None = None
         with self._ctrl_c:
             try:
-                if whole is not None:
-                    self._settle_duplicates(whole)
+                cut = self._cut(source) if isinstance(source, pl.DataFrame) else self._cut_stream(source)
+                if isinstance(cut, list):
+                    left = deque(cut)
                 for chunk in self._ctrl_c.let_through(cut):
-                    waiting = chunk
-                    self._make_room(working, chunk, reporter, disjoint=whole is not None)
+                    if not whole:
+                        left.append(chunk)
+                    self._make_room(working, chunk, reporter, disjoint=whole)
                     if self._stopping:
                         break
-                    taken, waiting = taken + chunk.height, None
+                    left.popleft()
                     self._start(working, chunk, submit)
                 while working:
                     self._collect(working, reporter)
@@ -114,10 +112,8 @@ class UpsertRun:
                 self._stop(working)
                 raise
             finally:
-                if whole is not None and taken < whole.height:
-                    self._log_cancelled(frames.numbered(whole)[taken:])
-                elif whole is None and waiting is not None:
-                    self._log_cancelled(waiting)
+                for chunk in left:
+                    self._log_cancelled(chunk)
         if error := self._fatal or self._source_error:
             raise error
         return self.result()
@@ -144,7 +140,9 @@ class UpsertRun:
         return together(ended)
 
     def _batch(self) -> Batch:
-        return Batch(self.run_id, self.interrupt, self.options.embed, was_empty=self._was_empty)
+        return Batch(
+            self.run_id, self.interrupt, self.options.embed, was_empty=self._was_empty, scattered=self._scattered
+        )
 
     def _store(self, rows: pl.DataFrame, batch: Batch) -> Iterator[pl.DataFrame]:
         """Write a batch, and the outcomes of its rows."""
@@ -259,6 +257,21 @@ class UpsertRun:
     def _stopping(self) -> bool:
         return self.interrupt.requested or self._fatal is not None
 
+    def _cut(self, whole: pl.DataFrame) -> list[pl.DataFrame]:
+        """The batches of a whole frame, with its duplicates settled and its typed metadata declared."""
+        self._settle_duplicates(whole)
+        self._typed(whole, self._fields.declare)
+        frame = self.options.expecting(whole)
+        if self.options.batch_size is not None:
+            return list(chunks([frame], self.options.batch_size))
+        # A stream may be larger than memory, a whole frame is in it already.
+        sizes = {"max_bytes": self.engine.batch_bytes, "max_rows": self.engine.batch_rows}
+        return list(shares(frame, **sizes, writers=self.engine.writers, by_key=self.engine.by_key))
+
+    def _cut_stream(self, given: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        """The batches of a stream, each cut when there is room for it."""
+        return chunks(self._checked(given), self.options.batch_size, self.options.batch_bytes)
+
     def _settle_duplicates(self, frame: pl.DataFrame) -> None:
         """Decide which row of each key of a whole frame counts, before any of it is written."""
         self._losers = pl.Series("row", dtype=pl.UInt32)
@@ -272,7 +285,7 @@ class UpsertRun:
             valid, _, _ = judge(twice, self._fields, self.options.expected_hash)
             self._losers = losers(valid, self.options.on_duplicate)
 
-    def _checked(self, given: Any) -> Iterator[pl.DataFrame]:
+    def _checked(self, given: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         """The frames with their columns checked and their typed metadata declared, before their rows are written.
 
         An error ends them, and is raised when what came before it is written.
@@ -369,6 +382,6 @@ def _account(chunk: pl.DataFrame, future: Future[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _first_error(refused: pl.DataFrame) -> str:
-    first = refused.row(0, named=True)
+    first = refused.sort("row").row(0, named=True)
     more = f" (and {refused.height - 1:,} more rows)" if refused.height > 1 else ""
     return f"row {first['row']} ({first['entity_type']}/{first['id']}): {first['error']}{more}"

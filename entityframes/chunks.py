@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from entityframes.frames import KEY, numbered
+from entityframes.frames import KEY, in_key_order, numbered
 
 # With its first array Polars asks NumPy for its version; a Ctrl-C at that moment would be a panic, so let it be now.
 pl.Series([0]).to_numpy()
@@ -60,30 +60,36 @@ def chunks(
         yield from cut(pl.concat(waiting))
 
 
-def shares(frames: Iterable[pl.DataFrame], *, max_bytes: int, max_rows: int, writers: int) -> Iterator[pl.DataFrame]:
+def shares(
+    frame: pl.DataFrame, *, max_bytes: int, max_rows: int, writers: int, by_key: bool = False
+) -> Iterator[pl.DataFrame]:
     """Cut a frame in memory into batches of equal size, as many for each writer, so that none is idle at the end.
 
     Args:
-        frames: an entity frame.
+        frame: an entity frame.
         max_bytes: about how many bytes of text a batch has at most; a longer row is a batch of its own.
         max_rows: how many rows it has at most.
         writers: how many batches are written at once.
+        by_key: whether batches have neighbouring keys, if there are several; else neighbouring rows.
 
     Yields:
-        The rows in order with their position in the frame as ``row`` UInt32.
+        The rows with their position in the frame as ``row`` UInt32, in order of position or key.
     """
-    for frame in frames:
-        if frame.height == 1:
-            # A single entity is not worth the arithmetic.
-            yield numbered(frame)
-            continue
-        ends = _ends(frame)
-        total = int(ends[-1]) if len(ends) else 0
-        if total >= writers * LEAST_BYTES:
-            rounds = -(-total // (max_bytes * writers))
-            longest = int(np.diff(ends, prepend=0).max())
-            max_bytes = min(-(-total // (rounds * writers)) + longest, max_bytes)
-        yield from _cut(numbered(frame), ends, max_bytes, max_rows)
+    rows = numbered(frame)
+    if rows.height == 1:
+        # A single entity is not worth the arithmetic.
+        yield rows
+        return
+    ends = _ends(rows)
+    total = int(ends[-1]) if len(ends) else 0
+    if total >= writers * LEAST_BYTES:
+        rounds = -(-total // (max_bytes * writers))
+        longest = int(np.diff(ends, prepend=0).max())
+        max_bytes = min(-(-total // (rounds * writers)) + longest, max_bytes)
+    if by_key and (total > max_bytes or rows.height > max_rows):
+        rows = in_key_order(rows)
+        ends = _ends(rows)
+    yield from _cut(rows, ends, max_bytes, max_rows)
 
 
 def _cut(frame: pl.DataFrame, ends: np.ndarray[Any, Any], max_bytes: int, max_rows: int) -> Iterator[pl.DataFrame]:

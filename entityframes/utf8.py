@@ -11,14 +11,25 @@ def readable(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series | None]:
     columns = []
     for column in frame.get_columns():
         if column.dtype in (pl.String, pl.Binary, pl.Null):
-            raw = column.cast(pl.Binary)
-            try:
-                column = raw.cast(pl.String)
-            except pl.exceptions.ComputeError:
-                column, said = _stand_in(raw)
+            column, said = _checked(column)
+            if said is not None:
                 problem = said if problem is None else first(problem, said)
         columns.append(column)
     return pl.DataFrame(columns), problem
+
+
+def _checked(column: pl.Series) -> tuple[pl.Series, pl.Series | None]:
+    """The texts of a column, and what is wrong with each if any is."""
+    import pyarrow as pa
+
+    # A cast of Polars would look at all texts of the frame that a batch was cut from.
+    raw = column.cast(pl.Binary)
+    texts = raw.to_arrow().view(pa.large_string())
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        return _stand_in(raw)
+    return column if column.dtype == pl.String else pl.Series(column.name, texts), None
 
 
 def _stand_in(raw: pl.Series) -> tuple[pl.Series, pl.Series]:

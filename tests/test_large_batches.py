@@ -72,6 +72,45 @@ def test_two_first_imports_at_once(connect) -> None:
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_neighbours_are_read_and_scattered_keys_looked_up(store: ef.EntityStore, monkeypatch) -> None:
+    """Which way a batch is compared with what is stored depends on how much lies between its keys; the answer does not."""
+    stored = pl.concat([notes(range(40_000)), notes(range(40_000)).with_columns(entity_type=pl.lit("task"))])
+    store.upsert(stored.sort("id"), progress=False)
+    asked: list[str] = []
+    ask = type(store._engine)._ask
+
+    def listen(self, connection, name, *parameters, **options):
+        asked.append(name)
+        return ask(self, connection, name, *parameters, **options)
+
+    monkeypatch.setattr(type(store._engine), "_ask", listen)
+
+    def check(frame: pl.DataFrame, *, dense: int, by_key: int) -> None:
+        changed = pl.int_range(pl.len()) % 7 == 3
+        frame = frame.with_columns(content=pl.when(changed).then(pl.lit("changed")).otherwise("content"))
+        known = frame.join(stored, on=["entity_type", "id"], how="left", maintain_order="left")["content_right"]
+        status = pl.when(known.is_null()).then(pl.lit("created")).when(changed).then(pl.lit("updated"))
+        asked.clear()
+        result = store.upsert(frame, progress=False)
+        told = result.outcomes["status"].cast(pl.String).to_list()
+        assert told == frame.select(status.otherwise(pl.lit("unchanged"))).to_series().to_list()
+        assert (asked.count("between"), asked.count("probe")) == (dense, by_key)
+        store.upsert(stored.join(frame, on=["entity_type", "id"], how="semi"), progress=False)
+        store.delete(frame.join(stored, on=["entity_type", "id"], how="anti"))
+
+    in_order = stored.filter(entity_type="note").sort("id")
+    new = notes(range(90_000, 93_000))
+    check(in_order[5_000:9_000], dense=1, by_key=0)
+    check(pl.concat([in_order[37_000:], new]).sample(fraction=1, shuffle=True, seed=1), dense=1, by_key=0)
+    check(new, dense=1, by_key=0)
+    check(in_order.gather_every(13), dense=1, by_key=1)
+    # At first there are neighbours.
+    check(pl.concat([in_order[:500], in_order.gather_every(13, 500)]), dense=1, by_key=1)
+    both = pl.concat([in_order.gather_every(13), in_order[:3_000].with_columns(entity_type=pl.lit("task"))])
+    check(both, dense=2, by_key=1)
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 def test_rows_that_came_between(connect, monkeypatch) -> None:
     """A row that somebody else creates after the look is found out by the table and merged."""
     store, other = connect(), connect()
@@ -79,8 +118,8 @@ def test_rows_that_came_between(connect, monkeypatch) -> None:
     engine = type(store._engine)
     probe = engine._probe
 
-    def probe_and_be_late(self, connection, rows):
-        changed = probe(self, connection, rows)
+    def probe_and_be_late(self, connection, rows, *scattered):
+        changed = probe(self, connection, rows, *scattered)
         other.upsert(notes(range(10, 20), "other"), progress=False)
         return changed
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import entityframes as ef
 from entityframes.chunks import BATCH_BYTES, BATCH_ROWS, chunks, shares
 from entityframes.results import OutcomeLog, outcomes
+from entityframes.utf8 import readable
 
 
 def entities(rows: int, start: int = 0, text: str = "x") -> pl.DataFrame:
@@ -50,17 +52,44 @@ def test_batches_by_bytes() -> None:
     assert [chunk.height for chunk in chunks(iter([huge]), None)] == [1, 1, 1]
 
 
+def test_batches_of_neighbouring_keys() -> None:
+    """By key each batch has keys of its own, and rows keep their position; one batch alone stays as it is."""
+    frame = entities(40_000, text="x" * 400).sample(fraction=1, shuffle=True, seed=1)
+    sizes = {"max_bytes": 5 << 20, "max_rows": 50_000, "writers": 2}
+    cut = pl.concat(shares(frame, **sizes, by_key=True))
+    assert cut["id"].is_sorted()
+    assert frame[cut["row"]].equals(cut.drop("row"))
+    (alone,) = shares(frame[:100], **sizes, by_key=True)
+    assert alone.drop("row").equals(frame[:100])
+
+
 def test_writers_have_equal_shares_of_a_frame_in_memory() -> None:
     """As many batches each, in order; not of a frame so small that connecting for its second half takes longer."""
     frame = entities(40_000, text="x" * 400)
-    cut = list(shares([frame], max_bytes=5 << 20, max_rows=50_000, writers=2))
+    cut = list(shares(frame, max_bytes=5 << 20, max_rows=50_000, writers=2))
     assert len(cut) == 4
     assert max(chunk.height for chunk in cut) - min(chunk.height for chunk in cut) < 100
     assert pl.concat(cut)["row"].to_list() == list(range(40_000))
     assert pl.concat(cut).drop("row").equals(frame)
     for rows, writers, sizes in ((5_000, 2, [5_000]), (40_000, 1, [15_000, 15_000, 10_000]), (0, 2, [])):
-        cut = list(shares([frame[:rows]], max_bytes=20 << 20, max_rows=15_000, writers=writers))
+        cut = list(shares(frame[:rows], max_bytes=20 << 20, max_rows=15_000, writers=writers))
         assert [chunk.height for chunk in cut] == sizes
+
+
+def test_a_batch_costs_what_it_holds() -> None:
+    """Only its own rows are looked at, not those of the frame from which it was cut."""
+
+    def seconds(pieces: list[pl.DataFrame]) -> float:
+        started = time.perf_counter()
+        for piece in pieces:
+            readable(piece)
+        return time.perf_counter() - started
+
+    frame = entities(20_000, text="x" * 2_000).with_columns(pl.format("{}{}", "id", "content").alias("content"))
+    cut = list(frame.iter_slices(20))
+    whole = min(seconds([frame]) for _ in range(3))
+    # Looking at all of it a thousand times takes a hundred times as long.
+    assert min(seconds(cut) for _ in range(3)) < 10 * whole + 0.5
 
 
 def test_a_change_of_schema_ends_a_batch() -> None:

@@ -42,6 +42,8 @@ class Batch:
     job_id: str = field(default_factory=_new_id)
     #: Whether a type had no entity when its run first met it; shared by the batches of the run.
     was_empty: dict[str, bool] = field(default_factory=dict)
+    #: Types of which a batch of the run has few of the entities between its keys; shared likewise.
+    scattered: set[str] = field(default_factory=set)
 
 
 class Engine(Protocol):
@@ -63,6 +65,8 @@ class Engine(Protocol):
     #: About how many bytes, and at most how many rows, of a frame in memory make a batch; the caller may say otherwise.
     batch_bytes: int
     batch_rows: int
+    #: Whether batches of neighbouring keys are compared with what is stored in less time than others.
+    by_key: bool
     #: How many ids are asked about at once at most.
     lookup_rows: int
 

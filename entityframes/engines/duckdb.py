@@ -33,7 +33,7 @@ class DuckDBEngine:
         # One batch is prepared while another is written.
         self.workers, self.writers = workers or 2, 1
         # A full row group goes straight to the file; what is smaller goes through the log and is written twice.
-        self.batch_bytes, self.batch_rows, self.lookup_rows = 128 << 20, 122_880, 500_000
+        self.batch_bytes, self.batch_rows, self.lookup_rows, self.by_key = 128 << 20, 122_880, 500_000, False
         self._namespace = namespace
         queries.quoted_namespace(namespace)
         self._sql: dict[str, str] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -19,6 +19,7 @@ from entityframes.engines.arrow import one_row, to_frame
 from entityframes.engines.patience import patiently
 from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, committed, translated
 from entityframes.engines.postgres_pool import Pool, execute, transaction
+from entityframes.engines.postgres_probe import probe
 from entityframes.errors import (
     ConnectError,
     ConnectionLostError,
@@ -54,7 +55,7 @@ class PostgresEngine:
     def __init__(self, location: Location, namespace: str, workers: int | None) -> None:
         self.address = location.address
         self.workers = self.writers = workers or 2
-        self.batch_bytes, self.batch_rows, self.lookup_rows = 8 << 20, 50_000, 50_000
+        self.batch_bytes, self.batch_rows, self.lookup_rows, self.by_key = 8 << 20, 50_000, 50_000, True
         self._namespace = namespace
         files = ("postgres.sql", "postgres_checks.sql", "postgres_embedding.sql", "postgres_directory.sql")
         self._sql = {name: sql for file in files for name, sql in queries.load(file, namespace).items()}
@@ -85,7 +86,7 @@ class PostgresEngine:
                 written = self._copied(connection, rows, _all_new(rows), batch)
                 if written is not None:
                     return written
-            changed = self._probe(connection, rows)
+            changed = self._probe(connection, rows, batch.scattered)
             if changed.is_empty():
                 return changed.select("position", created=pl.lit(False), due=pl.lit(False))
             written = self._copied(connection, rows, changed, batch) if changed["created"].any() else None
@@ -227,10 +228,8 @@ class PostgresEngine:
     def close(self) -> None:
         self._pool.close()
 
-    def _probe(self, connection: Any, rows: pl.DataFrame) -> pl.DataFrame:
-        """position, created and differs of the rows that are new or differ, in order; keys and hashes are sent only."""
-        columns = ("entity_type", "id", "content_hash", "metadata_hash")
-        return self._ask(connection, "probe", *(rows[name] for name in columns)).sort("position")
+    def _probe(self, connection: Any, rows: pl.DataFrame, scattered: set[str] | None = None) -> pl.DataFrame:
+        return probe(partial(self._ask, connection), rows, scattered)
 
     def _likely_new(self, connection: Any, rows: pl.DataFrame, batch: Batch) -> bool:
         """Whether the types of these rows had no entity when the run began, so that a probe would find nothing."""
