@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
@@ -85,26 +84,18 @@ class UpsertRun:
             SchemaError: a frame cannot be stored; for a whole frame before anything was written.
             ValidationError, DatabaseError: rows failed and ``on_error="raise"``, or no batch could succeed.
         """
-        # What was cut and has not begun: of a whole frame all the rest, of a stream the batch that waits for room.
-        left: deque[pl.DataFrame] = deque()
-        whole = isinstance(source, pl.DataFrame)
-        if isinstance(source, pl.DataFrame):
+        if whole := isinstance(source, pl.DataFrame):
             frames.check_entity_schema(source.schema, self.options.expected)
             frames.check_not_all_null(source)
-            left.append(frames.numbered(source))
         working: Working = {}
+        left: list[pl.DataFrame] = []
         with self._ctrl_c:
             try:
-                cut = self._cut(source) if isinstance(source, pl.DataFrame) else self._cut_stream(source)
-                if isinstance(cut, list):
-                    left = deque(cut)
-                for chunk in self._ctrl_c.let_through(cut):
-                    if not whole:
-                        left.append(chunk)
+                for chunk in self._ctrl_c.let_through(self._cut(source, left)):
                     self._make_room(working, chunk, reporter, disjoint=whole)
                     if self._stopping:
                         break
-                    left.popleft()
+                    del left[0]
                     self._start(working, chunk, submit)
                 while working:
                     self._collect(working, reporter)
@@ -257,20 +248,24 @@ class UpsertRun:
     def _stopping(self) -> bool:
         return self.interrupt.requested or self._fatal is not None
 
-    def _cut(self, whole: pl.DataFrame) -> list[pl.DataFrame]:
-        """The batches of a whole frame, with its duplicates settled and its typed metadata declared."""
-        self._settle_duplicates(whole)
-        self._typed(whole, self._fields.declare)
-        frame = self.options.expecting(whole)
+    def _cut(self, source: pl.DataFrame | Iterator[pl.DataFrame], left: list[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        """The batches of a source, in `left` from when they are cut; of a frame in memory all at the beginning."""
+        if not isinstance(source, pl.DataFrame):
+            for chunk in chunks(self._checked(source), self.options.batch_size, self.options.batch_bytes):
+                left.append(chunk)
+                yield chunk
+            return
+        left.append(frames.numbered(source))
+        self._settle_duplicates(source)
+        self._typed(source, self._fields.declare)
+        frame = self.options.expecting(source)
         if self.options.batch_size is not None:
-            return list(chunks([frame], self.options.batch_size))
-        # A stream may be larger than memory, a whole frame is in it already.
-        sizes = {"max_bytes": self.engine.batch_bytes, "max_rows": self.engine.batch_rows}
-        return list(shares(frame, **sizes, writers=self.engine.writers, by_key=self.engine.by_key))
-
-    def _cut_stream(self, given: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-        """The batches of a stream, each cut when there is room for it."""
-        return chunks(self._checked(given), self.options.batch_size, self.options.batch_bytes)
+            left[:] = chunks([frame], self.options.batch_size)
+        else:
+            # A stream may be larger than memory, a whole frame is in it already.
+            sizes = {"max_bytes": self.engine.batch_bytes, "max_rows": self.engine.batch_rows}
+            left[:] = shares(frame, **sizes, writers=self.engine.writers, by_key=self.engine.by_key)
+        yield from list(left)
 
     def _settle_duplicates(self, frame: pl.DataFrame) -> None:
         """Decide which row of each key of a whole frame counts, before any of it is written."""
