@@ -15,7 +15,7 @@ from unittest import mock
 import polars as pl
 
 import entityframes as ef
-from entityframes.batches import UpsertRun
+from entityframes import batches
 from entityframes.results import outcomes
 
 COLUMNS = ("entity_type", "id", "content", "metadata")
@@ -98,7 +98,7 @@ class WithoutAccount(EntityFrames):
 
     def upsert(self, frame: pl.DataFrame) -> None:
         nothing = outcomes(pl.DataFrame())
-        with mock.patch.object(UpsertRun, "_tell", return_value=nothing):
+        with mock.patch.object(batches, "told", return_value=nothing):
             super().upsert(frame)
 
 

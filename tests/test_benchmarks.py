@@ -83,11 +83,11 @@ def test_bench_command(url: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["upsert", "lookup", "n_plus_one", "embed", "scale", "directory"])
 def test_benchmarks_run(name: str, tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our own contestants, at a small size, with all that a run writes; peers come with an extra."""
+    """Our own contestants and the limits, at a small size, with all that a run writes; peers come with an extra."""
     from benchmarks.__main__ import main
 
     words = [name, "--rows", "50", "--repeat", "1", "--postgres", postgres_server, "--out", str(tmp_path)]
-    words += ["--only", "entityframes"]
+    words += ["--only", "entityframes,limit"]
     if name == "n_plus_one":
         words += ["--latency-ms", "0", "--latency-ms", "1"]
     run = CliRunner().invoke(main, words, catch_exceptions=False)
