@@ -251,7 +251,7 @@ class UpsertRun:
     def _cut(self, source: pl.DataFrame | Iterator[pl.DataFrame], left: list[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         """The batches of a source, in `left` from when they are cut; of a frame in memory all at the beginning."""
         if not isinstance(source, pl.DataFrame):
-            for chunk in chunks(self._checked(source), self.options.batch_size, self.options.batch_bytes):
+            for chunk in chunks(self._checked(source), self.options.batch_size):
                 left.append(chunk)
                 yield chunk
             return

@@ -21,15 +21,12 @@ BATCH_ROWS = 50_000
 LEAST_BYTES = 2 << 20
 
 
-def chunks(
-    frames: Iterable[pl.DataFrame], batch_size: int | None, batch_bytes: int = BATCH_BYTES
-) -> Iterator[pl.DataFrame]:
+def chunks(frames: Iterable[pl.DataFrame], batch_size: int | None) -> Iterator[pl.DataFrame]:
     """Cut frames into batches, joining small ones; at most one batch and one frame are held at a time.
 
     Args:
         frames: entity frames, in order.
         batch_size: rows in a batch; None cuts by bytes, where a row that is longer than a batch is one of its own.
-        batch_bytes: about how many bytes of text a batch then has at most.
 
     Yields:
         The rows in order with their position in the whole input as ``row`` UInt32; a batch never mixes frames
@@ -39,7 +36,7 @@ def chunks(
     def cut(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
         if batch_size is not None:
             return frame.iter_slices(batch_size)
-        return _cut(frame, _ends(frame), batch_bytes, BATCH_ROWS)
+        return _cut(frame, _ends(frame), BATCH_BYTES, BATCH_ROWS)
 
     waiting: list[pl.DataFrame] = []
     start = 0
@@ -51,7 +48,7 @@ def chunks(
             waiting = []
         waiting.append(frame)
         if sum(one.height for one in waiting) > (batch_size or BATCH_ROWS) or (
-            batch_size is None and sum(one.estimated_size() for one in waiting) > batch_bytes
+            batch_size is None and sum(one.estimated_size() for one in waiting) > BATCH_BYTES
         ):
             *full, rest = cut(pl.concat(waiting))
             yield from full

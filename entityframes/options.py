@@ -7,7 +7,6 @@ from typing import Literal
 
 import polars as pl
 
-from entityframes.chunks import BATCH_BYTES
 from entityframes.frames import KEY
 
 OnDuplicate = Literal["last", "first", "error"]
@@ -25,8 +24,6 @@ class Options:
     #: Columns with the hashes, in hex, that the stored entity is expected to have; see `EntityStore.upsert`.
     expected_hash: str | None = None
     expected_metadata_hash: str | None = None
-    #: With no batch_size, about how many bytes of text a batch of a stream has at most.
-    batch_bytes: int = BATCH_BYTES
 
     @property
     def expected(self) -> list[str]:

@@ -15,7 +15,7 @@ from entityframes.directory.tree import Read, Tree
 from entityframes.validation import sha256
 
 #: A chunk is read by one thread: so many files, or so many bytes.
-CHUNK_FILES = 256
+CHUNK_FILES = 128
 CHUNK_BYTES = 8 << 20
 #: Threads that read, and chunks that are read ahead of the one that is worked on.
 THREADS = 4

@@ -43,8 +43,6 @@ _LATER = (
     "row", "path", *KEY, "action", "direction", "reason", "resolved", "size", "mtime_ns", "base_path", "stored_content",
     "stored_metadata",
 )  # fmt: skip
-#: Bytes in a batch: what is read while one is written is held too.
-BATCH_BYTES = 4 << 20
 _CHANGED_SINCE = "changed while it was synced: sync again"
 
 
@@ -265,7 +263,6 @@ class SyncRun:
             self._options.embed,
             expected_hash="expected_content" if compared else None,
             expected_metadata_hash="expected_metadata" if compared else None,
-            batch_bytes=BATCH_BYTES,
         )
         done = 0
 
