@@ -85,7 +85,7 @@ def shares(
         max_bytes = min(-(-total // (rounds * writers)) + longest, max_bytes)
     if by_key and (total > max_bytes or rows.height > max_rows):
         rows = in_key_order(rows)
-        ends = _ends(rows)
+        ends = np.diff(ends, prepend=0)[rows["row"].to_numpy()].cumsum()
     yield from _cut(rows, ends, max_bytes, max_rows)
 
 

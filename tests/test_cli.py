@@ -131,6 +131,18 @@ def test_failed_rows_are_written_corrected_and_imported_again(run: Run) -> None:
         assert stored.equals(rows.with_columns(k=pl.Series(["a", "b", "c"])))
 
 
+def test_names_in_several_options(run: Run) -> None:
+    """Are those of one option with commas."""
+    (run.folder / "a.csv").write_text("a,b,c,d\n1,2,3,4\n")
+    several = {"id": "ab", "metadata": "cd", "text": "cd"}
+    options = [word for name, columns in several.items() for column in columns for word in (f"--{name}", column)]
+    assert run("import", "a.csv", "--type", "t", *options)[0] == 0
+    code, out, _ = run("export", "t", "--format", "ndjson")
+    assert code == 0
+    told = json.loads(out)
+    assert (told["id"], told["c"], told["d"]) == ("1|2", "3", "4")
+
+
 def test_a_second_file_whose_columns_look_different(run: Run) -> None:
     """Is read with the dtypes on record where that takes nothing from a value: rows that failed, whole numbers."""
     options = ["--type", "shop", "--id", "id", "--content", "name"]

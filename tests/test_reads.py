@@ -9,7 +9,7 @@ import pytest
 
 import entityframes as ef
 from entityframes import reads
-from entityframes.engines import postgres
+from entityframes.engines import postgres_probe
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_ids_are_looked_up_side_by_side(filled: ef.EntityStore, monkeypatch: pyt
     exists = filled.exists(ids)
     monkeypatch.setattr(reads, "LEAST_LOOKUP", 5)
     monkeypatch.setattr(filled._engine, "lookup_rows", 7)
-    monkeypatch.setattr(postgres, "MANY_KEYS", 6)
+    monkeypatch.setattr(postgres_probe, "MANY_ROWS", 6)
     assert filled.get(ids).equals(found)
     assert filled.exists(ids).equals(exists)
     assert found.select("entity_type", "id").equals(ids)

@@ -18,6 +18,15 @@ ERROR_COLUMN = "entityframes_error"
 ROW_COLUMN = "entityframes_row"
 
 
+def _joined(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """Names of an option that was given several times, as if it had been given once with commas between."""
+    return ",".join(values) or None
+
+
+#: An option that lists names.
+_LISTING: dict[str, Any] = {"multiple": True, "callback": _joined, "metavar": "TEXT"}
+
+
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option(
@@ -26,26 +35,31 @@ ROW_COLUMN = "entityframes_row"
     help="Entity type of every row; without it the file needs the columns entity_type, id and content.",
 )
 @click.option(
-    "--id", "id_columns", help="Column with the ids, or several with commas between, joined by --id-separator."
+    "--id",
+    "id_columns",
+    help="Column with the ids, or several with commas between, joined by --id-separator.",
+    **_LISTING,
 )
 @click.option(
     "--id-separator", default="|", show_default=True, help="Stands between the parts of an id made of several columns."
 )
 @click.option("--content", help="Column with the text of each entity.  [default: none]")
-@click.option("--metadata", help="Columns to keep as metadata, with commas between.  [default: all others]")
+@click.option("--metadata", help="Columns to keep as metadata, with commas between.  [default: all others]", **_LISTING)
 @click.option(
     "--format",
     "file_format",
     type=click.Choice(["csv", "tsv", "ndjson", "parquet", "ipc"]),
     help="[default: by the file's name]",
 )
-@click.option("--columns", help="Names of the columns of a CSV without a header line, with commas between.")
+@click.option("--columns", help="Names of the columns of a CSV without a header line, with commas between.", **_LISTING)
 @click.option("--separator", help="Stands between the values of a CSV.")
 @click.option(
     "--null", "nulls", multiple=True, metavar="TEXT", help=r"Text that means null, such as \N; may be repeated."
 )
 @click.option(
-    "--text", help="CSV columns to keep as text whatever they look like (leading zeros), with commas between."
+    "--text",
+    help="CSV columns to keep as text whatever they look like (leading zeros), with commas between.",
+    **_LISTING,
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Rows in a transaction.  [default: as many as fit 8 MiB]")
 @click.option(

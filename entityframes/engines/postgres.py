@@ -19,7 +19,7 @@ from entityframes.engines.arrow import one_row, to_frame
 from entityframes.engines.patience import patiently
 from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, committed, translated
 from entityframes.engines.postgres_pool import Pool, execute, transaction
-from entityframes.engines.postgres_probe import probe
+from entityframes.engines.postgres_probe import FEW_TYPES, by_type, probe
 from entityframes.errors import (
     ConnectError,
     ConnectionLostError,
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 #: Batches up to this size go as one statement; above it the staging table wins (measured).
 ARRAY_ROWS = 2_000
 ARRAY_BYTES = 2 << 20
-
-#: Fewer keys than this, or keys of more types than that, are looked up by one statement.
-MANY_KEYS = 1_000
-FEW_TYPES = 8
 
 _COPIED = ("entity_type", "id", "content", "metadata", "content_hash", "metadata_hash")
 
@@ -129,9 +125,9 @@ class PostgresEngine:
 
     def _by_type(self, name: str, of_types: str, keys: pl.DataFrame) -> pl.DataFrame:
         """What is stored of keys, by a statement for each type, which takes two thirds of the time of one for all."""
-        if keys.height < MANY_KEYS or keys["entity_type"].n_unique() > FEW_TYPES:
+        own = by_type(keys)
+        if not own:
             return self._read(of_types, keys["entity_type"], keys["id"])
-        own = keys.with_row_index("position").partition_by("entity_type", maintain_order=True)
         found = [(one, self._read(name, one["entity_type"][0], one["id"])) for one in own]
         return pl.concat(one.select("position", "id").join(there, on="id").drop("id") for one, there in found)
 
@@ -234,7 +230,7 @@ class PostgresEngine:
     def _likely_new(self, connection: Any, rows: pl.DataFrame, batch: Batch) -> bool:
         """Whether the types of these rows had no entity when the run began, so that a probe would find nothing."""
         entity_types = rows["entity_type"].unique().to_list()
-        if len(entity_types) > 8:
+        if len(entity_types) > FEW_TYPES:
             return False
         for name in entity_types:
             if name not in batch.was_empty:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import polars as pl
 
 #: Asks the database a named statement with parameters.
 Ask = Callable[..., pl.DataFrame]
 
-#: Fewer rows than this, or rows of more types than that, are asked about by their keys.
+#: Fewer rows than this, or rows of more types than that, are asked about by one statement.
 MANY_ROWS = 1_000
 FEW_TYPES = 8
 
@@ -20,22 +19,30 @@ SPREAD = 2
 PARTS = 16
 
 
+def by_type(rows: pl.DataFrame) -> list[pl.DataFrame]:
+    """The rows of each type with their position, in order, or none if they are few or of many types."""
+    if rows.height < MANY_ROWS or rows["entity_type"].n_unique() > FEW_TYPES:
+        return []
+    return rows.with_row_index("position").partition_by("entity_type", maintain_order=True)
+
+
 def probe(ask: Ask, rows: pl.DataFrame, scattered: set[str] | None = None) -> pl.DataFrame:
     """Position (Int32), created and differs (Boolean) of the rows that are new or differ, in order.
 
     Where the entities from the first key to the last are about those of the batch, as when a file is imported again,
-    they are read one after the other and compared here, which takes a third of the time of looking each up.
+    they are read one after the other and compared here, in less than half the time that it takes to look each up.
 
     Args:
         ask: asks on the connection of the batch.
         rows: with entity_type, id, content_hash and metadata_hash, in key order.
         scattered: types whose keys were found to lie far apart, which is added to; None asks by key.
     """
-    rows = rows[["entity_type", "id", "content_hash", "metadata_hash"]].with_row_index("position")
-    if scattered is None or rows.height < MANY_ROWS or rows["entity_type"].n_unique() > FEW_TYPES:
-        return _by_key(ask, rows)
+    rows = rows[["entity_type", "id", "content_hash", "metadata_hash"]]
+    parts = [] if scattered is None else by_type(rows)
+    if scattered is None or not parts:
+        return _by_key(ask, rows.with_row_index("position"))
     found, others = [], []
-    for own in rows.partition_by("entity_type", maintain_order=True):
+    for own in parts:
         stored = _between(ask, own, scattered)
         if stored is None:
             others.append(own)
@@ -54,7 +61,7 @@ def _by_key(ask: Ask, rows: pl.DataFrame) -> pl.DataFrame:
 
 def _between(ask: Ask, rows: pl.DataFrame, scattered: set[str]) -> pl.DataFrame | None:
     """id, content_hash and metadata_hash of what is stored from the first key of a type to the last, or None."""
-    entity_type: Any = rows["entity_type"][0]
+    entity_type = rows["entity_type"][0]
     if entity_type in scattered:
         return None
     ids, part, most = rows["id"], -(-rows.height // PARTS), SPREAD * rows.height
