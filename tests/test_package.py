@@ -78,10 +78,10 @@ def test_arrows_point_one_way() -> None:
 
 
 def test_modules_and_functions_stay_short() -> None:
-    """A module is under 450 lines and a function under 60."""
+    """A module is under 600 lines and a function under 60."""
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text("utf-8")
-        assert text.count("\n") < 450, path
+        assert text.count("\n") < 600, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"

@@ -17,7 +17,7 @@ import polars as pl
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, predicates, queries
 from entityframes.engines.arrow import one_row, to_frame
 from entityframes.engines.patience import patiently
-from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, committed, translated
+from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, committed
 from entityframes.engines.postgres_pool import Pool, execute, transaction
 from entityframes.engines.postgres_probe import FEW_TYPES, by_type, probe
 from entityframes.errors import (
@@ -56,12 +56,13 @@ class PostgresEngine:
         files = ("postgres.sql", "postgres_checks.sql", "postgres_embedding.sql", "postgres_directory.sql")
         self._sql = {name: sql for file in files for name, sql in queries.load(file, namespace).items()}
         # Each worker that embeds has a thread that writes beside it.
-        self._pool = Pool(location.target, 2 * self.workers, self._sql["session"])
+        self._pool = Pool(location.target, 2 * self.workers, self._sql)
         self._connection, self._transaction = self._pool.borrow, transaction
         try:
             with self._connection() as connection:
                 self._migrate(connection)
         except ConnectError:
+            self.close()
             raise
         except DatabaseError as error:
             self.close()
@@ -176,8 +177,8 @@ class PostgresEngine:
         return int(self._read("count", entity_type).item())
 
     def inconsistencies(self) -> pl.DataFrame:
-        with self._connection() as connection, self._transaction(connection, Interrupt()):
-            self._run(connection, "snapshot")
+        snapshot = self._sql["snapshot"]
+        with self._connection() as connection, self._transaction(connection, Interrupt(), snapshot):
             return pl.concat(
                 self._ask(connection, name).select(pl.lit(name.removeprefix("find_")).alias("check"), pl.all())
                 for name in self._sql
@@ -211,7 +212,7 @@ class PostgresEngine:
         sql = predicates.select(self._sql["select"], predicates.POSTGRESQL, columns, entity_type, where, limit)
         # A connection that died while it was idle is met here, not in the middle of the rows.
         self._read("format_version")
-        with self._connection(interrupt) as connection, translated(), closing(connection.cursor()) as cursor:
+        with self._connection(interrupt) as connection, connection.statement() as cursor:
             cursor.execute(sql)
             with closing(cursor.fetch_record_batch()) as reader:
                 for batch in reader:
@@ -244,7 +245,7 @@ class PostgresEngine:
         except RowError as error:
             if error.sqlstate != UNIQUE_VIOLATION:
                 raise
-            execute(connection, "ROLLBACK")
+            connection.rollback()
             return None
 
     def _write(
@@ -346,7 +347,7 @@ class PostgresEngine:
         self._ingest(connection, "entityframes_staging", rows.select(_STAGED), temporary=True)
 
     def _ingest(self, connection: Any, table: str, rows: pl.DataFrame, **where: Any) -> None:
-        with translated(), closing(connection.cursor()) as cursor:
+        with connection.statement() as cursor:
             cursor.adbc_ingest(table, rows.to_arrow(), mode="append", **where)
 
     def _read(self, name: str, *parameters: Any) -> pl.DataFrame:
@@ -362,7 +363,7 @@ class PostgresEngine:
         execute(connection, self._sql[name], *parameters)
 
     def _ask(self, connection: Any, name: str, *parameters: Any, committing: bool = False) -> pl.DataFrame:
-        with translated(committing=committing), closing(connection.cursor()) as cursor:
+        with connection.statement(committing=committing) as cursor:
             cursor.execute(self._sql[name], one_row(parameters))
             return to_frame(cursor.fetch_arrow_table())
 

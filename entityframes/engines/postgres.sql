@@ -26,19 +26,50 @@ SELECT max(version)::int4 FROM {schema}.format
 -- Held to the end of the transaction, so that two processes that connect at once create the store once.
 SELECT pg_advisory_xact_lock(hashtextextended($1, 7041))
 
+-- part: settings
+-- What these statements depend on: the encoding of text, how literals and NULL are read and values written, what a
+-- transaction sees, and that built-in names mean what they do here, and pgvector's are found. The user's search path stays
+-- as it is but for a pg_catalog that comes later in it, which then comes first. Besides: no just-in-time compilation, which
+-- costs more than these statements take; a look-up in an index costs what it does on today's disks, else a few keys of a
+-- large table make the planner read all of it; and long texts are compressed by what takes less than half of the time.
+(VALUES
+    ('client_encoding', 'UTF8'), ('standard_conforming_strings', 'on'), ('backslash_quote', 'safe_encoding'),
+    ('array_nulls', 'on'), ('transform_null_equals', 'off'), ('quote_all_identifiers', 'off'),
+    ('bytea_output', 'hex'), ('extra_float_digits', '1'), ('DateStyle', 'ISO, YMD'), ('IntervalStyle', 'postgres'),
+    ('TimeZone', 'UTC'), ('xmlbinary', 'base64'), ('xmloption', 'content'), ('gin_fuzzy_search_limit', '0'),
+    ('default_transaction_isolation', 'read committed'),
+    ('jit', 'off'), ('random_page_cost', '1.1'), ('default_toast_compression', {compression}),
+    ('search_path', pg_catalog.concat_ws(', ',
+        CASE WHEN 'pg_catalog' = ANY ((pg_catalog.current_schemas(false))[2:]) THEN (
+            SELECT pg_catalog.string_agg(pg_catalog.quote_ident(name), ', ' ORDER BY place)
+            FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) WITH ORDINALITY AS listed (name, place)
+            WHERE name <> 'pg_catalog'
+        ) ELSE nullif(pg_catalog.current_setting('search_path'), '') END,
+        (
+            SELECT pg_catalog.quote_ident(n.nspname)
+            FROM pg_catalog.pg_extension AS x JOIN pg_catalog.pg_namespace AS n ON n.oid = x.extnamespace
+            WHERE x.extname = 'vector' AND n.nspname <> ALL (pg_catalog.current_schemas(true))
+        )
+    ))
+) AS settings (name, value)
+WHERE pg_catalog.current_setting(name, true) IS NOT NULL AND value IS NOT NULL
+
 -- name: session
--- What every connection sets: no just-in-time compilation, which costs more than these statements take; a look-up in an
--- index costs what it does on today's disks, else a few keys of a large table make the planner read all of it; and long
--- texts are compressed by what takes less than half of the time, where the server was built with it.
-DO 'BEGIN
-    SET jit = off;
-    SET random_page_cost = 1.1;
-    BEGIN
-        SET default_toast_compression = lz4;
-    EXCEPTION WHEN invalid_parameter_value OR undefined_object THEN
-        NULL;
-    END;
-END'
+-- The first statement on every connection, which goes to the server in one message. Whether the server process is the one
+-- that was started for this connection: after a reset it has the value that came with its start. Only then is anything set.
+WITH backend AS MATERIALIZED (
+    SELECT pg_catalog.set_config('entityframes.connection', NULL, false) AS nonce, (
+        SELECT CASE WHEN 'lz4' = ANY (enumvals) THEN 'lz4' ELSE setting END
+        FROM pg_catalog.pg_settings WHERE name = 'default_toast_compression'
+    ) AS compression
+)
+SELECT {knows} AS own, backend.compression, pg_catalog.current_setting('server_encoding') AS encoding,
+    CASE WHEN {knows} THEN (SELECT pg_catalog.count(pg_catalog.set_config(name, value, false)) FROM {settings}) END AS set
+FROM backend
+
+-- name: local_settings
+-- The same settings for one transaction, where a pooler may lend the next one another server process.
+SELECT pg_catalog.count(pg_catalog.set_config(name, value, true)) FROM {settings}
 
 -- name: schema_exists
 -- Asked first, because CREATE SCHEMA IF NOT EXISTS wants a right that a mere user of the store need not have.
@@ -203,7 +234,7 @@ WHERE (g.content_hash IS NULL) <> (h.position IS NULL)
 
 -- name: create_staging
 -- The rows of one batch; gone with the transaction.
-CREATE TEMPORARY TABLE entityframes_staging (
+CREATE TEMPORARY TABLE pg_temp.entityframes_staging (
     position int4, entity_type text, id text, content text, metadata text, content_hash bytea, metadata_hash bytea,
     differs boolean
 ) ON COMMIT DROP
@@ -218,7 +249,7 @@ DO 'BEGIN SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET
 UPDATE {schema}.entities AS e SET
     content = s.content, metadata = s.metadata::json, content_hash = s.content_hash,
     metadata_hash = s.metadata_hash, batch_id = $1::uuid, updated_at = now()
-FROM entityframes_staging AS s
+FROM pg_temp.entityframes_staging AS s
 WHERE e.entity_type = s.entity_type AND e.id = s.id
     AND (e.content_hash <> s.content_hash OR e.metadata_hash <> s.metadata_hash)
 RETURNING s.position, false AS created, s.differs AND s.content <> '' AND $2::boolean AS due
@@ -230,7 +261,7 @@ WITH merged AS (
     INSERT INTO {schema}.entities AS e
         (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id)
     SELECT entity_type, id, content, metadata::json, content_hash, metadata_hash, $1::uuid
-    FROM entityframes_staging
+    FROM pg_temp.entityframes_staging
     ORDER BY entity_type COLLATE "C", id COLLATE "C"
     ON CONFLICT (entity_type, id) DO UPDATE SET
         content = EXCLUDED.content, metadata = EXCLUDED.metadata, content_hash = EXCLUDED.content_hash,
@@ -239,7 +270,7 @@ WITH merged AS (
     RETURNING e.entity_type, e.id, xmax = 0 AS created
 )
 SELECT s.position, m.created, s.differs AND s.content <> '' AND $2::boolean AS due
-FROM merged AS m JOIN entityframes_staging AS s ON s.entity_type = m.entity_type AND s.id = m.id
+FROM merged AS m JOIN pg_temp.entityframes_staging AS s ON s.entity_type = m.entity_type AND s.id = m.id
 
 -- name: record
 -- The ledger row of a batch, and its embedding job if some content is due.
@@ -344,11 +375,11 @@ SELECT EXISTS (
 
 -- name: create_tried
 -- What became of each staged row when it was written with few others; gone with the transaction.
-CREATE TEMPORARY TABLE entityframes_tried (position int4, created boolean, sqlstate text, error text) ON COMMIT DROP
+CREATE TEMPORARY TABLE pg_temp.entityframes_tried (position int4, created boolean, sqlstate text, error text) ON COMMIT DROP
 
 -- name: index_staging
 -- So that a slice is found without reading all rows.
-CREATE INDEX ON entityframes_staging (position)
+CREATE INDEX ON pg_temp.entityframes_staging (position)
 
 -- name: immediate_constraints
 -- So that a deferred constraint is refused at its row, not at COMMIT.
@@ -361,7 +392,7 @@ DO $each$
 DECLARE
     lower int4 := 0;
     step int4 := 256;
-    top int4 := (SELECT max(position) FROM entityframes_staging);
+    top int4 := (SELECT max(position) FROM pg_temp.entityframes_staging);
 BEGIN
     WHILE lower <= top LOOP
         BEGIN
@@ -370,7 +401,7 @@ BEGIN
                     (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id)
                 SELECT entity_type, id, content, metadata::json, content_hash, metadata_hash,
                     current_setting('entityframes.batch_id')::uuid
-                FROM entityframes_staging WHERE position >= lower AND position < lower + step
+                FROM pg_temp.entityframes_staging WHERE position >= lower AND position < lower + step
                 ORDER BY position
                 ON CONFLICT (entity_type, id) DO UPDATE SET
                     content = EXCLUDED.content, metadata = EXCLUDED.metadata, content_hash = EXCLUDED.content_hash,
@@ -379,9 +410,9 @@ BEGIN
                 WHERE e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash
                 RETURNING e.entity_type, e.id, xmax = 0 AS created
             )
-            INSERT INTO entityframes_tried (position, created)
+            INSERT INTO pg_temp.entityframes_tried (position, created)
             SELECT s.position, m.created
-            FROM entityframes_staging AS s JOIN merged AS m ON m.entity_type = s.entity_type AND m.id = s.id
+            FROM pg_temp.entityframes_staging AS s JOIN merged AS m ON m.entity_type = s.entity_type AND m.id = s.id
             WHERE s.position >= lower AND s.position < lower + step;
             lower := lower + step;
         EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR raise_exception THEN
@@ -389,7 +420,7 @@ BEGIN
                 step := step / 16;
                 CONTINUE;
             END IF;
-            INSERT INTO entityframes_tried (position, sqlstate, error) VALUES (lower, SQLSTATE, SQLERRM);
+            INSERT INTO pg_temp.entityframes_tried (position, sqlstate, error) VALUES (lower, SQLSTATE, SQLERRM);
             lower := lower + 1;
         END;
         step := CASE WHEN lower % 256 = 0 THEN 256 WHEN lower % 16 = 0 THEN 16 ELSE 1 END;
@@ -406,10 +437,10 @@ SELECT set_config('entityframes.batch_id', $1, true)
 -- $1 batch, $2 run, $3 job, $4 whether to make a job
 WITH written AS (
     SELECT t.created, s.entity_type, s.id, s.differs AND s.content <> '' AND $4::boolean AS due
-    FROM entityframes_tried AS t JOIN entityframes_staging AS s USING (position) WHERE t.sqlstate IS NULL
+    FROM pg_temp.entityframes_tried AS t JOIN pg_temp.entityframes_staging AS s USING (position) WHERE t.sqlstate IS NULL
 ), {ledger_and_job}
 SELECT t.position, t.created, s.differs AND s.content <> '' AND $4::boolean AS due, t.sqlstate, t.error
-FROM entityframes_tried AS t JOIN entityframes_staging AS s USING (position)
+FROM pg_temp.entityframes_tried AS t JOIN pg_temp.entityframes_staging AS s USING (position)
 
 -- name: recorded
 -- Whether the ledger has the batch: the answer to a COMMIT whose own answer was lost.

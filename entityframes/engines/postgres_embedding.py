@@ -23,7 +23,7 @@ from entityframes.engines.embedding import (
     transition,
     wire,
 )
-from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, translated
+from entityframes.engines.postgres_errors import UNIQUE_VIOLATION
 from entityframes.engines.postgres_pool import execute
 from entityframes.errors import ConnectionLostError, DatabaseError, RowError, SpaceError
 
@@ -164,7 +164,7 @@ class PostgresEmbedding:
                 if error.sqlstate != UNIQUE_VIOLATION:
                     raise
                 # Another worker had the same entity in another job, and was quicker.
-                execute(connection, "ROLLBACK")
+                connection.rollback()
                 rows = rows.with_columns(stored=True)
                 return self._write_vectors(connection, space, job, rows, vectors, end, interrupt)
 
@@ -199,7 +199,7 @@ class PostgresEmbedding:
             return current.select("entity_type", "id")
 
     def _ingest(self, connection: Any, name: str, table: pa.Table, **where: Any) -> None:
-        with translated(), closing(connection.cursor()) as cursor:
+        with connection.statement() as cursor:
             cursor.adbc_ingest(name, table, mode="append", **where)
 
     # Search.
@@ -214,12 +214,15 @@ class PostgresEmbedding:
         condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
         given = (space, "[" + ",".join(map(repr, vector.tolist())) + "]", str(limit), entity_type)
         sql = self._filled(name, dim=stored["dim"], order="distance, entity_type, id", condition=condition)
-        with self._engine._connection() as connection:
-            self._engine._run(connection, "iterative_scan")
-            execute(connection, self._filled("search_breadth", breadth=min(max(limit, 40), 1000)))
-            with translated(), closing(connection.cursor()) as cursor:
-                cursor.execute(sql, one_row(given))
-                found = to_frame(cursor.fetch_arrow_table())
+        breadth = self._filled("search_breadth", breadth=min(max(limit, 40), 1000))
+        settings = (Interrupt(), self._sql["iterative_scan"], breadth)
+        with (
+            self._engine._connection() as connection,
+            self._engine._transaction(connection, *settings),
+            connection.statement() as cursor,
+        ):
+            cursor.execute(sql, one_row(given))
+            found = to_frame(cursor.fetch_arrow_table())
         return found.drop_nulls("id"), found.height == limit
 
     def _nearest_here(
@@ -230,7 +233,7 @@ class PostgresEmbedding:
         best = pl.DataFrame(schema={"entity_type": pl.String, "id": pl.String, "content_hash": pl.Binary})
         best = best.with_columns(score=pl.lit(None, pl.Float64))
         with self._engine._connection() as connection:
-            with translated(), closing(connection.cursor()) as cursor:
+            with connection.statement() as cursor:
                 cursor.execute(self._filled("vectors", condition=condition), one_row((space, entity_type)))
                 with closing(cursor.fetch_record_batch()) as reader:
                     for batch in reader:
@@ -252,7 +255,7 @@ class PostgresEmbedding:
     ) -> tuple[pl.DataFrame, bool]:
         self._make_text_index()
         condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
-        with self._engine._connection() as connection, translated(), closing(connection.cursor()) as cursor:
+        with self._engine._connection() as connection, connection.statement() as cursor:
             cursor.execute(self._filled("matching", condition=condition), one_row((text, str(limit), entity_type)))
             found = to_frame(cursor.fetch_arrow_table())
         return found, found.height == limit

@@ -226,25 +226,25 @@ CROSS JOIN LATERAL (
 
 -- name: create_vector_staging
 -- The vectors of one write; gone with the transaction.
-CREATE TEMPORARY TABLE entityframes_vectors (
+CREATE TEMPORARY TABLE pg_temp.entityframes_vectors (
     entity_type text, id text, content_hash bytea, error text, vector {type}
 ) ON COMMIT DROP
 
 -- name: merge_vectors
 -- Writes staged vectors in place of older ones. $1 space
 INSERT INTO {schema}.embeddings AS v (space, entity_type, id, content_hash, error, {storage})
-SELECT $1, entity_type, id, content_hash, error, vector FROM entityframes_vectors
+SELECT $1, entity_type, id, content_hash, error, vector FROM pg_temp.entityframes_vectors
 ON CONFLICT (entity_type, id, space) DO UPDATE SET
     content_hash = EXCLUDED.content_hash, error = EXCLUDED.error, embedded_at = EXCLUDED.embedded_at,
     {storage} = EXCLUDED.{storage}
 
 -- name: iterative_scan
 -- An approximate search goes on until enough rows pass the filter.
-SET hnsw.iterative_scan = strict_order
+SET LOCAL hnsw.iterative_scan = strict_order
 
 -- name: search_breadth
 -- How many candidates an approximate search keeps.
-SET hnsw.ef_search = {breadth}
+SET LOCAL hnsw.ef_search = {breadth}
 
 -- name: nearest
 -- The nearest vectors of a space with their entities; null entities where the content has changed since.
@@ -302,7 +302,7 @@ USING gin (to_tsvector('english', left(content, 100000)))
 -- them once, are counted exactly. OFFSET 0 keeps each word a look-up in the index.
 -- $1 text, $2 limit, $3 entity_type or null
 WITH terms AS (
-    SELECT lexeme, format('''%s''', replace(replace(lexeme, '\', '\\'), '''', ''''''))::tsquery AS query
+    SELECT lexeme, format('''%s''', replace(replace(lexeme, E'\\', E'\\\\'), '''', ''''''))::tsquery AS query
     FROM unnest(to_tsvector('english', left($1, 10000)))
 ), corpus AS MATERIALIZED (
     SELECT count(*)::float8 AS entities, avg(octet_length(content))::float8 AS length

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import adbc_driver_manager
@@ -55,13 +54,26 @@ _FULL = re.compile(r"too many (?:connections|clients)|connection slots", re.IGNO
 
 
 @contextmanager
-def translated(*, connecting: bool = False, committing: bool = False) -> Iterator[None]:
-    """Turn the driver's errors into ours, by SQLSTATE; its Python classes say little."""
+def translated(
+    *,
+    connecting: bool = False,
+    committing: bool = False,
+    again: bool = False,
+    by: Callable[[], str | None] = lambda: None,
+) -> Iterator[None]:
+    """Turn the driver's errors into ours, by SQLSTATE; its Python classes say little, its words are in any language.
+
+    Args:
+        connecting: whether a connection is being made, of which libpq gives no SQLSTATE.
+        committing: whether what fails may have been committed.
+        again: whether the database has let us in before, so that what it says now may pass.
+        by: who has cancelled a statement that was cancelled: "Ctrl-C", this "run", or None for the server.
+    """
     try:
         yield
     except adbc_driver_manager.Error as error:
         sqlstate = error.sqlstate or None
-        message = _readable(str(error))
+        message = _readable(error)
         if sqlstate is None and connecting and _FULL.search(message):
             # libpq does not say so when it connects.
             sqlstate = "53300"
@@ -70,11 +82,12 @@ def translated(*, connecting: bool = False, committing: bool = False) -> Iterato
         else:
             meaning = _MEANING.get(sqlstate) or _MEANING.get(sqlstate[:2]) or PermanentError
         if connecting:
-            meaning = meaning if sqlstate is not None or _LOST.search(message) else PermanentError
+            if sqlstate is None and not _LOST.search(message):
+                meaning = ConnectionLostError if again else PermanentError
             # libpq repeats what it could not parse, and that may be the password.
             message = "the URL cannot be read (malformed)" if "URI" in message or "percent" in message else message
-        if sqlstate == "57014" and "user request" in message:
-            if threading.current_thread() is threading.main_thread():
+        if sqlstate == "57014" and (who := by()) is not None:
+            if who == "Ctrl-C":
                 raise KeyboardInterrupt from error
             meaning = StatementCancelledError
         translated = meaning(message, sqlstate)
@@ -93,8 +106,13 @@ def committed() -> Iterator[None]:
         raise lost from error
 
 
-def _readable(message: str) -> str:
+def _readable(error: adbc_driver_manager.Error) -> str:
     """The server's own words, without the driver's preamble and without DETAIL, which may quote other rows."""
+    for name, value in error.details or ():
+        # The driver gives the names as bytes.
+        if name in ("PG_DIAG_MESSAGE_PRIMARY", b"PG_DIAG_MESSAGE_PRIMARY"):
+            return " ".join(value.decode("utf-8", "replace").split())
+    message = str(error)
     message = re.sub(r"^[A-Z_]+: (?:\[libpq\] )?", "", message.strip())
     message = message.partition("\nDETAIL:")[0].partition("\nCONTEXT:")[0].partition("\nLINE ")[0]
     message = message.partition("Query was:")[0]

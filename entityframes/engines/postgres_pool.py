@@ -1,49 +1,74 @@
-"""Connections to PostgreSQL: kept in a pool, each used by one thread at a time."""
+"""Connections to PostgreSQL: kept in a pool, each used by one thread at a time.
+
+The driver sends a statement with parameters in two parts, and a transaction pooler may lend the server's side to
+somebody else in between: the statement that then runs with our parameters is theirs. So behind a pooler everything runs
+inside a transaction, which is opened and ended by messages that cannot be parted. Whether there is a pooler is found
+out by a random value that each connection sends when it starts: only a server process that was started for this very
+connection knows it.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import Any
+from urllib.parse import quote, unquote
 
 import adbc_driver_manager
 import adbc_driver_postgresql
-from adbc_driver_manager.dbapi import Connection
+from adbc_driver_manager.dbapi import Connection, Cursor
 
 from entityframes.engines import Interrupt
-from entityframes.engines.arrow import one_row
+from entityframes.engines.arrow import one_row, to_frame
 from entityframes.engines.postgres_errors import translated
-from entityframes.errors import ClosedError, ConnectionLostError, DatabaseError, RowError
+from entityframes.errors import ClosedError, ConnectError, ConnectionLostError, DatabaseError, PermanentError, RowError
+
+#: What a pooler may say that does not pass on what a connection sends when it starts.
+_REFUSED = re.compile("startup|parameter|option|unsupported|unrecognized|protocol", re.IGNORECASE)
+
+#: In capitals is only what ends a transaction, so that it is told from this on the wire.
+_BEGIN = "BEGIN ISOLATION LEVEL read committed"
+
+#: One message, whole, to the server and back: neither prepared first nor copied.
+_AT_ONCE = {"adbc.postgresql.use_copy": "false"}
 
 
 class Pool:
     """Connections of one process to one database.
 
     Args:
-        target: the connection URI.
+        target: the connection URI or key=value string, with ``pool_mode`` if there is a pooler to be told of.
         keep: how many idle connections are kept.
-        session: the statement that every new connection begins with.
+        sql: the statements ``session`` and ``local_settings``.
+
+    Raises:
+        ConnectError: the ``pool_mode`` cannot be used.
     """
 
-    def __init__(self, target: str, keep: int, session: str) -> None:
-        self._target = target
+    def __init__(self, target: str, keep: int, sql: Mapping[str, str]) -> None:
+        target, self._mode = pool_mode(target)
+        self._target = extended(target, client_encoding="UTF8")
         self._keep = keep
-        self._session = session
-        self._idle: list[Any] = []
+        self._session, self._local = sql["session"], sql["local_settings"]
+        self._idle: list[PooledConnection] = []
         self._lock = threading.Lock()
         self._database: _Database | None = None
         self._first = threading.Lock()
         self._closed = False
+        self._connected = False
         self._process = os.getpid()
 
     @contextmanager
-    def borrow(self, interrupt: Interrupt | None = None) -> Iterator[Any]:
+    def borrow(self, interrupt: Interrupt | None = None) -> Iterator[PooledConnection]:
         """A connection of one's own; it goes back to the pool unless something failed on it.
 
         Raises:
             ClosedError: the pool was closed, or belongs to another process.
+            ConnectError: the database, or a pooler before it, cannot be used.
         """
         if os.getpid() != self._process:
             raise ClosedError("this store was opened in another process: after a fork, connect again in the child")
@@ -53,34 +78,69 @@ class Pool:
             connection = self._idle.pop() if self._idle else None
         if connection is None:
             connection = self._connect()
-            execute(connection, self._session)
+        connection.cancelled = False
         try:
             if interrupt is None:
                 yield connection
             else:
                 interrupt.check()
-                with interrupt.cancelling(connection.adbc_cancel):
+                with interrupt.cancelling(connection.cancel):
                     yield connection
         except RowError:
             # The server said no and is well: the rows are tried again, on the same connection.
-            if _rolled_back(connection):
+            if self._rolled_back(connection):
                 self._give_back(connection)
             raise
         except BaseException as error:
             # Whatever state it is in, closing it rolls back; a new one costs ten round trips, a wrong one the data.
-            _discard(connection)
+            self._discard(connection)
             if isinstance(error, ConnectionLostError):
                 # The idle ones are from before it, too.
                 self._empty()
             raise
         self._give_back(connection)
 
-    def _connect(self) -> Any:
-        with self._first, translated(connecting=True):
+    def _connect(self) -> PooledConnection:
+        with self._first, translated(connecting=True, again=self._connected):
             if self._database is None:
-                self._database = _Database(self._target)
-        with translated(connecting=True):
-            return self._database.connect()
+                self._database = _Database(self._target, named=self._mode is None and _takes_options(self._target))
+            driver, nonce = self._database.connect()
+        connection = PooledConnection(driver)
+        try:
+            self._start(connection, nonce)
+        except BaseException:
+            self._discard(connection)
+            raise
+        self._connected = True
+        return connection
+
+    def _start(self, connection: PooledConnection, nonce: str | None) -> None:
+        """Find out whether there is a pooler, set what the session depends on, and check the database's encoding."""
+        nonce = nonce or secrets.token_hex(8)
+        knows = "true" if self._mode == "session" else f"backend.nonce = '{nonce}'"
+        session = self._session.replace("{knows}", knows).replace("{compression}", "backend.compression")
+        [found] = connection.at_once(session).to_dicts()
+        if found["encoding"] != "UTF8":
+            raise ConnectError(
+                f"the database keeps its text in {found['encoding']}, which cannot hold every text: make one with "
+                "CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and connect to that"
+            )
+        connection.pinned = not found["own"]
+        if connection.pinned:
+            connection.local = (self._local.replace("{compression}", f"'{found['compression']}'"),)
+            self._try_transaction(connection)
+
+    def _try_transaction(self, connection: PooledConnection) -> None:
+        try:
+            with connection.statement() as cursor:
+                cursor.execute("SELECT 1", one_row(()))
+        except DatabaseError as error:
+            if not self._connected and (isinstance(error, ConnectionLostError) or error.sqlstate == "08P01"):
+                raise ConnectError(
+                    f"the pooler before the database lets no transaction be opened ({error}): statement pooling cannot "
+                    "be used, set it to pool_mode = transaction or session, or connect to the server itself"
+                ) from error
+            raise
 
     def close(self) -> None:
         """Close every connection that is not lent out, and the others when they come back. May be called again."""
@@ -88,64 +148,340 @@ class Pool:
             self._closed = True
         if os.getpid() == self._process:
             self._empty()
+            with self._first:
+                self._close_database()
 
     def _empty(self) -> None:
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
-            _discard(connection)
+            self._discard(connection)
 
-    def _give_back(self, connection: Any) -> None:
+    def _give_back(self, connection: PooledConnection) -> None:
         with self._lock:
             keep = not self._closed and len(self._idle) < self._keep
             if keep:
                 self._idle.append(connection)
         if not keep:
-            _discard(connection)
+            self._discard(connection)
+
+    def _rolled_back(self, connection: PooledConnection) -> bool:
+        try:
+            connection.rollback()
+        except DatabaseError:
+            self._discard(connection)
+            return False
+        return True
+
+    def _discard(self, connection: PooledConnection) -> None:
+        with self._first:
+            assert self._database is not None
+            self._database.disconnect(connection.driver)
+            self._close_database()
+
+    def _close_database(self) -> None:
+        """Let go of what the driver keeps, 0.85 MB, after the last connection of a pool that is closed."""
+        if self._closed and self._database is not None and self._database.unused:
+            self._database.release()
+            self._database = None
 
 
 class _Database:
-    """What the driver reads of the types of a database, in ten times the time of connecting, for all connections."""
+    """What the driver reads of the types of a database, in ten times the time of connecting, for all connections.
 
-    def __init__(self, target: str) -> None:
-        self._handle = adbc_driver_postgresql.connect(target)
+    Used by one thread at a time.
+    """
 
-    def connect(self) -> Connection:
-        return Connection(self, adbc_driver_manager.AdbcConnection(self._handle), autocommit=True)  # type: ignore[arg-type]
+    def __init__(self, target: str, *, named: bool) -> None:
+        self._target, self._named = target, named
+        self._connections = 0
+        try:
+            self._handle = adbc_driver_postgresql.connect(self._with_name()[0])
+        except adbc_driver_manager.Error as error:
+            if not self._refused(error):
+                raise
+            self._handle = adbc_driver_postgresql.connect(target)
+
+    def connect(self) -> tuple[Connection, str | None]:
+        """A connection, and the random value by which its own server process can be told from others."""
+        try:
+            return self._connect()
+        except adbc_driver_manager.Error as error:
+            if not self._refused(error):
+                raise
+            return self._connect()
+
+    def _connect(self) -> tuple[Connection, str | None]:
+        target, nonce = self._with_name()
+        self._handle.set_options(uri=target)
+        connection = Connection(self, adbc_driver_manager.AdbcConnection(self._handle), autocommit=True)  # type: ignore[arg-type]
+        self._connections += 1
+        return connection, nonce
+
+    def _with_name(self) -> tuple[str, str | None]:
+        if not self._named:
+            return self._target, None
+        nonce = secrets.token_hex(16)
+        return _with_option(self._target, f"-c entityframes.connection={nonce}"), nonce
+
+    def _refused(self, error: adbc_driver_manager.Error) -> bool:
+        """Whether connecting may have failed for the value that it sends, which it then sends no more."""
+        refused = self._named and _REFUSED.search(str(error)) is not None
+        self._named = self._named and not refused
+        return refused
+
+    def disconnect(self, connection: Connection) -> None:
+        """Close a connection."""
+        # An error means that it was broken already; the server rolls back when the socket goes.
+        with suppress(adbc_driver_manager.Error):
+            connection.close()
+        self._connections -= 1
+
+    @property
+    def unused(self) -> bool:
+        """Whether every connection is closed."""
+        return self._connections == 0
+
+    def release(self) -> None:
+        """Let go of the driver's handle."""
+        with suppress(adbc_driver_manager.Error, RuntimeError):
+            self._handle.close()
 
     def close(self) -> None:
         """What a connection does at its end to a database of its own; this one outlives it."""
 
 
+class PooledConnection:
+    """A connection, and the transaction that is open on it.
+
+    Attributes:
+        driver: the driver's connection, in autocommit; transactions are opened and ended by statements.
+        pinned: whether the server's side is ours within a transaction only, so that each statement has to have one.
+        local: what has to be set in each transaction, because nothing else is ours.
+        cancelled: whether this side has cancelled what it runs.
+    """
+
+    def __init__(self, driver: Connection) -> None:
+        self.driver = driver
+        self.pinned = False
+        self.local: tuple[str, ...] = ()
+        self.cancelled = False
+        self._open = self._failed = False
+
+    def cancel(self) -> None:
+        """End what it runs; may be called from another thread, and late."""
+        self.cancelled = True
+        self.driver.adbc_cancel()
+
+    def cursor(self) -> Cursor:
+        """A cursor of the driver's, for statements that need no transaction."""
+        return _Cursor(self.driver)
+
+    def at_once(self, statement: str) -> Any:
+        """The answer to a statement that goes to the server in one message, as a frame."""
+        with self._running() as cursor:
+            cursor.adbc_statement.set_options(**_AT_ONCE)
+            cursor.execute(statement)
+            return to_frame(cursor.fetch_arrow_table())
+
+    def script(self, statements: str, *, committing: bool = False) -> None:
+        """Run statements without parameters and answers in one message."""
+        with self._running(committing=committing) as cursor:
+            cursor.executescript(statements)
+
+    @contextmanager
+    def statement(self, *, committing: bool = False) -> Iterator[Cursor]:
+        """A cursor for one statement, in a transaction of its own where it needs one and none is open.
+
+        Args:
+            committing: whether the statement may be committed although it fails.
+
+        Raises:
+            DatabaseError: with the SQLSTATE; its ``committing`` says whether it may have been committed all the same.
+        """
+        alone = self.pinned and not self._open
+        if alone:
+            self._begin()
+        with self._running(committing=committing and not alone) as cursor:
+            yield cursor
+        if alone:
+            self._commit(committing=committing)
+
+    @contextmanager
+    def transaction(self, interrupt: Interrupt, *settings: str) -> Iterator[None]:
+        """BEGIN and COMMIT; an error leaves the transaction to `rollback` or the connection's end.
+
+        Args:
+            interrupt: looked at before COMMIT.
+            settings: SET statements, for this transaction only, that go along with BEGIN.
+        """
+        self._begin(*settings)
+        yield
+        interrupt.check()
+        self._commit(committing=True)
+
+    def rollback(self) -> None:
+        """Leave the transaction that is open, if one is."""
+        if self._open:
+            self._failed = False
+            self.script("ROLLBACK")
+            self._open = False
+
+    def _begin(self, *settings: str) -> None:
+        self._open, self._failed = True, False
+        self.script(";\n".join((_BEGIN, *settings, *self.local)))
+
+    def _commit(self, *, committing: bool) -> None:
+        if self._failed:
+            # The server would answer that, too, without an error.
+            raise PermanentError("a statement of the transaction failed, so that nothing of it was written")
+        self.script("COMMIT", committing=committing)
+        self._open = False
+
+    @contextmanager
+    def _running(self, *, committing: bool = False) -> Iterator[Cursor]:
+        try:
+            with (
+                closing(_Cursor(self.driver)) as cursor,
+                translated(committing=committing, by=self._stopped_by(cursor)),
+            ):
+                yield cursor
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _stopped_by(self, cursor: _Cursor) -> Callable[[], str | None]:
+        return lambda: "Ctrl-C" if cursor.cancelled else "run" if self.cancelled else None
+
+
+class _Statement(adbc_driver_manager.AdbcStatement):
+    """Knows whether it was cancelled by Ctrl-C, which the driver takes in the main thread."""
+
+    cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        super().cancel()
+
+
+class _Cursor(Cursor):
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._stmt.close()
+        self._stmt: _Statement = _Statement(connection.adbc_connection)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether Ctrl-C has ended what it ran."""
+        return self._stmt.cancelled
+
+
 @contextmanager
-def transaction(connection: Any, interrupt: Interrupt) -> Iterator[None]:
+def transaction(connection: PooledConnection, interrupt: Interrupt, *settings: str) -> Iterator[None]:
     """BEGIN and COMMIT; an error leaves the transaction to the connection's end, which rolls it back."""
-    execute(connection, "BEGIN")
-    yield
-    interrupt.check()
-    execute(connection, "COMMIT", committing=True)
+    with connection.transaction(interrupt, *settings):
+        yield
 
 
-def execute(connection: Any, statement: str, *parameters: Any, committing: bool = False) -> None:
+def execute(connection: PooledConnection, statement: str, *parameters: Any, committing: bool = False) -> None:
     """Run a statement whose answer is of no interest.
 
     Raises:
         DatabaseError: with the SQLSTATE; `committing` says whether it may have been committed all the same.
     """
-    with translated(committing=committing), closing(connection.cursor()) as cursor:
-        cursor.execute(statement, one_row(parameters))
+    with connection.statement(committing=committing) as cursor:
+        if parameters:
+            cursor.execute(statement, one_row(parameters))
+        else:
+            cursor.executescript(statement)
 
 
-def _rolled_back(connection: Any) -> bool:
-    try:
-        execute(connection, "ROLLBACK")
-    except DatabaseError:
-        _discard(connection)
+# What the address of a database says besides where it is.
+
+
+def pool_mode(target: str) -> tuple[str, str | None]:
+    """The address without ``pool_mode``, which the driver does not know, and its value.
+
+    Args:
+        target: a connection URI or key=value string.
+
+    Returns:
+        The address and "transaction", "session", or None where it is to be found out.
+
+    Raises:
+        ConnectError: statement pooling, or another value.
+    """
+    parts = _split(target)
+    given = [value for name, value, _ in parts[1] if name == "pool_mode"] if parts else []
+    if not parts or not given:
+        return target, None
+    if given[-1] == "statement":
+        raise ConnectError(
+            "pool_mode=statement: a pooler that lends the server for one statement at a time lets no transaction be "
+            "opened; set the pooler to transaction or session, or connect to the server itself"
+        )
+    if given[-1] not in ("transaction", "session"):
+        raise ConnectError("pool_mode in the URL is transaction or session, as the pooler before the database has it")
+    return _joined(parts[0], [text for name, _, text in parts[1] if name != "pool_mode"]), given[-1]
+
+
+def extended(target: str, **parameters: str) -> str:
+    """The address with parameters that count before those that it has; as it is where it cannot be read."""
+    parts = _split(target)
+    if parts is None:
+        return target
+    texts = [text for _, _, text in parts[1]]
+    for name, value in parameters.items():
+        if parts[0] is None:
+            texts.append(f"{name}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'")
+        else:
+            texts.append(f"{name}={quote(value, safe='')}")
+    return _joined(parts[0], texts)
+
+
+def _with_option(target: str, option: str) -> str:
+    """The address with one more option for the server, beside those of the address or else the environment."""
+    given = [value for name, value, _ in (_split(target) or (None, []))[1] if name == "options"]
+    before = given[-1] if given else os.environ.get("PGOPTIONS", "")
+    return extended(target, options=f"{before} {option}".strip())
+
+
+def _takes_options(target: str) -> bool:
+    """Whether an option can be added without a loss: a service file's would be replaced, and are not known here."""
+    parts = _split(target)
+    if parts is None:
         return False
-    return True
+    names = [name for name, _, _ in parts[1]]
+    return "options" in names or ("service" not in names and "PGSERVICE" not in os.environ)
 
 
-def _discard(connection: Any) -> None:
-    # An error means that it was broken already; the server rolls back when the socket goes.
-    with suppress(adbc_driver_manager.Error):
-        connection.close()
+_URI = re.compile("postgres(?:ql)?://", re.IGNORECASE)
+_PAIR = re.compile(r"\s*([^\s=]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?!')(?:[^\s\\]|\\.)*)(?:\s+|$)", re.DOTALL)
+
+
+def _split(target: str) -> tuple[str | None, list[tuple[str, str, str]]] | None:
+    """The parts of an address: what comes before the parameters of a URI (None: it is a key=value string), and name,
+    value and text of each parameter; None if it cannot be read.
+    """
+    if scheme := _URI.match(target):
+        # As libpq reads it: what comes before an @ may hold a question mark.
+        user = re.match("[^@/]*@", target[scheme.end() :])
+        mark = target.find("?", scheme.end() + (user.end() if user else 0))
+        head, query = (target, "") if mark < 0 else (target[:mark], target[mark + 1 :])
+        pairs = [(pair.partition("="), pair) for pair in query.split("&") if pair]
+        return head, [(unquote(cut[0]), unquote(cut[2]), pair) for cut, pair in pairs]
+    found, place = [], 0
+    while place < len(target):
+        pair = _PAIR.match(target, place)
+        if pair is None:
+            return None
+        value = re.sub(r"\\(.)", r"\1", pair[2][1:-1] if pair[2].startswith("'") else pair[2], flags=re.DOTALL)
+        found.append((pair[1], value, pair[0].strip()))
+        place = pair.end()
+    return None, found
+
+
+def _joined(head: str | None, texts: list[str]) -> str:
+    if head is None:
+        return " ".join(texts)
+    return head + ("?" + "&".join(texts) if texts else "")

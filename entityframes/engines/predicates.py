@@ -84,6 +84,8 @@ class Dialect:
 
     #: How an entity column is selected, where that is not by its name.
     outputs: dict[str, str]
+    #: A literal of a text.
+    quoted: Callable[[str], str]
     #: Text that is compared by bytes.
     by_bytes: str
     #: The text of a metadata field, and its name as that wants it.
@@ -99,8 +101,19 @@ class Dialect:
     blob: str
 
 
+def _quoted(text: str) -> str:
+    """A literal in which a backslash is a character like others."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _escaped(text: str) -> str:
+    """A literal that means the same whether a backslash in others is a character or an escape."""
+    return _quoted(text) if "\\" not in text else "E" + _quoted(text.replace("\\", "\\\\"))
+
+
 POSTGRESQL = Dialect(
     outputs={"metadata": "metadata::text AS metadata", "content_hash": "encode(content_hash, 'hex') AS content_hash"},
+    quoted=_escaped,
     by_bytes='({} COLLATE "C")',
     field='((metadata->>{}) COLLATE "C")',
     path=lambda name: name,
@@ -113,6 +126,7 @@ POSTGRESQL = Dialect(
 )
 DUCKDB = Dialect(
     outputs={"metadata": "metadata::VARCHAR AS metadata", "content_hash": "lower(hex(content_hash)) AS content_hash"},
+    quoted=_quoted,
     by_bytes="{}",
     field="json_extract_string(metadata, {})",
     # A JSON pointer, in which any name can be written.
@@ -136,7 +150,7 @@ def select(
     """The statement of a scan: entity columns of the entities of a type that satisfy a predicate."""
     conditions = []
     if entity_type is not None:
-        conditions.append(f"entity_type = {_quoted(entity_type)}" if _is_plain(entity_type) else "false")
+        conditions.append(f"entity_type = {dialect.quoted(entity_type)}" if _is_plain(entity_type) else "false")
     if where is not None:
         conditions.append(render(where, dialect))
     return (
@@ -153,7 +167,7 @@ def render(predicate: Predicate, dialect: Dialect) -> str:
         return "(" + word.join(render(part, dialect) for part in predicate.parts) + ")"
     column = predicate.column
     if isinstance(column, MetadataField):
-        text = dialect.field.format(_quoted(dialect.path(column.name)))
+        text = dialect.field.format(dialect.quoted(dialect.path(column.name)))
     else:
         text = dialect.by_bytes.format(column.name) if column.name in _TEXTS else column.name
     if isinstance(predicate, IsNull):
@@ -195,15 +209,10 @@ def _literal(column: Column, value: Value, dialect: Dialect) -> str:
     if isinstance(value, float):
         return dialect.float.format(value)
     if column == EntityColumn("content_hash"):
-        return dialect.blob.format(_quoted(value))
+        return dialect.blob.format(dialect.quoted(value))
     if isinstance(column, EntityColumn) and column.name in _TIMESTAMPS:
-        return dialect.instant.format(_quoted(value))
-    return _quoted(value)
-
-
-def _quoted(text: str) -> str:
-    """A literal; a backslash is a character like others in both dialects."""
-    return "'" + text.replace("'", "''") + "'"
+        return dialect.instant.format(dialect.quoted(value))
+    return dialect.quoted(value)
 
 
 def _is_plain(text: str) -> bool:
