@@ -128,12 +128,13 @@ class Pool:
         connection.pinned = not found["own"]
         if connection.pinned:
             connection.local = (self._local.replace("{compression}", f"'{found['compression']}'"),)
+        if connection.pinned or self._mode is not None:
             self._try_transaction(connection)
 
     def _try_transaction(self, connection: PooledConnection) -> None:
         try:
-            with connection.statement() as cursor:
-                cursor.execute("SELECT 1", one_row(()))
+            with connection.transaction(Interrupt()):
+                pass
         except DatabaseError as error:
             if not self._connected and (isinstance(error, ConnectionLostError) or error.sqlstate == "08P01"):
                 raise ConnectError(
