@@ -8,9 +8,11 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote
 
 import polars as pl
 
+from entityframes.engines import conninfo
 from entityframes.engines.interrupt import CtrlC, Interrupt
 from entityframes.errors import ConnectError
 
@@ -187,10 +189,16 @@ class Location:
     source: str = "url"
 
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
-#: A URL whose parts can be told apart for certain; anything else may hide a password where nobody expects it.
-_POSTGRES = re.compile(r"postgres(?:ql)?://(?:([^:@/?]*)(?::[^@/?]*)?@)?([^@?]*)(?:\?([^@?]*))?", re.IGNORECASE)
-_SHOWN_PARAMETERS = ("host", "port", "dbname", "user")
+#: What a DuckDB address begins with, and what other addresses do that people have.
+_DUCKDB = re.compile(r"duckdb:(.*)", re.DOTALL | re.IGNORECASE)
+_OTHER = re.compile(
+    r"(athena|azure|az|bigquery|clickhouse|cockroachdb|databricks|db2|ducklake|file|ftp|gcs|gs|hdfs|https?|jdbc|kafka"
+    r"|libsql|mariadb|md|memory|mongodb|motherduck|mssql|mysql|odbc|oracle|postgres|postgresql|rediss?|redshift|s3|sftp"
+    r"|snowflake|sqlite|sqlserver|ssh|trino)(?:\+\w+)*:",
+    re.IGNORECASE,
+)
+#: What nobody takes for anything but a path.
+_PATH = re.compile(r"(?:[A-Za-z]:[\\/]|\.{0,2}/(?!/)|\.{1,2}\\|~).*", re.DOTALL)
 
 
 def parse_url(url: str | os.PathLike[str] | None) -> Location:
@@ -198,10 +206,11 @@ def parse_url(url: str | os.PathLike[str] | None) -> Location:
 
     Args:
         url: None for $ENTITYFRAMES_URL or else ``./entities.duckdb``; a path, ``duckdb:///path`` or ``:memory:``
-            for DuckDB; ``postgresql://...`` for PostgreSQL.
+            for DuckDB; ``postgresql://...`` or libpq's ``host=... dbname=...`` for PostgreSQL, with blanks around or
+            without, the scheme in any case and also as SQLAlchemy has it.
 
     Raises:
-        ConnectError: the URL has a scheme that no engine serves, or cannot be read. It is not repeated in the
+        ConnectError: no engine serves it, or its parts cannot be told apart for certain. It is not repeated in the
             message, because it may hold a password.
     """
     source = "url"
@@ -209,32 +218,59 @@ def parse_url(url: str | os.PathLike[str] | None) -> Location:
         url = os.environ.get("ENTITYFRAMES_URL") or "entities.duckdb"
         source = "$ENTITYFRAMES_URL" if "ENTITYFRAMES_URL" in os.environ else "the default"
     text = os.fspath(url)
-    if not text or "\0" in text:
+    if isinstance(text, bytes):
+        text = os.fsdecode(text)
+    if not text.strip() or "\0" in text:
         raise ConnectError("the store's address is empty or holds a NUL character: give a path or postgresql://...")
-    if text == ":memory:":
-        return Location("duckdb", text, text, source)
-    scheme = _SCHEME.fullmatch(text)
-    if scheme is None or isinstance(url, os.PathLike) or len(scheme[1]) == 1:
-        return Location("duckdb", text, text, source)
-    if scheme[1].lower() in ("postgresql", "postgres"):
-        return Location("postgresql", text, _without_password(text), source)
-    if scheme[1].lower() == "duckdb":
-        path = scheme[2][2:] if scheme[2].startswith("//") else scheme[2]
-        path = path.removeprefix("/") if path == "/:memory:" else path
-        return Location("duckdb", path or ":memory:", path or ":memory:", source)
-    raise ConnectError(
-        f"no engine for {scheme[1]}: addresses ({source}): use a file path, duckdb:///path, :memory: or postgresql://..."
+    bare = text.strip(" \t\r\n\v\f\ufeff\u200b\u00a0")
+    if not isinstance(url, os.PathLike):
+        if conninfo.is_uri(bare) or conninfo.is_pairs(bare):
+            try:
+                read = conninfo.read_uri if conninfo.is_uri(bare) else conninfo.read_pairs
+                target, address = read(bare)
+            except conninfo.UnreadableError as error:
+                raise _unreadable(source, str(error)) from None
+            return Location("postgresql", target, address, source)
+        if bare == ":memory:":
+            return Location("duckdb", bare, bare, source)
+        if duckdb := _DUCKDB.fullmatch(bare):
+            path = duckdb[1].removeprefix("//")
+            path = path.removeprefix("/") if path == "/:memory:" else path
+            _check_path(path, source)
+            return Location("duckdb", path or ":memory:", path or ":memory:", source)
+    _check_path(text, source, given_as_path=isinstance(url, os.PathLike))
+    # What stands before a colon DuckDB takes for an extension.
+    bare_name = ":" in text and not _PATH.fullmatch(text)
+    return Location("duckdb", os.path.join(".", text) if bare_name else text, text, source)
+
+
+def _check_path(path: str, source: str, *, given_as_path: bool = False) -> None:
+    """Refuse text that is the address of something else, or that could hold a password.
+
+    Raises:
+        ConnectError: it is not repeated.
+    """
+    bare = unquote(path).strip(" \t\r\n\"'<>\ufeff\u200b\u00a0")
+    if other := _OTHER.match(bare):
+        raise ConnectError(
+            f"no engine for {other[1].lower()}: addresses such as the one given ({source}), which is not repeated: use "
+            "a file path, duckdb:///path, :memory: or postgresql://user@host/database"
+        )
+    if "://" in bare or bare.startswith("{") or conninfo.is_uri(bare):
+        raise _unreadable(source, "it is not an address of DuckDB or PostgreSQL")
+    if given_as_path or path == ":memory:":
+        return
+    if conninfo.looks_secret(bare):
+        raise _unreadable(source, "it has a word such as password; a file of that name is given as a pathlib.Path")
+    if not _PATH.fullmatch(bare) and re.search(":.*@", bare, re.DOTALL):
+        raise _unreadable(source, "a file whose name holds : and then @ is given with its folder, as ./name")
+
+
+def _unreadable(source: str, why: str) -> ConnectError:
+    return ConnectError(
+        f"the store's address ({source}) cannot be read for certain, and is not repeated because it may hold a "
+        f"password: {why}. Use a path, duckdb:///path, or postgresql://user:password@host/database"
     )
-
-
-def _without_password(url: str) -> str:
-    """A PostgreSQL URL without anything that could be a secret."""
-    parts = _POSTGRES.fullmatch(url)
-    if parts is None:
-        return "postgresql://***"
-    user, host, query = parts.groups()
-    shown = [pair for pair in (query or "").split("&") if pair.partition("=")[0] in _SHOWN_PARAMETERS]
-    return f"postgresql://{user + '@' if user else ''}{host}{'?' + '&'.join(shown) if shown else ''}"
 
 
 def open_engine(location: Location, namespace: str, workers: int | None) -> Engine:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import adbc_driver_manager
 
+from entityframes.engines.conninfo import shown_when_connecting
 from entityframes.errors import (
     ConnectionLostError,
     DatabaseError,
@@ -84,8 +85,7 @@ def translated(
         if connecting:
             if sqlstate is None and not _LOST.search(message):
                 meaning = ConnectionLostError if again else PermanentError
-            # libpq repeats what it could not parse, and that may be the password.
-            message = "the URL cannot be read (malformed)" if "URI" in message or "percent" in message else message
+            message = shown_when_connecting(message)
         if sqlstate == "57014" and (who := by()) is not None:
             if who == "Ctrl-C":
                 raise KeyboardInterrupt from error

@@ -1,0 +1,186 @@
+"""What libpq takes to say where a server is: URIs and ``key=value`` strings, and what of them may be shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from urllib.parse import quote, unquote_to_bytes
+
+#: The parameters of libpq 18. A string that begins with one of them and ``=`` is one of key=value pairs.
+KEYWORDS = frozenset(
+    "application_name channel_binding client_encoding connect_timeout dbname fallback_application_name gssdelegation "
+    "gssencmode gsslib host hostaddr keepalives keepalives_count keepalives_idle keepalives_interval krbsrvname "
+    "load_balance_hosts max_protocol_version min_protocol_version oauth_client_id oauth_client_secret oauth_issuer "
+    "oauth_scope options passfile password port replication require_auth requirepeer requiressl scram_client_key "
+    "scram_server_key service servicefile ssl sslcert sslcertmode sslcompression sslcrl sslcrldir sslkey sslkeylogfile "
+    "sslmode sslnegotiation sslpassword sslrootcert sslsni ssl_max_protocol_version ssl_min_protocol_version "
+    "target_session_attrs tcp_user_timeout tty user".split()  # noqa: SIM905
+)
+#: A password may have anything in it; what stands in another place and looks like one must not be shown.
+_SECRETS = frozenset({"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
+_SHOWN = ("host", "port", "dbname", "user")
+
+#: The scheme as libpq has it, or as SQLAlchemy does with the name of a driver; in any case.
+_SCHEME = re.compile(r"postgres(?:ql)?(?:\+[a-z0-9_]+)?://", re.IGNORECASE)
+_HOST = re.compile(r"[\w.-]*|\[[0-9A-Fa-f:.]+(?:%25?[\w.-]+)?\]")
+_HOST_ONLY = re.compile(r"[\w.:-]*(?:%[\w.-]+)?")
+_SOCKETS = re.compile(r"[/@][^@:;=?&]*")
+_PORT = re.compile(r"\d{0,5}")
+#: What a name may be made of to be shown.
+_PLAIN = re.compile(r"[\w .$+@-]*")
+_PAIR = re.compile(r"\s*([a-z_]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?)(?=\s|$)", re.DOTALL)
+_FIRST = re.compile(r"\s*([a-z_]+)\s*=", re.IGNORECASE)
+
+
+class UnreadableError(ValueError):
+    """Text whose parts cannot be told apart for certain; the message repeats nothing of it."""
+
+
+def is_uri(text: str) -> bool:
+    """Whether text is a URI of a PostgreSQL server."""
+    return _SCHEME.match(text) is not None
+
+
+def is_pairs(text: str) -> bool:
+    """Whether text begins as a key=value string does."""
+    first = _FIRST.match(text)
+    return first is not None and first[1].lower() in KEYWORDS
+
+
+def read_pairs(text: str) -> tuple[str, str]:
+    """The URI that means what a key=value string does, and what may be shown of it.
+
+    Raises:
+        UnreadableError: libpq could not read it, or a value looks like several pairs.
+    """
+    given: dict[str, str] = {}
+    place = 0
+    while text[place:].strip():
+        pair = _PAIR.match(text, place)
+        if pair is None:
+            raise UnreadableError("a value with blanks is written in ' quotes, in which ' and \\ need a \\ before them")
+        if pair[1] not in KEYWORDS:
+            raise UnreadableError("it has a parameter that libpq does not know")
+        given[pair[1]] = re.sub(r"\\(.)", r"\1", pair[2] if pair[2] is not None else pair[3] or "", flags=re.DOTALL)
+        place = pair.end()
+    hosts, ports = given.get("host", "").split(","), given.get("port", "").split(",")
+    if not all(_HOST_ONLY.fullmatch(host) or _SOCKETS.fullmatch(host) for host in hosts):
+        raise UnreadableError("host is not the name of a host")
+    _check(given, ports)
+    query = "&".join(f"{name}={quote(value, safe='')}" for name, value in given.items())
+    in_place = [host for host in hosts if not host.startswith(("/", "@"))]
+    netloc = ""
+    if len(in_place) == len(hosts) and len(ports) in (1, len(hosts)):
+        each = ports * len(hosts) if len(ports) == 1 else ports
+        netloc = ",".join(
+            (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+            for host, port in zip(hosts, each, strict=True)
+        )
+    elsewhere = {name: given[name] for name in ("host", "port") if given.get(name) and not netloc}
+    return f"postgresql:///?{query}", _address(given.get("user", ""), netloc, given.get("dbname", ""), elsewhere)
+
+
+def read_uri(text: str) -> tuple[str, str]:
+    """A URI as libpq takes it, and what may be shown of it.
+
+    Raises:
+        UnreadableError: libpq could not read it, or it has another ``@`` than the one after the password.
+    """
+    rest = _SCHEME.sub("", text, count=1)
+    # As libpq looks for it: what comes before the first @ is user and password, unless there is a / before.
+    userinfo, at, after = rest.partition("@")
+    if "/" in userinfo or not at:
+        userinfo, after = "", rest
+    place, _, query = after.partition("?")
+    if "@" in place:
+        raise UnreadableError("an @ in user, password or a parameter is written %40, a / is written %2F")
+    user, _, password = userinfo.partition(":")
+    netloc, _, dbname = place.partition("/")
+    for host in netloc.split(","):
+        parts = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::(.*))?", host, re.DOTALL)
+        if parts is None or not _is_host(parts[1]) or not _PORT.fullmatch(parts[2] or ""):
+            raise UnreadableError(
+                "it has no host and port where they belong: @ : / ? # and % in a password are written as %40 %3A %2F "
+                "%3F %23 and %25"
+            )
+    given = {"user": _decoded(user), "password": _decoded(password), "dbname": _decoded(dbname)}
+    queried: dict[str, str] = {}
+    for pair in query.split("&") if query else ():
+        name, equals, value = pair.partition("=")
+        if not equals or _decoded(name) not in KEYWORDS:
+            raise UnreadableError("it has a parameter that libpq does not know")
+        if "@" in value and name not in _SECRETS:
+            raise UnreadableError("an @ in a parameter is written %40")
+        queried[_decoded(name)] = _decoded(value)
+    _check(given | queried, queried.get("port", "").split(","))
+    if not all(_HOST_ONLY.fullmatch(one) or _SOCKETS.fullmatch(one) for one in queried.get("host", "").split(",")):
+        raise UnreadableError("host is not the name of a host")
+    if "@" in query:
+        # Perhaps all before it was meant to be the password.
+        return f"postgresql://{rest}", "postgresql://***"
+    shown = {name: queried[name] for name in _SHOWN if name in queried}
+    return f"postgresql://{rest}", _address(given["user"], netloc, given["dbname"], shown)
+
+
+def _is_host(text: str) -> bool:
+    return bool(_HOST.fullmatch(text) or _SOCKETS.fullmatch(_decoded(text)))
+
+
+def _decoded(text: str) -> str:
+    """Text with what is percent-encoded decoded."""
+    if re.search("%(?![0-9A-Fa-f]{2})|%00", text):
+        raise UnreadableError("a % in it is written %25")
+    try:
+        return unquote_to_bytes(text).decode()
+    except UnicodeDecodeError:
+        raise UnreadableError("its percent-encoded characters are not UTF-8") from None
+
+
+def _check(given: Mapping[str, str], ports: Iterable[str]) -> None:
+    """Refuse values that are certainly none, or that hold what is meant for another parameter."""
+    if not all(_PORT.fullmatch(port) for port in ports):
+        raise UnreadableError("port is not a number")
+    for name, value in given.items():
+        if "\0" in value:
+            raise UnreadableError("it holds a NUL character")
+        if name not in _SECRETS and (looks_secret(value) or "://" in value):
+            raise UnreadableError(f"{name} holds what looks like another parameter")
+
+
+#: Words that a secret stands behind.
+_BEFORE_SECRETS = re.compile(
+    r"(?:pass(?:word|wd|wort|phrase|file)?|pwd|pw|secret|token|credentials?|(?:api|access|private)[_-]?key)"
+    r"""["'\s]*(?:[=:]|%3d|%3a)|-{1,2}password\b""",
+    re.IGNORECASE,
+)
+
+
+def looks_secret(text: str) -> bool:
+    """Whether text has a word such as password with a value behind it."""
+    return _BEFORE_SECRETS.search(text) is not None
+
+
+def _address(user: str, netloc: str, dbname: str, parameters: Mapping[str, str]) -> str:
+    """A URI for people, of parts that cannot hold a secret."""
+    query = "&".join(f"{name}={_plain(value, more='/,:')}" for name, value in parameters.items())
+    name = f"/{_plain(dbname)}" if dbname or query else ""
+    return f"postgresql://{_plain(user) + '@' if user else ''}{netloc}{name}{'?' + query if query else ''}"
+
+
+def _plain(text: str, more: str = "") -> str:
+    return (
+        quote(text, safe=" $+" + more) if _PLAIN.fullmatch(text.translate({ord(one): None for one in more})) else "***"
+    )
+
+
+def shown_when_connecting(message: str) -> str:
+    """What libpq says when it cannot connect, without what it repeats of its parameters, which may be a secret.
+
+    What the server itself says, and which server did not answer, stays.
+    """
+    if re.search(r"\b(?:FATAL|ERROR|PANIC):", message):
+        return message
+    parts = re.split(r'(connection to server (?:at|on socket) "[\w./:%-]*")', message)
+    # From the first quotation mark to the last: what is repeated may hold some.
+    return "".join(part if number % 2 else re.sub('".*"?', "***", part, flags=re.DOTALL) if part.count('"') else part
+                   for number, part in enumerate(parts))  # fmt: skip
