@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from entityframes.engines import Engine
+from entityframes.engines import Engine, check_writable
 from entityframes.progress import Progress, Reporter
 from entityframes.results import EmbedResult, UpsertResult
 
@@ -70,6 +70,7 @@ class EmbeddingCalls:
         from entityframes.embedding import spaces
         from entityframes.embedding.worker import EmbedRun
 
+        check_writable(self._engine)
         name = spaces.settle(self._engine, embedder, space)
         self._embedders[embedder.name] = embedder
         run = EmbedRun(self._engine, embedder, name, options)
@@ -99,12 +100,14 @@ class EmbeddingCalls:
         """
         from entityframes.embedding import jobs
 
+        check_writable(self._engine)
         return jobs.enqueue(self._engine, what, space)
 
     def retry_failed(self, *, space: str | None = None) -> int:
         """Queue again what the embedder refused, and the jobs that failed; how many entities these jobs list."""
         from entityframes.embedding import spaces
 
+        check_writable(self._engine)
         return self._engine.embedding.retry_failed(spaces.find(self._engine, space)["space"])
 
     def jobs(self, state: str | None = None) -> pl.DataFrame:
@@ -136,12 +139,14 @@ class EmbeddingCalls:
         """Let searches use a space from now on. Raises SpaceError if there is no such space."""
         from entityframes.embedding import spaces
 
+        check_writable(self._engine)
         self._engine.embedding.activate_space(spaces.find(self._engine, space)["space"])
 
     def drop_space(self, space: str) -> None:
         """Delete a space with its vectors. Raises SpaceError if there is none, or if others wait and it is active."""
         from entityframes.embedding import jobs
 
+        check_writable(self._engine)
         jobs.drop_space(self._engine, space)
 
     def index_space(self, space: str | None = None) -> bool:
@@ -152,6 +157,7 @@ class EmbeddingCalls:
         """
         from entityframes.embedding import spaces
 
+        check_writable(self._engine)
         row = spaces.find(self._engine, space)
         return self._engine.embedding.index_space(row["space"], row["dim"])
 

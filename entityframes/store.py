@@ -16,7 +16,7 @@ from entityframes import deletes, plans, reads, single, sources
 from entityframes import verify as verification
 from entityframes.batches import UpsertRun
 from entityframes.embedding_calls import EmbeddingCalls
-from entityframes.engines import Engine, Interrupt, open_engine, parse_url
+from entityframes.engines import Engine, Interrupt, check_writable, open_engine, parse_url
 from entityframes.options import OnDuplicate, OnError, Options
 from entityframes.plans import Plan
 from entityframes.progress import Progress, Reporter
@@ -28,34 +28,42 @@ if TYPE_CHECKING:
 
 
 def connect(
-    url: str | os.PathLike[str] | None = None, *, namespace: str = "entityframes", workers: int | None = None
+    url: str | os.PathLike[str] | None = None,
+    *,
+    namespace: str = "entityframes",
+    workers: int | None = None,
+    read_only: bool = False,
 ) -> EntityStore:
     """Open a store, and create it if there is none yet.
 
     Args:
-        url: a path, ``duckdb:///path`` or ``:memory:`` for DuckDB; ``postgresql://user@host/database`` for
-            PostgreSQL; None for $ENTITYFRAMES_URL or else ``./entities.duckdb``.
+        url: a path, ``duckdb:///path`` or ``:memory:`` for DuckDB; ``postgresql://user@host/database``
+            or ``host=... dbname=...`` for PostgreSQL; None for $ENTITYFRAMES_URL or else ``./entities.duckdb``.
         namespace: the database schema that holds the store's tables, so that several stores can share a database:
-            1 to 63 ASCII letters, digits and underscores.
+            1 to 63 ASCII letters, digits and underscores. Names that differ in case only mean the same: the schema
+            that is there is used.
         workers: how many batches of a run are worked on at once; on PostgreSQL each has its own connection.
+        read_only: whether nothing is created, migrated or written: a role that may only SELECT, a standby, and a file
+            without write permission will do, and several processes may read a DuckDB file at once. Calls that write
+            raise PermanentError.
 
     Returns:
         The store, which is a context manager that closes it.
 
     Raises:
-        ConnectError: it cannot be opened; FormatError where it is newer than this version of the package.
+        ConnectError: it cannot be opened, or is to be read only and is not there; FormatError where it is newer than
+            this version of the package, or older and to be read only.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}: it is a number of batches at once, at least 1, or None")
-    return EntityStore(open_engine(parse_url(url), namespace, workers), namespace)
+    return EntityStore(open_engine(parse_url(url), namespace, workers, read_only=read_only))
 
 
 class EntityStore(EmbeddingCalls):
     """Entities in a database, read and written in bulk. Made by `connect`; may be used from several threads."""
 
-    def __init__(self, engine: Engine, namespace: str) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._namespace = namespace
         self._threads = Threads()
         self._embedders: dict[str, Embedder] = {}
         self.last_result: UpsertResult | None = None
@@ -109,6 +117,7 @@ class EntityStore(EmbeddingCalls):
             PermanentError, ResourceError: no batch can succeed (permissions, full disk).
             KeyboardInterrupt: on Ctrl-C. `last_result` then holds what was done.
         """
+        check_writable(self._engine)
         options = Options(batch_size, embed, on_duplicate, on_error, expected_hash)
         return self._upsert(
             sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame), options, progress, cancel
@@ -121,6 +130,7 @@ class EntityStore(EmbeddingCalls):
         progress: Progress,
         cancel: threading.Event | None,
     ) -> UpsertResult:
+        check_writable(self._engine)
         run = UpsertRun(self._engine, options, Interrupt(cancel))
         with Reporter(progress, source.height if isinstance(source, pl.DataFrame) else None) as reporter:
             try:
@@ -219,6 +229,7 @@ class EntityStore(EmbeddingCalls):
             SchemaError: a column is missing or is not text.
             DatabaseError: the database refused; `last_result` holds what was deleted before.
         """
+        check_writable(self._engine)
         run = deletes.DeleteRun(self._engine, str(uuid.uuid4()))
         try:
             return run.execute(ids)
@@ -261,6 +272,8 @@ class EntityStore(EmbeddingCalls):
         Raises:
             DatabaseError: the database refused.
         """
+        if repair:
+            check_writable(self._engine)
         return verification.verify(self._engine, repair=repair)
 
     def get_entity(self, entity_type: str, id: str) -> dict[str, Any] | None:
@@ -316,4 +329,4 @@ class EntityStore(EmbeddingCalls):
         self.close()
 
     def __repr__(self) -> str:
-        return f"EntityStore({self._engine.address!r}, namespace={self._namespace!r})"
+        return f"EntityStore({self._engine.address!r}, namespace={self._engine.namespace!r})"

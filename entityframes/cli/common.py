@@ -28,11 +28,11 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")(command)
 
 
-def open_store(url: str | None, namespace: str) -> Any:
-    """The store that the options name."""
+def open_store(url: str | None, namespace: str, *, read_only: bool = False) -> Any:
+    """The store that the options name; it is not made for a command that only reads."""
     import entityframes
 
-    return entityframes.connect(url, namespace=namespace)
+    return entityframes.connect(url, namespace=namespace, read_only=read_only)
 
 
 def print_summary(result: Any, files: Sequence[str], store: str, as_json: bool, rest: str | None = None) -> None:

@@ -196,7 +196,7 @@ def search(
     """Find entities by meaning, by words, or both, best first. Exit status 1 if there is none."""
     import polars as pl
 
-    with open_store(url, namespace) as store:
+    with open_store(url, namespace, read_only=True) as store:
         embedder = None if name is None else _embedder(store, name, options, None)
         condition = None if where is None else pl.sql_expr(where)
         found = store.search(query, entity_type=entity_type, k=k, mode=mode, where=condition, embedder=embedder)
@@ -249,7 +249,7 @@ def jobs(
     namespace: str,
 ) -> None:
     """List the embedding jobs, oldest first, or make some."""
-    with open_store(url, namespace) as store:
+    with open_store(url, namespace, read_only=not (enqueue or retry_failed)) as store:
         if enqueue:
             click.echo(f"{store.enqueue(entity_type, space=space):,} entities queued", err=True)
         if retry_failed:
@@ -269,7 +269,7 @@ def spaces(
     activate: str | None, index: str | None, drop: str | None, as_json: bool, url: str | None, namespace: str
 ) -> None:
     """List the embedding spaces: model, dimension, and how much of the store each has."""
-    with open_store(url, namespace) as store:
+    with open_store(url, namespace, read_only=not (index or activate or drop)) as store:
         if index and not store.index_space(index):
             click.echo(f"no index for {index}: it takes pgvector 0.8 and at most 2,000 dimensions; "
                        "search stays exact", err=True)  # fmt: skip

@@ -45,7 +45,7 @@ def get(
 ) -> None:
     """Print entities by id, in the order given; - reads ids from standard input. Exit status 1 if some are missing."""
     wanted = _ids_frame(entity_type, ids, ids_file)
-    with open_store(url, namespace) as store:
+    with open_store(url, namespace, read_only=True) as store:
         found = store.get(wanted)
     print_frame(found, as_json)
     sys.exit(0 if found["found"].all() else 1)
@@ -60,7 +60,7 @@ def exists(
 ) -> None:
     """Tell which ids are stored. Exit status 1 if some are missing."""
     wanted = _ids_frame(entity_type, ids, ids_file)
-    with open_store(url, namespace) as store:
+    with open_store(url, namespace, read_only=True) as store:
         found = store.exists(wanted)
     print_frame(found, as_json)
     sys.exit(0 if found["exists"].all() else 1)
@@ -98,7 +98,7 @@ def export(
     """Write all entities of a type with their metadata as typed columns; --json prints NDJSON."""
     from entityframes.files import write_file
 
-    with open_store(url, namespace) as store:
+    with open_store(url, namespace, read_only=True) as store:
         frame = store.read(entity_type)
     if out:
         write_file(frame, out, file_format)
@@ -146,7 +146,7 @@ def bench(
 @store_options
 def stats(as_json: bool, url: str | None, namespace: str) -> None:
     """Count entities by type: how many, how many embedded, due for it, and failed."""
-    with open_store(url, namespace) as store:
+    with open_store(url, namespace, read_only=True) as store:
         frame = store.stats()
     print_frame(frame, as_json)
 
@@ -159,7 +159,7 @@ def verify(repair: bool, as_json: bool, url: str | None, namespace: str) -> None
     """Recompute hashes, ledger counts, jobs and recorded dtypes. Exit status 1 if something stays inconsistent."""
     from entityframes import reports
 
-    with open_store(url, namespace) as store:
+    with open_store(url, namespace, read_only=not repair) as store:
         found = store.verify(repair=repair)
     click.echo(reports.of_verification(found, as_json))
     sys.exit(0 if found["repaired"].all() else 1)

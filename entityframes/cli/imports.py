@@ -110,7 +110,7 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
             # What cannot be read is told before a store is made for it.
             rows = _scan(paths, options, {})
             frame = _read(rows, paths, options)
-            with open_store(url, namespace) as store:
+            with open_store(url, namespace, read_only=options["dry_run"]) as store:
                 known = _known(store, options["entity_type"])
                 as_stored = _scan(paths, options, known) if known else rows
                 if as_stored.collect_schema() != rows.collect_schema():

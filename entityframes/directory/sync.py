@@ -18,6 +18,7 @@ from entityframes.directory.run import SyncOptions, SyncRun
 from entityframes.directory.survey import Folder
 from entityframes.directory.tree import Tree
 from entityframes.directory.watch import Watcher
+from entityframes.engines import check_writable
 from entityframes.errors import DatabaseError, DirectoryError, EntityFramesError
 from entityframes.progress import Progress, Reporter
 from entityframes.results import SyncResult
@@ -234,6 +235,7 @@ class DirectorySync:
         watcher.run(stop or threading.Event(), on_result, on_error)
 
     def _run(self, options: SyncOptions, progress: Progress, cancel: threading.Event | None) -> SyncResult:
+        check_writable(self._store._engine)
         run = SyncRun(self._store, self._folder, options, cancel)
 
         def reporting(rows: int) -> Reporter:

@@ -14,14 +14,24 @@ import polars as pl
 
 from entityframes.engines import conninfo
 from entityframes.engines.interrupt import CtrlC, Interrupt
-from entityframes.errors import ConnectError
+from entityframes.errors import ConnectError, FormatError, PermanentError
 
 if TYPE_CHECKING:
     from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
 
-__all__ = ["Batch", "CtrlC", "Engine", "Interrupt", "Location", "open_engine", "parse_url"]
+__all__ = [
+    "Batch",
+    "CtrlC",
+    "Engine",
+    "Interrupt",
+    "Location",
+    "check_format",
+    "check_writable",
+    "open_engine",
+    "parse_url",
+]
 
 #: The store's format that this version writes.
 FORMAT = 3
@@ -60,6 +70,8 @@ class Engine(Protocol):
     name: str
     #: Where the store is, without a password.
     address: str
+    #: Whether nothing may be written.
+    read_only: bool
     #: How many batches are worked on at once.
     workers: int
     #: How many of them the database writes at once.
@@ -71,6 +83,10 @@ class Engine(Protocol):
     by_key: bool
     #: How many ids are asked about at once at most.
     lookup_rows: int
+
+    @property
+    def namespace(self) -> str:
+        """The schema that it is in, as the database has its name."""
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Write rows that are new or differ, in one transaction, with ledger row and embedding job.
@@ -273,16 +289,55 @@ def _unreadable(source: str, why: str) -> ConnectError:
     )
 
 
-def open_engine(location: Location, namespace: str, workers: int | None) -> Engine:
-    """Open the store, create or migrate it if need be.
+def open_engine(location: Location, namespace: str, workers: int | None, *, read_only: bool = False) -> Engine:
+    """Open the store; unless it is to be read only, create or migrate it if need be.
 
     Raises:
-        ConnectError: it cannot be opened; FormatError if it is newer than this version.
+        ConnectError: it cannot be opened, or is to be read only and is not there; FormatError if it is newer than this
+            version, or is to be read only and is older.
     """
     if location.engine == "postgresql":
         from entityframes.engines.postgres import PostgresEngine
 
-        return PostgresEngine(location, namespace, workers)
+        return PostgresEngine(location, namespace, workers, read_only)
     from entityframes.engines.duckdb import DuckDBEngine
 
-    return DuckDBEngine(location, namespace, workers)
+    return DuckDBEngine(location, namespace, workers, read_only)
+
+
+def check_format(engine: Engine, version: int) -> None:
+    """Make sure that this version of the package can work with a store of this format; 0 where there is no store.
+
+    Raises:
+        FormatError: it is newer, or it is older and may not be written.
+        ConnectError: there is no store, and none may be made.
+    """
+    if version > FORMAT:
+        raise FormatError(
+            f"the store at {engine.address} has format {version}, this entityframes knows {FORMAT}: "
+            "install a newer entityframes"
+        )
+    if not engine.read_only:
+        return
+    if version == 0:
+        raise ConnectError(
+            f"there is no store at {engine.address} in the namespace {engine.namespace!r}: see the address and the "
+            "namespace, or connect for writing once to make one"
+        )
+    if version < FORMAT:
+        raise FormatError(
+            f"the store at {engine.address} has format {version}, which is older than {FORMAT}: connect to it once for "
+            "writing (without read_only=True), which brings it up to date"
+        )
+
+
+def check_writable(engine: Engine) -> None:
+    """Refuse a call that writes, before it does anything.
+
+    Raises:
+        PermanentError: the store was opened read-only.
+    """
+    if engine.read_only:
+        raise PermanentError(
+            f"the store at {engine.address} was opened read-only: connect without read_only=True to write", "25006"
+        )

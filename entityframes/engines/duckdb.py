@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from entityframes.engines import FORMAT, Batch, Interrupt, Location, predicates, queries
+from entityframes.engines import FORMAT, Batch, Interrupt, Location, check_format, predicates, queries
 from entityframes.engines.arrow import to_frame
 from entityframes.engines.duckdb_errors import translated
 from entityframes.engines.duckdb_file import File
-from entityframes.errors import ConnectError, DatabaseError, FormatError, TransientError
+from entityframes.errors import ConnectError, DatabaseError, TransientError
 
 if TYPE_CHECKING:
     from entityframes.engines.directory import DirectoryEngine
@@ -28,19 +28,20 @@ class DuckDBEngine:
 
     name = "duckdb"
 
-    def __init__(self, location: Location, namespace: str, workers: int | None) -> None:
-        self.address = location.address
+    def __init__(self, location: Location, namespace: str, workers: int | None, read_only: bool = False) -> None:
+        self.address, self._namespace, self.read_only = location.address, namespace, read_only
         # One batch is prepared while another is written.
         self.workers, self.writers = workers or 2, 1
         # A full row group goes straight to the file; what is smaller goes through the log and is written twice.
         self.batch_bytes, self.batch_rows, self.lookup_rows, self.by_key = 128 << 20, 122_880, 500_000, False
-        self._namespace = namespace
         queries.quoted_namespace(namespace)
         self._sql: dict[str, str] = {}
         #: About how many there are.
         self._entities = 0
+        #: Whether the hashes of keys are those of another version of DuckDB, and could not be made anew.
+        self._hashed_elsewhere = False
         sql = queries.load("duckdb.sql", namespace)
-        self._file = File(location, sql["session"])
+        self._file = File(location, sql["session"], read_only)
         self._cursor, self._writer, self._transaction = self._file.cursor, self._file.writer, self._file.transaction
         try:
             with self._file.root() as root:
@@ -60,6 +61,10 @@ class DuckDBEngine:
             if isinstance(error, DatabaseError):
                 raise ConnectError(f"cannot open the store at {self.address}: {error}") from error
             raise
+
+    @property
+    def namespace(self) -> str:
+        return self._namespace
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self._writer(batch.interrupt) as cursor:
@@ -287,19 +292,16 @@ class DuckDBEngine:
 
     def _statement(self, name: str) -> str:
         """The text of a statement, with the way to look keys up that suits the number of entities."""
-        found = self._sql["found_by_hash" if self._entities > SCANNED else "found"]
+        found = self._sql["found_by_hash" if self._entities > SCANNED and not self._hashed_elsewhere else "found"]
         return self._sql[name].replace("{found}", found)
 
     def _migrate(self) -> None:
         """Create the store or bring it to this version's format in one transaction."""
-        with self._writer(Interrupt()) as cursor:
-            exists = self._ask(cursor, "format_table", [self._namespace]).item()
-            version = int(self._ask(cursor, "format_version").item()) if exists else 0
-            if version > FORMAT:
-                raise FormatError(
-                    f"the store at {self.address} has format {version}, this entityframes knows {FORMAT}: "
-                    "install a newer entityframes"
-                )
+        with self._cursor() if self.read_only else self._writer(Interrupt()) as cursor:
+            found = self._ask(cursor, "format_table", [self._namespace])
+            self._namespace = found["namespace"].item() or self._namespace
+            version = int(self._ask(cursor, "format_version").item()) if found["there"].item() else 0
+            check_format(self, version)
             if version < FORMAT:
                 if self._ask(cursor, "storage_version").item() == "v1.0.0+":
                     # The tables of somebody's older file; it knows no zstd.
@@ -309,6 +311,9 @@ class DuckDBEngine:
                     for step in range(version + 1, FORMAT + 1):
                         self._run(cursor, f"migrate_{step}")
             if self._ask(cursor, "hashed_elsewhere").item():
+                if self.read_only:
+                    self._hashed_elsewhere = True
+                    return
                 with self._transaction(cursor, Interrupt()):
                     self._run(cursor, "rehash")
 

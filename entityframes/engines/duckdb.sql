@@ -22,8 +22,9 @@ hashed AS MATERIALIZED (
 )
 
 -- name: format_table
--- Whether the store exists in this namespace.
-SELECT count(*) > 0 FROM duckdb_tables() WHERE lower(schema_name) = lower($1) AND table_name = 'format' AND NOT temporary
+-- Whether the store exists in this namespace, and how its name is written there. $1 namespace
+SELECT count(*) > 0 AS there, max(schema_name) AS namespace
+FROM duckdb_tables() WHERE lower(schema_name) = lower($1) AND table_name = 'format' AND NOT temporary
 
 -- name: catalog
 -- What the file's own catalog is called, and where it is; null in memory.

@@ -33,6 +33,8 @@ def why_not_opened(location: Location, error: Exception) -> str:
             f"{location.address} is open in another process (PID {holder[1]}): DuckDB lets in one process at a time. "
             "Close it there, use another file, or share a PostgreSQL store"
         )
+    if "different configuration" in message:
+        return f"{location.address} is open in this process to be read only: close that store before it is written"
     return f"cannot open {location.address} as a DuckDB store: {message.partition('. See also')[0][:300]}"
 
 

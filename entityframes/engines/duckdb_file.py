@@ -14,7 +14,7 @@ import duckdb
 
 from entityframes.engines import Interrupt, Location
 from entityframes.engines.duckdb_errors import InvalidatedError, translated, why_not_opened
-from entityframes.errors import ClosedError, ConnectError, ResourceError
+from entityframes.errors import ClosedError, ConnectError, PermanentError, ResourceError
 
 T = TypeVar("T")
 
@@ -56,20 +56,37 @@ def _same_file(path: str, other: str) -> bool:
         return False
 
 
+def _connect(target: str, read_only: bool) -> Any:
+    """A connection; where this process has the file open for writing, a reader shares that."""
+    if not read_only:
+        return duckdb.connect(target)
+    if target == ":memory:":
+        raise ConnectError("a store in memory begins empty: there is nothing to be read in it")
+    if not os.path.exists(target):
+        raise ConnectError(f"there is no store at {target}: no such file")
+    try:
+        return duckdb.connect(target, read_only=True)
+    except duckdb.ConnectionException:
+        return duckdb.connect(target)
+
+
 class File:
     """One DuckDB database of this process.
 
     Args:
         location: where it is.
         session: the statements that every cursor begins with.
+        read_only: whether nothing is to be written, so that a file without the permission is opened too, and others
+            may read it at the same time.
 
     Raises:
         ConnectError: it cannot be opened.
     """
 
-    def __init__(self, location: Location, session: str) -> None:
+    def __init__(self, location: Location, session: str, read_only: bool = False) -> None:
         self._process = os.getpid()
         self._session = session
+        self._read_only = read_only
         self._writing = _writing(location.target)
         # The connection that cursors are made of; one call at a time, DuckDB refuses a second.
         self._root: Any = None
@@ -78,7 +95,7 @@ class File:
         self._bounded = location.target != ":memory:"
         self._memory = MEMORY_BYTES
         try:
-            self._root = duckdb.connect(location.target)
+            self._root = _connect(location.target, read_only)
         except (duckdb.Error, UnicodeError, ValueError) as error:
             raise ConnectError(why_not_opened(location, error)) from None
 
@@ -120,6 +137,8 @@ class File:
     @contextmanager
     def writer(self, interrupt: Interrupt) -> Iterator[Any]:
         """A cursor that no other writer works beside: writers to the same keys would fail each other."""
+        if self._read_only:
+            raise PermanentError("the store was opened read-only: connect without read_only=True to write", "25006")
         with self._writing, self.cursor(interrupt) as cursor:
             yield cursor
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from entityframes.engines import FORMAT, Batch, Interrupt, Location, predicates, queries
+from entityframes.engines import FORMAT, Batch, Interrupt, Location, check_format, predicates, queries
 from entityframes.engines.arrow import one_row, to_frame
 from entityframes.engines.patience import patiently
 from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, committed
@@ -24,7 +24,6 @@ from entityframes.errors import (
     ConnectError,
     ConnectionLostError,
     DatabaseError,
-    FormatError,
     RowError,
     TransientError,
 )
@@ -48,13 +47,11 @@ class PostgresEngine:
 
     name = "postgresql"
 
-    def __init__(self, location: Location, namespace: str, workers: int | None) -> None:
-        self.address = location.address
+    def __init__(self, location: Location, namespace: str, workers: int | None, read_only: bool = False) -> None:
+        self.address, self._namespace, self.read_only = location.address, namespace, read_only
         self.workers = self.writers = workers or 2
         self.batch_bytes, self.batch_rows, self.lookup_rows, self.by_key = 8 << 20, 50_000, 50_000, True
-        self._namespace = namespace
-        files = ("postgres.sql", "postgres_checks.sql", "postgres_embedding.sql", "postgres_directory.sql")
-        self._sql = {name: sql for file in files for name, sql in queries.load(file, namespace).items()}
+        self._sql = _statements(namespace)
         # Each worker that embeds has a thread that writes beside it.
         self._pool = Pool(location.target, 2 * self.workers, self._sql)
         self._connection, self._transaction = self._pool.borrow, transaction
@@ -67,6 +64,10 @@ class PostgresEngine:
         except DatabaseError as error:
             self.close()
             raise ConnectError(f"cannot open the store at {self.address}: {error}") from error
+
+    @property
+    def namespace(self) -> str:
+        return self._namespace
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
@@ -369,16 +370,14 @@ class PostgresEngine:
 
     def _migrate(self, connection: Any) -> None:
         """Create the store or bring it to this version's format, once, whoever else connects at the same time."""
-        if self._format(connection) == FORMAT:
+        version = self._format(connection)
+        check_format(self, version)
+        if version == FORMAT:
             return
         with self._transaction(connection, Interrupt()):
             self._ask(connection, "migration_lock", self._namespace)
             version = self._format(connection)
-            if version > FORMAT:
-                raise FormatError(
-                    f"the store at {self.address} has format {version}, this entityframes knows {FORMAT}: "
-                    "install a newer entityframes"
-                )
+            check_format(self, version)
             if version == 0 and not self._ask(connection, "schema_exists", self._namespace).item():
                 self._run(connection, "create_schema")
             for step in range(version + 1, FORMAT + 1):
@@ -387,9 +386,26 @@ class PostgresEngine:
                     execute(connection, statement)
 
     def _format(self, connection: Any) -> int:
+        """The format of the store, 0 if there is none, in the namespace of this name in whatever case it has there."""
         if not self._ask(connection, "format_table", self._namespace).item():
+            there = self._ask(connection, "namespaces", self._namespace)["namespace"].to_list()
+            if there and self._namespace not in there:
+                if len(there) > 1:
+                    raise ConnectError(
+                        f"{self._namespace!r} can be any of the namespaces {', '.join(map(repr, there))}, which differ "
+                        "in case only: write one of them as it is there"
+                    )
+                self._namespace = there[0]
+                self._sql = _statements(self._namespace)
+                return self._format(connection)
             return 0
         return int(self._ask(connection, "format_version").item())
+
+
+def _statements(namespace: str) -> dict[str, str]:
+    """Every statement by name, for one namespace."""
+    files = ("postgres.sql", "postgres_checks.sql", "postgres_embedding.sql", "postgres_directory.sql")
+    return {name: sql for file in files for name, sql in queries.load(file, namespace).items()}
 
 
 def _all_new(rows: pl.DataFrame) -> pl.DataFrame:

@@ -22,9 +22,13 @@ SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'form
 -- The store's format.
 SELECT max(version)::int4 FROM {schema}.format
 
+-- name: namespaces
+-- The schemas of this name, written in any case. $1 namespace
+SELECT nspname::text AS namespace FROM pg_namespace WHERE lower(nspname) = lower($1) ORDER BY nspname COLLATE "C"
+
 -- name: migration_lock
 -- Held to the end of the transaction, so that two processes that connect at once create the store once.
-SELECT pg_advisory_xact_lock(hashtextextended($1, 7041))
+SELECT pg_advisory_xact_lock(hashtextextended(lower($1), 7041))
 
 -- part: settings
 -- What these statements depend on: the encoding of text, how literals and NULL are read and values written, what a

@@ -261,6 +261,9 @@ class PostgresEmbedding:
         return found, found.height == limit
 
     def _make_text_index(self) -> None:
+        if self._engine.read_only:
+            # The answer is the same without it, and takes longer.
+            return
         with self._engine._connection() as connection:
             if self._engine._ask(connection, "has_text_index", self._engine._namespace).item():
                 return

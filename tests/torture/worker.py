@@ -104,7 +104,7 @@ def main(url: str, path: str, seed: str, threads: str, name: str) -> None:
         with store._engine._cursor() as cursor:
             cursor.execute(f"SET wal_autocheckpoint = '{random.Random(seed).choice(['1KB', '256KB', '16MB'])}'")
     # A store's last_result is of its last call, whoever made it: each thread has a handle of its own on the engine.
-    handles = [ef.EntityStore(store._engine, "entityframes") for _ in range(int(threads))]
+    handles = [ef.EntityStore(store._engine) for _ in range(int(threads))]
     workers = [
         Worker(handle, Path(f"{path}.{n}.calls"), f"{seed}-{n}", f"{name}.{n}") for n, handle in enumerate(handles)
     ]
