@@ -5,7 +5,7 @@
     ├── ValidationError      rows that break the rules of the data, where the caller asked to be stopped
     │   └── DuplicateError   the same key twice in a frame, with ``on_duplicate="error"``
     ├── ConnectError         the store cannot be opened: address, credentials, locks, versions
-    │   └── FormatError      the store was written by a newer version of this package
+    │   └── FormatError      the store was written by a newer version of this package, or an older one
     ├── ClosedError          the store was closed, or is used in a process it was not opened in
     ├── DirectoryError       a folder cannot be synced: missing, unreadable, or another sync is at work on it
     ├── SpaceError           there is no such embedding space, or it is of another model or dimension
@@ -67,11 +67,17 @@ class DuplicateError(ValidationError):
 
 
 class ConnectError(EntityFramesError):
-    """The store cannot be opened."""
+    """The store cannot be opened.
+
+    Attributes:
+        missing: whether there is none at this address, and none could be made because it was to be read only.
+    """
+
+    missing = False
 
 
 class FormatError(ConnectError):
-    """The store has a newer format than this version of the package knows."""
+    """The store has a newer format than this version of the package knows, or an older one and is to be read only."""
 
 
 class ClosedError(EntityFramesError):

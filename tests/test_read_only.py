@@ -143,8 +143,6 @@ def test_an_older_format_is_not_brought_up_to_date(store: ef.EntityStore, sql, u
         ["jobs"],
         ["spaces"],
         ["verify"],
-        ["sync", ".", "--dry-run"],
-        ["import", "rows.csv", "--type", "note", "--id", "id", "--dry-run"],
     ],
     ids=lambda words: words[0],
 )
@@ -158,6 +156,21 @@ def test_commands_that_read_make_no_store(words: list[str], tmp_path: Path) -> N
     assert (run.returncode, run.stdout) == (2, "")
     assert "there is no store at mistyped.duckdb" in run.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_dry_runs_make_no_store(tmp_path: Path) -> None:
+    """They say that there is none yet, and what would become of an empty one."""
+    (tmp_path / "rows.csv").write_text("id\na\n")
+    (tmp_path / "todo.md").write_text("text")
+    for words in (["sync", "."], ["import", "rows.csv", "--type", "note", "--id", "id"]):
+        run = subprocess.run(
+            [sys.executable, "-m", "entityframes", *words, "--dry-run", "--store", "mistyped.duckdb"],
+            capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        )  # fmt: skip
+        assert run.returncode == 0
+        assert "create" in run.stdout
+        assert "note: there is no store at mistyped.duckdb" in run.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.csv", "todo.md"]
 
 
 def test_what_is_in_the_log_of_a_file_is_read(tmp_path: Path) -> None:

@@ -35,6 +35,19 @@ def open_store(url: str | None, namespace: str, *, read_only: bool = False) -> A
     return entityframes.connect(url, namespace=namespace, read_only=read_only)
 
 
+def open_for_dry_run(url: str | None, namespace: str) -> Any:
+    """The store that the options name, to be read only; where there is none yet, an empty one in its place."""
+    import entityframes
+
+    try:
+        return open_store(url, namespace, read_only=True)
+    except entityframes.ConnectError as error:
+        if not error.missing:
+            raise
+        click.echo(f"note: {error}; this is what would become of an empty one", err=True)
+        return entityframes.connect(":memory:")
+
+
 def print_summary(result: Any, files: Sequence[str], store: str, as_json: bool, rest: str | None = None) -> None:
     """What became of the rows: JSON on standard output for scripts, else a few lines for a person.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from entityframes.cli.common import json_option, open_store, print_frame, store_options
+from entityframes.cli.common import json_option, open_for_dry_run, open_store, print_frame, store_options
 
 
 @click.command()
@@ -72,7 +72,7 @@ def sync(
         raise click.UsageError("--on-conflict: an --import takes the files")
     if way == "export" and options["on_conflict"] not in ("report", "store"):
         raise click.UsageError("--on-conflict: an --export can report, or let the store win")
-    with open_store(url, namespace, read_only=dry_run) as store:
+    with (open_for_dry_run if dry_run else open_store)(url, namespace) as store:
         given = {"suffixes": options["suffixes"]} if options["suffixes"] else {}
         directory = DirectorySync(
             store, folder, default_type=options["default_type"], ignore=options["ignore"] or None,

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from entityframes.cli.common import json_option, open_store, print_summary, store_options
+from entityframes.cli.common import json_option, open_for_dry_run, open_store, print_summary, store_options
 
 #: A column that --failed adds and that import leaves out again.
 ERROR_COLUMN = "entityframes_error"
@@ -110,7 +110,7 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
             # What cannot be read is told before a store is made for it.
             rows = _scan(paths, options, {})
             frame = _read(rows, paths, options)
-            with open_store(url, namespace, read_only=options["dry_run"]) as store:
+            with (open_for_dry_run if options["dry_run"] else open_store)(url, namespace) as store:
                 known = _known(store, options["entity_type"])
                 as_stored = _scan(paths, options, known) if known else rows
                 if as_stored.collect_schema() != rows.collect_schema():

@@ -269,8 +269,8 @@ def _check_path(path: str, source: str, *, given_as_path: bool = False) -> None:
     bare = unquote(path).strip(" \t\r\n\"'<>\ufeff\u200b\u00a0")
     if other := _OTHER.match(bare):
         raise ConnectError(
-            f"no engine for {other[1].lower()}: addresses such as the one given ({source}), which is not repeated: use "
-            "a file path, duckdb:///path, :memory: or postgresql://user@host/database"
+            f"no engine for {other[1].lower()}: addresses ({source}): use a file path, duckdb:///path, :memory: or "
+            "postgresql://..."
         )
     if "://" in bare or bare.startswith("{") or conninfo.is_uri(bare):
         raise _unreadable(source, "it is not an address of DuckDB or PostgreSQL")
@@ -320,7 +320,7 @@ def check_format(engine: Engine, version: int) -> None:
     if not engine.read_only:
         return
     if version == 0:
-        raise ConnectError(
+        raise no_store(
             f"there is no store at {engine.address} in the namespace {engine.namespace!r}: see the address and the "
             "namespace, or connect for writing once to make one"
         )
@@ -329,6 +329,13 @@ def check_format(engine: Engine, version: int) -> None:
             f"the store at {engine.address} has format {version}, which is older than {FORMAT}: connect to it once for "
             "writing (without read_only=True), which brings it up to date"
         )
+
+
+def no_store(message: str) -> ConnectError:
+    """The error where there is no store."""
+    error = ConnectError(message)
+    error.missing = True
+    return error
 
 
 def check_writable(engine: Engine) -> None:

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 import duckdb
 
-from entityframes.engines import Interrupt, Location
+from entityframes.engines import Interrupt, Location, no_store
 from entityframes.engines.duckdb_errors import InvalidatedError, translated, why_not_opened
 from entityframes.errors import ClosedError, ConnectError, PermanentError, ResourceError
 
@@ -63,7 +63,7 @@ def _connect(target: str, read_only: bool) -> Any:
     if target == ":memory:":
         raise ConnectError("a store in memory begins empty: there is nothing to be read in it")
     if not os.path.exists(target):
-        raise ConnectError(f"there is no store at {target}: no such file")
+        raise no_store(f"there is no store at {target}: no such file")
     try:
         return duckdb.connect(target, read_only=True)
     except duckdb.ConnectionException:
