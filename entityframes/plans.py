@@ -17,6 +17,7 @@ from entityframes.frames import KEY
 from entityframes.options import OnError, Options
 from entityframes.progress import Progress
 from entityframes.results import UpsertResult
+from entityframes.visible import visible
 
 #: What a plan says of a row. create, update, unchanged: what an upsert would report; duplicate: another row of the
 #: frame has the key; invalid: the row breaks a rule of the data, with the reason in ``error``.
@@ -82,10 +83,13 @@ class Plan:
         lines = [f"{self.frame.height:,} rows: {', '.join(counted) or 'nothing to do'}"]
         if self.counts["update"]:
             parts = [f"the content of {self.changed_contents:,}"] if self.changed_contents else []
-            parts += [f"{name} of {count:,}" for name, count in list(self.changed_fields.items())[:10]]
+            parts += [f"{visible(name)} of {count:,}" for name, count in list(self.changed_fields.items())[:10]]
             lines.append(f"updates change {', '.join(parts)}")
         invalid = self.frame.filter(pl.col("action") == "invalid").head(3).iter_rows(named=True)
-        lines += [f"row {row['row']} ({row['entity_type']}/{row['id']}): {row['error']}" for row in invalid]
+        lines += [
+            f"row {row['row']} ({visible(row['entity_type'])}/{visible(row['id'])}): {visible(row['error'])}"
+            for row in invalid
+        ]
         return "\n".join(lines)
 
     def apply(

@@ -7,6 +7,7 @@ import json
 import polars as pl
 
 from entityframes.plans import Plan
+from entityframes.visible import visible
 
 #: Rows that a report quotes at most, for a person and in JSON.
 _SHOWN, _LISTED = 20, 1_000
@@ -43,7 +44,10 @@ def of_verification(found: pl.DataFrame, as_json: bool) -> str:
     for row in found.head(_SHOWN).iter_rows(named=True):
         where = f"{row['entity_type']}/{row['id']}" if row["id"] is not None else row["entity_type"]
         place = " ".join(text for text in (where, row["field"], row["batch_id"] and f"batch {row['batch_id']}") if text)
-        lines.append(f"{row['check']}: {place or 'the store'}: expected {row['expected']}, found {row['found']}")
+        lines.append(
+            f"{row['check']}: {visible(place) or 'the store'}: expected {visible(row['expected'] or 'None')}, "
+            f"found {visible(row['found'] or 'None')}"
+        )
     if found.height > _SHOWN:
         lines.append(f"and {found.height - _SHOWN:,} more: see them all with --json")
     repaired = int(found["repaired"].sum())

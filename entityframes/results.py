@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from entityframes.errors import EntityFramesError
+from entityframes.visible import visible
 
 #: What can become of a row of an upsert. Each row ends in exactly one of these:
 #: created, updated, unchanged: what the database answered; the entity is stored;
@@ -253,10 +254,12 @@ def _pace(result: UpsertResult) -> str:
 
 
 def _examples(bad: pl.DataFrame, most: int = 3) -> str:
-    said = [
-        f"row {row['row']} ({row['entity_type']}/{row['id']}): {row['error'] or row['status']}"
-        for row in bad.head(most).iter_rows(named=True)
-    ]
+    said = []
+    for row in bad.head(most).iter_rows(named=True):
+        entity_type, id, why = (
+            visible(text) for text in (row["entity_type"], row["id"], row["error"] or row["status"])
+        )
+        said.append(f"row {row['row']} ({entity_type}/{id}): {why}")
     return "; ".join(said)
 
 
@@ -316,5 +319,5 @@ def _failures_html(result: UpsertResult, most: int = 5) -> str:
 
 
 def _clip(value: Any, most: int = 200) -> str:
-    text = "" if value is None else str(value)
+    text = visible(value)
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -72,7 +72,7 @@ def test_a_column_that_a_few_values_make_text(run: Run) -> None:
     said = run("import", *options)[2]
     assert "column 'lat' is text, because 1 value is no number, such as 'abc'" in said
     assert "name" not in said
-    assert "column" not in run("import", *options, "--text", "lat")[2]
+    assert "column 'lat'" not in run("import", *options, "--text", "lat")[2]
     run("import", *options[:-1])
     (run.folder / "x.csv").write_text("k,lat,name\n" + "\n".join(lines[:-1]) + "\n")
     code, _, said = run("import", *options[:-1])

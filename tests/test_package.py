@@ -16,7 +16,7 @@ PACKAGE = Path(ef.__file__).parent
 
 #: Lower layers know nothing of higher ones.
 LAYERS = [
-    {"errors", "wire", "utf8"},
+    {"errors", "wire", "utf8", "visible"},
     {"types", "canonical", "progress", "sources"},
     {"frames", "conforming"},
     {"validation", "chunks"},

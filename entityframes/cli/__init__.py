@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import click
 
 from entityframes.cli import directory, embedding, entities, imports
+from entityframes.cli.common import say
+from entityframes.visible import visible
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -44,7 +46,7 @@ def _told() -> Iterator[None]:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""
-        click.echo(f"entityframes: {' '.join(error.format_message().split())}{hint}", err=True)
+        say(f"entityframes: {visible(' '.join(error.format_message().split()))}{hint}", err=True)
         sys.exit(2)
     except (EntityFramesError, pl.exceptions.PolarsError, OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):
@@ -52,7 +54,7 @@ def _told() -> Iterator[None]:
             sys.exit(0)
         # Polars goes on to show its plan.
         said = str(error).split("Resolved plan")[0]
-        click.echo(f"entityframes: {' '.join(said.split()) or type(error).__name__}", err=True)
+        say(f"entityframes: {visible(' '.join(said.split())) or type(error).__name__}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("entityframes: interrupted", err=True)

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from entityframes.visible import visible, visible_json
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -28,6 +30,21 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")(command)
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print lines for people; what comes from data can do nothing to their terminal.
+
+    Text in which a line end may come from data is made `visible` before it is put between others.
+    """
+    click.echo(visible(text, keep="\n"), err=err)
+
+
+def print_exactly(text: str, *, json: bool = False) -> None:
+    """Print what a script reads: as it is, but for what a terminal would act on where standard output is one."""
+    if sys.stdout.isatty():
+        text = visible_json(text) if json else visible(text, keep="\n\t")
+    click.echo(text, nl=not text.endswith("\n"))
+
+
 def open_store(url: str | None, namespace: str, *, read_only: bool = False) -> Any:
     """The store that the options name; it is not made for a command that only reads."""
     import entityframes
@@ -44,7 +61,7 @@ def open_for_dry_run(url: str | None, namespace: str) -> Any:
     except entityframes.ConnectError as error:
         if not error.missing:
             raise
-        click.echo(f"note: {error}; this is what would become of an empty one", err=True)
+        say(f"note: {error}; this is what would become of an empty one", err=True)
         return entityframes.connect(":memory:")
 
 
@@ -63,10 +80,10 @@ def print_summary(result: Any, files: Sequence[str], store: str, as_json: bool, 
             "elapsed": round(result.elapsed, 3),
             "failed": failures.head(1_000).to_dicts(),
         }
-        click.echo(json.dumps(report, ensure_ascii=False))
+        print_exactly(json.dumps(report, ensure_ascii=False), json=True)
         return
-    click.echo(f"{' '.join(files)} -> {store}")
-    click.echo(repr(result).split("; first failure")[0].removeprefix("UpsertResult: ").removeprefix("DeleteResult: "))
+    say(f"{' '.join(map(visible, files))} -> {visible(store)}")
+    say(repr(result).split("; first failure")[0].removeprefix("UpsertResult: ").removeprefix("DeleteResult: "))
     if result.counts["failed"]:
         print_failures(result.failed, rest)
 
@@ -78,16 +95,14 @@ def print_failures(failed: Any, rest: str | None = None, most: int = 10) -> None
     from rich.text import Text
 
     title = "1 row failed" if failed.height == 1 else f"{failed.height:,} rows failed"
-    click.echo(f"{title} (the first row of the input is row 0)", err=True)
+    say(f"{title} (the first row of the input is row 0)", err=True)
     table = Table("row", "type", "id", "error")
     for row in failed.head(most).iter_rows(named=True):
         # Text, so that brackets in the data are not taken for markup.
-        table.add_row(
-            *(Text(str(row[name] if row[name] is not None else "")) for name in ("row", "entity_type", "id", "error"))
-        )
+        table.add_row(*(Text(visible(row[name])) for name in ("row", "entity_type", "id", "error")))
     Console(stderr=True).print(table)
     if failed.height > most:
-        click.echo(f"and {failed.height - most:,} more{f': {rest}' if rest else ''}", err=True)
+        say(f"and {failed.height - most:,} more{f': {rest}' if rest else ''}", err=True)
 
 
 def print_frame(frame: Any, as_json: bool, shown: Sequence[str] | None = None) -> None:
@@ -95,9 +110,22 @@ def print_frame(frame: Any, as_json: bool, shown: Sequence[str] | None = None) -
     import polars as pl
 
     if as_json:
-        click.echo(frame.write_ndjson(), nl=False)
+        if not frame.is_empty():
+            print_exactly(frame.write_ndjson(), json=True)
     elif not sys.stdout.isatty():
         click.echo(frame.write_csv(), nl=False)
     else:
         with pl.Config(tbl_rows=50, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, fmt_str_lengths=60):
-            click.echo(str(frame if shown is None else frame.select(shown)))
+            say(str(_visible_frame(frame if shown is None else frame.select(shown))))
+
+
+def _visible_frame(frame: Any) -> Any:
+    """A frame for people: each text is one line."""
+    import polars as pl
+
+    frame = frame.rename({name: visible(name) for name in frame.columns})
+    texts = [column for column in frame.get_columns() if column.dtype == pl.String]
+    return frame.with_columns(
+        pl.Series(column.name, [text if text is None else visible(text) for text in column], dtype=pl.String)
+        for column in texts
+    )

@@ -12,7 +12,16 @@ from typing import Any
 
 import click
 
-from entityframes.cli.common import json_option, open_for_dry_run, open_store, print_frame, store_options
+from entityframes.cli.common import (
+    json_option,
+    open_for_dry_run,
+    open_store,
+    print_exactly,
+    print_frame,
+    say,
+    store_options,
+)
+from entityframes.visible import visible
 
 
 @click.command()
@@ -113,8 +122,8 @@ def _tell_left_out(folder: str) -> None:
         names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
     left_out = sorted(name for name, is_folder in names.items() if is_folder and name.startswith("_"))
     if left_out and RULES_FILE not in names:
-        told = ", ".join(map(_shown, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
-        click.echo(f"note: names that begin with _ are left out ({told}): --ignore '!_*' takes them in", err=True)
+        told = ", ".join(map(visible, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
+        say(f"note: names that begin with _ are left out ({told}): --ignore '!_*' takes them in", err=True)
 
 
 def _print_plan(plan: Any, as_json: bool) -> int:
@@ -129,11 +138,10 @@ def _print_plan(plan: Any, as_json: bool) -> int:
         for row in todo.iter_rows(named=True):
             arrow = {"import": "->", "export": "<-", None: "  "}[row["direction"]]
             reason = f"  ({_said(row['reason'])})" if row["reason"] else ""
-            click.echo(
-                f"{row['action']:9} {_shown(row['path'])} {arrow} {row['entity_type']}/{_shown(row['id'])}{reason}"
-            )
+            entity = f"{visible(row['entity_type'])}/{visible(row['id'])}"
+            say(f"{row['action']:9} {visible(row['path'])} {arrow} {entity}{reason}")
         told = ", ".join(f"{count:,} {action}" for action, count in counts.items()) or "no files and no entities"
-        click.echo(f"{plan.height:,} files and entities: {told}; nothing was written")
+        say(f"{plan.height:,} files and entities: {told}; nothing was written")
         _tell_left_alone(plan.filter(pl.col("action") == "unchanged")["reason"])
     return 1 if counts.get("conflict") or counts.get("invalid") else 0
 
@@ -151,32 +159,27 @@ def _print_result(result: Any, folder: str, address: str, as_json: bool) -> None
             "elapsed": round(result.elapsed, 3),
             "changes": done.select(columns).head(1_000).to_dicts(),
         }
-        click.echo(json.dumps(report, ensure_ascii=False))
+        print_exactly(json.dumps(report, ensure_ascii=False), json=True)
         return
     counted = ", ".join(f"{count:,} {status}" for status, count in result.counts.items() if count) or "no files"
-    click.echo(f"{folder} <-> {address}: {counted}; {result.elapsed:.2f} s")
+    say(f"{visible(folder)} <-> {visible(address)}: {counted}; {result.elapsed:.2f} s")
     _tell_left_alone(result.outcomes.filter(pl.col("status") == "unchanged")["error"])
     bad = done.filter(pl.col("status").is_in(["conflict", "failed", "unknown"]))
     for row in bad.head(20).iter_rows(named=True):
-        click.echo(f"{row['status']}: {_shown(row['path'])}: {_said(row['error'])}", err=True)
+        say(f"{row['status']}: {visible(row['path'])}: {_said(row['error'])}", err=True)
     if bad.height > 20:
-        click.echo(f"and {bad.height - 20:,} more: --json tells all of them", err=True)
+        say(f"and {bad.height - 20:,} more: --json tells all of them", err=True)
 
 
 def _tell_left_alone(reasons: Any) -> None:
     """Say what is not in step and was left as it is, and why."""
     for reason, count in reasons.drop_nulls().value_counts(sort=True).iter_rows():
-        click.echo(f"note: {count:,} left alone: {_said(reason)}", err=True)
+        say(f"note: {count:,} left alone: {_said(reason)}", err=True)
 
 
 def _said(reason: str) -> str:
     """A reason in the words of the command line."""
-    return reason.replace("delete=True", "--delete").replace("max_delete=", "--max-delete ")
-
-
-def _shown(text: str | None) -> str:
-    """A name as one line, whatever characters it has."""
-    return "" if text is None else text if text.isprintable() else ascii(text)[1:-1]
+    return visible(reason).replace("delete=True", "--delete").replace("max_delete=", "--max-delete ")
 
 
 def _watch(directory: Any, way: str, rules: dict[str, Any], as_json: bool) -> None:
@@ -190,7 +193,7 @@ def _watch(directory: Any, way: str, rules: dict[str, Any], as_json: bool) -> No
         _print_result(result, str(directory.root), address, as_json)
 
     def failed(error: Exception) -> None:
-        click.echo(f"entityframes: {' '.join(str(error).split())}", err=True)
+        say(f"entityframes: {' '.join(str(error).split())}", err=True)
 
-    click.echo(f"watching {directory.root}; Ctrl-C ends it", err=True)
+    say(f"watching {visible(directory.root)}; Ctrl-C ends it", err=True)
     directory.watch(direction=way, stop=stop, on_result=told, on_error=failed, **rules)

@@ -12,7 +12,16 @@ from typing import Any
 
 import click
 
-from entityframes.cli.common import json_option, open_store, print_failures, print_frame, store_options
+from entityframes.cli.common import (
+    json_option,
+    open_store,
+    print_exactly,
+    print_failures,
+    print_frame,
+    say,
+    store_options,
+)
+from entityframes.visible import visible
 
 #: Seconds between two looks for work, doubled while there is none.
 POLL = (0.2, 5.0)
@@ -116,7 +125,7 @@ def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **op
 
 
 def _say_trying_again(error: object) -> None:
-    click.echo(f"entityframes: {error}; trying again", err=True)
+    say(f"entityframes: {visible(error)}; trying again", err=True)
 
 
 def _passing() -> tuple[type[Exception], ...]:
@@ -149,11 +158,11 @@ def _report(result: Any, store: Any, as_json: bool) -> None:
             "elapsed": round(result.elapsed, 3),
             "failed": failures,
         }
-        click.echo(json.dumps(report, ensure_ascii=False))
+        print_exactly(json.dumps(report, ensure_ascii=False), json=True)
         return
-    click.echo(f"{result.space} -> {store.address}")
+    say(f"{visible(result.space)} -> {visible(store.address)}")
     said = repr(result).split("; first failure")[0].removeprefix("EmbedResult: ")
-    click.echo(said if result.rows else "nothing is queued")
+    say(said if result.rows else "nothing is queued")
     if result.counts["failed"]:
         print_failures(result.failed, "see them all with --json")
     _report_left(result, store)
@@ -165,9 +174,9 @@ def _report_left(result: Any, store: Any) -> None:
     due, refused = int(stats["due"].sum()), int(stats["failed"].sum())
     if due and not store._engine.embedding.open_jobs(result.space):
         how = "--retry-failed" if result.space in store.jobs("failed")["space"] else "--enqueue"
-        click.echo(f"{due:,} are due and in no open job: entityframes jobs {how} --space {result.space}", err=True)
+        say(f"{due:,} are due and in no open job: entityframes jobs {how} --space {visible(result.space)}", err=True)
     if refused:
-        click.echo(f"{refused:,} were refused: entityframes jobs --retry-failed --space {result.space}", err=True)
+        say(f"{refused:,} were refused: entityframes jobs --retry-failed --space {visible(result.space)}", err=True)
 
 
 @click.command()
@@ -206,7 +215,7 @@ def search(
     else:
         _print_found(found)
     if due:
-        click.echo(f"note: {due:,} due for embedding: entityframes embed", err=True)
+        say(f"note: {due:,} due for embedding: entityframes embed", err=True)
     sys.exit(0 if found.height else 1)
 
 
@@ -226,7 +235,7 @@ def _print_found(found: Any) -> None:
             row["id"],
             " ".join(row["content"].split()),
         )
-        table.add_row(*map(Text, words))
+        table.add_row(*(Text(visible(word)) for word in words))
     Console().print(table)
 
 
@@ -251,9 +260,9 @@ def jobs(
     """List the embedding jobs, oldest first, or make some."""
     with open_store(url, namespace, read_only=not (enqueue or retry_failed)) as store:
         if enqueue:
-            click.echo(f"{store.enqueue(entity_type, space=space):,} entities queued", err=True)
+            say(f"{store.enqueue(entity_type, space=space):,} entities queued", err=True)
         if retry_failed:
-            click.echo(f"{store.retry_failed(space=space):,} entities queued again", err=True)
+            say(f"{store.retry_failed(space=space):,} entities queued again", err=True)
         print_frame(
             store.jobs(state), as_json, ["job_id", "space", "state", "entities", "attempts", "error", "updated_at"]
         )
@@ -271,7 +280,7 @@ def spaces(
     """List the embedding spaces: model, dimension, and how much of the store each has."""
     with open_store(url, namespace, read_only=not (index or activate or drop)) as store:
         if index and not store.index_space(index):
-            click.echo(f"no index for {index}: it takes pgvector 0.8 and at most 2,000 dimensions; "
+            say(f"no index for {visible(index)}: it takes pgvector 0.8 and at most 2,000 dimensions; "
                        "search stays exact", err=True)  # fmt: skip
         if activate:
             store.activate(activate)

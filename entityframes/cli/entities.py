@@ -10,7 +10,17 @@ from typing import Any
 
 import click
 
-from entityframes.cli.common import F, json_option, open_store, print_frame, print_summary, store_options
+from entityframes.cli.common import (
+    F,
+    json_option,
+    open_store,
+    print_exactly,
+    print_frame,
+    print_summary,
+    say,
+    store_options,
+)
+from entityframes.visible import visible
 
 
 def _ids_frame(entity_type: str, ids: Sequence[str], ids_file: str | None) -> Any:
@@ -98,18 +108,23 @@ def export(
     """Write all entities of a type with their metadata as typed columns; --json prints NDJSON."""
     from entityframes.files import write_file
 
+    if out is None and file_format in ("parquet", "ipc") and sys.stdout.isatty():
+        raise click.UsageError(f"--format {file_format} is nothing for a terminal: name a file with --out")
     with open_store(url, namespace, read_only=True) as store:
         frame = store.read(entity_type)
     if out:
         write_file(frame, out, file_format)
-        click.echo(f"{frame.height:,} rows of {entity_type} -> {out}", err=True)
+        say(f"{frame.height:,} rows of {visible(entity_type)} -> {visible(out)}", err=True)
     elif as_json or file_format == "ndjson":
-        click.echo(frame.write_ndjson(), nl=False)
+        print_frame(frame, True)
     else:
         with tempfile.TemporaryDirectory(prefix="entityframes-") as folder:
             path = Path(folder) / "out"
             write_file(frame, path, file_format or "csv")
-            sys.stdout.buffer.write(path.read_bytes())
+            if sys.stdout.isatty():
+                print_exactly(path.read_text("utf-8"))
+            else:
+                sys.stdout.buffer.write(path.read_bytes())
 
 
 @click.command()
@@ -161,5 +176,9 @@ def verify(repair: bool, as_json: bool, url: str | None, namespace: str) -> None
 
     with open_store(url, namespace, read_only=not repair) as store:
         found = store.verify(repair=repair)
-    click.echo(reports.of_verification(found, as_json))
+    report = reports.of_verification(found, as_json)
+    if as_json:
+        print_exactly(report, json=True)
+    else:
+        say(report)
     sys.exit(0 if found["repaired"].all() else 1)

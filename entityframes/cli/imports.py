@@ -10,7 +10,16 @@ from typing import Any, NoReturn
 
 import click
 
-from entityframes.cli.common import json_option, open_for_dry_run, open_store, print_summary, store_options
+from entityframes.cli.common import (
+    json_option,
+    open_for_dry_run,
+    open_store,
+    print_exactly,
+    print_summary,
+    say,
+    store_options,
+)
+from entityframes.visible import visible
 
 #: A column that --failed adds and that import leaves out again.
 ERROR_COLUMN = "entityframes_error"
@@ -121,8 +130,9 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
                 result = _import(store, frame, files, as_json, options)
         if options["failed_file"] and not result.ok:
             _write_failed(rows, result, options["failed_file"])
-            click.echo(
-                f"wrote the failed rows to {options['failed_file']}: correct them and import that file", err=True
+            say(
+                f"wrote the failed rows to {visible(options['failed_file'])}: correct them and import that file",
+                err=True,
             )
     sys.exit(0 if result.ok else 1)
 
@@ -149,12 +159,12 @@ def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options
         )
     except KeyboardInterrupt:
         print_summary(store.last_result, files, store.address, as_json, rest)
-        click.echo("note: the same command again goes on: what is stored is left as it is", err=True)
+        say("note: the same command again goes on: what is stored is left as it is", err=True)
         raise
     print_summary(result, files, store.address, as_json, rest)
     parts = _names(options["id_columns"])
     if len(parts) > 1 and (result.failed["error"] == "id is null").any():
-        click.echo(f"note: an id is null where any of its parts is: {', '.join(parts)}", err=True)
+        say(f"note: an id is null where any of its parts is: {', '.join(map(visible, parts))}", err=True)
     return result
 
 
@@ -162,7 +172,11 @@ def _dry_run(store: Any, frame: Any, on_duplicate: str, as_json: bool) -> NoRetu
     from entityframes import reports
 
     plan = store.plan(frame, on_duplicate=on_duplicate)
-    click.echo(reports.of_plan(plan, as_json))
+    report = reports.of_plan(plan, as_json)
+    if as_json:
+        print_exactly(report, json=True)
+    else:
+        say(report)
     sys.exit(1 if plan.counts["invalid"] else 0)
 
 
@@ -198,7 +212,7 @@ def _tell_text(looks: Any, stored: Any) -> None:
 
     for name, dtype in looks.items():
         if stored[name] == pl.String and dtype != pl.String:
-            click.echo(f"note: column {name!r} looks like {dtype} here, and stays text as it is in the store", err=True)
+            say(f"note: column {name!r} looks like {dtype} here, and stays text as it is in the store", err=True)
 
 
 def _tell_odd_values(frame: Any, paths: Sequence[str], options: dict[str, Any], known: dict[str, Any]) -> None:
@@ -217,9 +231,9 @@ def _tell_odd_values(frame: Any, paths: Sequence[str], options: dict[str, Any], 
         odd = values.filter(values.cast(pl.Float64, strict=False).is_null())
         if 0 < 20 * len(odd) <= len(values):
             said = "1 value is no number" if len(odd) == 1 else f"{len(odd):,} values are no numbers"
-            click.echo(
+            say(
                 f"note: column {name!r} is text, because {said}, such as {odd[0][:40]!r}; a type keeps its dtypes "
-                f"while it has entities: correct the file, or say --text {name}",
+                f"while it has entities: correct the file, or say --text {visible(name)}",
                 err=True,
             )
 
