@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from entityframes.engines import Interrupt
+from entityframes.engines import Engine, Interrupt
 from entityframes.errors import (
+    ClosedError,
     ConnectionLostError,
     DatabaseError,
     StatementCancelledError,
     StatementTimeoutError,
     TransientError,
 )
+from entityframes.results import OutcomeLog
 
 T = TypeVar("T")
 
@@ -56,6 +58,44 @@ class FateUnknownError(ConnectionLostError):
     """A COMMIT was not answered and the ledger cannot be asked."""
 
 
+#: What is said of rows that were committed before the connection was lost, and what they are now.
+_GONE = "it was committed, and the server that took over after the connection was lost does not have it: run it again"
+_UNSURE = "it was committed, then the connection was lost, and the server cannot be asked whether it still has it"
+
+
+def confirm(engine: Engine, log: OutcomeLog, losses: int, interrupt: Interrupt, look: Callable[[], None]) -> int:
+    """After a lost connection, ask the server whether it still has what was committed, and correct the outcomes.
+
+    A standby that took over may lack the last of it.
+
+    Args:
+        engine: the store's.
+        log: the outcomes of a run, in which rows that are not stored any more become failed, or unknown where the
+            server cannot be asked.
+        losses: the engine's when the run began.
+        interrupt: of the run; one that was stopped does not wait long.
+        look: called before each question; it may fire the interrupt.
+
+    Returns:
+        How many rows were corrected.
+    """
+    if engine.losses == losses or not (batch_ids := log.written()):
+        return 0
+
+    def ask() -> list[str]:
+        look()
+        return engine.not_recorded(batch_ids)
+
+    try:
+        lost = from_ledger(ask, ConnectionLostError(_UNSURE), interrupt)
+    except BaseException as error:
+        corrected = log.correct(batch_ids, "unknown", _UNSURE)
+        if not isinstance(error, DatabaseError | ClosedError):
+            raise
+        return corrected
+    return log.correct(lost, "failed", _GONE)
+
+
 def from_ledger(ask: Callable[[], T], lost: DatabaseError, interrupt: Interrupt) -> T:
     """Ask the ledger about a COMMIT that was not answered, on a new connection, until the server is back.
 
@@ -68,8 +108,11 @@ def from_ledger(ask: Callable[[], T], lost: DatabaseError, interrupt: Interrupt)
         try:
             return ask()
         except DatabaseError:
-            patience = LEDGER_SECONDS_WHEN_STOPPED if interrupt.requested else LEDGER_SECONDS
-            if time.monotonic() - started + pause > patience:
+            until = started + LEDGER_SECONDS
+            if interrupt.requested:
+                # All that is asked after a stop shares the moment that a person waits.
+                until = min(until, (interrupt.fired_at or time.monotonic()) + LEDGER_SECONDS_WHEN_STOPPED)
+            if time.monotonic() + pause > until:
                 raise FateUnknownError(str(lost), lost.sqlstate) from lost
         # Not the interrupt's own wait: it does not wait once the run was stopped, and the answer is worth a moment.
         time.sleep(pause)

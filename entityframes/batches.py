@@ -10,13 +10,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import polars as pl
 
 from entityframes import frames, types
 from entityframes.answers import not_written, told
-from entityframes.attempts import RETRIED, Attempts, from_ledger
+from entityframes.attempts import RETRIED, Attempts, confirm, from_ledger
 from entityframes.chunks import chunks, shares
 from entityframes.engines import Batch, CtrlC, Engine, Interrupt
 from entityframes.errors import (
@@ -56,6 +57,7 @@ class UpsertRun:
     def __post_init__(self) -> None:
         self._fields = Fields(self.engine, recent=True)
         self._started = time.perf_counter()
+        self._losses = self.engine.losses
         self._ctrl_c = CtrlC()
         #: Rows that lose to another row of the same frame; None while each batch has to look for its own.
         self._losers: pl.Series | None = None
@@ -65,6 +67,8 @@ class UpsertRun:
         self._scattered: set[str] = set()
         #: Why the run cannot go on.
         self._fatal: BaseException | None = None
+        #: Whether a batch failed because the server cannot be reached, so that no other one is begun.
+        self._server_away = False
         #: Why there is no more of the source.
         self._source_error: Exception | None = None
 
@@ -105,6 +109,7 @@ class UpsertRun:
             finally:
                 for chunk in left:
                     self._log_cancelled(chunk)
+                self._confirm()
         if error := self._fatal or self._source_error:
             raise error
         return self.result()
@@ -234,8 +239,8 @@ class UpsertRun:
         if self.options.on_error == "raise":
             self._end(error)
         if isinstance(error, ConnectionLostError):
-            # Batches that follow would each wait for the same server.
-            self.interrupt.fire()
+            # Batches that follow would each wait for the same server; those in flight go on for themselves.
+            self._server_away = True
         return not_written(rows, error, batch)
 
     # The run, in the caller's thread.
@@ -244,9 +249,28 @@ class UpsertRun:
         """Let no further batch begin, because of this; what came first is what the run raises."""
         self._fatal = self._fatal or error
 
+    def _confirm(self) -> None:
+        """After a lost connection, make sure that the server still has what this run wrote."""
+
+        def look() -> None:
+            if self._ctrl_c.pressed:
+                self.interrupt.fire()
+
+        if self.engine.losses == self._losses:
+            return
+        corrected = confirm(self.engine, self.log, self._losses, self.interrupt, look)
+        if not self.interrupt.requested:
+            # The next run does it if it cannot be done.
+            with suppress(EntityFramesError):
+                self._fields.record_again()
+        if corrected and self.options.on_error == "raise":
+            self._end(
+                ConnectionLostError(f"{corrected:,} rows were committed, and are not known to be stored any more")
+            )
+
     @property
     def _stopping(self) -> bool:
-        return self.interrupt.requested or self._fatal is not None
+        return self.interrupt.requested or self._server_away or self._fatal is not None
 
     def _cut(self, source: pl.DataFrame | Iterator[pl.DataFrame], left: list[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         """The batches of a source, in `left` from when they are cut; of a frame in memory all at the beginning."""

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from entityframes import frames, sources
-from entityframes.attempts import RETRIED, Attempts, FateUnknownError, from_ledger
+from entityframes.attempts import RETRIED, Attempts, FateUnknownError, confirm, from_ledger
 from entityframes.engines import Batch, CtrlC, Engine, Interrupt
 from entityframes.errors import ConnectionLostError, DatabaseError, RowError
 from entityframes.frames import KEY
@@ -30,6 +30,7 @@ class DeleteRun:
         self._log = OutcomeLog(DELETE_STATUSES)
         self._batches = 0
         self._started = time.perf_counter()
+        self._losses = engine.losses
 
     def result(self) -> DeleteResult:
         """What has happened so far."""
@@ -54,6 +55,7 @@ class DeleteRun:
                     self._log.append(self._delete(rows))
             finally:
                 self._log.append(outcomes(left, DELETE_STATUSES, status="cancelled"))
+                confirm(self._engine, self._log, self._losses, stop := Interrupt(), lambda: _fire(stop, ctrl_c))
         return self.result()
 
     def _possible(self, given: pl.DataFrame) -> pl.DataFrame:
@@ -106,6 +108,11 @@ class DeleteRun:
             FateUnknownError: it cannot be asked.
         """
         return from_ledger(lambda: self._engine.deleted_by(batch), lost, batch.interrupt) is not None
+
+
+def _fire(interrupt: Interrupt, ctrl_c: CtrlC) -> None:
+    if ctrl_c.pressed:
+        interrupt.fire()
 
 
 def _not_deleted(rows: pl.DataFrame, batch: Batch, error: BaseException) -> pl.DataFrame:

@@ -110,6 +110,19 @@ class Fields:
                     new[entity_type] = changed
             self._record(new)
 
+    def record_again(self) -> None:
+        """Record what was known and is not in the store any more, because another server took over."""
+        with self._lock:
+            before, self._known = self._known, {}
+            new: dict[str, dict[str, Field]] = {}
+            for entity_type, stored in self._load(before).items():
+                for name, field in before[entity_type].items():
+                    now = stored.get(name)
+                    wider = field if now is None or now.declared else Field(_wider(now.dtype, field.dtype), False)
+                    if now is None or (not now.declared and (field.declared or wider != now)):
+                        new.setdefault(entity_type, {})[name] = field if field.declared else wider
+            self._record(new)
+
     def declared(self, entity_type: str) -> dict[str, pl.DataType]:
         """The typed columns of a type; values in JSON text have to conform to them."""
         return {name: field.output for name, field in self.of(entity_type).items() if field.declared}

@@ -6,7 +6,7 @@ import html
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -48,6 +48,9 @@ SYNC_STATUSES = (
 #: Who refused a row: our validation, the database, the connection to it, a time limit, its disk or memory, or the
 #: embedder.
 ERROR_KINDS = ("validation", "database", "connection", "timeout", "resource", "embedder")
+
+#: Statuses of rows that a transaction wrote.
+_WRITTEN = ("created", "updated", "renamed", "deleted")
 
 #: Statuses that leave the caller with something to do.
 UNRESOLVED = ("conflict", "failed", "cancelled", "unknown")
@@ -118,6 +121,41 @@ class OutcomeLog:
         self._held += frame.height
         if self._held > self._keep:
             self._spill()
+
+    def written(self) -> list[str]:
+        """The batches by which rows were written."""
+        ids = (frame.filter(pl.col("status").cast(pl.String).is_in(_WRITTEN))["batch_id"] for frame in self._pieces())
+        return list({batch_id for each in ids for batch_id in each.drop_nulls().unique()})
+
+    def correct(self, batch_ids: Iterable[str], status: str, error: str) -> int:
+        """Give the rows that some batches wrote another status, and tell how many there were."""
+        ids = pl.Series(list(batch_ids), dtype=pl.String)
+        if ids.is_empty():
+            return 0
+        wrong = pl.col("batch_id").is_in(ids.implode()) & pl.col("status").cast(pl.String).is_in(_WRITTEN)
+        new = {"status": status, "error_kind": "connection", "error": error, "sqlstate": None, "job_id": None}
+        corrected = 0
+
+        def correct(frame: pl.DataFrame) -> pl.DataFrame:
+            nonlocal corrected
+            found = frame.filter(wrong)
+            for old, rows in found["status"].cast(pl.String).value_counts().iter_rows():
+                self.counts[old] -= rows
+                self.counts[status] += rows
+            corrected += found.height
+            return frame.with_columns(
+                pl.when(wrong).then(pl.lit(value)).otherwise(pl.col(name)).cast(frame.schema[name]).alias(name)
+                for name, value in new.items()
+            )
+
+        self._frames = [correct(frame) for frame in self._frames]
+        for path in self._files:
+            correct(pl.read_ipc(path, memory_map=False)).write_ipc(path, compression="lz4")
+        return corrected
+
+    def _pieces(self) -> Iterator[pl.DataFrame]:
+        yield from self._frames
+        yield from (pl.read_ipc(path, memory_map=False) for path in self._files)
 
     def collect(self) -> pl.DataFrame:
         """All outcome rows in input order."""

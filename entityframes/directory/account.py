@@ -7,7 +7,9 @@ from typing import Any
 
 import polars as pl
 
+from entityframes.attempts import confirm
 from entityframes.directory.plan import PLAN_SCHEMA
+from entityframes.engines import Engine, Interrupt
 from entityframes.engines.directory import FILED, DirectoryEngine
 from entityframes.progress import Reporter
 from entityframes.results import ERROR_KINDS, SYNC_STATUSES, OutcomeLog, SyncResult, outcome_schema
@@ -75,6 +77,10 @@ class Account:
             told = self._log.collect()["row"]
             left = rows.filter(~pl.col("row").is_in(told.implode()))
             self.tell(left, "cancelled", action=None, direction=None)
+
+    def confirm(self, engine: Engine, losses: int, interrupt: Interrupt) -> None:
+        """Correct the outcomes of what was written to the store and is not there any more."""
+        confirm(engine, self._log, losses, interrupt, lambda: None)
 
     def file(self, rows: pl.DataFrame) -> None:
         """Files that are in step with their entity: path, key, size, mtime_ns and header, and the hashes of now_...

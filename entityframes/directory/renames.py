@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from entityframes import frames
-from entityframes.attempts import RETRIED, Attempts
+from entityframes.attempts import RETRIED, Attempts, FateUnknownError, from_ledger
 from entityframes.directory.account import Account
 from entityframes.directory.handles import Stat
 from entityframes.directory.tree import Tree
@@ -54,21 +54,35 @@ def _entities(engine: Engine, rows: pl.DataFrame, batch: Batch, account: Account
         return
     pairs = rows.select("old_type", "old_id", new_type="entity_type", new_id="id")
     attempts = Attempts(batch.interrupt)
-    while True:
-        try:
-            renamed = engine.directory.rename(pairs, batch)["position"].cast(pl.Int64)
-            break
-        except RETRIED as error:
-            if isinstance(error, ConnectionLostError) and error.committing:
-                # The next sync finds what came of it.
-                account.tell(rows, "unknown", error_kind=error.kind, error=str(error))
-                raise
-            attempts.again(error)
+    lost: ConnectionLostError | None = None
+    found: pl.DataFrame | None = None
+    try:
+        while found is None:
+            try:
+                found = engine.directory.rename(pairs, batch)
+            except RETRIED as error:
+                if isinstance(error, ConnectionLostError) and error.committing:
+                    lost = error
+                    found = _renamed(engine, pairs, batch, lost)
+                if found is None:
+                    attempts.again(error)
+        if lost is not None and found.height < pairs.height:
+            # The first COMMIT may have been on its way still when the ledger was asked.
+            found = found if (done := _renamed(engine, pairs, batch, lost)) is None else done
+    except FateUnknownError as error:
+        account.tell(rows, "unknown", error_kind=error.kind, error=str(error))
+        raise
+    renamed = found["position"].cast(pl.Int64)
     account.batches += 1
     done = pl.int_range(rows.height).is_in(renamed.implode())
     account.tell(rows.filter(done), "renamed", batch_id=batch.batch_id)
     account.file(rows.filter(done))
     account.tell(rows.filter(~done), "conflict", error="changed while it was synced: sync again")
+
+
+def _renamed(engine: Engine, pairs: pl.DataFrame, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:
+    """What a rename came to whose COMMIT was not answered, or None if it came to nothing."""
+    return from_ledger(lambda: engine.directory.renamed_by(pairs, batch), lost, batch.interrupt)
 
 
 def _fitting(engine: Engine, rows: pl.DataFrame, account: Account) -> pl.DataFrame:

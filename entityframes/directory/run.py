@@ -72,6 +72,7 @@ class SyncRun:
         self._options = options
         self._cancel = cancel
         self._run_id = str(uuid.uuid4())
+        self._losses = self._engine.losses
         self._account = Account()
         #: Exports and deletions that are decided, to be done in their turn.
         self._later: list[pl.DataFrame] = []
@@ -130,6 +131,10 @@ class SyncRun:
         return self.result()
 
     def _remember(self, holder: str) -> bool:
+        if self._engine.losses != self._losses:
+            # Another server may have taken over, and not have all that was in step: the next sync looks for itself.
+            self._account.confirm(self._engine, self._losses, Interrupt(self._cancel))
+            return True
         return self._account.record(self._engine.directory, self._folder.name, holder)
 
     # What is to be done.

@@ -109,10 +109,22 @@ class Engine(Protocol):
         """
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
-        """What a batch wrote whose answer was lost, as `write` would have returned it, or None if it wrote nothing."""
+        """What a batch wrote whose answer was lost, as `write` would have returned it, or None if it wrote nothing.
+
+        Raises:
+            ConnectionLostError: also where the server that answers is a standby, which may be behind; so `deleted_by`
+                and `not_recorded`.
+        """
 
     def deleted_by(self, batch: Batch) -> int | None:
         """How many entities a batch deleted whose answer was lost, or None if it is not in the ledger."""
+
+    @property
+    def losses(self) -> int:
+        """How often a connection was lost; if it was, another server may answer that does not have what was written."""
+
+    def not_recorded(self, batch_ids: list[str]) -> list[str]:
+        """Those of some batches that the ledger does not have."""
 
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         """position, content_hash and metadata_hash (Binary) of each key that is stored."""

@@ -60,3 +60,10 @@ class DirectoryEngine(Protocol):
         Returns:
             position of each pair that was renamed: the old key was stored and the new one was not.
         """
+
+    def renamed_by(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
+        """What `rename` would have returned where its answer was lost, or None if the ledger does not have the batch.
+
+        Raises:
+            ConnectionLostError: also where the server that answers is a standby, which may be behind.
+        """

@@ -95,6 +95,14 @@ class DuckDBEngine:
         with self._cursor() as cursor:
             return self._ask(cursor, "deleted_by", [batch.batch_id]).item()  # type: ignore[no-any-return]
 
+    @property
+    def losses(self) -> int:
+        return 0
+
+    def not_recorded(self, batch_ids: list[str]) -> list[str]:
+        with self._cursor() as cursor:
+            return self._ask(cursor, "not_recorded", [batch_ids])["batch_id"].to_list()
+
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self._cursor() as cursor:
             _register(cursor, "given", _keys(keys))

@@ -262,6 +262,11 @@ SELECT position FROM changed WHERE NOT coalesce({condition}, true)
 -- Whether the ledger has the batch. $1 batch
 SELECT count(*) FROM {schema}.batches WHERE batch_id = $1::UUID
 
+-- name: not_recorded
+-- Which of some batches the ledger does not have. $1 batches
+SELECT batch_id FROM (SELECT unnest($1::varchar[]) AS batch_id)
+WHERE batch_id::uuid NOT IN (SELECT batch_id FROM {schema}.batches)
+
 -- name: written_by
 -- Which of the given rows the batch wrote. $1 batch
 WITH {found}, members AS (

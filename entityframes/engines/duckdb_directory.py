@@ -76,3 +76,10 @@ class DuckDBDirectory:
                     engine._run(cursor, "job", [batch.job_id, batch.batch_id, due])
                     engine._run(cursor, "keys_of_renamed", [batch.job_id])
         return can.select("position")
+
+    def renamed_by(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
+        with self._engine._cursor() as cursor:
+            if not self._engine._ask(cursor, "recorded", [batch.batch_id]).item():
+                return None
+            _register(cursor, "pairs", pairs.with_row_index("position"))
+            return self._engine._ask(cursor, "renamed_by", [batch.batch_id])

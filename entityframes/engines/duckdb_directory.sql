@@ -82,3 +82,8 @@ SELECT old_type, old_id, new_type, new_id, $1::UUID, now() FROM pairs
 -- name: keys_of_renamed
 -- The keys of a job for those of them that are due, as they are now. $1 job
 INSERT INTO {schema}.job_keys SELECT $1::UUID, new_type, new_id FROM pairs WHERE due
+
+-- name: renamed_by
+-- Which of the given pairs of keys a batch renamed. $1 batch
+SELECT t.position FROM pairs AS t JOIN {schema}.renames AS r USING (old_type, old_id, new_type, new_id)
+WHERE r.batch_id = $1::UUID

@@ -30,6 +30,8 @@ class Interrupt:
         self._fired = threading.Event()
         self._lock = threading.Lock()
         self._in_flight: set[Callable[[], None]] = set()
+        #: When it was fired first, by the monotonic clock.
+        self.fired_at: float | None = None
 
     @property
     def requested(self) -> bool:
@@ -38,6 +40,7 @@ class Interrupt:
 
     def fire(self) -> None:
         """Stop the run: set the flag and cancel what the database is doing for it. May be called again."""
+        self.fired_at = self.fired_at or time.monotonic()
         self._fired.set()
         with self._lock:
             for cancel in self._in_flight:
@@ -108,6 +111,11 @@ class CtrlC:
         if self._pressed is not None:
             pressed, self._pressed = self._pressed, None
             self._deliver(*pressed)
+
+    @property
+    def pressed(self) -> bool:
+        """Whether a Ctrl-C is held back."""
+        return self._pressed is not None
 
     def let_through(self, items: Iterable[T]) -> Iterator[T]:
         """The items; Ctrl-C is delivered at once while the next one is awaited."""

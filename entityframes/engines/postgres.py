@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,14 @@ import polars as pl
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, check_format, predicates, queries
 from entityframes.engines.arrow import one_row, to_frame
 from entityframes.engines.patience import patiently
-from entityframes.engines.postgres_errors import UNIQUE_VIOLATION, committed
-from entityframes.engines.postgres_pool import Pool, execute, transaction
+from entityframes.engines.postgres_errors import READ_ONLY, UNIQUE_VIOLATION, committed
+from entityframes.engines.postgres_pool import Pool, execute, for_writing, transaction
 from entityframes.engines.postgres_probe import FEW_TYPES, by_type, probe
 from entityframes.errors import (
     ConnectError,
     ConnectionLostError,
     DatabaseError,
+    PermanentError,
     RowError,
     TransientError,
 )
@@ -53,11 +54,14 @@ class PostgresEngine:
         self.batch_bytes, self.batch_rows, self.lookup_rows, self.by_key = 8 << 20, 50_000, 50_000, True
         self._sql = _statements(namespace)
         # Each worker that embeds has a thread that writes beside it.
-        self._pool = Pool(location.target, 2 * self.workers, self._sql)
-        self._connection, self._transaction = self._pool.borrow, transaction
+        self._pool = Pool(location.target if read_only else for_writing(location.target), 2 * self.workers, self._sql)
+        self._transaction = transaction
+        #: Whether the store was opened on a server that can be written to.
+        self._opened_on_primary = False
         try:
             with self._connection() as connection:
                 self._migrate(connection)
+                self._opened_on_primary = not self._in_recovery(connection)
         except ConnectError:
             self.close()
             raise
@@ -86,6 +90,8 @@ class PostgresEngine:
                     return written
             changed = self._probe(connection, rows, batch.scattered)
             if changed.is_empty():
+                # The only answer to a write that a standby could give.
+                self._check_primary(connection)
                 return changed.select("position", created=pl.lit(False), due=pl.lit(False))
             written = self._copied(connection, rows, changed, batch) if changed["created"].any() else None
             return self._write(connection, rows, changed, batch) if written is None else written
@@ -108,13 +114,25 @@ class PostgresEngine:
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
         with self._connection() as connection:
+            self._check_primary(connection)
             if not self._ask(connection, "recorded", batch.batch_id).item():
                 return None
             return self._ask(connection, "written_by", batch.batch_id, rows["entity_type"], rows["id"])
 
     def deleted_by(self, batch: Batch) -> int | None:
         with self._connection() as connection:
+            self._check_primary(connection)
             return self._ask(connection, "deleted_by", batch.batch_id).item()  # type: ignore[no-any-return]
+
+    @property
+    def losses(self) -> int:
+        return self._pool.losses
+
+    def not_recorded(self, batch_ids: list[str]) -> list[str]:
+        with self._connection() as connection:
+            self._check_primary(connection)
+            asked = pl.Series(batch_ids, dtype=pl.String)
+            return self._ask(connection, "not_recorded", asked)["batch_id"].to_list()
 
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         return self._read("hashes", keys["entity_type"], keys["id"])
@@ -225,6 +243,38 @@ class PostgresEngine:
 
     def close(self) -> None:
         self._pool.close()
+
+    @contextmanager
+    def _connection(self, interrupt: Interrupt | None = None) -> Iterator[Any]:
+        """A connection of one's own; a standby that refuses to be written to is as bad as a lost one.
+
+        Raises:
+            ConnectionLostError: the store was opened on a primary, and this is a standby of it.
+        """
+        with self._pool.borrow(interrupt) as connection:
+            try:
+                yield connection
+            except PermanentError as error:
+                if error.sqlstate == READ_ONLY and self._opened_on_primary:
+                    connection.rollback()
+                    self._check_primary(connection)
+                raise
+
+    def _in_recovery(self, connection: Any) -> bool:
+        return bool(self._ask(connection, "in_recovery").item())
+
+    def _check_primary(self, connection: Any) -> None:
+        """Make sure that this is no standby, which may not have what was committed.
+
+        Raises:
+            ConnectionLostError: it is one; the connection is not used again.
+        """
+        if self._in_recovery(connection):
+            raise ConnectionLostError(
+                f"the server that answers at {self.address} is a standby, which may be behind and takes no writes: "
+                "connect to the primary, or promote the standby",
+                READ_ONLY,
+            )
 
     def _probe(self, connection: Any, rows: pl.DataFrame, scattered: set[str] | None = None) -> pl.DataFrame:
         return probe(partial(self._ask, connection), rows, scattered)

@@ -450,6 +450,15 @@ FROM pg_temp.entityframes_tried AS t JOIN pg_temp.entityframes_staging AS s USIN
 -- Whether the ledger has the batch: the answer to a COMMIT whose own answer was lost.
 SELECT count(*)::int4 FROM {schema}.batches WHERE batch_id = $1::uuid
 
+-- name: not_recorded
+-- Which of some batches the ledger does not have. $1 batches
+SELECT t.batch_id FROM unnest($1::text[]) AS t (batch_id)
+WHERE NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = t.batch_id::uuid)
+
+-- name: in_recovery
+-- Whether the server is a standby: it can be read, and may be behind.
+SELECT pg_is_in_recovery()
+
 -- name: written_by
 -- Which of the given rows the batch wrote, where nobody has written them since.
 -- $1 batch, $2 entity_types, $3 ids

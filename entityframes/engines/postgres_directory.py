@@ -51,3 +51,10 @@ class PostgresDirectory:
         header = [batch.batch_id, batch.run_id, batch.job_id]
         with self._engine._connection(batch.interrupt) as connection:
             return self._engine._ask(connection, "rename", *header, *pairs, committing=True)
+
+    def renamed_by(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
+        with self._engine._connection() as connection:
+            self._engine._check_primary(connection)
+            if not self._engine._ask(connection, "recorded", batch.batch_id).item():
+                return None
+            return self._engine._ask(connection, "renamed_by", batch.batch_id, *pairs)

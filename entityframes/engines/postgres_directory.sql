@@ -102,3 +102,10 @@ WITH given AS (
     SELECT $3::uuid, $1::uuid, array_agg(new_type), array_agg(new_id), now(), now() FROM due HAVING count(*) > 0
 )
 SELECT position::int4 - 1 AS position FROM renamed
+
+-- name: renamed_by
+-- Which pairs of keys a batch renamed. $1 batch, $2 old types, $3 old ids, $4 new types, $5 new ids
+SELECT t.position::int4 - 1 AS position
+FROM unnest($2::text[], $3::text[], $4::text[], $5::text[])
+    WITH ORDINALITY AS t (old_type, old_id, new_type, new_id, position)
+JOIN {schema}.renames AS r USING (old_type, old_id, new_type, new_id) WHERE r.batch_id = $1::uuid

@@ -23,7 +23,7 @@ from entityframes.engines.embedding import (
     transition,
     wire,
 )
-from entityframes.engines.postgres_errors import UNIQUE_VIOLATION
+from entityframes.engines.postgres_errors import READ_ONLY, UNIQUE_VIOLATION
 from entityframes.engines.postgres_pool import execute
 from entityframes.errors import ConnectionLostError, DatabaseError, RowError, SpaceError
 
@@ -282,9 +282,9 @@ class PostgresEmbedding:
         try:
             with self._engine._connection() as connection:
                 self._engine._run(connection, name)
-        except ConnectionLostError:
-            raise
-        except DatabaseError:
+        except DatabaseError as error:
+            if isinstance(error, ConnectionLostError) and error.sqlstate != READ_ONLY:
+                raise
             return False
         return True
 

@@ -22,6 +22,8 @@ from entityframes.errors import (
 
 #: The one that says that a copied row is stored already.
 UNIQUE_VIOLATION = "23505"
+#: What a standby, or a server that was set to be read-only, says to a write.
+READ_ONLY = "25006"
 
 #: SQLSTATE, or its class, to what it means for a batch. The longest match counts.
 _MEANING: dict[str, type[DatabaseError]] = {

@@ -61,6 +61,8 @@ class Pool:
         self._closed = False
         self._connected = False
         self._process = os.getpid()
+        #: How often a connection was lost, or could not be made: perhaps another server answers since.
+        self.losses = 0
 
     @contextmanager
     def borrow(self, interrupt: Interrupt | None = None) -> Iterator[PooledConnection]:
@@ -96,15 +98,20 @@ class Pool:
             self._discard(connection)
             if isinstance(error, ConnectionLostError):
                 # The idle ones are from before it, too.
+                self.losses += 1
                 self._empty()
             raise
         self._give_back(connection)
 
     def _connect(self) -> PooledConnection:
-        with self._first, translated(connecting=True, again=self._connected):
-            if self._database is None:
-                self._database = _Database(self._target, named=self._mode is None and _takes_options(self._target))
-            driver, nonce = self._database.connect()
+        try:
+            with self._first, translated(connecting=True, again=self._connected):
+                if self._database is None:
+                    self._database = _Database(self._target, named=self._mode is None and _takes_options(self._target))
+                driver, nonce = self._database.connect()
+        except ConnectionLostError:
+            self.losses += 1
+            raise
         connection = PooledConnection(driver)
         try:
             self._start(connection, nonce)
@@ -185,6 +192,22 @@ class Pool:
         if self._closed and self._database is not None and self._database.unused:
             self._database.release()
             self._database = None
+
+
+def for_writing(target: str) -> str:
+    """The address, asking for a server that can be written to if it names several and does not say which it wants."""
+    parts = _split(target)
+    if parts is None:
+        return target
+    given = {name: value for name, value, _ in parts[1]}
+    asked = "target_session_attrs" in given or "service" in given or "PGTARGETSESSIONATTRS" in os.environ
+    authority = "" if parts[0] is None else parts[0].partition("://")[2].partition("/")[0].rpartition("@")[2]
+    hosts = [authority, *(given.get(name, "") for name in ("host", "hostaddr"))]
+    if not any(hosts):
+        hosts = [os.environ.get(name, "") for name in ("PGHOST", "PGHOSTADDR")]
+    if asked or not any("," in unquote(host) for host in hosts):
+        return target
+    return extended(target, target_session_attrs="read-write")
 
 
 class _Database:

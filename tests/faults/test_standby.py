@@ -1,0 +1,455 @@
+"""Standbys: reached by mistake, or promoted after the primary was killed; and a server that is away for a while.
+
+Cases 51 and 65 of the fault catalogue: the server is away for some seconds in the middle of several batches; a primary
+is killed, and its standby, in step, behind or synchronous, is promoted or merely reached, in the middle of upserts and
+deletes and at COMMIT.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+import entityframes as ef
+from entityframes import attempts
+from entityframes.engines.postgres import PostgresEngine
+from entityframes.engines.postgres_pool import for_writing
+from entityframes.results import OutcomeLog
+from tests.faults.invariants import Model, rows
+from tests.faults.servers import Background, Proxy, Server, Standby, wait_until
+
+
+class Pair:
+    """A primary behind a proxy, its standby, and what opens stores on them."""
+
+    def __init__(self) -> None:
+        self.primary = Server()
+        self.primary.sql("CREATE DATABASE app")
+        ef.connect(self.primary.url("app")).close()
+        self.standby = Standby(self.primary)
+        self.proxy = Proxy(self.primary)
+        self._stores: list[ef.EntityStore] = []
+
+    def open(self, url: str | None = None, **options: Any) -> ef.EntityStore:
+        self._stores.append(ef.connect(url or self.primary.url("app", port=self.proxy.port), **options))
+        return self._stores[-1]
+
+    def both(self, attributes: str = "&target_session_attrs=any") -> str:
+        """The URL of the primary, by way of the proxy, and then of the standby."""
+        hosts = f"127.0.0.1:{self.proxy.port},127.0.0.1:{self.standby.port}"
+        return f"postgresql://postgres@{hosts}/app?sslmode=disable&gssencmode=disable{attributes}"
+
+    def fail_over(self) -> None:
+        """Kill the primary, and let the standby take over its address."""
+        self.primary.kill()
+        self.proxy.cut()
+        self.standby.promote()
+        self.proxy.server = self.standby
+
+    def count(self, where: str = "true") -> int:
+        """How many entities the primary has."""
+        [(found,)] = self.primary.sql(f"SELECT count(*)::int4 FROM entityframes.entities WHERE {where}", database="app")
+        return found
+
+    def close(self) -> None:
+        for store in self._stores:
+            store.close()
+        self.proxy.close()
+        for server in (self.standby, self.primary):
+            try:
+                server.stop()
+            except Exception:
+                continue
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """A primary that may be killed, and a standby that may be promoted."""
+    pair = Pair()
+    yield pair
+    pair.close()
+
+
+@pytest.fixture(scope="module")
+def lasting() -> Iterator[Pair]:
+    """A primary that stays, and a standby that receives all it writes and shows nothing of it."""
+    pair = Pair()
+    pair.standby.show_nothing_new()
+    yield pair
+    pair.close()
+
+
+@pytest.fixture
+def behind(lasting: Pair) -> Iterator[Pair]:
+    """The same with a proxy of the test's own and no entities."""
+    lasting.primary.sql(
+        "TRUNCATE entityframes.entities, entityframes.batches, entityframes.embedding_jobs", database="app"
+    )
+    lasting.proxy = Proxy(lasting.primary)
+    yield lasting
+    lasting.proxy.close()
+
+
+@pytest.fixture
+def back_when_asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Proxy], list[bool]]:
+    """Lets a proxy through again as soon as a standby was asked something in its place."""
+
+    def watch(proxy: Proxy) -> list[bool]:
+        met: list[bool] = []
+        check = PostgresEngine._check_primary
+
+        def checked(engine: PostgresEngine, connection: Any) -> None:
+            try:
+                check(engine, connection)
+            except ef.ConnectionLostError:
+                if not met:
+                    proxy.back()
+                met.append(True)
+                raise
+
+        monkeypatch.setattr(PostgresEngine, "_check_primary", checked)
+        return met
+
+    return watch
+
+
+@pytest.mark.parametrize("count", [50, 3_000])
+def test_a_standby_is_not_asked_what_was_committed(behind: Pair, back_when_asked, count: int) -> None:
+    """65: the answer to COMMIT is lost and a standby that is behind answers: the primary is waited for."""
+    model, store = Model(), behind.open(behind.both(), workers=1)
+    met = back_when_asked(behind.proxy)
+    frame = rows(count)
+    behind.proxy.drop_answer_to = b"COMMIT" if count > 2_000 else b"merged AS"
+    behind.proxy.away_after_drop = True
+    result = store.upsert(frame)
+    assert met
+    assert result.counts["created"] == count, result
+    model.upserted(frame, result)
+    met.clear()
+    behind.proxy.drop_answer_to = b"COMMIT"
+    gone = store.delete(frame[:20])
+    assert met
+    assert gone.counts["deleted"] == 20
+    model.deleted(gone)
+    model.check(store)
+
+
+def test_only_a_standby_is_left(behind: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """65: nobody but a standby can be asked: unknown, and nothing else; deletions likewise."""
+    monkeypatch.setattr(attempts, "LEDGER_SECONDS", 0.5)
+    model, store = Model(), behind.open(behind.both(), workers=1)
+    frame = rows(50)
+    behind.proxy.drop_answer_to, behind.proxy.away_after_drop = b"merged AS", True
+    result = store.upsert(frame)
+    assert result.counts["unknown"] == 50, result
+    model.upserted(frame, result)
+    behind.proxy.back()
+    model.check(store)
+    assert store.upsert(frame).counts["unchanged"] == 50
+    behind.proxy.drop_answer_to, behind.proxy.away_after_drop = b"COMMIT", True
+    with pytest.raises(ef.ConnectionLostError):
+        store.delete(frame)
+    assert store.last_result.counts["unknown"] == 50
+
+
+@pytest.mark.parametrize("count", [50, 3_000])
+def test_a_write_that_meets_a_standby_is_tried_again(behind: Pair, back_when_asked, count: int) -> None:
+    """65: the primary is away for a moment and its standby answers: like a lost connection, not like missing rights."""
+    model, store = Model(), behind.open(behind.both(), workers=1)
+    first = rows(count)
+    model.upserted(first, store.upsert(first))
+    met = back_when_asked(behind.proxy)
+    for call in (lambda: store.upsert(rows(count, "changed")), lambda: store.delete(first[:7])):
+        met.clear()
+        behind.proxy.away()
+        result = call()
+        assert met
+        assert result.ok, result
+        if isinstance(result, ef.DeleteResult):
+            model.deleted(result)
+        else:
+            model.upserted(rows(count, "changed"), result)
+    model.check(store)
+
+
+def test_a_standby_does_not_say_that_nothing_changed(behind: Pair, back_when_asked) -> None:
+    """65: a large batch is compared before it is written; what a standby shows of it is no outcome."""
+    old, store = rows(3_000, "old"), behind.open(behind.both(), workers=1)
+    behind.standby.sql("SELECT pg_wal_replay_resume()")
+    store.upsert(old)
+    behind.standby.catch_up()
+    behind.standby.show_nothing_new()
+    store.upsert(rows(3_000, "new"))
+    met = back_when_asked(behind.proxy)
+    behind.proxy.away()
+    result = store.upsert(old)
+    assert met
+    assert result.counts["updated"] == 3_000, result
+
+
+def test_a_renaming_is_settled(behind: Pair, back_when_asked, tmp_path: Path) -> None:
+    """65: the answer to the renaming of a synced file is lost, and a standby answers."""
+    store = behind.open(behind.both(), workers=1)
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.md").write_text(f"the text of {name}")
+    sync = ef.DirectorySync(store, tmp_path)
+    assert sync.sync().counts["created"] == 3
+    (tmp_path / "a.md").rename(tmp_path / "z.md")
+    met = back_when_asked(behind.proxy)
+    behind.proxy.drop_answer_to, behind.proxy.away_after_drop = b"renamed AS", True
+    result = sync.sync()
+    assert met
+    assert result.counts["renamed"] == 1, result
+    assert result.ok
+    # What was not remembered is found equal, and the path that is gone is forgotten.
+    assert sync.sync().counts["unchanged"] == 4
+    assert sync.sync().counts["unchanged"] == 3
+    assert store.exists(ef.ids("note", ["a", "z"]))["exists"].to_list() == [False, True]
+
+
+def test_a_store_on_a_standby_can_be_read(behind: Pair) -> None:
+    """A standby by itself is opened and read; a write says at once that it is read-only."""
+    behind.standby.sql("SELECT pg_wal_replay_resume()")
+    behind.open().upsert(rows(20))
+    behind.standby.catch_up()
+    store = behind.open(behind.standby.url("app"))
+    assert store.exists(rows(20))["exists"].all()
+    assert store.scan().collect().height == 20
+    with pytest.raises(ef.PermanentError):
+        store.upsert(rows(5, "changed"))
+    behind.standby.show_nothing_new()
+
+
+def test_a_url_of_several_hosts_asks_for_the_primary(behind: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it says itself what it wants; a single host is taken as it is."""
+    monkeypatch.delenv("PGTARGETSESSIONATTRS", raising=False)
+    url = "postgresql://u@a:1,b:2/x"
+    assert for_writing(url) == f"{url}?target_session_attrs=read-write"
+    assert for_writing("postgresql://?host=a%2Cb&dbname=x").endswith("dbname=x&target_session_attrs=read-write")
+    for kept in ("postgresql://u:p,w@a/x", f"{url}?target_session_attrs=any", "postgresql:///x"):
+        assert for_writing(kept) == kept
+    monkeypatch.setenv("PGHOST", "a,b")
+    assert for_writing("postgresql:///x").endswith("?target_session_attrs=read-write")
+    hosts = f"127.0.0.1:{behind.standby.port},127.0.0.1:{behind.proxy.port}"
+    store = behind.open(f"postgresql://postgres@{hosts}/app?sslmode=disable&gssencmode=disable")
+    assert store.upsert(rows(10)).counts["created"] == 10
+
+
+def steps(pair: Pair, frame: pl.DataFrame, at: int) -> Iterator[pl.DataFrame]:
+    """A stream of ten batches: two are on both servers, the others up to `at` on the primary alone when it is killed."""
+    for number, piece in enumerate(frame.iter_slices(100)):
+        # A full batch is begun when the next frame has come.
+        if number == 3:
+            wait_until(lambda: pair.count() == 200, "two batches")
+            pair.standby.catch_up()
+            pair.standby.receive_nothing()
+        elif number == at + 1:
+            wait_until(lambda: pair.count() == 100 * at, "what is lost")
+            pair.fail_over()
+        yield piece
+
+
+@pytest.mark.parametrize("spilled", [False, True])
+def test_a_standby_that_was_behind_takes_over(pair: Pair, monkeypatch: pytest.MonkeyPatch, spilled: bool) -> None:
+    """65: batches that were committed and are not on the server that took over are failed, wherever they are logged."""
+    if spilled:
+        init = OutcomeLog.__init__
+        monkeypatch.setattr(OutcomeLog, "__init__", lambda log, *a, **k: init(log, *a, **k | {"keep": 150}))
+    model, store = Model(), pair.open(workers=1)
+    frame = rows(1_000)
+    result = store.upsert(steps(pair, frame, 7), batch_size=100)
+    lost = result.failed
+    assert lost["row"].to_list() == list(range(200, 700)), result
+    assert lost["error_kind"].unique().to_list() == ["connection"]
+    assert lost["error"].str.contains("run it again").all()
+    assert lost["job_id"].null_count() == 500
+    assert (result.counts["created"], result.counts["failed"], result.ok) == (500, 500, False)
+    model.upserted(frame, result)
+    model.check(store)
+    again = store.upsert(frame)
+    assert (again.counts["created"], again.counts["unchanged"]) == (500, 500)
+    model.upserted(frame, again)
+    model.check(store)
+
+
+def test_a_standby_in_step_takes_over(pair: Pair) -> None:
+    """65: nothing is lost, and nothing is said to be; typed metadata of a frame in memory too."""
+    model, store = Model(), pair.open(workers=2)
+    frame = rows(1_000)
+
+    def progress(done: int, total: int | None) -> None:
+        if done == 300:
+            pair.standby.catch_up()
+            pair.fail_over()
+
+    result = store.upsert(iter([frame]), batch_size=100, progress=progress)
+    assert result.counts["unknown"] == 0
+    assert result.counts["created"] >= 300
+    model.upserted(frame, result)
+    model.check(store)
+
+
+def test_typed_metadata_is_recorded_again(pair: Pair) -> None:
+    """65: what was recorded of a new type's fields is lost with the server, and is there at the end of the run."""
+    store = pair.open(workers=1)
+    pair.standby.receive_nothing()
+    frame = ef.entities(pl.DataFrame({"id": [f"p{n}" for n in range(40)], "born": range(40)}), "person", id="id")
+
+    def progress(done: int, total: int | None) -> None:
+        if done == 20:
+            pair.fail_over()
+
+    result = store.upsert(frame, batch_size=10, progress=progress)
+    assert result.counts["failed"] == 20, result
+    assert store.verify().is_empty()
+    assert store.read("person").schema["born"] == pl.Int64
+    assert store.upsert(frame).ok
+    assert store.verify().is_empty()
+
+
+def test_deletions_that_were_lost(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """65: entities that are there again after a failover were not deleted."""
+    from entityframes import deletes
+
+    monkeypatch.setattr(deletes, "DELETE_ROWS", 100)
+    model, store = Model(), pair.open(workers=1)
+    frame = rows(400)
+    model.upserted(frame, store.upsert(frame))
+    pair.standby.catch_up()
+    delete, done = PostgresEngine.delete, []
+
+    def deleting(engine: PostgresEngine, keys: pl.DataFrame, batch: Any) -> pl.DataFrame:
+        if len(done) == 1:
+            pair.standby.catch_up()
+            pair.standby.receive_nothing()
+        elif len(done) == 3:
+            pair.fail_over()
+        done.append(delete(engine, keys, batch))
+        return done[-1]
+
+    monkeypatch.setattr(PostgresEngine, "delete", deleting)
+    result = store.delete(frame)
+    assert result.counts["deleted"] == 200, result
+    assert result.failed["row"].to_list() == list(range(100, 300))
+    assert result.failed["error"].str.contains("run it again").all()
+    model.deleted(result)
+    model.check(store)
+
+
+def test_a_sync_remembers_nothing_that_was_lost(pair: Pair, tmp_path: Path) -> None:
+    """65: files whose entities are gone with the old server are imported by the next sync, and no file is deleted."""
+    store = pair.open(workers=1)
+    texts = {f"n{number:03}.md": f"text {number}" for number in range(30)}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    sync = ef.DirectorySync(store, tmp_path)
+    pair.standby.receive_nothing()
+
+    def progress(done: int, total: int | None) -> None:
+        if done >= 30 and pair.proxy.server is pair.primary:
+            pair.fail_over()
+
+    result = sync.sync(batch_size=10, progress=progress, delete=True)
+    assert result.counts["created"] == 0, result
+    assert result.counts["failed"] == 30
+    assert not result.ok
+    again = sync.sync(delete=True, max_delete=100)
+    assert again.counts["created"] >= 30, again
+    for name, text in texts.items():
+        assert (tmp_path / name).read_text() == text
+    assert sync.sync().ok
+    assert store.verify().is_empty()
+
+
+@pytest.mark.parametrize("call", ["upsert_entity", "plan"])
+def test_single_calls_and_plans(pair: Pair, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """65: the connection breaks right after a plan's batches, before the call returns."""
+    store = pair.open(workers=1)
+    pair.standby.receive_nothing()
+    write, done = PostgresEngine.write, []
+
+    def writing(engine: PostgresEngine, batch_rows: pl.DataFrame, batch: Any) -> pl.DataFrame:
+        written = write(engine, batch_rows, batch)
+        if not done:
+            done.append(True)
+            pair.fail_over()
+            with pytest.raises(ef.ConnectionLostError):
+                engine.delete(batch_rows.select("entity_type", "id"), batch)
+        return written
+
+    monkeypatch.setattr(PostgresEngine, "write", writing)
+    if call == "upsert_entity":
+        with pytest.raises(ef.ConnectionLostError, match="not known to be stored"):
+            store.upsert_entity("note", "a", "text")
+        assert store.last_result.counts["failed"] == 1
+    else:
+        result = store.plan(rows(10)).apply()
+        assert result.counts["failed"] == 10, result
+    assert store.stats().is_empty()
+
+
+def test_nobody_is_left_to_confirm(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """65: the primary is killed after some batches, and nothing takes over: what was written is unknown."""
+    monkeypatch.setattr(attempts, "LEDGER_SECONDS", 0.5)
+    store = pair.open(workers=1)
+
+    def source() -> Iterator[pl.DataFrame]:
+        yield rows(100)
+        yield rows(100, start=100)
+        wait_until(lambda: pair.count() == 100, "a batch")
+        pair.primary.kill()
+        pair.proxy.cut()
+
+    result = store.upsert(source(), batch_size=100)
+    assert result.outcomes["status"].to_list() == ["unknown"] * 100 + ["failed"] * 100
+
+
+def test_vectors_that_were_lost_are_due(pair: Pair) -> None:
+    """65: what was embedded and is not on the server that took over is due, and is embedded again."""
+    from entityframes.embedding.hashing import HashingEmbedder
+
+    store = pair.open(workers=1)
+    store.upsert(rows(200))
+    pair.standby.catch_up()
+    pair.standby.receive_nothing()
+    store.embed(HashingEmbedder())
+    pair.fail_over()
+    assert store.stats()["due"].sum() == 200
+    assert store.embed(HashingEmbedder()).counts["embedded"] == 200
+    assert store.stats()["due"].sum() == 0
+    assert store.verify().is_empty()
+
+
+def test_one_batch_that_fails_does_not_hurry_another(own_server: Server, own_store, proxy: Proxy) -> None:
+    """51: the server is away: a batch that gives up leaves another one its time to learn what its COMMIT did."""
+    model, store = Model(), own_store(port=proxy.port, workers=2)
+    frame = rows(150)
+
+    def source() -> Iterator[pl.DataFrame]:
+        yield frame[:50]
+        # A full batch is begun when the next frame has come.
+        yield frame[50:100]
+        assert proxy.dropped.wait(30)
+        yield frame[100:]
+
+    def progress(done: int, total: int | None) -> None:
+        if proxy.refuse:
+            # The second batch has failed. Long enough for whoever would give up because of it.
+            time.sleep(3)
+            proxy.refuse = False
+
+    proxy.drop_answer_to, proxy.refuse_after_drop = frame["id"][7].encode(), True
+    run = Background(lambda: store.upsert(source(), batch_size=50, progress=progress))
+    result = run.outcome()
+    assert result.counts["unknown"] == 0, result
+    assert result.counts["created"] >= 50
+    assert result.outcomes["status"].to_list()[:50] == ["created"] * 50
+    assert result.failed["error_kind"].unique().to_list() == ["connection"]
+    assert result.counts["failed"] <= 100, "more batches than there are writers"
+    model.upserted(frame[: result.rows], result)
+    model.check(store)
