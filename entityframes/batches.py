@@ -104,7 +104,10 @@ class UpsertRun:
                 while working:
                     self._collect(working, reporter)
             except BaseException:
-                self._stop(working)
+                if self.interrupt.forked:
+                    left.clear()
+                else:
+                    self._stop(working)
                 raise
             finally:
                 for chunk in left:

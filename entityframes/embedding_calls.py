@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from entityframes import forks
 from entityframes.engines import Engine, check_writable
 from entityframes.progress import Progress, Reporter
 from entityframes.results import EmbedResult, UpsertResult
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from entityframes.embedding.search import Mode
 
 
+@forks.guarded
 class EmbeddingCalls:
     """Embedding, its jobs and spaces, and search; a part of `EntityStore`."""
 

@@ -6,7 +6,7 @@
     │   └── DuplicateError   the same key twice in a frame, with ``on_duplicate="error"``
     ├── ConnectError         the store cannot be opened: address, credentials, locks, versions
     │   └── FormatError      the store was written by a newer version of this package, or an older one
-    ├── ClosedError          the store was closed, or is used in a process it was not opened in
+    ├── ClosedError          the store was closed, or the process was forked from one that was at work
     ├── DirectoryError       a folder cannot be synced: missing, unreadable, or another sync is at work on it
     ├── SpaceError           there is no such embedding space, or it is of another model or dimension
     ├── EmbedderError        the embedder cannot work at all: credentials, model, shape of its vectors
@@ -81,7 +81,7 @@ class FormatError(ConnectError):
 
 
 class ClosedError(EntityFramesError):
-    """The store was closed, or belongs to another process (it does not survive a fork)."""
+    """The store was closed, or belongs to another process: neither a store nor work on frames survives a fork."""
 
 
 class DirectoryError(EntityFramesError):

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from entityframes import types
+from entityframes import forks, types
 from entityframes.errors import SchemaError
 from entityframes.sources import as_frame
 from entityframes.utf8 import readable
@@ -56,6 +56,7 @@ def entities(
     Raises:
         SchemaError: a column is missing, its dtype cannot serve as id or content, or an argument is of another kind.
     """
+    forks.check()
     _check_arguments(entity_type, id, content)
     frame = df if isinstance(df, pl.DataFrame | pl.LazyFrame) else as_frame(df)
     schema = frame.collect_schema()
@@ -100,6 +101,7 @@ def ids(entity_type: str, ids: Iterable[Any]) -> pl.DataFrame:
     Raises:
         SchemaError: `ids` is one string, or holds values that are no ids.
     """
+    forks.check()
     if isinstance(ids, str | bytes):
         raise SchemaError("ids() takes the ids as a list or Series, not as one string: wrap it in a list")
     try:

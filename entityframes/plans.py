@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from entityframes import frames
+from entityframes import forks, frames
 from entityframes.batches import UpsertRun
 from entityframes.engines import Engine, Interrupt
 from entityframes.frames import KEY
@@ -44,6 +44,7 @@ _LOOKUP_ROWS = 50_000
 _EXPECTED = ("expected_hash", "expected_metadata_hash")
 
 
+@forks.guarded
 @dataclass(frozen=True, repr=False)
 class Plan:
     """What an upsert of a frame would do to the store as it was; made by `EntityStore.plan`, which wrote nothing."""

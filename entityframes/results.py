@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import shutil
 import tempfile
 import weakref
@@ -14,6 +15,7 @@ from typing import Any
 
 import polars as pl
 
+from entityframes import forks
 from entityframes.errors import EntityFramesError
 from entityframes.visible import visible
 
@@ -159,6 +161,7 @@ class OutcomeLog:
 
     def collect(self) -> pl.DataFrame:
         """All outcome rows in input order."""
+        forks.check()
         spilled = [pl.read_ipc(path) for path in self._files]
         frames = [*spilled, *self._frames]
         return pl.concat(frames).sort("row") if frames else pl.DataFrame(schema=self._schema)
@@ -166,11 +169,17 @@ class OutcomeLog:
     def _spill(self) -> None:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="entityframes-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            weakref.finalize(self, _remove, self._folder, os.getpid())
         path = self._folder / f"{len(self._files)}.arrow"
         pl.concat(self._frames).write_ipc(path, compression="lz4")
         self._files.append(path)
         self._frames, self._held = [], 0
+
+
+def _remove(folder: Path, owner: int) -> None:
+    """Delete a folder of this process; a child that was forked from it ends without it being deleted."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from entityframes import deletes, plans, reads, single, sources
+from entityframes import deletes, forks, plans, reads, single, sources
 from entityframes import verify as verification
 from entityframes.batches import UpsertRun
 from entityframes.embedding_calls import EmbeddingCalls
 from entityframes.engines import Engine, Interrupt, check_writable, open_engine, parse_url
+from entityframes.errors import ConnectError
 from entityframes.options import OnDuplicate, OnError, Options
 from entityframes.plans import Plan
 from entityframes.progress import Progress, Reporter
@@ -51,18 +52,22 @@ def connect(
         The store, which is a context manager that closes it.
 
     Raises:
-        ConnectError: it cannot be opened, or is to be read only and is not there; FormatError where it is newer than
-            this version of the package, or older and to be read only.
+        ConnectError: it cannot be opened, or is to be read only and is not there, or this process was forked from one
+            that was at work; FormatError where it is newer than this version of the package, or older and to be read
+            only.
     """
+    forks.check(ConnectError)
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}: it is a number of batches at once, at least 1, or None")
     return EntityStore(open_engine(parse_url(url), namespace, workers, read_only=read_only))
 
 
+@forks.guarded
 class EntityStore(EmbeddingCalls):
     """Entities in a database, read and written in bulk. Made by `connect`; may be used from several threads."""
 
     def __init__(self, engine: Engine) -> None:
+        forks.opened()
         self._engine = engine
         self._threads = Threads()
         self._embedders: dict[str, Embedder] = {}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, get_args
 
 import polars as pl
 
+from entityframes import forks
 from entityframes.directory.plan import Direction, OnConflict
 from entityframes.directory.run import SyncOptions, SyncRun
 from entityframes.directory.survey import Folder
@@ -32,6 +33,7 @@ MAX_BYTES = 5 << 20
 LEASE = 60.0
 
 
+@forks.guarded
 class DirectorySync:
     """A folder whose files are entities, and the other way round.
 
@@ -69,6 +71,7 @@ class DirectorySync:
             name: what the store knows the folder by; None for the name of this machine and the path. Give one to a
                 folder that is synced from a container or may move.
         """
+        forks.check()
         _check_suffixes(suffixes)
         self._store = store
         self._root = Path(root)

@@ -185,7 +185,8 @@ class EmbedRun:
                     renewed = time.monotonic()
             self._tell(reporter, told)
         except BaseException:
-            self._break_off(threads)
+            if not self._interrupt.forked:
+                self._break_off(threads)
             raise
         if self._fatal is not None:
             raise self._fatal

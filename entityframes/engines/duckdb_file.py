@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 
 import duckdb
 
+from entityframes import forks
 from entityframes.engines import Interrupt, Location, no_store
 from entityframes.engines.duckdb_errors import InvalidatedError, translated, why_not_opened
 from entityframes.errors import ClosedError, ConnectError, PermanentError, ResourceError
@@ -96,6 +97,8 @@ class File:
         self._memory = MEMORY_BYTES
         try:
             self._root = _connect(location.target, read_only)
+            # In a child its end would write the log into the file.
+            forks.keep(self)
         except (duckdb.Error, UnicodeError, ValueError) as error:
             raise ConnectError(why_not_opened(location, error)) from None
 

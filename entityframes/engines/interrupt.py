@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -26,6 +27,7 @@ class Interrupt:
     """
 
     def __init__(self, cancel: threading.Event | None = None) -> None:
+        self._process = os.getpid()
         self._cancel = cancel
         self._fired = threading.Event()
         self._lock = threading.Lock()
@@ -37,6 +39,11 @@ class Interrupt:
     def requested(self) -> bool:
         """Whether the run is to stop."""
         return self._fired.is_set() or (self._cancel is not None and self._cancel.is_set())
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child that was forked in the middle of the run: it has none of the threads at work."""
+        return self._process != os.getpid()
 
     def fire(self) -> None:
         """Stop the run: set the flag and cancel what the database is doing for it. May be called again."""

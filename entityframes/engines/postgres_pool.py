@@ -22,6 +22,7 @@ import adbc_driver_manager
 import adbc_driver_postgresql
 from adbc_driver_manager.dbapi import Connection, Cursor
 
+from entityframes import forks
 from entityframes.engines import Interrupt
 from entityframes.engines.arrow import one_row, to_frame
 from entityframes.engines.postgres_errors import translated
@@ -63,6 +64,7 @@ class Pool:
         self._process = os.getpid()
         #: How often a connection was lost, or could not be made: perhaps another server answers since.
         self.losses = 0
+        forks.keep(self)
 
     @contextmanager
     def borrow(self, interrupt: Interrupt | None = None) -> Iterator[PooledConnection]:
@@ -95,6 +97,9 @@ class Pool:
             raise
         except BaseException as error:
             # Whatever state it is in, closing it rolls back; a new one costs ten round trips, a wrong one the data.
+            if os.getpid() != self._process:
+                # A child that was forked in here: it is its parent's.
+                raise
             self._discard(connection)
             if isinstance(error, ConnectionLostError):
                 # The idle ones are from before it, too.
@@ -112,7 +117,7 @@ class Pool:
         except ConnectionLostError:
             self.losses += 1
             raise
-        connection = PooledConnection(driver)
+        connection = PooledConnection(forks.keep(driver))
         try:
             self._start(connection, nonce)
         except BaseException:
@@ -152,12 +157,14 @@ class Pool:
 
     def close(self) -> None:
         """Close every connection that is not lent out, and the others when they come back. May be called again."""
+        if os.getpid() != self._process:
+            # A fork may have copied the lock while it was held.
+            return
         with self._lock:
             self._closed = True
-        if os.getpid() == self._process:
-            self._empty()
-            with self._first:
-                self._close_database()
+        self._empty()
+        with self._first:
+            self._close_database()
 
     def _empty(self) -> None:
         with self._lock:

@@ -1,0 +1,255 @@
+"""A child that was forked is refused at once, and harms nothing of its parent's, not even by ending (case 49)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+#: What a child tries: each call, and the error that it has to end with. `store` is the parent's, `frame` is plain.
+CALLS = {
+    "ef.connect(url)": "ConnectError",
+    "ef.connect(':memory:')": "ConnectError",
+    "ef.connect(url + '.other')": "ConnectError",
+    "ef.entities(frame, 't', id='id')": "ClosedError",
+    "ef.ids('t', ['a'])": "ClosedError",
+    "store.upsert(frame)": "ClosedError",
+    "store.upsert(iter([frame]))": "ClosedError",
+    "store.plan(frame)": "ClosedError",
+    "plan.counts": "ClosedError",
+    "plan.apply()": "ClosedError",
+    "store.exists(frame)": "ClosedError",
+    "store.missing(frame)": "ClosedError",
+    "store.get(frame)": "ClosedError",
+    "store.read('t')": "ClosedError",
+    "store.scan('t')": "ClosedError",
+    "store.delete(frame)": "ClosedError",
+    "store.stats()": "ClosedError",
+    "store.verify()": "ClosedError",
+    "store.get_entity('t', 'a')": "ClosedError",
+    "store.upsert_entity('t', 'a', 'x')": "ClosedError",
+    "store.entity_exists('t', 'a')": "ClosedError",
+    "store.delete_entity('t', 'a')": "ClosedError",
+    "store.embed(ef.HashingEmbedder(16))": "ClosedError",
+    "store.enqueue()": "ClosedError",
+    "store.search('text', mode='text')": "ClosedError",
+    "store.jobs()": "ClosedError",
+    "store.spaces()": "ClosedError",
+    "folder.sync()": "ClosedError",
+    "folder.plan()": "ClosedError",
+    "ef.DirectorySync(store, '.')": "ClosedError",
+    "result.outcomes": "ClosedError",
+    "result.failed": "ClosedError",
+    "repr(store)": "None",
+    "store.address": "None",
+    "store.close()": "None",
+    "store.close() or store.close()": "None",
+}
+
+#: Forks, with os.fork or by multiprocessing, and tells what came of each call, or that it hangs.
+FORK = """
+import multiprocessing, os, signal, sys, warnings
+import polars as pl
+import entityframes as ef
+warnings.simplefilter("ignore")
+url = sys.argv[1]
+
+def attempt(call):
+    try:
+        eval(call, globals())
+    except Exception as error:
+        assert "spawn" in str(error) or "connect again" in str(error), error
+        return type(error).__name__
+    return "None"
+
+def work(calls):
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for call in calls:
+        signal.alarm(8)
+        print(call, "->", attempt(call), flush=True)
+    signal.alarm(8)
+
+def in_child(calls, how):
+    sys.stdout.flush()
+    if how == "multiprocessing":
+        child = multiprocessing.get_context("fork").Process(target=work, args=(calls,))
+        child.start()
+        child.join()
+        return child.exitcode
+    pid = os.fork()
+    if pid == 0:
+        work(calls)
+        if how == "unwind":
+            raise SystemExit(0)
+        if how == "exit":
+            # The whole end of an interpreter, with everything that it takes down.
+            sys.exit(0)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+
+AT_WORK = """
+frame = pl.DataFrame({"entity_type": "t", "id": ["a", "b", "c"], "content": ["x", "y", "z"]})
+store = ef.connect(url)
+result = store.upsert(frame, progress=False)
+plan = store.plan(frame)
+os.makedirs("folder", exist_ok=True)
+folder = ef.DirectorySync(store, "folder")
+"""
+
+
+def run(script: str, url: str, folder: Path) -> str:
+    """What a script of its own process prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORK + textwrap.dedent(script), url],
+        capture_output=True, text=True, timeout=120, cwd=folder, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("how", ["exit", "multiprocessing"])
+def test_every_call_in_a_child_is_refused_at_once(url: str, tmp_path: Path, how: str) -> None:
+    """With os.fork and with multiprocessing; the parent goes on as before."""
+    out = run(
+        f"""
+        {AT_WORK.replace(chr(10), chr(10) + " " * 8)}
+        print("exit", in_child({list(CALLS)!r}, {how!r}))
+        print(store.upsert_entity("t", "d", "later")["status"], store.read("t").height, result.outcomes.height)
+        """,
+        url,
+        tmp_path,
+    )
+    lines = out.splitlines()
+    assert lines[-2:] == ["exit 0", "created 4 3"], out
+    assert dict(line.split(" -> ") for line in lines[:-2]) == CALLS
+
+
+def test_the_end_of_a_child_ends_nothing_of_its_parent(url: str, tmp_path: Path) -> None:
+    """Children end in every way, in the middle of a transaction, a scan and a call of the embedder: all of it goes on."""
+    out = run(
+        f"""
+        {AT_WORK.replace(chr(10), chr(10) + " " * 8)}
+        ways = ["exit", "multiprocessing", "now"]
+        ended = []
+        def strike(*_):
+            ended.extend(in_child(["store.read('t')", "store.close()"], how) for how in ways)
+        class Forking(ef.HashingEmbedder):
+            def embed(self, texts):
+                strike()
+                return super().embed(texts)
+        def frames():
+            for number in range(2):
+                strike()
+                yield frame.with_columns(content=pl.format("{{}} {{}}", "content", pl.lit(number)))
+        assert store.upsert(frames(), batch_size=3, progress=strike).counts["updated"] == 6
+        assert store.embed(Forking(16), progress=False).counts["embedded"] == 3
+        pieces = store._engine.select(["id"], "t", None, None)
+        first = next(pieces)
+        strike()
+        assert first.height + sum(piece.height for piece in pieces) == 3
+        assert set(ended) == {{0}}, ended
+        assert store.verify().is_empty()
+        store.close()
+        with ef.connect(url) as store:
+            print(store.read("t")["content"].to_list())
+        """,
+        url,
+        tmp_path,
+    )
+    assert out.splitlines()[-1] == "['x 1', 'y 1', 'z 1']"
+
+
+def test_a_child_that_unwinds_leaves_the_connection(url: str, tmp_path: Path) -> None:
+    """A fork in the middle of a write, of which the child raises its way out through the calls that it is in."""
+    out = run(
+        f"""
+        {AT_WORK.replace(chr(10), chr(10) + " " * 8)}
+        from entityframes.engines import Interrupt
+        engine = store._engine
+        writing = engine._writer(Interrupt()) if engine.name == "duckdb" else engine._connection()
+        with writing as connection, engine._transaction(connection, Interrupt()):
+            sql = "UPDATE entityframes.entities SET content = 'changed' WHERE id = 'a'"
+            connection.execute(sql) if engine.name == "duckdb" else connection.cursor().execute(sql)
+            assert in_child(["store.read('t')"], "unwind") == 0
+        print(store.get_entity("t", "a")["content"])
+        """,
+        url,
+        tmp_path,
+    )
+    assert out.splitlines()[-1] == "changed"
+
+
+@pytest.mark.parametrize("used", ["frame.sort('id')", "frame.lazy().filter(pl.col('id') == 'a').collect()",
+                                  "frame.select(pl.col('id').sort())", "ef.entities(frame, 't', id='id')"])  # fmt: skip
+def test_a_parent_that_only_worked_with_frames(used: str, tmp_path: Path) -> None:
+    """Polars' threads are what a child lacks, whoever made them start; and they are lacking in its children too."""
+    out = run(
+        f"""
+        frame = pl.DataFrame({{"id": ["a", "b"], "n": [1, 2]}})
+        {used}
+        calls = ["ef.connect(url)", "ef.entities(frame, 't', id='id')", "ef.ids('t', ['a'])"]
+        print("exit", in_child(calls, "exit"))
+        def nested(calls):
+            print("exit", in_child(calls, "exit"))
+        if os.fork() == 0:
+            nested(calls)
+            os._exit(0)
+        os.wait()
+        """,
+        str(tmp_path / "store.duckdb"),
+        tmp_path,
+    )
+    refused = [
+        "ef.connect(url) -> ConnectError", "ef.entities(frame, 't', id='id') -> ClosedError",
+        "ef.ids('t', ['a']) -> ClosedError", "exit 0",
+    ]  # fmt: skip
+    assert out.splitlines() == refused * 2
+
+
+@pytest.mark.parametrize("how", ["exit", "multiprocessing"])
+def test_a_fork_before_anything_was_used(url: str, tmp_path: Path, how: str) -> None:
+    """As servers do that load the application first: the children work, and so does the parent afterwards."""
+    out = run(
+        f"""
+        def serve():
+            with ef.connect(url) as store:
+                frame = ef.entities(pl.DataFrame({{"id": ["a", "b"], "c": ["x", "y"]}}), "t", id="id", content="c")
+                store.upsert(frame, progress=False)
+                assert store.scan("t").filter(pl.col("id") == "a").collect().height == 1
+                assert store.read("t").height == 2
+        print("exit", in_child(["serve()"], {how!r}))
+        print("exit", in_child(["serve()"], {how!r}))
+        serve()
+        print("parent")
+        """,
+        url,
+        tmp_path,
+    )
+    assert out.splitlines() == ["serve() -> None", "exit 0"] * 2 + ["parent"]
+
+
+def test_a_child_that_imports_the_package_only_after_its_parent_used_polars(tmp_path: Path) -> None:
+    """Then nothing was noted at the fork, and it is tried whether the threads answer."""
+    script = """
+        import os, sys
+        import polars as pl
+        if sys.argv[1] == "used":
+            pl.DataFrame({"a": [2, 1]}).sort("a")
+        if os.fork() == 0:
+            import entityframes as ef
+            try:
+                with ef.connect(":memory:") as store:
+                    print(store.upsert_entity("t", "a")["status"])
+            except ef.ConnectError as error:
+                print("refused" if "spawn" in str(error) else error)
+            sys.exit(0)
+        assert os.wait()[1] == 0
+    """
+    for used, told in (("used", "refused"), ("unused", "created")):
+        words = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), used]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+        assert (done.returncode, done.stdout.strip()) == (0, told), done.stderr
