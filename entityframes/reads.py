@@ -9,6 +9,7 @@ import polars as pl
 
 from entityframes import canonical, frames, sources, types
 from entityframes.engines import Engine, Interrupt
+from entityframes.engines.patience import patiently
 from entityframes.engines.predicates import Column, EntityColumn, MetadataField, Predicate
 from entityframes.fields import Fields
 from entityframes.frames import KEY
@@ -97,12 +98,23 @@ def _by_position(
 def read(engine: Engine, entity_type: str, progress: Progress = None) -> pl.DataFrame:
     """All entities of a type with typed metadata columns, ordered by id."""
     located = _located(engine, entity_type)
-    pieces = []
     total = engine.count(entity_type)
-    with Reporter(progress, total, unit="rows", delay=DELAY) as reporter:
+    most = 0
+
+    def everything() -> list[pl.DataFrame]:
+        nonlocal most
+        pieces, rows = [], 0
         for piece in _typed_pieces(engine, entity_type, located, list(located)):
             pieces.append(piece)
-            reporter.advance(piece.height)
+            rows += piece.height
+            if rows > most:
+                reporter.advance(rows - most)
+                most = rows
+        return pieces
+
+    with Reporter(progress, total, unit="rows", delay=DELAY) as reporter:
+        # Nothing was handed on yet: where the connection is lost in the middle, all of it is read once more.
+        pieces = patiently(everything)
     if not pieces:
         return pl.DataFrame(schema={name: dtype for name, (_, dtype) in located.items()})
     return pl.concat(pieces).sort("id")
@@ -135,6 +147,17 @@ def located(engine: Engine, entity_type: str | None) -> tuple[dict[str, pl.DataT
         return dict(ENTITY_SCHEMA), {name: EntityColumn(name) for name in ENTITY_SCHEMA}
     places = _located(engine, entity_type)
     return {name: dtype for name, (_, dtype) in places.items()}, {name: place for name, (place, _) in places.items()}
+
+
+def passing(engine: Engine, entity_type: str | None, where: pl.Expr) -> pl.DataFrame:
+    """entity_type and id of the entities that a filter keeps that is applied to all of them at once, in key order."""
+    entities = scan(engine, entity_type)
+    if entity_type is not None:
+        kept = entities.sort("id").filter(where).select(pl.lit(entity_type).alias("entity_type"), "id")
+    else:
+        kept = entities.sort(KEY).filter(where).select(KEY)
+    # The filter sees every row, in order, whatever Polars knows of it.
+    return kept.collect(optimizations=pl.QueryOptFlags(predicate_pushdown=False))
 
 
 def typed(engine: Engine, entity_type: str | None, entities: pl.DataFrame) -> pl.DataFrame:

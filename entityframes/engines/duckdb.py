@@ -10,7 +10,7 @@ import polars as pl
 
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, check_format, predicates, queries
 from entityframes.engines.arrow import to_frame
-from entityframes.engines.duckdb_errors import translated
+from entityframes.engines.duckdb_errors import streamed, translated
 from entityframes.engines.duckdb_file import File
 from entityframes.errors import ConnectError, DatabaseError, TransientError
 
@@ -206,7 +206,7 @@ class DuckDBEngine:
         with self._cursor(interrupt) as cursor, translated():
             reader = cursor.sql(sql).to_arrow_reader(50_000)
             try:
-                for batch in reader:
+                for batch in streamed(reader):
                     yield to_frame(batch)
             finally:
                 reader.close()

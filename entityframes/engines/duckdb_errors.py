@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import duckdb
+import pyarrow as pa
 
 from entityframes.engines import Location
 from entityframes.errors import (
@@ -72,6 +73,33 @@ def translated() -> Iterator[None]:
         if isinstance(error, EntityFramesError) or "interrupt" not in str(error).lower():
             raise
         raise KeyboardInterrupt from None
+
+
+#: What DuckDB calls its errors where it has only their text, once rows are on their way.
+_NAMED: tuple[tuple[str, type[duckdb.Error]], ...] = (
+    ("INTERRUPT", duckdb.InterruptException),
+    ("Out of Memory", duckdb.OutOfMemoryException),
+    ("FATAL", duckdb.FatalException),
+    ("INTERNAL", duckdb.InternalException),
+    ("IO Error", duckdb.IOException),
+    ("Conversion", duckdb.ConversionException),
+    ("Connection", duckdb.ConnectionException),
+    ("TransactionContext", duckdb.TransactionException),
+)
+
+
+def streamed(reader: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The batches of a reader, whose errors are a bare OSError, with DuckDB's own.
+
+    Raises:
+        duckdb.Error: as `translated` knows it.
+    """
+    try:
+        yield from reader
+    except (OSError, pa.ArrowException) as error:
+        message = str(error)
+        named = (kind for name, kind in _NAMED if message.startswith(name))
+        raise next(named, duckdb.Error)(message) from None
 
 
 def _readable(error: Exception) -> str:

@@ -7,8 +7,8 @@ A small batch is one statement with array parameters: two round trips, transacti
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ import polars as pl
 
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, check_format, predicates, queries
 from entityframes.engines.arrow import one_row, to_frame
-from entityframes.engines.patience import patiently
-from entityframes.engines.postgres_errors import READ_ONLY, UNIQUE_VIOLATION, committed
+from entityframes.engines.patience import patiently, streamed_patiently
+from entityframes.engines.postgres_errors import READ_ONLY, UNIQUE_VIOLATION, committed, streamed
 from entityframes.engines.postgres_pool import Pool, execute, for_writing, transaction
 from entityframes.engines.postgres_probe import FEW_TYPES, by_type, probe
 from entityframes.errors import (
@@ -229,13 +229,14 @@ class PostgresEngine:
         interrupt: Interrupt | None = None,
     ) -> Iterator[pl.DataFrame]:
         sql = predicates.select(self._sql["select"], predicates.POSTGRESQL, columns, entity_type, where, limit)
-        # A connection that died while it was idle is met here, not in the middle of the rows.
-        self._read("format_version")
-        with self._connection(interrupt) as connection, connection.statement() as cursor:
-            cursor.execute(sql)
-            with closing(cursor.fetch_record_batch()) as reader:
-                for batch in reader:
+
+        def rows() -> Generator[pl.DataFrame]:
+            with self._connection(interrupt) as connection, connection.statement() as cursor:
+                cursor.execute(sql)
+                for batch in streamed(cursor):
                     yield to_frame(batch)
+
+        return streamed_patiently(rows)
 
     def drop(self) -> None:
         with self._connection() as connection:

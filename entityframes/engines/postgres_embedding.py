@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,8 @@ from entityframes.engines.embedding import (
     transition,
     wire,
 )
-from entityframes.engines.postgres_errors import READ_ONLY, UNIQUE_VIOLATION
+from entityframes.engines.patience import patiently
+from entityframes.engines.postgres_errors import READ_ONLY, UNIQUE_VIOLATION, streamed
 from entityframes.engines.postgres_pool import execute
 from entityframes.errors import ConnectionLostError, DatabaseError, RowError, SpaceError
 
@@ -51,12 +51,10 @@ class PostgresEmbedding:
     # Spaces.
 
     def spaces(self) -> pl.DataFrame:
-        with self._engine._connection() as connection:
-            return self._engine._ask(connection, "spaces")
+        return self._engine._read("spaces")
 
     def coverage(self) -> pl.DataFrame:
-        with self._engine._connection() as connection:
-            return self._engine._ask(connection, "coverage")
+        return self._engine._read("coverage")
 
     def add_space(self, space: str, model: str, dim: int) -> bool:
         engine = self._engine
@@ -209,20 +207,19 @@ class PostgresEmbedding:
     ) -> tuple[pl.DataFrame, bool]:
         stored = self._space(space)
         if stored["storage"] != "pgvector":
-            return self._nearest_here(space, vector, limit, entity_type, where)
+            return patiently(lambda: self._nearest_here(space, vector, limit, entity_type, where))
         name = "nearest" if where is None else "nearest_where"
         condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
         given = (space, "[" + ",".join(map(repr, vector.tolist())) + "]", str(limit), entity_type)
         sql = self._filled(name, dim=stored["dim"], order="distance, entity_type, id", condition=condition)
         breadth = self._filled("search_breadth", breadth=min(max(limit, 40), 1000))
         settings = (Interrupt(), self._sql["iterative_scan"], breadth)
-        with (
-            self._engine._connection() as connection,
-            self._engine._transaction(connection, *settings),
-            connection.statement() as cursor,
-        ):
-            cursor.execute(sql, one_row(given))
-            found = to_frame(cursor.fetch_arrow_table())
+
+        def ask() -> pl.DataFrame:
+            with self._engine._connection() as connection, self._engine._transaction(connection, *settings):
+                return self._found(connection, sql, given)
+
+        found = patiently(ask)
         return found.drop_nulls("id"), found.height == limit
 
     def _nearest_here(
@@ -235,17 +232,14 @@ class PostgresEmbedding:
         with self._engine._connection() as connection:
             with connection.statement() as cursor:
                 cursor.execute(self._filled("vectors", condition=condition), one_row((space, entity_type)))
-                with closing(cursor.fetch_record_batch()) as reader:
-                    for batch in reader:
-                        piece = to_frame(pa.Table.from_batches([batch]))
-                        if piece.is_empty():
-                            continue
-                        score = pl.Series("score", from_wire(piece["vector"], len(vector)) @ vector, pl.Float64)
-                        piece = piece.drop("vector").with_columns(score)
-                        best = pl.concat([best, piece]).sort(
-                            "score", "entity_type", "id", descending=[True, False, False]
-                        )
-                        best = best.head(limit)
+                for batch in streamed(cursor):
+                    piece = to_frame(batch)
+                    if piece.is_empty():
+                        continue
+                    score = pl.Series("score", from_wire(piece["vector"], len(vector)) @ vector, pl.Float64)
+                    piece = piece.drop("vector").with_columns(score)
+                    best = pl.concat([best, piece]).sort("score", "entity_type", "id", descending=[True, False, False])
+                    best = best.head(limit)
             found = self._engine._ask(connection, "entities_of", best["entity_type"], best["id"], best["content_hash"])
         score = best["score"].gather(found["position"])
         return found.drop("position").insert_column(0, score), best.height == limit
@@ -255,10 +249,19 @@ class PostgresEmbedding:
     ) -> tuple[pl.DataFrame, bool]:
         self._make_text_index()
         condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
-        with self._engine._connection() as connection, connection.statement() as cursor:
-            cursor.execute(self._filled("matching", condition=condition), one_row((text, str(limit), entity_type)))
-            found = to_frame(cursor.fetch_arrow_table())
+        sql = self._filled("matching", condition=condition)
+
+        def ask() -> pl.DataFrame:
+            with self._engine._connection() as connection:
+                return self._found(connection, sql, (text, str(limit), entity_type))
+
+        found = patiently(ask)
         return found, found.height == limit
+
+    def _found(self, connection: Any, sql: str, parameters: tuple[Any, ...]) -> pl.DataFrame:
+        with connection.statement() as cursor:
+            cursor.execute(sql, one_row(parameters))
+            return to_frame(cursor.fetch_arrow_table())
 
     def _make_text_index(self) -> None:
         if self._engine.read_only:

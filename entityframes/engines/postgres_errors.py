@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import adbc_driver_manager
+import pyarrow as pa
 
 from entityframes.engines.conninfo import shown_when_connecting
 from entityframes.errors import (
@@ -50,7 +52,8 @@ _MEANING: dict[str, type[DatabaseError]] = {
 _LOST = re.compile(
     r"server closed the connection|no connection to the server|could not (?:receive|send) data|SSL SYSCALL"
     r"|connection (?:refused|reset)|terminating connection|connection is (?:closed|bad)|broken pipe"
-    r"|connection to server .* failed|the database system is",
+    r"|connection to server .* failed|the database system is|connection has been closed|SSL error"
+    r"|lost synchronization",
     re.IGNORECASE,
 )
 _FULL = re.compile(r"too many (?:connections|clients)|connection slots", re.IGNORECASE)
@@ -95,6 +98,23 @@ def translated(
         translated = meaning(message, sqlstate)
         translated.committing = committing
         raise translated from None
+
+
+def streamed(cursor: Any) -> Iterator[pa.RecordBatch]:
+    """What a cursor answers, in pieces, as they come.
+
+    `fetch_record_batch` hands out a reader whose errors are a bare OSError without a SQLSTATE, once rows are on their
+    way; the one that it is part of asks the driver what happened.
+
+    Raises:
+        adbc_driver_manager.Error: as the driver's calls do.
+        ConnectionLostError: the driver knows no more than that; PermanentError if it was something else.
+    """
+    try:
+        yield from cursor._results.reader
+    except OSError as error:
+        message = _readable(str(error))
+        raise (ConnectionLostError if _LOST.search(message) else PermanentError)(message) from None
 
 
 @contextmanager

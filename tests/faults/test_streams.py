@@ -1,0 +1,195 @@
+"""The connection drops while rows stream out: ours to say, and read again where nothing was handed on (case 50)."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import entityframes as ef
+from entityframes.engines.patience import PAUSES
+from tests.faults.servers import Proxy, Server, _messages
+
+ROWS = 30_000
+#: Of the answer to a question for all of it: nothing, the first bytes, the middle of the first piece (the driver hands
+#: on some 16 MiB at once), of the second, and the end, before and after the last row.
+SHARES = (0.0, 0.001, 0.2, 0.45, 0.7, 0.95, 0.9999)
+
+
+class Cutting(Proxy):
+    """Cuts a connection once so many bytes of rows have gone through it.
+
+    Attributes:
+        cut_after: bytes of rows after which it cuts, or None.
+        cuts: how often it does.
+        cut_at_end: it lets all rows through, and cuts before the server says that these were all.
+        rows: bytes of rows in the longest answer so far.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.cut_after: int | None = None
+        self.cuts = 0
+        self.cut_at_end = False
+        self.rows = 0
+        super().__init__(server)
+
+    def _to_client(self, server: socket.socket, client: socket.socket, state: dict) -> None:
+        seen = 0
+        for kind, message in _messages(server):
+            seen = seen + len(message) if kind == b"d" else seen if kind in (b"c", b"H") else 0
+            self.rows = max(self.rows, seen)
+            over = self.cut_after is not None and kind == b"d" and seen > self.cut_after
+            if self.cuts and (over or (self.cut_at_end and kind == b"c" and seen > 1_000)):
+                self.cuts -= 1
+                client.sendall(message[: len(message) // 2] if over else b"")
+                return
+            client.sendall(message)
+
+
+@pytest.fixture
+def cutting(own_server: Server) -> Iterator[Cutting]:
+    proxy = Cutting(own_server)
+    yield proxy
+    proxy.close()
+
+
+def people() -> pl.DataFrame:
+    numbers = pl.DataFrame({"n": range(ROWS)})
+    return numbers.select(
+        entity_type=pl.lit("p"), id=pl.format("i{}", pl.col("n").cast(pl.String).str.zfill(6)),
+        content=pl.format("{}{}", pl.lit("x" * 1_000), "n"), metadata=pl.struct("n"),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def filled(own_store: Callable[..., ef.EntityStore], cutting: Cutting) -> ef.EntityStore:
+    own_store().upsert(people(), progress=False, embed=False)
+    return own_store(port=cutting.port)
+
+
+def positions(cutting: Cutting, ask: Callable[[], Any]) -> list[int | None]:
+    """Where to cut the answer to a question; None for its end."""
+    cutting.rows = 0
+    ask()
+    return [int(share * cutting.rows) for share in SHARES] + [None]
+
+
+def strike(cutting: Cutting, at: int | None, cuts: int) -> None:
+    cutting.cut_after, cutting.cut_at_end, cutting.cuts = at, at is None, cuts
+
+
+def test_read_begins_again(filled: ef.EntityStore, cutting: Cutting) -> None:
+    """Wherever the connection is cut, `read` answers what is stored; cut for good, it raises the error of this package."""
+    whole = filled.read("p")
+    assert whole.height == ROWS
+    for at in positions(cutting, lambda: filled.read("p")):
+        strike(cutting, at, 1)
+        assert filled.read("p").equals(whole), at
+        assert cutting.cuts == 0
+    strike(cutting, int(0.7 * cutting.rows), len(PAUSES) + 1)
+    with pytest.raises(ef.ConnectionLostError):
+        filled.read("p")
+    assert filled.read("p").equals(whole)
+
+
+@pytest.mark.parametrize("engine_of_polars", ["in-memory", "streaming"])
+def test_scan_begins_again_while_nothing_was_handed_on(
+    filled: ef.EntityStore, cutting: Cutting, engine_of_polars: Any
+) -> None:
+    """Later it raises the error of this package, and says that rows had been handed on; it never answers with less."""
+
+    def ask() -> pl.DataFrame:
+        return filled.scan("p").select("id", "content").collect(engine=engine_of_polars)
+
+    raised, answered = 0, 0
+    for at in positions(cutting, ask):
+        strike(cutting, at, 1)
+        try:
+            found = ask()
+        except ef.ConnectionLostError as error:
+            assert "rows had been handed on" in str(error)
+            raised += 1
+        else:
+            assert (found.height, found["id"].n_unique()) == (ROWS, ROWS)
+            answered += 1
+        assert cutting.cuts == 0, at
+    assert raised >= 2
+    assert answered >= 3
+
+
+def test_the_backend_is_terminated_between_two_pieces(
+    filled: ef.EntityStore, own_server: Server, database: str
+) -> None:
+    """As an administrator does it: the same error, with what the server said."""
+    pieces = filled._engine.select(["id", "content"], "p", None, None)
+    next(pieces)
+    own_server.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+    with pytest.raises(ef.ConnectionLostError, match="handed on"):
+        for _ in pieces:
+            pass
+    assert filled.scan("p").select(pl.len()).collect().item() == ROWS
+
+
+def test_what_else_goes_wrong_while_rows_stream(own_server: Server, database: str, own_store: Any) -> None:
+    """A statement timeout in the middle keeps its class and SQLSTATE."""
+    store = own_store()
+    store.upsert(people(), progress=False, embed=False)
+    own_server.sql(f"ALTER DATABASE {database} SET statement_timeout = '400ms'")
+    slow = own_store()
+    pieces = slow._engine.select(["id", "content"], "p", None, None)
+    with pytest.raises(ef.StatementTimeoutError) as raised:
+        for _ in pieces:
+            time.sleep(0.5)
+    assert raised.value.sqlstate == "57014"
+
+
+class Numbered:
+    """Vectors of 512 numbers, far more than content."""
+
+    name, dim, max_batch = "numbered", 512, 4_096
+
+    def embed(self, texts: Any, /) -> Any:
+        return np.random.default_rng(len(texts)).normal(size=(len(texts), 512)).astype(np.float32)
+
+
+@pytest.mark.parametrize("pgvector", [True, False])
+def test_search_asks_again(
+    filled: ef.EntityStore, cutting: Cutting, own_store: Any, monkeypatch: pytest.MonkeyPatch, pgvector: bool
+) -> None:
+    """Whether the vectors are compared there or come here in pieces."""
+    if not pgvector:
+        from entityframes.engines.postgres_embedding import PostgresEmbedding
+
+        monkeypatch.setattr(PostgresEmbedding, "_has_pgvector", lambda self: False)
+    direct = own_store()
+    direct.enqueue()
+    direct.embed(Numbered(), progress=False)
+    query = np.ones(512)
+    whole = filled.search(query, k=300)
+    assert whole.height == 300
+    for at in positions(cutting, lambda: filled.search(query, k=300)):
+        strike(cutting, at, 1)
+        assert filled.search(query, k=300).equals(whole), at
+        assert cutting.cuts == 0 or at is None or at >= cutting.rows
+        strike(cutting, None, 0)
+
+
+def test_duckdb_tells_what_went_wrong_while_rows_stream(tmp_path: Any) -> None:
+    """Its reader raises a bare OSError too: cancelled, closed or out of memory, it becomes an error of this package."""
+    from entityframes.engines import Interrupt
+
+    with ef.connect(tmp_path / "s.duckdb") as store:
+        many = pl.concat([people().with_columns(id=pl.format("{}-{}", "id", pl.lit(n))) for n in range(6)])
+        store.upsert(many, progress=False, embed=False)
+        interrupt = Interrupt()
+        pieces = store._engine.select(["id", "content"], "p", None, None, interrupt)
+        next(pieces)
+        interrupt.fire()
+        with pytest.raises(ef.StatementCancelledError):
+            for _ in pieces:
+                pass
