@@ -17,7 +17,7 @@ PACKAGE = Path(ef.__file__).parent
 #: Lower layers know nothing of higher ones.
 LAYERS = [
     {"errors", "wire", "utf8", "visible"},
-    {"types", "canonical", "progress", "sources", "forks"},
+    {"types", "canonical", "progress", "sources", "forks", "rowwise"},
     {"frames", "conforming"},
     {"validation", "chunks"},
     {"results", "single", "options", "threads"},

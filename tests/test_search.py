@@ -229,3 +229,118 @@ def test_questions_find_their_page(store: ef.EntityStore) -> None:
     store.embed(ef.WordLlamaEmbedder(), progress=False)
     found = {question: store.search(question, mode="hybrid", k=3)["id"].to_list() for question in QUESTIONS}
     assert {question: ids for question, ids in found.items() if QUESTIONS[question] not in ids} == {}
+
+
+def windows() -> pl.DataFrame:
+    """Entities whose vectors are in an order that has nothing to do with n, many of them equal."""
+    chance = np.random.default_rng(8)
+    count = 900
+    return pl.DataFrame(
+        {
+            "entity_type": "page",
+            "id": [f"p{n:04}" for n in chance.permutation(count)],
+            "content": [f"river {' '.join(chance.choice(WORDS, 2))}" for _ in range(count)],
+            "metadata": [
+                {"n": int(chance.integers(0, 40)), "m": float(chance.normal()), "lang": str(chance.choice(["de", "en", "fr"]))}
+                for _ in range(count)
+            ],
+        }
+    )  # fmt: skip
+
+
+n, m = pl.col("n"), pl.col("m")
+#: Filters that look at more than a row: what they keep of a part of the rows is not a part of what they keep.
+WHOLE = {
+    "maximum": n == n.max(),
+    "group": m == m.max().over("lang"),
+    "sum": m.sum().over("n") > 5,
+    "duplicated": pl.struct("n", "lang").is_duplicated() & (n > 30),
+    "first": n.is_first_distinct(),
+    "shift": n.shift() > n,
+    "cumulated": n.cum_sum() > 9_000,
+    "count": n.cum_count() <= 100,
+    "rank": m.rank() <= 20,
+    "top": m.is_in(m.top_k(15).implode()),
+    "mean": n.is_between(n.mean(), n.max()),
+    "quantile": m > m.quantile(0.95),
+    "length": pl.int_range(pl.len()) % 7 == 0,
+    "both": (n == 5) & (m > m.mean()),
+    "either": (n == 5) | (m == m.min()),
+    "python": m.map_batches(lambda values: values == values.max(), return_dtype=pl.Boolean),
+    "constant": pl.len() > 100,
+    "never": n > n.max(),
+    "choice": pl.when(n > n.mean()).then(m > 1).otherwise(False),
+    "filled": n.fill_null(n.max()) == n.max(),
+    "forward": n.diff().fill_null(strategy="forward") > 20,
+    "series": pl.lit(pl.Series([place % 9 == 0 for place in range(900)])),
+    "sql": pl.sql_expr("n = 39 AND lang LIKE 'd%'"),
+    "all columns": pl.any_horizontal(pl.col("n", "m").max() == pl.col("n", "m")),
+}
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: Any, postgres_server: str) -> Any:
+    """The same store on both engines, filled once."""
+    from tests.conftest import execute, with_database
+
+    execute(postgres_server, "DROP DATABASE IF EXISTS windows", "CREATE DATABASE windows")
+    urls = [str(tmp_path_factory.mktemp("windows") / "s.duckdb"), with_database(postgres_server, "windows")]
+    stores = dict(zip(("duckdb", "postgresql"), map(ef.connect, urls), strict=True))
+    for store in stores.values():
+        store.upsert(windows(), progress=False)
+        store.embed(EMBEDDER, progress=False)
+    yield stores
+    for store in stores.values():
+        store.close()
+    execute(postgres_server, "DROP DATABASE windows WITH (FORCE)")
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_filter_that_looks_at_more_than_a_row(windowed: Any, engine: str, name: str) -> None:
+    """It keeps what `read` and then filter keep, in every mode, and the best of that come first (case 61)."""
+    store = windowed[engine]
+    kept = set(store.read("page").filter(WHOLE[name])["id"])
+    # What does not depend on the order of the rows, a scan keeps as well.
+    if name not in ("first", "shift", "cumulated", "count", "length", "forward", "series"):
+        assert set(store.scan("page").filter(WHOLE[name]).collect()["id"]) == kept
+    for mode in ("vector", "text", "hybrid"):
+        everything = store.search("river garden", entity_type="page", mode=mode, k=900)
+        ranked = [id for id in everything["id"] if id in kept]
+        for k in (1, 7, 900):
+            found = store.search("river garden", entity_type="page", mode=mode, k=k, where=WHOLE[name])
+            assert set(found["id"]) <= kept
+            if mode != "hybrid":
+                # What of an order is the same without the filter: fused ranks are not.
+                assert found["id"].to_list() == ranked[:k], (mode, k)
+        assert set(found["id"]) == set(ranked), mode
+    by_row = store.search("river", entity_type="page", k=900, where=pl.col("id").is_in(sorted(kept)))
+    whole = store.search("river", entity_type="page", k=900, where=WHOLE[name])
+    assert whole.drop("rank").equals(by_row.drop("rank"))
+
+
+def test_a_filter_over_all_types_that_looks_at_more_than_a_row(filled: ef.EntityStore) -> None:
+    """Over the columns of `scan`, of entities of every type."""
+    latest = pl.col("updated_at") == pl.col("updated_at").max()
+    kept = filled.scan().collect().filter(latest).select("entity_type", "id").rows()
+    found = filled.search("river stone", k=1_000, where=latest)
+    assert sorted(found.select("entity_type", "id").rows()) == sorted(kept)
+
+
+def test_what_counts_as_row_by_row() -> None:
+    """What the database, or a part of the rows, may decide; everything else is applied to all of them."""
+    from entityframes.rowwise import is_row_by_row
+
+    assert not any(is_row_by_row(where) for name, where in WHOLE.items() if name != "sql")
+    text, day = pl.col("s"), pl.col("d")
+    for where in (
+        WHOLE["sql"], n % 50 == 7, (n > 3) & ~(m < 1), n.is_in([1, 2]), n.is_null(), n.is_between(1, 2), text == "a",
+        text.str.contains("a"), text.str.ends_with("3"), text.str.to_lowercase().str.len_chars() > 3, n.cast(pl.Int8) > 1,
+        pl.when(n > 1).then(m > 1).otherwise(m < 1), day.dt.year() == 2020, pl.col("st").struct.field("a") > 1,
+        pl.any_horizontal(n > 1, m > 1), pl.coalesce(n, m) > 1, n.fill_null(0) > 1, pl.col("l").list.contains(3),
+    ):  # fmt: skip
+        assert is_row_by_row(where), where
+    for where in (n.shuffle() > 1, n.sample(10) > 1, text.str.to_datetime() > 1, pl.lit(True), n.sort() > 1,
+                  n.reverse() > 1, pl.all().is_null(), pl.nth(0) == 1, n.rolling_mean(3) > 1, n.interpolate() > 1,
+ n.search_sorted(3) > 1,
+                  n == pl.Series([1, 2]), n.is_unique(), n.rle_id() > 1, pl.corr("n", "m") > 1):  # fmt: skip
+        assert not is_row_by_row(where), where

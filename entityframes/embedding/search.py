@@ -14,8 +14,10 @@ from entityframes.embedding import spaces
 from entityframes.embedding.calls import Calls
 from entityframes.embedding.embedder import Embedder, embedder_of_model
 from entityframes.engines import Engine
-from entityframes.engines.predicates import Predicate
+from entityframes.engines.predicates import EntityColumn, IsIn, Predicate
 from entityframes.errors import EmbedderError, SpaceError
+from entityframes.frames import KEY
+from entityframes.rowwise import is_row_by_row
 from entityframes.scan import ScanQuery, lazy_frame
 
 Mode = Literal["vector", "text", "hybrid"]
@@ -28,6 +30,9 @@ SCHEMA = pl.Schema({"rank": pl.UInt32(), "score": pl.Float64(), **reads.ENTITY_S
 _FUSION = 10
 #: How many of each ranking are fused, at least.
 _FUSED = 50
+
+#: A statement lists so many ids at most.
+_LISTED = 10_000
 
 Ask = Callable[[int, Predicate | None], tuple[pl.DataFrame, bool]]
 
@@ -43,7 +48,14 @@ class Search:
         self._k = k
         self._where = where
         # What of the filter the database can decide; it may keep more, and the rest is decided here.
-        self._pushed = None if where is None else _pushed(engine, entity_type, where)
+        self._pushed: Predicate | None = None
+        # The keys that pass a filter which cannot be applied to a part of the entities, such as n == max(n).
+        self._kept: pl.DataFrame | None = None
+        if where is not None and is_row_by_row(where):
+            self._pushed = _pushed(engine, entity_type, where)
+        elif where is not None:
+            self._kept = reads.passing(engine, entity_type, where)
+            self._pushed = _one_of(self._kept)
 
     def text(self, query: str) -> pl.DataFrame:
         """The entities whose content has words of the query."""
@@ -102,9 +114,17 @@ class Search:
             limit *= 4
 
     def _filtered(self, found: pl.DataFrame) -> pl.DataFrame:
+        if self._kept is not None:
+            return found.join(self._kept, on=KEY, how="semi", maintain_order="left")
         assert self._where is not None
         typed = reads.typed(self._engine, self._entity_type, found.drop("score"))
         return found.filter(typed.select(self._where.fill_null(False).alias("kept")).to_series())
+
+
+def _one_of(keys: pl.DataFrame) -> Predicate | None:
+    """That an id is one of these; None if they are too many for a statement."""
+    ids = keys["id"].unique()
+    return IsIn(EntityColumn("id"), tuple(ids)) if len(ids) <= _LISTED else None
 
 
 def _pushed(engine: Engine, entity_type: str | None, where: pl.Expr) -> Predicate | None:

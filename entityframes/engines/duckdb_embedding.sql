@@ -216,19 +216,20 @@ ORDER BY v.score DESC, v.entity_type, v.id
 
 -- name: matching
 -- Entities whose content has words of a text, by BM25. Of a content only the words that begin with a stem are taken.
+-- How rare a word is does not depend on the filter.
 -- $1 stems of words, $2 a pattern whose group is a word that begins with one, $3 limit, $4 entity_type or null,
 -- $5 pattern of suffixes
 WITH searched AS (
-    SELECT entity_type, id, content FROM {schema}.entities
-    WHERE ($4::VARCHAR IS NULL OR entity_type = $4) AND {condition}
+    SELECT entity_type, id, content, ({condition}) IS TRUE AS kept FROM {schema}.entities
+    WHERE ($4::VARCHAR IS NULL OR entity_type = $4)
 ), corpus AS MATERIALIZED (
     SELECT count(*)::DOUBLE AS entities, avg(strlen(content)) AS length FROM searched
 ), words AS (
-    SELECT entity_type, id, strlen(content) AS length,
+    SELECT entity_type, id, kept, strlen(content) AS length,
         unnest(regexp_extract_all(lower(left(content, 100000)), $2, 1)) AS word
     FROM searched
 ), counted AS MATERIALIZED (
-    SELECT entity_type, id, length, regexp_replace(word, $5, '\1') AS stem, count(*)::DOUBLE AS frequency
+    SELECT entity_type, id, kept, length, regexp_replace(word, $5, '\1') AS stem, count(*)::DOUBLE AS frequency
     FROM words WHERE list_contains($1, stem) GROUP BY ALL
 ), weights AS MATERIALIZED (
     SELECT w.stem, ln(1 + (c.entities - count(*) + 0.5) / (count(*) + 0.5)) AS weight
@@ -237,7 +238,7 @@ WITH searched AS (
     SELECT t.entity_type, t.id, sum(w.weight * t.frequency * 2.2
         / (t.frequency + 1.2 * (0.25 + 0.75 * t.length / c.length))) AS score
     FROM counted AS t JOIN weights AS w ON w.stem = t.stem CROSS JOIN corpus AS c
-    GROUP BY t.entity_type, t.id ORDER BY score DESC, t.entity_type, t.id LIMIT $3
+    WHERE t.kept GROUP BY t.entity_type, t.id ORDER BY score DESC, t.entity_type, t.id LIMIT $3
 ), given AS (SELECT entity_type, id, NULL AS position FROM best), {found}
 SELECT b.score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
     lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at

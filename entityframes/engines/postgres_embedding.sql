@@ -299,26 +299,27 @@ USING gin (to_tsvector('english', left(content, 100000)))
 
 -- name: matching
 -- Entities whose content has words of a text, by BM25. The index finds those with each word; the best, were each word in
--- them once, are counted exactly. OFFSET 0 keeps each word a look-up in the index.
+-- them once, are counted exactly. OFFSET 0 keeps each word a look-up in the index. How rare a word is does not depend on
+-- the filter.
 -- $1 text, $2 limit, $3 entity_type or null
 WITH terms AS (
     SELECT lexeme, format('''%s''', replace(replace(lexeme, E'\\', E'\\\\'), '''', ''''''))::tsquery AS query
     FROM unnest(to_tsvector('english', left($1, 10000)))
 ), corpus AS MATERIALIZED (
     SELECT count(*)::float8 AS entities, avg(octet_length(content))::float8 AS length
-    FROM {schema}.entities WHERE ($3::text IS NULL OR entity_type = $3) AND {condition}
+    FROM {schema}.entities WHERE $3::text IS NULL OR entity_type = $3
 ), hits AS MATERIALIZED (
-    SELECT t.lexeme, e.entity_type, e.id, 0.25 + 0.75 * e.bytes / c.length AS length
+    SELECT t.lexeme, e.entity_type, e.id, e.kept, 0.25 + 0.75 * e.bytes / c.length AS length
     FROM corpus AS c CROSS JOIN terms AS t CROSS JOIN LATERAL (
-        SELECT entity_type, id, octet_length(content) AS bytes FROM {schema}.entities
+        SELECT entity_type, id, octet_length(content) AS bytes, ({condition}) IS TRUE AS kept FROM {schema}.entities
         WHERE to_tsvector('english', left(content, 100000)) @@ t.query
-            AND ($3::text IS NULL OR entity_type = $3) AND {condition} OFFSET 0
+            AND ($3::text IS NULL OR entity_type = $3) OFFSET 0
     ) AS e
 ), weights AS MATERIALIZED (
     SELECT lexeme, ln(1 + (c.entities - count(*) + 0.5) / (count(*) + 0.5)) AS weight
     FROM hits CROSS JOIN corpus AS c GROUP BY lexeme, c.entities
 ), best AS MATERIALIZED (
-    SELECT h.entity_type, h.id, h.length FROM hits AS h JOIN weights AS w USING (lexeme)
+    SELECT h.entity_type, h.id, h.length FROM hits AS h JOIN weights AS w USING (lexeme) WHERE h.kept
     GROUP BY h.entity_type, h.id, h.length
     ORDER BY sum(w.weight) / (1 + 1.2 * h.length) DESC, h.entity_type, h.id LIMIT $2::int8 * 4 + 200
 ), scored AS (

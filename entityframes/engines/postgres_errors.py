@@ -113,7 +113,7 @@ def streamed(cursor: Any) -> Iterator[pa.RecordBatch]:
     try:
         yield from cursor._results.reader
     except OSError as error:
-        message = _readable(str(error))
+        message = _readable(error)
         raise (ConnectionLostError if _LOST.search(message) else PermanentError)(message) from None
 
 
@@ -128,9 +128,9 @@ def committed() -> Iterator[None]:
         raise lost from error
 
 
-def _readable(error: adbc_driver_manager.Error) -> str:
+def _readable(error: adbc_driver_manager.Error | OSError) -> str:
     """The server's own words, without the driver's preamble and without DETAIL, which may quote other rows."""
-    for name, value in error.details or ():
+    for name, value in getattr(error, "details", None) or ():
         # The driver gives the names as bytes.
         if name in ("PG_DIAG_MESSAGE_PRIMARY", b"PG_DIAG_MESSAGE_PRIMARY"):
             return " ".join(value.decode("utf-8", "replace").split())
