@@ -12,7 +12,8 @@ from entityframes.errors import ClosedError, DatabaseError, EntityFramesError
 from entityframes.frames import KEY
 from entityframes.results import outcomes
 
-#: What an engine answers of the rows that it wrote, refused, or found other than expected.
+#: What an engine answers of the rows that it wrote, refused, or found other than expected; with ``again`` also of those
+#: that it left alone because they may lack something of what is stored.
 ANSWER = {
     "position": pl.UInt32,
     "created": pl.Boolean,
@@ -38,6 +39,14 @@ _TOLD: dict[str, Any] = {
     .then(pl.lit("the stored entity is not the one that was expected: somebody else changed, made or deleted it"))
     .otherwise("error"),
 }
+
+
+def part(rows: pl.DataFrame, written: pl.DataFrame, wanted: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Some rows of a batch (where `wanted` is true), and what the engine answered of them."""
+    at = wanted.cum_sum().cast(pl.Int64) - 1
+    mine = written.filter(wanted[written["position"].cast(pl.Int64)]) if written.height else written
+    places = mine["position"].cast(pl.Int64)
+    return rows.filter(wanted), mine.with_columns(at[places].alias("position") if mine.height else places)
 
 
 def told(rows: pl.DataFrame, written: pl.DataFrame, batch: Batch) -> pl.DataFrame:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from entityframes import frames, types
-from entityframes.answers import not_written, told
+from entityframes import frames, narrow, types
+from entityframes.answers import not_written, part, told
 from entityframes.attempts import RETRIED, Attempts, confirm, from_ledger
 from entityframes.chunks import chunks, shares
 from entityframes.engines import Batch, CtrlC, Engine, Interrupt
@@ -38,6 +38,9 @@ from entityframes.options import Options
 from entityframes.progress import Reporter
 from entityframes.results import OutcomeLog, UpsertResult, outcomes, together
 from entityframes.threads import Submit
+
+#: Whether types had no entity is asked of so many at most.
+_FEW_TYPES = 8
 
 #: Batches that threads are working on, with their rows.
 Working = dict[Future[pl.DataFrame], pl.DataFrame]
@@ -63,6 +66,8 @@ class UpsertRun:
         self._losers: pl.Series | None = None
         #: Types that had no entity when this run first met them.
         self._was_empty: dict[str, bool] = {}
+        #: The same, asked for rows that carry less than an entity may have.
+        self._began_empty: dict[str, bool] = {}
         #: Types whose entities lie far apart in a batch of this run.
         self._scattered: set[str] = set()
         #: Why the run cannot go on.
@@ -90,7 +95,7 @@ class UpsertRun:
         """
         if whole := isinstance(source, pl.DataFrame):
             frames.check_entity_schema(source.schema, self.options.expected)
-            frames.check_not_all_null(source)
+            frames.check_not_all_null(source, self.options.nulls)
         working: Working = {}
         left: list[pl.DataFrame] = []
         with self._ctrl_c:
@@ -124,7 +129,7 @@ class UpsertRun:
         if self._stopping:
             return outcomes(_shown(chunk), status="cancelled")
         try:
-            rows, refused = self._prepare(chunk)
+            rows, refused, known = self._prepare(chunk)
         except (DatabaseError, ClosedError) as error:
             # The recorded fields could not be read or written; nothing of the batch has been.
             if isinstance(error, PermanentError | ResourceError | ClosedError):
@@ -135,44 +140,102 @@ class UpsertRun:
         if refused.height and self.options.on_error != "isolate":
             ended.append(self._fail_all(rows, ValidationError(_first_error(refused)), None))
         else:
-            ended.extend(self._store(frames.in_key_order(rows), self._batch()))
+            ended.extend(self._store(frames.in_key_order(rows), known))
         return together(ended)
 
-    def _batch(self) -> Batch:
+    def _batch(self, known: narrow.Known | None = None, *, only_new: bool = False) -> Batch:
         return Batch(
-            self.run_id, self.interrupt, self.options.embed, was_empty=self._was_empty, scattered=self._scattered
+            self.run_id,
+            self.interrupt,
+            self.options.embed,
+            was_empty=self._was_empty,
+            scattered=self._scattered,
+            known=known,
+            only_new=only_new,
         )
 
-    def _store(self, rows: pl.DataFrame, batch: Batch) -> Iterator[pl.DataFrame]:
-        """Write a batch, and the outcomes of its rows."""
+    def _store(self, rows: pl.DataFrame, known: narrow.Known) -> Iterator[pl.DataFrame]:
+        """Write a batch, and the outcomes of its rows; those that may lack something of what is stored are merged."""
+        try:
+            only_new = "narrow" in rows.columns and self._in_new_types(rows)
+        except (DatabaseError, ClosedError) as error:
+            yield self._fail_all(rows, error, None)
+            return
+        merging = not only_new and self.options.merging and bool({"narrow", "expected"} & set(rows.columns))
+        batch = self._batch(known if self.options.absent == "keep" else None, only_new=only_new)
         while rows.height:
+            ready = rows
             try:
-                written = self._write(rows, batch)
+                if merging:
+                    self.interrupt.check()
+                    seen = narrow.look(self.engine, rows, known, self._fields, self.options)
+                    yield from self._told_of(seen, batch)
+                    ready = seen.ready
+                    rows = rows.filter(pl.col("row").is_in([*ready["row"], *seen.later["row"]]))
+                written = self._write(ready, batch) if ready.height else _NOTHING
+                again = _again(written, merging)
             except _AnswerLostError as committed:
                 # What the batch wrote is in the ledger; the others get an answer of their own.
-                done = pl.int_range(rows.height).is_in(committed.written["position"].cast(pl.Int64).implode())
-                at = rows.select(done.cum_sum().cast(pl.Int64) - 1).to_series()
-                written = committed.written.with_columns(at[committed.written["position"]].alias("position"))
-                yield told(rows.filter(done), written, batch)
-                rows = rows.filter(~done)
-                batch = self._batch()
-                continue
+                written, again = committed.written, None
             except StatementCancelledError:
                 yield outcomes(rows, status="cancelled")
+                return
             except (DatabaseError, ClosedError) as error:
                 if isinstance(error, PermanentError | ResourceError | ClosedError):
                     self._end(error)
                 yield self._fail_all(rows, error, batch)
+                return
+            positions = pl.int_range(ready.height, dtype=pl.Int64, eager=True)
+            if again is None:
+                done = positions.is_in(written["position"].cast(pl.Int64).implode())
             else:
-                yield told(rows, written, batch)
-            return
+                done = ~positions.is_in(again.implode())
+                # What may lack something is merged with what it would have been written over.
+                merging = merging or len(again) > 0
+            mine, answer = part(ready, written, done)
+            yield told(mine, answer, batch)
+            rows = rows.join(mine, on="row", how="anti", maintain_order="left")
+            if merging:
+                rows = narrow.all_of(rows)
+            batch = self._batch(batch.known, only_new=only_new and not merging)
 
-    def _prepare(self, chunk: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Canonical rows, and the outcomes of those that break a rule; what their JSON holds is recorded."""
-        rows, invalid, inferred = judge(chunk, self._fields, self.options.expected_hash)
+    def _in_new_types(self, rows: pl.DataFrame) -> bool:
+        """Whether the types of a large batch had no entity when the run first met them: there is nothing to keep."""
+        entity_types = rows["entity_type"].unique().to_list()
+        if rows.height <= narrow.FEW_ROWS or len(entity_types) > _FEW_TYPES or "expected" in rows.columns:
+            return False
+        for name in entity_types:
+            if name not in self._began_empty:
+                self._began_empty[name] = self.engine.is_empty(name)
+        return all(self._began_empty[name] for name in entity_types)
+
+    def _told_of(self, seen: narrow.Look, batch: Batch) -> Iterator[pl.DataFrame]:
+        """Outcomes of rows of which nothing is written once they are merged."""
+        if seen.ended.height:
+            answer = seen.ended.with_row_index("position").filter("conflict").select("position", "conflict")
+            yield told(seen.ended, answer, batch)
+        if seen.too_long.height:
+            error = "metadata is over 64 MiB once it is merged with what is stored"
+            yield outcomes(seen.too_long, status="failed", error_kind="validation", error=error)
+            if self.options.on_error == "raise":
+                self._end(ValidationError(_first_error(seen.too_long.with_columns(error=pl.lit(error)))))
+
+    def _prepare(self, chunk: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, narrow.Known]:
+        """Canonical rows, the outcomes of those that break a rule, and the fields of their types.
+
+        What their JSON holds is recorded.
+        """
+        rows, invalid, inferred, shapes = judge(chunk, self._fields, self.options)
         if inferred:
             self._fields.infer(inferred)
-        return rows, outcomes(invalid, status="failed", error_kind="validation")
+        known: narrow.Known = {}
+        if self.options.absent == "keep":
+            known = self._fields.names(rows["entity_type"].unique().to_list())
+        if self.options.merging:
+            carried = chunk.schema.get("metadata")
+            rows = narrow.marked(rows, carried, "content" in chunk.columns, shapes, known, self.options)
+        refused = outcomes(invalid, status="failed", error_kind="validation")
+        return rows.drop("shape", strict=False), refused, known
 
     def preview(self, whole: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         """What `execute` would come to before it asks the database for the rows; nothing is written.
@@ -186,9 +249,12 @@ class UpsertRun:
             DuplicateError: a key stands twice and ``on_duplicate="error"``.
         """
         frames.check_entity_schema(whole.schema)
-        frames.check_not_all_null(whole)
+        frames.check_not_all_null(whole, self.options.nulls)
         self._typed(whole, self._fields.check)
-        rows, invalid, _ = judge(frames.numbered(whole), self._fields, self.options.expected_hash)
+        rows, invalid, _, shapes = judge(frames.numbered(whole), self._fields, self.options)
+        if self.options.merging:
+            carried = whole.schema.get("metadata")
+            rows = narrow.marked(rows, carried, "content" in whole.columns, shapes, {}, self.options)
         rows, duplicates = self._drop_duplicates(rows)
         return rows, invalid, duplicates
 
@@ -304,7 +370,7 @@ class UpsertRun:
         twice = rows.filter(pl.struct(pl.col(KEY).cast(pl.Binary)).is_duplicated())
         if twice.height:
             # Only valid rows compete: a bad row does not push out a good one.
-            valid, _, _ = judge(twice, self._fields, self.options.expected_hash)
+            valid, _, _, _ = judge(twice, self._fields, self.options)
             self._losers = losers(valid, self.options.on_duplicate)
 
     def _checked(self, given: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
@@ -375,6 +441,17 @@ class UpsertRun:
 
     def _log_cancelled(self, chunk: pl.DataFrame) -> None:
         self.log.append(outcomes(_shown(chunk), status="cancelled"))
+
+
+#: The answer of an engine that wrote nothing.
+_NOTHING = pl.DataFrame(schema={"position": pl.UInt32})
+
+
+def _again(written: pl.DataFrame, merging: bool) -> pl.Series:
+    """The positions of rows that are to be merged with what is stored now: it was another entity than they were for."""
+    left = [pl.col(name) for name in ("again", "conflict") if name in written.columns and (merging or name == "again")]
+    found = written.filter(pl.any_horizontal(left).fill_null(False)) if left else written.clear()
+    return found["position"].cast(pl.Int64)
 
 
 class _AnswerLostError(Exception):

@@ -127,6 +127,18 @@ class Fields:
         """The typed columns of a type; values in JSON text have to conform to them."""
         return {name: field.output for name, field in self.of(entity_type).items() if field.declared}
 
+    def names(self, entity_types: Iterable[str]) -> dict[str, frozenset[str]]:
+        """The names of the fields of types, as far as this run knows them."""
+        with self._lock:
+            return {entity_type: frozenset(fields) for entity_type, fields in self._load(entity_types).items()}
+
+    def recorded(self, entity_types: Iterable[str]) -> dict[str, frozenset[str]]:
+        """The names of the fields of types as the store has them now."""
+        with self._lock:
+            for entity_type in entity_types:
+                self._known.pop(entity_type, None)
+        return self.names(entity_types)
+
     def _load(self, entity_types: Iterable[str]) -> dict[str, dict[str, Field]]:
         wanted = list(dict.fromkeys(entity_types))
         absent = [entity_type for entity_type in wanted if entity_type not in self._known]

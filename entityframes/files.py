@@ -50,6 +50,8 @@ class TextOptions:
     nulls: Sequence[str] = ()
     #: Columns that are kept as text whatever they look like, such as ids with leading zeros.
     text: Sequence[str] = ()
+    #: The same for columns that a file may lack.
+    text_if_there: Sequence[str] = ()
     #: Rows that dtypes are inferred from.
     infer_rows: int = INFER_ROWS
     #: The dtypes that columns of these names should have: they are read so where that takes nothing from a value.
@@ -129,7 +131,8 @@ def _scan_text(paths: list[str], options: TextOptions, separator: str) -> pl.Laz
         header = "" if options.columns else " in its first line; a file without a header line needs --columns"
         found = ", ".join(map(repr, names))
         raise SchemaError(f"no column {', '.join(map(repr, missing))}; the file has {found}{header}")
-    reading |= {"infer_schema_length": options.infer_rows, "schema_overrides": dict.fromkeys(options.text, pl.String)}
+    as_text = [*options.text, *(name for name in options.text_if_there if name in names)]
+    reading |= {"infer_schema_length": options.infer_rows, "schema_overrides": dict.fromkeys(as_text, pl.String)}
     rows = pl.scan_csv(paths, **reading)
     if not options.known:
         return rows

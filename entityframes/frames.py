@@ -1,8 +1,8 @@
 """Entity frames and id frames: how they are made, which columns they have, and their keys.
 
-An entity frame has the columns ``entity_type``, ``id``, ``content`` (all String) and, if wanted, ``metadata``
-(a Struct, or a String that holds a JSON object). Other columns than these and those that the store itself hands
-out are refused, so that nothing is dropped in silence.
+An entity frame has the columns ``entity_type``, ``id`` and, if it carries them, ``content`` (all String) and
+``metadata`` (a Struct, or a String that holds a JSON object). Other columns than these and those that the store itself
+hands out are refused, so that nothing is dropped in silence.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ def entities(
         entity_type: the type that every row gets.
         id: the column with the ids, or an expression such as ``pl.concat_str("a", "b", separator="/")``.
             Integers, dates and categories become their text.
-        content: the column or expression with the text of each entity; None gives ``""``. Nulls become ``""``.
+        content: the column or expression with the text of each entity; nulls become ``""``. None makes a frame without
+            content: what is stored keeps its own, and a new entity has ``""``.
         metadata: the columns to keep as typed metadata; None keeps all but those named as `id` and `content`.
 
     Returns:
-        A DataFrame (a LazyFrame for a LazyFrame) with ``entity_type``, ``id``, ``content`` and, unless there is
-        nothing to keep, ``metadata`` as a Struct; one row for each row of `df`, in its order.
+        A DataFrame (a LazyFrame for a LazyFrame) with ``entity_type``, ``id``, ``content`` unless that is None, and
+        ``metadata`` as a Struct unless there is nothing to keep; one row for each row of `df`, in its order.
 
     Raises:
         SchemaError: a column is missing, its dtype cannot serve as id or content, or an argument is of another kind.
@@ -71,20 +72,23 @@ def entities(
     columns = [
         pl.lit(entity_type, pl.String).alias("entity_type"),
         (pl.col(id) if isinstance(id, str) else id).alias("id"),
-        pl.lit("").alias("content") if content is None else _named(content).alias("content"),
     ]
+    texts = ["id"] if content is None else ["id", "content"]
+    if content is not None:
+        columns.append(_named(content).alias("content"))
     if kept:
         columns.append(pl.struct(kept).alias("metadata"))
     lazy = frame.lazy()
     made = lazy.select(columns).collect_schema()
     _check_id_dtype(id, made["id"])
-    if not isinstance(made["content"], pl.String | pl.Categorical | pl.Enum | pl.Null):
+    if content is not None and not isinstance(made["content"], pl.String | pl.Categorical | pl.Enum | pl.Null):
         raise SchemaError(
             f"content {_show(content)} is {made['content']}, not text: "
             "cast it to pl.String, or name another column as content"
         )
-    result = lazy.select(columns).with_columns(pl.col("id", "content").cast(pl.String))
-    result = result.with_columns(pl.col("content").fill_null(""))
+    result = lazy.select(columns).with_columns(pl.col(texts).cast(pl.String))
+    if content is not None:
+        result = result.with_columns(pl.col("content").fill_null(""))
     return result if isinstance(frame, pl.LazyFrame) else result.collect()
 
 
@@ -127,7 +131,7 @@ def check_entity_schema(schema: Mapping[str, pl.DataType], expected: Iterable[st
         SchemaError: columns are missing, unknown or of another dtype than an entity frame has.
     """
     hashes = list(expected)
-    _require(list(schema), [*KEY, "content", *hashes], "an entity frame")
+    _require(list(schema), [*KEY, *hashes], "an entity frame")
     known = {*KEY, "content", "metadata", *hashes, *STORE_COLUMNS}
     unknown = [name for name in schema if name not in known]
     if unknown:
@@ -135,7 +139,8 @@ def check_entity_schema(schema: Mapping[str, pl.DataType], expected: Iterable[st
             f"unknown columns {', '.join(map(repr, unknown))}: an entity frame has entity_type, id, content and "
             "metadata; put other columns into metadata, for example with entityframes.entities(df, type, id=...)"
         )
-    _check_text(schema, [*KEY, "content", *(name for name in hashes if schema[name] != pl.Null)])
+    texts = [name for name in ("content", *hashes) if name in schema and (name == "content" or schema[name] != pl.Null)]
+    _check_text(schema, [*KEY, *texts])
     metadata = schema.get("metadata", pl.Null())
     if isinstance(metadata, pl.Struct):
         for field in metadata.fields:
@@ -154,13 +159,18 @@ def check_id_schema(schema: Mapping[str, pl.DataType]) -> None:
     _check_text(schema, KEY)
 
 
-def check_not_all_null(frame: pl.DataFrame) -> None:
+def check_not_all_null(frame: pl.DataFrame, nulls: str = "write") -> None:
     """Refuse a whole frame in which a column that every entity needs holds nothing.
+
+    Args:
+        frame: an entity frame.
+        nulls: "keep" if a null in it means that the stored content stays as it is.
 
     Raises:
         SchemaError: naming the columns.
     """
-    empty = [name for name in (*KEY, "content") if frame.height and frame[name].null_count() == frame.height]
+    needed = [*KEY, "content"] if "content" in frame.columns and nulls == "write" else KEY
+    empty = [name for name in needed if frame.height and frame[name].null_count() == frame.height]
     if empty:
         raise SchemaError(f"columns {', '.join(map(repr, empty))} hold only nulls: nothing was written")
 

@@ -9,7 +9,7 @@ from entityframes.canonical import Inferred, Shape, inferred
 from entityframes.errors import DuplicateError
 from entityframes.fields import Fields
 from entityframes.frames import KEY
-from entityframes.options import OnDuplicate
+from entityframes.options import OnDuplicate, Options
 from entityframes.validation import canonicalise
 
 #: A sha256 in hex.
@@ -17,10 +17,13 @@ _HASH = "^[0-9a-fA-F]{64}$"
 
 
 def judge(
-    chunk: pl.DataFrame, fields: Fields, expected_hash: str | None
-) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Inferred]]:
-    """Canonical rows, the key and error of those that break a rule, and the dtypes found in JSON of each type."""
-    canonical = canonicalise(chunk)
+    chunk: pl.DataFrame, fields: Fields, options: Options
+) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Inferred], list[Shape]]:
+    """Canonical rows, the key and error of those that break a rule, and the dtypes found in JSON of each type.
+
+    The last are the shapes of their JSON, of which the rows have the number in ``shape`` if they came as JSON text.
+    """
+    canonical = canonicalise(chunk, options.nulls)
     rows, invalid = canonical.valid, canonical.invalid
     if has_fields := any(names for names, _ in canonical.shapes):
         rows, misfits = _conforming(rows, fields)
@@ -29,12 +32,12 @@ def judge(
         hashes = chunk.select("row", "expected", "expected_metadata")
         no_hash = ~pl.all_horizontal(pl.col("expected", "expected_metadata").str.contains(_HASH).fill_null(True))
         wrong = rows.join(hashes.filter(no_hash), on="row", how="semi").select("row", *KEY)
-        error = f"{expected_hash} holds no sha256 in hex"
+        error = f"{options.expected_hash} holds no sha256 in hex"
         invalid = pl.concat([invalid, wrong.with_columns(error=pl.lit(error))])
         hashes = hashes.filter(~no_hash).with_columns(pl.col("expected", "expected_metadata").str.decode("hex"))
         rows = rows.join(hashes, on="row", maintain_order="left")
     found = _inferred(rows, canonical.shapes) if has_fields else {}
-    return rows[[name for name in rows.columns if name != "shape"]], invalid, found
+    return rows, invalid, found, canonical.shapes
 
 
 def _inferred(rows: pl.DataFrame, shapes: list[Shape]) -> dict[str, Inferred]:

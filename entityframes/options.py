@@ -11,6 +11,8 @@ from entityframes.frames import KEY
 
 OnDuplicate = Literal["last", "first", "error"]
 OnError = Literal["isolate", "rollback", "raise"]
+Absent = Literal["keep", "clear"]
+Nulls = Literal["write", "keep"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class Options:
     #: Columns with the hashes, in hex, that the stored entity is expected to have; see `EntityStore.upsert`.
     expected_hash: str | None = None
     expected_metadata_hash: str | None = None
+    #: What becomes of content and metadata fields that a frame does not carry, and what a null in it means.
+    absent: Absent = "keep"
+    nulls: Nulls = "write"
 
     @property
     def expected(self) -> list[str]:
@@ -37,6 +42,16 @@ class Options:
             raise ValueError(f"on_duplicate is {self.on_duplicate!r}: it is 'last', 'first' or 'error'")
         if self.on_error not in ("isolate", "rollback", "raise"):
             raise ValueError(f"on_error is {self.on_error!r}: it is 'isolate', 'rollback' or 'raise'")
+
+        if self.absent not in ("keep", "clear"):
+            raise ValueError(f"absent is {self.absent!r}: it is 'keep' or 'clear'")
+        if self.nulls not in ("write", "keep"):
+            raise ValueError(f"nulls is {self.nulls!r}: it is 'write' or 'keep'")
+
+    @property
+    def merging(self) -> bool:
+        """Whether something of a stored entity may have to be kept."""
+        return self.absent == "keep" or self.nulls == "keep"
 
     def expecting(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame with what the caller expects under names of our own."""

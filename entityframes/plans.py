@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
-from entityframes import forks, frames
+from entityframes import forks, frames, narrow
 from entityframes.batches import UpsertRun
 from entityframes.engines import Engine, Interrupt
 from entityframes.frames import KEY
+from entityframes.merging import differences, merged_texts
 from entityframes.options import OnError, Options
 from entityframes.progress import Progress
 from entityframes.results import UpsertResult
@@ -37,8 +36,8 @@ PLAN_SCHEMA = pl.Schema(
     }
 )
 
-#: Entities whose metadata is asked for at once; their content comes with it.
-_LOOKUP_ROWS = 50_000
+#: Rows that are compared at once: what is stored of them is held as Python texts meanwhile.
+_ROWS = 50_000
 
 #: Columns that a plan adds to its rows when it is applied.
 _EXPECTED = ("expected_hash", "expected_metadata_hash")
@@ -52,10 +51,10 @@ class Plan:
     #: One row for each input row, in input order: ``row`` UInt32, ``entity_type``, ``id`` String, ``action`` Enum
     #: (create, update, unchanged, duplicate, invalid), ``old_hash`` and ``new_hash`` String (sha256 of the content in
     #: hex; null where there is none), ``changes`` List(Struct(field, old, new)) with the JSON text of each metadata
-    #: field that differs (null where it is not there; for create and update), ``error`` String.
+    #: field that will differ (null where it is not there; for create and update), ``error`` String.
     frame: pl.DataFrame
     _given: pl.DataFrame = field(compare=False)
-    _on_duplicate: str = field(compare=False)
+    _options: Options = field(compare=False)
     _upsert: Callable[..., UpsertResult] = field(compare=False)
 
     @property
@@ -117,36 +116,38 @@ class Plan:
         Raises:
             SchemaError, DatabaseError, KeyboardInterrupt: as `EntityStore.upsert`.
         """
-        options = Options(batch_size, embed, self._on_duplicate, on_error, *_EXPECTED)  # type: ignore[arg-type]
+        content, metadata = _EXPECTED
+        options = replace(
+            self._options,
+            batch_size=batch_size,
+            embed=embed,
+            on_error=on_error,
+            expected_hash=content,
+            expected_metadata_hash=metadata,
+        )
         return self._upsert(self._given, options, progress, cancel)
 
     def __repr__(self) -> str:
         return f"Plan: {self.summary()}"
 
 
-def make(engine: Engine, given: pl.DataFrame, on_duplicate: str, upsert: Callable[..., UpsertResult]) -> Plan:
+def make(engine: Engine, given: pl.DataFrame, options: Options, upsert: Callable[..., UpsertResult]) -> Plan:
     """Compare a frame with the store.
 
     Args:
         engine: the store's.
         given: an entity frame.
-        on_duplicate: as for `EntityStore.upsert`.
+        options: what to do with duplicates, and with what the frame does not carry.
         upsert: called by `Plan.apply` with a frame, `Options`, progress and cancel.
 
     Raises:
         SchemaError: the frame cannot be stored.
         DuplicateError: a key stands twice and ``on_duplicate="error"``.
     """
-    run = UpsertRun(engine, Options(on_duplicate=on_duplicate), Interrupt())  # type: ignore[arg-type]
+    run = UpsertRun(engine, options, Interrupt())
     rows, invalid, duplicates = run.preview(given)
-    stored = _stored(engine, rows)
-    compared = rows.select("row", *KEY, "content_hash", "metadata_hash").hstack(stored.get_columns())
-    absent = pl.col("old_hash").is_null()
-    same_metadata = pl.col("metadata_hash") == pl.col("old_metadata_hash")
-    same = (pl.col("content_hash") == pl.col("old_hash")) & same_metadata
-    action = pl.when(absent).then(pl.lit("create")).when(same).then(pl.lit("unchanged")).otherwise(pl.lit("update"))
-    decided = compared.with_columns(action=action, new_hash=pl.col("content_hash"))
-    decided = decided.with_columns(_changes(engine, rows, decided))
+    pieces = [_compared(engine, rows[start : start + _ROWS], options) for start in range(0, max(rows.height, 1), _ROWS)]
+    decided = pl.concat(pieces)
     told = [
         _as_plan(decided.with_columns(pl.col("old_hash", "new_hash").bin.encode("hex"))),
         _as_plan(duplicates.select("row", *KEY, action=pl.lit("duplicate"))),
@@ -166,7 +167,7 @@ def make(engine: Engine, given: pl.DataFrame, on_duplicate: str, upsert: Callabl
         expected[name].alias(alias) for name, alias in zip(("old_hash", "old_metadata_hash"), _EXPECTED, strict=True)
     ]
     kept = given.select(name for name in (*KEY, "content", "metadata") if name in given.columns)
-    return Plan(pl.concat(told).sort("row"), kept.with_columns(columns), on_duplicate, upsert)
+    return Plan(pl.concat(told).sort("row"), kept.with_columns(columns), options, upsert)
 
 
 def _as_plan(rows: pl.DataFrame) -> pl.DataFrame:
@@ -176,50 +177,37 @@ def _as_plan(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _stored(engine: Engine, rows: pl.DataFrame) -> pl.DataFrame:
-    """old_hash and old_metadata_hash of each row's entity, null where there is none."""
-    found = []
-    for start in range(0, rows.height, engine.lookup_rows):
-        answer = engine.hashes(rows[start : start + engine.lookup_rows].select(KEY))
-        found.append(answer.with_columns(pl.col("position").cast(pl.Int64) + start))
-    schema = {"position": pl.Int64, "content_hash": pl.Binary, "metadata_hash": pl.Binary}
-    answers = pl.concat(found) if found else pl.DataFrame(schema=schema)
-    positions = pl.DataFrame({"position": pl.int_range(rows.height, eager=True)})
-    return positions.join(answers, on="position", how="left", maintain_order="left").select(
-        old_hash="content_hash", old_metadata_hash="metadata_hash"
+def _compared(engine: Engine, rows: pl.DataFrame, options: Options) -> pl.DataFrame:
+    """row, key, action, old_hash, old_metadata_hash, new_hash and changes of some rows."""
+    stored = narrow.stored(engine, rows)
+    keeps = rows["keeps_content"] if "keeps_content" in rows.columns else pl.repeat(False, rows.height, eager=True)
+    new = merged_texts(rows["metadata"], stored["metadata"], absent=options.absent, nulls=options.nulls)
+    old_hash, given_hash = stored["content_hash"], rows["content_hash"]
+    absent = old_hash.is_null()
+    new_hash = old_hash.zip_with(keeps & ~absent, given_hash)
+    fetched = stored["metadata"].is_not_null()
+    same_metadata = (new == stored["metadata"]).zip_with(fetched, stored["metadata_hash"] == rows["metadata_hash"])
+    same = (new_hash == old_hash) & same_metadata
+    decided = rows.select("row", *KEY).with_columns(
+        old_hash.alias("old_hash"),
+        stored["metadata_hash"].alias("old_metadata_hash"),
+        new_hash.alias("new_hash"),
+        absent.alias("absent"),
+        same.fill_null(False).alias("same"),
     )
+    action = pl.when("absent").then(pl.lit("create")).when("same").then(pl.lit("unchanged")).otherwise(pl.lit("update"))
+    decided = decided.with_columns(action=action)
+    # Where nothing was fetched the metadata are equal, or there is no entity.
+    old = stored["metadata"].zip_with(fetched, pl.Series(["{}"]).new_from_index(0, rows.height).zip_with(absent, new))
+    return decided.drop("absent", "same").hstack([_changes(old, new, decided["action"])])
 
 
-def _changes(engine: Engine, rows: pl.DataFrame, decided: pl.DataFrame) -> pl.Series:
-    """The metadata fields that differ; the old metadata is fetched only where its hash differs."""
+def _changes(old: pl.Series, new: pl.Series, action: pl.Series) -> pl.Series:
+    """The fields that differ, as lists; empty where none does, null for rows of which nothing is written."""
     dtype = PLAN_SCHEMA["changes"]
-    differs = (decided["action"] == "update") & (decided["metadata_hash"] != decided["old_metadata_hash"])
-    old: dict[int, str] = {}
-    asked = differs.fill_null(False).arg_true()
-    for start in range(0, len(asked), _LOOKUP_ROWS):
-        piece = asked[start : start + _LOOKUP_ROWS]
-        answer = engine.lookup(rows[piece].select(KEY))
-        old |= zip(piece[answer["position"]].to_list(), answer["metadata"].to_list(), strict=True)
-    changes = [
-        _difference("{}" if action == "create" else old.get(position, new), new) if action != "unchanged" else None
-        for position, (action, new) in enumerate(zip(decided["action"], rows["metadata"], strict=True))
-    ]
-    return pl.Series("changes", changes, dtype=dtype)
-
-
-def _difference(old: str, new: str) -> list[dict[str, Any]]:
-    """field, old and new (JSON text) of each top-level field that differs, ordered by name."""
-    if old == new:
-        return []
-    before, after = json.loads(old), json.loads(new)
-    return [
-        {"field": name, "old": _json(before, name), "new": _json(after, name)}
-        for name in sorted(before.keys() | after.keys())
-        if _json(before, name) != _json(after, name)
-    ]
-
-
-def _json(metadata: dict[str, Any], name: str) -> str | None:
-    if name not in metadata:
-        return None
-    return json.dumps(metadata[name], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    found = differences(old.to_list(), new.to_list())
+    lists = found.group_by("place", maintain_order=True).agg(changes=pl.struct("field", "old", "new"))
+    each = pl.DataFrame({"place": pl.int_range(len(old), dtype=pl.UInt32, eager=True), "action": action})
+    each = each.join(lists, on="place", how="left", maintain_order="left")
+    changes = pl.col("changes").cast(dtype).fill_null(pl.lit([], dtype=dtype))
+    return each.select(pl.when(pl.col("action") != "unchanged").then(changes).alias("changes")).to_series()

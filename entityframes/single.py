@@ -15,9 +15,13 @@ def one_id(entity_type: str, id: str) -> pl.DataFrame:
     return _binary_safe({"entity_type": entity_type, "id": id})
 
 
-def one_entity(entity_type: str, id: str, content: str, metadata: Mapping[str, Any] | str | None) -> pl.DataFrame:
-    """The entity frame of one entity."""
-    row = {"entity_type": entity_type, "id": id, "content": content}
+def one_entity(
+    entity_type: str, id: str, content: str | None, metadata: Mapping[str, Any] | str | None
+) -> pl.DataFrame:
+    """The entity frame of one entity, with the columns that it carries."""
+    row = {"entity_type": entity_type, "id": id}
+    if content is not None:
+        row["content"] = content
     if metadata is not None:
         row["metadata"] = metadata if isinstance(metadata, str) else canonical.dump(metadata)
     return _binary_safe(row)

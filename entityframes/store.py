@@ -18,7 +18,7 @@ from entityframes.batches import UpsertRun
 from entityframes.embedding_calls import EmbeddingCalls
 from entityframes.engines import Engine, Interrupt, check_writable, open_engine, parse_url
 from entityframes.errors import ConnectError
-from entityframes.options import OnDuplicate, OnError, Options
+from entityframes.options import Absent, Nulls, OnDuplicate, OnError, Options
 from entityframes.plans import Plan
 from entityframes.progress import Progress, Reporter
 from entityframes.results import DeleteResult, UpsertResult
@@ -83,6 +83,8 @@ class EntityStore(EmbeddingCalls):
         frame: Any,
         /,
         *,
+        absent: Absent = "keep",
+        nulls: Nulls = "write",
         batch_size: int | None = None,
         embed: bool = True,
         on_duplicate: OnDuplicate = "last",
@@ -96,9 +98,16 @@ class EntityStore(EmbeddingCalls):
         Each batch is one transaction: probed, merged, entered in the ledger. A row ends in exactly one outcome.
 
         Args:
-            frame: an entity frame (``entity_type``, ``id``, ``content`` String; ``metadata`` Struct, String that holds
-                a JSON object, or absent): DataFrame, LazyFrame, an iterator of frames, or anything with an Arrow
-                stream. A LazyFrame, iterator or RecordBatchReader is streamed.
+            frame: an entity frame (``entity_type``, ``id`` String; ``content`` String or absent; ``metadata`` Struct,
+                String that holds a JSON object, or absent): DataFrame, LazyFrame, an iterator of frames, or anything
+                with an Arrow stream. A LazyFrame, iterator or RecordBatchReader is streamed.
+            absent: what becomes of content and metadata fields that are stored and that the frame does not carry:
+                "keep" leaves them as they are, "clear" drops them, so that each entity is what the frame says. A field
+                is carried as a whole, a nested one too; JSON text carries the top-level fields that it names, a null
+                ``metadata`` none. A new entity has content ``""`` where none is carried.
+            nulls: "write" stores a null of the frame as the value that it is, "keep" leaves what is stored alone: for
+                top-level fields that are null (typed, or in JSON text), and for content that is null or ``""``. With
+                equal keys only the row that counts is looked at; the others are not searched for other values.
             batch_size: rows in a batch; None takes as many as fit about 8 MiB, at most 50,000 (on DuckDB, for a frame
                 in memory, 128 MiB and 122,880).
             embed: whether new or changed content makes an embedding job, one for each batch.
@@ -123,7 +132,7 @@ class EntityStore(EmbeddingCalls):
             KeyboardInterrupt: on Ctrl-C. `last_result` then holds what was done.
         """
         check_writable(self._engine)
-        options = Options(batch_size, embed, on_duplicate, on_error, expected_hash)
+        options = Options(batch_size, embed, on_duplicate, on_error, expected_hash, absent=absent, nulls=nulls)
         return self._upsert(
             sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame), options, progress, cancel
         )
@@ -143,12 +152,14 @@ class EntityStore(EmbeddingCalls):
             finally:
                 self.last_result = run.result()
 
-    def plan(self, frame: Any, /, *, on_duplicate: OnDuplicate = "last") -> Plan:
+    def plan(
+        self, frame: Any, /, *, absent: Absent = "keep", nulls: Nulls = "write", on_duplicate: OnDuplicate = "last"
+    ) -> Plan:
         """Tell what `upsert` would do with a frame, row by row, without writing anything.
 
         Args:
             frame: an entity frame as for `upsert`. It is held in memory as a whole, a stream too.
-            on_duplicate: as for `upsert`.
+            absent, nulls, on_duplicate: as for `upsert`.
 
         Returns:
             Plan: ``frame`` with one row for each input row, ``summary()``, and ``apply()``, which does just that and
@@ -158,7 +169,8 @@ class EntityStore(EmbeddingCalls):
             SchemaError: the frame cannot be stored.
             DuplicateError: a key stands twice and ``on_duplicate="error"``.
         """
-        return plans.make(self._engine, sources.collect(frame), on_duplicate, self._upsert)
+        options = Options(on_duplicate=on_duplicate, absent=absent, nulls=nulls)
+        return plans.make(self._engine, sources.collect(frame), options, self._upsert)
 
     def exists(self, ids: Any, /) -> pl.DataFrame:
         """Tell which ids are stored, by one question for up to 10,000 of them.
@@ -292,15 +304,16 @@ class EntityStore(EmbeddingCalls):
         self,
         entity_type: str,
         id: str,
-        content: str = "",
+        content: str | None = None,
         metadata: Mapping[str, Any] | str | None = None,
         *,
         embed: bool = True,
     ) -> dict[str, Any]:
-        """Store one entity through the same path as `upsert`.
+        """Store one entity through the same path as `upsert`: what is not given stays as it is.
 
         Args:
-            metadata: a mapping that JSON can represent, or a JSON object as text.
+            content: its text; None leaves the stored one, and gives a new entity ``""``.
+            metadata: fields to write, as a mapping that JSON can represent or a JSON object as text; others stay.
 
         Returns:
             Its outcome as a dict: ``status`` is created, updated or unchanged.

@@ -32,17 +32,22 @@ class Canonical:
     shapes: list[Shape]
 
 
-def canonicalise(frame: pl.DataFrame) -> Canonical:
+def canonicalise(frame: pl.DataFrame, nulls: str = "write") -> Canonical:
     """Validate rows and bring them into canonical form; the order is kept.
 
     Args:
-        frame: an entity frame with a ``row`` column.
+        frame: an entity frame with a ``row`` column; without content, each has ``""``.
+        nulls: "keep" if a null content is allowed: it becomes ``""`` too.
 
     Returns:
         Each row of `frame` once, either in ``valid`` or in ``invalid`` with a reason that names the rule.
     """
+    if "content" not in frame.columns:
+        frame = frame.with_columns(content=pl.lit(""))
     names = ["row", *KEY, "content", *(["metadata"] if "metadata" in frame.columns else [])]
     rows, unreadable = readable(frame[names])
+    if nulls == "keep":
+        rows = rows.with_columns(pl.col("content").fill_null(""))
     metadata, unparsable, shapes = _canonical_metadata(rows)
     distinct = {shape: number for number, shape in enumerate(dict.fromkeys(filter(None, shapes)))}
     rows = pl.DataFrame([*(rows[name] for name in names[:4]), metadata])

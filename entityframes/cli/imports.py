@@ -41,7 +41,8 @@ _LISTING: dict[str, Any] = {"multiple": True, "callback": _joined, "metavar": "T
 @click.option(
     "--type",
     "entity_type",
-    help="Entity type of every row; without it the file needs the columns entity_type, id and content.",
+    help="Entity type of every row; without it the file needs the columns entity_type and id, and may have content "
+    "and metadata.",
 )
 @click.option(
     "--id",
@@ -52,7 +53,9 @@ _LISTING: dict[str, Any] = {"multiple": True, "callback": _joined, "metavar": "T
 @click.option(
     "--id-separator", default="|", show_default=True, help="Stands between the parts of an id made of several columns."
 )
-@click.option("--content", help="Column with the text of each entity.  [default: none]")
+@click.option(
+    "--content", help="Column with the text of each entity.  [default: none, what is stored keeps its content]"
+)
 @click.option("--metadata", help="Columns to keep as metadata, with commas between.  [default: all others]", **_LISTING)
 @click.option(
     "--format",
@@ -84,6 +87,21 @@ _LISTING: dict[str, Any] = {"multiple": True, "callback": _joined, "metavar": "T
     default="isolate",
     show_default=True,
     help="What a bad row takes down: itself, its batch, or the import.",
+)
+@click.option(
+    "--absent",
+    type=click.Choice(["keep", "clear"]),
+    default="keep",
+    show_default=True,
+    help="What becomes of stored content and metadata fields that the file does not have.",
+)
+@click.option(
+    "--nulls",
+    "null_values",
+    type=click.Choice(["write", "keep"]),
+    default="write",
+    show_default=True,
+    help="Whether a null is stored, or leaves what is stored alone.",
 )
 @click.option("--no-embed", is_flag=True, help="Make no embedding jobs.")
 @click.option(
@@ -146,13 +164,15 @@ def _read(rows: Any, paths: Sequence[str], options: dict[str, Any]) -> Any:
 def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options: dict[str, Any]) -> Any:
     """Upsert an entity frame, and tell what came of the files that it is from."""
     if options["dry_run"]:
-        _dry_run(store, frame, options["on_duplicate"], as_json)
+        _dry_run(store, frame, options, as_json)
     rest = None if options["failed_file"] else "write them all with --failed FILE"
     try:
         result = store.upsert(
             frame,
             batch_size=options["batch_size"],
             embed=not options["no_embed"],
+            absent=options["absent"],
+            nulls=options["null_values"],
             on_duplicate=options["on_duplicate"],
             on_error=options["on_error"],
             progress=options["progress"],
@@ -168,10 +188,12 @@ def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options
     return result
 
 
-def _dry_run(store: Any, frame: Any, on_duplicate: str, as_json: bool) -> NoReturn:
+def _dry_run(store: Any, frame: Any, options: dict[str, Any], as_json: bool) -> NoReturn:
     from entityframes import reports
 
-    plan = store.plan(frame, on_duplicate=on_duplicate)
+    plan = store.plan(
+        frame, absent=options["absent"], nulls=options["null_values"], on_duplicate=options["on_duplicate"]
+    )
     report = reports.of_plan(plan, as_json)
     if as_json:
         print_exactly(report, json=True)
@@ -245,13 +267,14 @@ def _names(text: str | None) -> list[str]:
 def _scan(paths: Sequence[str], options: dict[str, Any], known: dict[str, Any]) -> Any:
     from entityframes.files import TextOptions, scan_files
 
-    keys = _names(options["id_columns"]) if options["entity_type"] else ["entity_type", "id", "content"]
+    keys = _names(options["id_columns"]) if options["entity_type"] else ["entity_type", "id"]
     as_text = dict.fromkeys([*keys, *_names(options["content"]), *_names(options["text"])])
     text = TextOptions(
         columns=_names(options["columns"]) or None,
         separator=options["separator"],
         nulls=options["nulls"],
         text=list(as_text),
+        text_if_there=[] if options["entity_type"] else ["content", "metadata"],
         known=known,
     )
     return scan_files(paths, options["file_format"], text)

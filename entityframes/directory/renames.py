@@ -14,6 +14,7 @@ from entityframes.errors import ConnectionLostError
 from entityframes.fields import Fields
 from entityframes.frames import KEY
 from entityframes.judge import judge
+from entityframes.options import Options
 
 _OLD_KEY = {"entity_type": pl.col("old_type"), "id": pl.col("old_id")}
 
@@ -94,7 +95,7 @@ def _fitting(engine: Engine, rows: pl.DataFrame, account: Account) -> pl.DataFra
     across = across[found["position"]]
     chunk = frames.numbered(across.select(*KEY, content=pl.lit(""))).with_columns(found["metadata"])
     fields = Fields(engine)
-    _, invalid, inferred = judge(chunk, fields, None)
+    _, invalid, inferred, _ = judge(chunk, fields, Options(absent="clear"))
     bad = across[invalid["row"]].with_columns(invalid["error"].alias("reason"))
     account.tell(bad, "failed", error_kind="validation", error=pl.col("reason"))
     fields.infer(inferred)

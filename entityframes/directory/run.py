@@ -268,6 +268,8 @@ class SyncRun:
             self._options.embed,
             expected_hash="expected_content" if compared else None,
             expected_metadata_hash="expected_metadata" if compared else None,
+            # A file is the whole entity.
+            absent="clear",
         )
         done = 0
 

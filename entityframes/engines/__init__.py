@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote
@@ -56,6 +56,24 @@ class Batch:
     was_empty: dict[str, bool] = field(default_factory=dict)
     #: Types of which a batch of the run has few of the entities between its keys; shared likewise.
     scattered: set[str] = field(default_factory=set)
+    #: The recorded fields of the types of its rows, all of which the rows carry; None where they may replace whatever
+    #: is stored. If there are more of them by now, no entity is written over.
+    known: Mapping[str, frozenset[str]] | None = None
+    #: Whether its rows may lack something of what is stored, so that none is written over an entity.
+    only_new: bool = False
+
+    @property
+    def guarded(self) -> bool:
+        """Whether rows without an expectation have to be looked at before they are written over an entity."""
+        return self.only_new or self.known is not None
+
+    def may_lack(self, recorded: pl.DataFrame) -> bool:
+        """Whether its rows may lack something of what is stored, as these fields are recorded by now."""
+        found: dict[str, set[str]] = {}
+        for entity_type, name in recorded.select("entity_type", "field").iter_rows():
+            found.setdefault(entity_type, set()).add(name)
+        known = self.known or {}
+        return self.only_new or any(not found[name] <= known.get(name, frozenset()) for name in found)
 
 
 class Engine(Protocol):
@@ -98,7 +116,9 @@ class Engine(Protocol):
 
         Returns:
             position, created Boolean, due Boolean (the embedding job covers it): the rows that were written; and
-            where something was expected, conflict Boolean: true for rows that were left alone.
+            where something was expected, conflict Boolean: true for rows that were left alone; and for a batch that is
+            `Batch.guarded`, again Boolean: true for rows that were left alone because they may lack something of the
+            entity that is there.
         """
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
@@ -128,6 +148,9 @@ class Engine(Protocol):
 
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         """position, content_hash and metadata_hash (Binary) of each key that is stored."""
+
+    def stored(self, keys: pl.DataFrame) -> pl.DataFrame:
+        """position, metadata (JSON text), content_hash and metadata_hash (Binary) of each key that is stored."""
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
         """Position of each key that is stored."""

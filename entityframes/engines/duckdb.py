@@ -69,12 +69,16 @@ class DuckDBEngine:
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self._writer(batch.interrupt) as cursor:
             changed = self._changed(cursor, rows, batch)
+            if self._lacks(cursor, changed, batch):
+                return _all_again(rows)
             self._file.allow(int(changed.estimated_size()))
             return self._file.with_memory(lambda: self._write(cursor, changed, batch))
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self._writer(batch.interrupt) as cursor:
             changed = self._changed(cursor, rows, batch)
+            if self._lacks(cursor, changed, batch):
+                return _all_again(rows)
             _register(cursor, "changed", changed)
             refused = self._refused(cursor, changed.join(self._conflicting(cursor, changed), on="position", how="anti"))
             accepted = changed.join(refused, on="position", how="anti")
@@ -107,6 +111,11 @@ class DuckDBEngine:
         with self._cursor() as cursor:
             _register(cursor, "given", _keys(keys))
             return self._ask(cursor, "hashes").drop("place", "created_at")
+
+    def stored(self, keys: pl.DataFrame) -> pl.DataFrame:
+        with self._cursor() as cursor:
+            _register(cursor, "given", _keys(keys))
+            return self._ask(cursor, "stored")
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self._cursor() as cursor:
@@ -236,6 +245,16 @@ class DuckDBEngine:
             )
         )
 
+    def _lacks(self, cursor: Any, changed: pl.DataFrame, batch: Batch) -> bool:
+        """Whether a row that is to be written over an entity may lack something of it.
+
+        Nobody writes or records fields meanwhile.
+        """
+        if not batch.guarded or "expected" in changed.columns or changed["created"].all():
+            return False
+        _register(cursor, "given", changed.select("entity_type").unique())
+        return batch.may_lack(self._ask(cursor, "fields"))
+
     def _write(self, cursor: Any, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Insert and update in one transaction with the ledger row and the job; nothing at all if nothing changed."""
         expecting = "expected" in changed.columns
@@ -328,6 +347,11 @@ class DuckDBEngine:
 
 def _keys(frame: pl.DataFrame) -> pl.DataFrame:
     return frame[["entity_type", "id"]].with_row_index("position")
+
+
+def _all_again(rows: pl.DataFrame) -> pl.DataFrame:
+    """The answer of a batch of which nothing is written, because its rows may lack something of what is stored."""
+    return rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("position"), again=pl.lit(True))
 
 
 def _register(cursor: Any, name: str, frame: pl.DataFrame) -> None:

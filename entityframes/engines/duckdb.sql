@@ -287,6 +287,10 @@ SELECT max(deleted) FROM {schema}.batches WHERE batch_id = $1::UUID
 -- The hashes of the keys that are stored, where, and since when.
 WITH {found} SELECT position, place, content_hash, metadata_hash, created_at FROM found
 
+-- name: stored
+-- The metadata of the keys that are stored, and the hashes of what is stored of them.
+WITH {found} SELECT position, metadata::VARCHAR AS metadata, content_hash, metadata_hash FROM found
+
 -- name: existing
 -- Positions of the keys that are stored, and where.
 WITH {found} SELECT position, place FROM found

@@ -74,6 +74,12 @@ class PostgresEngine:
         return self._namespace
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        try:
+            return self._write_once(rows, batch)
+        except _MayLackError:
+            return _all_again(rows)
+
+    def _write_once(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
         with self._connection(batch.interrupt) as connection:
             expecting = "expected" in rows.columns
@@ -81,9 +87,10 @@ class PostgresEngine:
                 columns = [rows[name] for name in _COPIED]
                 if expecting:
                     return self._merge_expected(connection, rows, header, columns)
-                told = self._ask(connection, "merge_arrays", *header, *columns, committing=True)
+                told = self._ask(connection, "merge_arrays", *header, *columns, *_seen(batch), committing=True)
                 with committed():
-                    return self._with_left_out(connection, rows, told["position"], told.drop_nulls("created"))
+                    done = told.drop_nulls("created")
+                    return self._with_left_out(connection, rows, told["position"], done, guarded=batch.guarded)
             if not expecting and self._likely_new(connection, rows, batch):
                 written = self._copied(connection, rows, _all_new(rows), batch)
                 if written is not None:
@@ -97,6 +104,12 @@ class PostgresEngine:
             return self._write(connection, rows, changed, batch) if written is None else written
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        try:
+            return self._write_each(rows, batch)
+        except _MayLackError:
+            return _all_again(rows)
+
+    def _write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
         with self._connection(batch.interrupt) as connection:
             changed = self._probe(connection, rows)
@@ -109,6 +122,7 @@ class PostgresEngine:
                 self._ask(connection, "set_batch", batch.batch_id)
                 self._run(connection, "merge_each")
                 tried = self._ask(connection, "finish_each", *header)
+                self._check_known(connection, rows, tried, batch)
                 told = self._with_left_out(connection, rows, changed["position"], tried)
                 return _with_conflicts(told, rows, conflicts)
 
@@ -136,6 +150,9 @@ class PostgresEngine:
 
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         return self._read("hashes", keys["entity_type"], keys["id"])
+
+    def stored(self, keys: pl.DataFrame) -> pl.DataFrame:
+        return self._read("stored", keys["entity_type"], keys["id"])
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
         return self._by_type("existing", "existing_of_types", keys)
@@ -332,6 +349,7 @@ class PostgresEngine:
                 if written.height < given.height:
                     merged = self._ask(connection, "merge_staged", batch.batch_id, batch.embed)
                     written = pl.concat([written, merged], how="vertical_relaxed")
+            self._check_known(connection, rows, written, batch)
             if written.height:
                 embed = given.join(written.filter("due"), on="position", how="semi", maintain_order="left")
                 created = int(written["created"].sum())
@@ -340,6 +358,19 @@ class PostgresEngine:
                 self._run(connection, "record", *header, *counts, embed["entity_type"], embed["id"])
             told = self._with_left_out(connection, rows, given["position"], written)
             return _with_conflicts(told, rows, conflicts)
+
+    def _check_known(self, connection: Any, rows: pl.DataFrame, written: pl.DataFrame, batch: Batch) -> None:
+        """See to it that no entity was written over by a row that may lack something of it.
+
+        Asked when the entities are written, and locked by that: who records a field later can only write it later.
+
+        Raises:
+            _MayLackError: one may have been; the transaction must not be committed.
+        """
+        if not batch.guarded or "expected" in rows.columns or written["created"].fill_null(True).all():
+            return
+        if batch.may_lack(self._ask(connection, "fields", rows["entity_type"].unique())):
+            raise _MayLackError("a field was recorded just now")
 
     def _merge_expected(
         self, connection: Any, rows: pl.DataFrame, header: list[Any], columns: list[pl.Series]
@@ -361,7 +392,7 @@ class PostgresEngine:
         return _with_conflicts(written, rows, conflicts)
 
     def _with_left_out(
-        self, connection: Any, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame
+        self, connection: Any, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame, *, guarded: bool = False
     ) -> pl.DataFrame:
         """What was written, and as refused what differs still though nobody refused it: a trigger left it out.
 
@@ -370,6 +401,7 @@ class PostgresEngine:
             rows: of the batch.
             given: positions of those that were to be written.
             written: position and more of those that were, or were refused.
+            guarded: whether they may have been left out because they may lack something of what is stored.
         """
         if written.height == len(given):
             return written
@@ -377,6 +409,9 @@ class PostgresEngine:
         still = left[self._probe(connection, rows[left])["position"]]
         if still.is_empty():
             return written
+        if guarded:
+            left_alone = pl.DataFrame({"position": still.cast(written.schema["position"])})
+            return pl.concat([written, left_alone.with_columns(again=pl.lit(True))], how="diagonal")
         error = "the database did not store it and gave no reason: a trigger returns NULL for it"
         refused = pl.DataFrame({"position": still.cast(written.schema["position"])}).with_columns(error=pl.lit(error))
         return pl.concat([written, refused], how="diagonal")
@@ -457,6 +492,22 @@ def _statements(namespace: str) -> dict[str, str]:
     """Every statement by name, for one namespace."""
     files = ("postgres.sql", "postgres_checks.sql", "postgres_embedding.sql", "postgres_directory.sql")
     return {name: sql for file in files for name, sql in queries.load(file, namespace).items()}
+
+
+class _MayLackError(RowError):
+    """Rows may lack something of the entities that they were written over; the transaction is rolled back."""
+
+
+def _seen(batch: Batch) -> tuple[str | None, pl.Series]:
+    """What merge_arrays is given: how many fields are known, null if that does not matter, and the types."""
+    known = batch.known or {}
+    count = "none" if batch.only_new else None if batch.known is None else str(sum(map(len, known.values())))
+    return count, pl.Series(list(known), dtype=pl.String)
+
+
+def _all_again(rows: pl.DataFrame) -> pl.DataFrame:
+    """The answer of a batch of which nothing is written, because its rows may lack something of what is stored."""
+    return rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("position"), again=pl.lit(True))
 
 
 def _all_new(rows: pl.DataFrame) -> pl.DataFrame:

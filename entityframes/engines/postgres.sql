@@ -288,10 +288,16 @@ VALUES ($1::uuid, $2::uuid, now(), $4::text::int4, $5::text::int4, 0, cardinalit
 
 -- name: merge_arrays
 -- The whole life of a small batch in one statement: probe, merge, ledger and job.
--- $1 batch, $2 run, $3 job, $4 whether to make a job, $5... columns of the rows
+-- With a number of fields, an entity is written over only if no more fields of these types are recorded, and only if its
+-- row is as old as this statement: a row that another session has just written may have a field that was recorded since.
+-- $1 batch, $2 run, $3 job, $4 whether to make a job, $5... columns of the rows, $11 number of recorded fields, null for
+-- any, $12 types
 WITH given AS (
     SELECT * FROM unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::bytea[], $10::bytea[])
         WITH ORDINALITY AS t (entity_type, id, content, metadata, content_hash, metadata_hash, position)
+), known AS MATERIALIZED (
+    SELECT age(pg_snapshot_xmin(pg_current_snapshot())::xid) AS now,
+        (SELECT count(*)::text FROM {schema}.metadata_fields WHERE entity_type = ANY ($12::text[])) = $11 AS complete
 ), changed AS (
     SELECT t.*, t.content <> '' AND (e.id IS NULL OR e.content_hash <> t.content_hash) AND $4::boolean AS due
     FROM given AS t
@@ -309,7 +315,8 @@ WITH given AS (
     ON CONFLICT (entity_type, id) DO UPDATE SET
         content = EXCLUDED.content, metadata = EXCLUDED.metadata, content_hash = EXCLUDED.content_hash,
         metadata_hash = EXCLUDED.metadata_hash, batch_id = EXCLUDED.batch_id, updated_at = EXCLUDED.updated_at
-    WHERE e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash
+    WHERE (e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash)
+        AND ($11::text IS NULL OR ((SELECT complete FROM known) AND age(e.xmin) > (SELECT now FROM known)))
     RETURNING e.entity_type, e.id, xmax = 0 AS created
 ), written AS (
     SELECT c.position, c.entity_type, c.id, m.created, c.due
@@ -483,6 +490,15 @@ SELECT t.position::int4 - 1 AS position, e.content_hash, e.metadata_hash
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
 CROSS JOIN LATERAL (
     SELECT content_hash, metadata_hash FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id LIMIT 1
+) AS e
+
+-- name: stored
+-- The metadata of the keys that are stored, and the hashes of what is stored of them. $1 entity_types, $2 ids
+SELECT t.position::int4 - 1 AS position, e.metadata::text AS metadata, e.content_hash, e.metadata_hash
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
+CROSS JOIN LATERAL (
+    SELECT metadata, content_hash, metadata_hash FROM {schema}.entities
+    WHERE entity_type = t.entity_type AND id = t.id LIMIT 1
 ) AS e
 
 -- name: existing
