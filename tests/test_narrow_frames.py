@@ -172,9 +172,7 @@ def test_null_structs_and_empty_structs_carry_nothing(store: ef.EntityStore) -> 
     """Case 56: a null struct, a null of no dtype and a struct without fields leave the metadata as it is."""
     store.upsert(full(range(2)))
     whole = held(store, "person")
-    typed = full(range(2)).with_columns(
-        metadata=pl.when(pl.col("id") == "p0").then(None).otherwise(pl.col("metadata"))
-    )
+    typed = full(range(2)).with_columns(metadata=pl.when(pl.col("id") == "p0").then(None).otherwise(pl.col("metadata")))
     assert statuses(store.upsert(typed)) == ["unchanged"] * 2
     for nothing in (
         pl.Series([None, None], dtype=pl.Null),
@@ -425,7 +423,7 @@ def test_a_row_that_was_changed_while_a_batch_waited_for_it(connect, sql, url: s
 
 # A store and a model in plain Python: random frames, row by row.
 
-VALUES: list[Any] = [None, 0, 1, -7, 2.5, "", "x", "é\"\\", True, [1, None], {"p": None}]
+VALUES: list[Any] = [None, 0, 1, -7, 2.5, "", "x", 'é"\\', True, [1, None], {"p": None}]
 NAMES = ["a", "b", "c", "content", "é"]
 TYPED = {"n": [None, 1, 2], "s": [None, "", "x"], "f": [None, 0.5, -1.25], "id": [None, "i", "j"]}
 
@@ -499,9 +497,7 @@ def random_rows(random: random.Random, nulls: str) -> tuple[pl.DataFrame, list[t
         dtype = pl.Struct([pl.Field(name, kinds[name]) for name in names])
         frame = frame.with_columns(metadata=pl.Series(documents, dtype=dtype))
     kind = "typed" if way == "typed" else "json" if way == "json" else random.choice(["typed", "json"])
-    return frame.select(pl.lit(kind).alias("entity_type"), pl.all()), list(
-        zip(ids, contents, documents, strict=True)
-    )
+    return frame.select(pl.lit(kind).alias("entity_type"), pl.all()), list(zip(ids, contents, documents, strict=True))
 
 
 def test_random_frames_against_a_model(engine: str, tmp_path, request: pytest.FixtureRequest, monkeypatch) -> None:

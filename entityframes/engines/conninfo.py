@@ -6,14 +6,15 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote_to_bytes
 
-#: The parameters of libpq 18. A string that begins with one of them and ``=`` is one of key=value pairs.
+#: The parameters of libpq 18, and `pool_mode`, which is for this package. A string that begins with one of them and
+#: ``=`` is one of key=value pairs.
 KEYWORDS = frozenset(
     re.findall(
         r"\w+",
         "application_name channel_binding client_encoding connect_timeout dbname fallback_application_name "
         "gssdelegation gssencmode gsslib host hostaddr keepalives keepalives_count keepalives_idle "
         "keepalives_interval krbsrvname load_balance_hosts max_protocol_version min_protocol_version "
-        "oauth_client_id oauth_client_secret oauth_issuer oauth_scope options passfile password port "
+        "oauth_client_id oauth_client_secret oauth_issuer oauth_scope options passfile password pool_mode port "
         "replication require_auth requirepeer requiressl scram_client_key scram_server_key service "
         "servicefile ssl sslcert sslcertmode sslcompression sslcrl sslcrldir sslkey sslkeylogfile sslmode "
         "sslnegotiation sslpassword sslrootcert sslsni ssl_max_protocol_version ssl_min_protocol_version "

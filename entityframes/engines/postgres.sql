@@ -60,16 +60,22 @@ WHERE pg_catalog.current_setting(name, true) IS NOT NULL AND value IS NOT NULL
 
 -- name: session
 -- The first statement on every connection, which goes to the server in one message. Whether the server process is the one
--- that was started for this connection: after a reset it has the value that came with its start. Only then is anything set.
+-- that was started for this connection: after a reset it has the value that came with its start. Only then is anything
+-- set, and only if nothing stands between, going by the port, or what stands there was found to lend nothing.
 WITH backend AS MATERIALIZED (
-    SELECT pg_catalog.set_config('entityframes.connection', NULL, false) AS nonce, (
+    SELECT pg_catalog.set_config('entityframes.connection', NULL, false) AS nonce,
+        coalesce(pg_catalog.inet_server_port(), 0) AS port, (
         SELECT CASE WHEN 'lz4' = ANY (enumvals) THEN 'lz4' ELSE setting END
         FROM pg_catalog.pg_settings WHERE name = 'default_toast_compression'
     ) AS compression
 )
 SELECT {knows} AS own, backend.compression, pg_catalog.current_setting('server_encoding') AS encoding,
-    CASE WHEN {knows} THEN (SELECT pg_catalog.count(pg_catalog.set_config(name, value, false)) FROM {settings}) END AS set
+    CASE WHEN {knows} AND {sure} THEN (SELECT pg_catalog.count(pg_catalog.set_config(name, value, false)) FROM {settings}) END AS set
 FROM backend
+
+-- name: own_name
+-- The value that came with the start of the server process.
+SELECT pg_catalog.set_config('entityframes.connection', NULL, false)
 
 -- name: local_settings
 -- The same settings for one transaction, where a pooler may lend the next one another server process.

@@ -54,7 +54,9 @@ class Pool:
         target, self._mode = pool_mode(target)
         self._target = extended(target, client_encoding="UTF8")
         self._keep = keep
-        self._session, self._local = sql["session"], sql["local_settings"]
+        self._session, self._local, self._name = sql["session"], sql["local_settings"], sql["own_name"]
+        #: The ports that the server would have if nothing stood between, and whether nothing lends its processes there.
+        self._ports, self._direct = _ports(target), False
         self._idle: list[PooledConnection] = []
         self._lock = threading.Lock()
         self._database: _Database | None = None
@@ -129,19 +131,48 @@ class Pool:
     def _start(self, connection: PooledConnection, nonce: str | None) -> None:
         """Find out whether there is a pooler, set what the session depends on, and check the database's encoding."""
         nonce = nonce or secrets.token_hex(8)
-        knows = "true" if self._mode == "session" else f"backend.nonce = '{nonce}'"
-        session = self._session.replace("{knows}", knows).replace("{compression}", "backend.compression")
-        [found] = connection.at_once(session).to_dicts()
+        found = self._look(connection, nonce)
         if found["encoding"] != "UTF8":
             raise ConnectError(
                 f"the database keeps its text in {found['encoding']}, which cannot hold every text: make one with "
                 "CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and connect to that"
             )
+        if found["own"] and found["set"] is None:
+            # Something stands between: what passes on how a connection starts may lend its server process all the same.
+            if self._is_lent(connection, nonce):
+                self._mode = "transaction"
+            else:
+                self._direct = True
+            found = self._look(connection, nonce)
         connection.pinned = not found["own"]
         if connection.pinned:
+            if self._mode is None:
+                # So are those that were not found out.
+                self._mode = "transaction"
+                self._empty()
             connection.local = (self._local.replace("{compression}", f"'{found['compression']}'"),)
         if connection.pinned or self._mode is not None:
             self._try_transaction(connection)
+
+    def _look(self, connection: PooledConnection, nonce: str) -> dict[str, Any]:
+        """What the server process says of itself; its session is set if it is surely this connection's own."""
+        knows = {"session": "true", "transaction": "false"}.get(self._mode or "", f"backend.nonce = '{nonce}'")
+        sure = "true" if self._direct or self._mode == "session" else f"backend.port IN ({self._ports})"
+        session = self._session.replace("{knows}", knows).replace("{sure}", sure)
+        [found] = connection.at_once(session.replace("{compression}", "backend.compression")).to_dicts()
+        return found
+
+    def _is_lent(self, connection: PooledConnection, nonce: str) -> bool:
+        """Whether two connections meet each other's server process when they speak in turns."""
+        with self._first, translated(connecting=True):
+            assert self._database is not None
+            driver, other_nonce = self._database.connect()
+        other = PooledConnection(forks.keep(driver))
+        one, another = (connection, nonce), (other, other_nonce)
+        try:
+            return any(spoken.at_once(self._name).item() != name for spoken, name in (one, one, another, one, another))
+        finally:
+            self._discard(other)
 
     def _try_transaction(self, connection: PooledConnection) -> None:
         try:
@@ -174,7 +205,10 @@ class Pool:
 
     def _give_back(self, connection: PooledConnection) -> None:
         with self._lock:
-            keep = not self._closed and len(self._idle) < self._keep
+            # One from before a pooler was found is not used again.
+            keep = (
+                not self._closed and len(self._idle) < self._keep and (connection.pinned or self._mode != "transaction")
+            )
             if keep:
                 self._idle.append(connection)
         if not keep:
@@ -468,6 +502,16 @@ def extended(target: str, **parameters: str) -> str:
         else:
             texts.append(f"{name}={quote(value, safe='')}")
     return _joined(parts[0], texts)
+
+
+def _ports(target: str) -> str:
+    """The ports at which the server is looked for, with commas between; 0 for a socket in the file system."""
+    parts = _split(target)
+    given = {name: value for name, value, _ in parts[1]} if parts else {}
+    authority = "" if parts is None or parts[0] is None else parts[0].partition("://")[2].partition("/")[0]
+    hosts = [one.rpartition(":") for one in authority.rpartition("@")[2].split(",") if ":" in one]
+    named = [port for _, _, port in hosts] or given.get("port", os.environ.get("PGPORT", "5432")).split(",")
+    return ", ".join(dict.fromkeys(["0", *(port for port in named if port.isdecimal())]))
 
 
 def _with_option(target: str, option: str) -> str:

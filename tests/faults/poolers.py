@@ -33,7 +33,8 @@ class Pooler:
         server: what it stands before.
         size: how many server connections it has.
         options: what becomes of the ``options`` that a client sends when it starts: "swallowed", "refused" as older
-            PgBouncers do, or "replayed" by SET whenever a server connection is lent.
+            PgBouncers do, "replayed" by SET whenever a server connection is lent, or "forwarded" when the first client
+            of a server connection starts it, which others get, too.
     """
 
     def __init__(self, server: Server, size: int = 2, options: str = "swallowed") -> None:
@@ -106,7 +107,8 @@ class Pooler:
         with self._changed:
             if not self._free and self._all < self._size:
                 self._all += 1
-                return _server_connection(self._server.port, given)
+                forwarded = given.get("options", "") if self._options == "forwarded" else ""
+                return _server_connection(self._server.port, given, forwarded)
             assert self._changed.wait_for(lambda: self._free, 60), "nobody gives a server connection back"
             others = [one for one in self._free if one is not last] or self._free
             taken = self._random.choice(others)
@@ -128,10 +130,10 @@ _greetings: dict[socket.socket, bytes] = {}
 _streams: dict[socket.socket, Any] = {}
 
 
-def _server_connection(port: int, given: dict[str, str]) -> socket.socket:
+def _server_connection(port: int, given: dict[str, str], options: str = "") -> socket.socket:
     server = socket.create_connection(("127.0.0.1", port))
     server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    words = ("user", given["user"], "database", given["database"])
+    words = ("user", given["user"], "database", given["database"], *(("options", options) if options else ()))
     body = struct.pack("!I", 196608) + b"".join(word.encode() + b"\0" for word in words) + b"\0"
     server.sendall(struct.pack("!I", len(body) + 4) + body)
     _streams[server] = server.makefile("rb")

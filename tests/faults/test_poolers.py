@@ -215,7 +215,7 @@ def _same(model: Model, store: ef.EntityStore) -> None:
     assert store.verify().is_empty()
 
 
-@pytest.fixture(params=["swallowed", "refused", "replayed"])
+@pytest.fixture(params=["swallowed", "refused", "replayed", "forwarded"])
 def pooler(own_server: Server, request: pytest.FixtureRequest) -> Iterator[Pooler]:
     """One of each kind by what it does with the options of a client."""
     pooler = Pooler(own_server, options=request.param)
