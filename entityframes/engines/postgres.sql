@@ -294,16 +294,15 @@ VALUES ($1::uuid, $2::uuid, now(), $4::text::int4, $5::text::int4, 0, cardinalit
 
 -- name: merge_arrays
 -- The whole life of a small batch in one statement: probe, merge, ledger and job.
--- With a number of fields, an entity is written over only if no more fields of these types are recorded, and only if its
--- row is as old as this statement: a row that another session has just written may have a field that was recorded since.
+-- With a number of fields, an entity is written over only if no more fields of these types are recorded, and only if this
+-- statement sees the batch that wrote it: one that was committed just now may have a field that was recorded since.
 -- $1 batch, $2 run, $3 job, $4 whether to make a job, $5... columns of the rows, $11 number of recorded fields, null for
 -- any, $12 types
 WITH given AS (
     SELECT * FROM unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::bytea[], $10::bytea[])
         WITH ORDINALITY AS t (entity_type, id, content, metadata, content_hash, metadata_hash, position)
 ), known AS MATERIALIZED (
-    SELECT age(pg_snapshot_xmin(pg_current_snapshot())::xid) AS now,
-        (SELECT count(*)::text FROM {schema}.metadata_fields WHERE entity_type = ANY ($12::text[])) = $11 AS complete
+    SELECT count(*)::text = $11 AS complete FROM {schema}.metadata_fields WHERE entity_type = ANY ($12::text[])
 ), changed AS (
     SELECT t.*, t.content <> '' AND (e.id IS NULL OR e.content_hash <> t.content_hash) AND $4::boolean AS due
     FROM given AS t
@@ -322,7 +321,9 @@ WITH given AS (
         content = EXCLUDED.content, metadata = EXCLUDED.metadata, content_hash = EXCLUDED.content_hash,
         metadata_hash = EXCLUDED.metadata_hash, batch_id = EXCLUDED.batch_id, updated_at = EXCLUDED.updated_at
     WHERE (e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash)
-        AND ($11::text IS NULL OR ((SELECT complete FROM known) AND age(e.xmin) > (SELECT now FROM known)))
+        AND ($11::text IS NULL OR ((SELECT complete FROM known) AND EXISTS (
+            SELECT FROM {schema}.batches AS b WHERE b.batch_id = e.batch_id
+        )))
     RETURNING e.entity_type, e.id, xmax = 0 AS created
 ), written AS (
     SELECT c.position, c.entity_type, c.id, m.created, c.due
