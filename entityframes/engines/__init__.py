@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 #: The store's format that this version writes.
-FORMAT = 3
+FORMAT = 4
 
 
 def _new_id() -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from entityframes.engines import FORMAT, Batch, Interrupt, Location, check_format, predicates, queries
+from entityframes.engines import FORMAT, Batch, Interrupt, Location, check_format, earlier, predicates, queries
 from entityframes.engines.arrow import to_frame
 from entityframes.engines.duckdb_errors import streamed, translated
 from entityframes.engines.duckdb_file import File
@@ -50,8 +50,8 @@ class DuckDBEngine:
                 if path is None and location.target != ":memory:":
                     # DuckDB opens CSV, Parquet and JSON as a database that is gone with the process.
                     raise ConnectError(f"{self.address} is a file of rows: a DuckDB store needs a file of its own")
-                for file in ("duckdb.sql", "duckdb_checks.sql", "duckdb_embedding.sql", "duckdb_directory.sql"):
-                    self._sql |= queries.load(file, namespace, catalog)
+                for part in ("", "_checks", "_embedding", "_directory", "_earlier"):
+                    self._sql |= queries.load(f"duckdb{part}.sql", namespace, catalog)
                 root.execute(self._sql["settings"])
             self._migrate()
             self._entities = self.count(None)
@@ -327,15 +327,19 @@ class DuckDBEngine:
         with self._cursor() if self.read_only else self._writer(Interrupt()) as cursor:
             found = self._ask(cursor, "format_table", [self._namespace])
             self._namespace = found["namespace"].item() or self._namespace
-            version = int(self._ask(cursor, "format_version").item()) if found["there"].item() else 0
+            there = found["there"].item()
+            version = earlier.known_version(self.address, self._ask(cursor, "format_version").item()) if there else 0
             check_format(self, version)
             if version < FORMAT:
                 if self._ask(cursor, "storage_version").item() == "v1.0.0+":
                     # The tables of somebody's older file; it knows no zstd.
-                    self._sql["migrate_3"] = self._sql["migrate_3"].replace("USING COMPRESSION zstd", "")
+                    for name in ("migrate_3", "repair_entities"):
+                        self._sql[name] = self._sql[name].replace("USING COMPRESSION zstd", "")
                 with self._transaction(cursor, Interrupt()):
                     self._run(cursor, "create_schema")
                     for step in range(version + 1, FORMAT + 1):
+                        if version and step == earlier.REPAIRED_AT + 1:
+                            self._repair(cursor)
                         self._run(cursor, f"migrate_{step}")
             if self._ask(cursor, "hashed_elsewhere").item():
                 if self.read_only:
@@ -343,6 +347,14 @@ class DuckDBEngine:
                     return
                 with self._transaction(cursor, Interrupt()):
                     self._run(cursor, "rehash")
+
+    def _repair(self, cursor: Any) -> None:
+        """Bring a store whose tables are of an earlier shape to what the code knows."""
+
+        def parts() -> list[str]:
+            return self._ask(cursor, "parts", [self._namespace])["part"].to_list()
+
+        earlier.repair(self.name, self.address, parts, lambda name: self._run(cursor, name))
 
 
 def _keys(frame: pl.DataFrame) -> pl.DataFrame:

@@ -205,6 +205,10 @@ CREATE TABLE {schema}.hashed_by (version VARCHAR NOT NULL);
 INSERT INTO {schema}.hashed_by VALUES (version());
 INSERT INTO {schema}.format (version) VALUES (3)
 
+-- name: migrate_4
+-- Format 4: nothing here; before it, stores of one format that have different tables are repaired (earlier.py).
+INSERT INTO {schema}.format (version) VALUES (4)
+
 -- name: hashed_elsewhere
 -- Whether the hashes of the keys are from another version of DuckDB, which may compute them in another way.
 SELECT version <> version() FROM {schema}.hashed_by

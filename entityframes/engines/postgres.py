@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from entityframes.engines import FORMAT, Batch, Interrupt, Location, check_format, predicates, queries
+from entityframes.engines import FORMAT, Batch, Interrupt, Location, check_format, earlier, predicates, queries
 from entityframes.engines.arrow import one_row, to_frame
 from entityframes.engines.patience import patiently, streamed_patiently
 from entityframes.engines.postgres_errors import READ_ONLY, UNIQUE_VIOLATION, committed, streamed
@@ -461,15 +461,23 @@ class PostgresEngine:
         if version == FORMAT:
             return
         with self._transaction(connection, Interrupt()):
-            self._ask(connection, "migration_lock", self._namespace)
+            self._ask(connection, "migration_lock", self._namespace.lower())
             version = self._format(connection)
             check_format(self, version)
             if version == 0 and not self._ask(connection, "schema_exists", self._namespace).item():
                 self._run(connection, "create_schema")
             for step in range(version + 1, FORMAT + 1):
-                # The driver takes one statement at a time.
-                for statement in self._sql[f"migrate_{step}"].split(";\n"):
-                    execute(connection, statement)
+                if version and step == earlier.REPAIRED_AT + 1:
+                    self._repair(connection)
+                _run_all(connection, self._sql[f"migrate_{step}"])
+
+    def _repair(self, connection: Any) -> None:
+        """Bring a store whose tables are of an earlier shape to what the code knows."""
+
+        def parts() -> list[str]:
+            return self._ask(connection, "parts", self._namespace)["part"].to_list()
+
+        earlier.repair(self.name, self.address, parts, lambda name: _run_all(connection, self._sql[name]))
 
     def _format(self, connection: Any) -> int:
         """The format of the store, 0 if there is none, in the namespace of this name in whatever case it has there."""
@@ -485,13 +493,21 @@ class PostgresEngine:
                 self._sql = _statements(self._namespace)
                 return self._format(connection)
             return 0
-        return int(self._ask(connection, "format_version").item())
+        return earlier.known_version(self.address, self._ask(connection, "format_version").item())
+
+
+def _run_all(connection: Any, statements: str) -> None:
+    """Execute statements in turn: the driver takes one at a time."""
+    for statement in statements.split(";\n"):
+        execute(connection, statement)
 
 
 def _statements(namespace: str) -> dict[str, str]:
     """Every statement by name, for one namespace."""
-    files = ("postgres.sql", "postgres_checks.sql", "postgres_embedding.sql", "postgres_directory.sql")
-    return {name: sql for file in files for name, sql in queries.load(file, namespace).items()}
+    found: dict[str, str] = {}
+    for part in ("", "_checks", "_embedding", "_directory", "_earlier"):
+        found |= queries.load(f"postgres{part}.sql", namespace)
+    return found
 
 
 class _MayLackError(RowError):

@@ -203,6 +203,10 @@ INSERT INTO {schema}.format (version) VALUES (2)
 -- Format 3: nothing here; on DuckDB entities have no index of their keys.
 INSERT INTO {schema}.format (version) VALUES (3)
 
+-- name: migrate_4
+-- Format 4: nothing here; before it, stores of one format that have different tables are repaired (earlier.py).
+INSERT INTO {schema}.format (version) VALUES (4)
+
 -- name: probe
 -- Which of the given rows are new or differ from what is stored; their content is due where it is new or differs.
 -- Many keys of a small table are joined by hash, few of a large one by index; the planner knows how many there are.
