@@ -1,8 +1,9 @@
 """Stores of earlier versions whose tables differ from those that the migrations make today.
 
-While formats 1 to 3 were young their statements were edited, so that stores of one format number have different tables.
-Format 4 is the first that says what the tables are: on the way to it each difference is repaired, in the transaction of
-the migration, and what no repair knows is refused. A migration that has landed is not edited any more; a test holds that.
+While formats 1 to 3 were young their statements were edited, so that stores of one format number have different
+tables. Format 4 is the first that says what the tables are: on the way to it each difference is repaired, in the
+transaction of the migration, and what no repair knows is refused. A migration that has landed is not edited any more;
+a test holds that.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ _OF_ENGINE = {
 }
 
 
-def repair(engine: str, address: str, parts: Callable[[], Collection[str]], run: Callable[[str], None]) -> None:
+def repair(engine: str, address: str, parts: Callable[[], Collection[str]], run: Callable[[str], object]) -> None:
     """Bring a store of the last format that had several shapes to the one that the code knows.
 
     Args:
@@ -84,9 +85,9 @@ def repair(engine: str, address: str, parts: Callable[[], Collection[str]], run:
     missing = [f"{table}.{column}" for table, column in named if f"{table}.{column}" not in there]
     if missing:
         raise FormatError(
-            f"the store at {address} lacks {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}, which each "
-            "store of its format has: it was changed by hand or made by an unreleased version. Nothing was changed; "
-            "export its entities with the version that made it, and import them into a new store"
+            f"the store at {address} lacks {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}, "
+            "which each store of its format has: it was changed by hand or made by an unreleased version. Nothing was "
+            "changed; export its entities with the version that made it, and import them into a new store"
         )
 
 
