@@ -25,6 +25,7 @@ from typing import Any
 import entityframes as ef
 from tests.faults.servers import Server, wait_until
 from tests.torture.history import History
+from tests.torture.summary import NAMES, summary
 
 #: Processes on PostgreSQL, threads on DuckDB.
 WORKERS = 4
@@ -112,7 +113,8 @@ def on_postgresql(minutes: float, seed: int) -> dict[str, Any]:
         }
         _strike(minutes, chance, faults, kinds, workers)
         with ef.connect(url) as store:
-            return _judged(store, folder, workers, faults)
+            [(version,)] = server.sql("SHOW server_version")
+            return {"version": version, **_judged(store, folder, workers, faults)}
     finally:
         server.stop()
         shutil.rmtree(folder)
@@ -186,13 +188,15 @@ def main() -> int:
     engines = given.engine or ["postgresql", "duckdb"]
     os.environ["PYTHONWARNINGS"] = "ignore"
     failed = False
+    every: dict[str, dict[str, Any]] = {}
     for engine in engines:
         torture = on_postgresql if engine == "postgresql" else on_duckdb
-        figures = torture(given.minutes / len(engines), given.seed)
+        figures = every[engine] = torture(given.minutes / len(engines), given.seed)
         print(json.dumps({"engine": engine, "seed": given.seed, **figures}), flush=True)
         failed |= any(
             figures[name] for name in ("rows lost", "rows misreported", "inconsistencies", "unexpected errors")
         )
+    print(summary("torture", given.seed, every, NAMES, every.get("postgresql", {}).get("version")), flush=True)
     return int(failed)
 
 

@@ -29,6 +29,7 @@ from entityframes.embedding.worker import EmbedOptions
 from entityframes.engines.embedding import from_wire
 from tests.conftest import execute
 from tests.faults.servers import Server
+from tests.torture.summary import EMBEDDING_NAMES, summary
 
 DIM = 16
 KEYS = 600
@@ -248,21 +249,24 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=["postgresql", "duckdb"], action="append")
     given = parser.parse_args()
-    failed = False
+    failed, postgresql = False, None
+    every: dict[str, dict[str, Any]] = {}
     for engine in given.engine or ["postgresql", "duckdb"]:
         folder = Path(tempfile.mkdtemp(prefix="ef-torture-"))
         server = Server() if engine == "postgresql" else None
         try:
             if server is not None:
                 server.sql("CREATE DATABASE torture")
+                [(postgresql,)] = server.sql("SHOW server_version")
             url = str(folder / "torture.duckdb") if server is None else server.url("torture")
-            figures = torture(url, given.kills, given.seed)
+            figures = every[engine] = torture(url, given.kills, given.seed)
         finally:
             if server is not None:
                 server.stop()
             shutil.rmtree(folder)
         print(json.dumps({"engine": engine, "seed": given.seed, **figures}), flush=True)
         failed |= not sound(figures)
+    print(summary("torture.embedding", given.seed, every, EMBEDDING_NAMES, postgresql), flush=True)
     return int(failed)
 
 
