@@ -191,13 +191,13 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{engine}: {given.connects} connects", flush=True)
                 samples = Samples(psutil.Process(), server)
                 connects(url, given.connects, samples)
-                flat &= _told({"soak": "connects", "engine": engine, "connects": given.connects}, samples)
+                flat &= _report({"soak": "connects", "engine": engine, "connects": given.connects}, samples)
             if given.watch_minutes is not None:
                 print(f"{engine}: embed --watch for {given.watch_minutes} minutes", flush=True)
                 samples = watch(
                     url, given.watch_minutes, given.pause, lambda process, of=server: Samples(process, of), folder
                 )
-                flat &= _told({"soak": "watch", "engine": engine, "minutes": given.watch_minutes}, samples)
+                flat &= _report({"soak": "watch", "engine": engine, "minutes": given.watch_minutes}, samples)
         finally:
             if server is not None:
                 server.stop()
@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     return int(not flat)
 
 
-def _told(run: dict[str, Any], samples: Samples) -> bool:
+def _report(run: dict[str, Any], samples: Samples) -> bool:
     found = samples.verdict()
     print(json.dumps({**run, **found}), flush=True)
     return bool(found["flat"])

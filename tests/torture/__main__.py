@@ -113,7 +113,7 @@ def on_postgresql(minutes: float, seed: int) -> dict[str, Any]:
         }
         _strike(minutes, chance, faults, kinds, workers)
         with ef.connect(url) as store:
-            [(version,)] = server.sql("SHOW server_version")
+            [(version,)] = server.sql("SELECT current_setting('server_version')")
             return {"version": version, **_judged(store, folder, workers, faults)}
     finally:
         server.stop()

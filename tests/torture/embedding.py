@@ -257,7 +257,7 @@ def main() -> int:
         try:
             if server is not None:
                 server.sql("CREATE DATABASE torture")
-                [(postgresql,)] = server.sql("SHOW server_version")
+                [(postgresql,)] = server.sql("SELECT current_setting('server_version')")
             url = str(folder / "torture.duckdb") if server is None else server.url("torture")
             figures = every[engine] = torture(url, given.kills, given.seed)
         finally:
