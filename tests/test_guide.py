@@ -27,7 +27,7 @@ PAGES = sorted(GUIDE.rglob("*.md"))
 #: prints, with ... for what is left out.
 RUN, SHOWN = ("python", "bash"), ("text", "sql", "markdown", "yaml")
 #: Commands that need what is not here (a server, a key, the network) or do not end are checked, not run.
-ELSEWHERE = ("postgresql://", "openai", "--watch", "pip install", "--latency-ms")
+ELSEWHERE = ("postgresql://", "openai", "--watch", "pip install", "--latency-ms", "tests.torture")
 #: Options of every command that touches a store, described once.
 SHARED = {"--store", "--namespace", "--json", "--help", "-h"}
 
