@@ -135,6 +135,8 @@ SHAPES = {
     "job texts and hashes": (3, {"duckdb": {3: _JOB_TEXTS}}),
 }
 CASES = [(name, engine) for name, (_, edits) in SHAPES.items() for engine in edits]
+#: Those where most is done, for what takes processes.
+FEW = [case for case in CASES if case[0] in ("format 1", "format 2", "the first", "job lists")]
 
 
 def _statements(engine: str, number: int, edits: list[tuple[str, str]]) -> list[str]:
@@ -241,7 +243,7 @@ def check(url: str, tmp_path: Path) -> None:
         assert store.stats().filter(entity_type="note")["embedded", "due"].rows() == [(2, 0)]
         assert store.jobs().filter(~pl.col("state").is_in(["done"])).rows() == []
         store.delete(many)
-        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder").mkdir(parents=True)
         assert ef.DirectorySync(store, tmp_path / "folder").export_files().counts["exported"] == 2
         assert store.delete(ef.ids("note", ["a"])).counts["deleted"] == 1
         assert store.verify().rows() == []
@@ -286,9 +288,9 @@ def test_stores_of_earlier_shapes_are_migrated(name: str, engine: str, place, tm
     assert versions == [(number,) for number in range(1, FORMAT + 1)]
 
 
-@pytest.mark.parametrize(("name", "engine"), CASES)
+@pytest.mark.parametrize(("name", "engine"), FEW)
 def test_a_migration_that_is_killed_begins_again(name: str, engine: str, place, tmp_path: Path) -> None:
-    """Case 66: after SIGKILL at each of its statements nothing is changed; after its COMMIT all is."""
+    """Case 66: after SIGKILL at its first or last statement nothing is changed; after its COMMIT all is."""
     url = place(engine)
     make(name, engine, url)
     for when in ("first", "last", "committed"):
@@ -300,7 +302,8 @@ def test_a_migration_that_is_killed_begins_again(name: str, engine: str, place, 
         # The migration is in the log; a copy is replayed from it.
         for suffix in ("", ".wal"):
             if Path(f"{url}{suffix}").exists():
-                shutil.copy(f"{url}{suffix}", f"{url}.copy{suffix}")
+                shutil.copy(f"{url}{suffix}", tmp_path / f"copy.duckdb{suffix}")
+        check(str(tmp_path / "copy.duckdb"), tmp_path / "of_copy")
     check(url, tmp_path)
 
 
@@ -343,12 +346,9 @@ die()
 """
 
 
-@pytest.mark.parametrize("name", list(SHAPES))
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("name", "engine"), FEW)
 def test_two_processes_migrate_at_once(name: str, engine: str, place, tmp_path: Path) -> None:
     """Both find it migrated, once; on DuckDB the file has one process at a time, and the other says so."""
-    if engine not in SHAPES[name][1]:
-        return
     url = place(engine)
     make(name, engine, url)
     script = (

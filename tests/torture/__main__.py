@@ -69,7 +69,7 @@ class Workers:
             calls = {name: self._folder / f"{name}.0.calls" for name in self.running}
             return [self.running[name] for name, path in calls.items() if path.exists() and path.stat().st_size]
 
-        chance.choice(wait_until(at_work, "a worker to be at work")).send_signal(number)
+        chance.choice(wait_until(at_work, "a worker to be at work", 120)).send_signal(number)
 
     def stop(self) -> None:
         """Let them finish what they are at."""
