@@ -132,6 +132,11 @@ class Pool:
         """Find out whether there is a pooler, set what the session depends on, and check the database's encoding."""
         nonce = nonce or secrets.token_hex(8)
         found = self._look(connection, nonce)
+        if not isinstance(found["encoding"], str):
+            raise ConnectError(
+                "the database driver cannot read text under quote_all_identifiers = on, and the pooler or service file "
+                "lets it not be changed here: set it to off for this role and database"
+            )
         if found["encoding"] != "UTF8":
             raise ConnectError(
                 f"the database keeps its text in {found['encoding']}, which cannot hold every text: make one with "
@@ -287,7 +292,9 @@ class _Database:
         if not self._named:
             return self._target, None
         nonce = secrets.token_hex(16)
-        return _with_option(self._target, f"-c entityframes.connection={nonce}"), nonce
+        # The driver reads the names of functions when it starts, and knows them without quotes only.
+        options = f"-c entityframes.connection={nonce} -c quote_all_identifiers=off"
+        return _with_option(self._target, options), nonce
 
     def _refused(self, error: adbc_driver_manager.Error) -> bool:
         """Whether connecting may have failed for the value that it sends, which it then sends no more."""
