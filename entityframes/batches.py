@@ -171,7 +171,7 @@ class UpsertRun:
                     seen = narrow.look(self.engine, rows, known, self._fields, self.options)
                     yield from self._told_of(seen, batch)
                     ready = seen.ready
-                    rows = rows.filter(pl.col("row").is_in([*ready["row"], *seen.later["row"]]))
+                    rows = rows.filter(pl.col("row").is_in(pl.concat([ready["row"], seen.later["row"]]).implode()))
                 written = self._write(ready, batch) if ready.height else _NOTHING
                 again = _again(written, merging)
             except _AnswerLostError as committed:

@@ -215,17 +215,13 @@ def _hashes(rows: pl.DataFrame, texts: pl.Series, stored: pl.DataFrame) -> pl.Se
 
 def _contents(engine: Engine, rows: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
     """The content that each row is to be written with, and whether that of its entity changed while it was read."""
-    keeps = (rows["keeps_content"] & rows["old_content_hash"].is_not_null()).arg_true()
-    contents, moved = rows["content"].to_list(), [False] * rows.height
-    if len(keeps):
-        kept = rows[keeps]
-        seen = kept["old_content_hash"].bin.encode("hex")
-        found = [(None, None)] * kept.height
-        for start in range(0, kept.height, engine.lookup_rows):
-            answer = engine.lookup(kept[start : start + engine.lookup_rows].select(KEY))
-            for position, *values in answer.select("position", "content", "content_hash").iter_rows():
-                found[start + position] = tuple(values)
-        for place, (content, content_hash), expected in zip(keeps, found, seen, strict=True):
-            moved[place] = content_hash != expected
-            contents[place] = content or ""
-    return pl.Series("content", contents, dtype=pl.String), pl.Series(moved, dtype=pl.Boolean)
+    contents, moved = rows["content"], pl.repeat(False, rows.height, dtype=pl.Boolean, eager=True)
+    places = (rows["keeps_content"] & rows["old_content_hash"].is_not_null()).arg_true()
+    if not len(places):
+        return contents, moved
+    kept = rows[places]
+    found = _asked(engine.lookup, engine, kept).select("position", "content", "content_hash")
+    positions = pl.DataFrame({"position": pl.int_range(kept.height, dtype=pl.Int64, eager=True)})
+    found = positions.join(found, on="position", how="left", maintain_order="left")
+    changed = found["content_hash"].ne_missing(kept["old_content_hash"].bin.encode("hex"))
+    return contents.scatter(places, found["content"].fill_null("")), moved.scatter(places, changed)

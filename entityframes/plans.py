@@ -205,7 +205,7 @@ def _compared(engine: Engine, rows: pl.DataFrame, options: Options) -> pl.DataFr
 def _changes(old: pl.Series, new: pl.Series, action: pl.Series) -> pl.Series:
     """The fields that differ, as lists; empty where none does, null for rows of which nothing is written."""
     dtype = PLAN_SCHEMA["changes"]
-    found = differences(old.to_list(), new.to_list())
+    found = differences(old, new)
     lists = found.group_by("place", maintain_order=True).agg(changes=pl.struct("field", "old", "new"))
     each = pl.DataFrame({"place": pl.int_range(len(old), dtype=pl.UInt32, eager=True), "action": action})
     each = each.join(lists, on="place", how="left", maintain_order="left")
