@@ -29,6 +29,7 @@ from entityframes.errors import (
     ResourceError,
     RowError,
     StatementCancelledError,
+    TransientError,
     ValidationError,
 )
 from entityframes.fields import Fields
@@ -41,6 +42,9 @@ from entityframes.threads import Submit
 
 #: Whether types had no entity is asked of so many at most.
 _FEW_TYPES = 8
+
+#: How often rows are read and merged again because their entities change all the time.
+_MAX_ROUNDS = 1_000
 
 #: Batches that threads are working on, with their rows.
 Working = dict[Future[pl.DataFrame], pl.DataFrame]
@@ -163,9 +167,12 @@ class UpsertRun:
             return
         merging = not only_new and self.options.merging and bool({"narrow", "expected"} & set(rows.columns))
         batch = self._batch(known if self.options.absent == "keep" else None, only_new=only_new)
+        rounds = 0
         while rows.height:
-            ready = rows
+            ready, rounds = rows, rounds + 1
             try:
+                if rounds > _MAX_ROUNDS:
+                    raise TransientError("other writers changed the same entities again and again meanwhile", "40001")
                 if merging:
                     self.interrupt.check()
                     seen = narrow.look(self.engine, rows, known, self._fields, self.options)

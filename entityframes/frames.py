@@ -136,8 +136,9 @@ def check_entity_schema(schema: Mapping[str, pl.DataType], expected: Iterable[st
     unknown = [name for name in schema if name not in known]
     if unknown:
         raise SchemaError(
-            f"unknown columns {', '.join(map(repr, unknown))}: an entity frame has entity_type, id, content and "
-            "metadata; put other columns into metadata, for example with entityframes.entities(df, type, id=...)"
+            f"unknown columns {', '.join(map(repr, unknown))} (names are case-sensitive): an entity frame has "
+            "entity_type, id, content and metadata; put other columns into metadata, for example with "
+            "entityframes.entities(df, type, id=...)"
         )
     texts = [name for name in ("content", *hashes) if name in schema and (name == "content" or schema[name] != pl.Null)]
     _check_text(schema, [*KEY, *texts])

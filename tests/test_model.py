@@ -44,7 +44,7 @@ class Model:
     def __init__(self) -> None:
         self.entities: dict[tuple[str, str], tuple[str, Any]] = {}
 
-    def upsert(self, rows: list[tuple], policy: str) -> list[str]:
+    def upsert(self, rows: list[tuple], policy: str, absent: str) -> list[str]:
         good = [place for place, row in enumerate(rows) if valid(row)]
         chosen: dict[tuple, int] = {}
         for place in good:
@@ -57,7 +57,10 @@ class Model:
             elif chosen[kind, id] != place:
                 told.append("duplicate")
             else:
-                told.append(self._write((kind, id), (content, json.loads(metadata or "{}"))))
+                fields = json.loads(metadata or "{}")
+                if absent == "keep" and (kind, id) in self.entities:
+                    fields = self.entities[kind, id][1] | fields
+                told.append(self._write((kind, id), (content, fields)))
         return told
 
     def _write(self, key: tuple[str, str], value: tuple[str, Any]) -> str:
@@ -81,24 +84,25 @@ class Life(RuleBasedStateMachine):
 
     @initialize(rows=ROWS)
     def begin(self, rows: list[tuple]) -> None:
-        self.upsert(rows, "last", None, False)
+        self.upsert(rows, "last", None, False, "keep")
 
     @rule(
         rows=ROWS,
         policy=st.sampled_from(["last", "first"]),
         batch_size=st.sampled_from([None, 1, 3]),
         again=st.booleans(),
+        absent=st.sampled_from(["keep", "clear"]),
     )
-    def upsert(self, rows: list[tuple], policy: str, batch_size: int | None, again: bool) -> None:
+    def upsert(self, rows: list[tuple], policy: str, batch_size: int | None, again: bool, absent: str) -> None:
         frame = pl.DataFrame(rows, SCHEMA, orient="row")
         if frame.height and any(frame[name].null_count() == frame.height for name in (*KEY, "content")):
             with pytest.raises(ef.SchemaError):
                 self.store.upsert(frame, progress=False)
             return
         for _ in range(2 if again else 1):
-            result = self.store.upsert(frame, on_duplicate=policy, batch_size=batch_size, progress=False)
+            result = self.store.upsert(frame, absent=absent, on_duplicate=policy, batch_size=batch_size, progress=False)
             outcomes = result.outcomes
-            assert outcomes["status"].to_list() == self.model.upsert(rows, policy)
+            assert outcomes["status"].to_list() == self.model.upsert(rows, policy, absent)
             assert outcomes["id"].to_list() == frame["id"].to_list()
             wrote_text = outcomes["job_id"].is_not_null()
             assert (~wrote_text | outcomes["status"].is_in(["created", "updated"])).all()

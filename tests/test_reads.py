@@ -262,7 +262,7 @@ def test_single_entity_calls(store: ef.EntityStore) -> None:
     assert store.entity_exists("note", "a")
     entity = store.get_entity("note", "a")
     assert entity["content"] == "text"
-    assert entity["metadata"] == {"n": 2}
+    assert entity["metadata"] == {"n": 2, "tags": ["x"]}
     assert store.delete_entity("note", "a")
     assert not store.delete_entity("note", "a")
     with pytest.raises(ef.ValidationError, match="id is empty"):
