@@ -369,3 +369,44 @@ def test_an_error_is_one_line(tmp_path: Path, words: list[str], said: str) -> No
     assert run.stderr.startswith("entityframes: ")
     assert run.stderr.count("\n") == 1
     assert not (tmp_path / "entities.duckdb").exists()
+
+
+def test_a_narrower_file_leaves_the_rest(run: Run) -> None:
+    """Case 56: without --content, with chosen --metadata or other columns, what the file lacks stays as it is."""
+    run("import", "airports.dat", *OPTIONS)
+    (run.folder / "heights.csv").write_text("id,altitude,city\n1,1,Elsewhere\n2,,Elsewhere\n")
+    some = ["heights.csv", "--type", "airport", "--id", "id", "--metadata", "altitude"]
+    code, out, _ = run("import", *some, "--nulls", "keep", "--dry-run")
+    assert (code, "1 to update, 1 unchanged" in out, "altitude of 1" in out) == (0, True, True)
+    assert "1 updated" in run("import", *some, "--nulls", "keep")[1]
+    columns = ["id", "content", "city", "iata", "altitude", "lat"]
+
+    def airports() -> list[tuple]:
+        with ef.connect(run.url) as store:
+            return store.read("airport").sort("id").select(columns).rows()[1:]
+
+    goroka, madang = ("1", "Goroka Airport", "Goroka", None), ("2", "Madang Airport", "Madang", "MAG")
+    assert airports() == [(*goroka, 1, -6.08), (*madang, 20, -5.2)]
+    assert "1 updated" in run("import", *some)[1]
+    assert airports() == [(*goroka, 1, -6.08), (*madang, None, -5.2)]
+    code, out, _ = run("import", *some, "--absent", "clear")
+    assert (code, "2 updated" in out) == (0, True)
+    assert airports() == [("1", "", None, None, 1, None), ("2", "", None, None, None, None)]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.ndjson"])
+def test_a_file_without_content_and_without_a_type(run: Run, name: str) -> None:
+    """Case 56: keys and metadata are enough; content is text where there is any, whatever it looks like."""
+    frame = pl.DataFrame(
+        {"entity_type": ["n", "n"], "id": ["1", "2"], "content": ["007", "8"], "metadata": ['{"a":1}', "{}"]}
+    )
+    write = {"rows.csv": pl.DataFrame.write_csv, "rows.ndjson": pl.DataFrame.write_ndjson}[name]
+    write(frame, run.folder / name)
+    assert "2 created" in run("import", name)[1]
+    write(frame.drop("content").with_columns(metadata=pl.lit('{"b":2}')), run.folder / name)
+    code, out, errors = run("import", name)
+    assert (code, "2 updated" in out) == (0, True), errors
+    with ef.connect(run.url) as store:
+        assert store.read("n").select("id", "content", "a", "b").rows() == [("1", "007", 1, 2), ("2", "8", None, 2)]
+    write(frame.select("entity_type", "id"), run.folder / name)
+    assert "2 unchanged" in run("import", name)[1]
