@@ -78,7 +78,7 @@ def chart(measured: pl.DataFrame) -> Any:
     try:
         import altair as alt
     except ImportError:
-        raise ValueError("charts need Altair: pip install 'entityframes[notebook]'") from None
+        raise ValueError("charts need Altair: pip install altair vl-convert-python") from None
 
     sizes = measured["entities"].unique().sort().to_list()
     logarithmic = alt.Scale(type="log", nice=False, padding=10)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from entityframes import forks
+from entityframes import forks, reads
 from entityframes.engines import Engine, check_writable
+from entityframes.errors import EmbedderError
 from entityframes.progress import Progress, Reporter
 from entityframes.results import EmbedResult, UpsertResult
 
@@ -54,11 +56,13 @@ class EmbeddingCalls:
             progress, cancel: as in `upsert`, but the batch in flight is still written.
 
         Returns:
-            EmbedResult, whose ``outcomes`` have one row for each entity that was due, in the order of the work.
+            EmbedResult, whose ``outcomes`` have one row for each entity that was due in a job, in the order of the
+            work. It is not `ok` while entities are due in jobs that failed, or that a stopped run left open;
+            what is due and in no job, since it was stored with ``embed=False``, its text tells, and `enqueue` queues.
 
         Raises:
             SpaceError: the space is of another model or dimension.
-            EmbedderError: the embedder cannot work at all.
+            EmbedderError: the embedder cannot work at all: every text fails. A space that was new is not kept.
             DatabaseError: the database cannot.
             KeyboardInterrupt: on Ctrl-C; `last_result` holds what was done.
         """
@@ -73,9 +77,12 @@ class EmbeddingCalls:
         from entityframes.embedding.worker import EmbedRun
 
         check_writable(self._engine)
-        name = spaces.settle(self._engine, embedder, space)
+        name, made = spaces.settle(self._engine, embedder, space)
         self._embedders[embedder.name] = embedder
         run = EmbedRun(self._engine, embedder, name, options)
+        if not self._engine.embedding.open_jobs(name):
+            # A bar would be full of what is in no job.
+            progress = False
 
         def due() -> int:
             return int(self._engine.stats(name)["due"].sum())
@@ -83,6 +90,10 @@ class EmbeddingCalls:
         with Reporter(progress, due, unit="texts") as reporter:
             try:
                 return run.execute(reporter, cancel)
+            except EmbedderError:
+                if made:
+                    spaces.undo(self._engine, name)
+                raise
             finally:
                 self.last_result = run.result()
 
@@ -103,7 +114,15 @@ class EmbeddingCalls:
         from entityframes.embedding import jobs
 
         check_writable(self._engine)
+        if isinstance(what, str):
+            self._warn_of_unknown(what)
         return jobs.enqueue(self._engine, what, space)
+
+    def _warn_of_unknown(self, entity_type: str) -> None:
+        """Warn of a type that the store has nothing of, which is often a slip of the pen."""
+        said = reads.unknown_type_message(self._engine, entity_type)
+        if said is not None:
+            warnings.warn(said, UserWarning, stacklevel=4)
 
     def retry_failed(self, *, space: str | None = None) -> int:
         """Queue again what the embedder refused, and the jobs that failed; how many entities these jobs list."""
@@ -196,6 +215,8 @@ class EmbeddingCalls:
         """
         from entityframes.embedding.search import search
 
+        if entity_type is not None:
+            self._warn_of_unknown(entity_type)
         return search(
             self._engine, query, entity_type=entity_type, k=k, mode=mode, where=where, embedder=embedder,
             remembered=self._embedders,

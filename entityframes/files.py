@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import polars as pl
 
 from entityframes.errors import SchemaError
+from entityframes.utf8 import printable
 
 Format = Literal["csv", "tsv", "ndjson", "parquet", "ipc"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -178,8 +179,20 @@ def expanded(sources: Sequence[str], file_format: str | None = None, spool: Path
         elif found := sorted(glob.glob(source, recursive=True)):
             paths += found
         else:
-            raise SchemaError(f"no such file: {source}")
+            raise SchemaError(f"no such file: {printable(source)}")
+    for name in paths:
+        check_name(name)
     return paths
+
+
+def check_name(path: str | Path) -> None:
+    """Refuse a name that Polars cannot open.
+
+    Raises:
+        SchemaError: it holds bytes that are not UTF-8.
+    """
+    if printable(str(path)) != str(path):
+        raise SchemaError(f"{printable(str(path))}: the name of the file is not UTF-8: rename it")
 
 
 def write_file(frame: pl.DataFrame, path: str | Path, file_format: str | None = None) -> None:
@@ -188,6 +201,7 @@ def write_file(frame: pl.DataFrame, path: str | Path, file_format: str | None = 
     Raises:
         SchemaError: the format is not known, or it has no place for a nested column (CSV, TSV).
     """
+    check_name(path)
     kind = file_format or format_of(path)
     suffix = Path(path).suffix.lower()
     compression: Any = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}.get(suffix, "uncompressed")

@@ -7,9 +7,9 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +270,48 @@ class EmbedResult(UpsertResult):
     space: str = ""
     #: How often the embedder was called.
     calls: int = 0
+    #: How many entities are due in jobs that failed, now or earlier, or that a stopped run left open.
+    waiting: int = 0
+    _ask_unqueued: Callable[[], int | None] | None = field(default=None, compare=False)
+
+    @cached_property
+    def unqueued(self) -> int | None:
+        """How many entities are due in the space and in no job; counted when it is first asked for.
+
+        None where the store cannot be asked any more.
+        """
+        return None if self._ask_unqueued is None else self._ask_unqueued()
+
+    @property
+    def ok(self) -> bool:
+        """Whether no row failed or was cancelled, and nothing is left in a job that failed or was stopped."""
+        return super().ok and not self.waiting
+
+    def raise_for_failures(self) -> None:
+        """Raise unless `ok`.
+
+        Raises:
+            EntityFramesError: rows failed or were cancelled, or entities wait in failed jobs.
+        """
+        super().raise_for_failures()
+        if self.waiting:
+            raise EntityFramesError(f"{self._left()[0]}; see store.jobs('failed')")
+
+    def _left(self) -> list[str]:
+        """What is still due, and how to go on; a line each."""
+        said = []
+        if self.waiting:
+            said.append(f"{self.waiting:,} stay due in jobs that failed or were left: store.retry_failed(), then embed")
+        if self.unqueued:
+            said.append(f"{self.unqueued:,} are due and in no job: store.enqueue() queues them, then embed again")
+        return said
+
+    def __repr__(self) -> str:
+        return "\n".join([super().__repr__(), *self._left()])
+
+    def _repr_html_(self) -> str:
+        left = "".join(f'<div style="font-size:90%">{html.escape(line)}</div>' for line in self._left())
+        return super()._repr_html_() + left
 
     @property
     def succeeded(self) -> pl.DataFrame:

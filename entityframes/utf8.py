@@ -18,6 +18,11 @@ def readable(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series | None]:
     return pl.DataFrame(columns), problem
 
 
+def printable(text: str) -> str:
+    """Text that came from outside, such as a file's name, with escapes for the bytes in it that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _checked(column: pl.Series) -> tuple[pl.Series, pl.Series | None]:
     """The texts of a column, and what is wrong with each if any is."""
     import pyarrow as pa

@@ -110,6 +110,31 @@ def test_a_search_before_anything_is_embedded(run: Run) -> None:
     assert (code, "note: 2 due for embedding: entityframes embed" in said) == (1, True)
 
 
+def test_what_is_in_no_job_is_queued_on_the_way(run: Run) -> None:
+    """A search says what is missing and names the command that does it, which does."""
+    run("embed", *HASHING)
+    with ef.connect(run.url) as store:
+        store.delete(store.scan().collect())
+        store.upsert(
+            pl.DataFrame({"entity_type": "note", "id": ["a", "b"], "content": "text"}), progress=False, embed=False
+        )
+    code, _, said = run("search", "text")
+    assert (code, "2 due for embedding, 2 of them in no job: entityframes embed --enqueue" in said) == (1, True)
+    assert json.loads(run("embed", "--json")[1])["in_no_job"] == 2
+    code, out, said = run("embed", "--enqueue")
+    assert (code, "2 embedded" in out, "2 entities queued" in said) == (0, True, True)
+    assert run("search", "text")[0] == 0
+    code, out, _ = run("embed", "--enqueue", "--space", "second", "--embedder", "hashing", "--option", "dim=16")
+    assert (code, "2 embedded" in out) == (0, True)
+
+
+@pytest.mark.parametrize("words", [["search", "x", "--mode", "text"], ["search", "x"], ["jobs", "--enqueue"]])
+def test_an_unknown_type_is_an_error(run: Run, words: list[str]) -> None:
+    run("embed", *HASHING)
+    code, out, said = run(*words, "--type", "pages")
+    assert (code, out, "no entities of type 'pages': the store has page" in said) == (2, "", True)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and leave with its exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() in ("utf-8", "utf8"):
+        # A name of a file may hold other bytes, and printing it must not fail after the work is done.
+        sys.stdout.reconfigure(errors="backslashreplace")
     with _told():
         sys.exit(cli(prog_name="entityframes", standalone_mode=False) or 0)
 

@@ -85,6 +85,7 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
               "fails.  [default: 3, and no end with --watch]")  # fmt: skip
 @click.option("--lease", type=click.FloatRange(0.5), default=60.0, show_default=True, help="Seconds after which "
               "the job of a worker that is not heard of is taken over.")  # fmt: skip
+@click.option("--enqueue", is_flag=True, help="First make jobs for everything that is due and in none.")
 @click.option("--watch", is_flag=True, help="Go on and wait for more, until SIGTERM or Ctrl-C.")
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
 @json_option
@@ -103,6 +104,8 @@ def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **op
     stop = threading.Event()
     with open_store(url, namespace) as store, _stopped_by_signals(stop):
         embedder = _embedder(store, name, options["options"], options["space"])
+        if options["enqueue"]:
+            _enqueue_all(store, options["space"])
         ok = True
         pauses = 0
         while True:
@@ -122,6 +125,27 @@ def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **op
             if not options["watch"] or not _wait_for_jobs(store, stop):
                 break
     sys.exit(0 if ok or options["watch"] else 1)
+
+
+def _enqueue_all(store: Any, space: str | None) -> None:
+    """Make jobs for everything that is due; a space that is not there yet begins with those of all that is due."""
+    known = store.spaces()["space"].to_list()
+    if space is None or space in known or not known:
+        say(f"{store.enqueue(space=space if space in known else None):,} entities queued", err=True)
+
+
+def _check_type(store: Any, entity_type: str | None) -> None:
+    """Refuse a type that the store has nothing of.
+
+    Raises:
+        EntityFramesError: it has none.
+    """
+    from entityframes import reads
+    from entityframes.errors import EntityFramesError
+
+    said = None if entity_type is None else reads.unknown_type_message(store._engine, entity_type)
+    if said is not None:
+        raise EntityFramesError(said)
 
 
 def _say_trying_again(error: object) -> None:
@@ -156,12 +180,17 @@ def _report(result: Any, store: Any, as_json: bool) -> None:
             "counts": result.counts,
             "calls": result.calls,
             "elapsed": round(result.elapsed, 3),
+            "waiting": result.waiting,
+            "in_no_job": result.unqueued,
             "failed": failures,
         }
         print_exactly(json.dumps(report, ensure_ascii=False), json=True)
         return
+    from entityframes.results import UpsertResult
+
     say(f"{visible(result.space)} -> {visible(store.address)}")
-    said = repr(result).split("; first failure")[0].removeprefix("EmbedResult: ")
+    # What is left is told below, in the words of the command line.
+    said = UpsertResult.__repr__(result).split("; first failure")[0].removeprefix("EmbedResult: ")
     say(said if result.rows else "nothing is queued")
     if result.counts["failed"]:
         print_failures(result.failed, "see them all with --json")
@@ -206,17 +235,30 @@ def search(
     import polars as pl
 
     with open_store(url, namespace, read_only=True) as store:
+        _check_type(store, entity_type)
         embedder = None if name is None else _embedder(store, name, options, None)
         condition = None if where is None else pl.sql_expr(where)
         found = store.search(query, entity_type=entity_type, k=k, mode=mode, where=condition, embedder=embedder)
-        due = 0 if found.height or mode == "text" else int(store.stats()["due"].sum())
+        note = None if found.height or mode == "text" else _note_of_due(store)
     if as_json or not sys.stdout.isatty():
         print_frame(found, as_json)
     else:
         _print_found(found)
-    if due:
-        say(f"note: {due:,} due for embedding: entityframes embed", err=True)
+    if note:
+        say(note, err=True)
     sys.exit(0 if found.height else 1)
+
+
+def _note_of_due(store: Any) -> str | None:
+    """That not everything is embedded that is searched, and the command that does it."""
+    from entityframes.embedding import spaces
+    from entityframes.embedding.jobs import Left
+
+    due = int(store.stats()["due"].sum())
+    unqueued = Left(store._engine, spaces.find(store._engine, None)["space"]).in_no_job()
+    if unqueued:
+        return f"note: {due:,} due for embedding, {unqueued:,} of them in no job: entityframes embed --enqueue"
+    return f"note: {due:,} due for embedding: entityframes embed" if due else None
 
 
 def _print_found(found: Any) -> None:
@@ -260,6 +302,7 @@ def jobs(
     """List the embedding jobs, oldest first, or make some."""
     with open_store(url, namespace, read_only=not (enqueue or retry_failed)) as store:
         if enqueue:
+            _check_type(store, entity_type)
             say(f"{store.enqueue(entity_type, space=space):,} entities queued", err=True)
         if retry_failed:
             say(f"{store.retry_failed(space=space):,} entities queued again", err=True)

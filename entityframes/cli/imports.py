@@ -208,10 +208,11 @@ _SMALL = 512 << 20
 
 def _check_failed_file(path: str | None, files: Sequence[str]) -> None:
     """Refuse a file for failed rows that could not be written, before anything is imported."""
-    from entityframes.files import format_of
+    from entityframes.files import check_name, format_of
 
     if path is None:
         return
+    check_name(path)
     format_of(path)
     if not Path(path).resolve().parent.is_dir():
         raise click.UsageError(f"--failed {path}: there is no such folder")

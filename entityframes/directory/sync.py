@@ -23,6 +23,7 @@ from entityframes.engines import check_writable
 from entityframes.errors import DatabaseError, DirectoryError, EntityFramesError
 from entityframes.progress import Progress, Reporter
 from entityframes.results import SyncResult
+from entityframes.utf8 import printable
 
 if TYPE_CHECKING:
     from entityframes.store import EntityStore
@@ -76,7 +77,7 @@ class DirectorySync:
         self._store = store
         self._root = Path(root)
         self._tree = Tree(root, suffixes, ignore, max_bytes)
-        known_as = name or f"{socket.gethostname()}:{os.path.realpath(root)}"
+        known_as = name or printable(f"{socket.gethostname()}:{os.path.realpath(root)}")
         owned = None if types is None else frozenset(types)
         self._folder = Folder(known_as, self._tree, default_type, tuple(suffixes), owned)
 

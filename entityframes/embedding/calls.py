@@ -18,8 +18,9 @@ BACKOFF = 1.0
 LONGEST_BACKOFF = 60.0
 #: The longest wait that an embedder may ask for.
 LONGEST_ASKED = 3600.0
-#: When so many single texts have failed and none has succeeded, it is not the texts.
+#: When so many single texts have failed in a row, a text that is known to be harmless tells whether it is the texts.
 HOPELESS = 8
+HARMLESS = "text"
 
 
 class StoppedError(Exception):
@@ -48,7 +49,7 @@ class Calls:
         self._stopping = stopping or threading.Event()
         self._delayed = delayed
         self._lock = threading.Lock()
-        self._succeeded = False
+        #: Texts that have failed in a row.
         self._failed = 0
         #: How often the embedder was called.
         self.count = 0
@@ -70,7 +71,34 @@ class Calls:
         errors: list[str | None] = [None] * len(texts)
         if texts:
             self._resolve(texts, 0, len(texts), vectors, errors, None)
-        return _scaled(vectors, errors), errors
+        vectors = _scaled(vectors, errors)
+        if texts and (None not in errors or not vectors.any()):
+            self.try_out(errors[0])
+        return vectors, errors
+
+    def try_out(self, why: str | None = None) -> None:
+        """Embed a harmless text.
+
+        Args:
+            why: what went wrong with all others, if that is why it is tried.
+
+        Raises:
+            EmbedderError: it cannot be embedded either, so that it is not the texts; EmbedderBusyError and StoppedError
+                as `embed`.
+        """
+        errors: list[str | None] = [None]
+        try:
+            vectors = _scaled(self._patiently([HARMLESS]).copy(), errors)
+        except (EmbedderError, StoppedError):
+            raise
+        except Exception as error:
+            raise self._hopeless(f"{type(error).__name__}: {error}", why) from error
+        if errors[0] is not None or not vectors.any():
+            raise self._hopeless(errors[0] or "the vector is all zeros", why)
+
+    def _hopeless(self, error: str, why: str | None) -> EmbedderError:
+        every = f"every text fails: {why}" if why else f"it embeds not even a plain word: {error}"
+        return EmbedderError(f"the embedder {self._embedder.name} cannot work: {every}")
 
     def _resolve(
         self, texts: Sequence[str], low: int, high: int, vectors: Array, errors: list[str | None], known: str | None
@@ -85,6 +113,8 @@ class Calls:
             except Exception as refused:
                 error = f"{type(refused).__name__}: {refused}"
             else:
+                with self._lock:
+                    self._failed = 0
                 return True
         if high - low == 1:
             errors[low] = error[:500]
@@ -99,8 +129,9 @@ class Calls:
     def _despair(self, error: str) -> None:
         with self._lock:
             self._failed += 1
-            if not self._succeeded and self._failed >= HOPELESS:
-                raise EmbedderError(f"every text fails: {error}")
+            doubtful = self._failed % HOPELESS == 0
+        if doubtful:
+            self.try_out(error)
 
     def _patiently(self, texts: Sequence[str]) -> Array:
         for tries in range(1, self._max_attempts + 1):
@@ -117,8 +148,6 @@ class Calls:
                 if self._stopping.wait(min(wait, LONGEST_ASKED)):
                     raise StoppedError from busy
             else:
-                with self._lock:
-                    self._succeeded = True
                 return vectors
         raise AssertionError("a try ends in a vector or an error")
 

@@ -67,6 +67,17 @@ def load_embedder(name: str, **options: Any) -> Embedder:
     return embedder
 
 
+def load(embedder: Embedder) -> None:
+    """Have an embedder of this package load its model; others do so when they are made, or with their first call.
+
+    Raises:
+        EmbedderError: it is not installed.
+    """
+    loaded = getattr(embedder, "_loaded", None)
+    if callable(loaded):
+        loaded()
+
+
 def embedder_of_model(model: str) -> Embedder | None:
     """The embedder of a space's model, if a package knows it."""
     for entry in metadata.entry_points(group=GROUP):

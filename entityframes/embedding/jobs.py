@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -10,7 +11,7 @@ from entityframes import frames, sources
 from entityframes.embedding import spaces as spaces_
 from entityframes.engines import Engine
 from entityframes.engines.embedding import STATES
-from entityframes.errors import SpaceError
+from entityframes.errors import EntityFramesError, SpaceError
 from entityframes.frames import KEY
 
 _TIME = pl.Datetime("us", "UTC")
@@ -58,6 +59,38 @@ def drop_space(engine: Engine, space: str) -> None:
     if row["active"] and engine.embedding.spaces().height > 1:
         raise SpaceError(f"searches use the space {space}: activate another one before it is dropped")
     engine.embedding.drop_space(space)
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is still due in a space when a run has ended."""
+
+    engine: Engine
+    space: str
+
+    def waiting(self, *, stopped: bool) -> int:
+        """How many entities are due in jobs that failed, or in open ones that a stopped run left behind."""
+        kept = self._listed("failed") + (self._open() if stopped else 0)
+        return min(kept, self._due()) if kept else 0
+
+    def in_no_job(self) -> int | None:
+        """How many entities are due and in no job; None where the store cannot be asked any more."""
+        try:
+            due = self._due()
+            return max(0, due - self._open() - self._listed("failed")) if due else 0
+        except EntityFramesError:
+            return None
+
+    def _due(self) -> int:
+        return int(self.engine.stats(self.space)["due"].sum())
+
+    def _open(self) -> int:
+        return self._listed("pending") + self._listed("running")
+
+    def _listed(self, state: str) -> int:
+        """How many entities the jobs of the space list, or of none yet."""
+        jobs = self.engine.embedding.jobs(state).filter(pl.col("space").is_null() | (pl.col("space") == self.space))
+        return int(jobs["entities"].sum())
 
 
 def enqueue(engine: Engine, what: Any, space: str | None) -> int:

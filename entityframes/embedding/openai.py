@@ -25,7 +25,7 @@ _REFUSED = {401, 402, 403, 404, 405}
 
 
 class OpenAIEmbedder:
-    """An OpenAI-compatible server. Needs the extra ``entityframes[openai]``.
+    """An OpenAI-compatible server. Needs the package httpx.
 
     Args:
         model: the model's name there.
@@ -51,7 +51,7 @@ class OpenAIEmbedder:
         try:
             import httpx
         except ImportError as error:
-            raise EmbedderError("httpx is not installed: pip install 'entityframes[openai]'") from error
+            raise EmbedderError("httpx is not installed: pip install httpx") from error
         key = api_key if api_key is not None else os.environ.get("OPENAI_API_KEY")
         base = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         self._client = httpx.Client(

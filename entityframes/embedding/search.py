@@ -167,10 +167,11 @@ def _as_vector(query: Any, space: Mapping[str, Any]) -> np.ndarray[Any, Any]:
         raise SpaceError(
             f"the query has the shape {vector.shape}, the space {space['space']} has {space['dim']} dimensions"
         )
-    length = float(np.linalg.norm(vector))
-    if not np.isfinite(length):
+    if not np.isfinite(vector).all():
         raise ValueError("the query vector holds NaN or infinity")
-    return (vector / (length or 1.0)).astype(np.float32)
+    # Squares of what is very large, or very small, would leave the range.
+    vector = vector / (np.abs(vector).max() or 1.0)
+    return (vector / (float(np.linalg.norm(vector)) or 1.0)).astype(np.float32)
 
 
 def search(
@@ -192,6 +193,8 @@ def search(
     if isinstance(query, str) and re.search("[\0\ud800-\udfff]", query):
         raise ValueError("the query holds a NUL character or is no valid Unicode text")
     wanted = Search(engine, entity_type, k, where)
+    if isinstance(query, str) and not query.strip():
+        return pl.DataFrame(schema=SCHEMA)
     if mode == "text":
         return wanted.text(query)
     if mode == "hybrid":

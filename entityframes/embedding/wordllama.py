@@ -18,7 +18,7 @@ MAX_CHARS = 800
 class WordLlamaEmbedder:
     """Averages of word vectors that were distilled from a large language model: 256 dimensions, no download, no GPU.
 
-    Needs the extra ``entityframes[embed]``. The weights (l2_supercat, 16 MB) are part of the wordllama package.
+    Needs the package wordllama (``pip install wordllama``). The weights (l2_supercat, 16 MB) are part of it.
 
     Args:
         max_batch: how many texts a call may have.
@@ -53,7 +53,7 @@ class WordLlamaEmbedder:
                 try:
                     import wordllama
                 except ImportError as error:
-                    raise EmbedderError("wordllama is not installed: pip install 'entityframes[embed]'") from error
+                    raise EmbedderError("wordllama is not installed: pip install wordllama") from error
                 # Its own folder as the cache: it would download the tokenizer that lies there.
                 here = Path(wordllama.__file__).parent
                 self._model = wordllama.WordLlama.load(dim=self.dim, cache_dir=here, disable_download=True)

@@ -8,6 +8,7 @@ A worker has two threads: while one writes, the other embeds what comes next, of
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import socket
 import threading
@@ -24,6 +25,7 @@ import polars as pl
 
 from entityframes.embedding.calls import Calls, StoppedError
 from entityframes.embedding.embedder import Embedder
+from entityframes.embedding.jobs import Left
 from entityframes.engines import Engine, Interrupt
 from entityframes.engines.embedding import Job, JobEnd, LeaseLostError, Worker
 from entityframes.errors import DatabaseError, EmbedderBusyError, EmbedderError, TransientError
@@ -44,6 +46,8 @@ POLL = (0.05, 1.0)
 LOST: dict[str, Any] = {"status": "skipped", "error": "its job went to another worker"}
 #: Seconds that a run which is broken off waits for its threads; an embedder may not come back.
 PATIENCE = 1.5
+
+_logger = logging.getLogger("entityframes")
 
 _names: dict[int, str] = {}
 
@@ -147,6 +151,7 @@ class EmbedRun:
         self._logging = threading.Lock()
         self._rows = 0
         self._batches = 0
+        self._waiting = 0
         self._held: dict[str, Job] = {}
         self._fatal: BaseException | None = None
         self._started = time.perf_counter()
@@ -156,7 +161,10 @@ class EmbedRun:
         with self._logging:
             counts = dict(self._log.counts)
         elapsed = time.perf_counter() - self._started
-        return EmbedResult(counts, self._batches, elapsed, self._log, self._space, self._calls.count)
+        left = Left(self._engine, self._space)
+        return EmbedResult(
+            counts, self._batches, elapsed, self._log, self._space, self._calls.count, self._waiting, left.in_no_job
+        )
 
     def execute(self, reporter: Reporter, cancel: threading.Event | None) -> EmbedResult:
         """Work until no job of the space is left; `result` stays right whatever is raised.
@@ -190,7 +198,11 @@ class EmbedRun:
             raise
         if self._fatal is not None:
             raise self._fatal
-        return self.result()
+        self._waiting = Left(self._engine, self._space).waiting(stopped=self._stopping.is_set())
+        result = self.result()
+        if not result.rows and _logger.isEnabledFor(logging.INFO):
+            _logger.info("%r", result)
+        return result
 
     # The run, in the caller's thread.
 

@@ -19,6 +19,7 @@ from entityframes.errors import (
     StatementCancelledError,
     TransientError,
 )
+from entityframes.utf8 import printable
 
 
 class InvalidatedError(ResourceError):
@@ -27,6 +28,8 @@ class InvalidatedError(ResourceError):
 
 def why_not_opened(location: Location, error: Exception) -> str:
     """A sentence for somebody whose file could not be opened."""
+    if isinstance(error, UnicodeError):
+        return f"{printable(location.address)} cannot be a DuckDB store: the name of the file is not UTF-8"
     message = " ".join(str(error).split())
     holder = re.search(r"PID (\d+)", message)
     if holder:

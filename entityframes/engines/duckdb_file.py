@@ -96,6 +96,8 @@ class File:
         self._bounded = location.target != ":memory:"
         self._memory = MEMORY_BYTES
         try:
+            # DuckDB's own word for it is std::bad_cast.
+            location.target.encode()
             self._root = _connect(location.target, read_only)
             # In a child its end would write the log into the file.
             forks.keep(self)

@@ -1,0 +1,269 @@
+"""Embedders that do not work, are busy or are not installed: nothing is recorded that the texts are not at fault for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import entityframes as ef
+from tests.test_embedding import Recording, embed, notes
+
+
+class Giving(Recording):
+    """What it gives instead of vectors for texts with a word in them."""
+
+    def __init__(self, value: float, word: str = "", **options: Any) -> None:
+        super().__init__(**options)
+        self._value, self._word = value, word
+
+    def embed(self, texts: Sequence[str], /) -> np.ndarray[Any, Any]:
+        vectors = np.array(super().embed(texts))
+        vectors[[self._word in text for text in texts]] = self._value
+        return vectors
+
+
+class Raising(Recording):
+    """Raises for every text."""
+
+    def embed(self, texts: Sequence[str], /) -> np.ndarray[Any, Any]:
+        raise RuntimeError("CUDA error: out of memory")
+
+
+BROKEN = {
+    "nan": lambda: Giving(np.nan), "infinity": lambda: Giving(-np.inf), "zeros": lambda: Giving(0.0), "raises": Raising,
+    "one by one": lambda: Giving(np.nan, max_batch=1), "shape": lambda: Shapeless(),
+}  # fmt: skip
+
+
+class Shapeless(Recording):
+    def embed(self, texts: Sequence[str], /) -> Any:
+        return np.ones((len(texts) + 1, 16))
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_every_text_fails(store: ef.EntityStore, kind: str, count: int) -> None:
+    """That is the embedder's fault: nothing is recorded as failed, no space is left, and a better one does all of it."""
+    store.upsert(notes(count), batch_size=15, progress=False)
+    with pytest.raises(ef.EmbedderError):
+        embed(store, BROKEN[kind]())
+    assert store.spaces().is_empty()
+    assert set(store.jobs()["state"].cast(pl.String)) == {"pending"}
+    assert store.stats().select("embedded", "due", "failed").row(0) == (0, count, 0)
+    assert not store.last_result.counts["failed"]
+    # The same where the space is there already.
+    assert embed(store).counts["embedded"] == count
+    store.upsert(notes(count, "later"), progress=False)
+    with pytest.raises(ef.EmbedderError):
+        embed(store, BROKEN[kind]())
+    assert store.spaces().select("embedded", "due", "failed").row(0) == (0, count, 0)
+    assert embed(store).counts["embedded"] == count
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_bad_text_fails_alone(store: ef.EntityStore, value: float) -> None:
+    """Among good ones, and also where it is the only one that is due."""
+    store.upsert(notes(30), progress=False)
+    store.upsert_entity("note", "bad", "a poisoned well")
+    result = embed(store, Giving(value, "poisoned"))
+    assert result.failed["id"].to_list() == ["bad"]
+    assert (result.counts["embedded"], result.ok) == (30, False)
+    store.upsert_entity("note", "worse", "as poisoned as the other")
+    result = embed(store, Giving(value, "poisoned"))
+    assert result.failed["id"].to_list() == ["worse"]
+    assert store.stats()["failed"].to_list() == [2]
+
+
+def busy(texts: Sequence[str]) -> None:
+    raise ef.EmbedderBusyError("too many requests", 0.01)
+
+
+def test_what_a_rate_limit_left_is_not_ok(store: ef.EntityStore) -> None:
+    """Neither the run that met it nor a later one that finds its jobs failed; both tell how to go on."""
+    store.upsert(notes(25), batch_size=10, progress=False)
+    first = embed(store, Recording(before=busy), max_attempts=1)
+    assert (first.ok, first.counts["failed"], first.waiting) == (False, 25, 25)
+    assert first.failed["error"].str.contains("too many requests").all()
+    again = embed(store)
+    assert (again.ok, again.rows, again.waiting) == (False, 0, 25)
+    assert "25 stay due in jobs that failed" in repr(again)
+    assert "store.retry_failed()" in again._repr_html_()
+    with pytest.raises(ef.EntityFramesError, match="25 stay due"):
+        again.raise_for_failures()
+    assert store.retry_failed() == 25
+    done = embed(store)
+    assert (done.ok, done.counts["embedded"], done.waiting) == (True, 25, 0)
+    # A failed job whose entities were embedded by way of another one is nobody's concern.
+    store.upsert(notes(5, "new"), progress=False)
+    assert not embed(store, Recording(before=busy), max_attempts=1).ok
+    assert store.enqueue() == 5
+    assert embed(store).ok
+
+
+def test_a_run_that_was_stopped_is_not_ok(store: ef.EntityStore) -> None:
+    """Also where it was stopped before it had taken anything up."""
+    store.upsert(notes(25), batch_size=10, progress=False)
+    stop = threading.Event()
+    stop.set()
+    result = embed(store, cancel=stop)
+    assert (result.ok, result.counts["embedded"]) == (False, 0)
+    assert embed(store).ok
+
+
+def test_what_is_in_no_job_is_told(store: ef.EntityStore) -> None:
+    """After embed=False there is nothing to do, and no bar: how much is due, and how to queue it, stands in the result."""
+    store.upsert(notes(12), embed=False, progress=False)
+    calls: list[Any] = []
+    result = store.embed(Recording(), progress=lambda done, total: calls.append((done, total)))
+    assert (result.ok, result.rows, result.unqueued, calls) == (True, 0, 12, [])
+    for shown in (repr(result), result._repr_html_()):
+        assert "12 are due and in no job: store.enqueue()" in shown
+    assert store.enqueue() == 12
+    result = store.embed(Recording(), progress=lambda done, total: calls.append((done, total)))
+    assert (result.unqueued, calls[-1]) == (0, (12, 12))
+    assert "due" not in repr(result)
+    store.close()
+    assert "12 embedded" in repr(result)
+
+
+def test_what_is_in_no_job_is_told_before_a_first_search(store: ef.EntityStore) -> None:
+    store.upsert(notes(3), embed=False, progress=False)
+    with pytest.raises(ef.SpaceError, match=r"call store.enqueue\(\), since nothing is queued, and then store.embed"):
+        store.search("text")
+    store.enqueue()
+    with pytest.raises(ef.SpaceError, match=r"call store.embed\(embedder\) first"):
+        store.search("text")
+
+
+@pytest.mark.parametrize("query", ["", " ", "\n\t  \u00a0"])
+@pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])
+def test_an_empty_query_finds_nothing(store: ef.EntityStore, query: str, mode: Any) -> None:
+    """With the columns of every answer, before and after anything is embedded; the embedder is not asked."""
+    store.upsert(notes(5), progress=False)
+    assert store.search(query, mode=mode).is_empty()
+    embed(store)
+    found = store.search(query, mode=mode)
+    assert (found.height, found.schema) == (0, store.search("text 1", mode=mode).schema)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), None])
+def test_a_query_that_is_no_vector(store: ef.EntityStore, value: Any) -> None:
+    store.upsert(notes(5), progress=False)
+    embed(store)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        store.search([value, *[1.0] * 15])
+    # Numbers whose squares leave the range have a direction all the same.
+    plain = store.search([1.0] * 16)["id"].to_list()
+    assert store.search([1e300] * 16)["id"].to_list() == store.search([1e-300] * 16)["id"].to_list() == plain
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_an_embedder_that_is_not_installed(
+    store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch, queued: bool
+) -> None:
+    """No space is made for it, and the advice is a package that there is."""
+    store.upsert(notes(5), embed=queued, progress=False)
+    for package in ("wordllama", "httpx", "sentence_transformers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ef.EmbedderError, match="pip install wordllama$"):
+        store.embed(ef.WordLlamaEmbedder(), progress=False)
+    assert store.spaces().is_empty()
+    with pytest.raises(ef.EmbedderError, match="pip install httpx$"):
+        ef.OpenAIEmbedder()
+    # Beside a space that is in use it would get everything as jobs of its own.
+    embed(store)
+    with pytest.raises(ef.EmbedderError):
+        store.embed(ef.WordLlamaEmbedder(), space="second", progress=False)
+    assert store.spaces()["space"].to_list() == ["hashing-16"]
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_first_call_that_fails_leaves_no_space(store: ef.EntityStore, queued: bool) -> None:
+    """Whatever is wrong, and whether or not there is anything to embed; jobs wait for the next one."""
+    store.upsert(notes(5), embed=queued, progress=False)
+
+    def refuse(texts: Sequence[str]) -> None:
+        raise ef.EmbedderError("no such model")
+
+    for embedder in (Recording(before=refuse), Raising(), Shapeless(), Giving(np.nan)):
+        with pytest.raises(ef.EmbedderError):
+            embed(store, embedder)
+        assert store.spaces().is_empty()
+    assert embed(store).counts["embedded"] == 5 * queued
+    with pytest.raises(ef.EmbedderError):
+        embed(store, Recording(32, before=refuse), space="second")
+    assert store.spaces()["space"].to_list() == ["hashing-16"]
+
+
+def test_an_unknown_type_is_a_warning(store: ef.EntityStore) -> None:
+    """The answer is empty, and what there is is named; a type that has had entities is known."""
+    store.upsert(notes(5), progress=False)
+    embed(store)
+    said = "no entities of type 'nota': the store has note"
+    for mode in ("vector", "text", "hybrid"):
+        with pytest.warns(UserWarning, match=said):
+            assert store.search("text", entity_type="nota", mode=mode).is_empty()
+    with pytest.warns(UserWarning, match=said):
+        assert store.enqueue("nota") == 0
+    assert store.search("text", entity_type="note").height == 5
+    store.upsert(notes(1).with_columns(entity_type=pl.lit("gone"), metadata=pl.struct(n=1)), progress=False)
+    store.delete_entity("gone", "n00000")
+    assert store.search("text", entity_type="gone").is_empty()
+
+
+def test_advice_names_packages_that_there_are() -> None:
+    """This package is on no index, so nothing says to install an extra of it."""
+    from pathlib import Path
+
+    package = Path(ef.__file__).parent
+    assert [path.name for path in package.rglob("*.py") if "entityframes[" in path.read_text("utf-8")] == []
+
+
+@pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
+def test_names_of_files_that_are_not_utf8(url: str, tmp_path: Any) -> None:
+    """Every command that takes a path refuses it in one line, or works with it; and prints it without failing."""
+    name = b"caf\xe9"
+    folder = str(tmp_path).encode() + b"/"
+    (tmp_path / "good.csv").write_text("id,n\na,1\n,2\n")
+    with open(folder + name + b".csv", "w") as file:
+        file.write("id,n\na,1\n")
+    import os
+
+    os.mkdir(folder + name)
+    with open(folder + name + b"/note.md", "w") as file:
+        file.write("text\n")
+
+    def run(*words: bytes | str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "entityframes", *words], capture_output=True, timeout=60, check=False, cwd=tmp_path
+        )
+        assert b"Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    to = ("--store", url)
+    csv = name + b".csv"
+    for words in (
+        ("import", csv, "--type", "t", "--id", "id", *to), ("import", "caf*.csv", "--type", "t", "--id", "id", *to),
+        ("import", "good.csv", "--type", "t", "--id", "id", "--failed", csv, *to),
+        ("import", name + b".parquet", "--type", "t", "--id", "id", *to),
+        ("get", "--type", "t", "--ids", csv, *to), ("exists", "--type", "t", "--ids", csv, *to),
+        ("delete", "--type", "t", "--ids", csv, *to), ("stats", "--store", name + b".duckdb"),
+        ("sync", name + b".none", *to),
+    ):  # fmt: skip
+        code, _, said = run(*words)
+        assert (code, said.count("\n"), "caf" in said) == (2, 1, True), (words, said)
+    assert not (tmp_path / "store.duckdb").exists() or run("exists", "--type", "t", "a", *to)[0] == 1
+    assert run("import", "good.csv", "--type", "t", "--id", "id", *to)[0] == 1
+    code, _, said = run("export", "t", "--out", csv, *to)
+    assert (code, "not UTF-8" in said) == (2, True)
+    for words in (("sync", name, *to), ("sync", name, "--json", *to), ("sync", name, "--dry-run", *to)):
+        code, _, said = run(*words)
+        assert code == 0, said
+    assert run("get", "--type", "note", "note", *to)[0] == 0
