@@ -195,13 +195,15 @@ class EmbeddingCalls:
         """Find entities by meaning, by words, or by both.
 
         Args:
-            query: a text, or for ``mode="vector"`` also a vector (any sequence of numbers).
-            entity_type: the type to search; None for all.
+            query: a text, or for ``mode="vector"`` also a vector (any sequence of numbers). An empty text, or one of
+                spaces, finds nothing.
+            entity_type: the type to search; None for all. One that the store has nothing of is a UserWarning.
             k: how many entities at most.
             mode: "vector" compares with the active space by cosine, "text" ranks by words (BM25), "hybrid" fuses both
                 rankings. A vector of content that has changed since is not compared.
             where: a filter over the columns of `read` where a type is given, else over those of `scan`; applied before
-                the limit, by the database as far as it judges like Polars.
+                the limit, by the database as far as it judges like Polars. One that looks at more than a row (a
+                maximum, ``over``, ``shift``) keeps what it would keep of `read`, and takes as long.
             embedder: what embeds the query; None for the one that this store has used for the space, or a shipped one
                 of that name.
 

@@ -293,7 +293,8 @@ class EmbedResult(UpsertResult):
         Raises:
             EntityFramesError: rows failed or were cancelled, or entities wait in failed jobs.
         """
-        super().raise_for_failures()
+        if not super().ok:
+            super().raise_for_failures()
         if self.waiting:
             raise EntityFramesError(f"{self._left()[0]}; see store.jobs('failed')")
 

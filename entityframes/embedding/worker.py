@@ -178,6 +178,8 @@ class EmbedRun:
             threading.Thread(target=self._work, name=f"entityframes-embed-{number}", daemon=True)
             for number in range(self._options.workers)
         ]
+        if cancel is not None and cancel.is_set():
+            self._stopping.set()
         for thread in threads:
             thread.start()
         try:
