@@ -47,11 +47,79 @@ def as_frame(source: Any) -> pl.DataFrame:
             "or an iterator of frames"
         )
     try:
+        _check_arrow(source)
         frame = pl.DataFrame(source)
-    except Exception as error:
+    except SchemaError:
+        raise
+    except (Exception, pl.exceptions.PanicException) as error:
         _check_repeated(source)
         frame = _from_pandas_bytes(source, error)
+    _check_times(source, frame)
     return frame.drop([name for name in frame.columns if name.startswith("__index_level_")])
+
+
+def _check_arrow(source: Any) -> None:
+    """Refuse Arrow data that contradicts itself, such as offsets or indices that point outside: no row of it is sure.
+
+    Texts that are not UTF-8 are looked at later, row by row.
+    """
+    if not hasattr(source, "validate") or not hasattr(source, "num_rows"):
+        return
+    try:
+        source.validate()
+        if "dictionary<" in str(source.schema):
+            source.validate(full=True)
+    except ValueError as error:
+        if "UTF8" not in str(error):
+            raise SchemaError(f"the frame is not valid Arrow data: {error}") from None
+
+
+def _check_times(source: Any, frame: pl.DataFrame) -> None:
+    """Refuse times that no clock shows, such as DuckDB's 24:00:00: Polars makes nulls of them without a word."""
+    suspects = [
+        column.name
+        for column in frame.get_columns()
+        if "Time" in str(column.dtype) and (column.dtype.is_nested() or column.null_count())
+    ]
+    if not suspects:
+        return
+    import pyarrow as pa
+
+    try:
+        table = pa.table(source) if not hasattr(source, "iloc") else pa.Table.from_pandas(source[suspects])
+    except (pa.ArrowException, TypeError, ValueError):
+        # It can be read once only.
+        return
+    for name in suspects:
+        for chunk in table[name].chunks if name in table.column_names else ():
+            if any(not _on_a_clock(times) for times in _times(chunk)):
+                raise SchemaError(
+                    f"column {name!r} holds times that are not from 00:00:00 to 23:59:59.999999999, such as 24:00:00, "
+                    "which would become nulls: correct them, or cast the column to text"
+                )
+
+
+def _times(array: Any) -> Iterator[Any]:
+    """The times in an Arrow array, at every depth."""
+    import pyarrow as pa
+
+    kind = array.type
+    if pa.types.is_time(kind):
+        yield array
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        yield from _times(array.flatten())
+    elif pa.types.is_struct(kind):
+        for part in array.flatten():
+            yield from _times(part)
+
+
+def _on_a_clock(times: Any) -> bool:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    per_day = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}[times.type.unit]
+    ends = pc.min_max(times.view(pa.int32() if times.type.bit_width == 32 else pa.int64())).as_py()
+    return ends["min"] is None or (ends["min"] >= 0 and ends["max"] < per_day)
 
 
 def _check_repeated(source: Any) -> None:

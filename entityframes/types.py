@@ -129,6 +129,39 @@ def encode(metadata: pl.Series) -> pl.Series:
     return frame.select(text.alias(metadata.name)).to_series()
 
 
+def outside(metadata: pl.Series) -> pl.Series | None:
+    """Why a row of metadata holds a value that is none of its own dtype, null where none does; None if no row can.
+
+    Arrow does not compare decimals with their precision, and neither does who writes it: DuckDB gives a HUGEINT of 39
+    digits as one of 38, which could be stored and not be read.
+    """
+    dtype = metadata.dtype
+    assert isinstance(dtype, pl.Struct)
+    problems = [
+        pl.when(beyond).then(pl.lit(f"metadata field {field.name!r} holds a value outside its dtype {field.dtype}"))
+        for field in dtype.fields
+        if (beyond := _outside(pl.col(field.name), instance(field.dtype))) is not None
+    ]
+    return metadata.struct.unnest().select(pl.coalesce(problems)).to_series() if problems else None
+
+
+def _outside(value: pl.Expr, dtype: pl.DataType) -> pl.Expr | None:
+    """Whether a value, or one that it holds, is outside its dtype; None for dtypes of which none can be."""
+    if isinstance(dtype, pl.Decimal):
+        most = 10 ** (dtype.precision or 38) - 1
+        return ~value.to_physical().is_between(pl.lit(-most, pl.Int128), pl.lit(most, pl.Int128))
+    if isinstance(dtype, pl.Array):
+        value, dtype = value.arr.to_list(), pl.List(dtype.inner)
+    if isinstance(dtype, pl.List):
+        item = _outside(pl.element(), instance(dtype.inner))
+        return None if item is None else value.list.eval(item).list.any()
+    if isinstance(dtype, pl.Struct):
+        parts = [_outside(value.struct.field(field.name), instance(field.dtype)) for field in dtype.fields]
+        known = [part for part in parts if part is not None]
+        return pl.any_horizontal(known) if known else None
+    return None
+
+
 def _object(dtype: pl.Struct, field_of: Callable[[str], pl.Expr]) -> pl.Expr:
     """JSON objects with their fields in order; neighbours that Polars writes as we do are written at once."""
     members: list[pl.Expr] = []

@@ -142,4 +142,6 @@ def _canonical_metadata(frame: pl.DataFrame) -> tuple[pl.Series, pl.Series | Non
         holds_nul = encoded["metadata"].str.contains(NUL_ESCAPE.pattern)
         said = pl.select(pl.when(holds_nul).then(pl.lit(NUL_MESSAGE))).to_series()
         problem = said if problem is None else first(problem, said)
+    if (beyond := types.outside(metadata)) is not None and beyond.null_count() < len(beyond):
+        problem = beyond if problem is None else first(problem, beyond)
     return encoded["metadata"], problem, []

@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
             "entity_type": ["note", f"t{EVIL}"],
             "id": [f"a{EVIL}", f"b{EVIL}"],
             "content": [f"some words {EVIL}"] * 2,
-            "metadata": [{f"f{EVIL}": f"v{EVIL}", "s": [EVIL]}] * 2,
+            "metadata": [{f"f{EVIL}": f"v{EVIL}"}] * 2,
         }
     )
     with ef.connect(tmp_path / "x.duckdb") as store:
@@ -118,12 +118,13 @@ def test_nothing_reaches_the_terminal(words: tuple[str, ...], folder: Path) -> N
     shown = in_terminal(*words, "--store", "x.duckdb", cwd=folder)
     assert shown
     assert "Traceback" not in shown
-    assert acted_on(shown) == set(), shown
+    # What stands between the values of a TSV is a tab.
+    assert acted_on(shown) <= ({"\t"} if "tsv" in words else set()), shown
 
 
 def test_a_terminal_shows_what_is_there(folder: Path) -> None:
     """Escapes, one line each; and JSON that still means the same."""
-    shown = in_terminal("get", "--type", "note", f"a{EVIL}", "--store", "x.duckdb", cwd=folder)
+    shown = in_terminal("export", "note", "--store", "x.duckdb", cwd=folder)
     assert "a\\x1b[31mred\\x1b[0m\\x9b2J" in shown
     shown = in_terminal("get", "--type", "note", f"a{EVIL}", "--json", "--store", "x.duckdb", cwd=folder)
     assert json.loads(shown)["id"] == f"a{EVIL}"
@@ -143,7 +144,7 @@ def test_scripts_get_it_exactly(folder: Path) -> None:
     run("export", "note", "--out", "out.parquet", *store, cwd=folder)
     assert pl.read_parquet(folder / "out.parquet")["id"].to_list() == [f"a{EVIL}"]
     report = json.loads(run(*IMPORT, "--json", *store, cwd=folder).stdout)
-    assert [row["entity_type"] for row in report["failed"]] == [f"t{EVIL}"] * 2
+    assert [row["entity_type"] for row in report["failed"]] == [f"t{EVIL}"]
 
 
 def test_results_and_their_html() -> None:
