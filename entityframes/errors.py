@@ -1,7 +1,7 @@
 """The error tree.
 
     EntityFramesError
-    ├── SchemaError          a frame, column or dtype that cannot be stored; nothing was written
+    ├── SchemaError          a frame, column or dtype that cannot be stored; nothing of that frame was written
     ├── ValidationError      rows that break the rules of the data, where the caller asked to be stopped
     │   └── DuplicateError   the same key twice in a frame, with ``on_duplicate="error"``
     ├── ConnectError         the store cannot be opened: address, credentials, locks, versions
@@ -55,7 +55,10 @@ class EntityFramesError(Exception):
 
 
 class SchemaError(EntityFramesError):
-    """A frame, column or dtype cannot be stored as it is. Nothing was written."""
+    """A frame, column or dtype cannot be stored as it is. Nothing of that frame was written.
+
+    Where it is one of a stream, the message says what was stored before, and `EntityStore.last_result` holds it.
+    """
 
 
 class ValidationError(EntityFramesError):

@@ -173,7 +173,7 @@ def check_not_all_null(frame: pl.DataFrame, nulls: str = "write") -> None:
     needed = [*KEY, "content"] if "content" in frame.columns and nulls == "write" else KEY
     empty = [name for name in needed if frame.height and frame[name].null_count() == frame.height]
     if empty:
-        raise SchemaError(f"columns {', '.join(map(repr, empty))} hold only nulls: nothing was written")
+        raise SchemaError(f"columns {', '.join(map(repr, empty))} hold only nulls")
 
 
 def _check_arguments(entity_type: Any, id: Any, content: Any) -> None:

@@ -82,6 +82,6 @@ def losers(rows: pl.DataFrame, policy: OnDuplicate) -> pl.Series:
         raise DuplicateError(
             f"{lost.height:,} {'row repeats' if lost.height == 1 else 'rows repeat'} the key of another row "
             f"({shown}{', ...' if lost.height > 5 else ''}): "
-            "make the ids unique, or choose on_duplicate='last' or 'first'; nothing of them was written"
+            "make the ids unique, or choose on_duplicate='last' or 'first'"
         )
     return lost["row"]

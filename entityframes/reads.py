@@ -36,6 +36,12 @@ ENTITY_SCHEMA = pl.Schema(
 #: The columns of a type: where each lives, and its dtype.
 Located = dict[str, tuple[Column, pl.DataType]]
 
+#: How many columns `read` gives of a type without metadata: id, content, content_hash, created_at, updated_at.
+COLUMNS_OF_A_TYPE = 5
+
+#: So many types are named in a message.
+MOST_NAMES = 20
+
 #: Seconds before a read shows its progress.
 DELAY = 1.0
 
@@ -118,6 +124,15 @@ def read(engine: Engine, entity_type: str, progress: Progress = None) -> pl.Data
     if not pieces:
         return pl.DataFrame(schema={name: dtype for name, (_, dtype) in located.items()})
     return pl.concat(pieces).sort("id")
+
+
+def unknown_type_message(engine: Engine, entity_type: str) -> str | None:
+    """What to say of a type that has no entity and no recorded field, None for others."""
+    if Fields(engine).of(entity_type) or not engine.is_empty(entity_type):
+        return None
+    names = engine.stats(None)["entity_type"].to_list()
+    listed = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
+    return f"no entities of type {entity_type!r}: the store has {listed or 'no entities'}"
 
 
 def scan(engine: Engine, entity_type: str | None) -> pl.LazyFrame:

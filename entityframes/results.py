@@ -233,6 +233,15 @@ class UpsertResult:
         raise EntityFramesError(f"of {self.rows:,} rows {counted}: {_examples(bad)}; see result.failed for all of them")
 
     @property
+    def stored_before(self) -> str:
+        """What of a run that ended in an error is stored, for the message of that error."""
+        statuses = ("created", "updated", "deleted", "unknown")
+        written = [f"{self.counts[status]:,} {status}" for status in statuses if self.counts.get(status)]
+        if not written:
+            return "nothing was written"
+        return f"before that {', '.join(written)}, which stay: see store.last_result"
+
+    @property
     def rows(self) -> int:
         """How many input rows the run saw."""
         return sum(self.counts.values())

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from entityframes import verify as verification
 from entityframes.batches import UpsertRun
 from entityframes.embedding_calls import EmbeddingCalls
 from entityframes.engines import Engine, Interrupt, check_writable, open_engine, parse_url
-from entityframes.errors import ConnectError
+from entityframes.errors import ConnectError, DuplicateError, SchemaError
 from entityframes.options import Absent, Nulls, OnDuplicate, OnError, Options
 from entityframes.plans import Plan
 from entityframes.progress import Progress, Reporter
@@ -149,6 +150,9 @@ class EntityStore(EmbeddingCalls):
         with Reporter(progress, source.height if isinstance(source, pl.DataFrame) else None) as reporter:
             try:
                 return run.execute(source, reporter, self._threads.submit)
+            except (SchemaError, DuplicateError) as error:
+                error.args = (f"{error}; {run.result().stored_before}",)
+                raise
             finally:
                 self.last_result = run.result()
 
@@ -214,13 +218,18 @@ class EntityStore(EmbeddingCalls):
     def read(self, entity_type: str) -> pl.DataFrame:
         """All entities of a type with their metadata as typed columns.
 
+        A type that the store does not have gives no rows and a UserWarning that lists those that it has.
+
         Returns:
             ``id``, ``content``, then the metadata columns with the dtypes they went in with (one that bears the name
             of an entity column as ``metadata.<name>``), then ``content_hash``, ``created_at``, ``updated_at``;
             ordered by id. Fields that came as JSON text have the dtype that their values share; where they share
             none, their JSON text.
         """
-        return reads.read(self._engine, entity_type)
+        found = reads.read(self._engine, entity_type)
+        if found.is_empty():
+            self._warn_of(entity_type)
+        return found
 
     def scan(self, entity_type: str | None = None) -> pl.LazyFrame:
         """A LazyFrame over the store: projection, limits and simple predicates reach the database.
@@ -231,7 +240,15 @@ class EntityStore(EmbeddingCalls):
         Args:
             entity_type: the type, with the columns of `read`; None for all, with metadata as JSON text.
         """
-        return reads.scan(self._engine, entity_type)
+        found = reads.scan(self._engine, entity_type)
+        if entity_type is not None and len(found.collect_schema()) == reads.COLUMNS_OF_A_TYPE:
+            self._warn_of(entity_type)
+        return found
+
+    def _warn_of(self, entity_type: str) -> None:
+        """Say so where the caller of a call names a type that the store does not have."""
+        if message := reads.unknown_type_message(self._engine, entity_type):
+            warnings.warn(message, UserWarning, stacklevel=3)
 
     def delete(self, ids: Any, /) -> DeleteResult:
         """Delete entities and what was embedded of them; each batch is one transaction.

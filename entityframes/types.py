@@ -358,7 +358,7 @@ def merge_fields(
     if conflicts:
         raise SchemaError(
             f"metadata of type {entity_type!r} has other dtypes in the store: {'; '.join(conflicts)}. "
-            "Cast the columns, or write these entities under another type; nothing was written"
+            "Cast the columns, or write these entities under another type"
         )
     return {
         name: dtype

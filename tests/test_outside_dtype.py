@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -40,27 +41,25 @@ DEPTHS: dict[str, Callable[[pa.Array], pa.Array]] = {
 WAYS: dict[str, Callable[[pa.Table], Any]] = {
     "PyArrow": lambda table: table,
     "Polars": pl.from_arrow,
-    "stream": lambda table: ef.entities(pl.from_arrow(table), "t", id="id").lazy(),
+    "stream": pl.from_arrow,
     "reader": lambda table: table.to_reader(),
 }
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
-@pytest.mark.parametrize("dtype", FAR)
 @pytest.mark.parametrize("way", WAYS)
-def test_decimals_over_their_precision(store: ef.EntityStore, depth: str, dtype: tuple[int, int], way: str) -> None:
-    """The row fails with field and dtype, the others are stored, and what is stored can be read."""
-    column = DEPTHS[depth](decimals(dtype, 1, FAR[dtype], 10 ** dtype[0] - 1))
-    given = WAYS[way](pa.table({"id": IDS, "n": column}))
-    result = store.upsert(given if way == "stream" else ef.entities(given, "t", id="id"), progress=False)
-    assert result.counts["created"] == 2
-    [error] = result.failed["error"]
-    assert "metadata field 'n' holds a value outside its dtype" in error
-    assert result.failed["id"].to_list() == ["b"]
-    assert result.failed["error_kind"].to_list() == ["validation"]
-    read = store.read("t")
-    assert read["id"].to_list() == ["a", "c"]
-    assert read["n"].equals(pl.from_arrow(pa.table({"n": column}))["n"].gather([0, 2]))
+def test_decimals_over_their_precision(store: ef.EntityStore, way: str) -> None:
+    """The row fails with field and dtype, the others are stored, and what is stored can be read; at every depth."""
+    for number, (dtype, nest) in enumerate(itertools.product(FAR, DEPTHS.values())):
+        column = nest(decimals(dtype, 1, FAR[dtype], 10 ** dtype[0] - 1))
+        given, name = WAYS[way](pa.table({"id": IDS, "n": column})), f"t{number}"
+        frame = ef.entities(given, name, id="id")
+        result = store.upsert(frame.lazy() if way == "stream" else frame, progress=False)
+        assert result.counts["created"] == 2
+        assert "metadata field 'n' holds a value outside its dtype" in result.failed["error"].item()
+        assert result.failed.select("id", "error_kind").rows() == [("b", "validation")]
+        read = store.read(name)
+        assert read["id"].to_list() == ["a", "c"]
+        assert read["n"].equals(pl.from_arrow(pa.table({"n": column}))["n"].gather([0, 2]))
     assert store.verify().is_empty()
 
 

@@ -38,6 +38,18 @@ def _ids_frame(entity_type: str, ids: Sequence[str], ids_file: str | None) -> An
     return entityframes.ids(entity_type, frame["id"])
 
 
+def _unknown_type(store: Any, entity_type: str) -> str | None:
+    from entityframes import reads
+
+    return reads.unknown_type_message(store._engine, entity_type)
+
+
+def _note_unknown_type(store: Any, entity_type: str) -> None:
+    """Say that no id of a type can be found, as there is none of it."""
+    if unknown := _unknown_type(store, entity_type):
+        say(f"note: {visible(unknown)}", err=True)
+
+
 def _ids_arguments(command: F) -> F:
     command = click.argument("ids", nargs=-1, metavar="[ID]...")(command)
     command = click.option("--ids", "ids_file", type=click.Path(), help="File with a column id: CSV, Parquet, ...")(
@@ -57,6 +69,8 @@ def get(
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace, read_only=True) as store:
         found = store.get(wanted)
+        if not found["found"].any():
+            _note_unknown_type(store, entity_type)
     print_frame(found, as_json)
     sys.exit(0 if found["found"].all() else 1)
 
@@ -72,6 +86,8 @@ def exists(
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace, read_only=True) as store:
         found = store.exists(wanted)
+        if not found["exists"].any():
+            _note_unknown_type(store, entity_type)
     print_frame(found, as_json)
     sys.exit(0 if found["exists"].all() else 1)
 
@@ -87,6 +103,8 @@ def delete(
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace) as store:
         result = store.delete(wanted)
+        if not result.counts["deleted"]:
+            _note_unknown_type(store, entity_type)
         print_summary(result, [f"{wanted.height:,} ids"], store.address, as_json)
     sys.exit(0 if result.ok else 1)
 
@@ -111,6 +129,8 @@ def export(
     if out is None and file_format in ("parquet", "ipc") and sys.stdout.isatty():
         raise click.UsageError(f"--format {file_format} is nothing for a terminal: name a file with --out")
     with open_store(url, namespace, read_only=True) as store:
+        if unknown := _unknown_type(store, entity_type):
+            raise click.ClickException(unknown)
         frame = store.read(entity_type)
     if out:
         write_file(frame, out, file_format)
