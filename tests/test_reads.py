@@ -169,15 +169,18 @@ def test_dtypes_are_those_of_the_type_and_of_what_is_stored(store: ef.EntityStor
     assert "ghost" not in store.read("a").columns
     assert store.read("b").select("x", "y").rows() == [("s", 2)]
     twice = pl.concat([frame[:1], frame[:1]]).with_columns(entity_type=pl.lit("c"))
-    with pytest.raises(ef.DuplicateError, match="nothing of them was written"):
+    with pytest.raises(ef.DuplicateError, match="; nothing was written"):
         store.upsert(twice, on_duplicate="error")
-    assert "x" not in store.scan("c").collect_schema()
+    with pytest.warns(UserWarning, match="no entities of type 'c'"):
+        assert "x" not in store.scan("c").collect_schema()
 
 
 def test_read_of_a_type_that_is_not_there(filled: ef.EntityStore) -> None:
     """An empty frame with the columns that every type has."""
-    assert filled.read("nothing").columns == ["id", "content", "content_hash", "created_at", "updated_at"]
-    assert filled.read("nothing").height == 0
+    with pytest.warns(UserWarning, match="no entities of type 'nothing'"):
+        nothing = filled.read("nothing")
+    assert nothing.columns == ["id", "content", "content_hash", "created_at", "updated_at"]
+    assert nothing.height == 0
 
 
 def test_scan_is_read_made_lazy(filled: ef.EntityStore) -> None:

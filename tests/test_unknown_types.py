@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -95,8 +95,9 @@ def test_what_is_said_when_a_stream_ends_in_an_error(store: ef.EntityStore) -> N
         store.upsert(stream(rows(5, kind="b"), rows(2).with_columns(odd=1)), batch_size=5, progress=False)
 
 
-def test_what_is_said_of_repeated_keys(store: ef.EntityStore) -> None:
-    """In a stream what came before the batch with them is stored."""
+def test_what_is_said_of_repeated_keys(connect: Callable[..., ef.EntityStore]) -> None:
+    """In a stream what came before the batch with them is stored, where it is not worked on at the same time."""
+    store = connect(workers=1)
     twice = pl.concat([rows(3, kind="twice")] * 2)
     with pytest.raises(ef.DuplicateError, match=r"repeat.*; before that 4 created"):
         store.upsert(stream(rows(4), twice), batch_size=4, on_duplicate="error", progress=False)
