@@ -21,6 +21,8 @@ ANSWER = {
     "conflict": pl.Boolean,
     "error": pl.String,
     "sqlstate": pl.String,
+    "other_type": pl.String,
+    "other_id": pl.String,
 }
 
 _REFUSED = pl.col("error").is_not_null()
@@ -37,6 +39,8 @@ _TOLD: dict[str, Any] = {
     "error_kind": pl.when(_REFUSED).then(pl.lit("database")),
     "error": pl.when("conflict")
     .then(pl.lit("the stored entity is not the one that was expected: somebody else changed, made or deleted it"))
+    .when(~_REFUSED & pl.col("other_id").is_not_null())
+    .then(pl.format("a trigger in the database stores it under another key: {}/{}", "other_type", "other_id"))
     .otherwise("error"),
 }
 

@@ -152,6 +152,7 @@ class UpsertRun:
             self.run_id,
             self.interrupt,
             self.options.embed,
+            self.options.on_error != "isolate",
             was_empty=self._was_empty,
             scattered=self._scattered,
             known=known,
@@ -284,7 +285,7 @@ class UpsertRun:
             except RowError as error:
                 if lost is not None:
                     self._look_up(rows, batch, error)
-                if self.options.on_error != "isolate" or write == self.engine.write_each:
+                if write == self.engine.write_each or (self.options.on_error != "isolate" and not error.rekeyed):
                     raise
                 # Now row by row, leaving out those that the database refuses.
                 write = self.engine.write_each

@@ -131,6 +131,9 @@ class DatabaseError(EntityFramesError):
 class RowError(DatabaseError):
     """A value that the database refuses: a constraint, a trigger, a domain, a limit."""
 
+    #: Whether nothing is refused: a trigger stores rows under other keys, and it has to be found which and where.
+    rekeyed = False
+
 
 class TransientError(DatabaseError):
     """Worth another try: deadlock, serialization failure, lock timeout, server starting up."""

@@ -152,12 +152,14 @@ class OutcomeLog:
 
         self._frames = [correct(frame) for frame in self._frames]
         for path in self._files:
-            correct(pl.read_ipc(path, memory_map=False)).write_ipc(path, compression="lz4")
+            # A frame that was handed out may still be read from the old file.
+            correct(pl.read_ipc(path)).write_ipc(fresh := path.with_suffix(".new"), compression="lz4")
+            fresh.replace(path)
         return corrected
 
     def _pieces(self) -> Iterator[pl.DataFrame]:
         yield from self._frames
-        yield from (pl.read_ipc(path, memory_map=False) for path in self._files)
+        yield from (pl.read_ipc(path) for path in self._files)
 
     def collect(self) -> pl.DataFrame:
         """All outcome rows in input order."""

@@ -73,12 +73,12 @@ def _entities(engine: Engine, rows: pl.DataFrame, batch: Batch, account: Account
     except FateUnknownError as error:
         account.tell(rows, "unknown", error_kind=error.kind, error=str(error))
         raise
-    renamed = found["position"].cast(pl.Int64)
     account.batches += 1
-    done = pl.int_range(rows.height).is_in(renamed.implode())
-    account.tell(rows.filter(done), "renamed", batch_id=batch.batch_id)
-    account.file(rows.filter(done))
-    account.tell(rows.filter(~done), "conflict", error="changed while it was synced: sync again")
+    renamed = found["position"].cast(pl.Int64)
+    moved = pl.int_range(rows.height).is_in(renamed.implode())
+    account.tell(rows.filter(moved), "renamed", batch_id=batch.batch_id)
+    account.file(rows.filter(moved))
+    account.tell(rows.filter(~moved), "conflict", error="changed while it was synced: sync again")
 
 
 def _renamed(engine: Engine, pairs: pl.DataFrame, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:

@@ -26,7 +26,7 @@ from entityframes.directory.renames import rename
 from entityframes.directory.survey import Folder, survey
 from entityframes.directory.writing import Rendered, rendered, write_in_chunks
 from entityframes.engines import Batch, Interrupt
-from entityframes.errors import DirectoryError
+from entityframes.errors import ConnectionLostError, DirectoryError
 from entityframes.frames import KEY
 from entityframes.options import Options
 from entityframes.progress import Reporter
@@ -131,11 +131,15 @@ class SyncRun:
         return self.result()
 
     def _remember(self, holder: str) -> bool:
-        if self._engine.losses != self._losses:
-            # Another server may have taken over, and not have all that was in step: the next sync looks for itself.
-            self._account.confirm(self._engine, self._losses, Interrupt(self._cancel))
-            return True
-        return self._account.record(self._engine.directory, self._folder.name, holder)
+        """Remember what is in step; whether the lock was still this sync's."""
+        if self._engine.losses == self._losses:
+            try:
+                return self._account.record(self._engine.directory, self._folder.name, holder)
+            except ConnectionLostError:
+                pass
+        # Another server may have taken over that does not have all that was in step: the next sync looks for itself.
+        self._account.confirm(self._engine, self._losses, Interrupt(self._cancel))
+        return True
 
     # What is to be done.
 

@@ -49,6 +49,8 @@ class Batch:
     interrupt: Interrupt
     #: Whether content that it writes makes an embedding job.
     embed: bool = True
+    #: Whether `write_each` writes nothing if a row is refused.
+    whole: bool = False
     #: The ledger's key. It stays the same when the batch is tried again, so that it cannot be written twice.
     batch_id: str = field(default_factory=_new_id)
     job_id: str = field(default_factory=_new_id)
@@ -125,7 +127,8 @@ class Engine(Protocol):
         """As `write`, but leave out the rows that the database refuses.
 
         Returns:
-            position, created (null for a refused row), due, sqlstate and error (null for a written row).
+            position, created (null for a row that was not written), due, sqlstate and error (of a refused row),
+            other_type and other_id (the key under which a trigger stores the row).
         """
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import polars as pl
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, check_format, earlier, predicates, queries
 from entityframes.engines.arrow import one_row, to_frame
 from entityframes.engines.patience import patiently, streamed_patiently
-from entityframes.engines.postgres_errors import READ_ONLY, UNIQUE_VIOLATION, committed, streamed
+from entityframes.engines.postgres_errors import READ_ONLY, REKEYED, UNIQUE_VIOLATION, committed, streamed
 from entityframes.engines.postgres_pool import Pool, execute, for_writing, transaction
 from entityframes.engines.postgres_probe import FEW_TYPES, by_type, probe
 from entityframes.errors import (
@@ -81,50 +82,54 @@ class PostgresEngine:
 
     def _write_once(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
-        with self._connection(batch.interrupt) as connection:
+        with self._connection(batch.interrupt) as connection, self._refusals(connection):
             expecting = "expected" in rows.columns
             if rows.height <= ARRAY_ROWS and rows.estimated_size() <= ARRAY_BYTES:
                 columns = [rows[name] for name in _COPIED]
                 if expecting:
-                    return self._merge_expected(connection, rows, header, columns)
+                    return self._merge_expected(connection, rows, batch, columns)
                 told = self._ask(connection, "merge_arrays", *header, *columns, *_seen(batch), committing=True)
                 with committed():
-                    done = told.drop_nulls("created")
-                    return self._with_left_out(connection, rows, told["position"], done, guarded=batch.guarded)
+                    written = told.drop_nulls("created")
+                    return self._with_left_out(connection, rows, told["position"], written, batch)
             if not expecting and self._likely_new(connection, rows, batch):
-                written = self._copied(connection, rows, _all_new(rows), batch)
-                if written is not None:
-                    return written
+                copied = self._copied(connection, rows, _all_new(rows), batch)
+                if copied is not None:
+                    return copied
             changed = self._probe(connection, rows, batch.scattered)
             if changed.is_empty():
                 # The only answer to a write that a standby could give.
                 self._check_primary(connection)
                 return changed.select("position", created=pl.lit(False), due=pl.lit(False))
-            written = self._copied(connection, rows, changed, batch) if changed["created"].any() else None
-            return self._write(connection, rows, changed, batch) if written is None else written
+            copied = self._copied(connection, rows, changed, batch) if changed["created"].any() else None
+            return self._write(connection, rows, changed, batch) if copied is None else copied
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         try:
-            return self._write_each(rows, batch)
+            with self._connection(batch.interrupt) as connection:
+                return self._each(connection, rows, self._probe(connection, rows), batch)
         except _MayLackError:
             return _all_again(rows)
 
-    def _write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+    def _each(self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        """Write what is new or differs in one transaction, each row unless it is refused."""
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
-        with self._connection(batch.interrupt) as connection:
-            changed = self._probe(connection, rows)
-            with self._transaction(connection, batch.interrupt):
-                changed, conflicts = self._hold(connection, rows, changed)
-                self._stage(connection, _pick(rows, changed))
-                self._run(connection, "index_staging")
-                self._run(connection, "create_tried")
-                self._run(connection, "immediate_constraints")
-                self._ask(connection, "set_batch", batch.batch_id)
-                self._run(connection, "merge_each")
-                tried = self._ask(connection, "finish_each", *header)
-                self._check_known(connection, rows, tried, batch)
-                told = self._with_left_out(connection, rows, changed["position"], tried)
-                return _with_conflicts(told, rows, conflicts)
+        with self._transaction(connection, batch.interrupt):
+            changed, conflicts = self._hold(connection, rows, changed)
+            self._stage(connection, _pick(rows, changed))
+            self._run(connection, "index_staging")
+            self._run(connection, "create_tried")
+            self._run(connection, "immediate_constraints")
+            self._ask(connection, "set_batch", batch.batch_id)
+            self._run(connection, "merge_each")
+            told = self._ask(connection, "finish_each", *header)
+            self._check_known(connection, rows, told, batch)
+            if left := self._left_out(connection, rows, changed["position"], told).to_list():
+                refused = pl.DataFrame({"position": left}, {"position": told.schema["position"]})
+                told = pl.concat([told, refused.with_columns(error=pl.lit(_LEFT_OUT))], how="diagonal")
+            if batch.whole and (refused := told.drop_nulls("error")).height:
+                raise RowError(refused["error"][0], refused["sqlstate"][0])
+            return _with_conflicts(told, rows, conflicts)
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
         with self._connection() as connection:
@@ -343,11 +348,11 @@ class PostgresEngine:
                 self._stage(connection, others)
                 if not others["created"].any():
                     self._run(connection, "nested_loops")
-                    updated = self._ask(connection, "update_staged", batch.batch_id, batch.embed)
+                    updated = _under_their_keys(self._ask(connection, "update_staged", batch.batch_id, batch.embed))
                     written = pl.concat([written, updated], how="vertical_relaxed")
                 # Also rows that were deleted since they were looked at; those just updated are equal by now.
                 if written.height < given.height:
-                    merged = self._ask(connection, "merge_staged", batch.batch_id, batch.embed)
+                    merged = _under_their_keys(self._ask(connection, "merge_staged", batch.batch_id, batch.embed))
                     written = pl.concat([written, merged], how="vertical_relaxed")
             self._check_known(connection, rows, written, batch)
             if written.height:
@@ -356,8 +361,9 @@ class PostgresEngine:
                 counts = [str(created), str(written.height - created)]
                 header = [batch.batch_id, batch.run_id, batch.job_id]
                 self._run(connection, "record", *header, *counts, embed["entity_type"], embed["id"])
-            told = self._with_left_out(connection, rows, given["position"], written)
-            return _with_conflicts(told, rows, conflicts)
+            if self._left_out(connection, rows, given["position"], written).len():
+                raise _rekeyed()
+            return _with_conflicts(written, rows, conflicts)
 
     def _check_known(self, connection: Any, rows: pl.DataFrame, written: pl.DataFrame, batch: Batch) -> None:
         """See to it that no entity was written over by a row that may lack something of it.
@@ -373,9 +379,10 @@ class PostgresEngine:
             raise _MayLackError("a field was recorded just now")
 
     def _merge_expected(
-        self, connection: Any, rows: pl.DataFrame, header: list[Any], columns: list[pl.Series]
+        self, connection: Any, rows: pl.DataFrame, batch: Batch, columns: list[pl.Series]
     ) -> pl.DataFrame:
         """A small batch in one statement, compared with what was expected of each row."""
+        header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
         expected = [rows["expected"], rows["expected_metadata"]]
         told = self._ask(connection, "merge_expected", *header, *columns, *expected, committing=True)
         written = told.filter(pl.col("created").is_not_null()).drop("conflict")
@@ -388,33 +395,69 @@ class PostgresEngine:
                 made = self._probe(connection, rows[new]).filter(~pl.col("created"))["position"]
                 conflicts = pl.concat([conflicts, new[made]])
             given = told.filter(~pl.col("position").is_in(conflicts.implode()))["position"]
-            written = self._with_left_out(connection, rows, given, written)
+            written = self._with_left_out(connection, rows, given, written, batch)
         return _with_conflicts(written, rows, conflicts)
 
     def _with_left_out(
-        self, connection: Any, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame, *, guarded: bool = False
+        self, connection: Any, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame, batch: Batch
     ) -> pl.DataFrame:
-        """What was written, and as refused what differs still though nobody refused it: a trigger left it out.
+        """What a small batch wrote, and what became of the rows that differ still though nobody refused them.
+
+        Args:
+            connection: the one that wrote.
+            rows: of the batch.
+            given: positions of those that were to be written.
+            written: position and more of those that were.
+            batch: the batch, which is committed.
+        """
+        left = self._left_out(connection, rows, given, written)
+        if left.is_empty():
+            return written
+        if batch.guarded and "expected" not in rows.columns:
+            # They may lack something of what is there.
+            again = pl.DataFrame({"position": left.cast(written.schema["position"])}).with_columns(again=pl.lit(True))
+            return pl.concat([written, again], how="diagonal")
+        rows = rows[left]
+        told = self._each(connection, rows, self._probe(connection, rows), replace(batch, batch_id=str(uuid.uuid4())))
+        position = left.gather(told["position"]).cast(written.schema["position"])
+        return pl.concat([written, told.with_columns(position=position)], how="diagonal")
+
+    def _left_out(self, connection: Any, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame) -> pl.Series:
+        """Positions of rows that differ still from what is stored: a trigger or a policy left them out.
 
         Args:
             connection: the one that wrote, in the same transaction if there is one.
             rows: of the batch.
             given: positions of those that were to be written.
             written: position and more of those that were, or were refused.
-            guarded: whether they may have been left out because they may lack something of what is stored.
         """
         if written.height == len(given):
-            return written
+            return given.clear()
         left = given.filter(~given.is_in(written["position"].cast(given.dtype).implode()))
-        still = left[self._probe(connection, rows[left])["position"]]
-        if still.is_empty():
-            return written
-        if guarded:
-            left_alone = pl.DataFrame({"position": still.cast(written.schema["position"])})
-            return pl.concat([written, left_alone.with_columns(again=pl.lit(True))], how="diagonal")
-        error = "the database did not store it and gave no reason: a trigger returns NULL for it"
-        refused = pl.DataFrame({"position": still.cast(written.schema["position"])}).with_columns(error=pl.lit(error))
-        return pl.concat([written, refused], how="diagonal")
+        return left[self._probe(connection, rows[left])["position"]]
+
+    @contextmanager
+    def _refusals(self, connection: Any) -> Iterator[None]:
+        """Tell what a policy or a trigger says of a row, in whatever words, from what is wrong with all of them.
+
+        Raises:
+            RowError: the entities can be written by this user, so that what was refused is a row.
+        """
+        try:
+            yield
+        except RowError as error:
+            raise (_rekeyed() if REKEYED in str(error) else error) from None
+        except PermanentError as error:
+            if (error.sqlstate or "")[:2] not in ("42", "55"):
+                raise
+            connection.rollback()
+            try:
+                may = self._ask(connection, "may_write").item()
+            except PermanentError:
+                may = False
+            if not may:
+                raise
+            raise RowError(str(error), error.sqlstate) from None
 
     def _hold(
         self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame
@@ -524,6 +567,26 @@ def _seen(batch: Batch) -> tuple[str | None, pl.Series]:
 def _all_again(rows: pl.DataFrame) -> pl.DataFrame:
     """The answer of a batch of which nothing is written, because its rows may lack something of what is stored."""
     return rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("position"), again=pl.lit(True))
+
+
+_LEFT_OUT = "the database did not store it and gave no reason: a trigger or a row-level policy leaves it out"
+
+
+def _rekeyed() -> RowError:
+    error = RowError("a trigger stores rows under other keys than they were sent with, or leaves them out", REKEYED)
+    error.rekeyed = True
+    return error
+
+
+def _under_their_keys(written: pl.DataFrame) -> pl.DataFrame:
+    """What was written.
+
+    Raises:
+        RowError: some of it under other keys.
+    """
+    if written["position"].null_count():
+        raise _rekeyed()
+    return written
 
 
 def _all_new(rows: pl.DataFrame) -> pl.DataFrame:

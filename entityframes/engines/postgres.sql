@@ -13,6 +13,11 @@ ledger AS (
     FROM written WHERE due HAVING count(*) > 0
 )
 
+-- part: rekeyed
+-- An error that ends the statement if a trigger has given rows of merged other keys than those of written.
+(SELECT CASE WHEN m.rows > w.rows THEN concat('EF001 ', m.rows)::int4 END
+    FROM (SELECT count(*) AS rows FROM merged) AS m, (SELECT count(*) AS rows FROM written) AS w)
+
 -- name: format_table
 -- Whether the store exists in this namespace.
 -- Asked of the catalog, not of to_regclass, whose cache may be older than the lock on migrations. $1 namespace
@@ -266,7 +271,8 @@ UPDATE {schema}.entities AS e SET
 FROM pg_temp.entityframes_staging AS s
 WHERE e.entity_type = s.entity_type AND e.id = s.id
     AND (e.content_hash <> s.content_hash OR e.metadata_hash <> s.metadata_hash)
-RETURNING s.position, false AS created, s.differs AND s.content <> '' AND $2::boolean AS due
+RETURNING CASE WHEN e.entity_type = s.entity_type AND e.id = s.id THEN s.position END AS position, false AS created,
+    s.differs AND s.content <> '' AND $2::boolean AS due
 
 -- name: merge_staged
 -- Writes staged rows that are new or differ and says what became of each.
@@ -284,7 +290,7 @@ WITH merged AS (
     RETURNING e.entity_type, e.id, xmax = 0 AS created
 )
 SELECT s.position, m.created, s.differs AND s.content <> '' AND $2::boolean AS due
-FROM merged AS m JOIN pg_temp.entityframes_staging AS s ON s.entity_type = m.entity_type AND s.id = m.id
+FROM merged AS m LEFT JOIN pg_temp.entityframes_staging AS s ON s.entity_type = m.entity_type AND s.id = m.id
 
 -- name: record
 -- The ledger row of a batch, and its embedding job if some content is due.
@@ -336,6 +342,7 @@ WITH given AS (
 -- Also what differs and was not written: others wrote the same just now, or a trigger left it out.
 SELECT c.position::int4 - 1 AS position, w.created, coalesce(w.due, false) AS due
 FROM changed AS c LEFT JOIN written AS w ON w.position = c.position
+WHERE {rekeyed} IS NULL
 
 -- name: merge_expected
 -- The same where each row says which hashes the stored entity must have: entities that differ are locked in key order and
@@ -380,24 +387,40 @@ WITH given AS (
     FROM changed AS c
     WHERE NOT c.created AND NOT c.conflict AND e.entity_type = c.entity_type AND e.id = c.id
     RETURNING e.entity_type, e.id
+), merged AS (
+    SELECT * FROM inserted UNION ALL SELECT * FROM updated
 ), written AS (
     SELECT c.position, c.entity_type, c.id, c.created, c.due
-    FROM (SELECT * FROM inserted UNION ALL SELECT * FROM updated) AS w
+    FROM merged AS w
     JOIN changed AS c ON c.entity_type = w.entity_type AND c.id = w.id
 ), {ledger_and_job}
 SELECT c.position::int4 - 1 AS position, w.created, coalesce(w.due, false) AS due, c.conflict
 FROM changed AS c LEFT JOIN written AS w ON w.position = c.position
+WHERE {rekeyed} IS NULL
 
 -- name: may_leave_out
--- Whether a trigger of the user's looks at each row before it is written, and may leave it out. $1 namespace
-SELECT EXISTS (
-    SELECT FROM pg_trigger WHERE tgrelid = format('%I.entities', $1::text)::regclass
-        AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 3 = 3
+-- Whether a trigger of the user's looks at each row before it is written, and may leave it out or change it, or a policy
+-- decides which rows this user may write, which COPY does not heed. $1 namespace
+SELECT row_security_active(t) OR EXISTS (
+    SELECT FROM pg_trigger WHERE tgrelid = t AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 3 = 3
 )
+FROM CAST(format('%I.entities', $1::text) AS regclass) AS t
+
+-- name: may_write
+-- Whether the entities have their columns and this user has the rights on them, so that a refusal is of a row.
+SELECT bool_and(has_table_privilege('{schema}.entities', privilege)) AND (
+    SELECT count(*) FROM (
+        SELECT entity_type, id, content, metadata, content_hash, metadata_hash, batch_id, created_at, updated_at
+        FROM {schema}.entities LIMIT 0
+    ) AS none
+) = 0
+FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege
 
 -- name: create_tried
 -- What became of each staged row when it was written with few others; gone with the transaction.
-CREATE TEMPORARY TABLE pg_temp.entityframes_tried (position int4, created boolean, sqlstate text, error text) ON COMMIT DROP
+CREATE TEMPORARY TABLE pg_temp.entityframes_tried (
+    position int4, created boolean, sqlstate text, error text, other_type text, other_id text
+) ON COMMIT DROP
 
 -- name: index_staging
 -- So that a slice is found without reading all rows.
@@ -409,15 +432,23 @@ SET CONSTRAINTS ALL IMMEDIATE
 
 -- name: merge_each
 -- Writes staged rows in slices, each in a subtransaction: 256 rows; where these are refused 16, and then one by one.
--- Keeps the reason for each row that is refused. Positions are in key order.
+-- Keeps the reason for each row that is refused, and the other key that a trigger has given a row. Positions are in key
+-- order. A row that a trigger may have given a key under which the same is stored is written, to see that key, and
+-- rolled back.
 DO $each$
 DECLARE
     lower int4 := 0;
     step int4 := 256;
     top int4 := (SELECT max(position) FROM pg_temp.entityframes_staging);
+    elsewhere boolean;
+    other_type text;
+    other_id text;
+    always boolean := false;
 BEGIN
     WHILE lower <= top LOOP
         BEGIN
+            other_type := NULL;
+            other_id := NULL;
             WITH merged AS (
                 INSERT INTO {schema}.entities AS e
                     (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id)
@@ -429,23 +460,51 @@ BEGIN
                     content = EXCLUDED.content, metadata = EXCLUDED.metadata, content_hash = EXCLUDED.content_hash,
                     metadata_hash = EXCLUDED.metadata_hash, batch_id = EXCLUDED.batch_id,
                     updated_at = EXCLUDED.updated_at
-                WHERE e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash
+                WHERE always OR e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash
                 RETURNING e.entity_type, e.id, xmax = 0 AS created
+            ), found AS (
+                SELECT s.position, m.*
+                FROM merged AS m LEFT JOIN pg_temp.entityframes_staging AS s ON m.entity_type = s.entity_type AND m.id = s.id
+                    AND s.position >= lower AND s.position < lower + step
+            ), tried AS (
+                INSERT INTO pg_temp.entityframes_tried (position, created, other_type, other_id)
+                SELECT coalesce(position, lower), created, CASE WHEN position IS NULL THEN entity_type END,
+                    CASE WHEN position IS NULL THEN id END
+                FROM found
             )
-            INSERT INTO pg_temp.entityframes_tried (position, created)
-            SELECT s.position, m.created
-            FROM pg_temp.entityframes_staging AS s JOIN merged AS m ON m.entity_type = s.entity_type AND m.id = s.id
-            WHERE s.position >= lower AND s.position < lower + step;
-            lower := lower + step;
-        EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR raise_exception THEN
+            SELECT min(entity_type) FILTER (WHERE position IS NULL), min(id) FILTER (WHERE position IS NULL)
+            INTO other_type, other_id FROM found;
+            elsewhere := EXISTS (
+                SELECT FROM pg_temp.entityframes_staging AS s
+                LEFT JOIN {schema}.entities AS e ON e.entity_type = s.entity_type AND e.id = s.id
+                WHERE s.position >= lower AND s.position < lower + step
+                    AND (e.id IS NULL OR e.content_hash <> s.content_hash OR e.metadata_hash <> s.metadata_hash)
+            );
+            IF always OR ((other_id IS NOT NULL OR elsewhere) AND step > 1) THEN
+                RAISE SQLSTATE 'EF001';
+            END IF;
+            always := elsewhere AND other_id IS NULL;
+            IF NOT always THEN
+                lower := lower + step;
+            END IF;
+        EXCEPTION WHEN OTHERS OR assert_failure THEN
+            -- What is no fault of a row ends the batch.
+            IF substr(SQLSTATE, 1, 2) IN ('08', '25', '40', '53', '57', '58', 'XX') OR SQLSTATE = '55P03' THEN
+                RAISE;
+            END IF;
             IF step > 1 THEN
                 step := step / 16;
                 CONTINUE;
             END IF;
-            INSERT INTO pg_temp.entityframes_tried (position, sqlstate, error) VALUES (lower, SQLSTATE, SQLERRM);
+            IF SQLSTATE <> 'EF001' THEN
+                INSERT INTO pg_temp.entityframes_tried (position, sqlstate, error) VALUES (lower, SQLSTATE, SQLERRM);
+            ELSIF other_id IS NOT NULL THEN
+                INSERT INTO pg_temp.entityframes_tried (position, other_type, other_id) VALUES (lower, other_type, other_id);
+            END IF;
+            always := false;
             lower := lower + 1;
         END;
-        step := CASE WHEN lower % 256 = 0 THEN 256 WHEN lower % 16 = 0 THEN 16 ELSE 1 END;
+        step := CASE WHEN always THEN 1 WHEN lower % 256 = 0 THEN 256 WHEN lower % 16 = 0 THEN 16 ELSE 1 END;
     END LOOP;
 END
 $each$
@@ -458,10 +517,12 @@ SELECT set_config('entityframes.batch_id', $1, true)
 -- Ledger row and embedding job for the rows that merge_each wrote, and what became of every row.
 -- $1 batch, $2 run, $3 job, $4 whether to make a job
 WITH written AS (
-    SELECT t.created, s.entity_type, s.id, s.differs AND s.content <> '' AND $4::boolean AS due
-    FROM pg_temp.entityframes_tried AS t JOIN pg_temp.entityframes_staging AS s USING (position) WHERE t.sqlstate IS NULL
+    SELECT t.created, coalesce(t.other_type, s.entity_type) AS entity_type, coalesce(t.other_id, s.id) AS id,
+        s.differs AND s.content <> '' AND $4::boolean AS due
+    FROM pg_temp.entityframes_tried AS t JOIN pg_temp.entityframes_staging AS s USING (position) WHERE t.created IS NOT NULL
 ), {ledger_and_job}
-SELECT t.position, t.created, s.differs AND s.content <> '' AND $4::boolean AS due, t.sqlstate, t.error
+SELECT t.position, t.created, t.created IS NOT NULL AND s.differs AND s.content <> '' AND $4::boolean AS due,
+    t.sqlstate, t.error, t.other_type, t.other_id
 FROM pg_temp.entityframes_tried AS t JOIN pg_temp.entityframes_staging AS s USING (position)
 
 -- name: recorded

