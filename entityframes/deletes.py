@@ -52,7 +52,7 @@ class DeleteRun:
                 while left.height:
                     ctrl_c.check()
                     rows, left = left[:DELETE_ROWS], left[DELETE_ROWS:]
-                    self._log.append(self._delete(rows))
+                    self._delete_isolated(rows)
             finally:
                 self._log.append(outcomes(left, DELETE_STATUSES, status="cancelled"))
                 confirm(self._engine, self._log, self._losses, stop := Interrupt(), lambda: _fire(stop, ctrl_c))
@@ -66,6 +66,24 @@ class DeleteRun:
         again = ~possible.select(pl.struct(KEY).is_first_distinct()).to_series()
         self._log.append(outcomes(possible.filter(again), DELETE_STATUSES, status="duplicate"))
         return possible.filter(~again)
+
+    def _delete_isolated(self, rows: pl.DataFrame) -> None:
+        """Delete in one transaction; where the database refuses a row, in smaller ones, down to that row."""
+        parts = [rows]
+        try:
+            while parts:
+                rows = parts.pop()
+                try:
+                    self._log.append(self._delete(rows))
+                except RowError as error:
+                    if rows.height == 1:
+                        self._log.append(_not_deleted(rows, Batch(self._run_id, Interrupt()), error))
+                    else:
+                        half = rows.height // 2
+                        parts += [rows[half:], rows[:half]]
+        finally:
+            for part in parts:
+                self._log.append(outcomes(part, DELETE_STATUSES, status="cancelled"))
 
     def _delete(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Delete in one transaction, tried again where that helps, and the outcomes of the rows."""
@@ -94,12 +112,16 @@ class DeleteRun:
             # The first COMMIT may have been on its way still when the ledger was asked.
             if lost is not None and gone.is_empty() and self._committed(batch, lost):
                 gone = lost.answer
+        except RowError:
+            raise
         except BaseException as error:
             self._log.append(_not_deleted(rows, batch, error))
             raise
-        was_there = pl.int_range(rows.height).is_in(gone["position"].cast(pl.Int64).implode())
-        status = pl.when(was_there).then(pl.lit("deleted")).otherwise(pl.lit("missing"))
-        return outcomes(rows, DELETE_STATUSES, status=status, batch_id=batch.batch_id)
+        rows = rows.with_row_index("position").join(_with_error(gone), on="position", how="left", maintain_order="left")
+        kept = pl.col("error").is_not_null()
+        status = pl.when(kept).then(pl.lit("failed")).when("gone").then(pl.lit("deleted")).otherwise(pl.lit("missing"))
+        kind = pl.when(kept).then(pl.lit("database"))
+        return outcomes(rows, DELETE_STATUSES, status=status, batch_id=batch.batch_id, error_kind=kind)
 
     def _committed(self, batch: Batch, lost: ConnectionLostError) -> bool:
         """After a COMMIT that was not answered: whether the ledger has the batch.
@@ -108,6 +130,12 @@ class DeleteRun:
             FateUnknownError: it cannot be asked.
         """
         return from_ledger(lambda: self._engine.deleted_by(batch), lost, batch.interrupt) is not None
+
+
+def _with_error(gone: pl.DataFrame) -> pl.DataFrame:
+    """What an engine answers, with the columns that it may leave out, and gone for every row of it."""
+    error = pl.col("error") if "error" in gone.columns else pl.lit(None, pl.String)
+    return gone.select(pl.col("position").cast(pl.UInt32), error.alias("error"), gone=pl.lit(True))
 
 
 def _fire(interrupt: Interrupt, ctrl_c: CtrlC) -> None:

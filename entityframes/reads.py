@@ -156,14 +156,6 @@ def scan(engine: Engine, entity_type: str | None) -> pl.LazyFrame:
     return lazy_frame(schema, {name: place for name, (place, _) in located.items()}, read_type, name=entity_type)
 
 
-def unknown_type_message(engine: Engine, entity_type: str) -> str | None:
-    """What to say of a type that has neither an entity nor a recorded field; None if it has."""
-    if not engine.is_empty(entity_type) or engine.fields([entity_type]).height:
-        return None
-    types = engine.stats(None)["entity_type"].sort().head(20).to_list()
-    return f"no entities of type {entity_type!r}: the store has {', '.join(types) or 'no entities'}"
-
-
 def located(engine: Engine, entity_type: str | None) -> tuple[dict[str, pl.DataType], dict[str, Column]]:
     """The columns by which the entities of a type can be filtered: their dtypes, and where each lives."""
     if entity_type is None:

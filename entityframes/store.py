@@ -348,8 +348,14 @@ class EntityStore(EmbeddingCalls):
         return bool(self.exists(single.one_id(entity_type, id))["exists"][0])
 
     def delete_entity(self, entity_type: str, id: str) -> bool:
-        """Delete one entity and tell whether there was one; `delete` for many."""
-        return self.delete(single.one_id(entity_type, id)).counts["deleted"] == 1
+        """Delete one entity and tell whether there was one; `delete` for many.
+
+        Raises:
+            EntityFramesError: the database refused.
+        """
+        result = self.delete(single.one_id(entity_type, id))
+        result.raise_for_failures()
+        return result.counts["deleted"] == 1
 
     def close(self) -> None:
         """Close the store. May be called again."""

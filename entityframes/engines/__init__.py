@@ -162,7 +162,9 @@ class Engine(Protocol):
         """position, content, metadata, content_hash, created_at, updated_at of each key that is stored."""
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """Delete in one transaction; position of each key that was stored. No key may stand twice.
+        """Delete in one transaction; position of each key that was stored, and error where it could not be deleted.
+
+        No key may stand twice.
 
         With the columns content_hash and metadata_hash (Binary), only entities that still have them are deleted.
 

@@ -120,7 +120,7 @@ class PostgresEngine:
             self._run(connection, "index_staging")
             self._run(connection, "create_tried")
             self._run(connection, "immediate_constraints")
-            self._ask(connection, "set_batch", batch.batch_id)
+            self._ask(connection, "set_batch", batch.batch_id, str(conflicts is not None))
             self._run(connection, "merge_each")
             told = self._ask(connection, "finish_each", *header)
             self._check_known(connection, rows, told, batch)
@@ -177,14 +177,33 @@ class PostgresEngine:
         name = "delete_unchanged" if "content_hash" in keys.columns else "delete"
         gone: pl.DataFrame | None = None
         try:
-            with self._connection(batch.interrupt) as connection, self._transaction(connection, batch.interrupt):
+            with (
+                self._connection(batch.interrupt) as connection,
+                self._refusals(connection),
+                self._transaction(connection, batch.interrupt),
+            ):
                 gone = self._ask(connection, name, batch.batch_id, batch.run_id, *keys)
                 deleted = keys[gone["position"]]
                 self._run(connection, "delete_vectors", deleted["entity_type"], deleted["id"])
+                numbered = keys.with_columns(position=pl.int_range(keys.height).cast(gone.schema["position"]))
+                kept = self._kept(connection, numbered.join(gone, on="position", how="anti", maintain_order="left"))
         except ConnectionLostError as error:
             error.answer = gone
             raise
-        return gone
+        return pl.concat([gone, kept.with_columns(error=pl.lit(_KEPT))], how="diagonal") if kept.height else gone
+
+    def _kept(self, connection: Any, left: pl.DataFrame) -> pl.DataFrame:
+        """Positions of those of some keys that are stored as given and may not be deleted."""
+        if left.is_empty() or not self._ask(connection, "may_keep", self._namespace).item():
+            return left.select("position").clear()
+        stored = self._ask(connection, "hashes", left["entity_type"], left["id"])
+        if "content_hash" in left.columns:
+            given = left[stored["position"]].select("content_hash", "metadata_hash")
+            same = (given["content_hash"] == stored["content_hash"]) & (
+                given["metadata_hash"] == stored["metadata_hash"]
+            )
+            stored = stored.filter(same)
+        return left[stored["position"]].select("position")
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
         return self._read("fields", pl.Series(entity_types, dtype=pl.String))
@@ -569,6 +588,7 @@ def _all_again(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("position"), again=pl.lit(True))
 
 
+_KEPT = "the database did not delete it and gave no reason: a trigger or a row-level policy keeps it"
 _LEFT_OUT = "the database did not store it and gave no reason: a trigger or a row-level policy leaves it out"
 
 
@@ -610,7 +630,9 @@ def _with_conflicts(written: pl.DataFrame, rows: pl.DataFrame, conflicts: pl.Ser
     """
     if conflicts is None:
         return written
-    updated = written.filter(pl.col("created").not_())["position"]
+    # Under another key there is none that was expected to be absent.
+    own_key = pl.col("other_id").is_null() if "other_id" in written.columns else pl.lit(True)
+    updated = written.filter(pl.col("created").not_() & own_key)["position"]
     if rows[updated]["expected"].null_count():
         raise TransientError("an entity was created by another writer just now", "40001")
     left_alone = pl.DataFrame({"position": conflicts.cast(written.schema["position"])}).with_columns(conflict=True)

@@ -406,6 +406,13 @@ SELECT row_security_active(t) OR EXISTS (
 )
 FROM CAST(format('%I.entities', $1::text) AS regclass) AS t
 
+-- name: may_keep
+-- Whether a trigger of the user's or a policy may keep an entity from being deleted. $1 namespace
+SELECT row_security_active(t) OR EXISTS (
+    SELECT FROM pg_trigger WHERE tgrelid = t AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 11 = 11
+)
+FROM CAST(format('%I.entities', $1::text) AS regclass) AS t
+
 -- name: may_write
 -- Whether the entities have their columns and this user has the rights on them, so that a refusal is of a row.
 SELECT bool_and(has_table_privilege('{schema}.entities', privilege)) AND (
@@ -441,6 +448,7 @@ DECLARE
     step int4 := 256;
     top int4 := (SELECT max(position) FROM pg_temp.entityframes_staging);
     elsewhere boolean;
+    created boolean;
     other_type text;
     other_id text;
     always boolean := false;
@@ -468,12 +476,13 @@ BEGIN
                     AND s.position >= lower AND s.position < lower + step
             ), tried AS (
                 INSERT INTO pg_temp.entityframes_tried (position, created, other_type, other_id)
-                SELECT coalesce(position, lower), created, CASE WHEN position IS NULL THEN entity_type END,
+                SELECT coalesce(position, lower), found.created, CASE WHEN position IS NULL THEN entity_type END,
                     CASE WHEN position IS NULL THEN id END
                 FROM found
             )
-            SELECT min(entity_type) FILTER (WHERE position IS NULL), min(id) FILTER (WHERE position IS NULL)
-            INTO other_type, other_id FROM found;
+            SELECT min(entity_type) FILTER (WHERE position IS NULL), min(id) FILTER (WHERE position IS NULL),
+                bool_or(found.created)
+            INTO other_type, other_id, created FROM found;
             elsewhere := EXISTS (
                 SELECT FROM pg_temp.entityframes_staging AS s
                 LEFT JOIN {schema}.entities AS e ON e.entity_type = s.entity_type AND e.id = s.id
@@ -482,6 +491,9 @@ BEGIN
             );
             IF always OR ((other_id IS NOT NULL OR elsewhere) AND step > 1) THEN
                 RAISE SQLSTATE 'EF001';
+            ELSIF other_id IS NOT NULL AND NOT created AND current_setting('entityframes.expecting')::boolean THEN
+                RAISE 'a trigger gives it the key %/%, under which another entity is stored', other_type, other_id
+                    USING ERRCODE = 'EF002';
             END IF;
             always := elsewhere AND other_id IS NULL;
             IF NOT always THEN
@@ -510,8 +522,8 @@ END
 $each$
 
 -- name: set_batch
--- Tells merge_each, which takes no parameters, its batch.
-SELECT set_config('entityframes.batch_id', $1, true)
+-- Tells merge_each, which takes no parameters, its batch, and whether only what was looked at may be overwritten.
+SELECT set_config('entityframes.batch_id', $1, true), set_config('entityframes.expecting', $2, true)
 
 -- name: finish_each
 -- Ledger row and embedding job for the rows that merge_each wrote, and what became of every row.

@@ -23,7 +23,7 @@ from entityframes.engines.embedding import (
     wire,
 )
 from entityframes.engines.patience import patiently
-from entityframes.engines.postgres_errors import READ_ONLY, UNIQUE_VIOLATION, streamed
+from entityframes.engines.postgres_errors import NO_COPY, READ_ONLY, UNIQUE_VIOLATION, streamed
 from entityframes.engines.postgres_pool import execute
 from entityframes.errors import ConnectionLostError, DatabaseError, RowError, SpaceError
 
@@ -159,9 +159,9 @@ class PostgresEmbedding:
             try:
                 return self._write_vectors(connection, space, job, rows, vectors, end, interrupt)
             except RowError as error:
-                if error.sqlstate != UNIQUE_VIOLATION:
+                if error.sqlstate not in (UNIQUE_VIOLATION, NO_COPY):
                     raise
-                # Another worker had the same entity in another job, and was quicker.
+                # Another worker had the same entity in another job, and was quicker; or a policy forbids to copy.
                 connection.rollback()
                 rows = rows.with_columns(stored=True)
                 return self._write_vectors(connection, space, job, rows, vectors, end, interrupt)

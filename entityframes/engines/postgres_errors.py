@@ -24,6 +24,8 @@ from entityframes.errors import (
 
 #: The one that says that a copied row is stored already.
 UNIQUE_VIOLATION = "23505"
+#: What COPY says of a table with a row-level policy.
+NO_COPY = "0A000"
 #: What our own statements raise where a trigger has given rows other keys.
 REKEYED = "EF001"
 #: What a standby, or a server that was set to be read-only, says to a write.
@@ -51,7 +53,7 @@ _MEANING: dict[str, type[DatabaseError]] = {
 }
 
 #: Classes of errors of the statement, the session or the server. All others, also those that PostgreSQL does not use
-#: itself, are raised by a trigger or a constraint for a row: P0 by RAISE and ASSERT, 0A and 21 too, and any code of a user.
+#: itself, are raised by a trigger or a constraint for a row: P0 by RAISE and ASSERT, 0A and 21 too, a user's own.
 _NO_ROW = re.compile("0[1238BLPZ]|2[4568BD]|3[4BD]|3F|42|5[578]|72|F0|HV|XX")
 
 _LOST = re.compile(

@@ -439,16 +439,14 @@ def test_nobody_is_left_to_confirm(pair: Pair, monkeypatch: pytest.MonkeyPatch) 
 
 def test_vectors_that_were_lost_are_due(pair: Pair) -> None:
     """65: what was embedded and is not on the server that took over is due, and is embedded again."""
-    from entityframes.embedding.hashing import HashingEmbedder
-
     store = pair.open(workers=1)
     store.upsert(rows(200))
     pair.standby.catch_up()
     pair.standby.receive_nothing()
-    store.embed(HashingEmbedder())
+    store.embed(ef.HashingEmbedder())
     pair.fail_over()
     assert store.stats()["due"].sum() == 200
-    assert store.embed(HashingEmbedder()).counts["embedded"] == 200
+    assert store.embed(ef.HashingEmbedder()).counts["embedded"] == 200
     assert store.stats()["due"].sum() == 0
     assert store.verify().is_empty()
 
