@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from entityframes.engines import Engine, Interrupt
@@ -16,7 +17,7 @@ from entityframes.errors import (
     StatementTimeoutError,
     TransientError,
 )
-from entityframes.results import OutcomeLog
+from entityframes.results import WRITTEN, OutcomeLog
 
 T = TypeVar("T")
 
@@ -94,6 +95,28 @@ def confirm(engine: Engine, log: OutcomeLog, losses: int, interrupt: Interrupt, 
             raise
         return corrected
     return log.correct(lost, "failed", _GONE)
+
+
+_NOT_REPLICATED = (
+    "it was committed, and no synchronous standby has confirmed it: it may be lost if the server fails now"
+)
+#: Seconds that a synchronous standby is given at the end of a run, and where a person stopped it.
+STANDBY_SECONDS = 2.0
+STANDBY_SECONDS_WHEN_STOPPED = 0.3
+#: A run that took less had no COMMIT that somebody could have cancelled.
+_SHORT = 0.01
+
+
+def check_replicated(engine: Engine, log: OutcomeLog, elapsed: float, interrupt: Interrupt) -> None:
+    """Where a COMMIT has to wait for a standby, say of each row that was written if that was not waited for.
+
+    A wait that is cancelled, by an administrator or with this run, ends in a COMMIT that succeeds.
+    """
+    if elapsed < _SHORT or not any(log.counts.get(status) for status in WRITTEN):
+        return
+    with suppress(DatabaseError, ClosedError):
+        if not engine.replicated(STANDBY_SECONDS_WHEN_STOPPED if interrupt.requested else STANDBY_SECONDS):
+            log.correct(log.written(), None, _NOT_REPLICATED)
 
 
 def from_ledger(ask: Callable[[], T], lost: DatabaseError, interrupt: Interrupt) -> T:

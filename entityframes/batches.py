@@ -17,7 +17,7 @@ import polars as pl
 
 from entityframes import frames, narrow, types
 from entityframes.answers import not_written, part, told
-from entityframes.attempts import RETRIED, Attempts, confirm, from_ledger
+from entityframes.attempts import RETRIED, Attempts, check_replicated, confirm, from_ledger
 from entityframes.chunks import chunks, shares
 from entityframes.engines import Batch, CtrlC, Engine, Interrupt
 from entityframes.errors import (
@@ -334,8 +334,10 @@ class UpsertRun:
                 self.interrupt.fire()
 
         if self.engine.losses == self._losses:
+            check_replicated(self.engine, self.log, time.perf_counter() - self._started, self.interrupt)
             return
         corrected = confirm(self.engine, self.log, self._losses, self.interrupt, look)
+        check_replicated(self.engine, self.log, time.perf_counter() - self._started, self.interrupt)
         if not self.interrupt.requested:
             # The next run does it if it cannot be done.
             with suppress(EntityFramesError):

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from entityframes import frames, sources
-from entityframes.attempts import RETRIED, Attempts, FateUnknownError, confirm, from_ledger
+from entityframes.attempts import RETRIED, Attempts, FateUnknownError, check_replicated, confirm, from_ledger
 from entityframes.engines import Batch, CtrlC, Engine, Interrupt
 from entityframes.errors import ConnectionLostError, DatabaseError, RowError
 from entityframes.frames import KEY
@@ -56,6 +56,7 @@ class DeleteRun:
             finally:
                 self._log.append(outcomes(left, DELETE_STATUSES, status="cancelled"))
                 confirm(self._engine, self._log, self._losses, stop := Interrupt(), lambda: _fire(stop, ctrl_c))
+                check_replicated(self._engine, self._log, time.perf_counter() - self._started, stop)
         return self.result()
 
     def _possible(self, given: pl.DataFrame) -> pl.DataFrame:

@@ -52,7 +52,7 @@ SYNC_STATUSES = (
 ERROR_KINDS = ("validation", "database", "connection", "timeout", "resource", "embedder")
 
 #: Statuses of rows that a transaction wrote.
-_WRITTEN = ("created", "updated", "renamed", "deleted")
+WRITTEN = ("created", "updated", "renamed", "deleted")
 
 #: Statuses that leave the caller with something to do.
 UNRESOLVED = ("conflict", "failed", "cancelled", "unknown")
@@ -126,25 +126,26 @@ class OutcomeLog:
 
     def written(self) -> list[str]:
         """The batches by which rows were written."""
-        ids = (frame.filter(pl.col("status").cast(pl.String).is_in(_WRITTEN))["batch_id"] for frame in self._pieces())
+        ids = (frame.filter(pl.col("status").cast(pl.String).is_in(WRITTEN))["batch_id"] for frame in self._pieces())
         return list({batch_id for each in ids for batch_id in each.drop_nulls().unique()})
 
-    def correct(self, batch_ids: Iterable[str], status: str, error: str) -> int:
-        """Give the rows that some batches wrote another status, and tell how many there were."""
+    def correct(self, batch_ids: Iterable[str], status: str | None, error: str) -> int:
+        """Give the rows that some batches wrote another status, or only an error; tell how many there were."""
         ids = pl.Series(list(batch_ids), dtype=pl.String)
         if ids.is_empty():
             return 0
-        wrong = pl.col("batch_id").is_in(ids.implode()) & pl.col("status").cast(pl.String).is_in(_WRITTEN)
+        wrong = pl.col("batch_id").is_in(ids.implode()) & pl.col("status").cast(pl.String).is_in(WRITTEN)
         new = {"status": status, "error_kind": "connection", "error": error, "sqlstate": None, "job_id": None}
+        new = new if status is not None else {"error": error}
         corrected = 0
 
         def correct(frame: pl.DataFrame) -> pl.DataFrame:
             nonlocal corrected
             found = frame.filter(wrong)
+            corrected += found.height
             for old, rows in found["status"].cast(pl.String).value_counts().iter_rows():
                 self.counts[old] -= rows
-                self.counts[status] += rows
-            corrected += found.height
+                self.counts[status or old] += rows
             return frame.with_columns(
                 pl.when(wrong).then(pl.lit(value)).otherwise(pl.col(name)).cast(frame.schema[name]).alias(name)
                 for name, value in new.items()

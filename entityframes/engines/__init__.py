@@ -149,6 +149,9 @@ class Engine(Protocol):
     def not_recorded(self, batch_ids: list[str]) -> list[str]:
         """Those of some batches that the ledger does not have."""
 
+    def replicated(self, seconds: float) -> bool:
+        """Whether all that was committed is on a standby, where a COMMIT has to wait for one; waits at most so long."""
+
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         """position, content_hash and metadata_hash (Binary) of each key that is stored."""
 

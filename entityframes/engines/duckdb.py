@@ -107,6 +107,9 @@ class DuckDBEngine:
         with self._cursor() as cursor:
             return self._ask(cursor, "not_recorded", [batch_ids])["batch_id"].to_list()
 
+    def replicated(self, seconds: float) -> bool:
+        return True
+
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self._cursor() as cursor:
             _register(cursor, "given", _keys(keys))

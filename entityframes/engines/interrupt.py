@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 #: Seconds after which a second Ctrl-C is not held back.
 PATIENCE = 3.0
+#: Seconds for which a COMMIT is not cancelled: where it waits for a standby it would succeed without that.
+COMMIT_SECONDS = 1.0
 
 
 class Interrupt:
@@ -32,6 +34,7 @@ class Interrupt:
         self._fired = threading.Event()
         self._lock = threading.Lock()
         self._in_flight: set[Callable[[], None]] = set()
+        self._committing: set[Callable[[], None]] = set()
         #: When it was fired first, by the monotonic clock.
         self.fired_at: float | None = None
 
@@ -51,7 +54,8 @@ class Interrupt:
         self._fired.set()
         with self._lock:
             for cancel in self._in_flight:
-                cancel()
+                if cancel not in self._committing or time.monotonic() - self.fired_at > COMMIT_SECONDS:
+                    cancel()
 
     def check(self) -> None:
         """Raise if the run is to stop.
@@ -72,6 +76,17 @@ class Interrupt:
     def wait(self, seconds: float) -> None:
         """Sleep, at most until the run is stopped."""
         self._fired.wait(seconds)
+
+    @contextmanager
+    def committing(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """While inside, `fire` calls `cancel`, which is that of `cancelling`, not at once."""
+        with self._lock:
+            self._committing.add(cancel)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._committing.discard(cancel)
 
     @contextmanager
     def cancelling(self, cancel: Callable[[], None]) -> Iterator[None]:

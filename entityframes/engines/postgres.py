@@ -6,6 +6,7 @@ A small batch is one statement with array parameters: two round trips, transacti
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from entityframes.errors import (
     DatabaseError,
     PermanentError,
     RowError,
+    StatementCancelledError,
     TransientError,
 )
 
@@ -152,6 +154,35 @@ class PostgresEngine:
             self._check_primary(connection)
             asked = pl.Series(batch_ids, dtype=pl.String)
             return self._ask(connection, "not_recorded", asked)["batch_id"].to_list()
+
+    def replicated(self, seconds: float) -> bool:
+        # Whoever cancels a COMMIT that waits for its standby makes it succeed. The server warns of it in a notice, and
+        # the driver drops notices. One more COMMIT that waits tells, unless it is this side that ends the wait.
+        late = threading.Event()
+        try:
+            with self._connection() as connection:
+                if not self._ask(connection, "is_synchronous").item():
+                    return True
+
+                def end() -> None:
+                    late.set()
+                    connection.adbc_cancel()
+
+                timer = threading.Timer(seconds, end)
+                timer.start()
+                try:
+                    self._ask(connection, "wait_for_standby")
+                finally:
+                    timer.cancel()
+                    timer.join()
+                if late.is_set():
+                    # The connection is not used again, which the cancellation may reach only now.
+                    raise StatementCancelledError("the standby has not answered")
+        except (DatabaseError, KeyboardInterrupt):
+            if late.is_set():
+                return False
+            raise
+        return True
 
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         return self._read("hashes", keys["entity_type"], keys["id"])

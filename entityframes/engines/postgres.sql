@@ -523,7 +523,7 @@ $each$
 
 -- name: set_batch
 -- Tells merge_each, which takes no parameters, its batch, and whether only what was looked at may be overwritten.
-SELECT set_config('entityframes.batch_id', $1, true), set_config('entityframes.expecting', $2, true)
+SELECT set_config('entityframes.batch_id', $1, true) AS batch_id, set_config('entityframes.expecting', $2, true) AS only
 
 -- name: finish_each
 -- Ledger row and embedding job for the rows that merge_each wrote, and what became of every row.
@@ -549,6 +549,15 @@ WHERE NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = t.batch_i
 -- name: in_recovery
 -- Whether the server is a standby: it can be read, and may be behind.
 SELECT pg_is_in_recovery()
+
+-- name: is_synchronous
+-- Whether a COMMIT waits for a standby.
+SELECT current_setting('synchronous_standby_names') <> ''
+    AND current_setting('synchronous_commit') NOT IN ('off', 'local')
+
+-- name: wait_for_standby
+-- Writes something of no meaning: its COMMIT waits until a standby has that, and with it all that was committed before.
+SELECT pg_logical_emit_message(true, 'entityframes', '')::text
 
 -- name: written_by
 -- Which of the given rows the batch wrote, where nobody has written them since.

@@ -390,7 +390,8 @@ class PooledConnection:
         self._begin(*settings)
         yield
         interrupt.check()
-        self._commit(committing=True)
+        with interrupt.committing(self.cancel):
+            self._commit(committing=True)
 
     def rollback(self) -> None:
         """Leave the transaction that is open, if one is."""

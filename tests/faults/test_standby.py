@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -449,6 +450,73 @@ def test_vectors_that_were_lost_are_due(pair: Pair) -> None:
     assert store.embed(ef.HashingEmbedder()).counts["embedded"] == 200
     assert store.stats()["due"].sum() == 0
     assert store.verify().is_empty()
+
+
+@pytest.fixture
+def alone(lasting: Pair) -> Iterator[Pair]:
+    """A primary whose COMMIT waits for a standby that there is not."""
+    if lasting.primary.is_dead():
+        lasting.primary.start()
+    change = ["ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"]
+    lasting.primary.sql("TRUNCATE entityframes.entities, entityframes.batches", database=lasting.database)
+    lasting.primary.sql(*change)
+    wait_until(lambda: lasting.primary.sql("SHOW synchronous_standby_names") == [("nobody",)], "the setting")
+    yield lasting
+    lasting.primary.sql(change[0].replace("SET", "RESET").partition(" =")[0], change[1])
+
+
+def _waiting(pair: Pair) -> set[tuple[int, str]]:
+    """Backends whose COMMIT waits for a standby, and since when; not those that ask whether there is one."""
+    return set(
+        pair.primary.sql(
+            "SELECT pid, query_start::text FROM pg_stat_activity"
+            " WHERE wait_event = 'SyncRep' AND query NOT LIKE '%pg_logical_emit_message%'"
+        )
+    )
+
+
+@pytest.mark.parametrize("count", [50, 3_000])
+@pytest.mark.parametrize("who", ["cancel_backend", "terminate_backend", "cancel"])
+def test_a_commit_that_was_not_replicated(alone: Pair, count: int, who: str) -> None:
+    """65: the wait for a synchronous standby is ended: the rows are stored, and it is said what that is worth."""
+    store, cancel, frame = alone.open(alone.primary.url(alone.database), workers=1), threading.Event(), rows(count)
+    run = Background(lambda: store.upsert(frame, cancel=cancel))
+    ended: set[tuple[int, str]] = set()
+    while run.is_alive():
+        for one in _waiting(alone) - ended:
+            # The metadata's fields are committed too, before the batch.
+            if who == "cancel" and ended:
+                cancel.set()
+            else:
+                alone.primary.sql(f"SELECT pg_{who if who != 'cancel' else 'cancel_backend'}({one[0]})")
+            ended.add(one)
+        time.sleep(0.01)
+    result = run.outcome()
+    assert result.counts["created"] == count, result
+    assert result.outcomes["error"].str.contains("no synchronous standby has confirmed it").all()
+    assert result.ok
+    assert alone.count() == count
+
+
+def test_a_commit_that_was_replicated(pair: Pair) -> None:
+    """65: with a synchronous standby that answers nothing is said; nothing of it is lost with the primary."""
+    store = pair.open(workers=1)
+    pair.primary.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{pair.standby.name}'", "SELECT pg_reload_conf()")
+    wait_until(
+        lambda: pair.primary.sql("SELECT FROM pg_stat_replication WHERE sync_state = 'sync'"), "a standby in step"
+    )
+    model, frame = Model(), rows(500)
+
+    def progress(done: int, total: int | None) -> None:
+        if done == 300:
+            pair.fail_over()
+            pair.standby.sql("ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
+
+    result = store.upsert(frame, batch_size=100, progress=progress)
+    assert result.counts["created"] == 500, result
+    assert result.outcomes["error"].null_count() == 500
+    model.upserted(frame, result)
+    model.check(store)
 
 
 def test_one_batch_that_fails_does_not_hurry_another(own_server: Server, own_store, proxy: Proxy) -> None:
