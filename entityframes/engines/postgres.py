@@ -166,7 +166,7 @@ class PostgresEngine:
 
                 def end() -> None:
                     late.set()
-                    connection.adbc_cancel()
+                    connection.cancel()
 
                 timer = threading.Timer(seconds, end)
                 timer.start()

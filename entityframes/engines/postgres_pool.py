@@ -164,7 +164,9 @@ class Pool:
         knows = {"session": "true", "transaction": "false"}.get(self._mode or "", f"backend.nonce = '{nonce}'")
         sure = "true" if self._direct or self._mode == "session" else f"backend.port IN ({self._ports})"
         session = self._session.replace("{knows}", knows).replace("{sure}", sure)
-        [found] = connection.at_once(session.replace("{compression}", "backend.compression")).to_dicts()
+        found: dict[str, Any] = connection.at_once(session.replace("{compression}", "backend.compression")).row(
+            0, named=True
+        )
         return found
 
     def _is_lent(self, connection: PooledConnection, nonce: str) -> bool:
