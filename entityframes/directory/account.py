@@ -83,12 +83,12 @@ class Account:
         confirm(engine, self._log, losses, interrupt, lambda: None)
 
     def file(self, rows: pl.DataFrame) -> None:
-        """Files that are in step with their entity: path, key, size, mtime_ns and header, and the hashes of now_...
+        """Files that are in step with their entity: path, key, size, mark and header, and the hashes of now_...
 
-        A time of change that is not settled says nothing. The path that a file had before is forgotten.
+        The mark of a state that is not settled says nothing. The path that a file had before is forgotten.
         """
         values = {
-            "mtime_ns": pl.when("settled").then("mtime_ns").otherwise(-1),
+            "mark": pl.when("settled").then("mark").otherwise(-1),
             "file_hash": pl.col("now_hash"),
             "content_hash": pl.col("now_content"),
             "metadata_hash": pl.col("now_metadata"),

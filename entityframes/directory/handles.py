@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
 import stat
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -33,22 +36,63 @@ _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EA
 #: How long the time of a change may stay the same while a file changes on: the tick of a file system that keeps
 #: nanoseconds, and of one that keeps (even) seconds.
 _TICK, _COARSE_TICK, _SECOND = 50_000_000, 2_000_000_000, 1_000_000_000
+#: What a file system answers that cannot exchange two names.
+_NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+#: On Windows the time of a change of the status is that of creation, and folders list no inodes.
+_HAS_IDENTITY = os.name == "posix"
+#: Odd numbers of 64 bits: where one of the times or the inode differs, the sum of the products does.
+MIX = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+MARK_BITS = (1 << 63) - 1
 
 
 class Stat(NamedTuple):
-    """What tells one state of a file from another without reading it."""
+    """What tells one state of a file from another without reading it.
+
+    Size and mtime alone do not: ``cp -p``, ``rsync --times`` and a backup set the mtime, and a file that is moved over
+    another of equal size brings its own. No program can set the time of the last change of the status, and another
+    file has another inode.
+    """
 
     size: int
     mtime_ns: int
+    ctime_ns: int = 0
+    inode: int = 0
 
     @classmethod
     def of(cls, status: os.stat_result) -> Self:
         """The part of a file's status that is compared."""
-        return cls(status.st_size, status.st_mtime_ns)
+        if not _HAS_IDENTITY:
+            return cls(status.st_size, status.st_mtime_ns)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+    @property
+    def mark(self) -> int:
+        """One number for the times and the inode, as it is remembered; `marks` does many. It is never negative."""
+        return sum(value * factor for value, factor in zip(self[1:], MIX, strict=True)) & MARK_BITS
 
     def settled(self, now_ns: int) -> bool:
-        """Whether a change from ``now_ns`` on cannot go unnoticed by leaving the time of change as it is."""
-        return now_ns - self.mtime_ns > (_TICK if self.mtime_ns % _SECOND else _COARSE_TICK)
+        """Whether a change from ``now_ns`` on cannot go unnoticed by leaving the times as they are."""
+        return self.written_before(now_ns) and (not self.ctime_ns or _past(self.ctime_ns, now_ns))
+
+    def written_before(self, now_ns: int) -> bool:
+        """Whether a file that is written from ``now_ns`` on gets another mtime, unless somebody sets that."""
+        return _past(self.mtime_ns, now_ns)
+
+    @property
+    def coarse(self) -> bool:
+        """Whether the file system seems to keep whole seconds."""
+        return self.ctime_ns % _SECOND == 0 and self.ctime_ns != 0
+
+
+def _past(at_ns: int, now_ns: int) -> bool:
+    return now_ns - at_ns > (_TICK if at_ns % _SECOND else _COARSE_TICK)
+
+
+def outlast_tick(since_ns: int) -> None:
+    """Wait until a change cannot have the time of one that was made at ``since_ns`` (50 ms at most)."""
+    left = since_ns + _TICK - time.time_ns()
+    if 0 < left <= _TICK:
+        time.sleep(left / 1e9)
 
 
 class RefusalError(Exception):
@@ -146,13 +190,17 @@ class Folder:
         """The status of a name, of a link itself."""
         return os.stat(self._at(name), dir_fd=self.fd, follow_symlinks=False)
 
-    def check(self, name: str, expected: Stat) -> os.stat_result:
-        """The status of a file that has to be as expected."""
+    def check(self, name: str, expected: bytes) -> os.stat_result:
+        """The status of a file whose bytes have the sha256 that is expected."""
         status = self.stat(name)
         if not stat.S_ISREG(status.st_mode):
             raise RefusalError(kind(status.st_mode))
-        if Stat.of(status) != expected:
-            raise RefusalError("was changed by somebody else")
+        with open(os.open(self._at(name), _READ, dir_fd=self.fd), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise RefusalError(kind(status.st_mode))
+            if hashlib.file_digest(file, "sha256").digest() != expected:
+                raise RefusalError("was changed by somebody else")
         return status
 
     def read(self, name: str, max_bytes: int) -> tuple[bytes, Stat, bool]:
@@ -172,25 +220,27 @@ class Folder:
                 state = Stat.of(os.fstat(fd))
             finally:
                 os.close(fd)
-            if state == Stat.of(before) and len(data) == state.size:
-                return data, state, state.settled(now)
+            if state[:2] == (before.st_size, before.st_mtime_ns) and len(data) == state.size:
+                # A change of the status alone is most often another name.
+                return data, state, state == Stat.of(before) and state.settled(now)
         raise RefusalError("changes while it is read")
 
-    def put(self, name: str, data: bytes, mtime_ns: int | None, expected: Stat | None) -> tuple[Stat, bool]:
+    def put(self, name: str, data: bytes, mtime_ns: int | None, expected: bytes | None) -> tuple[Stat, bool]:
         """Write a whole file, or leave what is there as it is.
 
         Args:
             name: the file in this folder.
             data: its bytes.
             mtime_ns: the time of change that it gets; None is now.
-            expected: the state of the file that it replaces; None: there must not be one.
+            expected: the sha256 of the bytes of the file that it replaces; None: there must not be one.
 
         Returns:
-            The file's new state and whether it is settled.
+            The file's new state, and whether it is settled once `outlast_tick` has waited.
         """
         replaced = None if expected is None else self.check(name, expected)
-        temporary = f".ef-{secrets.token_hex(8)}.tmp"
+        temporary = _temporary()
         fd = os.open(self._at(temporary), _CREATE, 0o666, dir_fd=self.fd)
+        own = os.fstat(fd).st_ino
         try:
             try:
                 left = memoryview(data)
@@ -202,19 +252,76 @@ class Folder:
                     target = fd if os.utime in os.supports_fd else self._at(temporary)
                     os.utime(target, ns=(mtime_ns, mtime_ns))
                 os.fsync(fd)
-                state = Stat.of(os.fstat(fd))
+                written = Stat.of(os.fstat(fd))
             finally:
                 os.close(fd)
             if expected is None:
                 self.move(temporary, self, name)
             else:
-                self.check(name, expected)
-                os.replace(self._at(temporary), self._at(name), src_dir_fd=self.fd, dst_dir_fd=self.fd)
+                self._replace(temporary, name, expected, own)
         except BaseException:
-            with contextlib.suppress(OSError):
-                self.unlink(temporary)
+            self._discard(temporary, own)
             raise
-        return state, state.settled(time.time_ns())
+        state = Stat.of(self.stat(name))
+        # Its new name is a change of its status; anything else was done by somebody else.
+        same = (state.size, state.mtime_ns, state.inode) == (written.size, written.mtime_ns, written.inode)
+        return state, same and state.written_before(time.time_ns()) and not state.coarse
+
+    def _replace(self, temporary: str, name: str, expected: bytes, own: int) -> None:
+        """Give a file's name to the one that takes its place, if its bytes still are as expected.
+
+        Where the system can exchange two names, what had the name is looked at when nobody can change it by that name
+        any more, and gets it back if it is not what was expected.
+        """
+        self.check(name, expected)
+        if not self._exchange(temporary, name):
+            os.replace(self._at(temporary), self._at(name), src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            return
+        try:
+            self.check(temporary, expected)
+        except (OSError, RefusalError):
+            self._exchange(temporary, name)
+            if self.stat(temporary).st_ino != own:
+                # Somebody was faster once more: neither of their files is removed.
+                self._keep(temporary, name)
+            raise
+        self.unlink(temporary)
+
+    def _exchange(self, first: str, second: str) -> bool:
+        """Let two names change places; False where the system or the file system cannot."""
+        rename = _renameat2()
+        if rename is None or self.fd is None:
+            return False
+        error = rename(self.fd, os.fsencode(first), self.fd, os.fsencode(second))
+        if error and error not in _NO_EXCHANGE:
+            raise OSError(error, os.strerror(error), second)
+        return not error
+
+    def _discard(self, temporary: str, own: int) -> None:
+        """Remove a temporary file if it is the one that was made."""
+        with contextlib.suppress(OSError):
+            if self.fd is None or self.stat(temporary).st_ino == own:
+                self.unlink(temporary)
+
+    def _keep(self, temporary: str, name: str) -> None:
+        """Give a file of somebody else, which has a temporary name, one beside that it had."""
+        short = os.fsencode(name)[:200].decode("utf-8", "ignore")
+        self.move(temporary, self, f"{short}.{secrets.token_hex(4)}.conflict")
+
+    def take(self, name: str, expected: bytes) -> None:
+        """Remove a file whose bytes are as expected; they are looked at again when it has no name any more."""
+        self.check(name, expected)
+        temporary = _temporary()
+        os.rename(self._at(name), self._at(temporary), src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        try:
+            self.check(temporary, expected)
+        except (OSError, RefusalError):
+            try:
+                self.move(temporary, self, name)
+            except (OSError, RefusalError):
+                self._keep(temporary, name)
+            raise
+        self.unlink(temporary)
 
     def move(self, old: str, other: Folder, new: str) -> None:
         """Rename and never overwrite: the new name is a second one at first, where the file system has links."""
@@ -267,6 +374,30 @@ class Folder:
         except OSError as error:
             if error.errno not in _NO_SYNC:
                 raise
+
+
+def _temporary() -> str:
+    return f".ef-{secrets.token_hex(8)}.tmp"
+
+
+@cache
+def _renameat2() -> Callable[[int, bytes, int, bytes], int] | None:
+    """Linux's call that exchanges two names, which gives an errno or 0; None where there is none."""
+    if not sys.platform.startswith("linux"):
+        return None
+    import ctypes
+
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return None
+    call.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    exchange = 2
+
+    def rename(old_fd: int, old: bytes, new_fd: int, new: bytes) -> int:
+        return ctypes.get_errno() if call(old_fd, old, new_fd, new, exchange) else 0
+
+    return rename
 
 
 def _like(fd: int, replaced: os.stat_result) -> None:

@@ -26,6 +26,7 @@ READ = pl.Schema(
         "path": pl.String(),
         "size": pl.Int64(),
         "mtime_ns": pl.Int64(),
+        "mark": pl.Int64(),
         # Whether a later change could not bear the same time.
         "settled": pl.Boolean(),
         "now_hash": pl.Binary(),
@@ -46,7 +47,7 @@ def read_in_chunks(tree: Tree, rows: pl.DataFrame, stopping: Callable[[], bool])
 
     Args:
         tree: the folder.
-        rows: with path, size and mtime_ns.
+        rows: with path, size, mtime_ns and mark.
         stopping: whether no more chunks are wanted.
     """
     rows = rows.sort("path")
@@ -60,7 +61,7 @@ def read_in_chunks(tree: Tree, rows: pl.DataFrame, stopping: Callable[[], bool])
                 if not waiting or stopping():
                     return
                 piece, read = waiting.popleft()
-                yield piece.drop("size", "mtime_ns").hstack(read.result().drop("path").get_columns())
+                yield piece.drop("size", "mtime_ns", "mark").hstack(read.result().drop("path").get_columns())
         finally:
             for _, read in waiting:
                 read.cancel()
@@ -99,6 +100,7 @@ def _read(tree: Tree, paths: list[str]) -> pl.DataFrame:
             "path": paths,
             "size": [read.stat and read.stat.size for read in reads],
             "mtime_ns": [read.stat and read.stat.mtime_ns for read in reads],
+            "mark": [read.stat and read.stat.mark for read in reads],
             "settled": [read.settled for read in reads],
             "now_hash": [read.digest for read in reads],
             "header": [part.header for part in parts],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import polars as pl
 
 from entityframes import frames
 from entityframes.attempts import RETRIED, Attempts, FateUnknownError, from_ledger
 from entityframes.directory.account import Account
-from entityframes.directory.handles import Stat
 from entityframes.directory.tree import Tree
 from entityframes.engines import Batch, Engine
 from entityframes.errors import ConnectionLostError
@@ -43,10 +44,19 @@ def rename(engine: Engine, tree: Tree, rows: pl.DataFrame, batch: Batch, account
     _entities(engine, rows.filter(pl.col("direction") == "import"), batch, account)
     for piece in rows.filter(pl.col("direction") == "export").iter_slices(1):
         row = piece.row(0, named=True)
-        said = tree.rename(row["base_path"], row["path"], Stat(row["size"], row["mtime_ns"]))
+        said = tree.rename(row["base_path"], row["path"], row["base_hash"])
         account.tell(piece, "failed" if said else "renamed", error_kind="file" if said else None, error=said)
         if said is None:
-            account.file(piece)
+            account.file(_as_it_is(tree, piece))
+
+
+def _as_it_is(tree: Tree, renamed: pl.DataFrame) -> pl.DataFrame:
+    """A file with the state that it has under its new name, not settled if its bytes are others by now."""
+    (read,) = tree.read(renamed["path"].to_list())
+    if read.stat is None or read.digest != renamed["base_hash"].item():
+        return renamed.with_columns(settled=pl.lit(False))
+    settled = read.stat.written_before(time.time_ns()) and not read.stat.coarse
+    return renamed.with_columns(mark=pl.lit(read.stat.mark), settled=pl.lit(settled))
 
 
 def _entities(engine: Engine, rows: pl.DataFrame, batch: Batch, account: Account) -> None:

@@ -19,7 +19,7 @@ import polars as pl
 from entityframes.batches import UpsertRun
 from entityframes.deletes import DeleteRun
 from entityframes.directory.account import Account
-from entityframes.directory.handles import Stat
+from entityframes.directory.handles import outlast_tick
 from entityframes.directory.plan import PLAN_SCHEMA, Direction, OnConflict, at_home, bounded, decide
 from entityframes.directory.reading import read_in_chunks
 from entityframes.directory.renames import rename
@@ -40,8 +40,8 @@ _CONTENT = ("content", "metadata")
 _TOLD = ("status", "batch_id", "job_id", "error_kind", "error", "sqlstate")
 #: What is needed of rows that are done later.
 _LATER = (
-    "row", "path", *KEY, "action", "direction", "reason", "resolved", "size", "mtime_ns", "base_path", "stored_content",
-    "stored_metadata",
+    "row", "path", *KEY, "action", "direction", "reason", "resolved", "size", "file_hash", "base_path",
+    "stored_content", "stored_metadata",
 )  # fmt: skip
 _CHANGED_SINCE = "changed while it was synced: sync again"
 
@@ -133,6 +133,7 @@ class SyncRun:
     def _remember(self, holder: str) -> bool:
         """Remember what is in step; whether the lock was still this sync's."""
         if self._engine.losses == self._losses:
+            outlast_tick(self._tree.wrote_ns)
             try:
                 return self._account.record(self._engine.directory, self._folder.name, holder)
             except ConnectionLostError:
@@ -233,7 +234,7 @@ class SyncRun:
         refused = rows.filter("refused")
         self._account.tell(refused, "failed", error_kind="validation", error=pl.col("reason"))
         rows = rows.filter(~pl.col("refused"))
-        self._later.append(rows.filter(action.is_in(["export", "delete"])).select(*_LATER))
+        self._later.append(_with_bytes_seen(rows.filter(action.is_in(["export", "delete"]))).select(*_LATER))
         self._account.tell(rows.filter(action == "conflict"), "conflict", error=pl.col("reason"))
         self._refuse(rows.filter(action == "invalid"))
         unchanged = rows.filter(action == "unchanged")
@@ -251,7 +252,7 @@ class SyncRun:
                 reason = row["reason"]
                 if not row["unread"]:
                     aside = f"{row['path']}.invalid"
-                    said = self._tree.rename(row["path"], aside, Stat(row["size"], row["mtime_ns"]))
+                    said = self._tree.rename(row["path"], aside, row["now_hash"])
                     reason += f"; set aside as {aside}" if said is None else f"; not set aside: {said}"
                 reasons.append(reason)
             rows = rows.with_columns(reason=pl.Series(reasons, dtype=pl.String))
@@ -340,7 +341,7 @@ class SyncRun:
         bad = []
         for row in losing.iter_rows(named=True):
             (read,) = self._tree.read([row["path"]])
-            if read.data is None or read.stat != (row["size"], row["mtime_ns"]):
+            if read.data is None or read.digest != row["file_hash"]:
                 bad.append(row["row"])
             else:
                 self._tree.set_aside(row["path"], read.data)
@@ -379,7 +380,7 @@ class SyncRun:
     def _delete_files(self) -> None:
         for piece in self._keep_files(self._due("delete", "export")).iter_slices(1):
             row = piece.row(0, named=True)
-            said = self._tree.remove(row["path"], Stat(row["size"], row["mtime_ns"]))
+            said = self._tree.remove(row["path"], row["file_hash"])
             self._account.tell(piece, "failed" if said else "deleted", error_kind="file" if said else None, error=said)
             if said is None:
                 self._account.forget(piece)
@@ -391,7 +392,7 @@ class SyncRun:
         for piece in read_in_chunks(self._tree, rows, self._stopping):
             for row in piece.filter(pl.col("problem").is_null()).iter_rows(named=True):
                 name = row["path"].removesuffix(".invalid")
-                self._tree.rename(row["path"], name, Stat(row["size"], row["mtime_ns"]))
+                self._tree.rename(row["path"], name, row["now_hash"])
 
     # What came of it.
 
@@ -405,3 +406,9 @@ class SyncRun:
 
     def _stopping(self) -> bool:
         return self._cancel is not None and self._cancel.is_set()
+
+
+def _with_bytes_seen(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows with file_hash: of the bytes that this sync read, or else the last one; null where there is no file."""
+    seen = pl.col("now_hash") if "now_hash" in rows.columns else pl.col("base_hash")
+    return rows.with_columns(file_hash=pl.when(pl.col("size").is_not_null()).then(seen))

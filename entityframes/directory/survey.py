@@ -29,6 +29,8 @@ ROWS = pl.Schema(
         "entity": pl.String(),
         "size": pl.Int64(),
         "mtime_ns": pl.Int64(),
+        # What tells the file from another and from itself before a change (`Stat.mark`).
+        "mark": pl.Int64(),
         "base_path": pl.String(),
         "base_hash": pl.Binary(),
         "base_content": pl.Binary(),
@@ -134,7 +136,7 @@ def _together(files: pl.DataFrame, filed: pl.DataFrame) -> pl.DataFrame:
     remembered = filed.rename(
         {
             "size": "base_size",
-            "mtime_ns": "base_mtime",
+            "mark": "base_mark",
             "file_hash": "base_hash",
             "content_hash": "base_content",
             "metadata_hash": "base_metadata",
@@ -142,7 +144,7 @@ def _together(files: pl.DataFrame, filed: pl.DataFrame) -> pl.DataFrame:
     ).with_columns(base_path="path")
     rows = files.join(remembered, on="path", how="full", coalesce=True)
     there, known = pl.col("size").is_not_null(), pl.col("base_path").is_not_null()
-    untouched = (pl.col("size") == pl.col("base_size")) & (pl.col("mtime_ns") == pl.col("base_mtime"))
+    untouched = (pl.col("size") == pl.col("base_size")) & (pl.col("mark") == pl.col("base_mark"))
     in_step = (pl.col("stored_content") == pl.col("base_content")) & (
         pl.col("stored_metadata") == pl.col("base_metadata")
     )
@@ -234,15 +236,18 @@ def _moved_files(tree: Tree, rows: pl.DataFrame, new: pl.DataFrame) -> tuple[pl.
     if gone.is_empty() or came.is_empty():
         return rows, new
     hashes = [
-        (read.path, read.digest)
+        (read.path, read.digest, read.stat.size, read.stat.mark if read.settled else -1)
         for piece in came.sort("path").iter_slices(_PIECE)
         for read in tree.read(piece["path"].to_list())
-        if read.reason is None
+        if read.stat is not None
     ]
-    read = pl.DataFrame(hashes, schema={"path": pl.String, "base_hash": pl.Binary}, orient="row")
+    schema = {"path": pl.String, "base_hash": pl.Binary, "size": pl.Int64, "mark": pl.Int64}
+    read = pl.DataFrame(hashes, schema=schema, orient="row")
     pairs = _paired(
         read.join(gone.select("base_hash", "base_path"), on="base_hash"), pl.col("path"), pl.col("base_path")
     )
+    # The state that the bytes are of.
+    came = came.drop("size", "mark").join(read.drop("base_hash"), on="path")
     if pairs.is_empty():
         return rows, new
     carried = ["entity", *_BASE[1:], *_STORED]
@@ -271,7 +276,7 @@ def _moved_entities(rows: pl.DataFrame, loose: pl.DataFrame) -> tuple[pl.DataFra
         gone.select("base_path", "base_content", "base_metadata"), on=["base_content", "base_metadata"]
     )
     pairs = _paired(pairs, pl.col("path"), pl.col("base_path"))
-    carried = ["size", "mtime_ns", *_BASE[1:]]
+    carried = ["size", "mtime_ns", "mark", *_BASE[1:]]
     moved = loose.drop([*carried, "base_path", "old_type", "old_id"]).join(pairs.select("path", "base_path"), on="path")
     moved = _shaped(
         moved.join(gone.select("base_path", *carried, old_type="entity_type", old_id="id"), on="base_path"),

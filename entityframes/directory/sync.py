@@ -125,7 +125,7 @@ class DirectorySync:
     ) -> SyncResult:
         """Bring the files into the store; an entity that differs from its file becomes what the file is.
 
-        Files whose size and time of change are as they were are not read. A file that moved takes its entity along.
+        Files whose size, times and inode are as they were are not read. A file that moved takes its entity along.
 
         Args:
             delete: whether an entity whose file is gone is deleted.
@@ -158,8 +158,8 @@ class DirectorySync:
     ) -> SyncResult:
         """Bring the entities into the folder. A file whose entity did not change is not touched.
 
-        A file is replaced as a whole or not at all, and only if it still is what it was when last in step. A front
-        matter keeps its bytes while the metadata is what it says.
+        A file is replaced as a whole or not at all, and only if its bytes still are what they were when last in step.
+        A front matter keeps its bytes while the metadata is what it says.
 
         Args:
             on_conflict: what becomes of a file that was edited and whose entity was changed: "report" leaves both

@@ -43,8 +43,8 @@ class Write(NamedTuple):
     data: bytes
     #: The time of change that it gets; None is now.
     mtime_ns: int | None = None
-    #: The state of the file that it replaces; None: there must not be one.
-    expected: Stat | None = None
+    #: The sha256 of the bytes of the file that it replaces; None: there must not be one.
+    expected: bytes | None = None
 
 
 class Written(NamedTuple):
@@ -53,7 +53,7 @@ class Written(NamedTuple):
     path: str
     stat: Stat | None = None
     reason: str | None = None
-    #: As with :class:`Read`.
+    #: Whether the same state means the same bytes once `outlast_tick` has waited.
     settled: bool = False
 
 
@@ -82,6 +82,8 @@ class Tree:
         self._suffixes = tuple(suffixes)
         self._patterns = tuple(ignore or ())
         self._hidden = HIDDEN if ignore is None or self._patterns else ""
+        #: When a file was last written or renamed.
+        self.wrote_ns = 0
         if self._patterns:
             Rules(self._patterns, hidden=self._hidden)
 
@@ -127,8 +129,8 @@ class Tree:
     def write(self, files: Sequence[Write]) -> list[Written]:
         """Write files, each whole or not at all, and on the disk when this returns.
 
-        A file is replaced only if it is in the state that is expected, and keeps its mode; a new one replaces nothing.
-        Folders are made as they are needed.
+        A file is replaced only if its bytes are those that are expected, and keeps its mode; a new one replaces
+        nothing. Folders are made as they are needed.
 
         Returns:
             What became of each, in order.
@@ -143,6 +145,7 @@ class Tree:
                 try:
                     folder, name = folders.find(file.path, create=file.expected is None)
                     state, settled = folder.put(name, file.data, file.mtime_ns, file.expected)
+                    self.wrote_ns = time.time_ns()
                     done[number] = Written(file.path, state, settled=settled)
                 except (OSError, RefusalError) as error:
                     done[number] = Written(file.path, reason=words(error))
@@ -150,8 +153,8 @@ class Tree:
             unsafe = _sync(folders, touched)
         return [_unsafe(one, unsafe) if one.stat else one for one in done]
 
-    def remove(self, path: str, expected: Stat) -> str | None:
-        """Remove a file that is as expected, and the folders that hold nothing any more.
+    def remove(self, path: str, expected: bytes) -> str | None:
+        """Remove a file whose bytes have the sha256 that is expected, and the folders that hold nothing any more.
 
         Returns:
             None, or the reason why the file is still there.
@@ -159,15 +162,14 @@ class Tree:
         with Folders(self.root) as folders:
             try:
                 folder, name = folders.find(path)
-                folder.check(name, expected)
-                folder.unlink(name)
+                folder.take(name, expected)
             except (OSError, RefusalError) as error:
                 return words(error)
             _sync(folders, {_clear(folders, _folder_of(path))})
         return None
 
-    def rename(self, old: str, new: str, expected: Stat) -> str | None:
-        """Rename a file that is as expected to a name that is not taken.
+    def rename(self, old: str, new: str, expected: bytes) -> str | None:
+        """Rename a file whose bytes have the sha256 that is expected to a name that is not taken.
 
         Folders are made as they are needed, and removed if they hold nothing any more.
 
@@ -180,6 +182,7 @@ class Tree:
                 before.check(name, expected)
                 after, new_name = target.find(new, create=True)
                 before.move(name, after, new_name)
+                self.wrote_ns = time.time_ns()
             except (OSError, RefusalError) as error:
                 if target.made_in:
                     _clear(target, _folder_of(new))

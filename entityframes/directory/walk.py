@@ -7,23 +7,36 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import polars as pl
 
-from entityframes.directory.handles import TEMPORARY, Folder, RefusalError, is_text, kind, open_root, shown, words
+from entityframes.directory.handles import (
+    MARK_BITS,
+    MIX,
+    TEMPORARY,
+    Folder,
+    RefusalError,
+    Stat,
+    is_text,
+    kind,
+    open_root,
+    shown,
+    words,
+)
 from entityframes.directory.ignore import RULES_FILE, Rules
 from entityframes.errors import DirectoryError
 
 #: What the name of a file that was set aside as invalid ends in.
 INVALID = ".invalid"
 
-_FILES = {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64}
+_FILES = {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64, "mark": pl.Int64}
 
 
 @dataclass(frozen=True)
 class Walk:
     """What is under a root. What is at or below a refused path is not known, and so not deleted."""
 
-    #: path (relative, with slashes), size, mtime_ns, in no particular order.
+    #: path (relative, with slashes), size, mtime_ns, mark (as that of a `Stat`), in no particular order.
     files: pl.DataFrame
     #: The same of files named ``<path>.invalid``, by the path without that.
     quarantined: pl.DataFrame
@@ -73,6 +86,8 @@ class _Found:
     paths: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     times: list[int] = field(default_factory=list)
+    changes: list[int] = field(default_factory=list)
+    inodes: list[int] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     temporary: list[str] = field(default_factory=list)
@@ -84,6 +99,7 @@ class _Found:
         rules = self._rules_of(folder, prefix, rules)
         names, hidden = self.names, self.hidden
         add_path, add_size, add_time = self.paths.append, self.sizes.append, self.times.append
+        add_change, add_inode = self.changes.append, self.inodes.append
         with folder.scan() as entries:
             for entry in entries:
                 name = entry.name
@@ -93,10 +109,12 @@ class _Found:
                     elif (name.endswith(names) or name.lower().endswith(names)) and entry.is_file(
                         follow_symlinks=False
                     ):
-                        status = entry.stat(follow_symlinks=False)
+                        size, mtime_ns, ctime_ns, inode = Stat.of(entry.stat(follow_symlinks=False))
                         add_path(prefix + name)
-                        add_size(status.st_size)
-                        add_time(status.st_mtime_ns)
+                        add_size(size)
+                        add_time(mtime_ns)
+                        add_change(ctime_ns)
+                        add_inode(inode)
                     elif entry.is_dir(follow_symlinks=False):
                         self.folder(prefix + name, rules)
                     else:
@@ -153,15 +171,17 @@ class _Found:
         if folder:
             self.unreadable.append(shown(path))
 
+    def _are_text(self) -> bool:
+        return is_text("\n".join(self.paths))
+
     def result(self) -> Walk:
         """All of it as frames."""
-        if not is_text("\n".join(self.paths)):
-            rows = list(zip(self.paths, self.sizes, self.times, strict=True))
-            self.refused += [(shown(path), "its name is not UTF-8") for path, _, _ in rows if not is_text(path)]
-            rows = [row for row in rows if is_text(row[0])]
-            files = pl.DataFrame(rows, schema=_FILES, orient="row")
-        else:
-            files = pl.DataFrame({"path": self.paths, "size": self.sizes, "mtime_ns": self.times}, schema=_FILES)
+        columns = [self.paths, self.sizes, self.times, _marks(self.times, self.changes, self.inodes)]
+        files = pl.DataFrame(dict(zip(_FILES, columns, strict=True)), schema=_FILES) if self._are_text() else None
+        if files is None:
+            rows = list(zip(*columns, strict=True))
+            self.refused += [(shown(path), "its name is not UTF-8") for path, *_ in rows if not is_text(path)]
+            files = pl.DataFrame([row for row in rows if is_text(row[0])], schema=_FILES, orient="row")
         invalid = pl.col("path").str.ends_with(INVALID)
         return Walk(
             files=files.filter(~invalid),
@@ -170,6 +190,14 @@ class _Found:
             unreadable=self.unreadable,
             temporary=self.temporary,
         )
+
+
+def _marks(times: list[int], changes: list[int], inodes: list[int]) -> list[int]:
+    """What `Stat.mark` is, for many files at once."""
+    total = np.zeros(len(times), dtype=np.uint64)
+    for column, dtype, factor in zip((times, changes, inodes), (np.int64, np.int64, np.uint64), MIX, strict=True):
+        total += np.array(column, dtype=dtype).astype(np.uint64) * np.uint64(factor)
+    return (total & np.uint64(MARK_BITS)).astype(np.int64).tolist()  # type: ignore[no-any-return]
 
 
 def _ruled_out(rules: Rules, prefix: str, entry: os.DirEntry[str]) -> bool:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from entityframes.directory import markdown
-from entityframes.directory.handles import Stat
 from entityframes.directory.tree import Tree, Write
 from entityframes.engines import Engine
 from entityframes.engines.directory import FILED
@@ -72,14 +71,14 @@ def write_in_chunks(
 
     Args:
         engine, tree: where the entities are, and where they go.
-        rows: path, entity_type, id; size and mtime_ns of the file that is to be replaced, null for a new one.
+        rows: path, entity_type, id; file_hash of the bytes of the file that is to be replaced, null for a new one.
         stopping: whether no more chunks are wanted.
 
     Yields:
         Rows with problem (null where the file was written), and what is to be remembered of those written (`FILED`);
         in the order in which they are done.
     """
-    pieces = list(rows.sort("path").iter_slices(CHUNK))
+    pieces = list(rows.sort("path").with_row_index("place").iter_slices(CHUNK))
     with ThreadPoolExecutor(min(THREADS, max(len(pieces), 1)), thread_name_prefix="entityframes-write") as threads:
         # A thread that has not begun looks before it does.
         work = [threads.submit(_write, engine, tree, piece, stopping) for piece in pieces]
@@ -97,8 +96,10 @@ def _write(
     writes = []
     for row, file in zip(rows.iter_rows(named=True), files, strict=True):
         if isinstance(file, Rendered):
-            replaced = None if row["size"] is None else Stat(row["size"], row["mtime_ns"])
-            writes.append(Write(row["path"], file.data, file.updated_at * 1000, replaced))
+            # Entities of one batch have one time. Their files have several, a microsecond apart: others than we, too,
+            # tell files by size and time.
+            mtime_ns = (file.updated_at - row["place"]) * 1000
+            writes.append(Write(row["path"], file.data, mtime_ns, row["file_hash"]))
     written = iter(tree.write(writes))
     problems: list[str | None] = []
     filed = []
@@ -109,8 +110,8 @@ def _write(
         told = next(written)
         problems.append(told.reason)
         if told.stat is not None:
-            mtime_ns = told.stat.mtime_ns if told.settled else -1
+            mark = told.stat.mark if told.settled else -1
             hashes = (hashlib.sha256(file.data).digest(), file.content_hash, file.metadata_hash)
-            filed.append((row["path"], row["entity_type"], row["id"], told.stat.size, mtime_ns, *hashes, file.header))
+            filed.append((row["path"], row["entity_type"], row["id"], told.stat.size, mark, *hashes, file.header))
     problem = pl.Series("problem", problems, dtype=pl.String)
-    return rows.with_columns(problem), pl.DataFrame(filed, FILED, orient="row")
+    return rows.drop("place").with_columns(problem), pl.DataFrame(filed, FILED, orient="row")

@@ -10,15 +10,17 @@ import polars as pl
 from entityframes.engines import Batch
 
 #: What is known of a file since it was last in step with its entity: where it is, which entity it is, its size in
-#: bytes, its time of change (nanoseconds since 1970; -1 where it is not to be relied on), the sha256 of its bytes, of
-#: the entity's content and of its metadata, and the bytes before the content.
+#: bytes, its mark (a number made of its times and its inode; -1 where it is not to be relied on), the sha256 of its
+#: bytes, of the entity's content and of its metadata, and the bytes before the content.
+#: The column of the mark is called mtime_ns, which it once was: either is compared and nothing else, so that a
+#: version that finds what another one wrote takes the file for changed, and reads it.
 FILED = pl.Schema(
     {
         "path": pl.String(),
         "entity_type": pl.String(),
         "id": pl.String(),
         "size": pl.Int64(),
-        "mtime_ns": pl.Int64(),
+        "mark": pl.Int64(),
         "file_hash": pl.Binary(),
         "content_hash": pl.Binary(),
         "metadata_hash": pl.Binary(),

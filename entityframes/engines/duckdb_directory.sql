@@ -20,7 +20,7 @@ UPDATE {schema}.folders SET holder = NULL, lease_until = NULL WHERE folder = $1 
 
 -- name: filed
 -- The files of a folder and the hashes of their entities as they are now. $1 folder
-SELECT f.path, f.entity_type, f.id, f.size, f.mtime_ns, f.file_hash, f.content_hash, f.metadata_hash,
+SELECT f.path, f.entity_type, f.id, f.size, f.mtime_ns AS mark, f.file_hash, f.content_hash, f.metadata_hash,
     e.content_hash AS stored_content, e.metadata_hash AS stored_metadata
 FROM {schema}.files AS f
 LEFT JOIN {schema}.entities AS e ON e.entity_type = f.entity_type AND e.id = f.id
@@ -49,7 +49,7 @@ DELETE FROM {schema}.files AS f USING given AS t WHERE f.folder = $1 AND f.path 
 INSERT INTO {schema}.files (
     folder, path, entity_type, id, size, mtime_ns, file_hash, content_hash, metadata_hash, header, synced_at
 )
-SELECT $1, path, entity_type, id, size, mtime_ns, file_hash, content_hash, metadata_hash, header, now() FROM given
+SELECT $1, path, entity_type, id, size, mark, file_hash, content_hash, metadata_hash, header, now() FROM given
 
 -- name: renamable
 -- Which of the given pairs can be renamed, where their entity is, and whether it is due in some space.

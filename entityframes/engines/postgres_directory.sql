@@ -19,7 +19,7 @@ UPDATE {schema}.folders SET holder = NULL, lease_until = NULL WHERE folder = $1 
 
 -- name: filed
 -- The files of a folder and the hashes of their entities as they are now. $1 folder
-SELECT f.path, f.entity_type, f.id, f.size, f.mtime_ns, f.file_hash, f.content_hash, f.metadata_hash,
+SELECT f.path, f.entity_type, f.id, f.size, f.mtime_ns AS mark, f.file_hash, f.content_hash, f.metadata_hash,
     e.content_hash AS stored_content, e.metadata_hash AS stored_metadata
 FROM {schema}.files AS f
 LEFT JOIN LATERAL (
@@ -48,7 +48,7 @@ CROSS JOIN LATERAL (
 -- name: record_files
 -- Forgets paths of a folder and remembers files of it, if the lock is still this holder's; nobody takes it over before
 -- that is done. No path may be in both. $1 folder, $2 holder, $3 paths to forget, then of the files: $4 paths,
--- $5 entity_types, $6 ids, $7 sizes, $8 times of change, $9 hashes of the bytes, $10 of the content, $11 of the metadata,
+-- $5 entity_types, $6 ids, $7 sizes, $8 marks, $9 hashes of the bytes, $10 of the content, $11 of the metadata,
 -- $12 headers
 WITH held AS MATERIALIZED (
     SELECT holder FROM {schema}.folders WHERE folder = $1 AND holder = $2 FOR UPDATE

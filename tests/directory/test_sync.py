@@ -15,6 +15,7 @@ import pytest
 
 import entityframes as ef
 from entityframes.batches import UpsertRun
+from entityframes.directory.tree import Tree
 
 FRONT = "---\ntitle: {}\ntags: [a, b]  # a comment that has to survive\n---\n\n"
 
@@ -98,16 +99,23 @@ def test_again_there_is_nothing_to_do(root: Path, folder: ef.DirectorySync) -> N
     assert {path: (root / path).stat().st_mtime_ns for path in tree(root)} == before
 
 
-def test_an_unchanged_file_is_not_read(root: Path, folder: ef.DirectorySync) -> None:
-    """Size and time of change as at the last sync: the bytes are not looked at."""
+def test_an_unchanged_file_is_not_read(root: Path, folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its status is as it was at the last sync: the bytes are not looked at."""
     put(root / "a.md", "aaa")
+    time.sleep(0.1)
     folder.sync()
-    stat = (root / "a.md").stat()
-    (root / "a.md").write_text("bbb")
-    os.utime(root / "a.md", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    read: list[str] = []
+    reading = Tree.read
+    monkeypatch.setattr(Tree, "read", lambda tree, paths, *rest: read.extend(paths) or reading(tree, paths, *rest))
     assert folder.sync().counts["unchanged"] == 1
-    os.utime(root / "a.md", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert folder.sync().counts["updated"] == 1
+    assert read == []
+    (root / "a.md").chmod(0o600)
+    assert folder.sync().counts["unchanged"] == 1
+    assert read == ["a.md"]
+    time.sleep(0.1)
+    folder.sync()
+    assert folder.sync().counts["unchanged"] == 1
+    assert read == ["a.md", "a.md"]
 
 
 def test_a_young_file_is_read_again(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:

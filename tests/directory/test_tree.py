@@ -16,10 +16,12 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes.directory.handles import Stat
+from entityframes.directory import handles
+from entityframes.directory.handles import Folder, Stat
 from entityframes.directory.tree import Tree, Write
 
 SUFFIXES = (".md", ".mdx", ".markdown", ".txt")
+FILES = {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64, "mark": pl.Int64}
 OLD = 1_600_000_000_123_456_789
 
 
@@ -40,8 +42,12 @@ def found(root: Path, ignore: list[str] | None = None) -> list[str]:
 
 
 def state(path: Path) -> Stat:
-    status = path.stat()
-    return Stat(status.st_size, status.st_mtime_ns)
+    return Stat.of(path.stat())
+
+
+def seen(path: Path) -> bytes:
+    """What is expected of a file: the hash of its bytes."""
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def everything(root: Path) -> dict[str, bytes]:
@@ -54,7 +60,7 @@ def test_a_walk_finds_files_with_size_and_time(tmp_path: Path) -> None:
     fill(tmp_path, "a.md", "b/c.txt", "b/d/e.markdown", "b/f.mdx", "b.md/g.md", "picture.png", "b/A.MD", "ü/ß.md")
     os.utime(tmp_path / "a.md", ns=(OLD, OLD))
     walk = tree(tmp_path).walk()
-    assert walk.files.schema == {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64}
+    assert walk.files.schema == FILES
     assert sorted(walk.files["path"]) == [
         "a.md",
         "b.md/g.md",
@@ -64,9 +70,10 @@ def test_a_walk_finds_files_with_size_and_time(tmp_path: Path) -> None:
         "b/f.mdx",
         "ü/ß.md",
     ]
-    for path, size, mtime_ns in walk.files.rows():
-        assert (size, mtime_ns) == state(tmp_path / path)
-    assert walk.files.row(by_predicate=pl.col("path") == "a.md") == ("a.md", 4, OLD)
+    for path, size, mtime_ns, mark in walk.files.rows():
+        assert (size, mtime_ns) == state(tmp_path / path)[:2]
+        assert mark == state(tmp_path / path).mark
+    assert walk.files.row(by_predicate=pl.col("path") == "a.md")[:3] == ("a.md", 4, OLD)
     assert walk.refused.is_empty()
     assert walk.refused.schema == {"path": pl.String, "reason": pl.String}
     assert (walk.unreadable, walk.temporary) == ([], [])
@@ -75,7 +82,7 @@ def test_a_walk_finds_files_with_size_and_time(tmp_path: Path) -> None:
 def test_an_empty_folder(tmp_path: Path) -> None:
     """Frames of no rows, with their dtypes."""
     walk = tree(tmp_path).walk()
-    assert walk.files.schema == walk.quarantined.schema == {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64}
+    assert walk.files.schema == walk.quarantined.schema == FILES
     assert walk.files.is_empty()
 
 
@@ -208,7 +215,8 @@ def test_quarantined_files(tmp_path: Path) -> None:
     fill(tmp_path, "a.md", "b/c.md.invalid", "d.md.invalid", "e.png.invalid", "f.md.conflict")
     walk = tree(tmp_path, ["d.md"]).walk()
     assert walk.files["path"].to_list() == ["a.md"]
-    assert walk.quarantined.rows() == [("b/c.md", *state(tmp_path / "b/c.md.invalid"))]
+    assert walk.quarantined["path"].to_list() == ["b/c.md"]
+    assert walk.quarantined["mark"].to_list() == [state(tmp_path / "b/c.md.invalid").mark]
 
 
 def test_reading(tmp_path: Path) -> None:
@@ -218,13 +226,15 @@ def test_reading(tmp_path: Path) -> None:
     for path, data in contents.items():
         (tmp_path / path).write_bytes(data)
         os.utime(tmp_path / path, ns=(OLD, OLD))
+    time.sleep(0.1)
     reads = tree(tmp_path).read(list(contents))
     assert [read.path for read in reads] == list(contents)
     for read in reads:
         data = contents[read.path]
         assert (read.data, read.reason, read.gone) == (data, None, False)
         assert read.digest == hashlib.sha256(data).digest()
-        assert read.stat == (len(data), OLD)
+        assert read.stat == state(tmp_path / read.path)
+        assert read.stat[:2] == (len(data), OLD)
         assert read.settled
 
 
@@ -256,10 +266,10 @@ def test_paths_that_lead_out(tmp_path: Path, path: str) -> None:
     reason = "is not a path inside the folder"
     assert root.read([path])[0].reason == reason
     assert root.write([Write(path, b"new")])[0].reason == reason
-    assert root.write([Write(path, b"new", expected=state(tmp_path / "a.md"))])[0].reason == reason
-    assert root.remove(path, state(tmp_path / "a.md")) == reason
-    assert root.rename(path, "c.md", state(tmp_path / "a.md")) == reason
-    assert root.rename("b/a.md", path, state(tmp_path / "root/b/a.md")) == reason
+    assert root.write([Write(path, b"new", expected=seen(tmp_path / "a.md"))])[0].reason == reason
+    assert root.remove(path, seen(tmp_path / "a.md")) == reason
+    assert root.rename(path, "c.md", seen(tmp_path / "a.md")) == reason
+    assert root.rename("b/a.md", path, seen(tmp_path / "root/b/a.md")) == reason
     assert root.clean([path], older_than=0) == 0
     assert everything(tmp_path) == before
 
@@ -285,7 +295,10 @@ def test_whether_a_state_is_settled(tmp_path: Path, age: float | str, settled: b
     named = {"whole second": whole, "three whole seconds": whole - 3_000_000_000}
     mtime = named[age] if isinstance(age, str) else now - int(age * 1e9) | 1
     os.utime(tmp_path / "a.md", ns=(mtime, mtime))
-    assert tree(tmp_path).read(["a.md"])[0].settled is settled
+    assert not tree(tmp_path).read(["a.md"])[0].settled, "its status has just changed"
+    if settled:
+        time.sleep(0.1)
+        assert tree(tmp_path).read(["a.md"])[0].settled
 
 
 def test_writing_new_files(tmp_path: Path) -> None:
@@ -303,7 +316,7 @@ def test_writing_new_files(tmp_path: Path) -> None:
         assert one.stat == state(tmp_path / one.path)
         assert stat.S_IMODE((tmp_path / one.path).stat().st_mode) == 0o640
     assert [one.settled for one in written] == [True, False, True]
-    assert written[0].stat == (3, OLD)
+    assert written[0].stat[:2] == (3, OLD)
     assert [read.stat for read in tree(tmp_path).read([file.path for file in files])] == [one.stat for one in written]
 
 
@@ -331,25 +344,24 @@ def test_replacing_a_file(tmp_path: Path) -> None:
         os.chown(path, 65534, 65534)
     before = path.stat()
     with path.open("rb") as reader:
-        written = tree(tmp_path).write([Write("a.md", b"new", OLD, state(path))])[0]
+        written = tree(tmp_path).write([Write("a.md", b"new", OLD, seen(path))])[0]
         assert reader.read() == b"a.md"
-    assert written.stat == state(path) == (3, OLD)
+    assert written.stat == state(path)
+    assert written.stat[:2] == (3, OLD)
     after = path.stat()
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
     assert everything(tmp_path) == {"a.md": b"new"}
 
 
-@pytest.mark.parametrize("what", ["size", "time", "gone", "folder"])
+@pytest.mark.parametrize("what", ["bytes", "size", "gone", "folder"])
 def test_a_file_in_another_state(tmp_path: Path, what: str) -> None:
-    """It is neither replaced, removed nor renamed."""
+    """It is neither replaced, removed nor renamed, whatever its size and time say."""
     fill(tmp_path, "a.md", "b.md")
     path = tmp_path / "a.md"
-    expected = state(path)
-    if what == "size":
-        path.write_text("edited")
-        os.utime(path, ns=(expected.mtime_ns, expected.mtime_ns))
-    elif what == "time":
-        os.utime(path, ns=(OLD, OLD))
+    expected, times = seen(path), path.stat().st_mtime_ns
+    if what in ("bytes", "size"):
+        path.write_text("edit" if what == "bytes" else "edited")
+        os.utime(path, ns=(times, times))
     else:
         path.unlink()
         if what == "folder":
@@ -364,16 +376,65 @@ def test_a_file_in_another_state(tmp_path: Path, what: str) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("what", ["write", "remove"])
+@pytest.mark.parametrize("how", ["in place", "another file", "link", "gone"])
+def test_a_file_that_changes_at_the_last_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, what: str
+) -> None:
+    """After the last look at it and before its name is another file's, or nobody's: it is there afterwards."""
+    if what == "write" and handles._renameat2() is None:
+        pytest.skip("this system cannot exchange two names")
+    fill(tmp_path, "a.md")
+    path = tmp_path / "a.md"
+    expected = seen(path)
+    check, looks = Folder.check, []
+
+    def late(folder: Folder, name: str, wanted: bytes) -> os.stat_result:
+        status = check(folder, name, wanted)
+        looks.append(name)
+        if looks == ["a.md"] * (2 if what == "write" else 1):
+            if how != "in place":
+                path.unlink()
+            if how == "link":
+                path.symlink_to("elsewhere")
+            elif how != "gone":
+                path.write_text("edit")
+        return status
+
+    monkeypatch.setattr(Folder, "check", late)
+    root = tree(tmp_path)
+    told = (
+        root.remove("a.md", expected) if what == "remove" else root.write([Write("a.md", b"new", None, expected)])[0][2]
+    )
+    assert told is not None
+    assert told.endswith({"link": "is a link", "gone": "is gone"}.get(how, "was changed by somebody else"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ([] if how == "gone" else ["a.md"])
+    if how == "link":
+        assert os.readlink(path) == "elsewhere"
+    elif how != "gone":
+        assert path.read_text() == "edit"
+
+
+def test_where_names_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is replaced all the same, if it is as expected when it is looked at last."""
+    fill(tmp_path, "a.md")
+    expected = seen(tmp_path / "a.md")
+    monkeypatch.setattr(handles, "_renameat2", lambda: None)
+    assert tree(tmp_path).write([Write("a.md", b"new", None, expected)])[0].reason is None
+    assert tree(tmp_path).write([Write("a.md", b"newer", None, expected)])[0].reason == "was changed by somebody else"
+    assert everything(tmp_path) == {"a.md": b"new"}
+
+
 def test_removing(tmp_path: Path) -> None:
     """With the folders that hold nothing any more, the root excepted."""
     fill(tmp_path, "a/b/c/d.md", "a/e.png", "f.md")
     (tmp_path / "a/empty").mkdir()
-    assert tree(tmp_path).remove("a/b/c/d.md", state(tmp_path / "a/b/c/d.md")) is None
+    assert tree(tmp_path).remove("a/b/c/d.md", seen(tmp_path / "a/b/c/d.md")) is None
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["e.png", "empty"]
     (tmp_path / "a/e.png").unlink()
     (tmp_path / "a/empty").rmdir()
     (tmp_path / "a").rmdir()
-    assert tree(tmp_path).remove("f.md", state(tmp_path / "f.md")) is None
+    assert tree(tmp_path).remove("f.md", seen(tmp_path / "f.md")) is None
     assert tmp_path.is_dir()
     assert list(tmp_path.iterdir()) == []
 
@@ -381,13 +442,13 @@ def test_removing(tmp_path: Path) -> None:
 def test_renaming(tmp_path: Path) -> None:
     """Into a folder that is made for it, out of one that goes with it; the state stays."""
     fill(tmp_path, "a/b/c.md")
-    before = state(tmp_path / "a/b/c.md")
-    assert tree(tmp_path).rename("a/b/c.md", "d/e.md", before) is None
+    before, bytes_ = state(tmp_path / "a/b/c.md"), seen(tmp_path / "a/b/c.md")
+    assert tree(tmp_path).rename("a/b/c.md", "d/e.md", bytes_) is None
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
-    assert state(tmp_path / "d/e.md") == before
+    assert state(tmp_path / "d/e.md")._replace(ctime_ns=0) == before._replace(ctime_ns=0)
     assert (tmp_path / "d/e.md").read_text() == "a/b/c.md"
     assert (tmp_path / "d/e.md").stat().st_nlink == 1
-    assert tree(tmp_path).rename("d/e.md", "d/E.md", before) is None
+    assert tree(tmp_path).rename("d/e.md", "d/E.md", bytes_) is None
     assert everything(tmp_path) == {"d/E.md": b"a/b/c.md"}
 
 
@@ -397,7 +458,7 @@ def test_renaming_overwrites_nothing(tmp_path: Path) -> None:
     os.link(tmp_path / "a.md", tmp_path / "same.md")
     before = everything(tmp_path)
     for new in ("b.md", "c.md", "same.md", "a.md"):
-        assert tree(tmp_path).rename("a.md", new, state(tmp_path / "a.md")) == "there is a file of that name already"
+        assert tree(tmp_path).rename("a.md", new, seen(tmp_path / "a.md")) == "there is a file of that name already"
     assert everything(tmp_path) == before
 
 

@@ -34,8 +34,12 @@ def tree(root: Path) -> Tree:
 
 
 def state(path: Path) -> Stat:
-    status = path.lstat()
-    return Stat(status.st_size, status.st_mtime_ns)
+    return Stat.of(path.lstat())
+
+
+def seen(path: Path) -> bytes:
+    """What is expected of a file: the hash of its bytes."""
+    return hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest()
 
 
 def refused(root: Path) -> dict[str, str]:
@@ -67,8 +71,8 @@ def public() -> Iterator[Path]:
 def as_nobody(script: str, *arguments: str | Path) -> str:
     """Run a script as a user whom permissions bind."""
     start = """
-        import json, os, sys
-        from entityframes.directory.tree import Stat, Tree, Write
+        import hashlib, json, os, sys
+        from entityframes.directory.tree import Tree, Write
         tree = Tree(sys.argv[1], (".md",), None, 5 << 20)
         tree.walk()  # What is imported late, is imported now.
         if os.geteuid() == 0:
@@ -114,11 +118,11 @@ def test_links_are_not_followed(root: Path) -> None:
         assert tree(root).read([name])[0].reason == "is a link"
         assert tree(root).read([f"{name}/secret.md"])[0].data is None
         assert tree(root).write([Write(f"{name}/new.md", b"new")])[0].reason is not None
-        expected = state(root / name)
+        expected = seen(root / name)
         assert tree(root).write([Write(name, b"new", None, expected)])[0].reason == "is a link"
         assert tree(root).remove(name, expected) == "is a link"
         assert tree(root).rename(name, "new.md", expected) == "is a link"
-        assert tree(root).rename("b/a.md", f"{name}/new.md", state(root / "b/a.md")) is not None
+        assert tree(root).rename("b/a.md", f"{name}/new.md", seen(root / "b/a.md")) is not None
     assert {name: os.readlink(root / name) for name in links} == links
     assert [path.name for path in (root.parent / "outside").iterdir()] == ["secret.md"]
 
@@ -142,7 +146,7 @@ def test_pipes_sockets_and_devices(root: Path) -> None:
             assert read.data is None
             assert read.reason
         for name in expected:
-            assert tree(root).write([Write(name, b"new", None, state(root / name))])[0].reason == expected[name]
+            assert tree(root).write([Write(name, b"new", None, b"")])[0].reason == expected[name]
         assert time.monotonic() - started < 5
 
 
@@ -163,7 +167,7 @@ def test_a_folder_becomes_a_link_between_walk_and_what_follows(root: Path) -> No
     os.utime(outside / "a.md", ns=(0, 0))
     shutil.rmtree(root / "b")
     (root / "b").symlink_to(outside)
-    expected = state(outside / "a.md")
+    expected = seen(outside / "a.md")
     reason = "'b' in its path is a link or a file, not a folder"
     read = tree(root).read(["b/a.md"])[0]
     assert (read.data, read.reason, read.gone) == (None, reason, False)
@@ -171,7 +175,7 @@ def test_a_folder_becomes_a_link_between_walk_and_what_follows(root: Path) -> No
     assert [one.reason for one in written] == [reason, reason, None]
     assert tree(root).remove("b/a.md", expected) == reason
     assert tree(root).rename("b/a.md", "e.md", expected) == reason
-    assert tree(root).rename("d.md", "b/d.md", state(root / "d.md")) == reason
+    assert tree(root).rename("d.md", "b/d.md", seen(root / "d.md")) == reason
     with pytest.raises(ef.DirectoryError, match="link"):
         tree(root).set_aside("b/a.md", b"loser")
     assert {path.name: path.read_text() for path in outside.iterdir()} == {"a.md": "mine", "secret.md": "secret"}
@@ -206,9 +210,8 @@ def test_files_are_swapped_while_they_are_read(root: Path) -> None:
                 for read in tree(root).read(["b/a.md", "c.md"] * 20):
                     answers.add(read.data if read.data is not None else read.reason)
                 walk = tree(root).walk()
-                states = {path: Stat(size, mtime_ns) for path, size, mtime_ns in walk.files.rows()}
-                for path in {"b/a.md", "c.md"} & set(states):
-                    tree(root).write([Write(path, b"mine", None, states[path])])
+                for path in {"b/a.md", "c.md"} & set(walk.files["path"]):
+                    tree(root).write([Write(path, b"mine", None, hashlib.sha256(b"mine").digest())])
         finally:
             swapping.kill()
     assert secret.read_text() == "secret"
@@ -265,7 +268,7 @@ def test_a_folder_that_may_not_be_written(public: Path) -> None:
     (public / "closed").mkdir()
     (public / "closed" / "a.md").write_text("mine")
     script = """
-        old = Stat(4, os.stat(sys.argv[1] + "/closed/a.md").st_mtime_ns)
+        old = hashlib.sha256(b"mine").digest()
         files = [Write("closed/b.md", b""), Write("closed/a.md", b"", None, old), Write("open/c.md", b"new")]
         answers = [one.reason for one in tree.write([*files, Write("new/d.md", b"")])]
         print(json.dumps([*answers, tree.remove("closed/a.md", old), tree.rename("closed/a.md", "open/a.md", old)]))
@@ -284,13 +287,12 @@ def test_a_rename_where_hard_links_are_not_allowed(public: Path) -> None:
     (public / "a.md").write_text("of another user")
     (public / "b.md").write_text("mine")
     script = """
-        status = os.stat(sys.argv[1] + "/a.md")
         linked = True
         try:
             os.link(sys.argv[1] + "/a.md", sys.argv[1] + "/link")
         except PermissionError:
             linked = False
-        old = Stat(status.st_size, status.st_mtime_ns)
+        old = hashlib.sha256(b"of another user").digest()
         print(linked, tree.rename("a.md", "b.md", old), tree.rename("a.md", "c.md", old), sep=", ")
     """
     said = as_nobody(script, public)
@@ -405,7 +407,7 @@ def test_a_file_grows_while_it_is_read(root: Path) -> None:
 
 def test_a_file_changes_between_walk_and_write(root: Path) -> None:
     """An editor was faster: its text stays."""
-    files = {path: Stat(size, mtime_ns) for path, size, mtime_ns in tree(root).walk().files.rows()}
+    files = {path: seen(root / path) for path in tree(root).walk().files["path"]}
     (root / "b" / "a.md").write_text("edited")
     written = tree(root).write([Write("b/a.md", b"new", None, files["b/a.md"])])[0]
     assert written.reason == "was changed by somebody else"
@@ -426,7 +428,7 @@ def test_a_file_changes_while_it_is_written(root: Path) -> None:
 
     editing = threading.Thread(target=edit)
     editing.start()
-    written = tree(root).write([Write("b/a.md", b"x" * 100_000_000, None, state(path))])[0]
+    written = tree(root).write([Write("b/a.md", b"x" * 100_000_000, None, seen(path))])[0]
     editing.join()
     assert edited.is_set()
     assert written.reason == "was changed by somebody else"
@@ -440,11 +442,11 @@ def test_a_full_disk() -> None:
             pytest.skip("a file system of its own needs the right to mount one")
         small = [Write(f"s/{number}.md", b"x" * 4_000) for number in range(20)]
         assert all(one.stat for one in tree(disk).write(small))
-        replaced = state(disk / "s/0.md")
+        replaced, before = seen(disk / "s/0.md"), state(disk / "s/0.md")
         files = [
             Write("s/0.md", b"y" * 2_000_000, None, replaced),
             Write("large.md", b"y" * 2_000_000),
-            Write("s/1.md", b"small", None, state(disk / "s/1.md")),
+            Write("s/1.md", b"small", None, seen(disk / "s/1.md")),
             Write("t/new.md", b"small"),
         ]
         full = "no space left on device"
@@ -455,7 +457,7 @@ def test_a_full_disk() -> None:
         assert walk.temporary == []
         assert sorted(walk.files["path"]) == sorted([*(file.path for file in small), "t/new.md"])
         assert (disk / "s/0.md").read_bytes() == b"x" * 4_000
-        assert state(disk / "s/0.md") == replaced
+        assert state(disk / "s/0.md") == before
         assert (disk / "s/1.md").read_bytes() == b"small"
         subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
         assert [one.reason for one in tree(disk).write(files[:2])] == [None, None]
@@ -465,12 +467,12 @@ def test_a_limit_on_the_size_of_files(root: Path) -> None:
     """The same without mounting anything."""
     script = textwrap.dedent(
         """
-        import os, resource, signal, sys
-        from entityframes.directory.tree import Stat, Tree, Write
+        import hashlib, os, resource, signal, sys
+        from entityframes.directory.tree import Tree, Write
         tree = Tree(sys.argv[1], (".md",), None, 5 << 20)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
-        old = Stat(4, os.stat(sys.argv[1] + "/b/a.md").st_mtime_ns)
+        old = hashlib.sha256(b"mine").digest()
         files = [Write("b/a.md", b"x" * 20_000, None, old), Write("b/b.md", b"x" * 20_000), Write("b/c.md", b"x")]
         print([one.reason for one in tree.write(files)])
         """
@@ -486,11 +488,11 @@ def test_a_process_that_writes_is_killed(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
         import hashlib, os, sys
-        from entityframes.directory.tree import Stat, Tree, Write
+        from entityframes.directory.tree import Tree, Write
         tree = Tree(sys.argv[1], (".md",), None, 5 << 20)
         print("started", flush=True)
         while True:
-            states = {path: Stat(*state) for path, *state in tree.walk().files.rows()}
+            states = {read.path: read.digest for read in tree.read(tree.walk().files["path"].to_list())}
             files = []
             for number in range(10):
                 path, body = f"b{number % 3}/{number}.md", os.urandom(100_000)
@@ -499,7 +501,7 @@ def test_a_process_that_writes_is_killed(tmp_path: Path) -> None:
             files.append(Write(new, hashlib.sha256(b"new").digest() + b"new"))
             assert not [one for one in tree.write(files) if one.reason]
             if os.urandom(1)[0] < 128:
-                assert tree.rename(new, "renamed" + new, tree.read([new])[0].stat) is None
+                assert tree.rename(new, "renamed" + new, tree.read([new])[0].digest) is None
         """
     )
     rng = random.Random(KILLS)
@@ -562,7 +564,7 @@ def test_two_threads_replace_the_same_file(root: Path) -> None:
         for _ in range(50):
             now = tree(root).read(["b/a.md"])[0]
             assert now.stat is not None, now.reason
-            refusals.append(tree(root).write([Write("b/a.md", bytes([number]) * 50_000, None, now.stat)])[0].reason)
+            refusals.append(tree(root).write([Write("b/a.md", bytes([number]) * 50_000, None, now.digest)])[0].reason)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
     for thread in threads:
