@@ -107,6 +107,11 @@ class Account:
         """Paths (base_path) that are no file any more, or of no entity."""
         self._gone.append(rows["base_path"].alias("path"))
 
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Size and mark of the files that are in step, as they are to be remembered."""
+        filed = pl.concat(self._filed)
+        return dict(zip(filed["path"], zip(filed["size"], filed["mark"], strict=True), strict=True))
+
     def record(self, folders: DirectoryEngine, folder: str, holder: str) -> bool:
         """Let the store remember it; False if the lock was lost."""
         filed, gone = pl.concat(self._filed), pl.concat(self._gone)

@@ -85,6 +85,10 @@ class SyncRun:
         """What has happened so far."""
         return self._account.result()
 
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Size and mark of the files that it brought into step."""
+        return self._account.files()
+
     def plan(self) -> pl.DataFrame:
         """What `execute` would do (`PLAN_SCHEMA`), by path; nothing is written."""
         settled, unread = self._decided(self._survey())

@@ -18,7 +18,7 @@ from entityframes.directory.plan import Direction, OnConflict
 from entityframes.directory.run import SyncOptions, SyncRun
 from entityframes.directory.survey import Folder
 from entityframes.directory.tree import Tree
-from entityframes.directory.watch import Watcher
+from entityframes.directory.watch import Synced, Watcher
 from entityframes.engines import check_writable
 from entityframes.errors import DatabaseError, DirectoryError, EntityFramesError
 from entityframes.progress import Progress, Reporter
@@ -80,6 +80,8 @@ class DirectorySync:
         known_as = name or printable(f"{socket.gethostname()}:{os.path.realpath(root)}")
         owned = None if types is None else frozenset(types)
         self._folder = Folder(known_as, self._tree, default_type, tuple(suffixes), owned)
+        #: The sync that was run last, if it came to begin.
+        self._last: SyncRun | None = None
 
     @property
     def root(self) -> Path:
@@ -227,25 +229,43 @@ class DirectorySync:
             settle: seconds without a change after which files are taken to be written.
             poll: seconds after which the store is looked at where no file has changed.
             stop: ends the watch when set, after the sync that is at work.
-            on_result: gets the result of each sync that did, or could not do, something.
-            on_error: gets what a sync raises, and the watch goes on; None ends it with the error.
+            on_result: gets the result of each sync that did something, once, and of one that could not do something for
+                the first time: what stays as it is (a bad file, a conflict) is not reported at every look. A sync that
+                was ended by an error gives what it had done by then.
+            on_error: gets the DirectoryError or DatabaseError of a sync, and every EntityFramesError that `on_result`
+                raises, such as that of an embedder; the watch goes on. None ends the watch with the error. Anything
+                else that `on_result` raises ends it.
 
         Raises:
             DirectoryError: watchfiles is not installed, the folder is missing, or it is synced by another.
             KeyboardInterrupt: on Ctrl-C.
         """
         options = SyncOptions(direction, on_conflict, delete, max_delete, quarantine, None, embed)
-        watcher = Watcher(self._root, self._folder.suffixes, lambda: self._run(options, False, None), settle, poll)
+        watcher = Watcher(self._root, self._folder.suffixes, lambda: self._watched(options), settle, poll)
         watcher.run(stop or threading.Event(), on_result, on_error)
+
+    def _watched(self, options: SyncOptions) -> Synced:
+        """One sync of a watch."""
+        self._last = None
+        error = None
+        try:
+            self._run(options, False, None)
+        except (DirectoryError, DatabaseError) as raised:
+            error = raised
+        if self._last is None:
+            return Synced(None, {}, error)
+        return Synced(self._last.result(), self._last.files(), error)
 
     def _run(self, options: SyncOptions, progress: Progress, cancel: threading.Event | None) -> SyncResult:
         check_writable(self._store._engine)
+        self._last = None
         run = SyncRun(self._store, self._folder, options, cancel)
 
         def reporting(rows: int) -> Reporter:
             return Reporter(progress, rows, unit="files", delay=0.5)
 
         with self._locked() as holder:
+            self._last = run
             try:
                 return run.execute(holder, reporting)
             finally:

@@ -104,6 +104,119 @@ def test_its_own_files_start_no_sync(store: ef.EntityStore, root: Path, monkeypa
     assert (root / "note/a.md").read_text() == "from the store"
 
 
+def test_every_save_is_reported(store: ef.EntityStore, root: Path) -> None:
+    """The same file, again and again, and beside a bad one: each time once."""
+    (root / "bad.md").write_bytes(b"\xff")
+    with watching(ef.DirectorySync(store, root), poll=0.5) as results:
+        assert done(results) == {"bad.md": "failed"}
+        (root / "a.md").write_text("one")
+        assert done(results) == {"a.md": "created", "bad.md": "failed"}
+        for text in ("two", "six", "ten"):
+            (root / "a.md").write_text(text)
+            assert done(results) == {"a.md": "updated", "bad.md": "failed"}
+            assert store.get_entity("note", "a")["content"] == text
+        with pytest.raises(queue.Empty):
+            results.get(timeout=1)
+
+
+def test_every_change_of_the_store_is_reported(store: ef.EntityStore, root: Path) -> None:
+    """As is what travels the other way: the same file is exported twice."""
+    with watching(ef.DirectorySync(store, root), poll=0.5) as results:
+        for text in ("one", "two", "six"):
+            store.upsert_entity("note", "a", text)
+            assert done(results) == {"note/a.md": "exported"}
+            assert (root / "note/a.md").read_text() == text
+
+
+def test_embedding_what_was_synced(store: ef.EntityStore, root: Path) -> None:
+    """What stands in the guide: after every save the note is found."""
+    stop, embedder = threading.Event(), ef.HashingEmbedder(32)
+    folder = ef.DirectorySync(store, root)
+
+    def embed(_: ef.SyncResult) -> None:
+        store.embed(embedder, progress=False)
+
+    watch = threading.Thread(target=folder.watch, kwargs={"stop": stop, "on_result": embed, "settle": 0.2, "poll": 0.5})
+    watch.start()
+    try:
+        for text in ("apples and pears", "trains and stations", "clouds and rain"):
+            (root / "a.md").write_text(text)
+            until(lambda text=text: (store.get_entity("note", "a") or {}).get("content") == text)
+            until(lambda: store.stats()["due"].sum() == 0)
+    finally:
+        stop.set()
+        watch.join(PATIENCE)
+    assert not watch.is_alive()
+
+
+def test_a_save_while_a_sync_runs(store: ef.EntityStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is saved just after it was read, or written, is synced and reported without waiting for a look."""
+    folder = ef.DirectorySync(store, root)
+    run = folder._run
+    late = [b"of the file\n", b"anew, longer\n"]
+
+    def slow(*given: object) -> ef.SyncResult:
+        result = run(*given)
+        if result.counts["created"] or result.counts["exported"]:
+            (root / "note/a.md").write_bytes(late.pop(0))
+            time.sleep(0.5)
+        return result
+
+    monkeypatch.setattr(folder, "_run", slow)
+    (root / "note").mkdir()
+    (root / "note/a.md").write_text("first")
+    with watching(folder, poll=600.0) as results:
+        assert done(results) == {"note/a.md": "created"}
+        assert done(results) == {"note/a.md": "updated"}
+        store.upsert_entity("note", "a", "of the store")
+        (root / "note/b.md").write_text("b")
+        assert done(results) == {"note/a.md": "exported", "note/b.md": "created"}
+        assert done(results) == {"note/a.md": "updated"}
+    assert store.get_entity("note", "a")["content"] == "anew, longer\n"
+
+
+@pytest.mark.parametrize("handled", [True, False])
+def test_errors_of_on_result(store: ef.EntityStore, root: Path, handled: bool) -> None:
+    """They go where those of a sync go, and end the watch where they go nowhere; the change counts as reported."""
+    (root / "a.md").write_text("one")
+    stop, told = threading.Event(), []
+
+    def failing(result: ef.SyncResult) -> None:
+        told.append(result.counts["created"] or result.counts["updated"])
+        if len(told) == 1:
+            raise ef.EntityFramesError("no embedder")
+        stop.set()
+
+    def mind(error: ef.EntityFramesError) -> None:
+        told.append(str(error))
+        (root / "a.md").write_text("two")
+
+    watch = ef.DirectorySync(store, root).watch
+    if handled:
+        watch(stop=stop, on_result=failing, on_error=mind, settle=0.2, poll=0.5)
+        assert told == [1, "no embedder", 1]
+    else:
+        with pytest.raises(ef.EntityFramesError, match="no embedder"):
+            watch(stop=stop, on_result=failing, settle=0.2, poll=0.5)
+
+
+def test_what_was_done_before_an_error_is_reported(
+    store: ef.EntityStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next sync finds it in step and would say nothing of it."""
+    (root / "a.md").write_text("one")
+    folder = ef.DirectorySync(store, root)
+    monkeypatch.setattr(type(store._engine.directory), "record", lambda *_: False)
+    stop, told = threading.Event(), []
+
+    def mind(error: ef.EntityFramesError) -> None:
+        told.append(type(error))
+        stop.set()
+
+    folder.watch(stop=stop, on_result=lambda result: told.append(result.counts["created"]), on_error=mind, poll=0.5)
+    assert told == [1, ef.DirectoryError]
+
+
 def test_a_bad_file_is_told_once(store: ef.EntityStore, root: Path) -> None:
     """Not at every look; and errors go to on_error, and the watch goes on."""
     (root / "a.md").write_bytes(b"\xff")
