@@ -253,9 +253,12 @@ class UpsertResult:
         counted = ", ".join(f"{count:,} {status}" for status, count in self.counts.items() if count) or "no rows"
         first = f"{type(self).__name__}: {counted}\n"
         second = _pace(self)
-        return (
-            first + second + ("" if not self.counts.get("failed") else f"; first failure: {_examples(self.failed, 1)}")
-        )
+        failure = "" if not self.counts.get("failed") else f"; first failure: {_examples(self.failed, 1)}"
+        return first + second + failure + self._remark()
+
+    def _remark(self) -> str:
+        """What stands at the end of the second line."""
+        return ""
 
     def _repr_html_(self) -> str:
         return _result_html(self)
@@ -340,11 +343,20 @@ class SyncResult(UpsertResult):
     path; ``row`` counts them. ``batches`` is how many transactions wrote entities.
     """
 
+    #: What of the folder was left out: ``path`` String (a folder ends in a slash, and is not looked into), ``reason``
+    #: String (a rule, a dot or underscore, another suffix, a link), ``files`` UInt32 (how many files of the folder's
+    #: suffixes that is; null where they were not counted).
+    left_out: pl.DataFrame = field(default_factory=pl.DataFrame, compare=False)
+
     @property
     def succeeded(self) -> pl.DataFrame:
         """The outcomes of files that are in step with their entity now."""
         done = ["created", "updated", "renamed", "exported", "deleted", "unchanged"]
         return self.outcomes.filter(pl.col("status").is_in(done))
+
+    def _remark(self) -> str:
+        count = self.left_out.height
+        return f"; {count:,} {'name' if count == 1 else 'names'} left out, see result.left_out" if count else ""
 
 
 def _pace(result: UpsertResult) -> str:
@@ -356,13 +368,15 @@ def _pace(result: UpsertResult) -> str:
 
 
 def _examples(bad: pl.DataFrame, most: int = 3) -> str:
-    said = []
-    for row in bad.head(most).iter_rows(named=True):
-        entity_type, id, why = (
-            visible(text) for text in (row["entity_type"], row["id"], row["error"] or row["status"])
-        )
-        said.append(f"row {row['row']} ({entity_type}/{id}): {why}")
+    said = [f"{_where(row)}: {visible(row['error'] or row['status'])}" for row in bad.head(most).iter_rows(named=True)]
     return "; ".join(said)
+
+
+def _where(row: dict[str, Any]) -> str:
+    """How people know a row: by the path of its file where it has one."""
+    if row.get("path"):
+        return visible(row["path"])
+    return f"row {row['row']} ({visible(row['entity_type'])}/{visible(row['id'])})"
 
 
 #: One colour for each status, told apart also without colour vision (Okabe and Ito 2008).
@@ -401,7 +415,7 @@ def _result_html(result: UpsertResult) -> str:
         f'<div style="font-family:sans-serif;max-width:60em"><div style="display:flex;height:1em;width:100%;'
         f'border-radius:3px;overflow:hidden;background:#eee">{bar}</div>'
         f'<div style="margin:.4em 0">{legend or "no rows"}</div>'
-        f'<div style="color:#666;font-size:90%">{_pace(result)}</div>{_failures_html(result)}</div>'
+        f'<div style="color:#666;font-size:90%">{_pace(result)}{result._remark()}</div>{_failures_html(result)}</div>'
     )
 
 
@@ -409,14 +423,13 @@ def _failures_html(result: UpsertResult, most: int = 5) -> str:
     if not result.counts.get("failed"):
         return ""
     failed = result.failed
+    columns = ("path" if "path" in failed.columns else "row", "entity_type", "id", "error")
     cells = "".join(
-        "<tr>"
-        + "".join(f"<td>{html.escape(_clip(row[name]))}</td>" for name in ("row", "entity_type", "id", "error"))
-        + "</tr>"
+        "<tr>" + "".join(f"<td>{html.escape(_clip(row[name]))}</td>" for name in columns) + "</tr>"
         for row in failed.head(most).iter_rows(named=True)
     )
     more = f"<div>and {failed.height - most:,} more in <code>result.failed</code></div>" if failed.height > most else ""
-    header = "<tr><th>row</th><th>entity_type</th><th>id</th><th>error</th></tr>"
+    header = f"<tr>{''.join(f'<th>{name}</th>' for name in columns)}</tr>"
     return f'<table style="margin-top:.4em;font-size:90%">{header}{cells}</table>{more}'
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import threading
-from contextlib import suppress
 from typing import Any
 
 import click
@@ -87,8 +85,6 @@ def sync(
             store, folder, default_type=options["default_type"], ignore=options["ignore"] or None,
             types=options["types"] or None, name=options["name"], **given,
         )  # fmt: skip
-        if not options["ignore"]:
-            _tell_left_out(folder)
         rules = {name: options[name] for name in ("on_conflict", "delete", "max_delete")}
         if dry_run:
             sys.exit(_print_plan(directory.plan(direction=way, **rules), as_json))  # type: ignore[arg-type]
@@ -112,18 +108,12 @@ def sync(
     sys.exit(0 if result.ok else 1)
 
 
-def _tell_left_out(folder: str) -> None:
-    """Say which folders are left out for an underscore, which some sites keep most of their notes in."""
-    from entityframes.directory.ignore import RULES_FILE
+def _tell_left_out(left_out: Any) -> None:
+    """Say what of the folder is left out, and why."""
+    from entityframes.directory.left_out import notes
 
-    names: dict[str, bool] = {}
-    # A folder that cannot be read is told by the sync itself.
-    with suppress(OSError), os.scandir(folder) as entries:
-        names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
-    left_out = sorted(name for name, is_folder in names.items() if is_folder and name.startswith("_"))
-    if left_out and RULES_FILE not in names:
-        told = ", ".join(map(visible, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
-        say(f"note: names that begin with _ are left out ({told}): --ignore '!_*' takes them in", err=True)
+    for line in notes(left_out):
+        say(f"note: {_said(line)}", err=True)
 
 
 def _print_plan(plan: Any, as_json: bool) -> int:
@@ -134,6 +124,7 @@ def _print_plan(plan: Any, as_json: bool) -> int:
     todo = plan.filter(pl.col("action") != "unchanged")
     if as_json:
         print_frame(todo, True)
+        _tell_left_out(plan.left_out)
     else:
         for row in todo.iter_rows(named=True):
             arrow = {"import": "->", "export": "<-", None: "  "}[row["direction"]]
@@ -143,10 +134,11 @@ def _print_plan(plan: Any, as_json: bool) -> int:
         told = ", ".join(f"{count:,} {action}" for action, count in counts.items()) or "no files and no entities"
         say(f"{plan.height:,} files and entities: {told}; nothing was written")
         _tell_left_alone(plan.filter(pl.col("action") == "unchanged")["reason"])
+        _tell_left_out(plan.left_out)
     return 1 if counts.get("conflict") or counts.get("invalid") else 0
 
 
-def _print_result(result: Any, folder: str, address: str, as_json: bool) -> None:
+def _print_result(result: Any, folder: str, address: str, as_json: bool, *, tell_left_out: bool = True) -> None:
     """What was done: JSON on standard output for scripts, else a few lines for a person."""
     import polars as pl
 
@@ -158,12 +150,15 @@ def _print_result(result: Any, folder: str, address: str, as_json: bool) -> None
             "counts": result.counts,
             "elapsed": round(result.elapsed, 3),
             "changes": done.select(columns).head(1_000).to_dicts(),
+            "left_out": result.left_out.head(1_000).to_dicts(),
         }
         print_exactly(json.dumps(report, ensure_ascii=False), json=True)
         return
     counted = ", ".join(f"{count:,} {status}" for status, count in result.counts.items() if count) or "no files"
     say(f"{visible(folder)} <-> {visible(address)}: {counted}; {result.elapsed:.2f} s")
     _tell_left_alone(result.outcomes.filter(pl.col("status") == "unchanged")["error"])
+    if tell_left_out:
+        _tell_left_out(result.left_out)
     bad = done.filter(pl.col("status").is_in(["conflict", "failed", "unknown"]))
     for row in bad.head(20).iter_rows(named=True):
         say(f"{row['status']}: {visible(row['path'])}: {_said(row['error'])}", err=True)
@@ -179,7 +174,11 @@ def _tell_left_alone(reasons: Any) -> None:
 
 def _said(reason: str) -> str:
     """A reason in the words of the command line."""
-    return visible(reason).replace("delete=True", "--delete").replace("max_delete=", "--max-delete ")
+    words = {"delete=True": "--delete", "max_delete=": "--max-delete ", "ignore=['!_*']": "--ignore '!_*'"}
+    reason = visible(reason)
+    for python, option in words.items():
+        reason = reason.replace(python, option)
+    return reason
 
 
 def _watch(directory: Any, way: str, rules: dict[str, Any], as_json: bool) -> None:
@@ -189,8 +188,13 @@ def _watch(directory: Any, way: str, rules: dict[str, Any], as_json: bool) -> No
         signal.signal(number, lambda *_: stop.set())
     address = directory._store.address
 
+    known: Any = None
+
     def told(result: Any) -> None:
-        _print_result(result, str(directory.root), address, as_json)
+        nonlocal known
+        anew = known is None or not result.left_out.equals(known)
+        known = result.left_out
+        _print_result(result, str(directory.root), address, as_json, tell_left_out=anew)
 
     def failed(error: Exception) -> None:
         say(f"entityframes: {' '.join(str(error).split())}", err=True)

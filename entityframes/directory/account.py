@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from entityframes.attempts import confirm
+from entityframes.directory.left_out import LEFT_OUT
 from entityframes.directory.plan import PLAN_SCHEMA
 from entityframes.engines import Engine, Interrupt
 from entityframes.engines.directory import FILED, DirectoryEngine
@@ -35,6 +36,8 @@ class Account:
         self.batches = 0
         #: Who is told how far it is.
         self.reporter: Reporter | None = None
+        #: What of the folder was left out.
+        self.left_out = pl.DataFrame(schema=LEFT_OUT)
         self._started = time.perf_counter()
         self._log = OutcomeLog(SYNC_STATUSES, schema=SYNC_SCHEMA)
         self._filed: list[pl.DataFrame] = [pl.DataFrame(schema=FILED)]
@@ -42,7 +45,8 @@ class Account:
 
     def result(self) -> SyncResult:
         """What has happened so far."""
-        return SyncResult(dict(self._log.counts), self.batches, time.perf_counter() - self._started, self._log)
+        elapsed = time.perf_counter() - self._started
+        return SyncResult(dict(self._log.counts), self.batches, elapsed, self._log, self.left_out)
 
     def tell(self, rows: pl.DataFrame, status: str | pl.Expr, *, advance: bool = True, **columns: Any) -> None:
         """Log the outcomes of rows.

@@ -30,7 +30,7 @@ try:
 except ImportError:  # PyYAML without libyaml: the same, but slow
     from yaml import SafeLoader as _Parser
 
-__all__ = ["DEPTH", "UNSEEN", "MarkdownError", "plain_json", "yaml_json"]
+__all__ = ["DEPTH", "UNSEEN", "MarkdownError", "NoMappingError", "plain_json", "yaml_json"]
 
 #: How deep mappings and lists may nest.
 DEPTH = 50
@@ -71,6 +71,10 @@ class MarkdownError(ValueError):
         self.line = line
 
 
+class NoMappingError(MarkdownError):
+    """YAML that is a text or a list: what is between two rules rather than front matter."""
+
+
 def yaml_json(front: str) -> str:
     """The JSON object that front matter stands for, without its fences.
 
@@ -78,7 +82,31 @@ def yaml_json(front: str) -> str:
         MarkdownError: it is not YAML, not a mapping, or refused; lines count from the fence that is above.
     """
     simple = _simple_json(front)
-    return _parsed_json(front) if simple is None else simple
+    if simple is not None:
+        return simple
+    try:
+        return _parsed_json(front)
+    except NoMappingError:
+        raise
+    except MarkdownError as error:
+        _refuse_template(front, error)
+        raise
+
+
+# A placeholder of a template (Mustache, Jinja, Liquid, EJS) outside of quotes and comments.
+_PLACEHOLDER = re.compile(r"^[^#\"'\n]{0,300}?(\{\{.{0,100}?\}\}|\{%.{0,100}?%\}|<%.{0,100}?%>)", re.MULTILINE)
+
+
+def _refuse_template(front: str, error: MarkdownError) -> None:
+    """Say of a front matter that cannot be read that it is a template's."""
+    found = _PLACEHOLDER.search(front)
+    if found is not None:
+        line = front.count("\n", 0, found.start(1)) + 2
+        raise MarkdownError(
+            f"{found[1]} is a placeholder of a template and not YAML: put it in quotes, or leave templates out "
+            "(a line such as templates/ in .efignore)",
+            line,
+        ) from error
 
 
 def _simple_json(front: str) -> str | None:
@@ -154,7 +182,7 @@ def _events_json(parser: Any) -> str:
         elif kind is AliasEvent:
             _refuse(event, f"the alias *{event.anchor}; a text that begins with * needs quotes")
         elif kind is ScalarEvent:
-            _refuse(event, "a text instead of a mapping of keys to values")
+            _refuse(event, "a text instead of a mapping of keys to values", NoMappingError)
         elif kind is DocumentEndEvent:
             event = parser.get_event()
             if type(event) is not StreamEndEvent:
@@ -166,14 +194,14 @@ def _events_json(parser: Any) -> str:
         at_key = names is not None
 
 
-def _refuse(event: Any, what: str) -> NoReturn:
-    raise MarkdownError(f"front matter may not hold {what}", event.start_mark.line + 2)
+def _refuse(event: Any, what: str, error: type[MarkdownError] = MarkdownError) -> NoReturn:
+    raise error(f"front matter may not hold {what}", event.start_mark.line + 2)
 
 
 def _check_collection(event: Any, mapping: bool, at_key: bool, depth: int) -> None:
     """Refuse a mapping or a list that has no JSON, or that goes too deep."""
     if not mapping and not depth:
-        _refuse(event, "a list instead of a mapping of keys to values")
+        _refuse(event, "a list instead of a mapping of keys to values", NoMappingError)
     if at_key:
         _refuse(event, "a key that is a list or a mapping")
     if depth >= DEPTH:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from entityframes.directory.left_out import DOT, RULE, UNDERSCORE
 from entityframes.errors import DirectoryError
 
 #: The file that holds the rules of its folder and of what is below it.
@@ -45,8 +46,8 @@ class Rules:
             if pattern.include is not None
         ][::-1]
 
-    def leave_out(self, path: str, *, folder: bool) -> bool:
-        """Whether a path is left out. What is below a folder that is, is not asked about."""
+    def leave_out(self, path: str, *, folder: bool) -> str | None:
+        """Why a path is left out, or None. What is below a folder that is, is not asked about."""
         below = path[self._start :]
         for pattern, only_folders in self._patterns:
             if only_folders and not folder:
@@ -54,7 +55,12 @@ class Rules:
             found = pattern.match_file(below)
             # The library's expressions have a group that takes part only if a folder above is what matches.
             if found is not None and found.match.lastgroup is None:
-                return bool(pattern.include)
+                return RULE if pattern.include else None
         if self._above is not None:
             return self._above.leave_out(path, folder=folder)
-        return path[path.rfind("/") + 1] in self._hidden
+        return by_name(path[path.rfind("/") + 1 :], self._hidden)
+
+
+def by_name(name: str, hidden: str) -> str | None:
+    """Why a name is left out where no rule says anything of it, or None."""
+    return None if name[0] not in hidden else DOT if name[0] == "." else UNDERSCORE

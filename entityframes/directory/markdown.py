@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from yaml.resolver import Resolver
 
-from entityframes.directory.frontmatter import DEPTH, UNSEEN, MarkdownError, plain_json, yaml_json
+from entityframes.directory.frontmatter import DEPTH, UNSEEN, MarkdownError, NoMappingError, plain_json, yaml_json
 
 __all__ = ["Document", "MarkdownError", "join", "parse", "render"]
 
@@ -24,6 +24,15 @@ _CLOSING = re.compile(rb"^(?:---|\.\.\.)[ \t]*(?:\r?\n|\r?\Z)", re.MULTILINE)
 _FIELD = re.compile(rb"""(?:(?:[\w.-]|[\x80-\xff])+|"[^"\n]*"|'[^'\n]*')[ \t]*:(?:[ \t\r\n]|\Z)""")
 
 
+# What the line below the first rule is, comments aside, if the rule begins a front matter that is broken: a key, or
+# what only YAML begins with. Below a rule that divides a text stands an empty line, or a sentence.
+_FIRST_LINE = re.compile(
+    rb"""(?:[ \t]*+\#[^\n]*+\n)*+[ \t]*+
+    (?: [?{&!%] | <<[ \t]*: | (?:[\w"'] | [\x80-\xff])(?:[\w .,/()&+'"-] | [\x80-\xff]){0,200}+:(?:\s|\Z) )""",
+    re.VERBOSE,
+)
+
+
 class Document(NamedTuple):
     """The parts of a markdown file."""
 
@@ -33,7 +42,7 @@ class Document(NamedTuple):
 
 
 def parse(data: bytes) -> Document:
-    """Take a file apart.
+    """Take a file apart. Where the first rule (``---``) begins no mapping of keys to values, all of it is the body.
 
     Raises:
         MarkdownError: the file is not UTF-8, or its front matter is not closed, not YAML, not a mapping, or refused.
@@ -48,13 +57,22 @@ def parse(data: bytes) -> Document:
     closing = _CLOSING.search(data, opening.end())
     if closing is None:
         if _FIELD.match(data, opening.end()):
-            raise MarkdownError("the front matter that begins in line 1 has no closing ---", 1)
+            raise MarkdownError(
+                "the front matter that begins in line 1 has no closing ---; if that is a rule, leave line 1 empty",
+                1,
+            )
         return Document(data[:start], _text(data, start, len(data)), "{}")
     if closing.start() - opening.end() > FRONT_MATTER_BYTES:
         raise MarkdownError("the front matter is larger than 1 MiB", 1)
     front = _text(data, opening.end(), closing.start())
     content = _text(data, closing.end(), len(data))
-    return Document(data[: closing.end()], content, yaml_json(front))
+    try:
+        return Document(data[: closing.end()], content, yaml_json(front))
+    except MarkdownError as error:
+        # A rule, some text, and another rule.
+        if isinstance(error, NoMappingError) or not _FIRST_LINE.match(data, opening.end()):
+            return Document(data[:start], _text(data, start, len(data)), "{}")
+        raise
 
 
 def join(header: bytes, content: str) -> bytes:

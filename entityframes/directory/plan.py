@@ -6,9 +6,17 @@ what was remembered; `decide` looks the answer up in one table.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import html
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
+
+from entityframes.directory.left_out import notes
+from entityframes.progress import Progress
+from entityframes.results import SyncResult
 
 Direction = Literal["import", "export", "both"]
 OnConflict = Literal["report", "files", "store", "newer"]
@@ -25,7 +33,7 @@ DIRECTIONS = ("import", "export")
 #: A sync makes files of no more entities than this of a type that the folder has no file of.
 MANY_STRANGERS = 1_000
 
-#: Columns of `DirectorySync.plan`.
+#: Columns of `SyncPlan.frame`.
 PLAN_SCHEMA = pl.Schema(
     {
         "path": pl.String(),
@@ -200,3 +208,134 @@ def _lookup(moves: dict[str, Move]) -> pl.DataFrame:
         schema=dict.fromkeys(("sides", *Move._fields), pl.String),
         orient="row",
     )
+
+
+#: What a row has to be still when its plan is carried out.
+_SEEN = ("action", "direction", "file_hash", "stored_content", "stored_metadata")
+STATES = (*PLAN_SCHEMA, "file_hash", "stored_content", "stored_metadata")
+_SINCE = "changed since the plan was made: plan again"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class SyncPlan:
+    """What a sync of a folder would do; made by `DirectorySync.plan`, which wrote nothing.
+
+    What else a data frame has (``plan["action"]``, ``plan.filter(...)``, ``plan.height``, ``len(plan)``) is that of
+    `frame`.
+    """
+
+    #: One row for each file and each entity that is or should be one, ordered by path: ``path``, ``entity_type``,
+    #: ``id`` String, ``action`` Enum (create, update, delete, rename, export, conflict, invalid, unchanged),
+    #: ``direction`` Enum (import, export; null where nothing travels), ``reason`` String.
+    frame: pl.DataFrame
+    #: What of the folder is left out, as `SyncResult.left_out` has it.
+    left_out: pl.DataFrame
+    _states: pl.DataFrame = field(compare=False)
+    _apply: Callable[..., SyncResult] = field(compare=False)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows have each action."""
+        found = dict(self.frame["action"].cast(pl.String).value_counts().iter_rows())
+        return {action: found.get(action, 0) for action in ACTIONS}
+
+    def summary(self) -> str:
+        """A few lines for a person: how many rows have each action, the first that cannot be done, what is left out."""
+        counted = [f"{count:,} {_COUNTED[action]}" for action, count in self.counts.items() if count]
+        lines = [f"{self.frame.height:,} files and entities: {', '.join(counted) or 'nothing to do'}"]
+        bad = self.frame.filter(pl.col("action").is_in(["conflict", "invalid"]))
+        lines += [f"{row['path']}: {row['reason'] or row['action']}" for row in bad.head(3).iter_rows(named=True)]
+        return "\n".join([*lines, *notes(self.left_out)])
+
+    def apply(
+        self,
+        *,
+        quarantine: bool = False,
+        batch_size: int | None = None,
+        embed: bool = True,
+        progress: Progress = None,
+        cancel: threading.Event | None = None,
+    ) -> SyncResult:
+        """Do what the plan says, and leave alone what somebody else has changed since.
+
+        The bytes of each file and the entity are compared with what the plan was made from. May be called again: what
+        is done is then unchanged.
+
+        Args:
+            quarantine, batch_size, embed, progress, cancel: as for `DirectorySync.sync`.
+
+        Returns:
+            SyncResult; a row whose file or entity is not as it was has the status conflict, and neither is written; so
+            has one that the plan does not know.
+
+        Raises:
+            DirectoryError, DatabaseError, KeyboardInterrupt: as `DirectorySync.sync`.
+        """
+        return self._apply(self._states, quarantine, batch_size, embed, progress, cancel)
+
+    def __repr__(self) -> str:
+        return f"SyncPlan: {self.summary()}"
+
+    def _repr_html_(self) -> str:
+        lines = "<br>".join(map(html.escape, self.summary().split("\n")))
+        return f"<div>{lines}</div>{self.frame._repr_html_()}"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") and name != "__arrow_c_stream__":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.frame, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.frame[key]
+
+    def __iter__(self) -> Iterator[pl.Series]:
+        return iter(self.frame)
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+
+#: How a summary counts actions.
+_COUNTED = {
+    "create": "to create", "update": "to update", "delete": "to delete", "rename": "to rename", "export": "to export",
+    "conflict": "in conflict", "invalid": "invalid", "unchanged": "unchanged",
+}  # fmt: skip
+
+
+def as_planned(rows: pl.DataFrame, planned: pl.DataFrame) -> pl.DataFrame:
+    """Make conflicts of what is to be done now and is not what a plan says, or not done to what it was made from.
+
+    Args:
+        rows: with an action and file_hash.
+        planned: `STATES` of the plan.
+    """
+    states = planned.select("path", *(pl.col(name).alias(f"planned_{name}") for name in _SEEN))
+    joined = rows.join(states, on="path", how="left", maintain_order="left")
+    same = pl.all_horizontal(
+        pl.col(name).cast(planned.schema[name]).eq_missing(pl.col(f"planned_{name}")) for name in _SEEN
+    )
+    other = ~same & ~pl.col("action").is_in(["unchanged", "conflict", "invalid"])
+    return joined.with_columns(
+        action=pl.when(other).then(pl.lit("conflict")).otherwise("action"),
+        direction=pl.when(other).then(None).otherwise("direction"),
+        reason=pl.when(other).then(pl.lit(_SINCE)).otherwise("reason"),
+        refused=pl.col("refused") & ~other,
+    ).select(rows.columns)
+
+
+def vanished(rows: pl.DataFrame, planned: pl.DataFrame) -> pl.DataFrame:
+    """Rows of a plan whose file and entity are both gone: what was to be deleted is; the others are conflicts.
+
+    Returns:
+        path, entity_type, id, file, entity, action, reason.
+    """
+    gone = planned.filter(~pl.col("action").is_in(["unchanged", "conflict", "invalid"]))
+    gone = gone.join(rows.select("path"), on="path", how="anti")
+    deleted = pl.col("action") == "delete"
+    return gone.select(
+        "path", "entity_type", "id",
+        file=pl.lit("none"),
+        entity=pl.lit("none"),
+        action=pl.when(deleted).then(pl.lit("unchanged")).otherwise(pl.lit("conflict")),
+        reason=pl.when(~deleted).then(pl.lit(_SINCE)),
+    )  # fmt: skip

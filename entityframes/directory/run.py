@@ -20,10 +20,20 @@ from entityframes.batches import UpsertRun
 from entityframes.deletes import DeleteRun
 from entityframes.directory.account import Account
 from entityframes.directory.handles import outlast_tick
-from entityframes.directory.plan import PLAN_SCHEMA, Direction, OnConflict, at_home, bounded, decide
+from entityframes.directory.plan import (
+    PLAN_SCHEMA,
+    STATES,
+    Direction,
+    OnConflict,
+    as_planned,
+    at_home,
+    bounded,
+    decide,
+    vanished,
+)
 from entityframes.directory.reading import read_in_chunks
 from entityframes.directory.renames import rename
-from entityframes.directory.survey import Folder, survey
+from entityframes.directory.survey import Folder, shaped, survey
 from entityframes.directory.writing import Rendered, rendered, write_in_chunks
 from entityframes.engines import Batch, Interrupt
 from entityframes.errors import ConnectionLostError, DirectoryError
@@ -63,7 +73,12 @@ class SyncRun:
     """One sync of one folder, or the plan of one."""
 
     def __init__(
-        self, store: EntityStore, folder: Folder, options: SyncOptions, cancel: threading.Event | None = None
+        self,
+        store: EntityStore,
+        folder: Folder,
+        options: SyncOptions,
+        cancel: threading.Event | None = None,
+        planned: pl.DataFrame | None = None,
     ) -> None:
         self._store = store
         self._engine = store._engine
@@ -71,6 +86,8 @@ class SyncRun:
         self._tree = folder.tree
         self._options = options
         self._cancel = cancel
+        #: The plan that is carried out (`STATES`); None where there is none.
+        self._planned = planned
         self._run_id = str(uuid.uuid4())
         self._losses = self._engine.losses
         self._account = Account()
@@ -90,11 +107,11 @@ class SyncRun:
         return self._account.files()
 
     def plan(self) -> pl.DataFrame:
-        """What `execute` would do (`PLAN_SCHEMA`), by path; nothing is written."""
+        """What `execute` would do, and to what (`STATES`), by path; nothing is written."""
         settled, unread = self._decided(self._survey())
         pieces = [settled, *(piece for piece in self._read(unread))]
-        columns = [pl.col(name).cast(dtype) for name, dtype in PLAN_SCHEMA.items()]
-        return pl.concat([piece.select(columns) for piece in pieces]).sort("path")
+        columns = [pl.col(name).cast(PLAN_SCHEMA.get(name, pl.Binary())) for name in STATES]
+        return pl.concat([_with_bytes_seen(piece).select(columns) for piece in pieces]).sort("path")
 
     def execute(self, holder: str, reporting: Callable[[int], Reporter]) -> SyncResult:
         """Do it; `result` stays right whatever is raised.
@@ -158,11 +175,14 @@ class SyncRun:
             unfiled = threads.submit(remembered.unfiled, folder.name, folder.types) if wanted else None
             walk = self._tree.walk()
             self._temporary = walk.temporary
+            self._account.left_out = walk.left_out
             self._files = walk.files.height
             rows = survey(
                 folder, walk, filed.result(), unfiled.result() if unfiled else None, self._engine,
                 self._options.direction,
             )  # fmt: skip
+        if self._planned is not None:
+            rows = pl.concat([rows, shaped(vanished(rows, self._planned))])
         return rows.sort("path").with_columns(row=pl.int_range(pl.len(), dtype=pl.UInt32))
 
     def _decided(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -190,7 +210,12 @@ class SyncRun:
         if direction == "both" and self._folder.types is None:
             types = rows.filter(pl.col("file") != "none")["entity_type"].unique()
             settled = at_home(settled, types.extend(pl.Series([self._folder.default_type])))
-        return settled, rows.filter(unread).drop("unread")
+        return self._as_planned(settled), rows.filter(unread).drop("unread")
+
+    def _as_planned(self, rows: pl.DataFrame) -> pl.DataFrame:
+        if self._planned is None:
+            return rows
+        return as_planned(_with_bytes_seen(rows), self._planned).drop("file_hash")
 
     def _decide(self, rows: pl.DataFrame) -> pl.DataFrame:
         options = self._options
@@ -218,7 +243,7 @@ class SyncRun:
             good = self._decide(good)
             bad = piece.filter(pl.col("problem").is_not_null())
             bad = bad.with_columns(action=pl.lit("invalid"), reason=pl.col("problem"))
-            yield pl.concat([good, bad.select(good.columns)])
+            yield self._as_planned(pl.concat([good, bad.select(good.columns)]))
 
     def _dated(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Whether each file was changed after its entity."""
@@ -271,7 +296,7 @@ class SyncRun:
                 self._settle(piece.drop(_CONTENT))
             return
         sent: list[pl.DataFrame] = []
-        compared = self._options.direction == "both"
+        compared = self._options.direction == "both" or self._planned is not None
         options = Options(
             self._options.batch_size,
             self._options.embed,

@@ -121,7 +121,7 @@ def survey(
     return _told_apart(folder.tree, pl.concat([rows, new, _refused(folder, walk, rows)]), new.height > 0)
 
 
-def _shaped(frame: pl.DataFrame, **columns: pl.Expr) -> pl.DataFrame:
+def shaped(frame: pl.DataFrame, **columns: pl.Expr) -> pl.DataFrame:
     """The frame with the columns of a row, null where it has none."""
     return frame.select(
         (columns[name] if name in columns else pl.col(name) if name in frame.columns else pl.lit(None))
@@ -166,7 +166,7 @@ def _together(files: pl.DataFrame, filed: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit("same"))
         .otherwise(pl.lit("changed"))
     )
-    return _shaped(rows, file=file, entity=entity)
+    return shaped(rows, file=file, entity=entity)
 
 
 def _keyed(folder: Folder, new: pl.DataFrame) -> pl.DataFrame:
@@ -209,7 +209,7 @@ def _same_key(rows: pl.DataFrame, new: pl.DataFrame) -> tuple[pl.DataFrame, pl.D
     moved = (
         came.drop(carried).join(gone.select(*KEY, *carried), on=KEY, how="left").with_columns(file=pl.lit("changed"))
     )
-    rows = pl.concat([rows.join(moved, left_on="path", right_on="base_path", how="anti"), _shaped(moved)])
+    rows = pl.concat([rows.join(moved, left_on="path", right_on="base_path", how="anti"), shaped(moved)])
     return rows, new.join(came, on="path", how="anti")
 
 
@@ -226,7 +226,7 @@ def _looked_up(engine: Engine, new: pl.DataFrame) -> pl.DataFrame:
     new = new.drop(_STORED).with_row_index("position").with_columns(pl.col("position").cast(pl.Int64))
     new = new.join(found, on="position", how="left", maintain_order="left")
     entity = pl.when(pl.col("stored_content").is_null()).then(pl.lit("none")).otherwise(pl.lit("new"))
-    return _shaped(new, entity=entity)
+    return shaped(new, entity=entity)
 
 
 def _moved_files(tree: Tree, rows: pl.DataFrame, new: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -256,7 +256,7 @@ def _moved_files(tree: Tree, rows: pl.DataFrame, new: pl.DataFrame) -> tuple[pl.
         gone.select("base_path", *carried, old_type="entity_type", old_id="id"), on="base_path", suffix="_gone"
     )
     moved = moved.with_columns(old_type="old_type_gone", old_id="old_id_gone")
-    moved = _shaped(
+    moved = shaped(
         moved,
         file=pl.lit("same"),
         action=pl.lit("rename"),
@@ -278,7 +278,7 @@ def _moved_entities(rows: pl.DataFrame, loose: pl.DataFrame) -> tuple[pl.DataFra
     pairs = _paired(pairs, pl.col("path"), pl.col("base_path"))
     carried = ["size", "mtime_ns", "mark", *_BASE[1:]]
     moved = loose.drop([*carried, "base_path", "old_type", "old_id"]).join(pairs.select("path", "base_path"), on="path")
-    moved = _shaped(
+    moved = shaped(
         moved.join(gone.select("base_path", *carried, old_type="entity_type", old_id="id"), on="base_path"),
         file=pl.lit("same"),
         entity=pl.lit("same"),
@@ -316,7 +316,7 @@ def _placed(folder: Folder, engine: Engine, unfiled: pl.DataFrame) -> pl.DataFra
             origins[number * _KEYS + position] = path
     keys = zip(unfiled["entity_type"], unfiled["id"], origins, strict=True)
     placed = unfiled.with_columns(path=pl.Series([folder.path_of(*key) for key in keys], dtype=pl.String))
-    return _shaped(placed, file=pl.lit("none"), entity=pl.lit("new"))
+    return shaped(placed, file=pl.lit("none"), entity=pl.lit("new"))
 
 
 def _explained(tree: Tree, rows: pl.DataFrame, walk: Walk) -> pl.DataFrame:
@@ -327,6 +327,8 @@ def _explained(tree: Tree, rows: pl.DataFrame, walk: Walk) -> pl.DataFrame:
     refused = dict(walk.refused.iter_rows())
     aside = set(walk.quarantined["path"])
     below = tuple(f"{folder}/" for folder in walk.unreadable)
+    below_links = tuple(f"{folder}/" for folder in walk.links)
+    left_out = dict(walk.left_out.select("path", "reason").iter_rows())
     told = []
     for path in gone["path"]:
         if path.startswith(below) or "" in walk.unreadable:
@@ -335,19 +337,23 @@ def _explained(tree: Tree, rows: pl.DataFrame, walk: Walk) -> pl.DataFrame:
             told.append((path, "invalid", refused[path]))
         elif path in aside:
             told.append((path, "invalid", f"set aside as {path}.invalid"))
+        elif path.startswith(below_links):
+            told.append((path, "unchanged", "its folder is a link now, which is not followed"))
+        elif path in left_out:
+            told.append((path, "unchanged", f"the file is left out now: {left_out[path]}"))
         elif tree.exists(path):
-            told.append((path, "unchanged", "the file is left out now: a rule ignores it, or its suffix"))
+            told.append((path, "unchanged", "the file is left out now, or its folder"))
     if not told:
         return rows
     answers = pl.DataFrame(told, schema=dict.fromkeys(("path", "action_", "reason_"), pl.String), orient="row")
     rows = rows.join(answers, on="path", how="left", maintain_order="left")
-    return _shaped(rows, action=pl.coalesce("action", "action_"), reason=pl.coalesce("reason", "reason_"))
+    return shaped(rows, action=pl.coalesce("action", "action_"), reason=pl.coalesce("reason", "reason_"))
 
 
 def _refused(folder: Folder, walk: Walk, rows: pl.DataFrame) -> pl.DataFrame:
     """Names that could be entities and are no regular files."""
     fresh = walk.refused.join(rows, on="path", how="anti")
-    return _shaped(fresh, file=pl.lit("none"), entity=pl.lit("none"), action=pl.lit("invalid"))
+    return shaped(fresh, file=pl.lit("none"), entity=pl.lit("none"), action=pl.lit("invalid"))
 
 
 def _told_apart(tree: Tree, rows: pl.DataFrame, looked: bool) -> pl.DataFrame:
@@ -365,7 +371,7 @@ def _told_apart(tree: Tree, rows: pl.DataFrame, looked: bool) -> pl.DataFrame:
     fresh = pl.col("others").is_not_null() & pl.col("file").is_in(["new", "none"])
     said = pl.format("collision: {} differ only in letter case", pl.col("others").list.join(" and "))
     refuse = pl.lit(tree.ignores_case())
-    return _shaped(
+    return shaped(
         rows,
         action=pl.when(fresh & refuse).then(pl.lit("invalid")).otherwise("action"),
         reason=pl.when(fresh).then(said).otherwise("reason"),

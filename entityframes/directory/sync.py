@@ -8,13 +8,14 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import polars as pl
 
 from entityframes import forks
-from entityframes.directory.plan import Direction, OnConflict
+from entityframes.directory.plan import PLAN_SCHEMA, Direction, OnConflict, SyncPlan
 from entityframes.directory.run import SyncOptions, SyncRun
 from entityframes.directory.survey import Folder
 from entityframes.directory.tree import Tree
@@ -64,7 +65,8 @@ class DirectorySync:
             default_type: the type of files in the root itself.
             suffixes: of the files that are entities; the first one is that of new files, others are left alone.
             ignore: patterns in the syntax of gitignore, in addition to names that begin with a dot or an underscore,
-                which ``!_*`` takes back in; an empty sequence takes in every name. ``.efignore`` files count too.
+                which ``!_*`` takes back in; an empty sequence takes in every name. ``.efignore`` files count too. What
+                is left out is in ``left_out`` of a result and of a plan.
             max_bytes: of a file; larger ones are invalid.
             types: the entity types that belong to the folder; None for all, but then a sync does not make files of
                 more than 1,000 entities of a type that the folder has nothing of. Files and entities of other types
@@ -95,7 +97,7 @@ class DirectorySync:
         on_conflict: OnConflict = "report",
         delete: bool = False,
         max_delete: int | None = None,
-    ) -> pl.DataFrame:
+    ) -> SyncPlan:
         """What a sync would do; nothing is written, in the store or in the folder.
 
         Args:
@@ -103,16 +105,26 @@ class DirectorySync:
             on_conflict, delete, max_delete: as for these.
 
         Returns:
-            ``path``, ``entity_type``, ``id`` String, ``action`` Enum (create, update, delete, rename, export, conflict,
-            invalid, unchanged), ``direction`` Enum (import, export; null where nothing travels), ``reason`` String; one
-            row for each file and each entity that is or should be one, ordered by path.
+            SyncPlan, with ``frame`` (a row for each file and each entity that is or should be one), ``counts``,
+            ``left_out``, ``summary()`` and ``apply()``, which does just that.
 
         Raises:
             DirectoryError: the folder is missing or cannot be read.
         """
         if direction not in get_args(Direction):
             raise ValueError(f"direction is {direction!r}: it is {', '.join(map(repr, get_args(Direction)))}")
-        return SyncRun(self._store, self._folder, _options(direction, on_conflict, delete, max_delete)).plan()
+        options = _options(direction, on_conflict, delete, max_delete)
+        run = SyncRun(self._store, self._folder, options)
+        states = run.plan()
+
+        def apply(
+            planned: pl.DataFrame, quarantine: bool, batch_size: int | None, embed: bool, progress: Progress,
+            cancel: threading.Event | None,
+        ) -> SyncResult:  # fmt: skip
+            wanted = replace(options, quarantine=quarantine, batch_size=batch_size, embed=embed)
+            return self._run(wanted, progress, cancel, planned)
+
+        return SyncPlan(states.select(*PLAN_SCHEMA), run.result().left_out, states, apply)
 
     def import_files(
         self,
@@ -256,10 +268,16 @@ class DirectorySync:
             return Synced(None, {}, error)
         return Synced(self._last.result(), self._last.files(), error)
 
-    def _run(self, options: SyncOptions, progress: Progress, cancel: threading.Event | None) -> SyncResult:
+    def _run(
+        self,
+        options: SyncOptions,
+        progress: Progress,
+        cancel: threading.Event | None,
+        planned: pl.DataFrame | None = None,
+    ) -> SyncResult:
         check_writable(self._store._engine)
         self._last = None
-        run = SyncRun(self._store, self._folder, options, cancel)
+        run = SyncRun(self._store, self._folder, options, cancel, planned)
 
         def reporting(rows: int) -> Reporter:
             return Reporter(progress, rows, unit="files", delay=0.5)

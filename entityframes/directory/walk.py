@@ -23,7 +23,8 @@ from entityframes.directory.handles import (
     shown,
     words,
 )
-from entityframes.directory.ignore import RULES_FILE, Rules
+from entityframes.directory.ignore import RULES_FILE, Rules, by_name
+from entityframes.directory.left_out import FOLDER_LINK, LEFT_OUT, LINK, SUFFIX, UNDERSCORE, count_files
 from entityframes.errors import DirectoryError
 
 #: What the name of a file that was set aside as invalid ends in.
@@ -44,6 +45,10 @@ class Walk:
     refused: pl.DataFrame
     #: Those of the refused paths that are, or lead to, folders: nothing below them is known.
     unreadable: list[str]
+    #: What is left out (`LEFT_OUT`).
+    left_out: pl.DataFrame
+    #: Links to folders: nothing below them is known either.
+    links: list[str]
     #: Files that were being written when a process was killed, for :meth:`Tree.clean`.
     temporary: list[str]
 
@@ -72,7 +77,7 @@ def walk(root: str, suffixes: Sequence[str], patterns: Sequence[str], *, hidden:
                 found.scan(folder, prefix, rules)
         except (OSError, RefusalError) as error:
             found.refuse(prefix[:-1], words(error), folder=True)
-    return found.result()
+    return found.result(root)
 
 
 @dataclass
@@ -91,6 +96,8 @@ class _Found:
     refused: list[tuple[str, str]] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     temporary: list[str] = field(default_factory=list)
+    left_out: list[tuple[str, str, int | None]] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
     #: Folders that are still to be looked at, with the rules that hold there.
     folders: list[tuple[str, Rules | None]] = field(default_factory=list)
 
@@ -104,8 +111,9 @@ class _Found:
             for entry in entries:
                 name = entry.name
                 try:
-                    if name[0] in hidden if rules is None else _ruled_out(rules, prefix, entry):
-                        self.left_out(prefix, name)
+                    reason = by_name(name, hidden) if rules is None else _ruled_out(rules, prefix, entry)
+                    if reason is not None:
+                        self.leave_out(prefix, entry, reason)
                     elif (name.endswith(names) or name.lower().endswith(names)) and entry.is_file(
                         follow_symlinks=False
                     ):
@@ -141,10 +149,19 @@ class _Found:
         except (UnicodeDecodeError, DirectoryError) as error:
             raise RefusalError(f"its {RULES_FILE} is not understood: {error}") from error
 
-    def left_out(self, prefix: str, name: str) -> None:
-        """A name that is left out."""
+    def leave_out(self, prefix: str, entry: os.DirEntry[str], reason: str) -> None:
+        """A name that is left out; what is none of the user's is not mentioned."""
+        name = entry.name
         if name.startswith(".ef-") and TEMPORARY.fullmatch(name):
             self.temporary.append(prefix + name)
+        elif name == RULES_FILE:
+            return
+        elif entry.is_dir(follow_symlinks=False):
+            self.left_out.append((f"{shown(prefix + name)}/", reason, None))
+        elif name.lower().endswith(self.names) or name[0] == ".":
+            self.left_out.append((shown(prefix + name), reason, 1))
+        else:
+            self.left_out.append((shown(prefix + name), SUFFIX, 0))
 
     def folder(self, path: str, rules: Rules | None) -> None:
         """A folder to look at."""
@@ -156,14 +173,17 @@ class _Found:
     def other(self, prefix: str, entry: os.DirEntry[str]) -> None:
         """What is neither a file with a matching name nor a folder."""
         if entry.is_symlink():
+            folder = False
             with contextlib.suppress(OSError):
-                if entry.is_dir():
-                    self.refuse(prefix + entry.name, "is a link to a folder", folder=True)
-                    return
-        if entry.name.lower().endswith(self.names):
+                folder = entry.is_dir()
+            path = shown(prefix + entry.name)
+            self.left_out.append((path, FOLDER_LINK if folder else LINK, None))
+            if folder:
+                self.links.append(path)
+        elif entry.name.lower().endswith(self.names):
             self.refuse(prefix + entry.name, kind(entry.stat(follow_symlinks=False).st_mode))
         else:
-            self.left_out(prefix, entry.name)
+            self.leave_out(prefix, entry, SUFFIX)
 
     def refuse(self, path: str, reason: str, *, folder: bool = False) -> None:
         """What is not taken."""
@@ -174,7 +194,18 @@ class _Found:
     def _are_text(self) -> bool:
         return is_text("\n".join(self.paths))
 
-    def result(self) -> Walk:
+    def _counted(self, root: str) -> list[tuple[str, str, int | None]]:
+        """What is left out, with the number of files in folders that many sites keep their pages in."""
+        return [
+            (
+                path,
+                reason,
+                count_files(os.path.join(root, path), self.names) if reason == UNDERSCORE and files is None else files,
+            )
+            for path, reason, files in self.left_out
+        ]
+
+    def result(self, root: str) -> Walk:
         """All of it as frames."""
         columns = [self.paths, self.sizes, self.times, _marks(self.times, self.changes, self.inodes)]
         files = pl.DataFrame(dict(zip(_FILES, columns, strict=True)), schema=_FILES) if self._are_text() else None
@@ -188,6 +219,8 @@ class _Found:
             quarantined=files.filter(invalid).with_columns(pl.col("path").str.strip_suffix(INVALID)),
             refused=pl.DataFrame(self.refused, schema={"path": pl.String, "reason": pl.String}, orient="row"),
             unreadable=self.unreadable,
+            left_out=pl.DataFrame(self._counted(root), schema=LEFT_OUT, orient="row").sort("path"),
+            links=self.links,
             temporary=self.temporary,
         )
 
@@ -200,7 +233,7 @@ def _marks(times: list[int], changes: list[int], inodes: list[int]) -> list[int]
     return (total & np.uint64(MARK_BITS)).astype(np.int64).tolist()  # type: ignore[no-any-return]
 
 
-def _ruled_out(rules: Rules, prefix: str, entry: os.DirEntry[str]) -> bool:
-    """What the rules say of an entry; a quarantined file is asked about as it is named else."""
+def _ruled_out(rules: Rules, prefix: str, entry: os.DirEntry[str]) -> str | None:
+    """Why the rules leave an entry out, or None; a quarantined file is asked about as it is named else."""
     folder = entry.is_dir(follow_symlinks=False)
     return rules.leave_out(prefix + (entry.name if folder else entry.name.removesuffix(INVALID)), folder=folder)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import polars as pl
 
 from entityframes.directory.handles import Stat, open_root
-from entityframes.errors import DatabaseError, DirectoryError, EntityFramesError
+from entityframes.errors import DirectoryError, EntityFramesError
 from entityframes.results import SyncResult
 
 #: Seconds within which changes that do not stop coming are synced all the same.

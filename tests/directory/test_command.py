@@ -113,3 +113,29 @@ def test_watch_stops_at_a_signal(root: Path, tmp_path: Path) -> None:
             assert time.monotonic() < end
             time.sleep(0.05)
         assert process.returncode == 0, process.stderr.read()
+
+
+def test_what_is_left_out_is_told_at_every_depth(root: Path, tmp_path: Path) -> None:
+    """Folders below the top, hidden ones, files with other suffixes, links: named with their reason, and no failure."""
+    for path in ("a.md", "docs/_posts/b.md", "docs/x.png", ".git/c.md"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text("text")
+    (root / "nothing.md").symlink_to("nowhere")
+    (root / "docs/folder").symlink_to("_posts")
+    store = tmp_path / "store.duckdb"
+    for words in (["--dry-run"], [], ["--json"]):
+        ended = run("sync", root, "--store", store, *words)
+        assert ended.returncode == 0, ended.stderr
+        told = ended.stderr + ended.stdout
+        for name in ("docs/_posts", ".git", ".png", "nothing.md", "docs/folder"):
+            assert name in told, (words, told)
+    assert "1 file in all (docs/_posts): --ignore '!_*' takes them in" in run("sync", root, "--store", store).stderr
+
+
+def test_a_template_is_told_with_its_file(root: Path, tmp_path: Path) -> None:
+    """File, line, and what to do."""
+    (root / "t.md").write_text("---\ntitle: {{title}}\n---\n")
+    ended = run("sync", root, "--store", tmp_path / "store.duckdb")
+    assert ended.returncode == 1
+    assert "failed: t.md: line 2: {{title}} is a placeholder of a template" in ended.stderr
+    assert ".efignore" in ended.stderr

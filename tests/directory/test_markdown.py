@@ -40,6 +40,17 @@ def metadata(yaml_text: str) -> str:
         (b"---\na: 1\n---\n---\nb: 2\n---\n", (b"---\na: 1\n---\n", "---\nb: 2\n---\n", '{"a":1}')),
         (b"---\n\nA thematic break above.\n", (b"", "---\n\nA thematic break above.\n", "{}")),
         (b"---", (b"", "---", "{}")),
+        (b"---\nJust text\n---\nmore", (b"", "---\nJust text\n---\nmore", "{}")),
+        (b"---\n~\n---\n", (b"", "---\n~\n---\n", "{}")),
+        (b"---\n\n- a\n- b: c\n---\n", (b"", "---\n\n- a\n- b: c\n---\n", "{}")),
+        (
+            b"---\n\n# A title: with a colon\n\nand `text`\n\n---\nx",
+            (b"", "---\n\n# A title: with a colon\n\nand `text`\n\n---\nx", "{}"),
+        ),
+        (b"---\n\n> quoted: text: here\n\n---\n", (b"", "---\n\n> quoted: text: here\n\n---\n", "{}")),
+        (b"---\n**bold**: text\n@someone\n---\n", (b"", "---\n**bold**: text\n@someone\n---\n", "{}")),
+        (b"---\ntext, [a link](b\n\n---\n", (b"", "---\ntext, [a link](b\n\n---\n", "{}")),
+        (b'---\ntitle: "{{title}}"\n---\n', (b'---\ntitle: "{{title}}"\n---\n', "", '{"title":"{{title}}"}')),
         (b"--- a: 1\n---\n", (b"", "--- a: 1\n---\n", "{}")),
         (b"----\na: 1\n---\n", (b"", "----\na: 1\n---\n", "{}")),
         (b"\n---\na: 1\n---\n", (b"", "\n---\na: 1\n---\n", "{}")),
@@ -93,10 +104,13 @@ def test_keys_are_text() -> None:
     [
         (b"---\na: 1\n", 1, "the front matter that begins in line 1 has no closing ---"),
         (b"---\r\ntitle:\r\n", 1, "no closing ---"),
+        (b"---\na: 1\ntitle: {{title}}\n---\n", 3, "{{title}} is a placeholder of a template.*in quotes.*efignore"),
+        (b"---\ntags: [a, {{ tag }}]\n---\n", 2, "{{ tag }} is a placeholder"),
+        (b"---\na: b\n{% if x %}\nb: c\n{% endif %}\n---\n", 3, "{% if x %} is a placeholder"),
+        (b"---\ndate: {{date}} {{time}}\n---\n", 2, "{{date}} is a placeholder"),
+        (b"---\n{{ front }}\n---\n", 2, "{{ front }} is a placeholder"),
+        (b"---\nlong key: b: c\n---\n", 2, "mapping values"),
         (b"---\n\"a b\": 1\ntext", 1, "no closing ---"),
-        (b"---\nJust text\n---\n", 2, "a text instead of a mapping"),
-        (b"---\n~\n---\n", 2, "a text instead of a mapping"),
-        (b"---\n\n- a\n---\n", 3, "a list instead of a mapping"),
         (b"---\na: 1\nb: *x\n---\n", 3, "the alias \\*x"),
         (b"---\na: 1\n*x : 1\n---\n", 3, "the alias \\*x"),
         (b"---\na: &x 1\n---\n", 2, "the anchor &x"),
@@ -199,7 +213,7 @@ def test_bombs_end_within_seconds_and_little_memory() -> None:
     }
     assert len(answers) == 30
     assert {name for name, (answer, _) in answers.items() if answer == "read"} == {
-        "hex", "digits", "float", "exponent", "fields", "items", "comments", "plain lines", "words", "pipe", "dots", "spaces",
+        "colons", "hex", "digits", "float", "exponent", "fields", "items", "comments", "plain lines", "words", "pipe", "dots", "spaces",
     }  # fmt: skip
     assert max(seconds for _, seconds in answers.values()) < 20, answers
 

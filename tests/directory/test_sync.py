@@ -114,8 +114,9 @@ def test_an_unchanged_file_is_not_read(root: Path, folder: ef.DirectorySync, mon
     assert read == ["a.md"]
     time.sleep(0.1)
     folder.sync()
+    read.clear()
     assert folder.sync().counts["unchanged"] == 1
-    assert read == ["a.md", "a.md"]
+    assert read == []
 
 
 def test_a_young_file_is_read_again(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
@@ -494,3 +495,160 @@ def test_where_a_folder_lives_is_no_secret_but_its_store_password_is(root: Path,
     """The repr names both ends."""
     assert "notes" in repr(folder)
     assert "@" not in repr(folder) or ":***" in repr(folder) or "postgres@" in repr(folder)
+
+
+def test_a_plan_is_carried_out(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """It has what a plan of an upsert has, reads as a frame, and does what it says, once."""
+    write(root, **{"a.md": "a", "b.md": "b", "bad.md": b"\xff", "p.png": "picture"})
+    folder.sync()
+    edit(root / "a.md", "edited")
+    store.upsert_entity("note", "b", "changed")
+    store.upsert_entity("note", "c", "new")
+    plan = folder.plan()
+    assert {action: count for action, count in plan.counts.items() if count} == {"update": 1, "export": 2, "invalid": 1}
+    assert plan.frame["path"].to_list() == ["a.md", "b.md", "bad.md", "note/c.md"]
+    assert plan["action"].to_list() == plan.frame["action"].to_list()
+    assert (len(plan), plan.height, plan.filter(pl.col("path") == "a.md").height) == (4, 4, 1)
+    assert "4 files and entities: 1 to update, 2 to export, 1 invalid" in plan.summary()
+    assert "bad.md: line 1" in plan.summary()
+    assert "1 .png" in plan.summary()
+    assert plan.summary() in repr(plan)
+    assert "bad.md" in plan._repr_html_()
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        plan.nothing_like_it()
+    assert store.get_entity("note", "a")["content"] == "a"
+    result = plan.apply()
+    assert statuses(result) == {"a.md": "updated", "b.md": "exported", "bad.md": "failed", "note/c.md": "exported"}
+    assert store.get_entity("note", "a")["content"] == "edited"
+    assert (root / "note/c.md").read_text() == "new"
+    assert statuses(plan.apply()) == {
+        "a.md": "unchanged", "b.md": "unchanged", "bad.md": "failed", "note/c.md": "unchanged"
+    }  # fmt: skip
+
+
+def test_a_plan_leaves_alone_what_changed_since(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """On either side, also what came or went; the rest of the plan is done."""
+    names = ("edited", "touched", "there", "entity", "deleted", "gone", "renamed", "kept")
+    write(root, **{f"{name}.md": f"of {name}" for name in names})
+    folder.sync()
+    for name in ("edited", "touched", "there"):
+        edit(root / f"{name}.md", "first")
+    store.upsert_entity("note", "entity", "first")
+    store.delete_entity("note", "deleted")
+    (root / "gone.md").unlink()
+    (root / "renamed.md").rename(root / "moved.md")
+    plan = folder.plan(delete=True, max_delete=10)
+    assert plan.counts == plan.counts | {"update": 3, "export": 1, "delete": 2, "rename": 1, "unchanged": 1}
+    edit(root / "edited.md", "again")
+    os.utime(root / "touched.md")
+    store.upsert_entity("note", "there", "somebody else")
+    store.upsert_entity("note", "entity", "second")
+    edit(root / "deleted.md", "edited")
+    store.upsert_entity("note", "gone", "edited")
+    (root / "moved.md").rename(root / "moved again.md")
+    put(root / "new.md", "new")
+    result = plan.apply()
+    assert statuses(result) == {
+        "edited.md": "conflict",
+        "touched.md": "updated",
+        "there.md": "conflict",
+        "entity.md": "conflict",
+        "deleted.md": "conflict",
+        "gone.md": "conflict",
+        "moved.md": "conflict",
+        "moved again.md": "conflict",
+        "new.md": "conflict",
+        "kept.md": "unchanged",
+    }
+    assert "plan again" in result.outcomes.filter(pl.col("path") == "edited.md")["error"].item()
+    contents = dict(store.read("note").select("id", "content").rows())
+    assert contents == {
+        "edited": "of edited", "touched": "first", "there": "somebody else", "entity": "second", "gone": "edited",
+        "renamed": "of renamed", "kept": "of kept",
+    }  # fmt: skip
+    assert (root / "deleted.md").read_text() == "edited"
+
+
+def test_a_plan_of_deletions_is_done_once(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """The second time there is nothing left of them."""
+    write(root, **{f"{number}.md": f"{number}" for number in range(10)})
+    folder.sync()
+    (root / "0.md").unlink()
+    store.delete_entity("note", "1")
+    plan = folder.plan(delete=True)
+    assert plan.apply().counts["deleted"] == 2
+    assert plan.apply().ok
+    assert not (root / "1.md").exists()
+
+
+def test_failures_name_their_files(root: Path, folder: ef.DirectorySync) -> None:
+    """In the text of a result, in that of its error, and in its view in a notebook."""
+    write(root, **{"a/b.md": b"\xff", "c.md": "fine"})
+    result = folder.sync()
+    assert "first failure: a/b.md: line 1" in repr(result)
+    assert len(repr(result).splitlines()) == 2
+    assert "<td>a/b.md</td>" in result._repr_html_()
+    with pytest.raises(ef.EntityFramesError, match=r"1 failed: a/b\.md: line 1"):
+        result.raise_for_failures()
+
+
+def test_what_is_left_out_is_told(root: Path, folder: ef.DirectorySync) -> None:
+    """By result and plan, with its reason, at every depth."""
+    write(
+        root,
+        **{
+            "docs/_posts/2024/a.md": "a", "docs/_posts/b.md": "b", "docs/_posts/.hidden.md": "", "_top.md": "c",
+            "docs/picture.png": "", "docs/.obsidian/x.md": "", ".h.md": "", "drafts/d.md": "d", "docs/_config.yml": "",
+            "d.md": "d",
+        },
+    )  # fmt: skip
+    (root / ".efignore").write_text("drafts/\n")
+    expected = [
+        (".h.md", "its name begins with .", 1),
+        ("_top.md", "its name begins with _", 1),
+        ("docs/.obsidian/", "its name begins with .", None),
+        ("docs/_config.yml", "it has another suffix", 0),
+        ("docs/_posts/", "its name begins with _", 2),
+        ("docs/picture.png", "it has another suffix", 0),
+        ("drafts/", "a rule ignores it", None),
+    ]
+    plan, result = folder.plan(), folder.sync()
+    assert plan.left_out.rows() == result.left_out.rows() == expected
+    assert "7 names left out, see result.left_out" in repr(result)
+    assert "names that begin with _ are left out, 3 files in all (_top.md, docs/_posts)" in plan.summary()
+    everything = ef.DirectorySync(folder._store, root, ignore=["!_*"]).sync()
+    assert everything.counts["created"] == 3
+
+
+def test_links_are_no_failures(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """One to a file, a folder, nothing: named as left out. What was a file or a folder once keeps its entities."""
+    write(root, **{"a.md": "a", "b.md": "b", "sub/c.md": "c", "sub/d.md": "d"})
+    folder.sync()
+    (root / "file.md").symlink_to("a.md")
+    (root / "nothing.md").symlink_to("nowhere")
+    (root / "folder").symlink_to("sub")
+    (root / "b.md").unlink()
+    (root / "b.md").symlink_to("a.md")
+    (root / "sub").rename(root.parent / "elsewhere")
+    (root / "sub").symlink_to(root.parent / "elsewhere")
+    for result in (folder.sync(delete=True, max_delete=10), folder.import_files(delete=True, max_delete=10)):
+        assert result.ok
+        assert statuses(result) == dict.fromkeys(("a.md", "b.md", "sub/c.md", "sub/d.md"), "unchanged")
+        told = dict(result.outcomes.select("path", "error").rows())
+        assert "link" in told["b.md"]
+        assert "link" in told["sub/c.md"]
+        assert dict(result.left_out.select("path", "reason").rows()) == {
+            "b.md": "it is a link", "file.md": "it is a link", "nothing.md": "it is a link",
+            "folder": "it is a link to a folder", "sub": "it is a link to a folder",
+        }  # fmt: skip
+    assert store.stats()["entities"].sum() == 4
+
+
+def test_a_rule_and_a_template(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """Two rules with text in between are text; a template says where it is one, and what to do with it."""
+    text = "---\n\nSome text: with a colon: or two\n\n---\nand more\n"
+    write(root, **{"rule.md": text, "list.md": "---\n- a\n---\n", "template.md": "---\na: 1\ntitle: {{title}}\n---\n"})
+    result = folder.sync()
+    assert statuses(result) == {"rule.md": "created", "list.md": "created", "template.md": "failed"}
+    assert store.get_entity("note", "rule")["content"] == text
+    assert "first failure: template.md: line 3: {{title}} is a placeholder of a template" in repr(result)
