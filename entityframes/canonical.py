@@ -177,3 +177,13 @@ def dump(metadata: Mapping[str, Any]) -> str:
         return json.dumps(dict(metadata), ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValidationError(f"metadata cannot be written as JSON: {error}") from error
+
+
+def number_text(text: str) -> str:
+    """The text that canonical JSON has for a number, given as JSON has it.
+
+    Raises:
+        ValueError: it is beyond the range of a double.
+    """
+    value = int(text) if text.lstrip("-").isdigit() else _parse_float(text)
+    return text if isinstance(value, str) else repr(value)

@@ -1,7 +1,8 @@
 """Front matter: YAML to JSON, by the rules of 1.2's core schema, near enough.
 
-Only ``true`` and ``false`` are booleans, numbers keep their digits, and what is neither null, boolean nor number (dates
-and times, ``on``, ``007``, ``+49``) is the text that stands there, as every key is. What could stand for something far
+Only ``true`` and ``false`` are booleans. A number is one only if JSON writes it as it stands there; what a number would
+not give back (``3.10``, ``1.0``, ``1e5``, ``0x1F``) and what is neither null, boolean nor number (dates and times,
+``on``, ``007``, ``+49``) is the text that stands there, as every key is. What could stand for something far
 larger, or for something other than data, is refused: aliases and anchors, tags, merge keys, deep nesting.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import dataclass, field
 from json.encoder import encode_basestring
 from typing import Any, NoReturn
 
@@ -25,12 +27,24 @@ from yaml.events import (
     StreamEndEvent,
 )
 
+from entityframes.canonical import number_text
+
 try:
     from yaml.cyaml import CParser as _Parser
 except ImportError:  # PyYAML without libyaml: the same, but slow
     from yaml import SafeLoader as _Parser
 
-__all__ = ["DEPTH", "UNSEEN", "MarkdownError", "NoMappingError", "plain_json", "yaml_json"]
+__all__ = [
+    "DEPTH",
+    "UNSEEN",
+    "MarkdownError",
+    "NoMappingError",
+    "Node",
+    "core_json",
+    "nodes",
+    "plain_json",
+    "yaml_json",
+]
 
 #: How deep mappings and lists may nest.
 DEPTH = 50
@@ -194,6 +208,66 @@ def _events_json(parser: Any) -> str:
         at_key = names is not None
 
 
+@dataclass
+class Node:
+    """A value of a front matter, and where it stands in it."""
+
+    #: scalar, mapping or list.
+    kind: str
+    #: Where it begins and ends; a block ends with the last of what is in it.
+    start: int
+    end: int
+    #: Whether a mapping or a list has brackets.
+    flow: bool = False
+    #: Of a scalar, how it is written (``'``, ``"``, ``|``, ``>``, or empty) and its JSON.
+    style: str = ""
+    json: str = ""
+    #: Of a mapping: where each key begins and ends, and the key.
+    keys: list[tuple[int, int, str]] = field(default_factory=list)
+    #: What is in it.
+    nodes: list[Node] = field(default_factory=list)
+
+
+def nodes(front: str) -> Node | None:
+    """The mapping that a front matter is, with the place of everything in it; None if it holds nothing.
+
+    Args:
+        front: what `yaml_json` takes.
+    """
+    parser = _Parser(front)
+    try:
+        while True:
+            event = parser.get_event()
+            if type(event) is StreamEndEvent:
+                return None
+            if type(event) is MappingStartEvent:
+                return _node(parser, event, front)
+    finally:
+        parser.dispose()
+
+
+def _node(parser: Any, event: Any, front: str) -> Node:
+    start, end = event.start_mark.index, event.end_mark.index
+    if type(event) is ScalarEvent:
+        style = event.style or ""
+        if style in ("|", ">"):
+            text = front[start:end]
+            # Blank lines at the end are part of it only if it says so.
+            kept = "+" in text.split("\n", 1)[0].split("#", 1)[0]
+            end = start + len(text.removesuffix("\n").removesuffix("\r") if kept else text.rstrip(" \t\r\n"))
+        return Node("scalar", start, end, style=style, json=_scalar_json(event))
+    mapping = type(event) is MappingStartEvent
+    node = Node("mapping" if mapping else "list", start, end, flow=bool(event.flow_style))
+    while type(event := parser.get_event()) not in (MappingEndEvent, SequenceEndEvent):
+        if mapping:
+            node.keys.append((event.start_mark.index, event.end_mark.index, event.value))
+            event = parser.get_event()
+        node.nodes.append(_node(parser, event, front))
+    last = node.nodes[-1].end if node.nodes else end
+    node.end = event.end_mark.index if node.flow else max(last, node.keys[-1][1]) if mapping else last
+    return node
+
+
 def _refuse(event: Any, what: str, error: type[MarkdownError] = MarkdownError) -> NoReturn:
     raise error(f"front matter may not hold {what}", event.start_mark.line + 2)
 
@@ -230,11 +304,12 @@ def _scalar_json(event: Any) -> str:
         return encode_basestring(event.value)
     if _NO_NUMBER.fullmatch(event.value):
         _refuse(event, f"{event.value}, which is no number of JSON")
-    text = plain_json(event.value)
-    if kind != "plain":
-        found = "str" if text[0] == '"' else "null" if text[0] == "n" else "bool" if text[0] in "tf" else "number"
-        if kind != found and not (found == "number" and (kind == "float" or text.lstrip("-").isdigit())):
-            _refuse(event, f"the tag !!{kind} before a text that is none")
+    if kind == "plain":
+        return plain_json(event.value)
+    text = core_json(event.value)
+    found = "str" if text[0] == '"' else "null" if text[0] == "n" else "bool" if text[0] in "tf" else "number"
+    if kind != found and not (found == "number" and (kind == "float" or text.lstrip("-").isdigit())):
+        _refuse(event, f"the tag !!{kind} before a text that is none")
     return text
 
 
@@ -250,7 +325,13 @@ def _kind_of(event: Any) -> str:
 
 
 def plain_json(text: str) -> str:
-    """JSON of a scalar without quotes: null, a boolean, a number with its digits, or else the text."""
+    """JSON of a scalar without quotes: null, a boolean, a number that JSON writes just so, or else the text."""
+    found = core_json(text)
+    return found if found == text or found[0] not in "-0123456789" else encode_basestring(text)
+
+
+def core_json(text: str) -> str:
+    """JSON of a scalar by YAML's core schema, numbers as JSON would write them."""
     word = _WORDS.get(text)
     if word is not None:
         return word
@@ -260,9 +341,9 @@ def plain_json(text: str) -> str:
             sign, whole, fraction, exponent = number.groups("")
             if fraction or exponent:
                 if (whole or len(fraction) > 1) and math.isfinite(float(text)):
-                    return f"{sign}{whole or '0'}{fraction}{'0' if fraction == '.' else ''}{exponent}"
+                    return number_text(f"{sign}{whole or '0'}{fraction}{'0' if fraction == '.' else ''}{exponent}")
             elif whole and len(whole) <= _DIGITS:
-                return text
+                return text if text != "-0" else "0"
         elif _BASED_NUMBER.fullmatch(text) and len(text) < _DIGITS // 2:
             return str(int(text, 0))
     return encode_basestring(text)

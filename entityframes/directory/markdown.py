@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from functools import lru_cache
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from yaml.resolver import Resolver
-
-from entityframes.directory.frontmatter import DEPTH, UNSEEN, MarkdownError, NoMappingError, plain_json, yaml_json
+from entityframes.directory import edit
+from entityframes.directory.frontmatter import (
+    MarkdownError,
+    NoMappingError,
+    yaml_json,
+)
+from entityframes.directory.yaml_lines import block, values
 
 __all__ = ["Document", "MarkdownError", "join", "parse", "render"]
 
@@ -95,30 +96,61 @@ def join(header: bytes, content: str) -> bytes:
 
 
 def render(metadata: str, content: str, header: bytes = b"") -> bytes:
-    """A file with its front matter anew.
+    """A file with other metadata.
 
     Args:
-        metadata: a JSON object; ``{}`` makes no front matter unless the content needs one to be told from it.
+        metadata: a JSON object; ``{}`` makes no front matter unless the content needs one to be told from it, or the
+            header holds comments.
         content: the body.
-        header: what the file had before the body; its byte order mark, line ends and order of keys are kept.
+        header: what the file had before the body. Only the lines of what changed are written anew, new keys follow the
+            others; comments, blank lines, quotes, order and line ends stay.
 
     Raises:
         MarkdownError: YAML, or this module's limits, cannot hold the metadata.
     """
     mark = BOM if header.startswith(BOM) else b""
     try:
-        fields = _values(metadata)
+        fields = values(metadata)
+        changed = _changed(header, fields)
+        if changed is not None:
+            return join(changed, content)
         if not fields:
             return join(mark, content)
         fields = _in_order(fields, _old_values(header))
         for quoted in (False, True):
-            lines = ["---", *_block(fields, "", quoted), "---", ""]
+            lines = ["---", *block(fields, "", quoted), "---", ""]
             front = mark + _encoded("\n".join(lines)).replace(b"\n", _line_end(header))
-            if _values(parse(front).metadata) == fields:
+            if values(parse(front).metadata) == fields:
                 return front + _encoded(content)
     except (ValueError, RecursionError) as error:
         raise MarkdownError(f"the metadata cannot be written as front matter: {error}") from error
     raise MarkdownError("the metadata cannot be written as front matter")
+
+
+def _changed(header: bytes, fields: dict[str, Any]) -> bytes | None:
+    """A header whose front matter holds other fields, changed where they differ; None if there is none, or no way."""
+    try:
+        if parse(header).header in (b"", BOM):
+            return None
+    except MarkdownError:
+        return None
+    opening = _OPENING.match(header, len(BOM) if header.startswith(BOM) else 0)
+    closing = opening and _CLOSING.search(header, opening.end())
+    if opening is None or closing is None:
+        return None
+    front = _text(header, opening.end(), closing.start())
+    line_end = _line_end(header).decode()
+    for whole_fields in (False, True):
+        changed = edit.edited(front, fields, line_end, whole_fields=whole_fields)
+        if changed is None:
+            continue
+        data = header[: opening.end()] + _encoded(changed) + header[closing.start() :]
+        try:
+            if (fields or changed.strip()) and values(parse(data).metadata) == fields:
+                return data
+        except MarkdownError:
+            continue
+    return None
 
 
 def _text(data: bytes, start: int, end: int) -> str:
@@ -141,29 +173,9 @@ def _line_end(header: bytes) -> bytes:
     return b"\r\n" if b"\r\n" in header or header.endswith(b"\r") else b"\n"
 
 
-class _Number(NamedTuple):
-    """A number as its JSON text."""
-
-    text: str
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-_decode = json.JSONDecoder(parse_int=_Number, parse_float=_Number, parse_constant=_refuse_constant).decode
-
-
-def _values(metadata: str) -> dict[str, Any]:
-    values = _decode(metadata)
-    if type(values) is not dict:
-        raise ValueError("it is not a JSON object")
-    return values
-
-
 def _old_values(header: bytes) -> dict[str, Any]:
     try:
-        return _values(parse(header).metadata)
+        return values(parse(header).metadata)
     except ValueError:
         return {}
 
@@ -176,70 +188,3 @@ def _in_order(new: Any, old: Any) -> Any:
     if type(new) is list and type(old) is list:
         return [_in_order(item, old[index] if index < len(old) else None) for index, item in enumerate(new)]
     return new
-
-
-def _block(value: Any, indent: str, quoted: bool) -> Iterator[str]:
-    """Lines of YAML for a mapping or a list that is not empty."""
-    if len(indent) >= 2 * DEPTH:
-        raise ValueError(f"nesting deeper than {DEPTH}")
-    if type(value) is dict:
-        for key, item in value.items():
-            name = _name(key, quoted)
-            if len(name) > 1000:  # YAML looks for the colon within 1,024 characters
-                yield f"{indent}? {_double_quoted(key)}"
-                name = ""
-            yield from _entry(f"{indent}{name}:", item, indent, quoted)
-    else:
-        for item in value:
-            if item and type(item) in (dict, list):
-                first, *others = _block(item, indent + "  ", quoted)
-                yield f"{indent}- {first[len(indent) + 2 :]}"
-                yield from others
-            else:
-                yield from _entry(f"{indent}-", item, indent, quoted)
-
-
-def _entry(head: str, item: Any, indent: str, quoted: bool) -> Iterator[str]:
-    """A key's or a list's item, beginning on the line of `head`."""
-    kind = type(item)
-    if item and kind in (dict, list):
-        yield head
-        yield from _block(item, indent + "  ", quoted)
-    elif kind is str and "\n" in item and not quoted and _LITERAL.fullmatch(item):
-        body = item.rstrip("\n")
-        ends = len(item) - len(body)
-        yield f"{head} |{'-' if not ends else '' if ends == 1 else '+'}"
-        yield from (f"{indent}  {line}" if line else "" for line in body.split("\n"))
-        yield from [""] * (ends - 1)
-    elif kind is str:
-        yield f"{head} {_string(item, quoted)}"
-    else:
-        yield f"{head} {item.text if kind is _Number else json.dumps(item)}"
-
-
-# Text in several lines that reads well as a literal block: it does not begin with a space, and no line ends in one.
-_LITERAL = re.compile(rf"[^\s{UNSEEN}](?:[^{UNSEEN}]|\t|(?<![ \t])\n)*+(?<![ \t])")
-_UNQUOTED = re.compile(rf"[\w(/$+.](?:[^{UNSEEN}:#]|:(?! |\Z)|(?<! )#)*(?<! )")
-_ESCAPED = re.compile(rf'["\\{UNSEEN}]')
-_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-
-
-def _string(text: str, quoted: bool) -> str:
-    """A string of YAML, in quotes where a reader of YAML 1.1 or 1.2 might take it for something else."""
-    if quoted or not _UNQUOTED.fullmatch(text) or text in ("y", "Y", "n", "N") or plain_json(text)[0] != '"':
-        return _double_quoted(text)
-    if any(pattern.match(text) for _, pattern in Resolver.yaml_implicit_resolvers.get(text[0], ())):
-        return _double_quoted(text)
-    return text
-
-
-#: Keys come again and again.
-_name = lru_cache(maxsize=1024)(_string)
-
-
-def _double_quoted(text: str) -> str:
-    return f'"{_ESCAPED.sub(_escape, text)}"'
-
-
-def _escape(match: re.Match[str]) -> str:
-    return _ESCAPES.get(match[0]) or f"\\u{ord(match[0]):04x}"
