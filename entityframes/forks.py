@@ -30,7 +30,7 @@ HOW = (
     "entityframes.connect() in it"
 )
 #: Seconds after which threads of Polars that have not answered are not there.
-PATIENCE = 2.0
+PATIENCE = 5.0
 _TASKS = "/proc/self/task"
 #: Public names of guarded classes that may be used in a child as well.
 _HARMLESS = ("close", "address", "root")
@@ -139,9 +139,11 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
-    if not _State.hangs:
+    if _State.hangs or _State.running:
+        _State.hangs = True
+    elif _State.hangs is None or _State.running is None:
         # Where it was not known of the parent, it is not known of the child.
-        _State.hangs = _State.running or _State.hangs
+        _State.hangs = None
     _State.inherited = _State.inherited or _State.opened
     _State.opened = False
     for thing in _State.given:

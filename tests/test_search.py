@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -283,8 +284,9 @@ def windowed(tmp_path_factory: Any, postgres_server: str) -> Any:
     """The same store on both engines, filled once."""
     from tests.conftest import execute, with_database
 
-    execute(postgres_server, "DROP DATABASE IF EXISTS windows", "CREATE DATABASE windows")
-    urls = [str(tmp_path_factory.mktemp("windows") / "s.duckdb"), with_database(postgres_server, "windows")]
+    name = f"entityframes_windows_{os.getpid()}"
+    execute(postgres_server, f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name}")
+    urls = [str(tmp_path_factory.mktemp("windows") / "s.duckdb"), with_database(postgres_server, name)]
     stores = dict(zip(("duckdb", "postgresql"), map(ef.connect, urls), strict=True))
     for store in stores.values():
         store.upsert(windows(), progress=False)
@@ -292,7 +294,7 @@ def windowed(tmp_path_factory: Any, postgres_server: str) -> Any:
     yield stores
     for store in stores.values():
         store.close()
-    execute(postgres_server, "DROP DATABASE windows WITH (FORCE)")
+    execute(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.mark.parametrize("name", WHOLE)

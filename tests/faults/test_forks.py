@@ -68,9 +68,9 @@ def attempt(call):
 def work(calls):
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for call in calls:
-        signal.alarm(8)
+        signal.alarm(30)
         print(call, "->", attempt(call), flush=True)
-    signal.alarm(8)
+    signal.alarm(30)
 
 def in_child(calls, how):
     sys.stdout.flush()
@@ -230,6 +230,25 @@ def test_a_fork_before_anything_was_used(url: str, tmp_path: Path, how: str) -> 
         tmp_path,
     )
     assert out.splitlines() == ["serve() -> None", "exit 0"] * 2 + ["parent"]
+
+
+def test_where_nothing_is_known_at_the_fork_the_threads_are_tried(tmp_path: Path) -> None:
+    """A system that does not name the threads of a process, or one whose threads have no name yet."""
+    out = run(
+        """
+        from entityframes import forks
+        forks._running = lambda: None
+        calls = ["ef.ids('t', ['a'])", "ef.connect(':memory:').close()"]
+        print("exit", in_child(calls, "exit"))
+        pl.DataFrame({"n": [2, 1]}).sort("n")
+        print("exit", in_child(calls, "exit"))
+        """,
+        "",
+        tmp_path,
+    )
+    works = ["ef.ids('t', ['a']) -> None", "ef.connect(':memory:').close() -> None", "exit 0"]
+    refused = ["ef.ids('t', ['a']) -> ClosedError", "ef.connect(':memory:').close() -> ConnectError", "exit 0"]
+    assert out.splitlines() == works + refused
 
 
 def test_a_child_that_imports_the_package_only_after_its_parent_used_polars(tmp_path: Path) -> None:
