@@ -185,6 +185,7 @@ class Proxy:
         hold_copy_after: bytes of COPY data after which the next message is held back in the same way.
         statements: how many statements have gone through.
         server: where new connections go; what takes over gets them when this is set.
+        translate: whether what the server says of errors is in a language that nobody here knows.
     """
 
     def __init__(self, server: Server) -> None:
@@ -200,6 +201,7 @@ class Proxy:
         self.held, self.go = threading.Event(), threading.Event()
         self.dropped = threading.Event()
         self.statements = 0
+        self.translate = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -269,6 +271,8 @@ class Proxy:
         done = False
         for kind, message in _messages(server):
             done = done or (state["marked"] and kind == b"C")
+            if self.translate and kind == b"E":
+                message = _translated(message)
             if not done:
                 client.sendall(message)
             elif kind == b"Z":
@@ -292,6 +296,14 @@ def _messages(source: socket.socket, *, startup: bool = False) -> Iterator[tuple
         body = stream.read(length - 4)
         yield (b"" if startup else head[:1]), head + body
         startup = False
+
+
+def _translated(error: bytes) -> bytes:
+    """An error message with its severity and its text in another language; the fields for programs stay."""
+    words = {b"S": "ОШИБКА".encode(), b"M": "так не пойдёт".encode()}
+    fields = [field for field in error[5:].split(b"\0") if field]
+    body = b"".join(field[:1] + words.get(field[:1], field[1:]) + b"\0" for field in fields) + b"\0"
+    return b"E" + struct.pack("!I", len(body) + 4) + body
 
 
 def _cut(open_one: socket.socket) -> None:
