@@ -161,7 +161,7 @@ class PostgresEngine:
         late = threading.Event()
         try:
             with self._connection() as connection:
-                if not self._ask(connection, "is_synchronous").item():
+                if not self._ask(connection, "is_synchronous", "off").item():
                     return True
 
                 def end() -> None:

@@ -162,7 +162,7 @@ class Standby(Server):
     def receive_nothing(self) -> None:
         """Cut it off from the primary: what that commits from now on is lost if this one takes over."""
         self.sql("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
-        wait_until(lambda: not self.sql("SELECT FROM pg_stat_wal_receiver"), "the receiver's end")
+        wait_until(lambda: not self.sql("SELECT pid FROM pg_stat_wal_receiver"), "the receiver's end")
 
     def promote(self) -> None:
         """Make it a primary."""

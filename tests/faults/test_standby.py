@@ -460,7 +460,10 @@ def alone(lasting: Pair) -> Iterator[Pair]:
     change = ["ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"]
     lasting.primary.sql("TRUNCATE entityframes.entities, entityframes.batches", database=lasting.database)
     lasting.primary.sql(*change)
-    wait_until(lambda: lasting.primary.sql("SHOW synchronous_standby_names") == [("nobody",)], "the setting")
+    wait_until(
+        lambda: lasting.primary.sql("SELECT current_setting('synchronous_standby_names')") == [("nobody",)],
+        "the setting",
+    )
     yield lasting
     lasting.primary.sql(change[0].replace("SET", "RESET").partition(" =")[0], change[1])
 
@@ -503,7 +506,7 @@ def test_a_commit_that_was_replicated(pair: Pair) -> None:
     store = pair.open(workers=1)
     pair.primary.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{pair.standby.name}'", "SELECT pg_reload_conf()")
     wait_until(
-        lambda: pair.primary.sql("SELECT FROM pg_stat_replication WHERE sync_state = 'sync'"), "a standby in step"
+        lambda: pair.primary.sql("SELECT pid FROM pg_stat_replication WHERE sync_state = 'sync'"), "a standby in step"
     )
     model, frame = Model(), rows(500)
 
