@@ -70,7 +70,7 @@ def merged_texts(given: pl.Series, stored: pl.Series, *, absent: str, nulls: str
     if texts is None:
         pairs = zip(news.to_list(), olds.to_list(), strict=True)
         texts = pl.Series([merged(new, old, absent=absent, nulls=nulls) for new, old in pairs], dtype=pl.String)
-    return given.scatter(places, texts).alias(given.name)
+    return given.clone().scatter(places, texts).alias(given.name)
 
 
 def _merged_columns(new: pl.DataFrame | None, old: pl.DataFrame | None, absent: str, nulls: str) -> pl.Series | None:

@@ -13,7 +13,8 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes import batches, narrow
+from entityframes import batches, merging, narrow
+from entityframes.canonical import canonical_json
 from entityframes.engines import duckdb as duckdb_engine
 from entityframes.engines import postgres as postgres_engine
 from entityframes.frames import KEY
@@ -541,3 +542,44 @@ def test_random_frames_against_a_model(engine: str, tmp_path, request: pytest.Fi
                 assert set(statuses(again)) <= {"unchanged", "duplicate"}, said
                 assert again.ok
             assert store.verify().is_empty()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_columns_of_texts_are_what_the_texts_are(nested: bool) -> None:
+    """Case 56: many objects of the same fields are merged and compared by column, with the result of one by one."""
+    draw = random.Random(56)
+    names = ["a", 'b"\\', "c.*(+)?[]{}|^$", "d e", "-#&~", "é", "\u0001\n", "", "ｚ", "null", ":null", '","a":']
+    odd = ["", "x", 'a"b', "\\", '\\"', '","a":1', "}", "{", "[", ":null", "null", "é\n\u0001", "1", "😀"]
+    numbers = ["0", "-1", "2.5", "1e-320", "123456789012345678901234567890", "true", "false", "null"]
+
+    def document(fields: list[str]) -> str:
+        values = [draw.choice([json.dumps(draw.choice(odd), ensure_ascii=False), *numbers]) for _ in fields]
+        if nested and fields and draw.random() < 0.1:
+            values[0] = '{"x":[1,{"y":"}"}],"z":null}'
+        members = zip([json.dumps(name, ensure_ascii=False) for name in sorted(fields)], values, strict=True)
+        return "{" + ",".join(f"{name}:{value}" for name, value in members) + "}"
+
+    for _ in range(12):
+        given = draw.sample(names, draw.randint(0, len(names)))
+        held = draw.choice([draw.sample(names, draw.randint(0, len(names))), given, [*given, "more"]])
+        new = pl.Series("metadata", [document(given) for _ in range(150)], dtype=pl.String)
+        old = pl.Series([document(held) for _ in range(150)], dtype=pl.String)
+        old = old.zip_with(pl.Series([draw.random() < 0.9 for _ in range(150)]), new)
+        before = new.to_list()
+        for absent, nulls in itertools.product(["keep", "clear"], ["write", "keep"]):
+            found = merging.merged_texts(new, old, absent=absent, nulls=nulls)
+            assert found.to_list() == [
+                merging.merged(one, other, absent=absent, nulls=nulls) for one, other in zip(new, old, strict=True)
+            ]
+            assert [error for error in canonical_json(found.to_list())[1] if error] == []
+        assert new.to_list() == before
+        told = merging.differences(old, new).rows()
+        expected = []
+        for place, (one, other) in enumerate(zip(old, new, strict=True)):
+            was, now = merging.members(one), merging.members(other)
+            for name in sorted(was.keys() | now.keys()):
+                if was.get(name) != now.get(name):
+                    texts = [None if (said := of.get(name)) is None else said for of in (was, now)]
+                    quoted = json.dumps(name, ensure_ascii=False) + ":"
+                    expected.append((place, name, *(text and text.removeprefix(quoted) for text in texts)))
+        assert told == expected
