@@ -288,7 +288,7 @@ def test_settings_change_nothing(
     "made",
     [
         [("client_encoding", "LATIN1", "environment")],
-        [("client_encoding", "SQL_ASCII", "database")],
+        [("client_encoding", "WIN1252", "database")],
         [("client_encoding", "WIN1252", "url"), ("standard_conforming_strings", "off", "role")],
         [("search_path", "shadow, pg_catalog, public", "role"), ("quote_all_identifiers", "on", "database")],
     ],
