@@ -113,9 +113,11 @@ def lasting(primaries: list[Server]) -> Iterator[Pair]:
 @pytest.fixture
 def behind(lasting: Pair) -> Iterator[Pair]:
     """The same with a proxy of the test's own and no entities."""
-    lasting.primary.sql(
-        "TRUNCATE entityframes.entities, entityframes.batches, entityframes.embedding_jobs", database="app"
-    )
+    if lasting.primary.is_dead():
+        lasting.primary.start()
+    names = ("entities", "batches", "embedding_jobs", "files", "folders", "renames")
+    tables = ", ".join(f"entityframes.{name}" for name in names)
+    lasting.primary.sql(f"TRUNCATE {tables}", database=lasting.database)
     lasting.proxy = Proxy(lasting.primary)
     yield lasting
     lasting.proxy.close()
