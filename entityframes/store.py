@@ -248,7 +248,7 @@ class EntityStore(EmbeddingCalls):
     def _warn_of(self, entity_type: str) -> None:
         """Say so where the caller of a call names a type that the store does not have."""
         if message := reads.unknown_type_message(self._engine, entity_type):
-            warnings.warn(message, UserWarning, stacklevel=3)
+            warnings.warn(message, UserWarning, stacklevel=4)
 
     def delete(self, ids: Any, /) -> DeleteResult:
         """Delete entities and what was embedded of them; each batch is one transaction.
