@@ -26,6 +26,9 @@ Known = Mapping[str, frozenset[str]]
 #: Of so many rows what is stored is fetched at once; of more, first the hashes, as most may be equal.
 FEW_ROWS = 2_000
 
+#: So many rows are looked at one by one.
+_A_FEW = 16
+
 
 def all_of(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows all of which are narrow, as far as one knows by now."""
@@ -64,11 +67,15 @@ def marked(
 def _lacking(rows: pl.DataFrame, carried: pl.DataType | None, shapes: list[Shape], known: Known) -> pl.Expr:
     """Whether a row lacks a recorded field of its type; beyond MAX_INFERRED fields one cannot know."""
     some = [name for name, fields in known.items() if fields]
+    if "shape" in rows.columns and rows.height <= _A_FEW:
+        # In less time than Polars takes to begin.
+        named = zip(rows["entity_type"], rows["shape"], strict=True)
+        short = [_lacks(known.get(entity_type), frozenset(shapes[number][0])) for entity_type, number in named]
+        return pl.lit(pl.Series(short, dtype=pl.Boolean))
     if "shape" in rows.columns:
         pairs = rows[["entity_type", "shape"]].unique()
         short = [
-            entity_type in known and _lacks(known[entity_type], frozenset(shapes[number][0]))
-            for entity_type, number in pairs.iter_rows()
+            _lacks(known.get(entity_type), frozenset(shapes[number][0])) for entity_type, number in pairs.iter_rows()
         ]
         wanting = pairs.filter(pl.Series(short, dtype=pl.Boolean))
         found = rows[["entity_type", "shape"]].with_row_index("place").join(wanting, on=["entity_type", "shape"])
@@ -81,8 +88,8 @@ def _lacking(rows: pl.DataFrame, carried: pl.DataType | None, shapes: list[Shape
     return pl.col("entity_type").is_in(short_types) | nothing
 
 
-def _lacks(recorded: frozenset[str], names: frozenset[str]) -> bool:
-    return len(recorded) >= MAX_INFERRED or not recorded <= names
+def _lacks(recorded: frozenset[str] | None, names: frozenset[str]) -> bool:
+    return recorded is not None and (len(recorded) >= MAX_INFERRED or not recorded <= names)
 
 
 @dataclass(frozen=True)
