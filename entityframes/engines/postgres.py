@@ -210,7 +210,7 @@ class PostgresEngine:
         try:
             with (
                 self._connection(batch.interrupt) as connection,
-                self._refusals(connection),
+                self._refusals(connection, deleting=True),
                 self._transaction(connection, batch.interrupt),
             ):
                 gone = self._ask(connection, name, batch.batch_id, batch.run_id, *keys)
@@ -487,7 +487,7 @@ class PostgresEngine:
         return left[self._probe(connection, rows[left])["position"]]
 
     @contextmanager
-    def _refusals(self, connection: Any) -> Iterator[None]:
+    def _refusals(self, connection: Any, *, deleting: bool = False) -> Iterator[None]:
         """Tell what a policy or a trigger says of a row, in whatever words, from what is wrong with all of them.
 
         Raises:
@@ -502,7 +502,8 @@ class PostgresEngine:
                 raise
             connection.rollback()
             try:
-                may = self._ask(connection, "may_write").item()
+                asked = ("may_keep", self._namespace) if deleting else ("may_write",)
+                may = self._ask(connection, *asked).item()
             except PermanentError:
                 may = False
             if not may:

@@ -407,9 +407,9 @@ SELECT row_security_active(t) OR EXISTS (
 FROM CAST(format('%I.entities', $1::text) AS regclass) AS t
 
 -- name: may_keep
--- Whether a trigger of the user's or a policy may keep an entity from being deleted. $1 namespace
+-- Whether a trigger of the user's or a policy looks at each entity that is deleted, and may keep it. $1 namespace
 SELECT row_security_active(t) OR EXISTS (
-    SELECT FROM pg_trigger WHERE tgrelid = t AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 11 = 11
+    SELECT FROM pg_trigger WHERE tgrelid = t AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 9 = 9
 )
 FROM CAST(format('%I.entities', $1::text) AS regclass) AS t
 

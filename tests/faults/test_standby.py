@@ -264,7 +264,7 @@ def test_a_url_of_several_hosts_asks_for_the_primary(behind: Pair, monkeypatch: 
     monkeypatch.setenv("PGHOST", "a,b")
     assert for_writing("postgresql:///x").endswith("?target_session_attrs=read-write")
     hosts = f"127.0.0.1:{behind.standby.port},127.0.0.1:{behind.proxy.port}"
-    store = behind.open(f"postgresql://postgres@{hosts}/app?sslmode=disable&gssencmode=disable")
+    store = behind.open(f"postgresql://postgres@{hosts}/{behind.database}?sslmode=disable&gssencmode=disable")
     assert store.upsert(rows(10)).counts["created"] == 10
 
 
