@@ -75,6 +75,8 @@ WITH backend AS MATERIALIZED (
     ) AS compression
 )
 SELECT {knows} AS own, backend.compression, pg_catalog.current_setting('server_encoding') AS encoding,
+    pg_catalog.current_setting('synchronous_standby_names') <> ''
+        AND pg_catalog.current_setting('synchronous_commit') NOT IN ('off', 'local') AS synchronous,
     CASE WHEN {knows} AND {sure} THEN (SELECT pg_catalog.count(pg_catalog.set_config(name, value, false)) FROM {settings}) END AS set
 FROM backend
 
@@ -549,11 +551,6 @@ WHERE NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = t.batch_i
 -- name: in_recovery
 -- Whether the server is a standby: it can be read, and may be behind.
 SELECT pg_is_in_recovery()
-
--- name: is_synchronous
--- Whether a COMMIT waits for a standby. A question with a parameter takes fewer round trips. $1 off
-SELECT current_setting('synchronous_standby_names') <> ''
-    AND current_setting('synchronous_commit') NOT IN ($1::text, 'local')
 
 -- name: wait_for_standby
 -- Writes something of no meaning: its COMMIT waits until a standby has that, and with it all that was committed before.

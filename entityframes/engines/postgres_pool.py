@@ -64,6 +64,8 @@ class Pool:
         self._closed = False
         self._connected = False
         self._process = os.getpid()
+        #: Whether a COMMIT waits for a standby, as it was when the last connection was made.
+        self.synchronous = False
         #: How often a connection was lost, or could not be made: perhaps another server answers since.
         self.losses = 0
         forks.keep(self)
@@ -149,6 +151,7 @@ class Pool:
             else:
                 self._direct = True
             found = self._look(connection, nonce)
+        self.synchronous = found["synchronous"]
         connection.pinned = not found["own"]
         if connection.pinned:
             if self._mode is None:
