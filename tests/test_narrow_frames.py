@@ -402,10 +402,17 @@ def test_a_row_that_was_changed_while_a_batch_waited_for_it(connect, sql, url: s
     store.upsert(full(range(count)), progress=False)
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     with adbc.connect(url, autocommit=True) as connection, connection.cursor() as wider:
+        # As the package itself writes it: with a ledger row in the same transaction.
+        batch = "6f2c2f5e-8d0f-4a39-9c35-0f6e5b3b9a11"
         wider.execute("BEGIN")
         wider.execute(
-            """UPDATE entityframes.entities SET metadata = '{"born":1815,"city":"London","wife":"Mary"}',
-            metadata_hash = sha256('{"born":1815,"city":"London","wife":"Mary"}'::bytea) WHERE id = 'p1'"""
+            f"""INSERT INTO entityframes.batches (batch_id, run_id, written_at, created, updated, deleted)
+            VALUES ('{batch}', '{batch}', now(), 0, 1, 0)"""
+        )
+        wider.execute(
+            f"""UPDATE entityframes.entities SET metadata = '{{"born":1815,"city":"London","wife":"Mary"}}',
+            metadata_hash = sha256('{{"born":1815,"city":"London","wife":"Mary"}}'::bytea), batch_id = '{batch}'
+            WHERE id = 'p1'"""
         )
         run = Background(lambda: store.upsert(full(range(count), born=1900), progress=False))
         while not sql(waiting)[0][0]:

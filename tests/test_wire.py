@@ -69,7 +69,8 @@ def test_a_large_batch(warm: ef.EntityStore, proxy: WireProxy) -> None:
         warm.delete(sample(size, version=0).select("entity_type", "id"))
         warm.upsert(sample(size // 2, version=size), progress=False)
         proxy.reset()
-        result = warm.upsert(sample(size, version=size + 1).drop("metadata"), progress=False)
+        frame = sample(size, version=size + 1).drop("metadata")
+        result = warm.upsert(frame, absent="clear", progress=False)
         assert result.counts["created"] == result.counts["updated"] == size // 2
         assert result.batches == 1
         counted.append(proxy.round_trips)
@@ -81,9 +82,9 @@ def test_a_run_that_changes_nothing(warm: ef.EntityStore, proxy: WireProxy) -> N
     """Keys and hashes go there once, whatever the size of the batch, and whether a large one is new to the store."""
     for size, trips in ((1_000, 2), (6_000, 4)):
         frame = sample(size, version=1).drop("metadata")
-        warm.upsert(frame, progress=False)
+        warm.upsert(frame, absent="clear", progress=False)
         proxy.reset()
-        assert warm.upsert(frame, progress=False).counts["unchanged"] == size
+        assert warm.upsert(frame, absent="clear", progress=False).counts["unchanged"] == size
         assert proxy.round_trips == trips
 
 

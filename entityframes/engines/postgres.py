@@ -64,7 +64,7 @@ class PostgresEngine:
         try:
             with self._connection() as connection:
                 self._migrate(connection)
-                self._opened_on_primary = not self._in_recovery(connection)
+                self._opened_on_primary = connection.primary or not self._in_recovery(connection)
         except ConnectError:
             self.close()
             raise
@@ -342,7 +342,7 @@ class PostgresEngine:
         Raises:
             ConnectionLostError: it is one; the connection is not used again.
         """
-        if self._in_recovery(connection):
+        if not connection.primary and self._in_recovery(connection):
             raise ConnectionLostError(
                 f"the server that answers at {self.address} is a standby, which may be behind and takes no writes: "
                 "connect to the primary, or promote the standby",

@@ -77,6 +77,7 @@ WITH backend AS MATERIALIZED (
 SELECT {knows} AS own, backend.compression, pg_catalog.current_setting('server_encoding') AS encoding,
     pg_catalog.current_setting('synchronous_standby_names') <> ''
         AND pg_catalog.current_setting('synchronous_commit') NOT IN ('off', 'local') AS synchronous,
+    pg_catalog.pg_is_in_recovery() AS standby,
     CASE WHEN {knows} AND {sure} THEN (SELECT pg_catalog.count(pg_catalog.set_config(name, value, false)) FROM {settings}) END AS set
 FROM backend
 

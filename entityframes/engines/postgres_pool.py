@@ -153,6 +153,8 @@ class Pool:
             found = self._look(connection, nonce)
         self.synchronous = found["synchronous"]
         connection.pinned = not found["own"]
+        # A primary becomes no standby under its connections; behind a pooler the next one may be another server.
+        connection.primary = not found["standby"] and not connection.pinned
         if connection.pinned:
             if self._mode is None:
                 # So are those that were not found out.
@@ -336,13 +338,14 @@ class PooledConnection:
         pinned: whether the server's side is ours within a transaction only, so that each statement has to have one.
         local: what has to be set in each transaction, because nothing else is ours.
         cancelled: whether this side has cancelled what it runs.
+        primary: whether the server surely is no standby.
     """
 
     def __init__(self, driver: Connection) -> None:
         self.driver = driver
         self.pinned = False
         self.local: tuple[str, ...] = ()
-        self.cancelled = False
+        self.cancelled = self.primary = False
         self._open = self._failed = False
 
     def cancel(self) -> None:
