@@ -39,7 +39,7 @@ _TICK, _COARSE_TICK, _SECOND = 50_000_000, 2_000_000_000, 1_000_000_000
 #: What a file system answers that cannot exchange two names.
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 #: On Windows the time of a change of the status is that of creation, and folders list no inodes.
-_HAS_IDENTITY = os.name == "posix"
+HAS_IDENTITY = os.name == "posix"
 #: Odd numbers of 64 bits: where one of the times or the inode differs, the sum of the products does.
 MIX = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
 MARK_BITS = (1 << 63) - 1
@@ -61,7 +61,7 @@ class Stat(NamedTuple):
     @classmethod
     def of(cls, status: os.stat_result) -> Self:
         """The part of a file's status that is compared."""
-        if not _HAS_IDENTITY:
+        if not HAS_IDENTITY:
             return cls(status.st_size, status.st_mtime_ns)
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 

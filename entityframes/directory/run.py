@@ -190,8 +190,8 @@ class SyncRun:
         direction = self._options.direction
         touched = pl.col("file").is_in(["changed", "new"])
         if direction == "export":
-            # Only what may stand in the way of an entity.
-            touched &= pl.col("entity").is_in(["changed", "new"])
+            # Only what may stand in the way of an entity, or may not have changed but in its status.
+            touched &= (pl.col("file") == "changed") | pl.col("entity").is_in(["changed", "new"])
         elif direction == "import":
             touched |= (pl.col("file") == "same") & (pl.col("entity") == "gone")
         unread = pl.col("action").is_null() & touched

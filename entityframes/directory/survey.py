@@ -114,6 +114,7 @@ def survey(
         if direction != "export":
             rows, new = _moved_files(folder.tree, rows, new)
     if unfiled is not None and unfiled.height:
+        rows = _seen_again(folder.tree, rows)
         loose = _placed(folder, engine, unfiled.join(new, on=KEY, how="anti"))
         rows, loose = _moved_entities(rows, loose)
         new = pl.concat([new, loose])
@@ -265,6 +266,21 @@ def _moved_files(tree: Tree, rows: pl.DataFrame, new: pl.DataFrame) -> tuple[pl.
     )
     rows = pl.concat([rows.join(moved, left_on="path", right_on="base_path", how="anti"), moved])
     return rows, new.join(moved, on="path", how="anti")
+
+
+def _seen_again(tree: Tree, rows: pl.DataFrame) -> pl.DataFrame:
+    """A file without its entity may have changed in nothing but its status: then the entity may have moved."""
+    asked = rows.filter((pl.col("file") == "changed") & (pl.col("entity") == "gone"))
+    if asked.is_empty():
+        return rows
+    hashes = dict(zip(asked["path"], asked["base_hash"], strict=True))
+    same = [
+        read.path
+        for piece in asked.sort("path").iter_slices(_PIECE)
+        for read in tree.read(piece["path"].to_list())
+        if read.digest is not None and read.digest == hashes[read.path]
+    ]
+    return rows.with_columns(file=pl.when(pl.col("path").is_in(same)).then(pl.lit("same")).otherwise("file"))
 
 
 def _moved_entities(rows: pl.DataFrame, loose: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

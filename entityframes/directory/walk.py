@@ -11,12 +11,12 @@ import numpy as np
 import polars as pl
 
 from entityframes.directory.handles import (
+    HAS_IDENTITY,
     MARK_BITS,
     MIX,
     TEMPORARY,
     Folder,
     RefusalError,
-    Stat,
     is_text,
     kind,
     open_root,
@@ -117,12 +117,12 @@ class _Found:
                     elif (name.endswith(names) or name.lower().endswith(names)) and entry.is_file(
                         follow_symlinks=False
                     ):
-                        size, mtime_ns, ctime_ns, inode = Stat.of(entry.stat(follow_symlinks=False))
+                        status = entry.stat(follow_symlinks=False)
                         add_path(prefix + name)
-                        add_size(size)
-                        add_time(mtime_ns)
-                        add_change(ctime_ns)
-                        add_inode(inode)
+                        add_size(status.st_size)
+                        add_time(status.st_mtime_ns)
+                        add_change(status.st_ctime_ns)
+                        add_inode(status.st_ino)
                     elif entry.is_dir(follow_symlinks=False):
                         self.folder(prefix + name, rules)
                     else:
@@ -225,12 +225,13 @@ class _Found:
         )
 
 
-def _marks(times: list[int], changes: list[int], inodes: list[int]) -> list[int]:
+def _marks(times: list[int], changes: list[int], inodes: list[int]) -> pl.Series:
     """What `Stat.mark` is, for many files at once."""
     total = np.zeros(len(times), dtype=np.uint64)
-    for column, dtype, factor in zip((times, changes, inodes), (np.int64, np.int64, np.uint64), MIX, strict=True):
+    columns = (times, changes, inodes) if HAS_IDENTITY else (times,)
+    for column, dtype, factor in zip(columns, (np.int64, np.int64, np.uint64), MIX, strict=False):
         total += np.array(column, dtype=dtype).astype(np.uint64) * np.uint64(factor)
-    return (total & np.uint64(MARK_BITS)).astype(np.int64).tolist()  # type: ignore[no-any-return]
+    return pl.Series((total & np.uint64(MARK_BITS)).astype(np.int64))
 
 
 def _ruled_out(rules: Rules, prefix: str, entry: os.DirEntry[str]) -> str | None:

@@ -179,6 +179,27 @@ def test_another_status_alone_is_no_change(store: ef.EntityStore, root: Path, fo
     assert folder.sync().counts["exported"] == 1
 
 
+def test_another_status_is_no_edit(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """An export does not take it for one, and an entity that got another key takes its file along all the same."""
+    front = "---\ntitle: A  # kept\n---\n"
+    path = root / "note/front.md"
+    path.write_text(f"{front}text\n")
+    folder.sync()
+    path.chmod(0o600)
+    result = folder.export_files(delete=True)
+    assert result.counts["unchanged"] == 3
+    assert result.outcomes["error"].null_count() == 3
+    entity = store.get_entity("note", "front")
+    store.delete_entity("note", "front")
+    store.upsert_entity("note", "other", entity["content"], entity["metadata"])
+    path.chmod(0o644)
+    assert folder.sync(delete=True).counts["renamed"] == 1
+    assert (root / "note/other.md").read_text() == f"{front}text\n"
+    store.delete_entity("note", "mon")
+    (root / "note/mon.md").chmod(0o600)
+    assert folder.export_files(delete=True).counts["deleted"] == 1
+
+
 def test_a_checkout(store: ef.EntityStore, root: Path) -> None:
     """Another branch of a repository, with other bytes of equal size, and back."""
     if shutil.which("git") is None:
