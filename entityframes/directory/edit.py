@@ -65,6 +65,17 @@ class _Edit:
         end = self.text.find("\n", at)
         return len(self.text) if end < 0 else end + 1
 
+    def entry_end(self, at: int) -> int:
+        """Behind the lines of a field that is taken out.
+
+        Empty lines below it go as well if the field above would take them for its own (as a text that keeps them does).
+        """
+        end = self.line_end(at)
+        if self.whole_fields:
+            while end < len(self.text) and not self.text[end : self.line_end(end)].strip():
+                end = self.line_end(end)
+        return end
+
     def begins_line(self, at: int, *also: str) -> bool:
         return self.text[self.line_start(at) : at].strip() in ("", *also)
 
@@ -78,7 +89,7 @@ class _Edit:
             if key not in wanted:
                 if not self.begins_line(start, "?"):
                     raise _NoWayError
-                self.changes.append((self.line_start(start), self.line_end(max(end, value.end)), ""))
+                self.changes.append((self.line_start(start), self.entry_end(max(end, value.end)), ""))
             elif value_of(value) != wanted[key]:
                 self.field(start, end, value, wanted[key], column)
         known = {key for _, _, key in node.keys}

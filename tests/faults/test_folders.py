@@ -492,7 +492,7 @@ def test_a_process_that_writes_is_killed(tmp_path: Path) -> None:
         import hashlib, os, sys
         from entityframes.directory.tree import Tree, Write
         tree = Tree(sys.argv[1], (".md",), None, 5 << 20)
-        print("started", flush=True)
+        started = False
         while True:
             states = {read.path: read.digest for read in tree.read(tree.walk().files["path"].to_list())}
             files = []
@@ -502,6 +502,9 @@ def test_a_process_that_writes_is_killed(tmp_path: Path) -> None:
             new = f"new/{os.urandom(8).hex()}.md"
             files.append(Write(new, hashlib.sha256(b"new").digest() + b"new"))
             assert not [one for one in tree.write(files) if one.reason]
+            if not started:
+                started = True
+                print("started", flush=True)
             if os.urandom(1)[0] < 128:
                 assert tree.rename(new, "renamed" + new, tree.read([new])[0].digest) is None
         """
