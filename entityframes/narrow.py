@@ -49,43 +49,43 @@ def marked(
         known: the recorded fields of their types.
         options: the caller's.
     """
-    keeps = pl.lit(False)
-    if not content:
-        keeps = pl.lit(options.absent == "keep")
-    elif options.nulls == "keep":
-        keeps = pl.col("content") == ""
-    narrow = keeps
+    lacking = _lacking(rows, carried, shapes, known) if options.absent == "keep" else None
+    if content and options.nulls == "write":
+        if lacking is None:
+            return rows.drop("shape", strict=False)
+        return rows.with_columns(narrow=lacking, keeps_content=pl.lit(False)).drop("shape", strict=False)
+    keeps = pl.lit(options.absent == "keep") if not content else pl.col("content") == ""
+    narrow = keeps if lacking is None else keeps | lacking
     if options.nulls == "keep":
         # There may be a null; to merge in vain does no harm.
         narrow = narrow | pl.col("metadata").str.contains(":null", literal=True)
-    if options.absent == "keep":
-        narrow = narrow | _lacking(rows, carried, shapes, known)
-    found = rows.with_columns(narrow=narrow, keeps_content=keeps)
-    return found.drop("shape", strict=False) if found["narrow"].any() else rows.drop("shape", strict=False)
+    found = rows.with_columns(narrow=narrow, keeps_content=keeps).drop("shape", strict=False)
+    return found if found["narrow"].any() else found.drop("narrow", "keeps_content")
 
 
-def _lacking(rows: pl.DataFrame, carried: pl.DataType | None, shapes: list[Shape], known: Known) -> pl.Expr:
-    """Whether a row lacks a recorded field of its type; beyond MAX_INFERRED fields one cannot know."""
-    some = [name for name, fields in known.items() if fields]
-    if "shape" in rows.columns and rows.height <= _A_FEW:
-        # In less time than Polars takes to begin.
-        named = zip(rows["entity_type"], rows["shape"], strict=True)
-        short = [_lacks(known.get(entity_type), frozenset(shapes[number][0])) for entity_type, number in named]
-        return pl.lit(pl.Series(short, dtype=pl.Boolean))
+def _lacking(rows: pl.DataFrame, carried: pl.DataType | None, shapes: list[Shape], known: Known) -> pl.Expr | None:
+    """Which rows lack a recorded field of their type, None if none does; beyond MAX_INFERRED fields one cannot know."""
     if "shape" in rows.columns:
-        pairs = rows[["entity_type", "shape"]].unique()
+        pairs = rows[["entity_type", "shape"]]
+        pairs = pairs if pairs.height <= _A_FEW else pairs.unique()
         short = [
             _lacks(known.get(entity_type), frozenset(shapes[number][0])) for entity_type, number in pairs.iter_rows()
         ]
+        if not any(short):
+            return None
         wanting = pairs.filter(pl.Series(short, dtype=pl.Boolean))
-        found = rows[["entity_type", "shape"]].with_row_index("place").join(wanting, on=["entity_type", "shape"])
-        mask = pl.int_range(rows.height, dtype=pl.UInt32, eager=True).is_in(found["place"].implode())
-        return pl.lit(mask)
+        found = rows[["entity_type", "shape"]].with_row_index("place")
+        found = found.join(wanting, on=["entity_type", "shape"], how="semi")
+        return pl.lit(pl.int_range(rows.height, dtype=pl.UInt32, eager=True).is_in(found["place"].implode()))
     names = frozenset(field.name for field in carried.fields) if isinstance(carried, pl.Struct) else frozenset()
     short_types = [name for name, fields in known.items() if _lacks(fields, names)]
     # A null struct carries nothing.
-    nothing = (pl.col("metadata") == "{}") & pl.col("entity_type").is_in(some)
-    return pl.col("entity_type").is_in(short_types) | nothing
+    some = [name for name, fields in known.items() if fields]
+    nothing = bool(some) and (rows["metadata"] == "{}").any()
+    if not short_types and not nothing:
+        return None
+    lacking = pl.col("entity_type").is_in(short_types)
+    return lacking | (pl.col("metadata") == "{}") & pl.col("entity_type").is_in(some) if nothing else lacking
 
 
 def _lacks(recorded: frozenset[str] | None, names: frozenset[str]) -> bool:
