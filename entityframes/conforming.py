@@ -32,6 +32,71 @@ def nonconforming(metadata: pl.Series, fields: Mapping[str, pl.DataType]) -> pl.
     return pl.DataFrame(found, {"row": pl.UInt32, "field": pl.String, "value": pl.String}, orient="row")
 
 
+def grown(metadata: pl.Series, fields: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
+    """The fields that hold values of JSON text only once they are wider: with a dtype where they had none yet (Null, at
+    every depth), and with more fields in a struct.
+
+    A value that fits no such dtype changes nothing; `nonconforming` finds it.
+    """
+    open_fields = {name: dtype for name, dtype in fields.items() if _is_open(dtype)}
+    made = dict(open_fields)
+    for text in metadata.to_list() if open_fields else []:
+        values = json.loads(text)
+        for name in open_fields:
+            value = values.get(name)
+            if value is not None and (wider := _grown(value, made[name])) is not None:
+                made[name] = wider
+    return {name: dtype for name, dtype in made.items() if dtype != fields[name]}
+
+
+#: Fields of a struct up to which JSON text adds to them.
+_MAX_FIELDS = 1_000
+
+
+def _is_open(dtype: Any) -> bool:
+    dtype = types.instance(dtype)
+    return isinstance(dtype, pl.Null | pl.Struct) or (isinstance(dtype, pl.List | pl.Array) and _is_open(dtype.inner))
+
+
+def _grown(value: Any, dtype: Any) -> pl.DataType | None:
+    """The dtype widened so that it holds a value read from JSON; None if it cannot."""
+    dtype = types.instance(dtype)
+    if value is None:
+        return dtype  # type: ignore[no-any-return]
+    if isinstance(dtype, pl.Null):
+        dtype = _first_dtype(value)
+    if type(value) is list and isinstance(dtype, pl.List | pl.Array):
+        inner = types.instance(dtype.inner)
+        if isinstance(inner, pl.Null) and {int, float} == set(map(type, value)) - {type(None)}:
+            inner = pl.Float64()
+        for item in value:
+            wider = _grown(item, inner)
+            if wider is None:
+                return None
+            inner = wider
+        return pl.List(inner) if isinstance(dtype, pl.List) else pl.Array(inner, dtype.shape[0])
+    if type(value) is dict and isinstance(dtype, pl.Struct):
+        made: dict[str, Any] = {field.name: types.instance(field.dtype) for field in dtype.fields}
+        for name, item in value.items():
+            wider = _grown(item, made.get(name, pl.Null()))
+            if wider is None:
+                return None
+            made[name] = wider
+        return pl.Struct(made) if len(made) <= max(_MAX_FIELDS, len(dtype.fields)) else None
+    return dtype if dtype is not None and _fits(value, dtype) else None
+
+
+def _first_dtype(value: Any) -> pl.DataType | None:
+    """The dtype of the first value that a field has."""
+    kind = type(value)
+    if kind is list:
+        return pl.List(pl.Null())
+    if kind is dict:
+        return pl.Struct([])
+    simple: dict[type, pl.DataType] = {bool: pl.Boolean(), int: pl.Int64(), float: pl.Float64(), str: pl.String()}
+    return simple.get(kind)
+
+
 _INTEGER = re.compile(r"-?\d+")
 _DECIMAL = re.compile(r"-?\d+(?:\.\d+)?")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")

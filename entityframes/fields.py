@@ -45,6 +45,9 @@ _recent: WeakKeyDictionary[Engine, tuple[float, dict[str, dict[str, Field]]]] = 
 #: More inferred fields than this are kept in the metadata but not offered as columns.
 MAX_INFERRED = 1_000
 
+#: Other writers that may widen a field while this one does.
+_MAX_TRIES = 10
+
 #: What is recorded for values that have no common dtype.
 JSON_TEXT = "JSON"
 
@@ -76,8 +79,13 @@ class Fields:
         """
         with self._lock:
             known = self._load(entity_types)
-            new = {entity_type: self._declared(entity_type, known[entity_type], schema) for entity_type in known}
-            self._record({entity_type: fields for entity_type, fields in new.items() if fields})
+            for _ in range(_MAX_TRIES):
+                new = {entity_type: self._declared(entity_type, known[entity_type], schema) for entity_type in known}
+                if not any(new.values()):
+                    break
+                self._record({entity_type: fields for entity_type, fields in new.items() if fields})
+                # Another writer may have made a field wider just now, which then has to hold both.
+                known = self._load(known)
             self._ours.update(known)
 
     def check(self, entity_types: Iterable[str], schema: Mapping[str, pl.DataType]) -> None:
@@ -91,7 +99,7 @@ class Fields:
                 self._declared(entity_type, fields, schema)
 
     def infer(self, inferred: Mapping[str, Inferred]) -> None:
-        """Widen the inferred fields of each type by those found in JSON text."""
+        """Widen the inferred fields of each type by those found in JSON text, and declared ones by what grew in it."""
         with self._lock:
             known = self._load(inferred)
             new: dict[str, dict[str, Field]] = {}
@@ -101,6 +109,10 @@ class Fields:
                     for name, dtype in inferred[entity_type].items()
                     if name not in fields or not fields[name].declared
                 }
+                grown = {
+                    name: _grown(fields[name], dtype) for name, dtype in inferred[entity_type].items() if name in fields
+                }
+                wider |= {name: field for name, field in grown.items() if field is not None}
                 room = MAX_INFERRED - len(fields)
                 changed = {name: field for name, field in wider.items() if fields.get(name) != field}
                 fresh = [name for name in changed if name not in fields]
@@ -160,26 +172,34 @@ class Fields:
             if entity_type in self._ours or not self._engine.is_empty(entity_type):
                 raise
             # No entity is left that could disagree: the type may start anew.
-            return {name: Field(dtype, True) for name, dtype in schema.items()}
+            return {
+                name: Field(dtype, True) for name, dtype in schema.items() if fields.get(name) != Field(dtype, True)
+            }
         inferred = {name for name in schema if name in fields and not fields[name].declared}
-        return {name: Field(schema[name], True) for name in schema if name in fresh or name in inferred}
+        return {
+            name: Field(fresh.get(name, fields[name].output if name in fields else dtype), True)
+            for name, dtype in schema.items()
+            if name in fresh or name in inferred
+        }
 
     def _record(self, new: Mapping[str, Mapping[str, Field]]) -> None:
+        before = {entity_type: self._known[entity_type] for entity_type in new}
         rows = [
-            (entity_type, name, _to_text(field.dtype), field.declared)
+            (entity_type, name, _to_text(field.dtype), field.declared, _text_of(before[entity_type].get(name)))
             for entity_type, fields in new.items()
             for name, field in fields.items()
         ]
         if not rows:
             return
-        columns = {"entity_type": pl.String, "field": pl.String, "dtype": pl.String, "declared": pl.Boolean}
+        texts = dict.fromkeys(["entity_type", "field", "dtype"], pl.String)
+        columns = {**texts, "declared": pl.Boolean, "was": pl.String}
         self._engine.record_fields(pl.DataFrame(rows, columns, orient="row"))
         for entity_type in new:
             # Another writer may have been first: what counts is what the store now says.
             del self._known[entity_type]
         for entity_type, fields in self._load(new).items():
             for name, field in new[entity_type].items():
-                if field.declared and fields[name] != field:
+                if field.declared and types.widened(fields[name].output, field.output) is None:
                     raise SchemaError(
                         f"metadata column {name!r} of type {entity_type!r} was declared as {fields[name].output} by "
                         f"another writer just now, and is {field.output} here: cast it, or use another type"
@@ -205,6 +225,18 @@ def _wider(known: pl.DataType | None, incoming: pl.DataType | None) -> pl.DataTy
     if known == pl.Null:
         return incoming
     return pl.Float64() if {known, incoming} == {pl.Int64(), pl.Float64()} else None
+
+
+def _grown(field: Field, dtype: pl.DataType | None) -> Field | None:
+    """A declared field that holds more than before, or None."""
+    if not field.declared or dtype is None or field.dtype is None:
+        return None
+    wider = types.widened(field.dtype, dtype)
+    return None if wider is None or wider == field.dtype else Field(wider, True)
+
+
+def _text_of(field: Field | None) -> str | None:
+    return None if field is None else _to_text(field.dtype)
 
 
 def _to_text(dtype: pl.DataType | None) -> str:

@@ -7,7 +7,9 @@ hands out are refused, so that nothing is dropped in silence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -23,6 +25,15 @@ KEY = ("entity_type", "id")
 #: Columns that calls of the store add to entities; an entity frame may carry them and they are not written.
 STORE_COLUMNS = frozenset({"found", "exists", "content_hash", "created_at", "updated_at", "row"})
 
+#: Columns that `read`, `get` and `exists` add to what was written: no metadata of anybody, unless named as such.
+ADDED_COLUMNS = ("content_hash", "created_at", "updated_at", "found")
+
+#: A metadata column of one of these names comes back from `read` as ``metadata.<name>``.
+ENTITY_COLUMNS = ("entity_type", "id", "content", "metadata", "content_hash", "created_at", "updated_at")
+
+#: Stands between the parts of an id that several columns make.
+ID_SEPARATOR = "|"
+
 #: Whether a text of an id frame can be no key.
 _NO_KEY = pl.any_horizontal(pl.col(KEY).is_null(), pl.col(KEY).str.contains("\0", literal=True).fill_null(True))
 
@@ -34,7 +45,7 @@ def entities(
     df: Any,
     entity_type: str,
     *,
-    id: str | pl.Expr,
+    id: str | pl.Expr | Sequence[str],
     content: str | pl.Expr | None = None,
     metadata: Iterable[str] | None = None,
 ) -> Any:
@@ -44,11 +55,14 @@ def entities(
         df: a Polars DataFrame or LazyFrame, or anything with the Arrow PyCapsule interface: pandas, PyArrow, a
             DuckDB relation.
         entity_type: the type that every row gets.
-        id: the column with the ids, or an expression such as ``pl.concat_str("a", "b", separator="/")``.
-            Integers, dates and categories become their text.
+        id: the column with the ids, an expression, or a list of columns, whose texts are joined with ``|`` so that
+            no two lists of parts make the same id (a ``|`` or a backslash within a part gets a backslash before it).
+            Integers, dates and categories become their text, and so do floats in a list: whole ones that of integers.
         content: the column or expression with the text of each entity; nulls become ``""``. None makes a frame without
             content: what is stored keeps its own, and a new entity has ``""``.
-        metadata: the columns to keep as typed metadata; None keeps all but those named as `id` and `content`.
+        metadata: the columns to keep as typed metadata; None keeps all but the one named as `id`, `content`, and those
+            that the store adds (content_hash, created_at, updated_at, found; a warning says so where the frame is not
+            what the store gave out). A column ``metadata.created_at``, as `read` calls it, is kept as ``created_at``.
 
     Returns:
         A DataFrame (a LazyFrame for a LazyFrame) with ``entity_type``, ``id``, ``content`` unless that is None, and
@@ -62,25 +76,28 @@ def entities(
     frame = df if isinstance(df, pl.DataFrame | pl.LazyFrame) else as_frame(df)
     schema = frame.collect_schema()
     names = list(schema)
+    parts = [] if isinstance(id, str | pl.Expr) else list(id)
+    if len(parts) == 1:
+        id = parts.pop()
     taken = {column for column in (id, content) if isinstance(column, str)}
-    kept = [name for name in names if name not in taken] if metadata is None else list(metadata)
-    _require(names, [*taken, *kept], "entities()", index=getattr(getattr(df, "index", None), "names", ()))
+    kept = kept_columns(names, taken) if metadata is None else list(metadata)
+    _require(names, [*taken, *parts, *kept], "entities()", index=getattr(getattr(df, "index", None), "names", ()))
 
     for name in kept:
         types.check_dtype(name, schema[name])
 
     columns = [
         pl.lit(entity_type, pl.String).alias("entity_type"),
-        (pl.col(id) if isinstance(id, str) else id).alias("id"),
+        (joined(parts, schema) if parts else _named(id)).alias("id"),  # type: ignore[arg-type]
     ]
     texts = ["id"] if content is None else ["id", "content"]
     if content is not None:
         columns.append(_named(content).alias("content"))
     if kept:
-        columns.append(pl.struct(kept).alias("metadata"))
+        columns.append(pl.struct(pl.col(name).alias(own_name(name, kept)) for name in kept).alias("metadata"))
     lazy = frame.lazy()
     made = lazy.select(columns).collect_schema()
-    _check_id_dtype(id, made["id"])
+    _check_id_dtype("id" if parts else id, made["id"])  # type: ignore[arg-type]
     if content is not None and not isinstance(made["content"], pl.String | pl.Categorical | pl.Enum | pl.Null):
         raise SchemaError(
             f"content {_show(content)} is {made['content']}, not text: "
@@ -90,6 +107,73 @@ def entities(
     if content is not None:
         result = result.with_columns(pl.col("content").fill_null(""))
     return result if isinstance(frame, pl.LazyFrame) else result.collect()
+
+
+def kept_columns(names: Sequence[str], taken: Iterable[str]) -> list[str]:
+    """The columns of a frame that are metadata by default; a warning tells which are left out and are the caller's.
+
+    Args:
+        names: all columns.
+        taken: those that are the id or the content.
+    """
+    left = [name for name in ADDED_COLUMNS if name in names and name not in taken]
+    if left and "content_hash" not in left:
+        warnings.warn(
+            f"columns {', '.join(map(repr, left))} are left out, because the store has its own of these names: name "
+            "the columns to keep with metadata=, or rename them",
+            UserWarning,
+            stacklevel=3,
+        )
+    return [name for name in names if name not in taken and name not in left]
+
+
+def own_name(name: str, among: Iterable[str]) -> str:
+    """The name that a metadata column had before `read` called it ``metadata.<name>``."""
+    bare = name.removeprefix("metadata.")
+    return bare if bare != name and bare in ENTITY_COLUMNS and bare not in among else name
+
+
+def joined(parts: Sequence[str], schema: Mapping[str, pl.DataType], separator: str = ID_SEPARATOR) -> pl.Expr:
+    """The ids that several columns make; null where a part is.
+
+    Args:
+        parts: the columns.
+        schema: their dtypes.
+        separator: stands between the parts. Where it comes in a part, and where a backslash does, a backslash is put
+            before it, so that the parts can be told from the id.
+
+    Raises:
+        SchemaError: the separator is empty or holds a backslash, or a column has a dtype without a stable text.
+    """
+    if not separator or "\\" in separator:
+        raise SchemaError(f"id separator {separator!r}: give one or more characters, and no backslash")
+    texts = [_part(name, schema[name]) for name in parts]
+    if len(separator) == 1:
+        escaped = [text.str.replace_all(f"[{re.escape(separator)}\\\\]", "\\${0}") for text in texts]
+    else:
+        # Also the beginning of a separator at the end of a part, which the next one could complete.
+        starts = [re.escape(separator[:length]) + r"\Z" for length in range(len(separator) - 1, 0, -1)]
+        pattern = re.compile("|".join([r"\\", re.escape(separator), *starts]))
+        escaped = [
+            text.map_elements(
+                lambda part: pattern.sub(lambda found: "".join(f"\\{letter}" for letter in found[0]), part),
+                return_dtype=pl.String,
+            )
+            for text in texts
+        ]
+    return pl.concat_str(escaped, separator=separator)
+
+
+def _part(name: str, dtype: pl.DataType) -> pl.Expr:
+    """The text of a part of an id."""
+    column = pl.col(name)
+    if dtype.is_float():
+        whole = (column == column.round()) & (column.abs() < 1 << 53)
+        number = pl.when(whole).then(column).cast(pl.Int64).cast(pl.String)
+        return pl.when(column.is_not_nan()).then(pl.coalesce(number, column.cast(pl.Float64).cast(pl.String)))
+    if dtype != pl.Null:
+        _check_id_dtype(name, dtype)
+    return column.cast(pl.String)
 
 
 def ids(entity_type: str, ids: Iterable[Any]) -> pl.DataFrame:
@@ -182,7 +266,8 @@ def _check_arguments(entity_type: Any, id: Any, content: Any) -> None:
             f"entity_type is {type(entity_type).__name__}: it is the text that every row gets; a frame with columns "
             "entity_type, id and content is an entity frame as it is"
         )
-    for name, column in (("id", id), ("content", content)):
+    several = isinstance(id, list | tuple) and bool(id) and all(isinstance(column, str) for column in id)
+    for name, column in (("id", pl.lit("") if several else id), ("content", content)):
         if not isinstance(column, str | pl.Expr) and not (name == "content" and column is None):
             raise SchemaError(f"{name} is {type(column).__name__}: it is the name of a column, or an expression")
 
@@ -196,7 +281,8 @@ def _show(column: str | pl.Expr | None) -> str:
 
 
 def _require(present: list[str], needed: Iterable[str], what: str, index: Iterable[Any] = ()) -> None:
-    missing = [name for name in dict.fromkeys(needed) if name not in present]
+    there = set(present)
+    missing = [name for name in dict.fromkeys(needed) if name not in there]
     if of_index := [name for name in missing if name in index]:
         raise SchemaError(
             f"{what} needs columns {', '.join(map(repr, of_index))}, which are the index of the frame: "
@@ -219,6 +305,11 @@ def _check_text(schema: Mapping[str, pl.DataType], names: Iterable[str]) -> None
 
 def _check_id_dtype(column: str | pl.Expr, dtype: pl.DataType) -> None:
     if not (dtype.is_integer() or isinstance(dtype, _ID_DTYPES)):
+        if dtype.is_float():
+            raise SchemaError(
+                f"id {_show(column)} is {dtype}, which makes no stable text: cast whole numbers to Int64 first "
+                "(pandas makes floats of integers with gaps: .astype('Int64'))"
+            )
         raise SchemaError(f"id {_show(column)} is {dtype}, which makes no stable text: cast it to pl.String first")
 
 

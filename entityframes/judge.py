@@ -26,7 +26,7 @@ def judge(
     canonical = canonicalise(chunk, options.nulls)
     rows, invalid = canonical.valid, canonical.invalid
     if has_fields := any(names for names, _ in canonical.shapes):
-        rows, misfits = _conforming(rows, fields)
+        rows, misfits, grown = _conforming(rows, fields)
         invalid = pl.concat([invalid, *misfits])
     if "expected" in chunk.columns:
         hashes = chunk.select("row", "expected", "expected_metadata")
@@ -37,6 +37,8 @@ def judge(
         hashes = hashes.filter(~no_hash).with_columns(pl.col("expected", "expected_metadata").str.decode("hex"))
         rows = rows.join(hashes, on="row", maintain_order="left")
     found = _inferred(rows, canonical.shapes) if has_fields else {}
+    for entity_type in found:
+        found[entity_type] |= grown[entity_type]
     return rows, invalid, found, canonical.shapes
 
 
@@ -48,13 +50,21 @@ def _inferred(rows: pl.DataFrame, shapes: list[Shape]) -> dict[str, Inferred]:
     return {entity_type: inferred(of_type) for entity_type, of_type in used.items()}
 
 
-def _conforming(rows: pl.DataFrame, fields: Fields) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
-    """The rows whose JSON metadata fits the declared dtypes of their type, and what is wrong with the others."""
+def _conforming(
+    rows: pl.DataFrame, fields: Fields
+) -> tuple[pl.DataFrame, list[pl.DataFrame], dict[str, dict[str, pl.DataType]]]:
+    """The rows whose JSON metadata fits the declared dtypes of their type, what is wrong with the others, and the
+    fields of each type that have to be wider for them.
+    """
     misfits = []
+    grown: dict[str, dict[str, pl.DataType]] = {}
     for entity_type in rows["entity_type"].unique():
         declared = fields.declared(entity_type)
+        grown[entity_type] = {}
         if declared:
             own = rows.filter(pl.col("entity_type") == entity_type)
+            grown[entity_type] = conforming.grown(own["metadata"], declared)
+            declared |= grown[entity_type]
             wrong = conforming.nonconforming(own["metadata"], declared).unique("row", keep="first")
             dtypes = wrong["field"].replace_strict(
                 {name: str(dtype) for name, dtype in declared.items()}, return_dtype=pl.String
@@ -63,7 +73,7 @@ def _conforming(rows: pl.DataFrame, fields: Fields) -> tuple[pl.DataFrame, list[
             misfits.append(own[wrong["row"]].select("row", *KEY).with_columns(wrong.select(error=error).to_series()))
     if misfits:
         rows = rows.join(pl.concat(misfits), on="row", how="anti", maintain_order="left")
-    return rows, misfits
+    return rows, misfits, grown
 
 
 def losers(rows: pl.DataFrame, policy: OnDuplicate) -> pl.Series:

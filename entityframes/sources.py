@@ -46,6 +46,8 @@ def as_frame(source: Any) -> pl.DataFrame:
             f"expected a frame, got {type(source).__name__}: pass a Polars, pandas or PyArrow frame, a LazyFrame, "
             "or an iterator of frames"
         )
+    given = source
+    source = _without_panics(source)
     try:
         _check_arrow(source)
         frame = pl.DataFrame(source)
@@ -54,8 +56,49 @@ def as_frame(source: Any) -> pl.DataFrame:
     except (Exception, pl.exceptions.PanicException) as error:
         _check_repeated(source)
         frame = _from_pandas_bytes(source, error)
-    _check_times(source, frame)
+    # What was given can be read again where the reader in its place cannot.
+    _check_times(given, frame)
     return frame.drop([name for name in frame.columns if name.startswith("__index_level_")])
+
+
+#: Arrow types, by their names, that make Polars panic or that it does not know.
+_PANICS = ("interval", "dense_union", "sparse_union", "decimal256", "run_end_encoded", "list_view")
+
+
+def _without_panics(source: Any) -> Any:
+    """The source, or a reader in its place, once it is known that Polars knows all its types.
+
+    A panic of Polars is no Exception, and prints a page of its own before anybody can catch it.
+
+    Raises:
+        SchemaError: a column has a type that Polars does not have; names it, and what to cast it to.
+    """
+    if hasattr(source, "iloc"):
+        return source
+    import pyarrow as pa
+
+    try:
+        if not hasattr(source, "schema") or not isinstance(source.schema, pa.Schema):
+            source = pa.RecordBatchReader.from_stream(source)
+        schema = source.schema
+    except (pa.ArrowException, TypeError, ValueError, AttributeError):
+        # Polars says better what is wrong.
+        return source
+    unknown = [
+        f"{each.name!r} is {each.type}" for each in schema if any(name in _type_names(each.type) for name in _PANICS)
+    ]
+    if unknown:
+        raise SchemaError(
+            f"columns with types that Polars does not have: {', '.join(unknown[:10])}: cast them before, for example "
+            "to text (DuckDB: CAST(c AS VARCHAR)), or leave them out"
+        )
+    return source
+
+
+def _type_names(dtype: Any) -> str:
+    """The names of an Arrow type and of those within it, without those of its fields."""
+    inner = [dtype.field(number).type for number in range(dtype.num_fields)]
+    return " ".join([str(dtype).partition("<")[0], *map(_type_names, inner)])
 
 
 def _check_arrow(source: Any) -> None:
@@ -140,11 +183,11 @@ def _from_pandas_bytes(source: Any, error: Exception) -> pl.DataFrame:
     encoded = source.map(lambda value: value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value)
     try:
         return pl.DataFrame(encoded)
-    except Exception as again:
+    except (Exception, pl.exceptions.PanicException) as again:
         for name in encoded.columns:
             try:
                 pl.DataFrame(encoded[[name]])
-            except Exception as wrong:
+            except (Exception, pl.exceptions.PanicException) as wrong:
                 raise SchemaError(f"column {name!r} cannot be read through Arrow: {wrong}") from again
         raise SchemaError(f"the frame cannot be read through Arrow: {error}") from again
 
@@ -179,7 +222,7 @@ def iterate(source: Any, rows: int = 25_000) -> Iterator[pl.DataFrame]:
     elif hasattr(source, "__arrow_c_stream__"):
         import pyarrow as pa
 
-        for batch in pa.RecordBatchReader.from_stream(source):
+        for batch in _without_panics(pa.RecordBatchReader.from_stream(source)):
             yield as_frame(batch)
     else:
         for frame in source:

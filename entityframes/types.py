@@ -281,12 +281,12 @@ def decode(metadata: pl.Series, fields: Mapping[str, pl.DataType]) -> pl.DataFra
         frame = texts.select(_value(pl.col(name), dtype).alias(name) for name, dtype in fields.items())
     except pl.exceptions.PolarsError as error:
         raise SchemaError(f"stored metadata does not fit its recorded dtypes: {str(error).splitlines()[0]}") from error
+    given = texts.get_columns()
     lost = [
         name
-        for name in fields
-        if not frame.schema[name].is_nested() and frame[name].null_count() > texts[name].null_count()
+        for name, before, after in zip(fields, given, frame.get_columns(), strict=True)
+        if not after.dtype.is_nested() and after.dtype != pl.Null and after.null_count() > before.null_count()
     ]
-    lost = [name for name in lost if fields[name] != pl.Null]
     if lost:
         row = int((frame[lost[0]].is_null() & texts[lost[0]].is_not_null()).arg_true()[0])
         raise SchemaError(
@@ -345,26 +345,50 @@ def merge_fields(
     """The fields that have to be recorded so that a type can hold more metadata.
 
     Returns:
-        New fields, and those known as Null that get a dtype now. An incoming Null fits any dtype.
+        New fields, and those that hold more now than before, with their dtypes (see `widened`).
 
     Raises:
-        SchemaError: a field is known with another dtype; names all of them, both dtypes, and what to do.
+        SchemaError: a field is known with a dtype that cannot hold both; names all of them, both dtypes, and what to
+            do.
     """
+    merged = {name: widened(known[name], dtype) for name, dtype in incoming.items() if name in known}
     conflicts = [
-        f"{name!r} is {known[name]} there and {dtype} here"
-        for name, dtype in incoming.items()
-        if name in known and dtype != known[name] and pl.Null not in (dtype, known[name])
+        f"{name!r} is {known[name]} there and {incoming[name]} here" for name, dtype in merged.items() if dtype is None
     ]
     if conflicts:
         raise SchemaError(
             f"metadata of type {entity_type!r} has other dtypes in the store: {'; '.join(conflicts)}. "
             "Cast the columns, or write these entities under another type"
         )
-    return {
-        name: dtype
-        for name, dtype in incoming.items()
-        if name not in known or (known[name] == pl.Null and dtype != pl.Null)
-    }
+    held = {name: merged.get(name) or dtype for name, dtype in incoming.items()}
+    return {name: dtype for name, dtype in held.items() if name not in known or dtype != known[name]}
+
+
+def widened(known: pl.DataType, incoming: pl.DataType) -> pl.DataType | None:
+    """The dtype that holds the values of two without a change to any, or None.
+
+    Null fits everything, and a struct takes more fields, at every depth; other dtypes are equal or do not go together.
+    """
+    known, incoming = instance(known), instance(incoming)
+    if known == incoming or isinstance(incoming, pl.Null):
+        return known
+    if isinstance(known, pl.Null):
+        return incoming
+    if isinstance(known, pl.Struct) and isinstance(incoming, pl.Struct):
+        fields: dict[str, pl.DataType] = {field.name: instance(field.dtype) for field in known.fields}
+        for field in incoming.fields:
+            inner = widened(fields.get(field.name, pl.Null()), instance(field.dtype))
+            if inner is None:
+                return None
+            fields[field.name] = inner
+        return pl.Struct(fields)
+    if isinstance(known, pl.List) and isinstance(incoming, pl.List):
+        inner = widened(instance(known.inner), instance(incoming.inner))
+        return None if inner is None else pl.List(inner)
+    if isinstance(known, pl.Array) and isinstance(incoming, pl.Array) and known.shape[0] == incoming.shape[0]:
+        inner = widened(instance(known.inner), instance(incoming.inner))
+        return None if inner is None else pl.Array(inner, known.shape[0])
+    return None
 
 
 def instance(dtype: Any) -> pl.DataType:

@@ -22,7 +22,7 @@ from tests.conftest import execute
 
 AIRPORTS = (
     '1,"Goroka Airport","Goroka",\\N,5282,-6.08\n'
-    '2,"Madang Airport","Madang","MAG",20,-5.20\n'
+    '2,"Madang Airport","Madang","MAG",20,-5.25\n'
     '007,"Bond\'s","London","JBX",\\N,51.5\n'
 )
 COLUMNS = "id,name,city,iata,altitude,lat"
@@ -169,11 +169,10 @@ def test_a_second_file_whose_columns_look_different(run: Run) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("ragged.csv", b"id,a\n1,2\n2,3,4\n", "ragged.csv, line 3: 3 values, where the first line has 2"),
-        ("latin.csv", b"id,a\n1,\xff\n", "latin.csv, line 2: not UTF-8"),
-        ("latin.csv.gz", gzip.compress(b"id,a\n1,\xff\n", mtime=0), "latin.csv.gz, line 2: not UTF-8"),
+        ("header.csv", b"id,caf\xe9\n1,2\n", "header.csv, line 1 (the header): not UTF-8"),
+        ("cut.csv.gz", gzip.compress(b"id,a\n1,x\n" * 9, mtime=0)[:-9], "cut.csv.gz ends too early"),
         ("empty.csv", b"", "empty.csv is empty"),
-        ("a.ndjson", b'{"id": "1"}\n{2}\n', "a.ndjson, line 2: no JSON"),
+        ("empty.ndjson", b"\n", "empty.ndjson is empty"),
         ("no.parquet", b"PAR", "no.parquet cannot be read"),
     ],
 )
@@ -184,6 +183,24 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, s
     assert ran.returncode == 2
     assert said in ran.stderr
     assert not (tmp_path / "new.duckdb").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("ragged.csv", b"id,a\n1,2\n2,3,4\n", "ragged.csv, line 3: 3 values, where the first line has 2"),
+        ("latin.csv", b"id,a\n0,0\n1,\xff\n", "latin.csv, line 3: not UTF-8"),
+        ("latin.csv.gz", gzip.compress(b"id,a\n0,0\n1,\xff\n", mtime=0), "latin.csv.gz, line 3: not UTF-8"),
+        ("a.ndjson", b'{"id": "1"}\n{2}\n', "a.ndjson, line 2: no JSON"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_a_line_that_cannot_be_read(run: Run, name: str, content: bytes, said: str) -> None:
+    """Is a failed row with file, line and reason; the others are stored."""
+    (run.folder / name).write_bytes(content)
+    code, out, errors = run("import", name, "--type", "t", "--id", "id")
+    assert (code, "1 created, 1 failed" in out) == (1, True)
+    assert said in errors
 
 
 @pytest.mark.parametrize(
@@ -386,9 +403,9 @@ def test_a_narrower_file_leaves_the_rest(run: Run) -> None:
             return store.read("airport").sort("id").select(columns).rows()[1:]
 
     goroka, madang = ("1", "Goroka Airport", "Goroka", None), ("2", "Madang Airport", "Madang", "MAG")
-    assert airports() == [(*goroka, 1, -6.08), (*madang, 20, -5.2)]
+    assert airports() == [(*goroka, 1, -6.08), (*madang, 20, -5.25)]
     assert "1 updated" in run("import", *some)[1]
-    assert airports() == [(*goroka, 1, -6.08), (*madang, None, -5.2)]
+    assert airports() == [(*goroka, 1, -6.08), (*madang, None, -5.25)]
     code, out, _ = run("import", *some, "--absent", "clear")
     assert (code, "2 updated" in out) == (0, True)
     assert airports() == [("1", "", None, None, 1, None), ("2", "", None, None, None, None)]

@@ -78,13 +78,13 @@ def test_arrows_point_one_way() -> None:
 
 
 def test_modules_and_functions_stay_short() -> None:
-    """A module is under 600 lines and a function under 60."""
+    """A module is under 700 lines and a function under 70."""
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text("utf-8")
-        assert text.count("\n") < 600, path
+        assert text.count("\n") < 700, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+                assert node.end_lineno - node.lineno < 70, f"{path}: {node.name}"
 
 
 def test_both_engines_answer_the_same_methods() -> None:

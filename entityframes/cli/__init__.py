@@ -52,7 +52,7 @@ def _told() -> Iterator[None]:
         hint = f" (see {context.command_path} --help)" if context else ""
         say(f"entityframes: {visible(' '.join(error.format_message().split()))}{hint}", err=True)
         sys.exit(2)
-    except (EntityFramesError, pl.exceptions.PolarsError, OSError, ValueError) as error:
+    except (EntityFramesError, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):
             sys.stderr.close()
             sys.exit(0)

@@ -65,11 +65,14 @@ def open_for_dry_run(url: str | None, namespace: str) -> Any:
         return entityframes.connect(":memory:")
 
 
-def print_summary(result: Any, files: Sequence[str], store: str, as_json: bool, rest: str | None = None) -> None:
+def print_summary(
+    result: Any, files: Sequence[str], store: str, as_json: bool, rest: str | None = None, notes: Sequence[str] = ()
+) -> None:
     """What became of the rows: JSON on standard output for scripts, else a few lines for a person.
 
     Args:
         rest: how to see the failed rows that are not shown.
+        notes: what was done with the files that they do not say.
     """
     if as_json:
         failures = result.failed.select("row", "entity_type", "id", "error_kind", "error", "sqlstate")
@@ -79,6 +82,7 @@ def print_summary(result: Any, files: Sequence[str], store: str, as_json: bool, 
             "batches": result.batches,
             "elapsed": round(result.elapsed, 3),
             "failed": failures.head(1_000).to_dicts(),
+            **({"notes": list(notes)} if notes else {}),
         }
         print_exactly(json.dumps(report, ensure_ascii=False), json=True)
         return
@@ -100,7 +104,8 @@ def print_failures(failed: Any, rest: str | None = None, most: int = 10) -> None
     for row in failed.head(most).iter_rows(named=True):
         # Text, so that brackets in the data are not taken for markup.
         table.add_row(*(Text(visible(row[name])) for name in ("row", "entity_type", "id", "error")))
-    Console(stderr=True).print(table)
+    # In a file a line is as long as what it says.
+    Console(stderr=True, width=None if sys.stderr.isatty() else 1_000).print(table)
     if failed.height > most:
         say(f"and {failed.height - most:,} more{f': {rest}' if rest else ''}", err=True)
 

@@ -27,15 +27,25 @@ def _ids_frame(entity_type: str, ids: Sequence[str], ids_file: str | None) -> An
     import polars as pl
 
     import entityframes
-    from entityframes.files import TextOptions, scan_files
+    from entityframes.files import TextOptions, read_files
 
     if bool(ids) == bool(ids_file):
         raise click.UsageError("give ids as arguments, or a file of them with --ids")
     if not ids_file:
         listed = [line for id in ids for line in (sys.stdin.read().splitlines() if id == "-" else [id])]
         return entityframes.ids(entity_type, listed)
-    frame = scan_files([ids_file], None, TextOptions(text=["id"])).select(pl.col("id").cast(pl.String)).collect()
-    return entityframes.ids(entity_type, frame["id"])
+    with tempfile.TemporaryDirectory(prefix="entityframes-") as spool:
+        given = read_files([ids_file], None, TextOptions(), Path(spool))
+        if "id" not in given.names:
+            found = ", ".join(map(repr, given.names[:10]))
+            raise click.UsageError(
+                f"--ids {ids_file}: no column 'id'; the file has {found} in its first line. Put a line 'id' before the "
+                f"ids, or pass a file of ids alone through standard input: entityframes ... - < {ids_file}"
+            )
+        given.choose(["id"])
+        if given.unread.rows:
+            raise click.UsageError(f"--ids {given.unread.rows[0].error}")
+        return entityframes.ids(entity_type, given.scan().select("id").cast(pl.String).collect()["id"])
 
 
 def _unknown_type(store: Any, entity_type: str) -> str | None:
@@ -115,7 +125,7 @@ def delete(
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(["csv", "tsv", "ndjson", "parquet", "ipc"]),
+    type=click.Choice(["csv", "tsv", "ndjson", "json", "parquet", "ipc"]),
     help="[default: by the file's name]",
 )
 @json_option
@@ -124,7 +134,7 @@ def export(
     entity_type: str, out: str | None, file_format: str | None, as_json: bool, url: str | None, namespace: str
 ) -> None:
     """Write all entities of a type with their metadata as typed columns; --json prints NDJSON."""
-    from entityframes.files import write_file
+    from entityframes.files import check_writable, nonfinite, write_file
 
     if out is None and file_format in ("parquet", "ipc") and sys.stdout.isatty():
         raise click.UsageError(f"--format {file_format} is nothing for a terminal: name a file with --out")
@@ -132,6 +142,11 @@ def export(
         if unknown := _unknown_type(store, entity_type):
             raise click.ClickException(unknown)
         frame = store.read(entity_type)
+    kind = file_format or ("csv" if not as_json else "ndjson")
+    if check_writable(frame.schema, out or f"standard output.{kind}", file_format) in ("ndjson", "json"):
+        for name in nonfinite(frame):
+            said = f"column {name!r} holds NaN or infinities, which JSON has not: they come out as null"
+            say(f"note: {visible(said)}", err=True)
     if out:
         write_file(frame, out, file_format)
         say(f"{frame.height:,} rows of {visible(entity_type)} -> {visible(out)}", err=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,13 +29,11 @@ ERROR_COLUMN = "entityframes_error"
 ROW_COLUMN = "entityframes_row"
 
 
-def _joined(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
-    """Names of an option that was given several times, as if it had been given once with commas between."""
-    return ",".join(values) or None
+#: The text of a row that could not be read, in the file of failed rows; import leaves it out as well.
+RAW_COLUMN = "entityframes_line"
 
-
-#: An option that lists names.
-_LISTING: dict[str, Any] = {"multiple": True, "callback": _joined, "metavar": "TEXT"}
+#: An option that lists names: with commas between, or given several times.
+_LISTING: dict[str, Any] = {"multiple": True, "metavar": "TEXT"}
 
 
 @click.command("import")
@@ -60,17 +60,32 @@ _LISTING: dict[str, Any] = {"multiple": True, "callback": _joined, "metavar": "T
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(["csv", "tsv", "ndjson", "parquet", "ipc"]),
+    type=click.Choice(["csv", "tsv", "ndjson", "json", "parquet", "ipc"]),
     help="[default: by the file's name]",
 )
 @click.option("--columns", help="Names of the columns of a CSV without a header line, with commas between.", **_LISTING)
-@click.option("--separator", help="Stands between the values of a CSV.")
+@click.option("--separator", help=r"Stands between the values of a CSV, such as ; or \t.")
+@click.option("--quote", default='"', help='Stands around values of a CSV that hold a separator.  [default: "]')
+@click.option("--no-quote", is_flag=True, help="Quotes are part of the values; the same as --quote ''.")
+@click.option(
+    "--escape",
+    metavar="CHARACTER",
+    help=r"Stands before a quote within a quoted value, such as \.  [default: a quote is doubled]",
+)
+@click.option("--encoding", help="Encoding of CSV and JSON, such as cp1252.  [default: UTF-8, or what the file says]")
+@click.option("--decimal-comma", is_flag=True, help="1,5 is a number in a CSV.")
 @click.option(
     "--null", "nulls", multiple=True, metavar="TEXT", help=r"Text that means null, such as \N; may be repeated."
 )
 @click.option(
     "--text",
     help="CSV columns to keep as text whatever they look like (leading zeros), with commas between.",
+    **_LISTING,
+)
+@click.option(
+    "--number",
+    "numbers",
+    help="Columns to keep as numbers where a text is changed by it (1.10 becomes 1.1), with commas between.",
     **_LISTING,
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Rows in a transaction.  [default: as many as fit 8 MiB]")
@@ -116,7 +131,7 @@ _LISTING: dict[str, Any] = {"multiple": True, "callback": _joined, "metavar": "T
 @json_option
 @store_options
 def import_command(files: Sequence[str], as_json: bool, url: str | None, namespace: str, **options: Any) -> None:
-    """Import rows as entities: CSV, TSV, NDJSON, Parquet or Arrow IPC, also .gz and .zst, patterns, or - for stdin.
+    """Import rows as entities: CSV, TSV, NDJSON, JSON, Parquet or Arrow IPC, also packed, patterns, or - for stdin.
 
     Rows that exist and are equal are left alone, so an import that was stopped is simply run again.
 
@@ -125,29 +140,31 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
         --columns id,name,city,country,iata --null '\\N'
     entityframes import routes.csv --type route --id airline,source,destination
     """
-    from entityframes.cli.unreadable import told_where
-    from entityframes.files import expanded
+    from entityframes.files import check_writable, read_files
 
     if options["entity_type"] is None and options["id_columns"]:
         raise click.UsageError("--id needs --type, the entity type of every row")
+    if options["entity_type"] is not None and not options["id_columns"]:
+        raise click.UsageError("--type needs --id, the column with the ids")
     _check_failed_file(options["failed_file"], files)
     with tempfile.TemporaryDirectory(prefix="entityframes-") as spool:
-        paths = expanded(files, options["file_format"], Path(spool))
-        with told_where(paths, options["file_format"], options["separator"]):
-            # What cannot be read is told before a store is made for it.
-            rows = _scan(paths, options, {})
-            frame = _read(rows, paths, options)
-            with (open_for_dry_run if options["dry_run"] else open_store)(url, namespace) as store:
-                known = _known(store, options["entity_type"])
-                as_stored = _scan(paths, options, known) if known else rows
-                if as_stored.collect_schema() != rows.collect_schema():
-                    _tell_text(rows.collect_schema(), as_stored.collect_schema())
-                    rows = as_stored
-                    frame = _read(rows, paths, options)
-                _tell_odd_values(frame, paths, options, known)
-                result = _import(store, frame, files, as_json, options)
+        # What cannot be read is told before a store is made for it.
+        given = read_files(files, options["file_format"], _text_options(options), Path(spool))
+        _name_columns(given, options)
+        rows = given.scan()
+        frame = _read(rows, given, options)
+        with (open_for_dry_run if options["dry_run"] else open_store)(url, namespace) as store:
+            if known := _known(store, options["entity_type"]):
+                rows = given.scan(known)
+                frame = _read(rows, given, options)
+            if options["failed_file"]:
+                check_writable(rows.collect_schema(), options["failed_file"])
+            for line in given.notes.lines():
+                say(f"note: {visible(line)}", err=True)
+            with _named(files):
+                result = _import(store, frame, files, as_json, options, given)
         if options["failed_file"] and not result.ok:
-            _write_failed(rows, result, options["failed_file"])
+            _write_failed(rows, result, given, options["failed_file"])
             say(
                 f"wrote the failed rows to {visible(options['failed_file'])}: correct them and import that file",
                 err=True,
@@ -155,16 +172,85 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
     sys.exit(0 if result.ok else 1)
 
 
-def _read(rows: Any, paths: Sequence[str], options: dict[str, Any]) -> Any:
+@contextmanager
+def _named(files: Sequence[str]) -> Iterator[None]:
+    """Say of which files it is that the store refuses the rows, and what can be done here."""
+    from entityframes.errors import SchemaError
+
+    try:
+        yield
+    except SchemaError as error:
+        names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+        help = " (--text and --number say what a column is, --metadata which are kept)"
+        raise SchemaError(f"{names}: {error}{help if 'other dtypes' in str(error) else ''}") from error
+
+
+def _text_options(options: dict[str, Any]) -> Any:
+    """How to read files of text."""
+    from entityframes.files import TextOptions
+
+    return TextOptions(
+        columns=_listed(options["columns"]) or None,
+        separator=options["separator"],
+        quote="" if options["no_quote"] else options["quote"],
+        escape=options["escape"],
+        encoding=options["encoding"],
+        decimal_comma=options["decimal_comma"],
+        nulls=options["nulls"],
+    )
+
+
+def _listed(values: Sequence[str]) -> list[str]:
+    """Names that an option gives, in one value with commas or in several; one that holds a comma stands in quotes."""
+    return [name.strip() for row in csv.reader(values, skipinitialspace=True) for name in row]
+
+
+def _chosen(values: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The columns that an option names: a value that is a name is one, whatever is in it; else it lists some."""
+    found: list[str] = []
+    for value in values:
+        if value in names:
+            found.append(value)
+        elif all(part in names for part in value.split(",")):
+            found += value.split(",")
+        else:
+            found += _listed([value])
+    return list(dict.fromkeys(found))
+
+
+def _name_columns(given: Any, options: dict[str, Any]) -> None:
+    """Put the columns of the files in place of what the options say of them."""
+    names = given.names
+    for option in ("id_columns", "metadata", "text", "numbers"):
+        options[option] = _chosen(options[option], names)
+    keys = options["id_columns"] if options["entity_type"] else ["entity_type", "id", "content"]
+    if options["entity_type"] is None and given.kind in ("csv", "tsv"):
+        keys = [*keys, "metadata"]
+    if options["entity_type"] is None:
+        missing = [name for name in keys[:2] if name not in names]
+        if missing:
+            raise click.UsageError(
+                f"the file has no column {', '.join(map(repr, missing))}: name the type of its rows, and the "
+                "column with their ids: --type TYPE --id COLUMN [--content COLUMN]"
+            )
+        keys = [name for name in keys if name in names]
+    text = [*keys, *([options["content"]] if options["content"] else []), *options["text"]]
+    given.choose(list(dict.fromkeys(text)), options["numbers"], options["metadata"])
+
+
+def _read(rows: Any, given: Any, options: dict[str, Any]) -> Any:
     """The entity frame: of files that fit at once, so that repeated keys are found in all of it, else lazy."""
-    frame = _entity_frame(rows, options)
-    return frame.collect() if sum(Path(path).stat().st_size for path in paths) <= _SMALL else frame
+    from entityframes.files import reading
+
+    with reading(given.files):
+        frame = _entity_frame(rows, given, options)
+        return frame.collect() if given.bytes <= _SMALL else frame
 
 
-def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options: dict[str, Any]) -> Any:
+def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options: dict[str, Any], given: Any) -> Any:
     """Upsert an entity frame, and tell what came of the files that it is from."""
     if options["dry_run"]:
-        _dry_run(store, frame, options, as_json)
+        _dry_run(store, frame, options, as_json, given)
     rest = None if options["failed_file"] else "write them all with --failed FILE"
     try:
         result = store.upsert(
@@ -178,28 +264,80 @@ def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options
             progress=options["progress"],
         )
     except KeyboardInterrupt:
-        print_summary(store.last_result, files, store.address, as_json, rest)
+        print_summary(with_unread(store.last_result, given, options), files, store.address, as_json, rest)
         say("note: the same command again goes on: what is stored is left as it is", err=True)
         raise
-    print_summary(result, files, store.address, as_json, rest)
-    parts = _names(options["id_columns"])
+    result = with_unread(result, given, options)
+    print_summary(result, files, store.address, as_json, rest, given.notes.all())
+    parts = options["id_columns"]
     if len(parts) > 1 and (result.failed["error"] == "id is null").any():
         say(f"note: an id is null where any of its parts is: {', '.join(map(visible, parts))}", err=True)
     return result
 
 
-def _dry_run(store: Any, frame: Any, options: dict[str, Any], as_json: bool) -> NoReturn:
+def with_unread(result: Any, given: Any, options: dict[str, Any]) -> Any:
+    """A result to which the rows belong as well that could not be read, each at its place in the input."""
+    from dataclasses import replace
+
+    if not given.unread.rows:
+        return result
+    counts = {**result.counts, "failed": result.counts["failed"] + len(given.unread.rows)}
+    return replace(result, counts=counts, _log=_WithUnread(result, given.unread, options["entity_type"]))
+
+
+class _WithUnread:
+    """Outcomes of the rows of a store and of those that could not be read."""
+
+    def __init__(self, result: Any, unread: Any, entity_type: str | None) -> None:
+        self.result, self._unread, self._entity_type = result, unread, entity_type
+
+    def collect(self) -> Any:
+        import polars as pl
+
+        told = self.result.outcomes
+        rows = pl.Series([each.row for each in self._unread.rows], dtype=pl.Int64)
+        # So many rows that could not be read come before the first, second, ... row that could.
+        before = (rows - pl.int_range(len(rows), eager=True)).search_sorted(told["row"].cast(pl.Int64), side="right")
+        told = told.with_columns((told["row"] + before.cast(pl.UInt32)).alias("row"))
+        bad = pl.DataFrame(
+            {"row": rows, "error": [each.error for each in self._unread.rows]},
+        ).select(
+            pl.lit(self._entity_type, pl.String).alias("entity_type"),
+            "row",
+            "error",
+            status=pl.lit("failed"),
+            error_kind=pl.lit("validation"),
+        )
+        bad = bad.select(
+            (pl.col(name) if name in bad.columns else pl.lit(None)).cast(dtype).alias(name)
+            for name, dtype in told.schema.items()
+        )
+        return pl.concat([told, bad]).sort("row")
+
+
+def _dry_run(store: Any, frame: Any, options: dict[str, Any], as_json: bool, given: Any) -> NoReturn:
+    import json
+
     from entityframes import reports
 
     plan = store.plan(
         frame, absent=options["absent"], nulls=options["null_values"], on_duplicate=options["on_duplicate"]
     )
     report = reports.of_plan(plan, as_json)
+    unread = given.unread.rows
+    if as_json:
+        listed = [{"row": each.row, "error": each.error} for each in unread[:1_000]]
+        more = {"unreadable": len(unread), "unreadable_rows": listed, "notes": given.notes.all()}
+        made = json.loads(report)
+        report = json.dumps({**made, "ok": made["ok"] and not unread, **more}, ensure_ascii=False)
+    elif unread:
+        said = "1 row cannot be read" if len(unread) == 1 else f"{len(unread):,} rows cannot be read"
+        report = "\n".join([f"{said}, such as row {each.row}: {visible(each.error)}" for each in unread[:1]] + [report])
     if as_json:
         print_exactly(report, json=True)
     else:
         say(report)
-    sys.exit(1 if plan.counts["invalid"] else 0)
+    sys.exit(1 if plan.counts["invalid"] or unread else 0)
 
 
 #: Files up to this size are read whole.
@@ -223,98 +361,87 @@ def _check_failed_file(path: str | None, files: Sequence[str]) -> None:
 def _known(store: Any, entity_type: str | None) -> dict[str, Any]:
     """The dtypes that the store has for the metadata of a type, as long as it has entities of it."""
     from entityframes.fields import Fields
+    from entityframes.frames import ENTITY_COLUMNS
 
     if entity_type is None or store._engine.is_empty(entity_type):
         return {}
-    return {name: field.output for name, field in Fields(store._engine).of(entity_type).items()}
+    fields = {name: field.output for name, field in Fields(store._engine).of(entity_type).items()}
+    return fields | {f"metadata.{name}": dtype for name, dtype in fields.items() if name in ENTITY_COLUMNS}
 
 
-def _tell_text(looks: Any, stored: Any) -> None:
-    """Say which columns look like something else than the text that the store has of them."""
-    import polars as pl
-
-    for name, dtype in looks.items():
-        if stored[name] == pl.String and dtype != pl.String:
-            say(f"note: column {name!r} looks like {dtype} here, and stays text as it is in the store", err=True)
-
-
-def _tell_odd_values(frame: Any, paths: Sequence[str], options: dict[str, Any], known: dict[str, Any]) -> None:
-    """Say which new columns of a CSV are text for the sake of a few values: the type will keep that dtype."""
-    import polars as pl
-
-    from entityframes.files import format_of
-
-    kinds = {options["file_format"] or format_of(path) for path in paths}
-    metadata = frame.schema.get("metadata") if isinstance(frame, pl.DataFrame) else None
-    if not kinds <= {"csv", "tsv"} or not isinstance(metadata, pl.Struct):
-        return
-    chosen = {*_names(options["text"]), *known}
-    for name in (field.name for field in metadata.fields if field.dtype == pl.String and field.name not in chosen):
-        values = frame["metadata"].struct.field(name).drop_nulls()
-        odd = values.filter(values.cast(pl.Float64, strict=False).is_null())
-        if 0 < 20 * len(odd) <= len(values):
-            said = "1 value is no number" if len(odd) == 1 else f"{len(odd):,} values are no numbers"
-            say(
-                f"note: column {name!r} is text, because {said}, such as {odd[0][:40]!r}; a type keeps its dtypes "
-                f"while it has entities: correct the file, or say --text {visible(name)}",
-                err=True,
-            )
-
-
-def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in text.split(",")] if text else []
-
-
-def _scan(paths: Sequence[str], options: dict[str, Any], known: dict[str, Any]) -> Any:
-    from entityframes.files import TextOptions, scan_files
-
-    keys = _names(options["id_columns"]) if options["entity_type"] else ["entity_type", "id"]
-    as_text = dict.fromkeys([*keys, *_names(options["content"]), *_names(options["text"])])
-    text = TextOptions(
-        columns=_names(options["columns"]) or None,
-        separator=options["separator"],
-        nulls=options["nulls"],
-        text=list(as_text),
-        text_if_there=[] if options["entity_type"] else ["content", "metadata"],
-        known=known,
-    )
-    return scan_files(paths, options["file_format"], text)
-
-
-def _entity_frame(rows: Any, options: dict[str, Any]) -> Any:
-    import polars as pl
-
+def _entity_frame(rows: Any, given: Any, options: dict[str, Any]) -> Any:
     import entityframes
+    from entityframes import frames
 
-    rows = rows.drop(ERROR_COLUMN, strict=False)
+    rows = rows.drop(ERROR_COLUMN, RAW_COLUMN, strict=False)
+    schema = rows.collect_schema()
     if options["entity_type"] is None:
+        # What import leaves out of other files is left out here too.
         return rows
-    columns = _names(options["id_columns"])
-    if not columns:
-        raise click.UsageError("--type needs --id, the column with the ids")
-    key: Any = columns[0] if len(columns) == 1 else pl.concat_str(columns, separator=options["id_separator"])
-    metadata = _names(options["metadata"]) or None
-    if metadata is None:
+    columns = options["id_columns"]
+    if missing := [name for name in columns if name not in schema]:
+        raise _no_column(missing, list(schema))
+    key: Any = columns[0] if len(columns) == 1 else frames.joined(columns, schema, options["id_separator"])
+    metadata = options["metadata"]
+    if not metadata:
         # A key made of several columns keeps them: the parts of an id are of use on their own.
-        metadata = [
-            name
-            for name in rows.collect_schema()
-            if name not in (key if isinstance(key, str) else None, options["content"])
-        ]
+        taken = (columns[0] if len(columns) == 1 else None, options["content"])
+        metadata = [name for name in schema if name not in taken and name not in frames.ADDED_COLUMNS]
+        left = [name for name in frames.ADDED_COLUMNS if name in schema and name not in taken]
+        if left and "content_hash" not in left:
+            given.notes.add(
+                "left",
+                f"columns {', '.join(map(repr, left))} are left out, because the store has its own of these names: "
+                "name all columns to keep with --metadata, or rename them",
+            )
     return entityframes.entities(rows, options["entity_type"], id=key, content=options["content"], metadata=metadata)
 
 
-def _write_failed(rows: Any, result: Any, path: str) -> None:
-    """The failed input rows as they came, with the reason in a column that a later import leaves out."""
+def _no_column(missing: list[str], names: list[str]) -> Any:
+    from entityframes.errors import SchemaError
+
+    found = ", ".join(map(repr, names[:50])) + (", ..." if len(names) > 50 else "")
+    return SchemaError(f"no column {', '.join(map(repr, missing))}; the file has {found}")
+
+
+def _write_failed(rows: Any, result: Any, given: Any, path: str) -> None:
+    """The failed input rows as they came, with the reason in a column that a later import leaves out.
+
+    A row that could not be read has its text in a column of its own, and those of its values that belong to columns.
+    """
     import polars as pl
 
     from entityframes.files import write_file
     from entityframes.results import UNRESOLVED
 
-    bad = result.outcomes.filter(pl.col("status").is_in(UNRESOLVED))
+    stored = result._log.result if given.unread.rows else result
+    bad = stored.outcomes.filter(pl.col("status").is_in(UNRESOLVED))
     reasons = bad.select(
         pl.col("row").alias(ROW_COLUMN), pl.coalesce("error", pl.col("status").cast(pl.String)).alias(ERROR_COLUMN)
     )
-    numbered = rows.drop(ERROR_COLUMN, strict=False).with_row_index(ROW_COLUMN)
-    given = numbered.filter(pl.col(ROW_COLUMN).is_in(bad["row"].implode())).collect()
-    write_file(given.join(reasons, on=ROW_COLUMN, how="left", maintain_order="left").drop(ROW_COLUMN), path)
+    numbered = rows.drop(ERROR_COLUMN, RAW_COLUMN, strict=False).with_row_index(ROW_COLUMN)
+    failed = numbered.filter(pl.col(ROW_COLUMN).is_in(bad["row"].implode())).collect()
+    failed = failed.join(reasons, on=ROW_COLUMN, how="left", maintain_order="left").drop(ROW_COLUMN)
+    if given.unread.rows:
+        failed = pl.concat([failed, _unread_frame(given, failed)], how="diagonal_relaxed")
+    write_file(failed, path)
+
+
+def _unread_frame(given: Any, like: Any) -> Any:
+    """The rows that could not be read, with the columns of those that could."""
+    import polars as pl
+
+    rows = given.unread.rows
+    frame = pl.DataFrame(
+        {RAW_COLUMN: [each.raw for each in rows], ERROR_COLUMN: [each.error for each in rows]},
+        {RAW_COLUMN: pl.String, ERROR_COLUMN: pl.String},
+    )
+    values = {
+        name: [None if each.values is None or n >= len(each.values) else each.values[n] or None for each in rows]
+        for n, name in enumerate(given.names)
+        if name in like.columns
+    }
+    texts = pl.DataFrame(values, dict.fromkeys(values, pl.String)) if values else pl.DataFrame()
+    # A value that is none of its column's dtype stays in the text of the line only.
+    typed = [texts[name].cast(like.schema[name], strict=False) for name in values if not like.schema[name].is_nested()]
+    return frame.hstack(typed)

@@ -179,7 +179,10 @@ class Engine(Protocol):
         """entity_type, field, dtype, declared of the recorded metadata fields, in the order in which they came."""
 
     def record_fields(self, fields: pl.DataFrame) -> None:
-        """Add fields; an inferred one is replaced, a declared one stays unless its type has no entity left."""
+        """Add fields (entity_type, field, dtype, declared, and was, the dtype that it was found with, or null).
+
+        An inferred field is replaced; a declared one stays, unless its dtype is ``was`` or its type has no entity left.
+        """
 
     def is_empty(self, entity_type: str) -> bool:
         """Whether the type has no entity."""

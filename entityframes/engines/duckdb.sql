@@ -328,10 +328,10 @@ SELECT f.entity_type, f.field, f.dtype, f.declared
 FROM {schema}.metadata_fields AS f JOIN given AS t ON f.entity_type = t.entity_type ORDER BY f.position
 
 -- name: widen_fields
--- An inferred field widens; a declared one stays unless its type has no entity left.
+-- An inferred field widens; a declared one only from what it was found to be, or once its type has no entity left.
 UPDATE {schema}.metadata_fields AS f SET dtype = t.dtype, declared = t.declared
 FROM given AS t
-WHERE f.entity_type = t.entity_type AND f.field = t.field AND (NOT f.declared OR f.dtype = '"Null"'
+WHERE f.entity_type = t.entity_type AND f.field = t.field AND (NOT f.declared OR f.dtype = '"Null"' OR f.dtype = t.was
     OR NOT EXISTS (SELECT 1 FROM {schema}.entities AS e WHERE e.entity_type = f.entity_type))
 
 -- name: add_fields

@@ -667,7 +667,7 @@ SELECT entity_type, field, dtype, declared FROM {schema}.metadata_fields
 WHERE entity_type = ANY ($1::text[]) ORDER BY position
 
 -- name: record_fields
--- Adds fields; an inferred one widens, a declared one stays. $1 entity_types, $2 fields, $3 dtypes, $4 declared
+-- Adds fields; an inferred one widens, a declared one only from what it was. $1 entity_types, $2 fields, $3 dtypes, $4 declared, $5 what each was
 INSERT INTO {schema}.metadata_fields AS f (entity_type, field, dtype, declared)
 SELECT entity_type, field, dtype, declared
 FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[]) WITH ORDINALITY
@@ -675,6 +675,7 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[]) WITH ORDINALITY
 ORDER BY position
 ON CONFLICT (entity_type, field) DO UPDATE SET dtype = EXCLUDED.dtype, declared = EXCLUDED.declared
 WHERE NOT f.declared OR f.dtype = '"Null"'
+    OR (f.entity_type, f.field, f.dtype) IN (SELECT * FROM unnest($1::text[], $2::text[], $5::text[]))
     OR NOT EXISTS (SELECT FROM {schema}.entities AS e WHERE e.entity_type = f.entity_type)
 
 -- name: is_empty

@@ -1,0 +1,459 @@
+"""CSV and TSV: records found line by line, so that one that cannot be read takes down itself only.
+
+The parser is Python's `csv` in its strict mode. Polars' and DuckDB's were tried on the same odd files: one ends at the
+first bad line and takes numbers for codes, the other drops the end of a value after a closing quote, and a value where
+line ends are mixed, without a word.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+import polars as pl
+
+from entityframes.errors import SchemaError
+from entityframes.files.columns import ColumnStats
+from entityframes.files.notes import Notes
+from entityframes.files.opening import MAX_RECORD, CutLine, check_room, display_name, line_chunks, text_blocks
+from entityframes.files.unread import Unread, is_text, why_not_text
+
+#: About as many characters of rows are made columns at once.
+PIECE = 8 << 20
+
+#: Characters of one value; a content may have as many bytes.
+MAX_VALUE = 64 << 20
+
+#: More columns than this are refused: each is a field of the metadata.
+MAX_COLUMNS = 20_000
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How the values of a line are told from each other."""
+
+    separator: str
+    #: None: quotes are part of the values.
+    quote: str | None
+    #: What stands before a quote in a quoted value; None: a quote is doubled.
+    escape: str | None = None
+    columns: Sequence[str] | None = None
+    nulls: Sequence[str] = ()
+    encoding: str | None = None
+    decimal_comma: bool = False
+
+
+@dataclass
+class TextRows:
+    """Rows of files as text, on disk."""
+
+    names: list[str]
+    #: The file that has them.
+    first: str
+    files: list[str] = field(default_factory=list)
+    stats: dict[str, ColumnStats] = field(default_factory=dict)
+    rows: int = 0
+    bytes: int = 0
+
+
+#: The line on which a record begins, its lines, its values (none for a blank line).
+_Record = tuple[int, list[str], list[str]]
+
+
+class _BackslashQuotes(Exception):  # noqa: N818
+    """A file turned out to have ``\\"`` for a quote within a quoted value."""
+
+
+def read_delimited(paths: Sequence[str], dialect: Dialect, spool: Path, unread: Unread, notes: Notes) -> TextRows:
+    """Read files into columns of text, kept in `spool`.
+
+    Args:
+        paths: the files, which have the same columns.
+        dialect: how to read them.
+        spool: a folder for the rows.
+        unread: takes the rows that cannot be read.
+        notes: takes what was done that the files do not say.
+
+    Raises:
+        SchemaError: a file has no header line, too many columns, or others than the first file.
+    """
+    made: TextRows | None = None
+    for number, path in enumerate(paths):
+        before = (len(unread.rows), unread.seen)
+        reader = _File(path, dialect, unread, notes, made)
+        target = spool / f"text-{number}.arrow"
+        try:
+            made = reader.read(target)
+        except _BackslashQuotes:
+            del unread.rows[before[0] :]
+            unread.seen = before[1]
+            escaped = replace(dialect, escape="\\")
+            made = _File(path, escaped, unread, notes, made).read(target)
+            notes.add(
+                "escape",
+                f"{display_name(path)}: \\\" is read as a quote within a quoted value, as with --escape '\\'",
+            )
+    assert made is not None
+    return made
+
+
+class _File:
+    """One file of delimited values."""
+
+    def __init__(self, path: str, dialect: Dialect, unread: Unread, notes: Notes, made: TextRows | None) -> None:
+        self.path, self.dialect, self.unread, self.notes = path, dialect, unread, notes
+        self.name = display_name(path)
+        self.made = made
+        #: The columns in the order of this file; None before its first record.
+        self.names: list[str] | None = None
+        #: The line after the one on which the last chunk ended.
+        self.line = 1
+        #: Lines up to this one were swallowed by a quote that was not closed, and are read as rows of their own.
+        self.suspect = 0
+        #: Blank lines, and those of them after which only others have come so far: how many, and the first.
+        self.blank = (0, 0)
+        self.blank_last = (0, 0)
+        #: Lines with too few values: how many, the first, and how many values it has.
+        self.short = (0, 0, 0)
+
+    def read(self, target: Path) -> TextRows:
+        """All rows of the file, written to `target`."""
+        import pyarrow as pa
+
+        height = 0
+        stats: dict[str, ColumnStats] = {}
+        with _long_values(), ExitStack() as stack:
+            writer = None
+            for starts, rows in self._chunks():
+                frame = self._frame(rows)
+                for name in frame.columns:
+                    counted = stats.setdefault(name, ColumnStats(self.dialect.decimal_comma))
+                    counted.update(frame[name], self.name, starts)
+                table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+                if writer is None:
+                    options = pa.ipc.IpcWriteOptions(compression="lz4")
+                    writer = stack.enter_context(pa.ipc.new_file(str(target), table.schema, options=options))
+                writer.write_table(table)
+                height += frame.height
+                self._result().bytes += table.nbytes
+                check_room(target, self.name)
+        made = self._result()
+        made.rows += height
+        if height:
+            made.files.append(str(target))
+        for name, counted in stats.items():
+            made.stats[name].merge(counted)
+        self._add_notes()
+        return made
+
+    def _result(self) -> TextRows:
+        """The rows of all files so far; the first file with a header makes it."""
+        if self.made is None:
+            if self.names is None:
+                raise SchemaError(f"{self.name} is empty: it has not even a header line")
+            self.made = TextRows(list(self.names), self.name)
+            self.made.stats = {name: ColumnStats(self.dialect.decimal_comma) for name in self.names}
+        return self.made
+
+    def _frame(self, rows: list[list[str]]) -> pl.DataFrame:
+        """Rows as columns of text, in the order of the first file."""
+        assert self.names is not None
+        made = self._result()
+        columns = dict(zip(self.names, zip(*rows, strict=True), strict=True))
+        nulls = pl.Series(["", *self.dialect.nulls], dtype=pl.String)
+        # A dict, because a list of Series gives a column without a name another one.
+        frame = pl.DataFrame({name: pl.Series(list(columns[name]), dtype=pl.String) for name in made.names})
+        return frame.with_columns(pl.when(~pl.all().is_in(nulls.implode())).then(pl.all()))
+
+    def _chunks(self) -> Iterator[tuple[list[int], list[list[str]]]]:
+        """Rows in pieces, with the line on which each begins."""
+        starts: list[int] = []
+        rows: list[list[str]] = []
+        size = 0
+        for start, row in self._rows():
+            starts.append(start)
+            rows.append(row)
+            size += sum(map(len, row)) + 8 * len(row)
+            if size >= PIECE:
+                yield starts, rows
+                starts, rows, size = [], [], 0
+        if rows:
+            yield starts, rows
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """The rows that can be stored: with as many values as there are columns."""
+        for start, lines, row in self._records():
+            if not row or (len(row) == 1 and not row[0].strip() and not lines[0].strip(" \r\n")):
+                self.blank_last = (self.blank_last[0] + 1, self.blank_last[1] or start)
+                continue
+            if self.blank_last[0]:
+                # Those at the end of a file are nobody's rows.
+                self.blank = (self.blank[0] + self.blank_last[0], self.blank[1] or self.blank_last[1])
+                self.blank_last = (0, 0)
+            if self.names is None:
+                self._begin(start, row)
+                if self.dialect.columns is None:
+                    continue
+            assert self.names is not None
+            if not all(map(str.isascii, lines)) and not all(map(is_text, lines)):
+                self._refuse(start, why_not_text("".join(lines), self.dialect.encoding), lines)
+            elif len(row) > len(self.names):
+                what = "the first line has" if self.dialect.columns is None else "--columns names"
+                said = f"{len(row)} values, where {what} {len(self.names)}"
+                if self.dialect.quote and self.dialect.quote in "".join(lines):
+                    said += "; a separator within a value needs quotes around the whole value"
+                self._refuse(start, said, lines, row)
+            elif start <= self.suspect and (len(row) < len(self.names) or self._has_quote(row, lines)):
+                self._refuse(start, "within a value whose quote is not closed", lines)
+            else:
+                if len(row) < len(self.names):
+                    self.short = (self.short[0] + 1, self.short[1] or start, self.short[2] or len(row))
+                    row = row + [""] * (len(self.names) - len(row))
+                self.unread.seen += 1
+                yield start, row
+
+    def _has_quote(self, row: list[str], lines: list[str]) -> bool:
+        """Whether a quote stands within a value that is not quoted."""
+        quote = self.dialect.quote or ""
+        return any(quote in value for value in row) and '""' not in "".join(lines)
+
+    def _refuse(self, start: int, reason: str, lines: Sequence[str], row: list[str] | None = None) -> None:
+        self.unread.add(self.name, start, reason, "".join(lines), row)
+
+    def _begin(self, start: int, row: list[str]) -> None:
+        """Take the first record as the header, or count the values of a file without one."""
+        given = self.dialect.columns
+        if given is not None:
+            if len(given) != len(row):
+                raise SchemaError(
+                    f"the file {self.name} has {len(row)} columns, and {len(given)} names were given for them"
+                )
+            names = list(given)
+        else:
+            if not all(map(is_text, row)):
+                raise SchemaError(f"{self.name}, line {start} (the header): {why_not_text(''.join(row), None)}")
+            if any("\0" in name for name in row):
+                raise SchemaError(f"{self.name}, line {start}: the name of a column holds a NUL character (U+0000)")
+            names = _distinct(row, self.name, self.notes)
+        if len(names) > MAX_COLUMNS:
+            raise SchemaError(
+                f"{self.name} has {len(names):,} columns, more than the {MAX_COLUMNS:,} that an entity can have: "
+                "cut it into files of fewer columns, or turn columns into rows"
+            )
+        if self.made is not None and set(names) != set(self.made.names):
+            raise SchemaError(
+                f"{self.name} has other columns than {self.made.first}{_unlike(self.made.names, names)}: "
+                "import files of one kind at a time, or name the columns of files without a header line"
+            )
+        self.names = names
+
+    def _records(self) -> Iterator[_Record]:
+        """Each record: the line on which it begins, its lines, its values (none for a blank line)."""
+        carry: list[str] = []
+        want = 0
+        for chunk in line_chunks(text_blocks(self.path, self.dialect.encoding)):
+            carry += chunk
+            if sum(map(len, carry)) < want:
+                continue
+            left = yield from self._parsed(carry, final=False)
+            # A record that is not complete is looked at again once there is twice as much of it.
+            want = 2 * sum(map(len, left))
+            self.line += len(carry) - len(left)
+            carry = left
+        if carry:
+            yield from self._parsed(carry, final=True)
+
+    def _parsed(self, lines: list[str], final: bool) -> Generator[_Record, None, list[str]]:
+        """The records of lines; returns those lines at the end that are no whole record yet."""
+        position = 0
+        while position < len(lines):
+            cut = next((n for n in range(position, len(lines)) if type(lines[n]) is CutLine), len(lines))
+            if cut == position:
+                self._refuse(self.line + cut, f"the line is longer than {MAX_RECORD >> 20} MiB", [lines[cut]])
+                position += 1
+                continue
+            whole = final or cut < len(lines)
+            position = yield from self._segment(lines, position, cut, whole)
+            if position < cut:
+                return lines[position:]
+        return []
+
+    def _segment(self, lines: list[str], begin: int, end: int, whole: bool) -> Generator[_Record, None, int]:
+        """Records of ``lines[begin:end]``; returns where a record begins that needs more lines."""
+        if self.dialect.quote is None:
+            for position in range(begin, end):
+                text = lines[position].rstrip("\r\n")
+                yield self.line + position, [lines[position]], text.split(self.dialect.separator) if text else []
+            return end
+        if self.dialect.escape is not None:
+            return (yield from self._escaped(lines, begin, end, whole))
+        while begin < end:
+            reader = csv.reader(
+                islice(lines, begin, end), delimiter=self.dialect.separator, quotechar=self.dialect.quote, strict=True
+            )
+            at = begin
+            try:
+                for row in reader:
+                    following = begin + reader.line_num
+                    yield self.line + at, lines[at:following], row
+                    at = following
+                return end
+            except csv.Error as error:
+                following = begin + reader.line_num
+                open_end = "unexpected end" in str(error)
+                if open_end and not whole and sum(map(len, lines[at:end])) <= MAX_RECORD:
+                    return at
+                self._check_backslashes(lines[at:following])
+                self._refuse(self.line + at, self._why(open_end, error), lines[at : at + 1])
+                if following > at + 1:
+                    self.suspect = max(self.suspect, self.line + following - 1)
+                begin = at + 1
+        return end
+
+    def _why(self, open_end: bool, error: csv.Error) -> str:
+        if "field larger" in str(error):
+            what = f"a value is longer than {MAX_VALUE >> 20} MiB, or a quote is not closed"
+        else:
+            what = "a quote is not closed" if open_end else "a quote within a quoted value is not doubled"
+        return (
+            f"{what}; where quotes are part of the values say --no-quote, where \\\" stands for one say --escape '\\'"
+        )
+
+    def _check_backslashes(self, lines: list[str]) -> None:
+        """Read the file again with backslashes if that is how a record can be read that has them before quotes."""
+        if self.dialect.quote is None or f"\\{self.dialect.quote}" not in "".join(lines) or self.names is None:
+            return
+        text = ""
+        for line in lines[:1_000]:
+            text += line
+            row = _split_escaped(text, self.dialect.separator, self.dialect.quote, "\\")
+            if isinstance(row, list):
+                if len(row) == len(self.names):
+                    raise _BackslashQuotes
+                return
+
+    def _escaped(self, lines: list[str], begin: int, end: int, whole: bool) -> Generator[_Record, None, int]:
+        """As `_segment`, where a character stands before quotes within quoted values."""
+        quote, escape = self.dialect.quote or '"', self.dialect.escape or "\\"
+        while begin < end:
+            following = begin + 1
+            row = _split_escaped(lines[begin], self.dialect.separator, quote, escape)
+            step = 1
+            while row is None and following < end:
+                following = min(end, following + step)
+                step *= 2
+                row = _split_escaped("".join(lines[begin:following]), self.dialect.separator, quote, escape)
+            if isinstance(row, list):
+                # A longer piece than the record was looked at.
+                needed = begin + 1
+                while (
+                    needed < following
+                    and _split_escaped("".join(lines[begin:needed]), self.dialect.separator, quote, escape) is None
+                ):
+                    needed += 1
+                following = needed
+                row = _split_escaped("".join(lines[begin:following]), self.dialect.separator, quote, escape)
+            if isinstance(row, list):
+                yield self.line + begin, lines[begin:following], row
+                begin = following
+            elif row is None and not whole and sum(map(len, lines[begin:end])) <= MAX_RECORD:
+                return begin
+            else:
+                what = "a quote is not closed" if row is None else row
+                self._refuse(
+                    self.line + begin,
+                    f"{what}; where quotes are part of the values say --no-quote",
+                    lines[begin : begin + 1],
+                )
+                if following > begin + 1:
+                    self.suspect = max(self.suspect, self.line + following - 1)
+                begin += 1
+        return end
+
+    def _add_notes(self) -> None:
+        lines, line, values = self.short
+        if lines:
+            self.notes.add(
+                "short",
+                f"{self.name}: {lines:,} {'line has' if lines == 1 else 'lines have'} fewer values than there are "
+                f"columns, such as line {line:,} ({values} of {len(self.names or [])}); what is missing is null",
+            )
+        lines, line = self.blank
+        if lines:
+            said = "1 blank line is" if lines == 1 else f"{lines:,} blank lines are"
+            self.notes.add("blank", f"{self.name}: {said} left out, such as line {line:,}")
+        if self.suspect:
+            self.notes.add(
+                "quote",
+                f"{self.name}: lines after a quote that is not closed are read as rows (up to line {self.suspect:,})",
+            )
+
+
+def _split_escaped(text: str, separator: str, quote: str, escape: str) -> list[str] | str | None:
+    """The values of a record with escaped quotes; None if a quote is open at its end, or what is wrong with it."""
+    q, e, s = re.escape(quote), re.escape(escape), re.escape(separator)
+    values = []
+    position = 0
+    quoted = re.compile(f"{q}((?:[^{q}{e}]|{e}.|{q}{q})*)({q})?", re.DOTALL)
+    plain = re.compile(f"[^{s}\r\n]*")
+    unescape = re.compile(f"{e}([{q}{e}])|{q}{q}")
+    while True:
+        if text.startswith(quote, position):
+            found = quoted.match(text, position)
+            assert found is not None
+            if found[2] is None:
+                return None
+            values.append(unescape.sub(lambda each: each[1] or quote, found[1]))
+        else:
+            found = plain.match(text, position)
+            assert found is not None
+            values.append(found[0])
+        position = found.end()
+        if text.startswith(separator, position):
+            position += len(separator)
+        elif not text[position:].strip("\r\n") and "\n" not in text[position:].rstrip("\r\n"):
+            return values if values != [""] else []
+        else:
+            return "a quote within a quoted value is not escaped"
+
+
+def _distinct(names: list[str], file: str, notes: Notes) -> list[str]:
+    """Names of columns, each once; a repeated one gets a number."""
+    taken = set(names)
+    seen: dict[str, int] = {}
+    made = []
+    for name in names:
+        if name not in seen:
+            seen[name] = 0
+            made.append(name)
+            continue
+        while (other := f"{name}_duplicated_{seen[name]}") in taken:
+            seen[name] += 1
+        taken.add(other)
+        made.append(other)
+        notes.add("names", f"{file}: the header has a column {name!r} more than once; another one is called {other!r}")
+    return made
+
+
+def _unlike(known: list[str], names: list[str]) -> str:
+    said = []
+    if more := [name for name in names if name not in known]:
+        said.append(f"has {', '.join(map(repr, more[:5]))}")
+    if less := [name for name in known if name not in names]:
+        said.append(f"lacks {', '.join(map(repr, less[:5]))}")
+    return f" ({', '.join(said)})"
+
+
+@contextmanager
+def _long_values() -> Iterator[None]:
+    """Let the parser take values as long as a record."""
+    before = csv.field_size_limit(MAX_VALUE)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

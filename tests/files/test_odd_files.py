@@ -1,0 +1,107 @@
+"""A folder of odd files goes in and comes out; an independent reader finds no difference that was not said."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import entityframes as ef
+from entityframes.files import write_file
+from tests.command import Ran, run
+from tests.files.odd import Odd, files
+
+FILES = files()
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ran]]:
+    """The folder, with everything imported into one store: each file as a type of its own."""
+    folder = tmp_path_factory.mktemp("odd")
+    ran = {}
+    for odd in FILES:
+        (folder / odd.name).write_bytes(odd.content)
+        words = [word for name in odd.id for word in ("--id", name)]
+        ran[odd.name] = run("import", odd.name, "--type", odd.name, *words, *odd.options, "--json", cwd=folder)
+    return folder, ran
+
+
+def test_there_are_many() -> None:
+    """No two have one name."""
+    assert len({odd.name for odd in FILES}) == len(FILES) >= 60
+
+
+@pytest.fixture(scope="module")
+def stored(imported: tuple[Path, dict[str, Ran]]) -> dict[str, str]:
+    """What is exported of each file: as CSV, and as NDJSON where the file is JSON or CSV has no place for it."""
+    folder, _ = imported
+    texts = {}
+    with ef.connect(folder / "entities.duckdb") as store:
+        for odd in (each for each in FILES if each.rows is not None):
+            target = folder / ("out.ndjson" if "json" in odd.name else "out.csv")
+            write_file(store.read(odd.name), target)
+            texts[odd.name] = target.read_bytes().decode()
+    return texts
+
+
+@pytest.mark.parametrize("odd", FILES, ids=lambda odd: odd.name)
+def test_an_odd_file(odd: Odd, imported: tuple[Path, dict[str, Ran]], stored: dict[str, str]) -> None:
+    """FAULTS 57 and 58: its values come out as they went in, or the difference is said; bad lines are failed rows."""
+    code, out, errors = imported[1][odd.name]
+    assert odd.said in out + errors
+    if odd.rows is None:
+        assert (code, out) == (2, "")
+        assert odd.name in errors or "no column" in errors
+        return
+    assert code == (1 if odd.failed else 0), errors
+    report = json.loads(out)
+    failures = [failure["error"] for failure in report["failed"]]
+    named = [int(found[1]) for error in failures if (found := re.search(r", line ([\d,]+):", error))]
+    assert len(failures) == len(odd.failed)
+    assert sorted(named) == sorted(odd.failed) or "NUL" in odd.said
+    found = _exported(odd, stored[odd.name])
+    expected = {_key(odd, row): row for row in odd.rows}
+    assert found.keys() == expected.keys()
+    differing = {
+        name
+        for key, row in expected.items()
+        for name, value in row.items()
+        if name not in odd.id and not _same(value, found[key].get(name), "json" in odd.name)
+    }
+    extra = {name for row in found.values() for name in row} - {name for row in odd.rows for name in row}
+    assert extra <= {"id", "content"}
+    unsaid = {name for name in differing if not any(repr(name)[1:-1] in note for note in report.get("notes", []))}
+    assert not unsaid, (unsaid, report)
+
+
+def _key(odd: Odd, row: dict[str, Any]) -> str:
+    """The id that a row has to have."""
+    parts = [str(row[name]) for name in odd.id]
+    if len(parts) == 1:
+        return parts[0]
+    return "|".join(part.replace("\\", "\\\\").replace("|", "\\|") for part in parts)
+
+
+def _exported(odd: Odd, text: str) -> dict[str, dict[str, Any]]:
+    ours = ("content_hash", "created_at", "updated_at")
+    if "json" in odd.name:
+        rows = [json.loads(line) for line in text.splitlines() if line]
+    else:
+        rows = [{k: v or None for k, v in row.items()} for row in csv.DictReader(io.StringIO(text, newline=""))]
+    return {row["id"]: {name: value for name, value in row.items() if name not in ours} for row in rows}
+
+
+def _same(given: Any, found: Any, is_json: bool) -> bool:
+    """Whether a value came out as it went in; in JSON a key that is not there is null."""
+    if not is_json:
+        return bool(given == found)
+    if isinstance(given, dict) and isinstance(found, dict):
+        return all(_same(given.get(name), found.get(name), True) for name in given.keys() | found.keys())
+    if isinstance(given, list) and isinstance(found, list):
+        return len(given) == len(found) and all(_same(a, b, True) for a, b in zip(given, found, strict=True))
+    return type(given) is type(found) and bool(given == found)
