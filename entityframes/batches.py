@@ -166,8 +166,9 @@ class UpsertRun:
         except (DatabaseError, ClosedError) as error:
             yield self._fail_all(rows, error, None)
             return
-        merging = not only_new and self.options.merging and bool({"narrow", "expected"} & set(rows.columns))
-        batch = self._batch(known if self.options.absent == "keep" else None, only_new=only_new)
+        merging = not only_new and self.options.merging and "narrow" in rows.columns
+        # What was merged is written over just the state that was read: nothing can be lacking there.
+        batch = self._batch(known if self.options.absent == "keep" and not merging else None, only_new=only_new)
         rounds = 0
         while rows.height:
             ready, rounds = rows, rounds + 1
@@ -205,7 +206,7 @@ class UpsertRun:
             rows = rows.join(mine, on="row", how="anti", maintain_order="left")
             if merging:
                 rows = narrow.all_of(rows)
-            batch = self._batch(batch.known, only_new=only_new and not merging)
+            batch = self._batch(None if merging else batch.known, only_new=only_new and not merging)
 
     def _in_new_types(self, rows: pl.DataFrame) -> bool:
         """Whether the types of a large batch had no entity when the run first met them: there is nothing to keep."""

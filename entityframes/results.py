@@ -236,7 +236,7 @@ class UpsertResult:
         raise EntityFramesError(f"of {self.rows:,} rows {counted}: {_examples(bad)}; see result.failed for all of them")
 
     @property
-    def stored_before(self) -> str:
+    def _stored_before(self) -> str:
         """What of a run that ended in an error is stored, for the message of that error."""
         statuses = ("created", "updated", "deleted", "unknown")
         written = [f"{self.counts[status]:,} {status}" for status in statuses if self.counts.get(status)]

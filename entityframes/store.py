@@ -151,7 +151,7 @@ class EntityStore(EmbeddingCalls):
             try:
                 return run.execute(source, reporter, self._threads.submit)
             except (SchemaError, DuplicateError) as error:
-                error.args = (f"{error}; {run.result().stored_before}",)
+                error.args = (f"{error}; {run.result()._stored_before}",)
                 raise
             finally:
                 self.last_result = run.result()

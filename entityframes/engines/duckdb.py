@@ -253,7 +253,7 @@ class DuckDBEngine:
 
         Nobody writes or records fields meanwhile.
         """
-        if not batch.guarded or "expected" in changed.columns or changed["created"].all():
+        if not batch.guarded or changed["created"].all():
             return False
         _register(cursor, "given", changed.select("entity_type").unique())
         return batch.may_lack(self._ask(cursor, "fields"))

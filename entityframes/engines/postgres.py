@@ -423,7 +423,7 @@ class PostgresEngine:
         Raises:
             _MayLackError: one may have been; the transaction must not be committed.
         """
-        if not batch.guarded or "expected" in rows.columns or written["created"].fill_null(True).all():
+        if not batch.guarded or written["created"].fill_null(True).all():
             return
         if batch.may_lack(self._ask(connection, "fields", rows["entity_type"].unique())):
             raise _MayLackError("a field was recorded just now")
@@ -434,9 +434,11 @@ class PostgresEngine:
         """A small batch in one statement, compared with what was expected of each row."""
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
         expected = [rows["expected"], rows["expected_metadata"]]
-        told = self._ask(connection, "merge_expected", *header, *columns, *expected, committing=True)
-        written = told.filter(pl.col("created").is_not_null()).drop("conflict")
+        told = self._ask(connection, "merge_expected", *header, *columns, *expected, *_seen(batch), committing=True)
+        written = told.filter(pl.col("created").is_not_null()).drop("conflict", "again")
         conflicts = told.filter("conflict")["position"]
+        again = told.filter("again").select(pl.col("position"), "again")
+        told = told.filter(~pl.col("again"))
         missed = told.filter(pl.col("created").is_null() & ~pl.col("conflict"))["position"]
         new = missed.filter(rows["expected"].gather(missed).is_null())
         with committed():
@@ -446,7 +448,8 @@ class PostgresEngine:
                 conflicts = pl.concat([conflicts, new[made]])
             given = told.filter(~pl.col("position").is_in(conflicts.implode()))["position"]
             written = self._with_left_out(connection, rows, given, written, batch)
-        return _with_conflicts(written, rows, conflicts)
+        written = _with_conflicts(written, rows, conflicts)
+        return pl.concat([written, again], how="diagonal_relaxed") if again.height else written
 
     def _with_left_out(
         self, connection: Any, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame, batch: Batch

@@ -351,7 +351,7 @@ WHERE {rekeyed} IS NULL
 -- The same where each row says which hashes the stored entity must have: entities that differ are locked in key order and
 -- compared, and those that are not as expected are left alone.
 -- $1 batch, $2 run, $3 job, $4 whether to make a job, $5... columns of the rows, $11 content hashes (null: no such
--- entity), $12 metadata hashes (null: any)
+-- entity), $12 metadata hashes (null: any), $13 number of recorded fields, null for any, and $14 types, as for merge_arrays
 WITH given AS (
     SELECT * FROM unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::bytea[], $10::bytea[], $11::bytea[],
         $12::bytea[]) WITH ORDINALITY AS t (
@@ -365,16 +365,23 @@ WITH given AS (
         WHERE entity_type = t.entity_type AND id = t.id LIMIT 1
     ) AS e ON true
     WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
+), known AS MATERIALIZED (
+    SELECT count(*)::text = $13 AS complete FROM {schema}.metadata_fields WHERE entity_type = ANY ($14::text[])
 ), held AS MATERIALIZED (
-    SELECT d.position, e.content_hash, e.metadata_hash
+    SELECT d.position, e.content_hash, e.metadata_hash, e.batch_id
     FROM differing AS d JOIN {schema}.entities AS e ON e.entity_type = d.entity_type AND e.id = d.id
     ORDER BY e.entity_type, e.id FOR UPDATE OF e
-), changed AS MATERIALIZED (
-    SELECT d.*, h.position IS NULL AS created,
+), compared AS MATERIALIZED (
+    SELECT d.*, h.position IS NULL AS created, h.batch_id,
         d.content <> '' AND (h.position IS NULL OR h.content_hash <> d.content_hash) AND $4::boolean AS due,
         coalesce((d.expected IS NULL) <> (h.position IS NULL) OR h.content_hash <> d.expected
             OR h.metadata_hash <> d.expected_metadata, false) AS conflict
     FROM differing AS d LEFT JOIN held AS h ON h.position = d.position
+), changed AS MATERIALIZED (
+    SELECT c.*, NOT c.created AND NOT c.conflict AND $13::text IS NOT NULL AND NOT (
+        (SELECT complete FROM known) AND EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = c.batch_id)
+    ) AS again
+    FROM compared AS c
 ), inserted AS (
     INSERT INTO {schema}.entities AS e
         (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id, created_at, updated_at)
@@ -388,7 +395,7 @@ WITH given AS (
         content = c.content, metadata = c.metadata::json, content_hash = c.content_hash,
         metadata_hash = c.metadata_hash, batch_id = $1::uuid, updated_at = now()
     FROM changed AS c
-    WHERE NOT c.created AND NOT c.conflict AND e.entity_type = c.entity_type AND e.id = c.id
+    WHERE NOT c.created AND NOT c.conflict AND NOT c.again AND e.entity_type = c.entity_type AND e.id = c.id
     RETURNING e.entity_type, e.id
 ), merged AS (
     SELECT * FROM inserted UNION ALL SELECT * FROM updated
@@ -397,7 +404,7 @@ WITH given AS (
     FROM merged AS w
     JOIN changed AS c ON c.entity_type = w.entity_type AND c.id = w.id
 ), {ledger_and_job}
-SELECT c.position::int4 - 1 AS position, w.created, coalesce(w.due, false) AS due, c.conflict
+SELECT c.position::int4 - 1 AS position, w.created, coalesce(w.due, false) AS due, c.conflict, c.again
 FROM changed AS c LEFT JOIN written AS w ON w.position = c.position
 WHERE {rekeyed} IS NULL
 
