@@ -315,7 +315,8 @@ def test_writing_new_files(tmp_path: Path) -> None:
         assert one.reason is None
         assert one.stat == state(tmp_path / one.path)
         assert stat.S_IMODE((tmp_path / one.path).stat().st_mode) == 0o640
-    assert [one.settled for one in written] == [True, False, True]
+    # Whether a file of just now is, depends on how long the others took.
+    assert (written[0].settled, written[2].settled) == (True, True)
     assert written[0].stat[:2] == (3, OLD)
     assert [read.stat for read in tree(tmp_path).read([file.path for file in files])] == [one.stat for one in written]
 
