@@ -314,6 +314,8 @@ def _check_path(path: str, source: str, *, given_as_path: bool = False) -> None:
     """
     bare = unquote(path).strip(" \t\r\n\"'<>\ufeff\u200b\u00a0")
     if other := _OTHER.match(bare):
+        if other[1].lower() in ("postgres", "postgresql", "duckdb"):
+            raise _unreadable(source, f"{other[1].lower()}: is followed by //")
         raise ConnectError(
             f"no engine for {other[1].lower()}: addresses ({source}): use a file path, duckdb:///path, :memory: or "
             "postgresql://..."
