@@ -216,7 +216,8 @@ ORDER BY v.score DESC, v.entity_type, v.id
 
 -- name: matching
 -- Entities whose content has words of a text, by BM25. Of a content only the words that begin with a stem are taken.
--- How rare a word is does not depend on the filter.
+-- How rare a word is does not depend on the filter. Sums are in the order of the words, so that equal texts have equal
+-- scores to the last digit.
 -- $1 stems of words, $2 a pattern whose group is a word that begins with one, $3 limit, $4 entity_type or null,
 -- $5 pattern of suffixes
 WITH searched AS (
@@ -236,7 +237,7 @@ WITH searched AS (
     FROM counted AS w CROSS JOIN corpus AS c GROUP BY w.stem, c.entities
 ), best AS MATERIALIZED (
     SELECT t.entity_type, t.id, sum(w.weight * t.frequency * 2.2
-        / (t.frequency + 1.2 * (0.25 + 0.75 * t.length / c.length))) AS score
+        / (t.frequency + 1.2 * (0.25 + 0.75 * t.length / c.length)) ORDER BY t.stem) AS score
     FROM counted AS t JOIN weights AS w ON w.stem = t.stem CROSS JOIN corpus AS c
     WHERE t.kept GROUP BY t.entity_type, t.id ORDER BY score DESC, t.entity_type, t.id LIMIT $3
 ), given AS (SELECT entity_type, id, NULL AS position FROM best), {found}

@@ -321,9 +321,11 @@ WITH terms AS (
 ), best AS MATERIALIZED (
     SELECT h.entity_type, h.id, h.length FROM hits AS h JOIN weights AS w USING (lexeme) WHERE h.kept
     GROUP BY h.entity_type, h.id, h.length
-    ORDER BY sum(w.weight) / (1 + 1.2 * h.length) DESC, h.entity_type, h.id LIMIT $2::int8 * 4 + 200
+    ORDER BY sum(w.weight ORDER BY w.lexeme) / (1 + 1.2 * h.length) DESC, h.entity_type, h.id LIMIT $2::int8 * 4 + 200
 ), scored AS (
-    SELECT b.entity_type, b.id, sum(w.weight * t.frequency * 2.2 / (t.frequency + 1.2 * b.length)) AS score
+    SELECT b.entity_type, b.id, sum(
+        w.weight * t.frequency * 2.2 / (t.frequency + 1.2 * b.length) ORDER BY w.lexeme
+    ) AS score
     FROM best AS b
     JOIN {schema}.entities AS e ON e.entity_type = b.entity_type AND e.id = b.id
     CROSS JOIN LATERAL (
