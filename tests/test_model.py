@@ -149,6 +149,8 @@ class Life(RuleBasedStateMachine):
             assert sorted(self.store.read(kind)["id"]) == ids
 
 
+# A life begins with types that there are not yet.
+@pytest.mark.filterwarnings("ignore:no entities of type:UserWarning")
 def test_a_random_life(engine: str, request: pytest.FixtureRequest) -> None:
     """The store and its outcomes equal the model's after every step."""
 

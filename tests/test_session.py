@@ -17,7 +17,7 @@ import hypothesis.strategies as st
 import polars as pl
 import psutil
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 import entityframes as ef
 from entityframes.engines import predicates
@@ -257,10 +257,17 @@ def databases(postgres_server: str, postgres_template: str) -> Databases:
     return Databases(postgres_server, postgres_template)
 
 
+class _Answers(dict[str, Any]):
+    """Answers by the name of the call; too many to be shown with each failure."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} answers"
+
+
 @pytest.fixture(scope="module")
 def reference(databases: Databases) -> dict[str, Any]:
     """What a store answers where nothing is set."""
-    return databases.life([], pgvector=True)
+    return _Answers(databases.life([], pgvector=True))
 
 
 def _check(databases: Databases, reference: dict[str, Any], made: list[Made], *, pgvector: bool) -> None:
@@ -275,6 +282,8 @@ def _check(databases: Databases, reference: dict[str, Any], made: list[Made], *,
     derandomize=EXAMPLES < 50,
     suppress_health_check=list(HealthCheck),
     database=None,
+    # What was drawn is short, and each try takes a second.
+    phases=[Phase.generate],
 )
 @given(made=DRAWN, pgvector=st.booleans())
 def test_settings_change_nothing(
