@@ -70,8 +70,6 @@ class UpsertRun:
         self._losers: pl.Series | None = None
         #: Types that had no entity when this run first met them.
         self._was_empty: dict[str, bool] = {}
-        #: The same, asked for rows that carry less than an entity may have.
-        self._began_empty: dict[str, bool] = {}
         #: Types whose entities lie far apart in a batch of this run.
         self._scattered: set[str] = set()
         #: Why the run cannot go on.
@@ -171,7 +169,7 @@ class UpsertRun:
         batch = self._batch(known if self.options.absent == "keep" and not merging else None, only_new=only_new)
         rounds = 0
         while rows.height:
-            ready, rounds = rows, rounds + 1
+            ready, later, rounds = rows, rows[:0], rounds + 1
             try:
                 if rounds > _MAX_ROUNDS:
                     raise TransientError("other writers changed the same entities again and again meanwhile", "40001")
@@ -179,8 +177,8 @@ class UpsertRun:
                     self.interrupt.check()
                     seen = narrow.look(self.engine, rows, known, self._fields, self.options)
                     yield from self._told_of(seen, batch)
-                    ready = seen.ready
-                    rows = rows.filter(pl.col("row").is_in(pl.concat([ready["row"], seen.later["row"]]).implode()))
+                    ready, later = seen.ready, seen.later
+                    rows = rows.filter(pl.col("row").is_in(pl.concat([ready["row"], later["row"]]).implode()))
                 written = self._write(ready, batch) if ready.height else _NOTHING
                 again = _again(written, merging)
             except _AnswerLostError as committed:
@@ -194,29 +192,32 @@ class UpsertRun:
                     self._end(error)
                 yield self._fail_all(rows, error, batch)
                 return
-            positions = pl.int_range(ready.height, dtype=pl.Int64, eager=True)
-            if again is None:
-                done = positions.is_in(written["position"].cast(pl.Int64).implode())
+            if again is not None and again.is_empty():
+                yield told(ready, written, batch)
+                rows = later
             else:
-                done = ~positions.is_in(again.implode())
+                positions = pl.int_range(ready.height, dtype=pl.Int64, eager=True)
+                done = positions.is_in((written["position"].cast(pl.Int64) if again is None else again).implode())
+                mine, answer = part(ready, written, done if again is None else ~done)
+                yield told(mine, answer, batch)
+                rows = rows.join(mine, on="row", how="anti", maintain_order="left")
                 # What may lack something is merged with what it would have been written over.
-                merging = merging or len(again) > 0
-            mine, answer = part(ready, written, done)
-            yield told(mine, answer, batch)
-            rows = rows.join(mine, on="row", how="anti", maintain_order="left")
-            if merging:
+                merging = merging or again is not None
+            if rows.height and merging:
                 rows = narrow.all_of(rows)
             batch = self._batch(None if merging else batch.known, only_new=only_new and not merging)
 
     def _in_new_types(self, rows: pl.DataFrame) -> bool:
         """Whether the types of a large batch had no entity when the run first met them: there is nothing to keep."""
+        if rows.height <= narrow.FEW_ROWS or "expected" in rows.columns:
+            return False
         entity_types = rows["entity_type"].unique().to_list()
-        if rows.height <= narrow.FEW_ROWS or len(entity_types) > _FEW_TYPES or "expected" in rows.columns:
+        if len(entity_types) > _FEW_TYPES:
             return False
         for name in entity_types:
-            if name not in self._began_empty:
-                self._began_empty[name] = self.engine.is_empty(name)
-        return all(self._began_empty[name] for name in entity_types)
+            if name not in self._was_empty:
+                self._was_empty[name] = self.engine.is_empty(name)
+        return all(self._was_empty[name] for name in entity_types)
 
     def _told_of(self, seen: narrow.Look, batch: Batch) -> Iterator[pl.DataFrame]:
         """Outcomes of rows of which nothing is written once they are merged."""
@@ -239,12 +240,12 @@ class UpsertRun:
             self._fields.infer(inferred)
         known: narrow.Known = {}
         if self.options.absent == "keep":
-            known = self._fields.names(rows["entity_type"].unique().to_list())
+            known = self._fields.names(inferred or rows["entity_type"].unique())
         if self.options.merging:
             carried = chunk.schema.get("metadata")
             rows = narrow.marked(rows, carried, "content" in chunk.columns, shapes, known, self.options)
         refused = outcomes(invalid, status="failed", error_kind="validation")
-        return rows.drop("shape", strict=False), refused, known
+        return narrow.without_shape(rows), refused, known
 
     def preview(self, whole: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         """What `execute` would come to before it asks the database for the rows; nothing is written.
@@ -334,12 +335,9 @@ class UpsertRun:
             if self._ctrl_c.pressed:
                 self.interrupt.fire()
 
-        if self.engine.losses == self._losses:
-            check_replicated(self.engine, self.log, time.perf_counter() - self._started, self.interrupt)
-            return
         corrected = confirm(self.engine, self.log, self._losses, self.interrupt, look)
         check_replicated(self.engine, self.log, time.perf_counter() - self._started, self.interrupt)
-        if not self.interrupt.requested:
+        if self.engine.losses != self._losses and not self.interrupt.requested:
             # The next run does it if it cannot be done.
             with suppress(EntityFramesError):
                 self._fields.record_again()

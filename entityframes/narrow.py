@@ -36,6 +36,11 @@ def all_of(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(narrow=pl.lit(True), keeps_content=keeps)
 
 
+def without_shape(rows: pl.DataFrame) -> pl.DataFrame:
+    """Canonical rows without the number of what their JSON is made of, which nobody needs once they are `marked`."""
+    return rows[[name for name in rows.columns if name != "shape"]]
+
+
 def marked(
     rows: pl.DataFrame, carried: pl.DataType | None, content: bool, shapes: list[Shape], known: Known, options: Options
 ) -> pl.DataFrame:
@@ -52,14 +57,14 @@ def marked(
     lacking = _lacking(rows, carried, shapes, known) if options.absent == "keep" else None
     if content and options.nulls == "write":
         if lacking is None:
-            return rows.drop("shape", strict=False)
-        return rows.with_columns(narrow=lacking, keeps_content=pl.lit(False)).drop("shape", strict=False)
+            return rows
+        return rows.with_columns(narrow=lacking, keeps_content=pl.lit(False))
     keeps = pl.lit(options.absent == "keep") if not content else pl.col("content") == ""
     narrow = keeps if lacking is None else keeps | lacking
     if options.nulls == "keep":
         # There may be a null; to merge in vain does no harm.
         narrow = narrow | pl.col("metadata").str.contains(":null", literal=True)
-    found = rows.with_columns(narrow=narrow, keeps_content=keeps).drop("shape", strict=False)
+    found = rows.with_columns(narrow=narrow, keeps_content=keeps)
     return found if found["narrow"].any() else found.drop("narrow", "keeps_content")
 
 
