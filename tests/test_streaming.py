@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,6 @@ import pytest
 import entityframes as ef
 from entityframes.chunks import BATCH_BYTES, BATCH_ROWS, chunks, shares
 from entityframes.results import OutcomeLog, outcomes
-from entityframes.utf8 import readable
 
 
 def entities(rows: int, start: int = 0, text: str = "x") -> pl.DataFrame:
@@ -74,22 +72,6 @@ def test_writers_have_equal_shares_of_a_frame_in_memory() -> None:
     for rows, writers, sizes in ((5_000, 2, [5_000]), (40_000, 1, [15_000, 15_000, 10_000]), (0, 2, [])):
         cut = list(shares(frame[:rows], max_bytes=20 << 20, max_rows=15_000, writers=writers))
         assert [chunk.height for chunk in cut] == sizes
-
-
-def test_a_batch_costs_what_it_holds() -> None:
-    """Only its own rows are looked at, not those of the frame from which it was cut."""
-
-    def seconds(pieces: list[pl.DataFrame]) -> float:
-        started = time.perf_counter()
-        for piece in pieces:
-            readable(piece)
-        return time.perf_counter() - started
-
-    frame = entities(20_000, text="x" * 2_000).with_columns(pl.format("{}{}", "id", "content").alias("content"))
-    cut = list(frame.iter_slices(20))
-    whole = min(seconds([frame]) for _ in range(3))
-    # Looking at all of it a thousand times takes a hundred times as long.
-    assert min(seconds(cut) for _ in range(3)) < 10 * whole + 0.5
 
 
 def test_a_change_of_schema_ends_a_batch() -> None:
