@@ -388,6 +388,23 @@ def test_an_error_is_one_line(tmp_path: Path, words: list[str], said: str) -> No
     assert not (tmp_path / "entities.duckdb").exists()
 
 
+def test_interrupted_while_the_files_are_read(tmp_path: Path) -> None:
+    """Ctrl-C before the first batch says that nothing was imported, and makes no store."""
+    pipe = tmp_path / "rows.csv"
+    os.mkfifo(pipe)
+    words = [sys.executable, "-m", "entityframes", "import", str(pipe), "--type", "t", "--id", "id"]
+    run = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Opening it waits for the reader.
+    with pipe.open("w") as file:
+        file.write("id,v\n1,2\n")
+        file.flush()
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130, errors
+    assert "note: nothing was imported" in errors
+    assert not (tmp_path / "entities.duckdb").exists()
+
+
 def test_a_narrower_file_leaves_the_rest(run: Run) -> None:
     """Case 56: without --content, with chosen --metadata or other columns, what the file lacks stays as it is."""
     run("import", "airports.dat", *OPTIONS)

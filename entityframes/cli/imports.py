@@ -148,11 +148,12 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
         raise click.UsageError("--type needs --id, the column with the ids")
     _check_failed_file(options["failed_file"], files)
     with tempfile.TemporaryDirectory(prefix="entityframes-") as spool:
-        # What cannot be read is told before a store is made for it.
-        given = read_files(files, options["file_format"], _text_options(options), Path(spool))
-        _name_columns(given, options)
-        rows = given.scan()
-        frame = _read(rows, given, options)
+        # What cannot be read is an error before a store is made for it.
+        with _nothing_imported():
+            given = read_files(files, options["file_format"], _text_options(options), Path(spool))
+            _name_columns(given, options)
+            rows = given.scan()
+            frame = _read(rows, given, options)
         with (open_for_dry_run if options["dry_run"] else open_store)(url, namespace) as store:
             if known := _known(store, options["entity_type"]):
                 rows = given.scan(known)
@@ -170,6 +171,16 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
                 err=True,
             )
     sys.exit(0 if result.ok else 1)
+
+
+@contextmanager
+def _nothing_imported() -> Iterator[None]:
+    """Say what a Ctrl-C leaves while the files are read."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("note: nothing was imported: the files were still being read", err=True)
+        raise
 
 
 @contextmanager

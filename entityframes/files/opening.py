@@ -9,6 +9,7 @@ import gzip
 import io
 import lzma
 import os
+import select
 import shutil
 import stat
 import sys
@@ -17,7 +18,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +36,8 @@ ROOM = 256 << 20
 
 #: Seconds to wait for a program that writes into a named pipe.
 PIPE_WAIT = 5.0
+#: Seconds of waiting for a pipe after which Ctrl-C is looked for.
+LOOK_AFTER = 0.1
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -69,7 +72,7 @@ def expanded(sources: Sequence[str], file_format: str | None = None, spool: Path
     paths: list[str] = []
     for source in sources:
         if source == "-":
-            paths.append(_spooled(sys.stdin.buffer, spool, "standard input"))
+            paths.append(_spooled(_Begun(b"", sys.stdin.buffer), spool, "standard input"))
         elif os.path.exists(source):
             paths.append(_usable(source, spool))
         elif found := sorted(path for path in glob.glob(source, recursive=True) if not os.path.isdir(path)):
@@ -125,14 +128,27 @@ def _opened_pipe(path: str) -> Iterator[Any]:
 
 
 class _Begun:
-    """A stream of which a piece has been read already."""
+    """A pipe, or standard input, of which a piece may have been read already; Ctrl-C ends the wait for the next one.
+
+    Polars has a read that a signal interrupts go on, so that Python would not hear of it.
+    """
 
     def __init__(self, first: bytes, rest: Any) -> None:
         self._first, self._rest = first, rest
+        # What stands for standard input in Python need not be a file.
+        self._descriptor: int | None = None
+        with suppress(AttributeError, OSError):
+            self._descriptor = rest.fileno()
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int) -> bytes:
         first, self._first = self._first, b""
-        return first or self._rest.read(size)
+        if first:
+            return first
+        if self._descriptor is None or os.name == "nt":
+            return bytes(self._rest.read(size))
+        while not select.select([self._descriptor], [], [], LOOK_AFTER)[0]:
+            pass
+        return os.read(self._descriptor, size)
 
 
 def _spooled(stream: Any, spool: Path | None, name: str) -> str:
