@@ -20,7 +20,12 @@ def readable(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series | None]:
 
 def printable(text: str) -> str:
     """Text that came from outside, such as a file's name, with escapes for the bytes in it that are not UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        # Half of a pair, which stands for no byte.
+        data = text.encode("utf-8", "backslashreplace")
+    return data.decode("utf-8", "backslashreplace")
 
 
 def _checked(column: pl.Series) -> tuple[pl.Series, pl.Series | None]:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import TypeVar
 
@@ -77,27 +77,23 @@ class Interrupt:
         """Sleep, at most until the run is stopped."""
         self._fired.wait(seconds)
 
-    @contextmanager
-    def committing(self, cancel: Callable[[], None]) -> Iterator[None]:
+    def cancelling(self, cancel: Callable[[], None]) -> AbstractContextManager[None]:
+        """While inside, `fire` calls `cancel`, which has to end the statement in flight and may be called late."""
+        return self._while_in(self._in_flight, cancel)
+
+    def committing(self, cancel: Callable[[], None]) -> AbstractContextManager[None]:
         """While inside, `fire` calls `cancel`, which is that of `cancelling`, not at once."""
-        with self._lock:
-            self._committing.add(cancel)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._committing.discard(cancel)
+        return self._while_in(self._committing, cancel)
 
     @contextmanager
-    def cancelling(self, cancel: Callable[[], None]) -> Iterator[None]:
-        """While inside, `fire` calls `cancel`, which has to end the statement in flight and may be called late."""
+    def _while_in(self, calls: set[Callable[[], None]], cancel: Callable[[], None]) -> Iterator[None]:
         with self._lock:
-            self._in_flight.add(cancel)
+            calls.add(cancel)
         try:
             yield
         finally:
             with self._lock:
-                self._in_flight.discard(cancel)
+                calls.discard(cancel)
 
 
 class CtrlC:

@@ -20,7 +20,7 @@ from entityframes.engines import FORMAT, Batch, Interrupt, Location, check_forma
 from entityframes.engines.arrow import one_row, to_frame
 from entityframes.engines.patience import patiently, streamed_patiently
 from entityframes.engines.postgres_errors import READ_ONLY, REKEYED, UNIQUE_VIOLATION, committed, streamed
-from entityframes.engines.postgres_pool import Pool, execute, for_writing, transaction
+from entityframes.engines.postgres_pool import Pool, execute, for_writing
 from entityframes.engines.postgres_probe import FEW_TYPES, by_type, probe
 from entityframes.errors import (
     ConnectError,
@@ -58,7 +58,6 @@ class PostgresEngine:
         self._sql = _statements(namespace)
         # Each worker that embeds has a thread that writes beside it.
         self._pool = Pool(location.target if read_only else for_writing(location.target), 2 * self.workers, self._sql)
-        self._transaction = transaction
         #: Whether the store was opened on a server that can be written to.
         self._opened_on_primary = False
         try:
@@ -116,7 +115,7 @@ class PostgresEngine:
     def _each(self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Write what is new or differs in one transaction, each row unless it is refused."""
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
-        with self._transaction(connection, batch.interrupt):
+        with connection.transaction(batch.interrupt):
             changed, conflicts = self._hold(connection, rows, changed)
             self._stage(connection, _pick(rows, changed))
             self._run(connection, "index_staging")
@@ -211,7 +210,7 @@ class PostgresEngine:
             with (
                 self._connection(batch.interrupt) as connection,
                 self._refusals(connection, deleting=True),
-                self._transaction(connection, batch.interrupt),
+                connection.transaction(batch.interrupt),
             ):
                 gone = self._ask(connection, name, batch.batch_id, batch.run_id, *keys)
                 deleted = keys[gone["position"]]
@@ -269,7 +268,7 @@ class PostgresEngine:
 
     def inconsistencies(self) -> pl.DataFrame:
         snapshot = self._sql["snapshot"]
-        with self._connection() as connection, self._transaction(connection, Interrupt(), snapshot):
+        with self._connection() as connection, connection.transaction(Interrupt(), snapshot):
             return pl.concat(
                 self._ask(connection, name).select(pl.lit(name.removeprefix("find_")).alias("check"), pl.all())
                 for name in self._sql
@@ -277,7 +276,7 @@ class PostgresEngine:
             )
 
     def mend(self, checks: list[str]) -> None:
-        with self._connection() as connection, self._transaction(connection, Interrupt()):
+        with self._connection() as connection, connection.transaction(Interrupt()):
             self._run(connection, "keep_writers_out")
             for name in queries.mending(self._sql, checks):
                 self._run(connection, name)
@@ -383,7 +382,7 @@ class PostgresEngine:
     ) -> pl.DataFrame:
         """Copy some of the changed rows straight into the table, merge the others, and record the batch."""
         due = pl.col("differs") & (pl.col("content") != "") & pl.lit(batch.embed)
-        with self._transaction(connection, batch.interrupt):
+        with connection.transaction(batch.interrupt):
             changed, conflicts = self._hold(connection, rows, changed)
             given = _pick(rows, changed).with_columns(due=due)
             if given.select(copied.any()).item() and self._ask(connection, "may_leave_out", self._namespace).item():
@@ -557,7 +556,7 @@ class PostgresEngine:
         check_format(self, version)
         if version == FORMAT:
             return
-        with self._transaction(connection, Interrupt()):
+        with connection.transaction(Interrupt()):
             self._ask(connection, "migration_lock", self._namespace.lower())
             version = self._format(connection)
             check_format(self, version)

@@ -59,7 +59,7 @@ class PostgresEmbedding:
     def add_space(self, space: str, model: str, dim: int) -> bool:
         engine = self._engine
         storage = "pgvector" if self._has_pgvector() else "vector"
-        with engine._connection() as connection, engine._transaction(connection, Interrupt()):
+        with engine._connection() as connection, connection.transaction(Interrupt()):
             engine._ask(connection, "space_lock", engine._namespace)
             added = engine._ask(connection, "add_space", space, model, str(dim), storage)
             if added.is_empty():
@@ -81,7 +81,7 @@ class PostgresEmbedding:
     def drop_space(self, space: str) -> None:
         engine = self._engine
         number = self._space(space)["number"]
-        with engine._connection() as connection, engine._transaction(connection, Interrupt()):
+        with engine._connection() as connection, connection.transaction(Interrupt()):
             engine._ask(connection, "space_lock", engine._namespace)
             engine._run(connection, "release_jobs", space)
             engine._run(connection, "delete_space", space)
@@ -91,7 +91,7 @@ class PostgresEmbedding:
         engine, stored = self._engine, self._space(space)
         if stored["storage"] != "pgvector" or dim > INDEXED_DIM:
             return False
-        with engine._connection() as connection, engine._transaction(connection, Interrupt()):
+        with engine._connection() as connection, connection.transaction(Interrupt()):
             engine._run(connection, "build_memory")
             execute(connection, self._filled("create_index", number=stored["number"], dim=dim))
             execute(connection, self._filled("analyze_vectors", number=stored["number"]))
@@ -101,7 +101,7 @@ class PostgresEmbedding:
 
     def enqueue(self, space: str | None, entity_type: str | None, keys: pl.DataFrame | None) -> int:
         engine = self._engine
-        with engine._connection() as connection, engine._transaction(connection, Interrupt()):
+        with engine._connection() as connection, connection.transaction(Interrupt()):
             if keys is None:
                 engine._run(connection, "forget_errors", space, entity_type)
                 queued = engine._ask(connection, "enqueue", space, str(JOB_ROWS), entity_type)
@@ -113,7 +113,7 @@ class PostgresEmbedding:
 
     def retry_failed(self, space: str) -> int:
         engine = self._engine
-        with engine._connection() as connection, engine._transaction(connection, Interrupt()):
+        with engine._connection() as connection, connection.transaction(Interrupt()):
             again = engine._ask(connection, "requeue_jobs", space, *transition("failed", "pending"))
             queued = engine._ask(connection, "enqueue_failed", space, str(JOB_ROWS))
         return int(again["entities"].sum()) + int(queued["entities"].sum())
@@ -177,7 +177,7 @@ class PostgresEmbedding:
         interrupt: Interrupt,
     ) -> pl.DataFrame:
         engine, storage = self._engine, space["storage"]
-        with engine._transaction(connection, interrupt):
+        with connection.transaction(interrupt):
             if not self._move(connection, job, end):
                 raise LeaseLostError
             keys = [rows[name] for name in ("entity_type", "id", "content_hash")]
@@ -216,7 +216,7 @@ class PostgresEmbedding:
         settings = (Interrupt(), self._sql["iterative_scan"], breadth)
 
         def ask() -> pl.DataFrame:
-            with self._engine._connection() as connection, self._engine._transaction(connection, *settings):
+            with self._engine._connection() as connection, connection.transaction(*settings):
                 return self._found(connection, sql, given)
 
         found = patiently(ask)

@@ -353,10 +353,6 @@ class PooledConnection:
         self.cancelled = True
         self.driver.adbc_cancel()
 
-    def cursor(self) -> Cursor:
-        """A cursor of the driver's, for statements that need no transaction."""
-        return _Cursor(self.driver)
-
     def at_once(self, statement: str) -> Any:
         """The answer to a statement that goes to the server in one message, as a frame."""
         with self._running() as cursor:
@@ -455,13 +451,6 @@ class _Cursor(Cursor):
     def cancelled(self) -> bool:
         """Whether Ctrl-C has ended what it ran."""
         return self._stmt.cancelled
-
-
-@contextmanager
-def transaction(connection: PooledConnection, interrupt: Interrupt, *settings: str) -> Iterator[None]:
-    """BEGIN and COMMIT; an error leaves the transaction to the connection's end, which rolls it back."""
-    with connection.transaction(interrupt, *settings):
-        yield
 
 
 def execute(connection: PooledConnection, statement: str, *parameters: Any, committing: bool = False) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from entityframes.errors import SchemaError
+from entityframes.utf8 import printable
 
 #: Characters of unread rows that are kept; of those beyond only place and reason are.
 MAX_RAW = 64 << 20
@@ -50,13 +51,6 @@ class Unread:
                 "most lines cannot be read, so that the file may be of another format; the first is "
                 f"{self.rows[0].error}"
             )
-
-
-def printable(text: str) -> str:
-    """Text with bytes that could not be decoded written as ``\\xe9``."""
-    if text.isascii() or is_text(text):
-        return text
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def is_text(text: str) -> bool:
