@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, check_format, earlier, predicates, queries
-from entityframes.engines.arrow import one_row, to_frame
+from entityframes.engines.arrow import one_row
 from entityframes.engines.patience import patiently, streamed_patiently
-from entityframes.engines.postgres_errors import READ_ONLY, REKEYED, UNIQUE_VIOLATION, committed, streamed
+from entityframes.engines.postgres_errors import READ_ONLY, REKEYED, UNIQUE_VIOLATION, committed
 from entityframes.engines.postgres_pool import Pool, execute, for_writing
 from entityframes.engines.postgres_probe import FEW_TYPES, by_type, probe
 from entityframes.errors import (
@@ -177,7 +177,7 @@ class PostgresEngine:
                 if late.is_set():
                     # The connection is not used again, which the cancellation may reach only now.
                     raise StatementCancelledError("the standby has not answered")
-        except (DatabaseError, KeyboardInterrupt):
+        except DatabaseError:
             if late.is_set():
                 return False
             raise
@@ -303,9 +303,7 @@ class PostgresEngine:
 
         def rows() -> Generator[pl.DataFrame]:
             with self._connection(interrupt) as connection, connection.statement() as cursor:
-                cursor.execute(sql)
-                for batch in streamed(cursor):
-                    yield to_frame(batch)
+                yield from cursor.pieces(sql)
 
         return streamed_patiently(rows)
 
@@ -531,7 +529,7 @@ class PostgresEngine:
 
     def _ingest(self, connection: Any, table: str, rows: pl.DataFrame, **where: Any) -> None:
         with connection.statement() as cursor:
-            cursor.adbc_ingest(table, rows.to_arrow(), mode="append", **where)
+            cursor.ingest(table, rows.to_arrow(), **where)
 
     def _read(self, name: str, *parameters: Any) -> pl.DataFrame:
         """Ask on a connection of its own; again where that helps, as it does no harm."""
@@ -547,8 +545,8 @@ class PostgresEngine:
 
     def _ask(self, connection: Any, name: str, *parameters: Any, committing: bool = False) -> pl.DataFrame:
         with connection.statement(committing=committing) as cursor:
-            cursor.execute(self._sql[name], one_row(parameters))
-            return to_frame(cursor.fetch_arrow_table())
+            found: pl.DataFrame = cursor.answer(self._sql[name], one_row(parameters))
+            return found
 
     def _migrate(self, connection: Any) -> None:
         """Create the store or bring it to this version's format, once, whoever else connects at the same time."""

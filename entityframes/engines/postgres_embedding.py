@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from entityframes.engines import Interrupt, predicates
-from entityframes.engines.arrow import one_row, to_frame
+from entityframes.engines.arrow import one_row
 from entityframes.engines.embedding import (
     JOB_ROWS,
     MAX_RESCUES,
@@ -23,7 +23,7 @@ from entityframes.engines.embedding import (
     wire,
 )
 from entityframes.engines.patience import patiently
-from entityframes.engines.postgres_errors import NO_COPY, READ_ONLY, UNIQUE_VIOLATION, streamed
+from entityframes.engines.postgres_errors import NO_COPY, READ_ONLY, UNIQUE_VIOLATION
 from entityframes.engines.postgres_pool import execute
 from entityframes.errors import ConnectionLostError, DatabaseError, RowError, SpaceError
 
@@ -198,7 +198,7 @@ class PostgresEmbedding:
 
     def _ingest(self, connection: Any, name: str, table: pa.Table, **where: Any) -> None:
         with connection.statement() as cursor:
-            cursor.adbc_ingest(name, table, mode="append", **where)
+            cursor.ingest(name, table, **where)
 
     # Search.
 
@@ -231,9 +231,7 @@ class PostgresEmbedding:
         best = best.with_columns(score=pl.lit(None, pl.Float64))
         with self._engine._connection() as connection:
             with connection.statement() as cursor:
-                cursor.execute(self._filled("vectors", condition=condition), one_row((space, entity_type)))
-                for batch in streamed(cursor):
-                    piece = to_frame(batch)
+                for piece in cursor.pieces(self._filled("vectors", condition=condition), one_row((space, entity_type))):
                     if piece.is_empty():
                         continue
                     score = pl.Series("score", from_wire(piece["vector"], len(vector)) @ vector, pl.Float64)
@@ -260,8 +258,8 @@ class PostgresEmbedding:
 
     def _found(self, connection: Any, sql: str, parameters: tuple[Any, ...]) -> pl.DataFrame:
         with connection.statement() as cursor:
-            cursor.execute(sql, one_row(parameters))
-            return to_frame(cursor.fetch_arrow_table())
+            found: pl.DataFrame = cursor.answer(sql, one_row(parameters))
+            return found
 
     def _make_text_index(self) -> None:
         if self._engine.read_only:

@@ -72,7 +72,7 @@ def translated(
     connecting: bool = False,
     committing: bool = False,
     again: bool = False,
-    by: Callable[[], str | None] = lambda: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
     """Turn the driver's errors into ours, by SQLSTATE; its Python classes say little, its words are in any language.
 
@@ -80,7 +80,7 @@ def translated(
         connecting: whether a connection is being made, of which libpq gives no SQLSTATE.
         committing: whether what fails may have been committed.
         again: whether the database has let us in before, so that what it says now may pass.
-        by: who has cancelled a statement that was cancelled: "Ctrl-C", this "run", or None for the server.
+        stopped: whether this side has asked for the end of a statement that was cancelled.
     """
     try:
         yield
@@ -99,9 +99,7 @@ def translated(
             if sqlstate is None and not _LOST.search(message):
                 meaning = ConnectionLostError if again else PermanentError
             message = shown_when_connecting(message)
-        if sqlstate == "57014" and (who := by()) is not None:
-            if who == "Ctrl-C":
-                raise KeyboardInterrupt from error
+        if sqlstate == "57014" and stopped():
             meaning = StatementCancelledError
         translated = meaning(message, sqlstate)
         translated.committing = committing

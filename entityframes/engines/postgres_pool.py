@@ -15,18 +15,23 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 import adbc_driver_manager
 import adbc_driver_postgresql
+import polars as pl
+import pyarrow as pa
 from adbc_driver_manager.dbapi import Connection, Cursor
 
 from entityframes import forks
 from entityframes.engines import Interrupt
 from entityframes.engines.arrow import one_row, to_frame
-from entityframes.engines.postgres_errors import translated
+from entityframes.engines.aside import aside
+from entityframes.engines.postgres_errors import streamed, translated
 from entityframes.errors import ClosedError, ConnectError, ConnectionLostError, DatabaseError, PermanentError, RowError
+
+T = TypeVar("T")
 
 #: What a pooler may say that does not pass on what a connection sends when it starts.
 _REFUSED = re.compile("startup|parameter|option|unsupported|unrecognized|protocol", re.IGNORECASE)
@@ -311,8 +316,9 @@ class _Database:
 
     def disconnect(self, connection: Connection) -> None:
         """Close a connection."""
-        # An error means that it was broken already; the server rolls back when the socket goes.
-        with suppress(adbc_driver_manager.Error):
+        # An error means that it was broken already, or that Ctrl-C came before a statement was closed; the server rolls
+        # back when the socket goes.
+        with suppress(adbc_driver_manager.Error, RuntimeError):
             connection.close()
         self._connections -= 1
 
@@ -353,20 +359,18 @@ class PooledConnection:
         self.cancelled = True
         self.driver.adbc_cancel()
 
-    def at_once(self, statement: str) -> Any:
+    def at_once(self, statement: str) -> pl.DataFrame:
         """The answer to a statement that goes to the server in one message, as a frame."""
         with self._running() as cursor:
-            cursor.adbc_statement.set_options(**_AT_ONCE)
-            cursor.execute(statement)
-            return to_frame(cursor.fetch_arrow_table())
+            return cursor.answer(statement, **_AT_ONCE)
 
     def script(self, statements: str, *, committing: bool = False) -> None:
         """Run statements without parameters and answers in one message."""
         with self._running(committing=committing) as cursor:
-            cursor.executescript(statements)
+            cursor.script(statements)
 
     @contextmanager
-    def statement(self, *, committing: bool = False) -> Iterator[Cursor]:
+    def statement(self, *, committing: bool = False) -> Iterator[_Cursor]:
         """A cursor for one statement, in a transaction of its own where it needs one and none is open.
 
         Args:
@@ -416,41 +420,59 @@ class PooledConnection:
         self._open = False
 
     @contextmanager
-    def _running(self, *, committing: bool = False) -> Iterator[Cursor]:
+    def _running(self, *, committing: bool = False) -> Iterator[_Cursor]:
         try:
             with (
                 closing(_Cursor(self.driver)) as cursor,
-                translated(committing=committing, by=self._stopped_by(cursor)),
+                translated(committing=committing, stopped=lambda: self.cancelled),
             ):
                 yield cursor
         except BaseException:
             self._failed = True
             raise
 
-    def _stopped_by(self, cursor: _Cursor) -> Callable[[], str | None]:
-        return lambda: "Ctrl-C" if cursor.cancelled else "run" if self.cancelled else None
 
+class _Cursor:
+    """Runs the statements of one connection; what they wait for does not keep Ctrl-C from the program."""
 
-class _Statement(adbc_driver_manager.AdbcStatement):
-    """Knows whether it was cancelled by Ctrl-C, which the driver takes in the main thread."""
-
-    cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-        super().cancel()
-
-
-class _Cursor(Cursor):
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection)
-        self._stmt.close()
-        self._stmt: _Statement = _Statement(connection.adbc_connection)
+        self._cursor = Cursor(connection)
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether Ctrl-C has ended what it ran."""
-        return self._stmt.cancelled
+    def close(self) -> None:
+        self._cursor.close()
+
+    def execute(self, statement: str, parameters: pa.RecordBatch | None = None) -> None:
+        """Run a statement."""
+        self._aside(lambda: self._cursor.execute(statement, parameters))
+
+    def script(self, statements: str) -> None:
+        """Run statements without parameters and answers in one message."""
+        self._aside(lambda: self._cursor.executescript(statements))
+
+    def ingest(self, table: str, rows: pa.Table, **where: Any) -> None:
+        """Copy rows into a table that there is."""
+        self._aside(lambda: self._cursor.adbc_ingest(table, rows, mode="append", **where))
+
+    def answer(self, statement: str, parameters: pa.RecordBatch | None = None, **options: str) -> pl.DataFrame:
+        """What a statement answers, whole."""
+
+        def ask() -> pl.DataFrame:
+            if options:
+                self._cursor.adbc_statement.set_options(**options)
+            self._cursor.execute(statement, parameters)
+            return to_frame(self._cursor.fetch_arrow_table())
+
+        return self._aside(ask)
+
+    def pieces(self, statement: str, parameters: pa.RecordBatch | None = None) -> Iterator[pl.DataFrame]:
+        """What a statement answers, in pieces, as they come."""
+        self.execute(statement, parameters)
+        batches = streamed(self._cursor)
+        while (batch := self._aside(lambda: next(batches, None))) is not None:
+            yield to_frame(batch)
+
+    def _aside(self, call: Callable[[], T]) -> T:
+        return aside(call, self._cursor.adbc_cancel)
 
 
 def execute(connection: PooledConnection, statement: str, *parameters: Any, committing: bool = False) -> None:
@@ -463,7 +485,7 @@ def execute(connection: PooledConnection, statement: str, *parameters: Any, comm
         if parameters:
             cursor.execute(statement, one_row(parameters))
         else:
-            cursor.executescript(statement)
+            cursor.script(statement)
 
 
 # What the address of a database says besides where it is.

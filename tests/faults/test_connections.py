@@ -261,8 +261,7 @@ def test_what_a_pooler_does_between_transactions(own_store) -> None:
         assert result.ok
         model.upserted(frame, result)
         for connection in store._engine._pool._idle:
-            with connection.cursor() as cursor:
-                cursor.execute("DISCARD ALL")
+            connection.script("DISCARD ALL")
     model.check(store)
 
 

@@ -168,12 +168,21 @@ def test_a_child_that_unwinds_leaves_the_connection(url: str, tmp_path: Path) ->
     out = run(
         f"""
         {AT_WORK.replace(chr(10), chr(10) + " " * 8)}
+        from contextlib import contextmanager
         from entityframes.engines import Interrupt
         engine = store._engine
-        writing = engine._writer(Interrupt()) if engine.name == "duckdb" else engine._connection()
-        with writing as connection, engine._transaction(connection, Interrupt()):
-            sql = "UPDATE entityframes.entities SET content = 'changed' WHERE id = 'a'"
-            connection.execute(sql) if engine.name == "duckdb" else connection.cursor().execute(sql)
+        sql = "UPDATE entityframes.entities SET content = 'changed' WHERE id = 'a'"
+        @contextmanager
+        def changing():
+            if engine.name == "duckdb":
+                with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
+                    cursor.execute(sql)
+                    yield
+            else:
+                with engine._connection() as connection, connection.transaction(Interrupt()):
+                    connection.script(sql)
+                    yield
+        with changing():
             assert in_child(["store.read('t')"], "unwind") == 0
         print(store.get_entity("t", "a")["content"])
         """,
