@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,3 +177,21 @@ def test_a_second_ctrl_c_is_not_held_for_long(monkeypatch) -> None:
         threading.Event().wait(0.1)
         press()
         raise AssertionError("not interrupted")
+
+
+def test_each_is_heard_while_the_store_is_asked(store: ef.EntityStore) -> None:
+    """The program's own handler hears of each, whatever the driver does at that moment, and the answers stay whole."""
+    store.upsert(notes(rows=3), progress=False)
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    try:
+        for turn in range(50):
+            pressing = threading.Timer(random.uniform(0.0, 0.01), press)
+            pressing.start()
+            end = time.monotonic() + 30
+            while len(heard) == turn and time.monotonic() < end:
+                assert store._engine.existing(notes(rows=3)).height == 3
+            pressing.join()
+            assert len(heard) == turn + 1
+    finally:
+        signal.signal(signal.SIGINT, before)
