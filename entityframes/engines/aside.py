@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import adbc_driver_manager
 
+from entityframes.engines.interrupt import CtrlC
+
 T = TypeVar("T")
 
 #: Seconds after which what was stopped is cancelled again, and, on Windows, where locks do not, signals are noticed.
@@ -30,8 +32,8 @@ class _Work:
         self.ended = False
         self._running = threading.Lock()
         self._running.acquire()
-        self._value: Any = None
-        self._error: BaseException | None = None
+        self.value: Any = None
+        self.error: BaseException | None = None
 
     def do(self) -> None:
         """Make the call, once."""
@@ -39,19 +41,14 @@ class _Work:
         if call is None:
             return
         try:
-            self._value = call()
+            self.value = call()
         except BaseException as error:
-            self._error = error
+            self.error = error
         self.ended = True
         self._running.release()
 
     def wait(self, seconds: float) -> None:
         self._running.acquire(timeout=seconds)
-
-    def outcome(self) -> Any:
-        if self._error is not None:
-            raise self._error
-        return self._value
 
 
 class _Helper:
@@ -80,7 +77,10 @@ def aside(call: Callable[[], T], cancel: Callable[[], None]) -> T:
     Args:
         call: what may wait for a server.
         cancel: has it end soon. Called when a signal handler raises, as Ctrl-C does by default: what that raises is
-            raised when the call has ended.
+            raised when the call has ended. Called, too, when a Ctrl-C comes that is held back.
+
+    Raises:
+        KeyboardInterrupt: the call was cancelled for a Ctrl-C that is held back.
     """
     if threading.current_thread() is not threading.main_thread() or sys.is_finalizing():
         return call()
@@ -90,13 +90,14 @@ def aside(call: Callable[[], T], cancel: Callable[[], None]) -> T:
     work = _Work(call)
     given = False
     stopped: BaseException | None = None
+    held_before = CtrlC.is_held_back()
     while not work.ended:
         try:
             if not given:
                 # Twice, where a signal comes before that is noted; it is done once.
                 helper.give(work)
                 given = True
-            if stopped is not None:
+            if stopped is not None or (CtrlC.is_held_back() and not held_before):
                 with suppress(adbc_driver_manager.Error):
                     cancel()
             work.wait(LOOK_AFTER)
@@ -105,5 +106,14 @@ def aside(call: Callable[[], T], cancel: Callable[[], None]) -> T:
     _idle.append(helper)
     if stopped is not None:
         raise stopped
-    outcome: T = work.outcome()
-    return outcome
+    if work.error is None:
+        value: T = work.value
+        return value
+    cancelled = getattr(work.error, "sqlstate", None) == "57014"
+    try:
+        if cancelled and CtrlC.is_held_back() and not held_before:
+            raise KeyboardInterrupt from work.error
+        raise work.error
+    finally:
+        # The error keeps this frame, which would keep the error.
+        del work

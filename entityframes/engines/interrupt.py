@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from entityframes.errors import StatementCancelledError
 
@@ -103,6 +103,9 @@ class CtrlC:
     was set, where `check` is called, while `let_through` waits for an item, or at the end.
     """
 
+    #: The one that holds Ctrl-C back now.
+    _current: ClassVar[CtrlC | None] = None
+
     def __enter__(self) -> CtrlC:
         self._pressed: tuple[int, FrameType | None] | None = None
         self._pressed_at = float("inf")
@@ -111,12 +114,14 @@ class CtrlC:
         # Signals go to the main thread, and only to handlers that are Python's.
         self._held = callable(self._before) and threading.current_thread() is threading.main_thread()
         if self._held:
+            self._outer, CtrlC._current = CtrlC._current, self
             signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if self._held:
             signal.signal(signal.SIGINT, self._before)
+            CtrlC._current = self._outer
         if not isinstance(error, KeyboardInterrupt):
             self.check()
 
@@ -129,6 +134,11 @@ class CtrlC:
         if self._pressed is not None:
             pressed, self._pressed = self._pressed, None
             self._deliver(*pressed)
+
+    @classmethod
+    def is_held_back(cls) -> bool:
+        """Whether a Ctrl-C waits to be delivered in the main thread."""
+        return cls._current is not None and cls._current.pressed
 
     @property
     def pressed(self) -> bool:
