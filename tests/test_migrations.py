@@ -29,12 +29,14 @@ PINNED: dict[str, list[str]] = {
         "99ba1daa52e509a8640934902282611d66cb8fe98cb5933d3b16fcd4647f44d2",
         "ec8225fa4f61e38d70cdce57ca450999160d51b17e3d90bba0c00aeb9c41a177",
         "0c23b3656a99de3e2d3ef5fe321ce5e6bd6d790134cf08f0efe27ffe10ce6f0c",
+        "b2a1c953306c3a3679113e5c80500d744fe98de59f1169d7f9b31220aece35e4",
     ],
     "postgresql": [
         "3c7644715e261976ae333fec4d98a405d8710a8bed5c14ace9ecc756cbb6688a",
         "51398568f51f1733a710e5e5ef43ee26b6d9866c850006be7f4f1833c51bc9ea",
         "6960cec3a8ced3be938479b21f8856c043661d50b9ff1a7cff89c11b94f92620",
         "0c23b3656a99de3e2d3ef5fe321ce5e6bd6d790134cf08f0efe27ffe10ce6f0c",
+        "2e59acfe943aa50888b6cb04391b62cb1b6540209a01e09624dddd9319395f0b",
     ],
 }
 
@@ -119,6 +121,7 @@ SHAPES = {
     "format 1": (1, {engine: {} for engine in ENGINES}),
     "format 2": (2, {engine: {} for engine in ENGINES}),
     "format 3": (3, {engine: {} for engine in ENGINES}),
+    "format 4": (4, {engine: {} for engine in ENGINES}),
     "the first": (
         1,
         {engine: {1: _BEFORE_SPACES[engine] + _BEFORE_DUE[engine] + _BEFORE_DEFAULTS[engine]} for engine in ENGINES},
@@ -240,6 +243,7 @@ def check(url: str, tmp_path: Path) -> None:
         assert store.upsert(many, embed=False, progress=False).counts["created"] == 3_000
         store.embed(ef.HashingEmbedder(16), progress=False)
         assert store.search("text of a", entity_type="note", k=1)["id"].to_list() == ["a"]
+        assert store.search("more", entity_type="note", mode="text")["id"].to_list() == ["b"]
         assert store.stats().filter(entity_type="note")["embedded", "due"].rows() == [(2, 0)]
         assert store.jobs().filter(~pl.col("state").is_in(["done"])).rows() == []
         store.delete(many)
@@ -311,8 +315,9 @@ def test_a_migration_that_is_killed_begins_again(name: str, engine: str, place, 
 KILLED = """
 import os, signal, sys
 import entityframes as ef
-from entityframes.engines import earlier
+from entityframes.engines import FORMAT, earlier
 url, engine, when = sys.argv[1:]
+last = f"version) VALUES ({FORMAT})"
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -321,12 +326,12 @@ if engine == "postgresql":
     from entityframes.engines import postgres as module
     run_all = module._run_all
     def run(connection, statements):
-        if when == "first" and "version) VALUES (4)" not in statements:
+        if when == "first" and last not in statements:
             head, _, _ = statements.partition(";\\n")
             run_all(connection, head)
             die()
         run_all(connection, statements)
-        if when == "last" and "version) VALUES (4)" in statements:
+        if when == "last" and last in statements:
             die()
         if when == "first":
             die()
@@ -336,7 +341,7 @@ else:
     real = DuckDBEngine._run
     def run(self, cursor, name, parameters=None):
         changed = real(self, cursor, name, parameters)
-        if when == "first" and name.startswith(("repair_", "migrate_")) or when == "last" and name == "migrate_4":
+        if when == "first" and name.startswith(("repair_", "migrate_")) or when == "last" and name == f"migrate_{FORMAT}":
             die()
         return changed
     DuckDBEngine._run = run

@@ -90,19 +90,26 @@ def test_modules_and_functions_stay_short() -> None:
 def test_both_engines_answer_the_same_methods() -> None:
     """What one engine can be asked, the other can."""
     from entityframes.engines.duckdb import DuckDBEngine
+    from entityframes.engines.duckdb_directory import DuckDBDirectory
     from entityframes.engines.duckdb_embedding import DuckDBEmbedding
+    from entityframes.engines.duckdb_text import DuckDBText
     from entityframes.engines.postgres import PostgresEngine
+    from entityframes.engines.postgres_directory import PostgresDirectory
     from entityframes.engines.postgres_embedding import PostgresEmbedding
+    from entityframes.engines.postgres_text import PostgresText
 
     def public(kind: type) -> set[str]:
         return {name for name in vars(kind) if not name.startswith("_")}
 
     assert public(DuckDBEngine) == public(PostgresEngine)
     assert public(DuckDBEmbedding) == public(PostgresEmbedding)
+    assert public(DuckDBDirectory) == public(PostgresDirectory)
+    assert public(DuckDBText) == public(PostgresText)
 
 
 @pytest.mark.parametrize(
-    "file", [f"{engine}{part}.sql" for engine in ("duckdb", "postgres") for part in ("", "_checks", "_embedding")]
+    "file",
+    [f"{engine}{part}.sql" for engine in ("duckdb", "postgres") for part in ("", "_checks", "_embedding", "_text")],
 )
 def test_every_statement_is_described_and_used(file: str) -> None:
     """Each named statement has a line that says what it does, and code that runs it."""

@@ -10,9 +10,11 @@ import numpy as np
 import polars as pl
 
 from entityframes import reads
-from entityframes.embedding import spaces
+from entityframes.embedding import spaces, words
 from entityframes.embedding.calls import Calls
 from entityframes.embedding.embedder import Embedder, embedder_of_model
+from entityframes.embedding.text_index import catch_up
+from entityframes.embedding.words import Query
 from entityframes.engines import Engine
 from entityframes.engines.predicates import EntityColumn, IsIn, Predicate
 from entityframes.errors import EmbedderError, SpaceError
@@ -58,7 +60,7 @@ class Search:
             self._pushed = _one_of(self._kept)
 
     def text(self, query: str) -> pl.DataFrame:
-        """The entities whose content has words of the query."""
+        """The entities whose content or title has words of the query."""
         return self._ranked(self._texts(query, self._k))
 
     def vector(self, query: Any, embedder: Embedder | None, remembered: Mapping[str, Embedder]) -> pl.DataFrame:
@@ -81,8 +83,18 @@ class Search:
         return rows.select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
 
     def _texts(self, query: str, count: int) -> pl.DataFrame:
-        ask = self._engine.embedding.matching
-        return self._best(count, lambda limit, pushed: ask(query, limit, self._entity_type, pushed))
+        asked = Query(query)
+        if asked.terms.is_empty():
+            return pl.DataFrame(schema=SCHEMA).drop("rank")
+        engine = self._engine.text
+        beside = catch_up(engine, asked, self._entity_type)
+
+        def ask(limit: int, pushed: Predicate | None) -> tuple[pl.DataFrame, bool]:
+            found, more = engine.matching(asked.terms, limit, self._entity_type, pushed, beside)
+            texts = found.select(words.text_of(pl.col("metadata").str.json_path_match("$.title")))["text"]
+            return found.filter(asked.is_answered(texts)), more
+
+        return self._best(count, ask)
 
     def _vectors(
         self, query: Any, embedder: Embedder | None, remembered: Mapping[str, Embedder], count: int

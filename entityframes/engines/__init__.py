@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
+    from entityframes.engines.text import TextEngine
 
 __all__ = [
     "Batch",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 #: The store's format that this version writes.
-FORMAT = 4
+FORMAT = 5
 
 
 def _new_id() -> str:
@@ -224,6 +225,10 @@ class Engine(Protocol):
     @property
     def embedding(self) -> EmbeddingEngine:
         """The same database where embedding and search are concerned."""
+
+    @property
+    def text(self) -> TextEngine:
+        """The same database where text search is concerned."""
 
     @property
     def directory(self) -> DirectoryEngine:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
+    from entityframes.engines.text import TextEngine
 
 #: Of up to so many entities all keys are read to look some up; of more, their hashes first.
 SCANNED = 300_000
@@ -50,7 +51,7 @@ class DuckDBEngine:
                 if path is None and location.target != ":memory:":
                     # DuckDB opens CSV, Parquet and JSON as a database that is gone with the process.
                     raise ConnectError(f"{self.address} is a file of rows: a DuckDB store needs a file of its own")
-                for part in ("", "_checks", "_embedding", "_directory", "_earlier"):
+                for part in ("", "_checks", "_embedding", "_text", "_directory", "_earlier"):
                     self._sql |= queries.load(f"duckdb{part}.sql", namespace, catalog)
                 root.execute(self._sql["settings"])
             self._migrate()
@@ -169,6 +170,12 @@ class DuckDBEngine:
         from entityframes.engines.duckdb_embedding import DuckDBEmbedding
 
         return DuckDBEmbedding(self)
+
+    @cached_property
+    def text(self) -> TextEngine:
+        from entityframes.engines.duckdb_text import DuckDBText
+
+        return DuckDBText(self)
 
     @cached_property
     def directory(self) -> DirectoryEngine:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,19 +17,6 @@ from entityframes.engines.embedding import JOB_ROWS, MAX_RESCUES, Job, JobEnd, L
 if TYPE_CHECKING:
     from entityframes.engines.duckdb import DuckDBEngine
     from entityframes.engines.predicates import Predicate
-
-#: English endings that are cut off on both sides of a comparison, of words that keep three letters.
-SUFFIXES = r"^(.{3,}?)(?:ings?|edly|ed|ies|ily|es|ly|s|e|y)$"
-#: Words that say nothing about what a text is about.
-STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "a about after all am an and any are as at be been before but by can did do does doing for from had has have "
-        "how i if in into is it its just me my no not of off on or our out over own same she should so some such than "
-        "that the their them then there these they this those through to too under until up very was we were what "
-        "when where which while who whom why will with you your",
-    )
-)
 
 
 class DuckDBEmbedding:
@@ -171,20 +157,6 @@ class DuckDBEmbedding:
         sql = self._filled(name, dim=len(vector), condition=condition)
         found = self._search(sql, [space, vector.tolist(), limit, entity_type])
         return found.drop_nulls("id"), found.height == limit
-
-    def matching(
-        self, text: str, limit: int, entity_type: str | None, where: Predicate | None
-    ) -> tuple[pl.DataFrame, bool]:
-        words = re.findall(r"\w+", text[:10_000].lower())
-        told = [word for word in words if word not in STOP_WORDS] or words
-        stems = sorted({re.sub(SUFFIXES, r"\1", word) for word in told})
-        condition = "true" if where is None else predicates.render(where, predicates.DUCKDB)
-        sql = self._filled("matching", condition=condition)
-        if not stems:
-            limit = 0
-        word = rf"(?:^|[^\p{{L}}\p{{N}}_])((?:{'|'.join(map(re.escape, stems))})[\p{{L}}\p{{N}}_]*)"
-        found = self._search(sql, [stems, word, limit, entity_type, SUFFIXES])
-        return found, 0 < found.height == limit
 
     def _search(self, sql: str, parameters: list[Any]) -> pl.DataFrame:
         with self._engine._cursor() as cursor, translated():

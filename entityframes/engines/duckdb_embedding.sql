@@ -213,35 +213,3 @@ SELECT v.score::DOUBLE AS score, e.entity_type, e.id, e.content, e.metadata::VAR
     lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at
 FROM near AS v JOIN found AS e ON e.entity_type = v.entity_type AND e.id = v.id
 ORDER BY v.score DESC, v.entity_type, v.id
-
--- name: matching
--- Entities whose content has words of a text, by BM25. Of a content only the words that begin with a stem are taken.
--- How rare a word is does not depend on the filter. Sums are in the order of the words, so that equal texts have equal
--- scores to the last digit.
--- $1 stems of words, $2 a pattern whose group is a word that begins with one, $3 limit, $4 entity_type or null,
--- $5 pattern of suffixes
-WITH searched AS (
-    SELECT entity_type, id, content, ({condition}) IS TRUE AS kept FROM {schema}.entities
-    WHERE ($4::VARCHAR IS NULL OR entity_type = $4)
-), corpus AS MATERIALIZED (
-    SELECT count(*)::DOUBLE AS entities, avg(strlen(content)) AS length FROM searched
-), words AS (
-    SELECT entity_type, id, kept, strlen(content) AS length,
-        unnest(regexp_extract_all(lower(left(content, 100000)), $2, 1)) AS word
-    FROM searched
-), counted AS MATERIALIZED (
-    SELECT entity_type, id, kept, length, regexp_replace(word, $5, '\1') AS stem, count(*)::DOUBLE AS frequency
-    FROM words WHERE list_contains($1, stem) GROUP BY ALL
-), weights AS MATERIALIZED (
-    SELECT w.stem, ln(1 + (c.entities - count(*) + 0.5) / (count(*) + 0.5)) AS weight
-    FROM counted AS w CROSS JOIN corpus AS c GROUP BY w.stem, c.entities
-), best AS MATERIALIZED (
-    SELECT t.entity_type, t.id, sum(w.weight * t.frequency * 2.2
-        / (t.frequency + 1.2 * (0.25 + 0.75 * t.length / c.length)) ORDER BY t.stem) AS score
-    FROM counted AS t JOIN weights AS w ON w.stem = t.stem CROSS JOIN corpus AS c
-    WHERE t.kept GROUP BY t.entity_type, t.id ORDER BY score DESC, t.entity_type, t.id LIMIT $3
-), given AS (SELECT entity_type, id, NULL AS position FROM best), {found}
-SELECT b.score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
-    lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at
-FROM best AS b JOIN found AS e ON e.entity_type = b.entity_type AND e.id = b.id
-ORDER BY b.score DESC, b.entity_type, b.id

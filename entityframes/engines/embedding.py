@@ -174,11 +174,6 @@ class EmbeddingEngine(Protocol):
             score Float64 (cosine) and the entity's columns, at most `limit` rows; whether there may be more.
         """
 
-    def matching(
-        self, text: str, limit: int, entity_type: str | None, where: Predicate | None
-    ) -> tuple[pl.DataFrame, bool]:
-        """The entities whose content has words of the text, best first (BM25), ties by key; as `nearest`."""
-
 
 def wire(vectors: np.ndarray[Any, Any]) -> Sequence[Any]:
     """Vectors as pgvector's binary wire format: int16 dimension, int16 0, float32s, all big-endian."""

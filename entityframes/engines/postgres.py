@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
+    from entityframes.engines.text import TextEngine
 
 #: Batches up to this size go as one statement; above it the staging table wins (measured).
 ARRAY_ROWS = 2_000
@@ -256,6 +257,12 @@ class PostgresEngine:
         from entityframes.engines.postgres_embedding import PostgresEmbedding
 
         return PostgresEmbedding(self)
+
+    @cached_property
+    def text(self) -> TextEngine:
+        from entityframes.engines.postgres_text import PostgresText
+
+        return PostgresText(self)
 
     @cached_property
     def directory(self) -> DirectoryEngine:
@@ -599,7 +606,7 @@ def _run_all(connection: Any, statements: str) -> None:
 def _statements(namespace: str) -> dict[str, str]:
     """Every statement by name, for one namespace."""
     found: dict[str, str] = {}
-    for part in ("", "_checks", "_embedding", "_directory", "_earlier"):
+    for part in ("", "_checks", "_embedding", "_text", "_directory", "_earlier"):
         found |= queries.load(f"postgres{part}.sql", namespace)
     return found
 

@@ -242,33 +242,10 @@ class PostgresEmbedding:
         score = best["score"].gather(found["position"])
         return found.drop("position").insert_column(0, score), best.height == limit
 
-    def matching(
-        self, text: str, limit: int, entity_type: str | None, where: Predicate | None
-    ) -> tuple[pl.DataFrame, bool]:
-        self._make_text_index()
-        condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
-        sql = self._filled("matching", condition=condition)
-
-        def ask() -> pl.DataFrame:
-            with self._engine._connection() as connection:
-                return self._found(connection, sql, (text, str(limit), entity_type))
-
-        found = patiently(ask)
-        return found, found.height == limit
-
     def _found(self, connection: Any, sql: str, parameters: tuple[Any, ...]) -> pl.DataFrame:
         with connection.statement() as cursor:
             found: pl.DataFrame = cursor.answer(sql, one_row(parameters))
             return found
-
-    def _make_text_index(self) -> None:
-        if self._engine.read_only:
-            # The answer is the same without it, and takes longer.
-            return
-        with self._engine._connection() as connection:
-            if self._engine._ask(connection, "has_text_index", self._engine._namespace).item():
-                return
-        self._try("create_text_index")
 
     def _has_pgvector(self) -> bool:
         """Whether pgvector can be used; it is installed if this user may do so."""

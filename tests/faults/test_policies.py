@@ -109,6 +109,26 @@ def test_rows_that_a_policy_hides(own_store, user, sql: Sql, count: int, expecti
     model.check(own_store())
 
 
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_search_by_words_knows_only_what_the_policy_shows(own_store, user, sql: Sql, indexed: bool) -> None:
+    """62: hidden entities are not found, and do not count; what such a user searches leaves the index as it is."""
+    owner = own_store()
+    owner.upsert(some_bad(20, {1, 7}, kind="secret"))
+    if indexed:
+        assert owner.search("secret", mode="text", k=50).height == 2
+    policy(sql, using="content NOT LIKE 'secret%'", check="true")
+    store = user()
+    assert store.search("secret", mode="text").is_empty()
+    seen = store.search("fine", mode="text", k=50)
+    assert seen.height == 18
+    assert owner.search("secret", mode="text", k=50).height == 2
+    owner.delete(ef.ids("note", ["e000001", "e000007"]))
+    assert owner.search("fine", mode="text", k=50).equals(seen)
+    owner.upsert_entity("note", "new", "secret fine")
+    assert store.search("fine", mode="text", k=50).equals(seen)
+    assert store.search("new", mode="text").is_empty()
+
+
 @pytest.mark.parametrize("way", ["policy", "trigger"])
 def test_rows_that_may_not_be_deleted(own_store, user, sql: Sql, way: str) -> None:
     """62: what a policy or a trigger keeps is not missing, and not deleted."""

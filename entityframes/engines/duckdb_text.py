@@ -1,0 +1,82 @@
+"""Text search on DuckDB: a table of words and the documents that have them, of which few blocks are read for a word."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from entityframes.engines import Interrupt, predicates
+from entityframes.engines.arrow import to_frame
+from entityframes.engines.duckdb import _register
+from entityframes.engines.duckdb_errors import streamed, translated
+from entityframes.engines.text import Beside, IndexState
+
+if TYPE_CHECKING:
+    from entityframes.engines.duckdb import DuckDBEngine
+    from entityframes.engines.predicates import Predicate
+
+
+class DuckDBText:
+    """The text search of a `DuckDBEngine`, on its cursors."""
+
+    def __init__(self, engine: DuckDBEngine) -> None:
+        self._engine = engine
+        self.indexing = threading.Lock()
+
+    def state(self) -> IndexState:
+        with self._engine._cursor() as cursor:
+            found = self._engine._ask(cursor, "text_state").row(0, named=True)
+        return IndexState(found["batches"], found["indexed"], not self._engine.read_only)
+
+    def unindexed(self) -> Iterator[pl.DataFrame]:
+        with self._engine._cursor() as cursor, translated():
+            reader = cursor.sql(self._engine._statement("unindexed")).to_arrow_reader(50_000)
+            try:
+                for batch in streamed(reader):
+                    yield to_frame(batch)
+            finally:
+                reader.close()
+
+    def index(self, documents: pl.DataFrame) -> None:
+        engine = self._engine
+        with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
+            last = engine._ask(cursor, "last_document").item()
+            _register(cursor, "given", documents.with_row_index("document", last + 1))
+            if engine._run(cursor, "drop_replaced"):
+                engine._run(cursor, "drop_postings")
+            engine._run(cursor, "index_documents")
+            engine._run(cursor, "index_words")
+
+    def finish_index(self, batches: int) -> None:
+        engine = self._engine
+        with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
+            if engine._run(cursor, "drop_documents"):
+                engine._run(cursor, "drop_postings")
+            engine._run(cursor, "finish_index", [batches])
+
+    def matching(
+        self,
+        terms: pl.DataFrame,
+        limit: int,
+        entity_type: str | None,
+        where: Predicate | None,
+        beside: Beside | None,
+    ) -> tuple[pl.DataFrame, bool]:
+        engine = self._engine
+        documents = engine._statement("counts_everything" if beside is None else "counts_as_stored")
+        kept = ""
+        if where is not None:
+            kept = engine._statement("kept").replace("{condition}", predicates.render(where, predicates.DUCKDB))
+        counted = engine._statement("counted_words" if terms["needed"].max() == 1 else "counted_chains")
+        sql = engine._statement("matching").replace("{documents}", documents)
+        sql = sql.replace("{counted}", counted).replace("{kept}", kept)
+        beside = beside or Beside()
+        with engine._cursor() as cursor, translated():
+            _register(cursor, "terms", terms)
+            _register(cursor, "beside", beside.words.select("word", "entity_type", "id", "length", "frequency"))
+            parameters = [limit, entity_type, beside.entities, beside.length]
+            found = to_frame(cursor.sql(sql, params=parameters).to_arrow_table())
+        return found, found.height == limit

@@ -1,0 +1,118 @@
+-- What DuckDB is asked where text search is concerned. Besides {schema}, only the part that looks keys up, what there is
+-- of the documents, and rendered predicates are put in. given, terms and beside are frames registered for the connection.
+
+-- name: text_state
+-- How far the index is.
+SELECT (SELECT count(*) FROM {schema}.batches) AS batches, (SELECT batches FROM {schema}.text_index) AS indexed
+
+-- name: unindexed
+-- The entities that the index lacks as they are now.
+SELECT e.entity_type, e.id, e.content, e.content_hash, e.metadata_hash,
+    CASE WHEN json_type(e.metadata, '$.title') IN ('VARCHAR', 'UBIGINT', 'BIGINT', 'DOUBLE', 'HUGEINT')
+        THEN e.metadata ->> '$.title' END AS title
+FROM {schema}.entities AS e
+ANTI JOIN {schema}.documents AS d ON d.entity_type = e.entity_type AND d.id = e.id
+    AND d.content_hash = e.content_hash AND d.metadata_hash = e.metadata_hash
+
+-- name: drop_replaced
+-- What the index has of those of the given entities that are still as they were read.
+DELETE FROM {schema}.documents AS d USING given AS t, {schema}.entities AS e
+WHERE d.entity_type = t.entity_type AND d.id = t.id AND e.entity_type = t.entity_type AND e.id = t.id
+    AND e.content_hash = t.content_hash AND e.metadata_hash = t.metadata_hash
+
+-- name: drop_postings
+-- Words of no document.
+DELETE FROM {schema}.postings WHERE document NOT IN (SELECT document FROM {schema}.documents)
+
+-- name: index_documents
+-- The given entities that the index has not.
+INSERT INTO {schema}.documents
+SELECT t.document, t.entity_type, t.id, t.content_hash, t.metadata_hash, t.length
+FROM given AS t ANTI JOIN {schema}.documents AS d ON d.entity_type = t.entity_type AND d.id = t.id
+ORDER BY t.document
+
+-- name: index_words
+-- Their words, by word: a search reads a small part of them.
+INSERT INTO {schema}.postings
+SELECT word, document, frequency FROM (
+    SELECT t.document, unnest(t.words) AS word, unnest(t.frequencies) AS frequency
+    FROM given AS t SEMI JOIN {schema}.documents AS d ON d.document = t.document
+) ORDER BY word, document
+
+-- name: last_document
+-- The number of the last document.
+SELECT coalesce(max(document), 0) FROM {schema}.documents
+
+-- name: drop_documents
+-- Documents of entities that are gone.
+DELETE FROM {schema}.documents AS d
+WHERE NOT EXISTS (FROM {schema}.entities AS e WHERE e.entity_type = d.entity_type AND e.id = d.id)
+
+-- name: finish_index
+-- The index knows of these batches. $1 how many
+UPDATE {schema}.text_index SET batches = $1
+
+-- name: matching
+-- Entities that have enough words of a chain, by BM25. How rare a word is does not depend on the filter. Sums are in the
+-- order of the words, so that equal texts have equal scores to the last digit.
+-- $1 limit, $2 entity_type or null; of what is beside the index $3 how many entities and $4 words in all
+WITH counting AS MATERIALIZED (
+    SELECT * FROM {documents} AS d WHERE $2::VARCHAR IS NULL OR d.entity_type = $2
+), corpus AS MATERIALIZED (
+    SELECT count(*) + $3::DOUBLE AS entities,
+        greatest((coalesce(sum(length), 0) + $4::DOUBLE) / greatest(count(*) + $3::DOUBLE, 1), 1) AS length
+    FROM counting
+), hits AS MATERIALIZED (
+    SELECT p.word, d.entity_type, d.id, d.length, p.frequency
+    FROM {schema}.postings AS p JOIN counting AS d ON d.document = p.document
+    WHERE p.word IN (SELECT word FROM terms)
+    UNION ALL
+    SELECT word, entity_type, id, length, frequency FROM beside
+), weights AS MATERIALIZED (
+    SELECT word, ln(1 + (c.entities - count(*) + 0.5) / (count(*) + 0.5)) AS weight
+    FROM hits CROSS JOIN corpus AS c GROUP BY word, c.entities
+), counted AS MATERIALIZED (
+    {counted}
+), best AS MATERIALIZED (
+    SELECT h.entity_type, h.id,
+        sum(w.weight * h.frequency * 2.2 / (h.frequency + 1.2 * h.length) ORDER BY h.word) AS score
+    FROM counted AS h JOIN weights AS w USING (word) {kept}
+    GROUP BY h.entity_type, h.id ORDER BY score DESC, h.entity_type, h.id LIMIT $1
+), given AS (SELECT entity_type, id, NULL AS position FROM best), {found}
+SELECT b.score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
+    lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at
+FROM best AS b JOIN found AS e ON e.entity_type = b.entity_type AND e.id = b.id
+ORDER BY b.score DESC, b.entity_type, b.id
+
+-- name: counted_words
+-- Part of matching: the words that count, where each of them is a chain.
+SELECT h.word, h.entity_type, h.id, 0.25 + 0.75 * h.length / c.length AS length, h.frequency::DOUBLE AS frequency
+FROM hits AS h CROSS JOIN corpus AS c
+
+-- name: counted_chains
+-- Part of matching: the words that count, those of chains of which an entity has enough.
+SELECT h.word, h.entity_type, h.id, 0.25 + 0.75 * h.length / c.length AS length, h.frequency::DOUBLE AS frequency
+FROM hits AS h CROSS JOIN corpus AS c SEMI JOIN (
+    SELECT t.word, m.entity_type, m.id
+    FROM terms AS t JOIN (
+        SELECT t.chain, h.entity_type, h.id FROM hits AS h JOIN terms AS t USING (word)
+        GROUP BY t.chain, t.needed, h.entity_type, h.id HAVING sum(t.points) >= t.needed
+    ) AS m USING (chain)
+) AS m ON m.word = h.word AND m.entity_type = h.entity_type AND m.id = h.id
+
+-- name: kept
+-- Part of matching: the entities that satisfy a predicate.
+SEMI JOIN (SELECT entity_type, id FROM {schema}.entities WHERE {condition}) AS e
+    ON e.entity_type = h.entity_type AND e.id = h.id
+
+-- name: counts_as_stored
+-- Part of matching: the documents that are as they are stored.
+(
+    SELECT d.* FROM {schema}.documents AS d
+    SEMI JOIN {schema}.entities AS e ON e.entity_type = d.entity_type AND e.id = d.id
+        AND e.content_hash = d.content_hash AND e.metadata_hash = d.metadata_hash
+)
+
+-- name: counts_everything
+-- Part of matching: all documents.
+{schema}.documents

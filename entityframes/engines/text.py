@@ -1,0 +1,104 @@
+"""What text search asks of a database: it keeps the words of each entity, and finds entities by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from threading import Lock
+
+    from entityframes.engines.predicates import Predicate
+
+
+@dataclass(frozen=True)
+class IndexState:
+    """How far the index is."""
+
+    #: How many batches the ledger has.
+    batches: int
+    #: How many of them the index knows of.
+    indexed: int
+    #: Whether the index may be written, and all that is stored can be seen.
+    writable: bool
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has what is stored."""
+        return self.batches == self.indexed
+
+
+#: The words of some entities, a row for each.
+WORDS = pl.Schema(
+    {
+        "entity_type": pl.String(),
+        "id": pl.String(),
+        "length": pl.UInt32(),
+        "word": pl.String(),
+        "frequency": pl.UInt32(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the index lacks and cannot be given, as far as a query is concerned."""
+
+    #: As `WORDS`.
+    words: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=WORDS))
+    #: How many entities it lacks, and how many words they have.
+    entities: int = 0
+    length: int = 0
+
+
+class TextEngine(Protocol):
+    """A database that keeps an index of words. Every method may raise DatabaseError."""
+
+    #: Held by the thread that brings the index up to date.
+    indexing: Lock
+
+    def state(self) -> IndexState:
+        """How far the index is."""
+
+    def unindexed(self) -> Iterator[pl.DataFrame]:
+        """The entities that the index lacks as they are now, in pieces.
+
+        Returns:
+            entity_type, id, title (null if it has none), content, content_hash, metadata_hash (Binary).
+        """
+
+    def index(self, documents: pl.DataFrame) -> None:
+        """Write the words of entities in one transaction, in place of others only where an entity is still as it was.
+
+        Args:
+            documents: entity_type, id, content_hash, metadata_hash, length, words List(String), frequencies
+                List(UInt32).
+        """
+
+    def finish_index(self, batches: int) -> None:
+        """Drop what is not stored any more, and note that these batches are in the index."""
+
+    def matching(
+        self,
+        terms: pl.DataFrame,
+        limit: int,
+        entity_type: str | None,
+        where: Predicate | None,
+        beside: Beside | None,
+    ) -> tuple[pl.DataFrame, bool]:
+        """The entities that have chains of the terms (`Query.terms`), best first (BM25), ties by key.
+
+        Args:
+            terms: chain, word, points, needed: an entity has a chain if its words bring as many points as are needed.
+            limit: how many at most.
+            entity_type: of which type, None for all.
+            where: what they have to satisfy.
+            beside: what counts besides the index, of which then only what is as it is stored counts; None: the index
+                has everything.
+
+        Returns:
+            score Float64 and the entity's columns; whether there may be more.
+        """
