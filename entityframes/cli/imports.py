@@ -278,26 +278,27 @@ def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options
         print_summary(with_unread(store.last_result, given, options), files, store.address, as_json, rest)
         say("note: the same command again goes on: what is stored is left as it is", err=True)
         raise
+    parts = options["id_columns"]
+    some_null = len(parts) > 1 and (result.failed["error"] == "id is null").any()
     result = with_unread(result, given, options)
     print_summary(result, files, store.address, as_json, rest, given.notes.all())
-    parts = options["id_columns"]
-    if len(parts) > 1 and (result.failed["error"] == "id is null").any():
+    if some_null:
         say(f"note: an id is null where any of its parts is: {', '.join(map(visible, parts))}", err=True)
     return result
 
 
 def with_unread(result: Any, given: Any, options: dict[str, Any]) -> Any:
-    """A result to which the rows belong as well that could not be read, each at its place in the input."""
+    """A result to which the rows belong as well that could not be read, with file and line of each row that failed."""
     from dataclasses import replace
 
-    if not given.unread.rows:
+    if not given.unread.seen:
         return result
     counts = {**result.counts, "failed": result.counts["failed"] + len(given.unread.rows)}
     return replace(result, counts=counts, _log=_WithUnread(result, given.unread, options["entity_type"]))
 
 
 class _WithUnread:
-    """Outcomes of the rows of a store and of those that could not be read."""
+    """Outcomes of the rows of a store and of those that could not be read, with file and line of what failed."""
 
     def __init__(self, result: Any, unread: Any, entity_type: str | None) -> None:
         self.result, self._unread, self._entity_type = result, unread, entity_type
@@ -310,6 +311,13 @@ class _WithUnread:
         # So many rows that could not be read come before the first, second, ... row that could.
         before = (rows - pl.int_range(len(rows), eager=True)).search_sorted(told["row"].cast(pl.Int64), side="right")
         told = told.with_columns((told["row"] + before.cast(pl.UInt32)).alias("row"))
+        failed = told.filter(pl.col("status") == "failed")["row"]
+        places = pl.Series("place", [self._unread.place(row) for row in failed], dtype=pl.String)
+        told = told.join(pl.DataFrame([failed, places]), on="row", how="left", maintain_order="left")
+        located = (
+            pl.when(pl.col("place").is_null()).then("error").otherwise(pl.concat_str("place", "error", separator=": "))
+        )
+        told = told.with_columns(error=located).drop("place")
         bad = pl.DataFrame(
             {"row": rows, "error": [each.error for each in self._unread.rows]},
         ).select(
@@ -425,10 +433,13 @@ def _write_failed(rows: Any, result: Any, given: Any, path: str) -> None:
     from entityframes.files import write_file
     from entityframes.results import UNRESOLVED
 
-    stored = result._log.result if given.unread.rows else result
-    bad = stored.outcomes.filter(pl.col("status").is_in(UNRESOLVED))
-    reasons = bad.select(
-        pl.col("row").alias(ROW_COLUMN), pl.coalesce("error", pl.col("status").cast(pl.String)).alias(ERROR_COLUMN)
+    unresolved = pl.col("status").is_in(UNRESOLVED)
+    stored = result._log.result if given.unread.seen else result
+    bad = stored.outcomes.filter(unresolved)
+    unread = [each.row for each in given.unread.rows]
+    located = result.outcomes.filter(unresolved, ~pl.col("row").is_in(unread))
+    reasons = located.select(
+        bad["row"].alias(ROW_COLUMN), pl.coalesce("error", pl.col("status").cast(pl.String)).alias(ERROR_COLUMN)
     )
     numbered = rows.drop(ERROR_COLUMN, RAW_COLUMN, strict=False).with_row_index(ROW_COLUMN)
     failed = numbered.filter(pl.col(ROW_COLUMN).is_in(bad["row"].implode())).collect()

@@ -35,12 +35,12 @@ def catch_up(engine: TextEngine, query: words.Query, entity_type: str | None) ->
 
 
 def _documents(engine: TextEngine) -> Iterator[pl.DataFrame]:
-    """What the index lacks, with its words."""
-    for found in engine.unindexed():
-        found = found.with_columns(piece=pl.col("content").str.len_bytes().cum_sum() // _BYTES)
-        for piece in found.partition_by("piece", maintain_order=True, include_key=False):
-            counted = words.count(piece.select(words.text_of("title"))["text"])
-            yield pl.concat([piece.drop("title", "content"), counted], how="horizontal")
+    """What the index lacks, with its words. Nothing is held open between two pieces."""
+    keys = engine.unindexed().sort("entity_type", "id").with_columns(piece=pl.col("bytes").cum_sum() // _BYTES)
+    for piece in keys.partition_by("piece", maintain_order=True):
+        found = engine.texts(piece)
+        counted = words.count(found.select(words.text_of("title"))["text"])
+        yield pl.concat([found.drop("title", "content"), counted], how="horizontal")
 
 
 def _beside(engine: TextEngine, complete: bool, query: words.Query, entity_type: str | None) -> Beside:

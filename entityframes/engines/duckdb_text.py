@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from entityframes.engines import Interrupt, predicates
 from entityframes.engines.arrow import to_frame
-from entityframes.engines.duckdb import _register
-from entityframes.engines.duckdb_errors import streamed, translated
+from entityframes.engines.duckdb import _keys, _register
+from entityframes.engines.duckdb_errors import translated
 from entityframes.engines.text import Beside, IndexState
 
 if TYPE_CHECKING:
@@ -31,14 +30,14 @@ class DuckDBText:
             found = self._engine._ask(cursor, "text_state").row(0, named=True)
         return IndexState(found["batches"], found["indexed"], not self._engine.read_only)
 
-    def unindexed(self) -> Iterator[pl.DataFrame]:
-        with self._engine._cursor() as cursor, translated():
-            reader = cursor.sql(self._engine._statement("unindexed")).to_arrow_reader(50_000)
-            try:
-                for batch in streamed(reader):
-                    yield to_frame(batch)
-            finally:
-                reader.close()
+    def unindexed(self) -> pl.DataFrame:
+        with self._engine._cursor() as cursor:
+            return self._engine._ask(cursor, "unindexed")
+
+    def texts(self, keys: pl.DataFrame) -> pl.DataFrame:
+        with self._engine._cursor() as cursor:
+            _register(cursor, "given", _keys(keys))
+            return self._engine._ask(cursor, "texts")
 
     def index(self, documents: pl.DataFrame) -> None:
         engine = self._engine

@@ -6,13 +6,22 @@
 SELECT (SELECT count(*) FROM {schema}.batches) AS batches, (SELECT batches FROM {schema}.text_index) AS indexed
 
 -- name: unindexed
--- The entities that the index lacks as they are now.
-SELECT e.entity_type, e.id, e.content, e.content_hash, e.metadata_hash,
-    CASE WHEN json_type(e.metadata, '$.title') IN ('VARCHAR', 'UBIGINT', 'BIGINT', 'DOUBLE', 'HUGEINT')
-        THEN e.metadata ->> '$.title' END AS title
-FROM {schema}.entities AS e
-ANTI JOIN {schema}.documents AS d ON d.entity_type = e.entity_type AND d.id = e.id
-    AND d.content_hash = e.content_hash AND d.metadata_hash = e.metadata_hash
+-- The entities that the index lacks as they are now. Contents are read of these only.
+WITH due AS MATERIALIZED (
+    SELECT e.rowid AS place FROM {schema}.entities AS e
+    ANTI JOIN {schema}.documents AS d ON d.entity_type = e.entity_type AND d.id = e.id
+        AND d.content_hash = e.content_hash AND d.metadata_hash = e.metadata_hash
+)
+SELECT e.entity_type, e.id, strlen(e.content) AS bytes
+FROM due AS d JOIN {schema}.entities AS e ON e.rowid = d.place
+
+-- name: texts
+-- What is searched of the entities of the given keys.
+WITH {found}
+SELECT entity_type, id, content, content_hash, metadata_hash,
+    CASE WHEN json_type(metadata, '$.title') IN ('VARCHAR', 'UBIGINT', 'BIGINT', 'DOUBLE', 'HUGEINT')
+        THEN metadata ->> '$.title' END AS title
+FROM found
 
 -- name: drop_replaced
 -- What the index has of those of the given entities that are still as they were read.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from entityframes.engines import Interrupt, predicates
 from entityframes.engines.arrow import one_row
-from entityframes.engines.patience import patiently, streamed_patiently
+from entityframes.engines.patience import patiently
 from entityframes.engines.text import WORDS, Beside, IndexState
 
 if TYPE_CHECKING:
@@ -30,12 +29,11 @@ class PostgresText:
         found = self._engine._read("text_state").row(0, named=True)
         return IndexState(found["batches"], found["indexed"], found["writable"] and not self._engine.read_only)
 
-    def unindexed(self) -> Iterator[pl.DataFrame]:
-        def rows() -> Generator[pl.DataFrame]:
-            with self._engine._connection() as connection, connection.statement() as cursor:
-                yield from cursor.pieces(self._sql["unindexed"])
+    def unindexed(self) -> pl.DataFrame:
+        return self._engine._read("unindexed")
 
-        return streamed_patiently(rows)
+    def texts(self, keys: pl.DataFrame) -> pl.DataFrame:
+        return self._engine._read("texts", keys["entity_type"], keys["id"])
 
     def index(self, documents: pl.DataFrame) -> None:
         # In key order, as every writer locks; words have no blanks.

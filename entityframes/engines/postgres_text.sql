@@ -12,12 +12,18 @@ SELECT (SELECT count(*) FROM {schema}.batches) AS batches, (SELECT batches FROM 
 
 -- name: unindexed
 -- The entities that the index lacks as they are now.
-SELECT e.entity_type, e.id, e.content, e.content_hash, e.metadata_hash,
-    CASE WHEN json_typeof(e.metadata -> 'title') IN ('string', 'number') THEN e.metadata ->> 'title' END AS title
+SELECT e.entity_type, e.id, octet_length(e.content) AS bytes
 FROM {schema}.entities AS e
 LEFT JOIN {schema}.documents AS d ON d.entity_type = e.entity_type AND d.id = e.id
     AND d.content_hash = e.content_hash AND d.metadata_hash = e.metadata_hash
 WHERE d.id IS NULL
+
+-- name: texts
+-- What is searched of the entities of some keys. $1 entity_types, $2 ids
+SELECT e.entity_type, e.id, e.content, e.content_hash, e.metadata_hash,
+    CASE WHEN json_typeof(e.metadata -> 'title') IN ('string', 'number') THEN e.metadata ->> 'title' END AS title
+FROM unnest($1::text[], $2::text[]) AS t (entity_type, id)
+JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
 
 -- name: index_lock
 -- Held to the end of the transaction: what two processes have read at different times is written in one order. $1 namespace

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -63,12 +62,11 @@ class TextEngine(Protocol):
     def state(self) -> IndexState:
         """How far the index is."""
 
-    def unindexed(self) -> Iterator[pl.DataFrame]:
-        """The entities that the index lacks as they are now, in pieces.
+    def unindexed(self) -> pl.DataFrame:
+        """entity_type, id and bytes of content of the entities that the index lacks as they are now."""
 
-        Returns:
-            entity_type, id, title (null if it has none), content, content_hash, metadata_hash (Binary).
-        """
+    def texts(self, keys: pl.DataFrame) -> pl.DataFrame:
+        """entity_type, id, title (or null), content and both hashes (Binary) of the entities of some keys."""
 
     def index(self, documents: pl.DataFrame) -> None:
         """Write the words of entities in one transaction, in place of others only where an entity is still as it was.

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
@@ -90,8 +91,7 @@ def read_delimited(paths: Sequence[str], dialect: Dialect, spool: Path, unread: 
         try:
             made = reader.read(target)
         except _BackslashQuotes:
-            del unread.rows[before[0] :]
-            unread.seen = before[1]
+            unread.forget(*before)
             escaped = replace(dialect, escape="\\")
             made = _File(path, escaped, unread, notes, made).read(target)
             notes.add(
@@ -214,7 +214,7 @@ class _File:
                 if len(row) < len(self.names):
                     self.short = (self.short[0] + 1, self.short[1] or start, self.short[2] or len(row))
                     row = row + [""] * (len(self.names) - len(row))
-                self.unread.seen += 1
+                self.unread.take(self.name, start)
                 yield start, row
 
     def _has_quote(self, row: list[str], lines: list[str]) -> bool:
@@ -308,7 +308,8 @@ class _File:
                 open_end = "unexpected end" in str(error)
                 if open_end and not whole and sum(map(len, lines[at:end])) <= MAX_RECORD:
                     return at
-                self._check_backslashes(lines[at:following])
+                if self._may_have_backslashes(lines[at : min(end, at + 1_000)]) and not whole and end - at < 1_000:
+                    return at
                 self._refuse(self.line + at, self._why(open_end, error), lines[at : at + 1])
                 if following > at + 1:
                     self.suspect = max(self.suspect, self.line + following - 1)
@@ -324,18 +325,23 @@ class _File:
             f"{what}; where quotes are part of the values say --no-quote, where \\\" stands for one say --escape '\\'"
         )
 
-    def _check_backslashes(self, lines: list[str]) -> None:
-        """Read the file again with backslashes if that is how a record can be read that has them before quotes."""
-        if self.dialect.quote is None or f"\\{self.dialect.quote}" not in "".join(lines) or self.names is None:
-            return
+    def _may_have_backslashes(self, lines: list[str]) -> bool:
+        """Whether more lines would tell if a record has backslashes before its quotes.
+
+        Raises:
+            _BackslashQuotes: it has, and the file is to be read again with them.
+        """
+        if self.dialect.quote is None or self.names is None or f"\\{self.dialect.quote}" not in "".join(lines):
+            return False
         text = ""
-        for line in lines[:1_000]:
+        for line in lines:
             text += line
             row = _split_escaped(text, self.dialect.separator, self.dialect.quote, "\\")
-            if isinstance(row, list):
-                if len(row) == len(self.names):
-                    raise _BackslashQuotes
-                return
+            if isinstance(row, _Values) and len(row.values) == len(self.names):
+                raise _BackslashQuotes
+            if row is not None:
+                return False
+        return True
 
     def _escaped(self, lines: list[str], begin: int, end: int, whole: bool) -> Generator[_Record, None, int]:
         """As `_segment`, where a character stands before quotes within quoted values."""
@@ -348,18 +354,13 @@ class _File:
                 following = min(end, following + step)
                 step *= 2
                 row = _split_escaped("".join(lines[begin:following]), self.dialect.separator, quote, escape)
-            if isinstance(row, list):
+            if isinstance(row, _Values):
                 # A longer piece than the record was looked at.
-                needed = begin + 1
-                while (
-                    needed < following
-                    and _split_escaped("".join(lines[begin:needed]), self.dialect.separator, quote, escape) is None
-                ):
-                    needed += 1
-                following = needed
-                row = _split_escaped("".join(lines[begin:following]), self.dialect.separator, quote, escape)
-            if isinstance(row, list):
-                yield self.line + begin, lines[begin:following], row
+                length, following = row.length, begin
+                while length > 0:
+                    length -= len(lines[following])
+                    following += 1
+                yield self.line + begin, lines[begin:following], row.values
                 begin = following
             elif row is None and not whole and sum(map(len, lines[begin:end])) <= MAX_RECORD:
                 return begin
@@ -394,8 +395,19 @@ class _File:
             )
 
 
-def _split_escaped(text: str, separator: str, quote: str, escape: str) -> list[str] | str | None:
-    """The values of a record with escaped quotes; None if a quote is open at its end, or what is wrong with it."""
+_LINE_END = re.compile(r"\r\n|\n|\r|\Z")
+
+
+class _Values(NamedTuple):
+    """A record with escaped quotes."""
+
+    values: list[str]
+    #: How many characters it has, its line end included.
+    length: int
+
+
+def _split_escaped(text: str, separator: str, quote: str, escape: str) -> _Values | str | None:
+    """The first record of a text; None if a quote is open at its end, or what is wrong with it."""
     q, e, s = re.escape(quote), re.escape(escape), re.escape(separator)
     values = []
     position = 0
@@ -416,10 +428,11 @@ def _split_escaped(text: str, separator: str, quote: str, escape: str) -> list[s
         position = found.end()
         if text.startswith(separator, position):
             position += len(separator)
-        elif not text[position:].strip("\r\n") and "\n" not in text[position:].rstrip("\r\n"):
-            return values if values != [""] else []
-        else:
+            continue
+        end = _LINE_END.match(text, position)
+        if end is None:
             return "a quote within a quoted value is not escaped"
+        return _Values(values if values != [""] else [], end.end())
 
 
 def _distinct(names: list[str], file: str, notes: Notes) -> list[str]:

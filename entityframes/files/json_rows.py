@@ -141,7 +141,7 @@ def _checked(
     if reason is not None:
         unread.add(file, line, reason, text)
         return None
-    unread.seen += 1
+    unread.take(file, line)
     types = tuple(map(type, value.values()))
     if int in types and not all(-EXACT <= each <= EXACT for each in value.values() if type(each) is int):
         root.add(value, file, line)

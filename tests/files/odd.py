@@ -129,6 +129,12 @@ def _quotes() -> list[Odd]:
             rows=[{"id": "1", "a": 'say "hi", she'}, {"id": "2", "a": "C:\\dir"}, {"id": "3", "a": "plain"}],
         ),
         delimited("backslash_asked.csv", backslash, "--escape", "\\", escapechar="\\", doublequote=False),
+        delimited(
+            "backslash_lines.csv", 'id,a\n1,"say \\"hi\\"\n\nthere"\n2,"and \\"so\n on\\""\n3,plain\n', said="escape",
+            rows=[
+                {"id": "1", "a": 'say "hi"\n\nthere'}, {"id": "2", "a": 'and "so\n on"'}, {"id": "3", "a": "plain"},
+            ],
+        ),
         delimited("windows_path.csv", 'id,a\n1,"C:\\dir\\"\n2,\\N\n'),
         delimited("inches.csv", 'id,a\n1,5" disk\n2,3\'5"\n'),
         delimited("stray.csv", 'id,a\n1,"open\n2,b\n3,c\n', failed=(2,), said="a quote is not closed"),

@@ -66,7 +66,7 @@ def test_rows_that_cannot_be_read_keep_their_place(run: Run) -> None:
     assert (ran.returncode, report["ok"]) == (1, False)
     assert (report["counts"]["created"], report["counts"]["failed"]) == (4, 3)
     assert [(each["row"], each["error"].split(":")[0]) for each in report["failed"]] == [
-        (1, "a.csv, line 3"), (2, "id is null"), (4, "b.csv, line 2"),
+        (1, "a.csv, line 3"), (2, "a.csv, line 4"), (4, "b.csv, line 2"),
     ]  # fmt: skip
     failed = [json.loads(line) for line in (run.folder / "bad.ndjson").read_text().splitlines()]
     assert [row["entityframes_line"] for row in failed] == [None, "2,y,z", r"4,\xe9"]
@@ -76,6 +76,30 @@ def test_rows_that_cannot_be_read_keep_their_place(run: Run) -> None:
     assert run("import", "bad.ndjson", "--type", "t", "--id", "id").returncode == 0
     with ef.connect(run.url) as store:
         assert set(store.read("t").columns) == {"id", "content", "v", "content_hash", "created_at", "updated_at"}
+
+
+@pytest.mark.parametrize("backslash", [False, True])
+def test_refused_rows_say_where_they_are(run: Run, backslash: bool) -> None:
+    """File and line of each, after values of several lines, blank lines and rows that cannot be read, in every format."""
+    quoted = '"say \\"hi\\"\n\nthere"' if backslash else '"say ""hi""\n\nthere"'
+    run.write("a.csv", f"id,v\n1,{quoted}\n,lost\n\n\n2,x\n,lost too\n3,x,y\n,and this\n")
+    run.write("b.csv", "id,v\n,begins\n4,x\n")
+    objects = [{"id": "5"}, {"id": None, "v": 1}, {"v": 2}]
+    run.write("c.ndjson", "\n".join(map(json.dumps, objects)) + "\n")
+    run.write("d.json", json.dumps(objects, indent=1))
+    ran = run("import", "a.csv", "b.csv", "--type", "t", "--id", "id", "--json", "--failed", "bad.ndjson")
+    expected = ["a.csv, line 5", "a.csv, line 9", "a.csv, line 10", "a.csv, line 11", "b.csv, line 2"]
+    failed = json.loads(ran.stdout)["failed"]
+    assert [each["error"].split(":")[0] for each in failed] == expected
+    assert [each["error"].endswith(": id is null") for each in failed] == [True, True, False, True, True]
+    kept = [json.loads(line) for line in (run.folder / "bad.ndjson").read_text().splitlines()]
+    assert sorted(row["entityframes_error"].split(":")[0] for row in kept) == sorted(expected)
+    ran = run("import", "c.ndjson", "d.json", "--type", "u", "--id", "id", "--json")
+    assert [each["error"] for each in json.loads(ran.stdout)["failed"]] == [
+        "c.ndjson, line 2: id is null", "c.ndjson, line 3: id is null",
+        "d.json, line 5: id is null", "d.json, line 9: id is null",
+    ]  # fmt: skip
+    assert "a.csv, line 5: id is null" in run("import", "a.csv", "--type", "t", "--id", "id").stderr
 
 
 def test_a_dry_run_tells_of_rows_that_cannot_be_read(run: Run) -> None:
