@@ -120,6 +120,8 @@ class _File:
         self.blank_last = (0, 0)
         #: Lines with too few values: how many, the first, and how many values it has.
         self.short = (0, 0, 0)
+        #: Lines with empty values beyond the last column: how many, and the first.
+        self.wide = (0, 0)
 
     def read(self, target: Path) -> TextRows:
         """All rows of the file, written to `target`."""
@@ -202,7 +204,7 @@ class _File:
             assert self.names is not None
             if not all(map(str.isascii, lines)) and not all(map(is_text, lines)):
                 self._refuse(start, why_not_text("".join(lines), self.dialect.encoding), lines)
-            elif len(row) > len(self.names):
+            elif len(row) > len(self.names) and any(row[len(self.names) :]):
                 what = "the first line has" if self.dialect.columns is None else "--columns names"
                 said = f"{len(row)} values, where {what} {len(self.names)}"
                 if self.dialect.quote and self.dialect.quote in "".join(lines):
@@ -214,6 +216,9 @@ class _File:
                 if len(row) < len(self.names):
                     self.short = (self.short[0] + 1, self.short[1] or start, self.short[2] or len(row))
                     row = row + [""] * (len(self.names) - len(row))
+                elif len(row) > len(self.names):
+                    self.wide = (self.wide[0] + 1, self.wide[1] or start)
+                    row = row[: len(self.names)]
                 self.unread.take(self.name, start)
                 yield start, row
 
@@ -383,6 +388,13 @@ class _File:
                 "short",
                 f"{self.name}: {lines:,} {'line has' if lines == 1 else 'lines have'} fewer values than there are "
                 f"columns, such as line {line:,} ({values} of {len(self.names or [])}); what is missing is null",
+            )
+        lines, line = self.wide
+        if lines:
+            said = "1 line has" if lines == 1 else f"{lines:,} lines have"
+            self.notes.add(
+                "wide",
+                f"{self.name}: {said} empty values beyond the last column, such as line {line:,}: they are left out",
             )
         lines, line = self.blank
         if lines:

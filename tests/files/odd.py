@@ -135,6 +135,10 @@ def _quotes() -> list[Odd]:
                 {"id": "1", "a": 'say "hi"\n\nthere'}, {"id": "2", "a": 'and "so\n on"'}, {"id": "3", "a": "plain"},
             ],
         ),
+        delimited(
+            "wide.csv", "id,a\n1,x,,\n2,y\n3,z,\n", said="2 lines have empty values beyond the last column, such as line 2",
+            rows=[{"id": "1", "a": "x"}, {"id": "2", "a": "y"}, {"id": "3", "a": "z"}],
+        ),
         delimited("windows_path.csv", 'id,a\n1,"C:\\dir\\"\n2,\\N\n'),
         delimited("inches.csv", 'id,a\n1,5" disk\n2,3\'5"\n'),
         delimited("stray.csv", 'id,a\n1,"open\n2,b\n3,c\n', failed=(2,), said="a quote is not closed"),
