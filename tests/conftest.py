@@ -1,7 +1,7 @@
 """A store on each engine for every test, on real servers.
 
 PostgreSQL is the one of $ENTITYFRAMES_TEST_POSTGRES, or else an embedded one that the tests start themselves. Each
-test gets a database of its own. Without a server the tests fail; they are not skipped.
+test has a database to itself. Without a server the tests fail; they are not skipped.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ import signal
 import tempfile
 import warnings
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-import adbc_driver_postgresql.dbapi as adbc
 import pytest
 
 import entityframes as ef
 from entityframes.engines import duckdb as duckdb_engine
+from tests.databases import Databases, execute, with_database
 
 # A shell that starts something in the background has it ignore Ctrl-C, and so would everything that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -57,22 +54,6 @@ def _beside_others(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 _numbers = itertools.count()
 
 
-def execute(url: str, *statements: str) -> list[tuple[Any, ...]]:
-    """Run SQL on PostgreSQL behind the package's back; the rows of the last statement."""
-    rows: list[tuple[Any, ...]] = []
-    with adbc.connect(url, autocommit=True) as connection, connection.cursor() as cursor:
-        for statement in statements:
-            cursor.execute(statement)
-            rows = cursor.fetchall() if cursor.description else []
-    return rows
-
-
-def with_database(url: str, database: str) -> str:
-    """The URL of another database on the same server."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(path=f"/{database}"))
-
-
 @pytest.fixture(autouse=True)
 def _keys_by_hash(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """In every second test DuckDB finds keys as it does in a large store."""
@@ -102,58 +83,25 @@ def postgres_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def postgres_template(postgres_server: str) -> str:
-    """A database with an empty store in it, to be copied for each test."""
-    name = f"entityframes_template_{os.getpid()}"
-    execute(postgres_server, f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name}")
-    ef.connect(with_database(postgres_server, name)).close()
-    return name
-
-
-class _Copies:
-    """Databases with an empty store, made before they are asked for and dropped in a thread beside the tests."""
-
-    AHEAD = 3
-
-    def __init__(self, server: str, template: str) -> None:
-        self._server, self._template = server, template
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="databases")
-        self._made = deque(self._thread.submit(self._make) for _ in range(self.AHEAD))
-
-    def take(self) -> str:
-        """The name of one."""
-        self._made.append(self._thread.submit(self._make))
-        return self._made.popleft().result()
-
-    def drop(self, name: str) -> None:
-        """One that is no longer needed."""
-        self._thread.submit(execute, self._server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-
-    def close(self) -> None:
-        for made in self._made:
-            self.drop(made.result())
-        self._thread.shutdown()
-
-    def _make(self) -> str:
-        name = f"entityframes_test_{os.getpid()}_{next(_numbers)}"
-        execute(self._server, f"CREATE DATABASE {name} TEMPLATE {self._template}")
-        return name
+def postgres_databases(postgres_server: str) -> Iterator[Databases]:
+    """Databases with an empty store, for one test after the other."""
+    databases = Databases(postgres_server, f"entityframes_test_{os.getpid()}")
+    yield databases
+    databases.close()
 
 
 @pytest.fixture(scope="session")
-def postgres_copies(postgres_server: str, postgres_template: str) -> Iterator[_Copies]:
-    """Databases for the tests to come."""
-    copies = _Copies(postgres_server, postgres_template)
-    yield copies
-    copies.close()
+def postgres_template(postgres_databases: Databases) -> str:
+    """A database with an empty store in it, to be copied."""
+    return postgres_databases.template
 
 
 @pytest.fixture
-def postgres_url(postgres_server: str, postgres_copies: _Copies) -> Iterator[str]:
-    """URL of a fresh PostgreSQL database with an empty store."""
-    name = postgres_copies.take()
+def postgres_url(postgres_server: str, postgres_databases: Databases) -> Iterator[str]:
+    """URL of a PostgreSQL database with an empty store."""
+    name = postgres_databases.take()
     yield with_database(postgres_server, name)
-    postgres_copies.drop(name)
+    postgres_databases.give_back(name)
 
 
 @pytest.fixture
