@@ -252,7 +252,7 @@ def test_two_processes_create_the_store_at_once(empty_postgres_url: str) -> None
         subprocess.Popen([sys.executable, "-c", script, empty_postgres_url], stderr=subprocess.PIPE) for _ in range(4)
     ]
     for racer in racers:
-        _, errors = racer.communicate(timeout=60)
+        _, errors = racer.communicate(timeout=120)
         assert racer.returncode == 0, errors.decode()
     versions = execute(empty_postgres_url, "SELECT version FROM entityframes.format ORDER BY version")
     assert versions == [(number,) for number in range(1, FORMAT + 1)]
@@ -267,7 +267,7 @@ def test_a_second_process_on_a_duckdb_file(tmp_path: Path) -> None:
         "except entityframes.ConnectError as error: print(error)"
     )
     with ef.connect(path):
-        told = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=60).stdout
+        told = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=120).stdout
     assert "is open in another process (PID" in told
 
 
@@ -290,7 +290,7 @@ def test_use_after_fork_is_refused(url: str) -> None:
         print(store.upsert_entity("note", "a", "x")["status"])
         """
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert run.stdout.strip() == "created", run.stderr
 
 

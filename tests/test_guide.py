@@ -89,7 +89,7 @@ class Shell:
 
     def _bash(self, command: str, given: str) -> str:
         done = subprocess.run(
-            ["bash", "-c", f"(exit {self.status})\n{command}"], input=given.encode(), capture_output=True, timeout=60
+            ["bash", "-c", f"(exit {self.status})\n{command}"], input=given.encode(), capture_output=True, timeout=120
         )
         self.status = done.returncode
         return (done.stdout + done.stderr).decode()

@@ -151,7 +151,7 @@ def test_commands_that_read_make_no_store(words: list[str], tmp_path: Path) -> N
     (tmp_path / "rows.csv").write_text("id\na\n")
     run = subprocess.run(
         [sys.executable, "-m", "entityframes", *words, "--store", "mistyped.duckdb"],
-        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        capture_output=True, text=True, timeout=120, cwd=tmp_path,
     )  # fmt: skip
     assert (run.returncode, run.stdout) == (2, "")
     assert "there is no store at mistyped.duckdb" in run.stderr
@@ -165,7 +165,7 @@ def test_dry_runs_make_no_store(tmp_path: Path) -> None:
     for words in (["sync", "."], ["import", "rows.csv", "--type", "note", "--id", "id"]):
         run = subprocess.run(
             [sys.executable, "-m", "entityframes", *words, "--dry-run", "--store", "mistyped.duckdb"],
-            capture_output=True, text=True, timeout=60, cwd=tmp_path,
+            capture_output=True, text=True, timeout=120, cwd=tmp_path,
         )  # fmt: skip
         assert run.returncode == 0
         assert "create" in run.stdout
@@ -193,11 +193,11 @@ def test_several_processes_read_a_file(tmp_path: Path) -> None:
         store.upsert(FRAME, progress=False)
     script = "import entityframes as ef, sys; print(ef.connect(sys.argv[1], read_only=True).stats()['entities'][0])"
     with ef.connect(path, read_only=True) as store:
-        run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=60)
+        run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=120)
         assert run.stdout.strip() == "2", run.stderr
         assert store.exists(FRAME)["exists"].all()
     with ef.connect(path):
-        run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=60)
+        run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=120)
         assert f"open in another process (PID {os.getpid()})" in run.stderr
 
 
@@ -265,6 +265,6 @@ def test_two_processes_make_a_namespace_in_two_cases(empty_postgres_url: str) ->
         for name in ("Both", "both", "BOTH", "bOTH")
     ]
     for racer in racers:
-        _, errors = racer.communicate(timeout=60)
+        _, errors = racer.communicate(timeout=120)
         assert racer.returncode == 0, errors.decode()
     assert execute(empty_postgres_url, "SELECT count(*) FROM pg_namespace WHERE lower(nspname) = 'both'") == [(1,)]

@@ -52,7 +52,7 @@ def in_terminal(*words: object, cwd: Path) -> str:
             break
         shown += piece
     os.close(main)
-    process.wait(timeout=60)
+    process.wait(timeout=120)
     return shown.decode()
 
 

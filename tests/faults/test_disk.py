@@ -198,7 +198,7 @@ def test_a_duckdb_file_that_may_not_be_written(tmp_path: Path, what: str) -> Non
     for parent in [tmp_path, *tmp_path.parents]:
         if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
             parent.chmod(parent.stat().st_mode | 0o055)
-    run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=120)
     folder.chmod(0o755)
     assert "x.duckdb" in run.stdout, run.stdout + run.stderr
     assert "ermission denied" in run.stdout
@@ -220,7 +220,7 @@ def crashed(tmp_path: Path) -> Path:
         """
     )
     path = tmp_path / "x.duckdb"
-    subprocess.run([sys.executable, "-c", script, path], timeout=60, check=False)
+    subprocess.run([sys.executable, "-c", script, path], timeout=120, check=False)
     assert Path(f"{path}.wal").stat().st_size > 10_000
     return path
 

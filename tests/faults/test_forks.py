@@ -279,5 +279,5 @@ def test_a_child_that_imports_the_package_only_after_its_parent_used_polars(tmp_
     """
     for used, told in (("used", "refused"), ("unused", "created")):
         words = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), used]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
         assert (done.returncode, done.stdout.strip()) == (0, told), done.stderr

@@ -14,7 +14,7 @@ from tests.faults.servers import Server, wait_until
 
 
 def program(server: Server, name: str, *words: str) -> None:
-    subprocess.run([server._bin / name, *words], check=True, capture_output=True, timeout=60)
+    subprocess.run([server._bin / name, *words], check=True, capture_output=True, timeout=120)
 
 
 @pytest.mark.parametrize("kind", ["custom", "plain"])
