@@ -6,13 +6,11 @@ test has a database to itself. Without a server the tests fail; they are not ski
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import os
 import signal
 import tempfile
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,30 +33,7 @@ IDS_OF_JOB = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _beside_others(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let tests of several processes run beside each other, but for those that are marked as alone."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        yield
-        return
-    alone = request.node.get_closest_marker("alone") is not None
-    folder = tmp_path_factory.getbasetemp().parent
-    with open(folder / "gate", "ab") as gate, open(folder / "running", "ab") as running:
-        # Who waits to be alone waits with the gate shut.
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        fcntl.flock(gate, fcntl.LOCK_UN)
-        yield
-
-
 _numbers = itertools.count()
-
-
-@pytest.fixture(autouse=True)
-def _keys_by_hash(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In every second test DuckDB finds keys as it does in a large store."""
-    if zlib.crc32(request.node.nodeid.encode()) % 2:
-        monkeypatch.setattr(duckdb_engine, "SCANNED", 0)
 
 
 @pytest.fixture(scope="session")
@@ -117,6 +92,17 @@ def empty_postgres_url(postgres_server: str) -> Iterator[str]:
 def engine(request: pytest.FixtureRequest) -> str:
     """The name of each engine in turn."""
     return request.param
+
+
+@pytest.fixture(params=[*ENGINES, "duckdb-by-hash"])
+def engine_and_keys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of each engine in turn, and of DuckDB once more, where it finds keys as it does in a large store.
+
+    A module whose tests are about keys that are found names it `engine`.
+    """
+    if request.param == "duckdb-by-hash":
+        monkeypatch.setattr(duckdb_engine, "SCANNED", 0)
+    return request.param.removesuffix("-by-hash")
 
 
 @pytest.fixture
