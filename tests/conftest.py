@@ -33,7 +33,20 @@ IDS_OF_JOB = {
 }
 
 
+#: Who asks for one of these works on PostgreSQL.
+_POSTGRESQL = {"postgres_url", "empty_postgres_url", "postgres_server", "postgres_template", "own_server", "primaries"}
+
 _numbers = itertools.count()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let -k with the name of an engine select the tests that work on it; those of one engine are marked with it.
+
+    That of tests of both is in their ids.
+    """
+    chosen = str(getattr(getattr(item, "callspec", None), "params", {}).get("engine", "")).partition("-")[0]
+    if chosen not in ENGINES and _POSTGRESQL & set(getattr(item, "fixturenames", ())):
+        item.add_marker("postgresql")
 
 
 @pytest.fixture(scope="session")

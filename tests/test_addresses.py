@@ -113,6 +113,7 @@ def test_no_part_of_a_password_is_repeated(form: str, tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.postgresql
 @pytest.mark.parametrize(
     "name", ["PGPORT", "PGHOST", "PGSERVICE", "PGSSLMODE", "PGPASSWORD", "PGPASSFILE", "PGCONNECT_TIMEOUT"]
 )

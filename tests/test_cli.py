@@ -166,6 +166,7 @@ def test_a_second_file_whose_columns_look_different(run: Run) -> None:
     assert (code, "'price' is Float64 there and String here" in said) == (2, True)
 
 
+@pytest.mark.duckdb
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -203,6 +204,7 @@ def test_a_line_that_cannot_be_read(run: Run, name: str, content: bytes, said: s
     assert said in errors
 
 
+@pytest.mark.duckdb
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -307,6 +309,7 @@ def test_what_cannot_run(run: Run, words: list[str], message: str) -> None:
     assert message in errors
 
 
+@pytest.mark.postgresql
 def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
     """One line, exit status 2, no password."""
     code, out, errors = Run("postgresql://u:s3cr3t@127.0.0.1:1/d", tmp_path)("stats")

@@ -55,6 +55,7 @@ def test_addresses(url: str, engine: str, address: str) -> None:
     assert (location.engine, location.address) == (engine, address)
 
 
+@pytest.mark.duckdb
 def test_default_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """$ENTITYFRAMES_URL, else ./entities.duckdb."""
     monkeypatch.chdir(tmp_path)
@@ -67,6 +68,7 @@ def test_default_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         assert store.address.endswith("other.duckdb")
 
 
+@pytest.mark.duckdb
 @pytest.mark.parametrize("namespace", ["", 'a"b', "a.b", "a b", "a\0", "a" * 64, "1a", "x; DROP TABLE y", "ä"])
 def test_namespaces_that_are_refused(namespace: str) -> None:
     """Nothing but a plain identifier ever reaches a statement."""
@@ -74,6 +76,7 @@ def test_namespaces_that_are_refused(namespace: str) -> None:
         ef.connect(":memory:", namespace=namespace)
 
 
+@pytest.mark.duckdb
 @pytest.mark.parametrize("name", ["entityframes.duckdb", 'a "b" c.duckdb', "select.db"])
 def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
     """Also that of the schema in it, and it may be renamed."""
@@ -105,6 +108,7 @@ def test_duckdb_does_not_tell_names_apart_by_case(tmp_path: Path) -> None:
         assert store.entity_exists("note", "a")
 
 
+@pytest.mark.duckdb
 def test_paths_that_are_refused(tmp_path: Path) -> None:
     """The message names the path, and no traceback of the driver's."""
     with pytest.raises(ef.ConnectError, match="NUL"):
@@ -119,6 +123,7 @@ def test_paths_that_are_refused(tmp_path: Path) -> None:
         ef.connect("mysql://h/d")
 
 
+@pytest.mark.duckdb
 def test_odd_file_names(tmp_path: Path) -> None:
     """Quotes and SQL in a file name are just a file name."""
     path = tmp_path / 'it\'s "x"; DROP TABLE entities.duckdb'

@@ -105,13 +105,15 @@ def test_no_call_writes(reader: str, tmp_path: Path) -> None:
         assert store.get(FRAME)["content"].to_list() == FRAME["content"].to_list()
 
 
-def test_a_store_that_is_not_there(engine: str, empty_postgres_url: str, tmp_path: Path) -> None:
+def test_a_store_that_is_not_there(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """It is said, and not made."""
-    address = str(tmp_path / "mistyped.duckdb") if engine == "duckdb" else empty_postgres_url
+    postgresql = engine == "postgresql"
+    address = request.getfixturevalue("empty_postgres_url") if postgresql else str(tmp_path / "mistyped.duckdb")
     with pytest.raises(ef.ConnectError, match="there is no store at"):
         ef.connect(address, read_only=True)
     assert not any(tmp_path.iterdir())
-    assert execute(empty_postgres_url, "SELECT count(*) FROM pg_namespace WHERE nspname = 'entityframes'") == [(0,)]
+    if postgresql:
+        assert execute(address, "SELECT count(*) FROM pg_namespace WHERE nspname = 'entityframes'") == [(0,)]
     with pytest.raises(ef.ConnectError, match="in memory"):
         ef.connect(":memory:", read_only=True)
 
@@ -132,6 +134,7 @@ def test_an_older_format_is_not_brought_up_to_date(store: ef.EntityStore, sql, u
         ef.connect(url, read_only=True)
 
 
+@pytest.mark.duckdb
 @pytest.mark.parametrize(
     "words",
     [
@@ -158,6 +161,7 @@ def test_commands_that_read_make_no_store(words: list[str], tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
 
+@pytest.mark.duckdb
 def test_dry_runs_make_no_store(tmp_path: Path) -> None:
     """They say that there is none yet, and what would become of an empty one."""
     (tmp_path / "rows.csv").write_text("id\na\n")
@@ -173,6 +177,7 @@ def test_dry_runs_make_no_store(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.csv", "todo.md"]
 
 
+@pytest.mark.duckdb
 def test_what_is_in_the_log_of_a_file_is_read(tmp_path: Path) -> None:
     """As after a crash; the log stays as it is."""
     with ef.connect(tmp_path / "x.duckdb") as store:
@@ -186,6 +191,7 @@ def test_what_is_in_the_log_of_a_file_is_read(tmp_path: Path) -> None:
     assert (tmp_path / "y.duckdb.wal").read_bytes() == before
 
 
+@pytest.mark.duckdb
 def test_several_processes_read_a_file(tmp_path: Path) -> None:
     """And one that has it open for writing is named."""
     path = str(tmp_path / "x.duckdb")
@@ -201,6 +207,7 @@ def test_several_processes_read_a_file(tmp_path: Path) -> None:
         assert f"open in another process (PID {os.getpid()})" in run.stderr
 
 
+@pytest.mark.duckdb
 def test_a_file_that_this_process_writes_too(tmp_path: Path) -> None:
     """A reader shares it and writes nothing; a writer beside a reader is refused with the reason."""
     path = tmp_path / "x.duckdb"

@@ -105,6 +105,7 @@ def test_duckdb_gives_up_its_file() -> None:
             model.check(store)
 
 
+@pytest.mark.duckdb
 def test_a_commit_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store closes, so that keys without a row do not reach the file; opened again, none is in the way."""
     model = Model()
@@ -225,6 +226,7 @@ def crashed(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.duckdb
 @pytest.mark.parametrize("cut", [1, 1_000, 20_000])
 def test_a_torn_log(crashed: Path, cut: int) -> None:
     """A log that lost its end loses whole batches from the end on, never a part of one, and the books agree."""
@@ -238,6 +240,7 @@ def test_a_torn_log(crashed: Path, cut: int) -> None:
         assert store.upsert(pl.concat([rows(100, start=turn * 100) for turn in range(10)])).ok
 
 
+@pytest.mark.duckdb
 def test_a_corrupt_log(crashed: Path) -> None:
     """A log that is damaged in the middle: refused with the file's name, or sound up to there; never half a batch."""
     log = Path(f"{crashed}.wal")

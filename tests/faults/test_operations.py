@@ -65,6 +65,7 @@ def publisher() -> Iterator[Server]:
     server.stop()
 
 
+@pytest.mark.postgresql
 def test_logical_replication(publisher: Server, subscriber: Server) -> None:
     """As the guide shows it: a space made later goes through, because partitions are published as their parent."""
     with ef.connect(publisher.url("app")) as store, ef.connect(subscriber.url("app")) as copy:
