@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import textwrap
 import threading
+import tomllib
 import uuid
 from pathlib import Path
 
@@ -29,6 +31,9 @@ CANARY = "s3cr3t-c4n4ry"
         ("duckdb:///tmp/x.duckdb", "duckdb", "/tmp/x.duckdb"),
         ("duckdb:////tmp/x.duckdb", "duckdb", "//tmp/x.duckdb"),
         ("duckdb:///:memory:", "duckdb", ":memory:"),
+        ("duckdb:///C:/x.duckdb", "duckdb", "C:/x.duckdb"),
+        (r"duckdb:///c:\data\x.duckdb", "duckdb", r"c:\data\x.duckdb"),
+        ("duckdb:///C:x.duckdb", "duckdb", "/C:x.duckdb"),
         (":memory:", "duckdb", ":memory:"),
         ("postgresql://u:p@h:1/d", "postgresql", "postgresql://u@h:1/d"),
         ("postgres://h/d?password=x&dbname=y", "postgresql", "postgresql://h/d?dbname=y"),
@@ -88,6 +93,35 @@ def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
         wider = frame.with_columns(metadata=pl.struct(a=pl.lit(1, pl.Int64), b=pl.lit("new")))
         assert store.upsert(wider, progress=False).counts["updated"] == 1
         assert store.read("t").columns[:4] == ["id", "content", "a", "b"]
+
+
+@pytest.mark.duckdb
+def test_an_address_with_a_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the path after the third slash, here one that is relative."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "C:").mkdir()
+    with ef.connect("duckdb:///C:/x.duckdb") as store:
+        store.upsert_entity("note", "a", "text")
+    with ef.connect("C:/x.duckdb") as store:
+        assert store.entity_exists("note", "a")
+    assert (tmp_path / "C:" / "x.duckdb").exists()
+
+
+def test_without_the_time_zones_of_the_system(url: str) -> None:
+    """Those of a package are used, which is installed along: times are read, and shown, as on any other machine."""
+    script = """
+import sys
+import entityframes as ef
+with ef.connect(sys.argv[1]) as store:
+    store.upsert_entity("note", "a", "text")
+    store.embed(ef.HashingEmbedder(8), progress=False)
+    print(store.get_entity("note", "a")["created_at"].tzname(), store.get(ef.ids("note", ["a"])).to_dicts()[0]["found"])
+"""
+    nowhere = {**os.environ, "PYTHONTZPATH": ""}
+    run = subprocess.run([sys.executable, "-c", script, url], env=nowhere, capture_output=True, text=True, timeout=120)
+    assert run.stdout == "UTC True\n", run.stderr
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    assert any(dependency.startswith("tzdata") for dependency in project["dependencies"])
 
 
 def test_namespaces_are_separate(connect) -> None:
