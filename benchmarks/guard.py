@@ -1,4 +1,4 @@
-"""Ratios that may not fall, each within one run: batches against the loop and the way by hand, bad rows, cut frames.
+"""Ratios with a limit, each within one run: batches against the loop and the way by hand, bad rows, cut frames, bombs.
 
 Run by hand before a release, on a machine with nothing else to do; exit status 1 if one is beyond its limit. The limits
 leave a third for noise.
@@ -6,6 +6,7 @@ leave a third for noise.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ from benchmarks import data, peers_duckdb, peers_postgres
 from benchmarks.measure import Measurements, chosen
 from benchmarks.postgres import server
 from entityframes.bench import n_plus_one
+from entityframes.directory.markdown import MarkdownError, parse
 from entityframes.utf8 import readable
+from tests.directory.bombs import bombs
 
 #: How many times ours the way by hand takes, at least.
 BY_HAND = {
@@ -26,6 +29,8 @@ BY_HAND = {
 }
 #: How many times the batch the loop takes, at least; a clean batch one with bad rows, and a frame its pieces, at most.
 LOOP, BAD_ROWS, PIECES = 10.0, 4.0, 10.0
+#: How many times front matter takes that is four times as long, at most; the largest that is read.
+GROWTH, FRONT_MATTER = 8.0, (1 << 20) - 100
 #: So many of 10,000 rows are bad.
 BAD = (1, 10, 100)
 
@@ -48,6 +53,7 @@ def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: s
             if chosen("by hand", only):
                 _by_hand(measurements, database, url, Path(folder), size, repeat)
     _pieces(measurements, repeat)
+    _front_matter(measurements, 64 * size if rows else FRONT_MATTER, repeat)
     beyond = [what for what, ratio, limit in _ratios(measurements.frame(), loops) if not _holds(what, ratio, limit)]
     if beyond and not rows:
         raise SystemExit(1)
@@ -71,6 +77,10 @@ def _ratios(measured: pl.DataFrame, loops: dict[str, float]) -> Iterator[Ratio]:
                 yield f"{database}: by hand, {phase}", by_hand / ours, limit  # type: ignore[operator]
     # A thousand pieces have half a second for what each of them costs whatever it holds.
     yield "pieces of a frame", max(best("none", "in pieces") - 0.5, 0.0) / best("none", "whole"), -PIECES
+    # What takes half a second is quick enough.
+    grown = {name: max(best("none", name) - 0.5, 0.0) / best("none", f"{name}, a quarter") for name in bombs(4)}
+    worst = max(grown, key=grown.__getitem__)
+    yield f"growth of front matter ({worst})", grown[worst], -GROWTH
 
 
 def _holds(what: str, ratio: float, limit: float) -> bool:
@@ -140,3 +150,14 @@ def _pieces(measurements: Measurements, repeat: int) -> None:
             with measurements.timed("entityframes", database="none", phase=phase, rows=frame.height):
                 for piece in pieces:
                     readable(piece)
+
+
+def _front_matter(measurements: Measurements, size: int, repeat: int) -> None:
+    """Front matter that is made to be slow, and a quarter of it."""
+    for part, length in (("", size), (", a quarter", size // 4)):
+        for name, bomb in bombs(length).items():
+            text = f"---\n{bomb}\n---\n".encode()
+            for _ in range(repeat):
+                phase = measurements.timed("entityframes", database="none", phase=f"{name}{part}", rows=length)
+                with phase, contextlib.suppress(MarkdownError):
+                    parse(text)

@@ -1,30 +1,25 @@
 """A store on each engine for every test, on real servers.
 
 PostgreSQL is the one of $ENTITYFRAMES_TEST_POSTGRES, or else an embedded one that the tests start themselves. Each
-test gets a database of its own. Without a server the tests fail; they are not skipped.
+test has a database to itself. Without a server the tests fail; they are not skipped.
 """
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import os
 import signal
 import tempfile
 import warnings
-import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-import adbc_driver_postgresql.dbapi as adbc
 import pytest
 
 import entityframes as ef
 from entityframes.engines import duckdb as duckdb_engine
+from tests.databases import Databases, execute, with_database
 
 # A shell that starts something in the background has it ignore Ctrl-C, and so would everything that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -38,46 +33,20 @@ IDS_OF_JOB = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _beside_others(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let tests of several processes run beside each other, but for those that are marked as alone."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        yield
-        return
-    alone = request.node.get_closest_marker("alone") is not None
-    folder = tmp_path_factory.getbasetemp().parent
-    with open(folder / "gate", "ab") as gate, open(folder / "running", "ab") as running:
-        # Who waits to be alone waits with the gate shut.
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        fcntl.flock(gate, fcntl.LOCK_UN)
-        yield
-
+#: Who asks for one of these works on PostgreSQL.
+_POSTGRESQL = {"postgres_url", "empty_postgres_url", "postgres_server", "postgres_template", "own_server", "primaries"}
 
 _numbers = itertools.count()
 
 
-def execute(url: str, *statements: str) -> list[tuple[Any, ...]]:
-    """Run SQL on PostgreSQL behind the package's back; the rows of the last statement."""
-    rows: list[tuple[Any, ...]] = []
-    with adbc.connect(url, autocommit=True) as connection, connection.cursor() as cursor:
-        for statement in statements:
-            cursor.execute(statement)
-            rows = cursor.fetchall() if cursor.description else []
-    return rows
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let -k with the name of an engine select the tests that work on it; those of one engine are marked with it.
 
-
-def with_database(url: str, database: str) -> str:
-    """The URL of another database on the same server."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(path=f"/{database}"))
-
-
-@pytest.fixture(autouse=True)
-def _keys_by_hash(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In every second test DuckDB finds keys as it does in a large store."""
-    if zlib.crc32(request.node.nodeid.encode()) % 2:
-        monkeypatch.setattr(duckdb_engine, "SCANNED", 0)
+    That of tests of both is in their ids.
+    """
+    chosen = str(getattr(getattr(item, "callspec", None), "params", {}).get("engine", "")).partition("-")[0]
+    if chosen not in ENGINES and _POSTGRESQL & set(getattr(item, "fixturenames", ())):
+        item.add_marker("postgresql")
 
 
 @pytest.fixture(scope="session")
@@ -102,58 +71,25 @@ def postgres_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def postgres_template(postgres_server: str) -> str:
-    """A database with an empty store in it, to be copied for each test."""
-    name = f"entityframes_template_{os.getpid()}"
-    execute(postgres_server, f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name}")
-    ef.connect(with_database(postgres_server, name)).close()
-    return name
-
-
-class _Copies:
-    """Databases with an empty store, made before they are asked for and dropped in a thread beside the tests."""
-
-    AHEAD = 3
-
-    def __init__(self, server: str, template: str) -> None:
-        self._server, self._template = server, template
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="databases")
-        self._made = deque(self._thread.submit(self._make) for _ in range(self.AHEAD))
-
-    def take(self) -> str:
-        """The name of one."""
-        self._made.append(self._thread.submit(self._make))
-        return self._made.popleft().result()
-
-    def drop(self, name: str) -> None:
-        """One that is no longer needed."""
-        self._thread.submit(execute, self._server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-
-    def close(self) -> None:
-        for made in self._made:
-            self.drop(made.result())
-        self._thread.shutdown()
-
-    def _make(self) -> str:
-        name = f"entityframes_test_{os.getpid()}_{next(_numbers)}"
-        execute(self._server, f"CREATE DATABASE {name} TEMPLATE {self._template}")
-        return name
+def postgres_databases(postgres_server: str) -> Iterator[Databases]:
+    """Databases with an empty store, for one test after the other."""
+    databases = Databases(postgres_server, f"entityframes_test_{os.getpid()}")
+    yield databases
+    databases.close()
 
 
 @pytest.fixture(scope="session")
-def postgres_copies(postgres_server: str, postgres_template: str) -> Iterator[_Copies]:
-    """Databases for the tests to come."""
-    copies = _Copies(postgres_server, postgres_template)
-    yield copies
-    copies.close()
+def postgres_template(postgres_databases: Databases) -> str:
+    """A database with an empty store in it, to be copied."""
+    return postgres_databases.template
 
 
 @pytest.fixture
-def postgres_url(postgres_server: str, postgres_copies: _Copies) -> Iterator[str]:
-    """URL of a fresh PostgreSQL database with an empty store."""
-    name = postgres_copies.take()
+def postgres_url(postgres_server: str, postgres_databases: Databases) -> Iterator[str]:
+    """URL of a PostgreSQL database with an empty store."""
+    name = postgres_databases.take()
     yield with_database(postgres_server, name)
-    postgres_copies.drop(name)
+    postgres_databases.give_back(name)
 
 
 @pytest.fixture
@@ -169,6 +105,17 @@ def empty_postgres_url(postgres_server: str) -> Iterator[str]:
 def engine(request: pytest.FixtureRequest) -> str:
     """The name of each engine in turn."""
     return request.param
+
+
+@pytest.fixture(params=[*ENGINES, "duckdb-by-hash"])
+def engine_and_keys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of each engine in turn, and of DuckDB once more, where it finds keys as it does in a large store.
+
+    A module whose tests are about keys that are found names it `engine`.
+    """
+    if request.param == "duckdb-by-hash":
+        monkeypatch.setattr(duckdb_engine, "SCANNED", 0)
+    return request.param.removesuffix("-by-hash")
 
 
 @pytest.fixture

@@ -113,6 +113,7 @@ def test_no_part_of_a_password_is_repeated(form: str, tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.postgresql
 @pytest.mark.parametrize(
     "name", ["PGPORT", "PGHOST", "PGSERVICE", "PGSSLMODE", "PGPASSWORD", "PGPASSFILE", "PGCONNECT_TIMEOUT"]
 )
@@ -122,7 +123,7 @@ def test_what_the_environment_holds(name: str, tmp_path: Path) -> None:
     environment = {"PGHOST": "127.0.0.1", "PGPORT": "1", "PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd()}
     environment[name] = "@".join(PARTS)
     run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment, cwd=tmp_path
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path
     )
     assert "ConnectError" in run.stderr
     assert shows(run.stderr) is None, run.stderr
@@ -138,7 +139,7 @@ def test_the_command_line(form: str, way: str, tmp_path: Path) -> None:
     environment |= {} if way == "--store" else {"ENTITYFRAMES_URL": address}
     run = subprocess.run(
         [sys.executable, "-m", "entityframes", *words],
-        capture_output=True, text=True, timeout=60, env=environment, cwd=tmp_path,
+        capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path,
     )  # fmt: skip
     assert run.returncode == 2
     assert shows(run.stdout + run.stderr) is None, run.stderr

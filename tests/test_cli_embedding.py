@@ -66,7 +66,7 @@ def test_a_watching_worker_waits_for_its_embedder(run: Run) -> None:
     assert "did not answer" in worker.stderr.readline()
     assert "trying again" in worker.stderr.readline()
     worker.send_signal(signal.SIGTERM)
-    out, errors = worker.communicate(timeout=30)
+    out, errors = worker.communicate(timeout=120)
     assert (worker.returncode, "Traceback" in errors) == (0, False)
     assert "1 cancelled" in out
     assert run("jobs", "--state", "pending")[1].count("pending") == 3

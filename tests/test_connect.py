@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import textwrap
 import threading
+import tomllib
 import uuid
 from pathlib import Path
 
@@ -29,6 +31,9 @@ CANARY = "s3cr3t-c4n4ry"
         ("duckdb:///tmp/x.duckdb", "duckdb", "/tmp/x.duckdb"),
         ("duckdb:////tmp/x.duckdb", "duckdb", "//tmp/x.duckdb"),
         ("duckdb:///:memory:", "duckdb", ":memory:"),
+        ("duckdb:///C:/x.duckdb", "duckdb", "C:/x.duckdb"),
+        (r"duckdb:///c:\data\x.duckdb", "duckdb", r"c:\data\x.duckdb"),
+        ("duckdb:///C:x.duckdb", "duckdb", "/C:x.duckdb"),
         (":memory:", "duckdb", ":memory:"),
         ("postgresql://u:p@h:1/d", "postgresql", "postgresql://u@h:1/d"),
         ("postgres://h/d?password=x&dbname=y", "postgresql", "postgresql://h/d?dbname=y"),
@@ -55,6 +60,7 @@ def test_addresses(url: str, engine: str, address: str) -> None:
     assert (location.engine, location.address) == (engine, address)
 
 
+@pytest.mark.duckdb
 def test_default_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """$ENTITYFRAMES_URL, else ./entities.duckdb."""
     monkeypatch.chdir(tmp_path)
@@ -67,6 +73,7 @@ def test_default_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         assert store.address.endswith("other.duckdb")
 
 
+@pytest.mark.duckdb
 @pytest.mark.parametrize("namespace", ["", 'a"b', "a.b", "a b", "a\0", "a" * 64, "1a", "x; DROP TABLE y", "ä"])
 def test_namespaces_that_are_refused(namespace: str) -> None:
     """Nothing but a plain identifier ever reaches a statement."""
@@ -74,6 +81,7 @@ def test_namespaces_that_are_refused(namespace: str) -> None:
         ef.connect(":memory:", namespace=namespace)
 
 
+@pytest.mark.duckdb
 @pytest.mark.parametrize("name", ["entityframes.duckdb", 'a "b" c.duckdb', "select.db"])
 def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
     """Also that of the schema in it, and it may be renamed."""
@@ -85,6 +93,35 @@ def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
         wider = frame.with_columns(metadata=pl.struct(a=pl.lit(1, pl.Int64), b=pl.lit("new")))
         assert store.upsert(wider, progress=False).counts["updated"] == 1
         assert store.read("t").columns[:4] == ["id", "content", "a", "b"]
+
+
+@pytest.mark.duckdb
+def test_an_address_with_a_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the path after the third slash, here one that is relative."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "C:").mkdir()
+    with ef.connect("duckdb:///C:/x.duckdb") as store:
+        store.upsert_entity("note", "a", "text")
+    with ef.connect("C:/x.duckdb") as store:
+        assert store.entity_exists("note", "a")
+    assert (tmp_path / "C:" / "x.duckdb").exists()
+
+
+def test_without_the_time_zones_of_the_system(url: str) -> None:
+    """Those of a package are used, which is installed along: times are read, and shown, as on any other machine."""
+    script = """
+import sys
+import entityframes as ef
+with ef.connect(sys.argv[1]) as store:
+    store.upsert_entity("note", "a", "text")
+    store.embed(ef.HashingEmbedder(8), progress=False)
+    print(store.get_entity("note", "a")["created_at"].tzname(), store.get(ef.ids("note", ["a"])).to_dicts()[0]["found"])
+"""
+    nowhere = {**os.environ, "PYTHONTZPATH": ""}
+    run = subprocess.run([sys.executable, "-c", script, url], env=nowhere, capture_output=True, text=True, timeout=120)
+    assert run.stdout == "UTC True\n", run.stderr
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    assert any(dependency.startswith("tzdata") for dependency in project["dependencies"])
 
 
 def test_namespaces_are_separate(connect) -> None:
@@ -105,6 +142,7 @@ def test_duckdb_does_not_tell_names_apart_by_case(tmp_path: Path) -> None:
         assert store.entity_exists("note", "a")
 
 
+@pytest.mark.duckdb
 def test_paths_that_are_refused(tmp_path: Path) -> None:
     """The message names the path, and no traceback of the driver's."""
     with pytest.raises(ef.ConnectError, match="NUL"):
@@ -119,6 +157,7 @@ def test_paths_that_are_refused(tmp_path: Path) -> None:
         ef.connect("mysql://h/d")
 
 
+@pytest.mark.duckdb
 def test_odd_file_names(tmp_path: Path) -> None:
     """Quotes and SQL in a file name are just a file name."""
     path = tmp_path / 'it\'s "x"; DROP TABLE entities.duckdb'
@@ -252,7 +291,7 @@ def test_two_processes_create_the_store_at_once(empty_postgres_url: str) -> None
         subprocess.Popen([sys.executable, "-c", script, empty_postgres_url], stderr=subprocess.PIPE) for _ in range(4)
     ]
     for racer in racers:
-        _, errors = racer.communicate(timeout=60)
+        _, errors = racer.communicate(timeout=120)
         assert racer.returncode == 0, errors.decode()
     versions = execute(empty_postgres_url, "SELECT version FROM entityframes.format ORDER BY version")
     assert versions == [(number,) for number in range(1, FORMAT + 1)]
@@ -267,7 +306,7 @@ def test_a_second_process_on_a_duckdb_file(tmp_path: Path) -> None:
         "except entityframes.ConnectError as error: print(error)"
     )
     with ef.connect(path):
-        told = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=60).stdout
+        told = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=120).stdout
     assert "is open in another process (PID" in told
 
 
@@ -290,7 +329,7 @@ def test_use_after_fork_is_refused(url: str) -> None:
         print(store.upsert_entity("note", "a", "x")["status"])
         """
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert run.stdout.strip() == "created", run.stderr
 
 

@@ -10,7 +10,9 @@ import pytest
 
 import entityframes as ef
 from entityframes.engines.postgres import PostgresEngine
-from tests.conftest import IDS_OF_JOB
+from tests.conftest import IDS_OF_JOB, engine_and_keys
+
+engine = engine_and_keys
 
 Sql = Callable[..., list]
 

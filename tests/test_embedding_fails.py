@@ -242,7 +242,7 @@ def test_names_of_files_that_are_not_utf8(url: str, tmp_path: Any) -> None:
 
     def run(*words: bytes | str) -> tuple[int, str, str]:
         done = subprocess.run(
-            [sys.executable, "-m", "entityframes", *words], capture_output=True, timeout=60, check=False, cwd=tmp_path
+            [sys.executable, "-m", "entityframes", *words], capture_output=True, timeout=120, check=False, cwd=tmp_path
         )
         assert b"Traceback" not in done.stderr, done.stderr
         return done.returncode, done.stdout.decode(), done.stderr.decode()

@@ -89,7 +89,7 @@ class Shell:
 
     def _bash(self, command: str, given: str) -> str:
         done = subprocess.run(
-            ["bash", "-c", f"(exit {self.status})\n{command}"], input=given.encode(), capture_output=True, timeout=60
+            ["bash", "-c", f"(exit {self.status})\n{command}"], input=given.encode(), capture_output=True, timeout=120
         )
         self.status = done.returncode
         return (done.stdout + done.stderr).decode()
@@ -194,6 +194,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.duckdb
 @pytest.mark.parametrize("path", PAGES, ids=page_name)
 def test_what_a_page_shows_is_what_happens(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every Python block runs, every command runs, and what is printed is what the page says."""
@@ -234,6 +235,7 @@ def test_a_page_is_front_matter_and_markdown(path: Path) -> None:
         assert (path.parent / link).is_file(), link
 
 
+@pytest.mark.duckdb
 def test_the_guide_is_a_folder_that_syncs_and_is_found(folder: Path) -> None:
     """Every page becomes an entity, again there is nothing to do, and questions find their page."""
     with ef.connect("guide.duckdb") as store:

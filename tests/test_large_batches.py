@@ -8,6 +8,9 @@ import polars as pl
 import pytest
 
 import entityframes as ef
+from tests.conftest import engine_and_keys
+
+engine = engine_and_keys
 
 ROWS = 2_500
 

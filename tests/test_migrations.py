@@ -299,7 +299,7 @@ def test_a_migration_that_is_killed_begins_again(name: str, engine: str, place, 
     make(name, engine, url)
     for when in ("first", "last", "committed"):
         killed = subprocess.run(
-            [sys.executable, "-c", KILLED, url, engine, when], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", KILLED, url, engine, when], capture_output=True, text=True, timeout=120
         )
         assert killed.returncode == -signal.SIGKILL, killed.stderr
     if engine == "duckdb":
@@ -374,7 +374,7 @@ def test_two_processes_migrate_at_once(name: str, engine: str, place, tmp_path: 
         assert racer.stdin is not None
         racer.stdin.close()
         racer.stdin = None
-    said = [racer.communicate(timeout=60) for racer in racers]
+    said = [racer.communicate(timeout=120) for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0, 0], said
     refusals = [out for out, _ in said if out]
     assert all("another process" in out for out in refusals), said

@@ -15,6 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import entityframes as ef
 from entityframes.frames import KEY
+from tests.conftest import engine_and_keys
+
+engine = engine_and_keys
 
 _namespaces = itertools.count()
 

@@ -18,7 +18,10 @@ from entityframes.canonical import canonical_json
 from entityframes.engines import duckdb as duckdb_engine
 from entityframes.engines import postgres as postgres_engine
 from entityframes.frames import KEY
+from tests.conftest import engine_and_keys
 from tests.faults.servers import Background
+
+engine = engine_and_keys
 
 #: Sizes that take each way to the database: one statement, and staged or copied.
 SIZES = [3, 2_500]

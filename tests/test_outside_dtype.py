@@ -84,7 +84,7 @@ def test_times_that_no_clock_shows(store: ef.EntityStore, depth: str) -> None:
     assert store.upsert(ef.entities(fine, "t", id="id"), progress=False).ok
 
 
-def test_a_day_of_24_hours_in_duckdb(store: ef.EntityStore) -> None:
+def test_a_day_of_24_hours_in_a_relation(store: ef.EntityStore) -> None:
     """A relation is read again where a time came out null."""
     with pytest.raises(ef.SchemaError, match=r"column 'at' holds times"):
         ef.entities(duckdb.sql("SELECT 'a' AS id, TIME '24:00:00' AS at"), "t", id="id")

@@ -9,6 +9,9 @@ import polars as pl
 import pytest
 
 import entityframes as ef
+from tests.conftest import engine_and_keys
+
+engine = engine_and_keys
 
 SCHEMA = dict.fromkeys(["entity_type", "id", "content", "metadata"], pl.String)
 

@@ -10,6 +10,9 @@ import pytest
 import entityframes as ef
 from entityframes import reads
 from entityframes.engines import postgres_probe
+from tests.conftest import engine_and_keys
+
+engine = engine_and_keys
 
 
 @pytest.fixture

@@ -582,7 +582,7 @@ def test_the_reader_is_closed_early() -> None:
         else:
             assert query(lf).collect()["x"].to_list() == [1, 2, 3]
         # Polars lets go of a source in a thread of its own, and only when it is given something else to do.
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not state and time.monotonic() < deadline:
             time.sleep(0.01)
         assert state == ["closed"]

@@ -52,7 +52,7 @@ def in_terminal(*words: object, cwd: Path) -> str:
             break
         shown += piece
     os.close(main)
-    process.wait(timeout=60)
+    process.wait(timeout=120)
     return shown.decode()
 
 
@@ -109,6 +109,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.duckdb
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS.keys())
 def test_nothing_reaches_the_terminal(words: tuple[str, ...], folder: Path) -> None:
     """Case 54: ids, types, contents, metadata, errors, names of fields, files, folders, spaces and namespaces."""
@@ -122,6 +123,7 @@ def test_nothing_reaches_the_terminal(words: tuple[str, ...], folder: Path) -> N
     assert acted_on(shown) <= ({"\t"} if "tsv" in words else set()), shown
 
 
+@pytest.mark.duckdb
 def test_a_terminal_shows_what_is_there(folder: Path) -> None:
     """Escapes, one line each; and JSON that still means the same."""
     shown = in_terminal("export", "note", "--store", "x.duckdb", cwd=folder)
@@ -133,6 +135,7 @@ def test_a_terminal_shows_what_is_there(folder: Path) -> None:
     )
 
 
+@pytest.mark.duckdb
 def test_scripts_get_it_exactly(folder: Path) -> None:
     """JSON and CSV to a pipe, and files."""
     store = ("--store", "x.duckdb")
@@ -147,6 +150,7 @@ def test_scripts_get_it_exactly(folder: Path) -> None:
     assert [row["entity_type"] for row in report["failed"]] == [f"t{EVIL}"]
 
 
+@pytest.mark.duckdb
 def test_results_and_their_html() -> None:
     """What Python shows of failed rows, and the view of a notebook."""
     with ef.connect(":memory:") as store:

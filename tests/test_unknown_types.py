@@ -59,6 +59,7 @@ def test_many_types(store: ef.EntityStore) -> None:
     assert message.endswith("t18, t19, ...")
 
 
+@pytest.mark.duckdb
 def test_the_command_line_of_unknown_types(tmp_path: Path) -> None:
     """An export is an error; looking for ids notes it, and ends as it does for any id that is not there."""
     with ef.connect(tmp_path / "x.duckdb") as store:

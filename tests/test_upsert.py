@@ -9,7 +9,9 @@ import pytest
 
 import entityframes as ef
 from entityframes.results import UPSERT_STATUSES
-from tests.conftest import IDS_OF_JOB
+from tests.conftest import IDS_OF_JOB, engine_and_keys
+
+engine = engine_and_keys
 
 
 def frame(*rows: tuple[str, str], entity_type: str = "note", metadata: list[str | None] | None = None) -> pl.DataFrame:

@@ -264,6 +264,8 @@ _OTHER = re.compile(
     r"|snowflake|sqlite|sqlserver|ssh|trino)(?:\+\w+)*:",
     re.IGNORECASE,
 )
+#: A path on a drive of Windows, as it stands in an address.
+_DRIVE = re.compile(r"/[A-Za-z]:[\\/]")
 #: What nobody takes for anything but a path.
 _PATH = re.compile(r"(?:[A-Za-z]:[\\/]|\.{0,2}/(?!/)|\.{1,2}\\|~).*", re.DOTALL)
 
@@ -302,7 +304,8 @@ def parse_url(url: str | os.PathLike[str] | None) -> Location:
             return Location("duckdb", bare, bare, source)
         if duckdb := _DUCKDB.fullmatch(bare):
             path = duckdb[1].removeprefix("//")
-            path = path.removeprefix("/") if path == "/:memory:" else path
+            # What follows the third slash, where it does not begin at the root.
+            path = path.removeprefix("/") if path == "/:memory:" or _DRIVE.match(path) else path
             _check_path(path, source)
             return Location("duckdb", path or ":memory:", path or ":memory:", source)
     _check_path(text, source, given_as_path=isinstance(url, os.PathLike))

@@ -13,6 +13,9 @@ import pytest
 
 import entityframes as ef
 from entityframes.directory.tree import Tree
+from tests.conftest import engine_and_keys
+
+engine = engine_and_keys
 
 NAMES = ("mon", "tue")
 

@@ -175,48 +175,34 @@ def test_fifty_levels_are_read_and_written() -> None:
 
 
 BOMBS = """
-import resource, time
+import resource
 from entityframes.directory.markdown import MarkdownError, parse
+from tests.directory.bombs import bombs
 with open("/proc/self/statm") as statm:
     limit = int(statm.read().split()[0]) * resource.getpagesize() + (256 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-laughs = "a: &a [x]\\n" + "".join(f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 9)}]\\n" for n in range(9))
-size = (1 << 20) - 100
-bombs = {
-    "laughs": laughs, "flow": "a: " + "[" * size, "maps": "a: " + "{a: " * (size // 4), "keys": "a: " + "{" * size,
-    "dashes": "a:\\n  " + "- " * (size // 2), "questions": "? " * (size // 2), "lines": "".join(" " * n + "a:\\n" for n in range(1400)),
-    "brackets in lines": "a:\\n" + " [\\n" * (size // 3), "self": "a: &a [*a]", "tags": "a: !!python/name:os.system x",
-    "anchors": "".join(f"k{n}: &a{n} 1\\n" for n in range(60000)), "quote": "a: '" + "x" * size, "double": 'a: "' + "\\\\x41" * (size // 5),
-    "hex": "a: 0x" + "f" * size, "digits": "a: " + "9" * size, "float": "a: 1." + "9" * size + "x", "exponent": "a: 1e" + "9" * size,
-    "commas": "a: [" + "x," * (size // 2), "fields": "".join(f"k{n}:\\n" for n in range(100000)), "same": "a: 1\\n" * (size // 5),
-    "items": "a:\\n" + "- a\\n" * (size // 4), "spaces": "a: x" + " " * size + "\\tx", "many spaces": ("a: x" + " " * 50 + "\\n") * 15000 + "!",
-    "comments": "# x\\n" * (size // 4), "colons": "a" + ":" * size, "plain lines": "a: x\\n" + "  y\\n" * (size // 4),
-    "words": "a: [" + "a a" * (size // 3) + "]", "pipe": "a: |\\n" + "\\n" * size, "dots": "a: " + "." * size, "percent": "%" * size,
-}
-for name, bomb in bombs.items():
-    started = time.monotonic()
+for name, bomb in bombs((1 << 20) - 100).items():
     try:
         answer = "read"
         parse(f"---\\n{bomb}\\n---\\n".encode())
     except MarkdownError as error:
         answer = str(error)[:60]
-    print(name, "|", answer, "|", time.monotonic() - started, flush=True)
+    print(name, "|", answer, flush=True)
 """
 
 
-def test_bombs_end_within_seconds_and_little_memory() -> None:
-    """Case 43 of the fault catalogue: each is read or refused, within 256 MB more than the package takes itself."""
-    run = subprocess.run([sys.executable, "-c", BOMBS], capture_output=True, text=True, timeout=240)
+def test_bombs_end_and_take_little_memory() -> None:
+    """Case 43 of the fault catalogue: each is read or refused, within 256 MB more than the package takes itself.
+
+    That none takes much longer when it is longer is measured by `python -m benchmarks guard`.
+    """
+    run = subprocess.run([sys.executable, "-c", BOMBS], capture_output=True, text=True, timeout=1_200)
     assert run.returncode == 0, run.stdout + run.stderr
-    answers = {
-        name: (answer, float(seconds))
-        for name, answer, seconds in (line.split(" | ") for line in run.stdout.splitlines())
-    }
+    answers = dict(line.split(" | ") for line in run.stdout.splitlines())
     assert len(answers) == 30
-    assert {name for name, (answer, _) in answers.items() if answer == "read"} == {
+    assert {name for name, answer in answers.items() if answer == "read"} == {
         "colons", "hex", "digits", "float", "exponent", "fields", "items", "comments", "plain lines", "words", "pipe", "dots", "spaces",
     }  # fmt: skip
-    assert max(seconds for _, seconds in answers.values()) < 20, answers
 
 
 class Digits(str):

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import entityframes as ef
+from tests.databases import Databases
 from tests.faults.servers import Proxy, Server
-
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
 def own_server() -> Iterator[Server]:
     """A PostgreSQL that may be killed; who kills it starts it again."""
     server = Server()
-    server.sql("CREATE DATABASE template_of_faults")
-    ef.connect(server.url("template_of_faults")).close()
     yield server
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def own_databases(own_server: Server) -> Iterator[Databases]:
+    """Databases with an empty store on it, for one test after the other."""
+    databases = Databases(own_server.url(), "fault")
+    yield databases
+    databases.close()
+
+
 @pytest.fixture
-def database(own_server: Server) -> Iterator[str]:
-    """The name of a fresh database with an empty store."""
-    name = f"fault_{next(_numbers)}"
-    own_server.sql(f"CREATE DATABASE {name} TEMPLATE template_of_faults")
+def database(own_databases: Databases) -> Iterator[str]:
+    """The name of a database with an empty store."""
+    # Nothing works on the server beside a test that may harm it.
+    own_databases.settle()
+    name = own_databases.take()
     yield name
-    own_server.sql(f"DROP DATABASE {name} WITH (FORCE)")
+    own_databases.give_back(name)
+    own_databases.settle()
 
 
 @pytest.fixture

@@ -242,5 +242,5 @@ class PgBouncer:
 
     def close(self) -> None:
         self._process.terminate()
-        self._process.wait(30)
+        self._process.wait(120)
         shutil.rmtree(self.folder)

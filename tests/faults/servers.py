@@ -27,7 +27,7 @@ SETTINGS = {
 }
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
     """What a condition comes to, as soon as it is true."""
     deadline = time.monotonic() + seconds
     while True:
@@ -55,7 +55,7 @@ class Background(threading.Thread):
         except BaseException as error:
             self._error = error
 
-    def outcome(self, seconds: float = 60.0) -> Any:
+    def outcome(self, seconds: float = 120.0) -> Any:
         self.join(seconds)
         assert not self.is_alive(), "the call hangs"
         if self._error is not None:
@@ -186,6 +186,7 @@ class Proxy:
         statements: how many statements have gone through.
         server: where new connections go; what takes over gets them when this is set.
         translate: whether what the server says of errors is in a language that nobody here knows.
+        on_error: called with each error of the server's, before it goes on.
     """
 
     def __init__(self, server: Server) -> None:
@@ -202,6 +203,7 @@ class Proxy:
         self.dropped = threading.Event()
         self.statements = 0
         self.translate = False
+        self.on_error: Callable[[bytes], object] = lambda message: None
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -264,15 +266,16 @@ class Proxy:
             if held or (self.hold_copy_after is not None and copied > self.hold_copy_after):
                 self.hold_before = self.hold_copy_after = None
                 self.held.set()
-                self.go.wait(60)
+                self.go.wait(300)
             server.sendall(message)
 
     def _to_client(self, server: socket.socket, client: socket.socket, state: dict) -> None:
         done = False
         for kind, message in _messages(server):
             done = done or (state["marked"] and kind == b"C")
-            if self.translate and kind == b"E":
-                message = _translated(message)
+            if kind == b"E":
+                self.on_error(message)
+                message = _translated(message) if self.translate else message
             if not done:
                 client.sendall(message)
             elif kind == b"Z":

@@ -162,7 +162,7 @@ def test_a_store_that_is_closed_in_use(connect) -> None:
                 return
 
     threads = [Background(work) for _ in range(3)]
-    assert begun.wait(30)
+    assert begun.wait(120)
     store.close()
     for thread in threads:
         thread.outcome()

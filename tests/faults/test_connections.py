@@ -53,7 +53,7 @@ def test_a_backend_is_terminated(own_server: Server, database: str, own_store, p
         if point in ("merge", "one statement"):
             terminate(own_server, database, WAITING)
         else:
-            assert proxy.held.wait(30)
+            assert proxy.held.wait(120)
             terminate(own_server, database, "state <> 'idle'")
     proxy.go.set()
     result = run.outcome()
@@ -265,7 +265,7 @@ def test_what_a_pooler_does_between_transactions(own_store) -> None:
     model.check(store)
 
 
-@pytest.mark.parametrize("setting", ["default_transaction_read_only = on", "lock_timeout = '200ms'"])
+@pytest.mark.parametrize("setting", ["default_transaction_read_only = on", "lock_timeout = '1s'"])
 def test_a_read_only_server(own_server: Server, database: str, own_store, setting: str) -> None:
     """Every row fails with the server's reason, reads go on; writing works again when the server lets it."""
     model, store = Model(), own_store()
@@ -295,7 +295,7 @@ def test_statement_timeout(own_server: Server, database: str, own_store) -> None
     model, store = Model(), own_store()
     first = rows(20)
     model.upserted(first, store.upsert(first))
-    own_server.sql(f"ALTER DATABASE {database} SET statement_timeout = '150ms'")
+    own_server.sql(f"ALTER DATABASE {database} SET statement_timeout = '1s'")
     store = own_store()
     frame = rows(20, "changed")
     with locked(own_server, database, ONE_ROW):
@@ -311,12 +311,12 @@ def test_statement_timeout(own_server: Server, database: str, own_store) -> None
 
 def test_a_transaction_that_idles_too_long(own_server: Server, database: str, own_store, proxy: Proxy) -> None:
     """The server ends the session before COMMIT comes: not committed, so written by the next try."""
-    own_server.sql(f"ALTER DATABASE {database} SET idle_in_transaction_session_timeout = '100ms'")
+    own_server.sql(f"ALTER DATABASE {database} SET idle_in_transaction_session_timeout = '1s'")
     model, store = Model(), own_store(port=proxy.port, workers=1)
     proxy.hold_before = b"COMMIT"
     frame = rows(3_000)
     run = Background(lambda: store.upsert(frame))
-    assert proxy.held.wait(30)
+    assert proxy.held.wait(120)
     wait_until(lambda: not backends(own_server, database, "state = 'idle in transaction'"), "the end of the session")
     proxy.go.set()
     result = run.outcome()

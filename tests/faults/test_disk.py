@@ -105,6 +105,7 @@ def test_duckdb_gives_up_its_file() -> None:
             model.check(store)
 
 
+@pytest.mark.duckdb
 def test_a_commit_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store closes, so that keys without a row do not reach the file; opened again, none is in the way."""
     model = Model()
@@ -198,7 +199,7 @@ def test_a_duckdb_file_that_may_not_be_written(tmp_path: Path, what: str) -> Non
     for parent in [tmp_path, *tmp_path.parents]:
         if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
             parent.chmod(parent.stat().st_mode | 0o055)
-    run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=120)
     folder.chmod(0o755)
     assert "x.duckdb" in run.stdout, run.stdout + run.stderr
     assert "ermission denied" in run.stdout
@@ -220,11 +221,12 @@ def crashed(tmp_path: Path) -> Path:
         """
     )
     path = tmp_path / "x.duckdb"
-    subprocess.run([sys.executable, "-c", script, path], timeout=60, check=False)
+    subprocess.run([sys.executable, "-c", script, path], timeout=120, check=False)
     assert Path(f"{path}.wal").stat().st_size > 10_000
     return path
 
 
+@pytest.mark.duckdb
 @pytest.mark.parametrize("cut", [1, 1_000, 20_000])
 def test_a_torn_log(crashed: Path, cut: int) -> None:
     """A log that lost its end loses whole batches from the end on, never a part of one, and the books agree."""
@@ -238,6 +240,7 @@ def test_a_torn_log(crashed: Path, cut: int) -> None:
         assert store.upsert(pl.concat([rows(100, start=turn * 100) for turn in range(10)])).ok
 
 
+@pytest.mark.duckdb
 def test_a_corrupt_log(crashed: Path) -> None:
     """A log that is damaged in the middle: refused with the file's name, or sound up to there; never half a batch."""
     log = Path(f"{crashed}.wal")

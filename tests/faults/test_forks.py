@@ -192,6 +192,7 @@ def test_a_child_that_unwinds_leaves_the_connection(url: str, tmp_path: Path) ->
     assert out.splitlines()[-1] == "changed"
 
 
+@pytest.mark.duckdb
 @pytest.mark.parametrize("used", ["frame.sort('id')", "frame.lazy().filter(pl.col('id') == 'a').collect()",
                                   "frame.select(pl.col('id').sort())", "ef.entities(frame, 't', id='id')"])  # fmt: skip
 def test_a_parent_that_only_worked_with_frames(used: str, tmp_path: Path) -> None:
@@ -241,6 +242,7 @@ def test_a_fork_before_anything_was_used(url: str, tmp_path: Path, how: str) -> 
     assert out.splitlines() == ["serve() -> None", "exit 0"] * 2 + ["parent"]
 
 
+@pytest.mark.duckdb
 def test_where_nothing_is_known_at_the_fork_the_threads_are_tried(tmp_path: Path) -> None:
     """A system that does not name the threads of a process, or one whose threads have no name yet."""
     out = run(
@@ -260,6 +262,7 @@ def test_where_nothing_is_known_at_the_fork_the_threads_are_tried(tmp_path: Path
     assert out.splitlines() == works + refused
 
 
+@pytest.mark.duckdb
 def test_a_child_that_imports_the_package_only_after_its_parent_used_polars(tmp_path: Path) -> None:
     """Then nothing was noted at the fork, and it is tried whether the threads answer."""
     script = """
@@ -279,5 +282,5 @@ def test_a_child_that_imports_the_package_only_after_its_parent_used_polars(tmp_
     """
     for used, told in (("used", "refused"), ("unused", "created")):
         words = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), used]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
         assert (done.returncode, done.stdout.strip()) == (0, told), done.stderr

@@ -14,7 +14,7 @@ from tests.faults.servers import Server, wait_until
 
 
 def program(server: Server, name: str, *words: str) -> None:
-    subprocess.run([server._bin / name, *words], check=True, capture_output=True, timeout=60)
+    subprocess.run([server._bin / name, *words], check=True, capture_output=True, timeout=120)
 
 
 @pytest.mark.parametrize("kind", ["custom", "plain"])
@@ -65,6 +65,7 @@ def publisher() -> Iterator[Server]:
     server.stop()
 
 
+@pytest.mark.postgresql
 def test_logical_replication(publisher: Server, subscriber: Server) -> None:
     """As the guide shows it: a space made later goes through, because partitions are published as their parent."""
     with ef.connect(publisher.url("app")) as store, ef.connect(subscriber.url("app")) as copy:

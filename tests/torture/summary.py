@@ -63,7 +63,7 @@ def commit() -> str | None:
     """What git calls the state of the tree; None outside a clone."""
     command = ["git", "describe", "--always", "--dirty", "--tags"]
     try:
-        said = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60)
+        said = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120)
     except OSError:
         return None
     return said.stdout.strip() or None if said.returncode == 0 else None
