@@ -199,6 +199,7 @@ class Proxy:
         self.hold_before: bytes | None = None
         self.hold_copy_after: int | None = None
         self.held, self.go = threading.Event(), threading.Event()
+        self._held_client: socket.socket | None = None
         self.dropped = threading.Event()
         self.statements = 0
         self.translate = False
@@ -215,6 +216,11 @@ class Proxy:
         """End all connections that are open."""
         for open_one in list(self._open):
             _cut(open_one)
+
+    def lose_client(self) -> None:
+        """End the client's side of the connection whose message is held back: the server gets it when `go` is set."""
+        assert self._held_client is not None
+        _cut(self._held_client)
 
     def away(self) -> None:
         """Let nobody connect, so that a client tries its next host, and end what is open."""
@@ -263,6 +269,7 @@ class Proxy:
             held = self.hold_before is not None and self.hold_before in message
             if held or (self.hold_copy_after is not None and copied > self.hold_copy_after):
                 self.hold_before = self.hold_copy_after = None
+                self._held_client = client
                 self.held.set()
                 self.go.wait(60)
             server.sendall(message)
