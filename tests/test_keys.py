@@ -217,6 +217,45 @@ def test_queued_by_key(store: ef.EntityStore, vectors: Callable[..., list[Key]])
     assert store.verify().is_empty()
 
 
+def test_equal_texts_under_one_id(
+    store: ef.EntityStore, connect: Callable[..., ef.EntityStore], vectors: Callable[..., list[Key]]
+) -> None:
+    """The vector of one is none of another type's, though id and content are the same."""
+    keys = [("b", "1"), ("a", "1"), ("ab", "1"), ("c", "1")]
+    same = ids(keys).with_columns(content=pl.lit("the same"))
+    store.upsert(same[:1], progress=False)
+    store.embed(Embedder(), progress=False)
+    store.upsert(same[:2], progress=False)
+    store.upsert(same[2:], embed=False, progress=False)
+    assert store.stats().select("entity_type", "embedded", "due").rows() == [
+        ("a", 0, 1), ("ab", 0, 1), ("b", 1, 0), ("c", 0, 1)
+    ]  # fmt: skip
+    assert store.spaces().select("embedded", "due").row(0) == (1, 3)
+    assert keys_of(store.embed(Embedder(), progress=False).outcomes, "embedded") == [("a", "1")]
+    assert store.enqueue("b") == 0
+    assert store.enqueue(same) == 2
+    other = connect()
+
+    class Late(Embedder):
+        def embed(self, texts: Sequence[str], /) -> np.ndarray[Any, Any]:
+            other.upsert(ids([("ab", "1")]).with_columns(content=pl.lit("another")), embed=False, progress=False)
+            return super().embed(texts)
+
+    result = store.embed(Late(), progress=False)
+    assert keys_of(result.outcomes, "skipped") == [("ab", "1")]
+    assert vectors() == [("a", "1"), ("b", "1"), ("c", "1")]
+    assert store.search("the same", k=5, embedder=Embedder(), mode="vector").select("entity_type", "id").rows() == [
+        ("a", "1"), ("b", "1"), ("c", "1")
+    ]  # fmt: skip
+    assert store.delete(ids([("b", "1")])).counts["deleted"] == 1
+    assert vectors() == [("a", "1"), ("c", "1")]
+    store.upsert(same[:1], embed=False, progress=False)
+    assert store.enqueue() == 2
+    assert store.embed(Embedder(), progress=False).counts["embedded"] == 2
+    assert vectors() == [("a", "1"), ("ab", "1"), ("b", "1"), ("c", "1")]
+    assert store.verify().is_empty()
+
+
 def test_a_space_is_dropped(embedded: ef.EntityStore, vectors: Callable[..., list[Key]]) -> None:
     """With its vectors and jobs; those of other spaces stay."""
     embedded.embed(Embedder(32), space="wide", progress=False)
