@@ -282,7 +282,7 @@ def test_files_by_key(store: ef.EntityStore, tmp_path: Path, vectors: Callable[.
     store.embed(Embedder(), progress=False)
     assert set(folder.plan()["action"]) == {"unchanged"}
     edit(root / "a/1.md", "---\nof: second a/1\n---\nsecond a 1")
-    store.upsert(entities([("b", "12")], "second"), progress=False)
+    store.upsert(entities([("b", "12")], "second").vstack(entities([("c", "2")])), progress=False)
     (root / "b/1.md").rename(root / "b/9.md")
     (root / "ab/2.md").unlink()
     store.delete(ids([("a", "z")]))
@@ -290,16 +290,16 @@ def test_files_by_key(store: ef.EntityStore, tmp_path: Path, vectors: Callable[.
     told = {(row["entity_type"], row["id"]): row["status"] for row in result.outcomes.iter_rows(named=True)}
     assert {key: status for key, status in told.items() if status != "unchanged"} == {
         ("a", "1"): "updated", ("b", "12"): "exported", ("b", "9"): "renamed", ("ab", "2"): "deleted",
-        ("a", "z"): "deleted",
+        ("a", "z"): "deleted", ("c", "2"): "exported",
     }  # fmt: skip
     left = [key for key in keys if key not in [("a", "z"), ("ab", "2"), ("b", "1")]]
-    now = expected(left) | expected([("a", "1"), ("b", "12")], "second")
+    now = expected([*left, ("c", "2")]) | expected([("a", "1"), ("b", "12")], "second")
     assert stored(store) == now | {("b", "9"): ("first b 1", '{"of":"first b/1"}')}
     assert {path.relative_to(root).as_posix(): path.read_text().splitlines()[-1] for path in root.rglob("*.md")} == {
         f"{kind}/{id}.md": content for (kind, id), (content, _) in now.items()
     } | {"b/9.md": "first b 1"}
     assert vectors() == sorted([*left, ("b", "9")])
-    assert store.stats()["due"].sum() == 2
+    assert store.stats()["due"].sum() == 3
     assert store.verify().is_empty()
     # Another folder of the same store has front matters of these, and not of others with their id.
     (other := tmp_path / "other").mkdir()

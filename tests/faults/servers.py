@@ -325,6 +325,8 @@ def backends(server: Server, database: str, condition: str) -> list[int]:
     return [pid for (pid,) in server.sql(query)]
 
 
+#: What ends a transaction, as a message has it; other statements have the word in them, too.
+COMMIT = b"COMMIT\0"
 #: A backend that waits for a lock.
 WAITING = "wait_event_type = 'Lock' AND state = 'active'"
 

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from tests.faults.servers import WAITING, Background, Proxy, Server, backends, wait_until
+from tests.faults.servers import COMMIT, WAITING, Background, Proxy, Server, backends, wait_until
 
 
 class Embedder(ef.HashingEmbedder):
@@ -56,7 +56,7 @@ def test_a_change_waits_for_the_vector_that_is_being_written(
     store.upsert(notes(3), progress=False)
 
     def hold() -> None:
-        proxy.hold_before = b"COMMIT"
+        proxy.hold_before = COMMIT
 
     writing = Background(lambda: store.embed(Embedder(hold), progress=False))
     assert proxy.held.wait(60)

@@ -7,10 +7,8 @@ import pytest
 
 import entityframes as ef
 from tests.faults.invariants import Model, check_jobs, rows
-from tests.faults.servers import WAITING, Background, Proxy, Server, backends, wait_until
+from tests.faults.servers import COMMIT, WAITING, Background, Proxy, Server, backends, wait_until
 
-#: The message, and no statement that has the word in it.
-COMMIT = b"COMMIT\0"
 LEDGER = "SELECT created, updated, deleted FROM entityframes.batches ORDER BY written_at"
 JOBS = "SELECT job_id::text, ids FROM entityframes.embedding_jobs"
 
