@@ -184,6 +184,7 @@ class Proxy:
         hold_before: text of a message; it is held back, `held` is set, and it goes on when `go` is set.
         hold_copy_after: bytes of COPY data after which the next message is held back in the same way.
         statements: how many statements have gone through.
+        refused: how many connections were closed at once.
         server: where new connections go; what takes over gets them when this is set.
         translate: whether what the server says of errors is in a language that nobody here knows.
     """
@@ -201,7 +202,7 @@ class Proxy:
         self.held, self.go = threading.Event(), threading.Event()
         self._held_client: socket.socket | None = None
         self.dropped = threading.Event()
-        self.statements = 0
+        self.statements = self.refused = 0
         self.translate = False
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -239,6 +240,7 @@ class Proxy:
             except OSError:
                 return
             if self.refuse:
+                self.refused += 1
                 client.close()
                 continue
             try:
