@@ -167,10 +167,12 @@ def test_a_dead_server_ends_the_run(
     result = store.upsert(frame, batch_size=20, progress=die)
     counts = result.counts
     assert counts["created"] + counts["failed"] + counts["unknown"] + counts["cancelled"] == 600
-    assert 0 < counts["failed"] + counts["unknown"] <= 20 * workers
     assert counts["cancelled"] > 0
     bad = result.outcomes.filter(pl.col("status").is_in(["failed", "unknown"]))
-    assert bad["error_kind"].unique().to_list() == ["connection"]
+    # Of what was committed before nobody knows whether the server still has it.
+    met = bad.filter(~pl.col("error").str.contains("it was committed"))
+    assert 0 < met.height <= 20 * workers
+    assert met["error_kind"].unique().to_list() == ["connection"]
     proxy.refuse = False
     model.upserted(frame, result)
     model.check(store)
