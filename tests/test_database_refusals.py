@@ -198,6 +198,20 @@ def test_no_permission_raises(store: ef.EntityStore, sql: Sql) -> None:
     assert store.last_result.counts["failed"] == 3
 
 
+@pytest.mark.parametrize("on_error", ["isolate", "rollback"])
+def test_a_failed_row_names_its_batch(store: ef.EntityStore, checked: None, sql: Sql, on_error: str) -> None:
+    """Rows that the database refused have the batch that they were in, as those beside them, which the ledger has."""
+    result = store.upsert(rows(40, {5, 25, 26}), batch_size=10, on_error=on_error)
+    batches = result.outcomes["batch_id"].to_list()
+    assert None not in batches
+    assert [len(set(batches[start : start + 10])) for start in range(0, 40, 10)] == [1] * 4
+    assert len(set(batches)) == 4
+    failed = set(result.failed["batch_id"])
+    assert failed == {batches[0], batches[20]}
+    ledger = {batch for (batch,) in sql("SELECT batch_id::text FROM entityframes.batches")}
+    assert ledger == (set(batches) if on_error == "isolate" else set(batches) - failed)
+
+
 @pytest.mark.parametrize("count", [8, 3_000])
 @pytest.mark.parametrize("on_error", ["isolate", "rollback"])
 def test_a_row_that_conflicts_and_is_refused(store: ef.EntityStore, checked: None, count: int, on_error: str) -> None:

@@ -171,13 +171,35 @@ def test_a_job_that_its_workers_die_at(store: ef.EntityStore, sql: Callable[...,
         "UPDATE entityframes.embedding_jobs SET state = 'running', space = 'hashing-16', worker = 'elsewhere/1/', "
         f"lease_until = now() - INTERVAL '1 minute', rescues = {died}"
     )
-    result = embed(store)
+    result = Background(lambda: embed(store)).outcome()
     assert result.counts["embedded"] == (20 if died == 24 else 0)
     job = store.jobs().row(0, named=True)
     assert (job["state"], job["error"]) == (("done", None) if died == 24 else ("failed", "25 workers died at it"))
     assert store.stats()["due"].to_list() == [0 if died == 24 else 20]
     assert store.retry_failed() == (0 if died == 24 else 20)
     assert embed(store).counts["embedded"] == (0 if died == 24 else 20)
+
+
+def test_whoever_takes_a_job_over_is_counted(
+    store: ef.EntityStore, connect: Callable[..., ef.EntityStore], sql: Callable[..., Any]
+) -> None:
+    """The last that may have it dies at it, too: nobody takes it over again, and what that one writes late is refused."""
+    store.upsert(notes(20), progress=False)
+    embed(store, cancel=_set())
+    sql(
+        "UPDATE entityframes.embedding_jobs SET state = 'running', space = 'hashing-16', worker = 'elsewhere/1/', "
+        "lease_until = now() - INTERVAL '1 minute', rescues = 24"
+    )
+    other = connect()
+
+    def die(texts: Sequence[str]) -> None:
+        sql(ENDED)
+        assert Background(lambda: embed(other)).outcome().rows == 0
+
+    assert embed(store, Recording(before=die)).counts["embedded"] == 0
+    job = store.jobs().row(0, named=True)
+    assert (job["state"], job["error"]) == ("failed", "25 workers died at it")
+    assert store.stats()["due"].to_list() == [20]
 
 
 def _set() -> threading.Event:
