@@ -151,6 +151,34 @@ def test_only_the_same_key_is_a_duplicate(store: ef.EntityStore) -> None:
     assert result.counts["deleted"] == len(KEYS)
 
 
+@pytest.mark.parametrize("types", [3, 10])
+def test_many_keys_of_several_types(store: ef.EntityStore, types: int) -> None:
+    """More than go as one statement, which all share their ids and most their content."""
+    keys = [(f"t{kind}", f"n{n:04}") for n in range(3_000 // types) for kind in range(types)]
+    all_of_them = ids(keys).with_columns(content=pl.lit("the same"))
+    assert store.upsert(all_of_them, progress=False).counts["created"] == len(keys)
+    changed, new = [("t1", "n0003"), ("t2", "n0100"), ("t1", "n0200")], ("t0", "n0100a")
+    other = ids([*changed, new]).with_columns(content=pl.lit("another"))
+    result = store.upsert(
+        pl.concat([all_of_them.join(other, on=["entity_type", "id"], how="anti"), other]), progress=False
+    )
+    assert keys_of(result.outcomes, "updated") == changed
+    assert keys_of(result.outcomes, "created") == [new]
+    assert result.counts["unchanged"] == len(keys) - 3
+    asked = ids([*keys, new, ("t2", "n0100a"), ("t1", "n9999")]).sample(fraction=1, shuffle=True, seed=3)
+    texts = {tuple(key): content for *key, content in store.get(asked).select("entity_type", "id", "content").rows()}
+    assert {key for key, content in texts.items() if content == "another"} == {*changed, new}
+    assert {key for key, content in texts.items() if content is None} == {("t2", "n0100a"), ("t1", "n9999")}
+    assert store.missing(asked).height == 2
+    assert store.delete(ids([key for key in keys if key[0] == "t1"])).counts["deleted"] == len(keys) // types
+    assert store.stats().select("entity_type", "entities").rows() == [
+        (f"t{kind}", len(keys) // types + (kind == 0)) for kind in range(types) if kind != 1
+    ]
+    assert store.exists(asked)["exists"].to_list() == [
+        key[0] != "t1" and key not in [("t2", "n0100a")] for key in asked.rows()
+    ]
+
+
 def test_deleted_by_key(embedded: ef.EntityStore, vectors: Callable[..., list[Key]]) -> None:
     """An entity goes with its vector; those of the same id in other types stay, and so do those of the same type."""
     gone = [("a", "1"), ("b", "2"), ("a", "é")]
