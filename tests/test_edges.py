@@ -179,6 +179,27 @@ def test_two_writers_declare_one_field(store: ef.EntityStore, connect) -> None:
     assert store.verify().is_empty()
 
 
+@pytest.mark.parametrize(("mine", "theirs"), [(1, "text"), ("text", 1), (1.5, True)])
+def test_a_type_that_starts_anew_while_rows_are_on_their_way(
+    store: ef.EntityStore, connect, mine: object, theirs: object
+) -> None:
+    """No entity of it is stored yet, so the other writer may declare it otherwise; then this one is refused."""
+    other = connect()
+
+    def frames() -> Iterator[pl.DataFrame]:
+        yield ef.entities(pl.DataFrame({"k": ["mine"], "n": [mine]}), "t", id="k")
+        assert other.upsert(ef.entities(pl.DataFrame({"k": ["theirs"], "n": [theirs]}), "t", id="k"), progress=False).ok
+        yield ef.entities(pl.DataFrame({"k": ["mine too"], "n": [mine]}), "t", id="k")
+
+    # One batch of both frames.
+    with pytest.raises(ef.SchemaError, match="'n' of type 't' was declared as"):
+        store.upsert(frames(), progress=False)
+    assert store.last_result.counts["created"] == 0
+    for each in (store, other, connect()):
+        assert each.read("t").select("id", "n").rows() == [("theirs", theirs)]
+    assert store.verify().is_empty()
+
+
 def test_two_writers_widen_one_field(store: ef.EntityStore, connect) -> None:
     """Each adds a field to a struct, one between the look of the other and its declaration: both are kept."""
     other = connect()
