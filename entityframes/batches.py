@@ -234,7 +234,11 @@ class UpsertRun:
         """Canonical rows, the outcomes of those that break a rule, and the fields of their types.
 
         What their JSON holds is recorded.
+
+        Raises:
+            SchemaError: another writer has declared the fields of a type otherwise since this run did.
         """
+        self._typed(chunk, self._fields.confirm)
         rows, invalid, inferred, shapes = judge(chunk, self._fields, self.options)
         if inferred:
             self._fields.infer(inferred)

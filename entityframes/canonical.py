@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
+from sys import float_info
 from typing import Any
 
 import polars as pl
@@ -132,7 +133,8 @@ def _parse_float(text: str) -> Any:
     number = float(text)
     if math.isinf(number):
         raise ValueError(f"the number {text[:40]} is beyond the range of a double")
-    if len(text) > 17 and not _is_exact(text, number):
+    # A double has 15 digits at least, but for those near zero.
+    if (len(text) > 16 or abs(number) < float_info.min) and not _is_exact(text, number):
         return _PLACEHOLDER + text
     # -0.0 equals 0 as a JSON value.
     return int(number) if number.is_integer() and abs(number) < 1e16 else number

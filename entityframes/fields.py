@@ -65,6 +65,8 @@ class Fields:
         self._loaded_at = loaded_at if fresh else time.monotonic()
         #: Types that this run has declared; its own rows may still be on their way.
         self._ours: set[str] = set()
+        #: Those of them that it has recorded something of, and has not written a row of since.
+        self._unconfirmed: set[str] = set()
 
     def of(self, entity_type: str) -> dict[str, Field]:
         """The fields of a type in the order in which they first came."""
@@ -84,9 +86,24 @@ class Fields:
                 if not any(new.values()):
                     break
                 self._record({entity_type: fields for entity_type, fields in new.items() if fields})
+                self._unconfirmed.update(entity_type for entity_type, fields in new.items() if fields)
                 # Another writer may have made a field wider just now, which then has to hold both.
                 known = self._load(known)
             self._ours.update(known)
+
+    def confirm(self, entity_types: Iterable[str], schema: Mapping[str, pl.DataType]) -> None:
+        """Before the first rows of types that were declared: see that nobody has let them start anew since.
+
+        Raises:
+            SchemaError: a field has another dtype now.
+        """
+        with self._lock:
+            asked = self._unconfirmed.intersection(entity_types)
+            for entity_type in asked:
+                self._known.pop(entity_type, None)
+            for entity_type, fields in self._load(asked).items():
+                _check_recorded(entity_type, fields, schema)
+            self._unconfirmed -= asked
 
     def check(self, entity_types: Iterable[str], schema: Mapping[str, pl.DataType]) -> None:
         """What `declare` would say, without recording anything.
@@ -198,12 +215,22 @@ class Fields:
             # Another writer may have been first: what counts is what the store now says.
             del self._known[entity_type]
         for entity_type, fields in self._load(new).items():
-            for name, field in new[entity_type].items():
-                if field.declared and types.widened(fields[name].output, field.output) is None:
-                    raise SchemaError(
-                        f"metadata column {name!r} of type {entity_type!r} was declared as {fields[name].output} by "
-                        f"another writer just now, and is {field.output} here: cast it, or use another type"
-                    )
+            declared = {name: field.output for name, field in new[entity_type].items() if field.declared}
+            _check_recorded(entity_type, fields, declared)
+
+
+def _check_recorded(entity_type: str, fields: Mapping[str, Field], schema: Mapping[str, pl.DataType]) -> None:
+    """See that fields which were recorded are what they were recorded as, or hold that.
+
+    Raises:
+        SchemaError: one is not.
+    """
+    for name, dtype in schema.items():
+        if name in fields and types.widened(fields[name].output, dtype) is None:
+            raise SchemaError(
+                f"metadata column {name!r} of type {entity_type!r} was declared as {fields[name].output} by "
+                f"another writer just now, and is {dtype} here: cast it, or use another type"
+            )
 
 
 def _joining(

@@ -198,3 +198,46 @@ def test_no_permission_raises(store: ef.EntityStore, sql: Sql) -> None:
     with pytest.raises(ef.PermanentError, match="entities"):
         store.upsert(rows(3))
     assert store.last_result.counts["failed"] == 3
+
+
+@pytest.mark.parametrize("on_error", ["isolate", "rollback"])
+def test_a_failed_row_names_its_batch(store: ef.EntityStore, checked: None, sql: Sql, on_error: str) -> None:
+    """Rows that the database refused have the batch that they were in, as those beside them, which the ledger has."""
+    result = store.upsert(rows(40, {5, 25, 26}), batch_size=10, on_error=on_error)
+    batches = result.outcomes["batch_id"].to_list()
+    assert None not in batches
+    assert [len(set(batches[start : start + 10])) for start in range(0, 40, 10)] == [1] * 4
+    assert len(set(batches)) == 4
+    failed = set(result.failed["batch_id"])
+    assert failed == {batches[0], batches[20]}
+    ledger = {batch for (batch,) in sql("SELECT batch_id::text FROM entityframes.batches")}
+    assert ledger == (set(batches) if on_error == "isolate" else set(batches) - failed)
+
+
+@pytest.mark.parametrize("count", [8, 3_000])
+@pytest.mark.parametrize("on_error", ["isolate", "rollback"])
+def test_a_row_that_conflicts_and_is_refused(store: ef.EntityStore, checked: None, count: int, on_error: str) -> None:
+    """It is a conflict, as nothing of it is written; only what would be written can be refused."""
+    store.upsert(rows(6))
+    seen = store.get(rows(count)).select("entity_type", "id", "content_hash")
+    # e1, e2 and a new one are other than expected; e2, e3 and the last one break the constraint.
+    bad = {2, 3, count - 1}
+    other = pl.col("id").is_in(["e000001", "e000002", "e000006"])
+    expected = pl.when(other).then(pl.lit("0" * 64)).otherwise("content_hash").alias("seen")
+    frame = rows(count, bad, "changed").with_columns(seen.select(expected).to_series())
+    result = store.upsert(frame, expected_hash="seen", on_error=on_error)
+    status = dict(result.outcomes.select("id", pl.col("status").cast(pl.String)).rows())
+    conflicts = {id for id, told in status.items() if told == "conflict"}
+    if on_error == "rollback":
+        assert set(status.values()) == {"failed"}
+        assert store.read("note")["content"].to_list() == rows(6)["content"].to_list()
+        return
+    assert conflicts == {"e000001", "e000002", "e000006"}
+    assert {id for id, told in status.items() if told == "failed"} == {"e000003", f"e{count - 1:06}"}
+    assert result.failed["sqlstate"].unique().to_list() == ["23514"]
+    assert (result.counts["updated"], result.counts["created"]) == (3, count - 8)
+    stored = dict(store.read("note").select("id", "content").rows())
+    assert [stored.get(f"e{n:06}") for n in range(7)] == [
+        "changed 0", "fine 1", "fine 2", "fine 3", "changed 4", "changed 5", None
+    ]  # fmt: skip
+    assert result.outcomes["job_id"].is_not_null().sum() == count - 5

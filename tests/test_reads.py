@@ -110,6 +110,28 @@ def test_ids_are_looked_up_side_by_side(filled: ef.EntityStore, monkeypatch: pyt
         filled.get(ids)
 
 
+@pytest.mark.parametrize("call", ["get", "exists", "read"])
+def test_progress_ends_at_its_total(filled: ef.EntityStore, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Also where the last piece is smaller than the others; it never goes back, and never beyond."""
+    monkeypatch.setattr(reads, "LEAST_LOOKUP", 5)
+    monkeypatch.setattr(filled._engine, "lookup_rows", 7)
+    told: list[tuple[int, int | None]] = []
+
+    def progress(done: int, total: int | None) -> None:
+        told.append((done, total))
+
+    if call == "read":
+        assert reads.read(filled._engine, "note", progress).height == 100
+    else:
+        ids = ef.ids("note", [f"n{n:03}" for n in range(100)])
+        getattr(reads, call)(filled._engine, ids, filled._threads.submit, progress)
+    dones = [done for done, _ in told]
+    assert dones == sorted(set(dones))
+    assert {total for _, total in told} == {100}
+    assert dones[-1] == 100
+    assert call == "read" or len(dones) > 10
+
+
 def test_null_ids_are_not_found(filled: ef.EntityStore) -> None:
     """A null is no id, and no error."""
     ids = ef.ids("note", ["n001", None])

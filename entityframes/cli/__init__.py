@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 
@@ -14,7 +15,21 @@ from entityframes.cli.common import say
 from entityframes.visible import visible
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _UnreadError(Exception):
+    """Whoever reads what is printed has seen enough."""
+
+
+class _Commands(click.Group):
+    """Commands of which click does not hear that nobody reads what they print: it would end them with status 1."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except BrokenPipeError as error:
+            raise _UnreadError from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="entityframes")
 def cli() -> None:
     """Bulk work on entities: import, look up, export and delete them by the thousands.
@@ -52,10 +67,10 @@ def _told() -> Iterator[None]:
         hint = f" (see {context.command_path} --help)" if context else ""
         say(f"entityframes: {visible(' '.join(error.format_message().split()))}{hint}", err=True)
         sys.exit(2)
+    except (_UnreadError, BrokenPipeError):
+        sys.stderr.close()
+        sys.exit(0)
     except (EntityFramesError, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
-        if isinstance(error, BrokenPipeError):
-            sys.stderr.close()
-            sys.exit(0)
         # Polars goes on to show its plan.
         said = str(error).split("Resolved plan")[0]
         say(f"entityframes: {visible(' '.join(said.split())) or type(error).__name__}", err=True)

@@ -71,6 +71,46 @@ def test_what_is_left_as_it_is_is_told(root: Path, tmp_path: Path) -> None:
     assert "--max-delete 2 allows them" in run("sync", root, "--store", store, "--delete").stderr
 
 
+@pytest.mark.parametrize(
+    "words", [(), ("--dry-run",), ("--json",), ("--dry-run", "--json"), ("--import",), ("--import", "--dry-run")]
+)
+@pytest.mark.parametrize(("what", "status"), [("fine", 0), ("bad", 1), ("conflict", 1), ("missing", 2)])
+def test_the_exit_status_says_what_is_wrong(
+    root: Path, tmp_path: Path, what: str, status: int, words: tuple[str, ...]
+) -> None:
+    """0 if all can be synced, 1 if a file cannot or both sides changed, 2 without a folder; the same in a dry run."""
+    url = tmp_path / "store.duckdb"
+    (root / "a.md").write_text("one")
+    assert run("sync", root, "--store", url).returncode == 0
+    (root / "b.md").write_text("new")
+    if what == "bad":
+        (root / "c.md").write_bytes(b"caf\xe9")
+    elif what == "conflict":
+        with ef.connect(url) as store:
+            (root / "a.md").unlink()
+            store.upsert_entity("note", "a", "three")
+    elif what == "missing":
+        root.rename(tmp_path / "elsewhere")
+    assert run("sync", root, "--store", url, "--delete", *words).returncode == status
+
+
+@pytest.mark.parametrize("command", [("sync", "--dry-run"), ("sync", "--dry-run", "--json")])
+def test_nobody_reads_what_a_sync_prints(root: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Whoever reads has seen enough, as `head` has: no error, and nothing said of it."""
+    for number in range(1_000):
+        (root / f"{'a long name ' * 10}{number}.md").write_text("text")
+    words = [sys.executable, "-m", "entityframes", *command, str(root), "--store", str(tmp_path / "store.duckdb")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read().decode()
+        assert process.wait(60) == 0, said
+    assert "Traceback" not in said
+    assert "Broken" not in said
+
+
 def test_conflicts_and_bad_files_end_with_1(url: str, root: Path) -> None:
     """Each is told with its path and its reason."""
     (root / "a.md").write_text("one")

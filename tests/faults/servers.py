@@ -184,6 +184,7 @@ class Proxy:
         hold_before: text of a message; it is held back, `held` is set, and it goes on when `go` is set.
         hold_copy_after: bytes of COPY data after which the next message is held back in the same way.
         statements: how many statements have gone through.
+        refused: how many connections were closed at once.
         server: where new connections go; what takes over gets them when this is set.
         translate: whether what the server says of errors is in a language that nobody here knows.
         on_error: called with each error of the server's, before it goes on.
@@ -200,8 +201,9 @@ class Proxy:
         self.hold_before: bytes | None = None
         self.hold_copy_after: int | None = None
         self.held, self.go = threading.Event(), threading.Event()
+        self._held_client: socket.socket | None = None
         self.dropped = threading.Event()
-        self.statements = 0
+        self.statements = self.refused = 0
         self.translate = False
         self.on_error: Callable[[bytes], object] = lambda message: None
         threading.Thread(target=self._accept, daemon=True).start()
@@ -217,6 +219,11 @@ class Proxy:
         """End all connections that are open."""
         for open_one in list(self._open):
             _cut(open_one)
+
+    def lose_client(self) -> None:
+        """End the client's side of the connection whose message is held back: the server gets it when `go` is set."""
+        assert self._held_client is not None
+        _cut(self._held_client)
 
     def away(self) -> None:
         """Let nobody connect, so that a client tries its next host, and end what is open."""
@@ -235,6 +242,7 @@ class Proxy:
             except OSError:
                 return
             if self.refuse:
+                self.refused += 1
                 client.close()
                 continue
             try:
@@ -265,6 +273,7 @@ class Proxy:
             held = self.hold_before is not None and self.hold_before in message
             if held or (self.hold_copy_after is not None and copied > self.hold_copy_after):
                 self.hold_before = self.hold_copy_after = None
+                self._held_client = client
                 self.held.set()
                 self.go.wait(300)
             server.sendall(message)
@@ -321,6 +330,8 @@ def backends(server: Server, database: str, condition: str) -> list[int]:
     return [pid for (pid,) in server.sql(query)]
 
 
+#: What ends a transaction, as a message has it; other statements have the word in them, too.
+COMMIT = b"COMMIT\0"
 #: A backend that waits for a lock.
 WAITING = "wait_event_type = 'Lock' AND state = 'active'"
 

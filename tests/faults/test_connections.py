@@ -12,7 +12,7 @@ import entityframes as ef
 from entityframes import attempts
 from tests.conftest import execute
 from tests.faults.invariants import Model, check_jobs, rows
-from tests.faults.servers import WAITING, Background, Proxy, Server, backends, wait_until
+from tests.faults.servers import COMMIT, WAITING, Background, Proxy, Server, backends, wait_until
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def test_a_backend_is_terminated(own_server: Server, database: str, own_store, p
     if point == "staging":
         proxy.hold_copy_after = 100_000
     elif point in ("enqueue", "before COMMIT"):
-        proxy.hold_before = b"embedding_jobs" if point == "enqueue" else b"COMMIT"
+        proxy.hold_before = b"embedding_jobs" if point == "enqueue" else COMMIT
     hold = locked(own_server, database, ONE_ROW) if point in ("merge", "one statement") else contextlib.nullcontext()
     with hold:
         run = Background(lambda: store.upsert(frame))
@@ -72,7 +72,7 @@ def test_the_answer_to_a_commit_is_lost(own_server: Server, database: str, own_s
     model.upserted(first, store.upsert(first))
     own_server.sql("TRUNCATE entityframes.embedding_jobs", database=database)
     frame = pl.concat([rows(10), rows(count - 10, "changed", start=10)])
-    proxy.drop_answer_to = b"COMMIT" if count > 2_000 else b"merged AS"
+    proxy.drop_answer_to = COMMIT if count > 2_000 else b"merged AS"
     result = store.upsert(frame)
     assert proxy.dropped.is_set()
     assert (result.counts["unchanged"], result.counts["updated"], result.counts["created"]) == (10, 10, count - 20)
@@ -96,7 +96,7 @@ def test_the_answer_is_lost_and_rows_were_refused(own_server: Server, database: 
     )
     model, store = Model(), own_store(port=proxy.port, workers=1)
     frame = pl.concat([rows(100), rows(3, "bad", start=100)])
-    proxy.drop_answer_to = b"COMMIT"
+    proxy.drop_answer_to = COMMIT
     result = store.upsert(frame)
     assert proxy.dropped.is_set()
     assert (result.counts["created"], result.counts["failed"]) == (100, 3)
@@ -116,7 +116,7 @@ def test_the_answer_is_lost_and_somebody_wrote_since(
     plan = store.plan(rows(count, "planned"))
     theirs = rows(5, "theirs")
     model.upserted(theirs, store.upsert(theirs))
-    proxy.drop_answer_to = b"COMMIT" if count > 2_000 else b"updated AS"
+    proxy.drop_answer_to = COMMIT if count > 2_000 else b"updated AS"
     result = plan.apply()
     assert proxy.dropped.is_set()
     assert (result.counts["updated"], result.counts["created"], result.counts["conflict"]) == (45, count - 50, 5)
@@ -148,14 +148,14 @@ def test_the_answer_to_a_delete_is_lost(
     model, store = Model(), own_store(port=proxy.port, workers=1)
     frame = rows(100)
     model.upserted(frame, store.upsert(frame))
-    proxy.drop_answer_to = b"COMMIT"
+    proxy.drop_answer_to = COMMIT
     result = store.delete(frame[:40])
     assert proxy.dropped.is_set()
     assert result.counts["deleted"] == 40
     model.deleted(result)
     model.check(store)
     proxy.dropped.clear()
-    proxy.drop_answer_to = b"COMMIT"
+    proxy.drop_answer_to = COMMIT
     result = store.delete(frame[30:60])
     assert proxy.dropped.is_set()
     assert result.outcomes["status"].to_list() == ["missing"] * 10 + ["deleted"] * 20
@@ -164,7 +164,7 @@ def test_the_answer_to_a_delete_is_lost(
     ) == [(60, 2)]
     model.deleted(result)
     model.check(store)
-    proxy.drop_answer_to, proxy.refuse_after_drop = b"COMMIT", True
+    proxy.drop_answer_to, proxy.refuse_after_drop = COMMIT, True
     with pytest.raises(ef.ConnectionLostError):
         store.delete(frame[60:70])
     assert store.last_result.counts["unknown"] == 10
@@ -194,7 +194,7 @@ def test_a_delete_is_committed_while_the_ledger_is_asked(
 
     deleted_by = engine.deleted_by
     monkeypatch.setattr(engine, "deleted_by", too_early)
-    proxy.drop_answer_to = b"COMMIT"
+    proxy.drop_answer_to = COMMIT
     result = store.delete(frame)
     assert proxy.dropped.is_set()
     assert asked == [None, 30]
@@ -313,7 +313,7 @@ def test_a_transaction_that_idles_too_long(own_server: Server, database: str, ow
     """The server ends the session before COMMIT comes: not committed, so written by the next try."""
     own_server.sql(f"ALTER DATABASE {database} SET idle_in_transaction_session_timeout = '1s'")
     model, store = Model(), own_store(port=proxy.port, workers=1)
-    proxy.hold_before = b"COMMIT"
+    proxy.hold_before = COMMIT
     frame = rows(3_000)
     run = Background(lambda: store.upsert(frame))
     assert proxy.held.wait(120)

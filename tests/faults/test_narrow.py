@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from tests.faults.invariants import check_jobs, rows
-from tests.faults.servers import Proxy, Server
+from tests.faults.servers import COMMIT, Proxy, Server
 
 
 @pytest.mark.parametrize("count", [60, 3_000])
@@ -19,7 +19,7 @@ def test_the_answer_to_a_commit_of_narrow_rows_is_lost(
     store.upsert(wide[: count - 5])
     own_server.sql("TRUNCATE entityframes.embedding_jobs", database=database)
     narrow = wide.select("entity_type", "id", metadata=pl.lit('{"n":2}'))
-    proxy.drop_answer_to = b"COMMIT" if count > 2_000 else b"updated AS"
+    proxy.drop_answer_to = COMMIT if count > 2_000 else b"updated AS"
     result = store.upsert(narrow)
     assert proxy.dropped.is_set()
     assert (result.counts["updated"], result.counts["created"]) == (count - 5, 5), result

@@ -21,7 +21,7 @@ from entityframes.engines import Interrupt
 from tests.conftest import execute
 from tests.faults.invariants import Model, rows
 from tests.faults.poolers import PGBOUNCER, PgBouncer, Pooler
-from tests.faults.servers import Background, Proxy, Server
+from tests.faults.servers import COMMIT, Background, Proxy, Server
 
 EMBEDDER = ef.HashingEmbedder(32)
 #: How many turns each client takes; more of them by the environment.
@@ -315,13 +315,13 @@ def test_the_answer_to_a_commit_is_lost_behind_a_pooler(
         first = rows(20)
         model.upserted(first, store.upsert(first))
         frame = rows(count, "changed")
-        proxy.drop_answer_to = b"COMMIT"
+        proxy.drop_answer_to = COMMIT
         result = store.upsert(frame)
         assert proxy.dropped.is_set()
         assert (result.counts["updated"], result.counts["created"]) == (20, count - 20)
         model.upserted(frame, result)
         proxy.dropped.clear()
-        proxy.drop_answer_to = b"COMMIT"
+        proxy.drop_answer_to = COMMIT
         gone = store.delete(frame[:10])
         assert proxy.dropped.is_set()
         assert gone.counts["deleted"] == 10

@@ -25,7 +25,7 @@ from entityframes.engines.postgres import PostgresEngine
 from entityframes.engines.postgres_pool import for_writing
 from entityframes.results import OutcomeLog
 from tests.faults.invariants import Model, rows
-from tests.faults.servers import Background, Proxy, Server, Standby, wait_until
+from tests.faults.servers import COMMIT, Background, Proxy, Server, Standby, wait_until
 
 _numbers = itertools.count()
 
@@ -152,14 +152,14 @@ def test_a_standby_is_not_asked_what_was_committed(behind: Pair, back_when_asked
     model, store = Model(), behind.open(behind.both(), workers=1)
     met = back_when_asked(behind.proxy)
     frame = rows(count)
-    behind.proxy.drop_answer_to = b"COMMIT" if count > 2_000 else b"merged AS"
+    behind.proxy.drop_answer_to = COMMIT if count > 2_000 else b"merged AS"
     behind.proxy.away_after_drop = True
     result = store.upsert(frame)
     assert met
     assert result.counts["created"] == count, result
     model.upserted(frame, result)
     met.clear()
-    behind.proxy.drop_answer_to = b"COMMIT"
+    behind.proxy.drop_answer_to = COMMIT
     gone = store.delete(frame[:20])
     assert met
     assert gone.counts["deleted"] == 20
@@ -179,7 +179,7 @@ def test_only_a_standby_is_left(behind: Pair, monkeypatch: pytest.MonkeyPatch) -
     behind.proxy.back()
     model.check(store)
     assert store.upsert(frame).counts["unchanged"] == 50
-    behind.proxy.drop_answer_to, behind.proxy.away_after_drop = b"COMMIT", True
+    behind.proxy.drop_answer_to, behind.proxy.away_after_drop = COMMIT, True
     with pytest.raises(ef.ConnectionLostError):
         store.delete(frame)
     assert store.last_result.counts["unknown"] == 50

@@ -1,0 +1,157 @@
+"""What a sync has written outlasts a loss of power, or is not said to be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import entityframes as ef
+from tests.directory.test_sync import edit, put, statuses, tree
+
+pytestmark = pytest.mark.parametrize("engine", ["duckdb"])
+
+
+class Synced(NamedTuple):
+    """One fsync: of what, and what was there at that moment."""
+
+    inode: int
+    #: The bytes of a file, or the names in a folder.
+    had: bytes | frozenset[str]
+
+
+class Disk:
+    """Hears of every fsync, and may refuse some."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.synced: list[Synced] = []
+        self.refuses: Callable[[bool], int | None] = lambda folder: None
+        fsync = os.fsync
+
+        def heard(fd: int) -> None:
+            status = os.fstat(fd)
+            folder = stat.S_ISDIR(status.st_mode)
+            if (error := self.refuses(folder)) is not None:
+                raise OSError(error, os.strerror(error))
+            if folder:
+                self.synced.append(Synced(status.st_ino, frozenset(os.listdir(fd))))
+            else:
+                self.synced.append(Synced(status.st_ino, Path(f"/proc/self/fd/{fd}").read_bytes()))
+            fsync(fd)
+
+        monkeypatch.setattr(os, "fsync", heard)
+
+    def has_bytes(self, path: Path) -> bool:
+        """Whether a file that is there had all of its bytes when it was synced."""
+        return Synced(path.stat().st_ino, path.read_bytes()) in self.synced
+
+    def has_name(self, path: Path) -> bool:
+        """Whether a name is there, or is not, as the disk has been told last."""
+        told = [had for inode, had in self.synced if inode == path.parent.stat().st_ino and isinstance(had, frozenset)]
+        return bool(told) and (path.name in told[-1]) == path.exists()
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "notes"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+def folder(store: ef.EntityStore, root: Path) -> ef.DirectorySync:
+    return ef.DirectorySync(store, root)
+
+
+def test_new_and_changed_files(store: ef.EntityStore, root: Path, folder: ef.DirectorySync, disk: Disk) -> None:
+    """Their bytes, their names, and the folders that were made for them, up to one that was there."""
+    store.upsert_entity("note", "a/b/c", "deep", {"title": "x"})
+    store.upsert_entity("note", "top", "text")
+    assert folder.sync().counts["exported"] == 2
+    for path in (root / "note/a/b/c.md", root / "note/top.md"):
+        assert disk.has_bytes(path)
+        assert disk.has_name(path)
+    for made in (root / "note", root / "note/a", root / "note/a/b"):
+        assert disk.has_name(made)
+    disk.synced.clear()
+    store.upsert_entity("note", "top", "another text")
+    assert folder.sync().counts["exported"] == 1
+    assert disk.has_bytes(root / "note/top.md")
+    assert disk.has_name(root / "note/top.md")
+
+
+def test_names_that_go_and_move(store: ef.EntityStore, root: Path, folder: ef.DirectorySync, disk: Disk) -> None:
+    """A file that is deleted, one that moves to another folder, and one that is kept beside the one that won."""
+    put(root / "note/gone.md", "gone")
+    put(root / "note/moved.md", "moved")
+    put(root / "note/old/last.md", "last")
+    put(root / "both.md", "one")
+    folder.sync().raise_for_failures()
+    store.delete(ef.ids("note", ["gone", "moved", "old/last"]))
+    store.upsert_entity("note", "new/place", "moved")
+    edit(root / "both.md", "of the file")
+    store.upsert_entity("note", "both", "of the store")
+    disk.synced.clear()
+    result = folder.sync(delete=True, max_delete=5, on_conflict="store")
+    assert result.ok, result.failed
+    assert sorted(tree(root)) == ["both.md", "both.md.conflict", "note/new/place.md"]
+    for path in (
+        root / "note/gone.md", root / "note/moved.md", root / "note/new/place.md", root / "note/new",
+        root / "note/old", root / "both.md", root / "both.md.conflict",
+    ):  # fmt: skip
+        assert disk.has_name(path), path
+    for path in (root / "both.md", root / "both.md.conflict"):
+        assert disk.has_bytes(path)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_bytes_that_the_disk_refuses(
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync, disk: Disk, new: bool
+) -> None:
+    """The file is not written, or stays what it was; it is told, nothing is left behind, and the next sync writes it."""
+    store.upsert_entity("note", "a", "one")
+    if not new:
+        folder.sync().raise_for_failures()
+        store.upsert_entity("note", "a", "two")
+    before = tree(root)
+    disk.refuses = lambda folder: None if folder else errno.EIO
+    result = folder.sync()
+    assert statuses(result) == {"note/a.md": "failed"}
+    assert result.failed.select("error_kind").item() == "file"
+    assert "input/output error" in result.failed["error"].item().lower()
+    assert tree(root) == before
+    assert store.get_entity("note", "a")["content"] == ("one" if new else "two")
+    disk.refuses = lambda folder: None
+    assert statuses(folder.sync()) == {"note/a.md": "exported"}
+
+
+def test_names_that_the_disk_refuses(store: ef.EntityStore, root: Path, folder: ef.DirectorySync, disk: Disk) -> None:
+    """The file is there, and may not be there after a loss of power: it is not said to be exported."""
+    store.upsert_entity("note", "a", "one")
+    disk.refuses = lambda folder: errno.EIO if folder else None
+    result = folder.sync()
+    assert statuses(result) == {"note/a.md": "failed"}
+    assert "may not outlast a loss of power" in result.failed["error"].item()
+    disk.refuses = lambda folder: None
+    assert folder.sync().ok
+    assert tree(root) == {"note/a.md": b"one"}
+    assert set(folder.plan()["action"]) == {"unchanged"}
+
+
+def test_a_file_system_that_syncs_no_folders(
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync, disk: Disk
+) -> None:
+    """It has no such thing: that is no failure."""
+    store.upsert_entity("note", "a", "one")
+    disk.refuses = lambda folder: errno.EINVAL if folder else None
+    assert statuses(folder.sync()) == {"note/a.md": "exported"}

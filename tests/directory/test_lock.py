@@ -1,0 +1,78 @@
+"""A folder that another sync has taken over: what the first one still does is not taken for what is in step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import entityframes as ef
+from tests.directory.test_sync import edit, put, statuses
+from tests.faults.servers import Background
+
+ENDED = "UPDATE entityframes.folders SET lease_until = now() - INTERVAL '1 minute'"
+
+
+def once(do: Callable[[], object]) -> Callable[[int, int | None], None]:
+    """A progress that does something when it is first told of."""
+    left = [do]
+
+    def progress(done: int, total: int | None) -> None:
+        if left:
+            left.pop()()
+
+    return progress
+
+
+def test_a_sync_that_was_not_heard_of(
+    connect: Callable[..., ef.EntityStore], store: ef.EntityStore, tmp_path: Path, sql: Callable[..., Any]
+) -> None:
+    """Another one holds the folder then: the first remembers nothing, does not give the other's hold back, and says so."""
+    root = tmp_path / "notes"
+    put(root / "a.md", "one")
+    put(root / "kept.md", "kept")
+    first, second = ef.DirectorySync(store, root), ef.DirectorySync(connect(), root)
+    first.sync().raise_for_failures()
+    edit(root / "a.md", "two")
+    holding, go = threading.Event(), threading.Event()
+    others: list[Background] = []
+
+    def hold() -> None:
+        holding.set()
+        assert go.wait(60)
+
+    def take_over() -> None:
+        sql(ENDED)
+        others.append(Background(lambda: second.sync(progress=once(hold))))
+        assert holding.wait(60)
+
+    remembered = "SELECT path, file_hash FROM entityframes.files ORDER BY path"
+    before = sql(remembered)
+    try:
+        with pytest.raises(ef.DirectoryError, match="took over"):
+            first.sync(progress=once(take_over))
+        # What it did stands.
+        assert store.get_entity("note", "a")["content"] == "two"
+        assert sql(remembered) == before
+        with pytest.raises(ef.DirectoryError, match="is being synced by"):
+            first.sync()
+    finally:
+        go.set()
+    assert statuses(others[0].outcome())["kept.md"] == "unchanged"
+    assert set(statuses(first.sync()).values()) == {"unchanged"}
+    assert sql(remembered) != before
+    edit(root / "a.md", "three")
+    assert statuses(first.sync())["a.md"] == "updated"
+
+
+def test_a_hold_that_ended_and_that_nobody_took(store: ef.EntityStore, tmp_path: Path, sql: Callable[..., Any]) -> None:
+    """It is this sync's still: what it did is remembered."""
+    root = tmp_path / "notes"
+    put(root / "a.md", "one")
+    folder = ef.DirectorySync(store, root)
+    assert folder.sync(progress=once(lambda: sql(ENDED))).counts["created"] == 1
+    assert sql("SELECT count(*) FROM entityframes.files") == [(1,)]
+    assert folder.sync().counts["unchanged"] == 1

@@ -1,0 +1,145 @@
+"""PostgreSQL: what waits for what where vectors are written and jobs are claimed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import adbc_driver_postgresql.dbapi as adbc
+import polars as pl
+import pytest
+
+import entityframes as ef
+from tests.faults.servers import COMMIT, WAITING, Background, Proxy, Server, backends, wait_until
+
+
+class Embedder(ef.HashingEmbedder):
+    """Does what a test wants before each call."""
+
+    def __init__(self, before: Callable[[], Any] = lambda: None, max_batch: int = 100) -> None:
+        super().__init__(16, max_batch=max_batch)
+        self.before = before
+        self.texts: list[str] = []
+
+    def embed(self, texts: Sequence[str], /) -> Any:
+        self.texts += texts
+        self.before()
+        return super().embed(texts)
+
+
+def notes(count: int, text: str = "text") -> pl.DataFrame:
+    return pl.DataFrame({"n": range(count)}).select(
+        entity_type=pl.lit("note"), id=pl.format("n{}", "n"), content=pl.format("{} {}", pl.lit(text), "n")
+    )
+
+
+def vectors(server: Server, database: str) -> list[tuple[str, bool]]:
+    """The id of each vector, and whether it is of the content that is stored."""
+    return server.sql(
+        "SELECT v.id, e.content_hash IS NOT DISTINCT FROM v.content_hash FROM entityframes.embeddings AS v "
+        "LEFT JOIN entityframes.entities AS e USING (entity_type, id) ORDER BY 1",
+        database=database,
+    )
+
+
+@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize("change", ["edit", "edit of many", "delete"])
+def test_a_change_waits_for_the_vector_that_is_being_written(
+    own_server: Server, database: str, own_store, proxy: Proxy, change: str, stale: bool
+) -> None:
+    """Between the look at an entity's hash and the COMMIT nobody edits or deletes it; then it is due again, or gone."""
+    store, other = own_store(port=proxy.port, workers=1), own_store(workers=1)
+    if stale:
+        store.upsert(notes(3, "older"), progress=False)
+        store.embed(Embedder(), progress=False)
+    store.upsert(notes(3), progress=False)
+
+    def hold() -> None:
+        proxy.hold_before = COMMIT
+
+    writing = Background(lambda: store.embed(Embedder(hold), progress=False))
+    assert proxy.held.wait(60)
+    changing = Background(
+        lambda: (
+            other.delete(notes(1))
+            if change == "delete"
+            else other.upsert(notes(1 if change == "edit" else 3_000, "newer"), embed=False, progress=False)
+        )
+    )
+    wait_until(lambda: backends(own_server, database, WAITING) or not changing.is_alive(), "the change to wait", 60)
+    assert changing.is_alive(), "it did not wait"
+    proxy.go.set()
+    assert writing.outcome().counts["embedded"] == 3
+    assert changing.outcome().ok
+    if change == "delete":
+        assert vectors(own_server, database) == [("n1", True), ("n2", True)]
+    else:
+        assert vectors(own_server, database)[0] == ("n0", False)
+        assert store.stats()["due"].to_list() == [1 if change == "edit" else 3_000]
+    assert store.verify().is_empty()
+
+
+@pytest.mark.parametrize("ends", ["COMMIT", "ROLLBACK"])
+def test_a_vector_waits_for_a_change_that_is_being_made(
+    own_server: Server, database: str, own_store, ends: str
+) -> None:
+    """Whether it is of the content that is stored is known when that is committed or rolled back; none is left out."""
+    store = own_store(workers=1)
+    store.upsert(notes(3), progress=False)
+    edit = "UPDATE entityframes.entities SET content = 'newer', content_hash = sha256('newer') WHERE id = 'n1'"
+    with adbc.connect(own_server.url(database), autocommit=True) as connection, connection.cursor() as cursor:
+
+        def begin() -> None:
+            cursor.execute("BEGIN")
+            cursor.execute(edit)
+
+        writing = Background(lambda: store.embed(Embedder(begin), progress=False))
+        wait_until(lambda: backends(own_server, database, WAITING) or not writing.is_alive(), "the vector to wait", 60)
+        assert writing.is_alive(), "it did not wait"
+        cursor.execute(ends)
+    result = writing.outcome()
+    assert result.counts["embedded"] == (3 if ends == "ROLLBACK" else 2)
+    assert result.counts["skipped"] == (0 if ends == "ROLLBACK" else 1)
+    written = [("n0", True), ("n1", True), ("n2", True)]
+    assert vectors(own_server, database) == (written if ends == "ROLLBACK" else [written[0], written[2]])
+
+
+def test_nobody_waits_for_a_job_that_another_one_is_claiming(own_server: Server, database: str, own_store) -> None:
+    """The next one is taken; the first is left to whoever is about to have it."""
+    store = own_store()
+    store.upsert(notes(40), batch_size=20, progress=False)
+    done = "SELECT count(*) FROM entityframes.embedding_jobs WHERE state = 'done'"
+    with adbc.connect(own_server.url(database), autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT job_id FROM entityframes.embedding_jobs ORDER BY created_at, job_id LIMIT 1 FOR UPDATE")
+        working = Background(lambda: store.embed(Embedder(), progress=False))
+        wait_until(
+            lambda: own_server.sql(done, database=database) == [(1,)] or backends(own_server, database, WAITING),
+            "the second job", 60,
+        )  # fmt: skip
+        assert own_server.sql(done, database=database) == [(1,)]
+        assert working.is_alive()
+        cursor.execute("ROLLBACK")
+    assert working.outcome().counts["embedded"] == 40
+
+
+def test_two_claims_at_once(own_server: Server, database: str, own_store, proxy: Proxy) -> None:
+    """While one worker's claim is on its way, another one gets another job, and neither is worked off twice."""
+    first, second = own_store(port=proxy.port, workers=1), own_store(workers=1)
+    first.upsert(notes(40), batch_size=20, progress=False)
+    embedders = [Embedder(), Embedder()]
+    first.embed(embedders[0], cancel=_set(), progress=False)
+    proxy.hold_before = b"SKIP LOCKED"
+    holding = Background(lambda: first.embed(embedders[0], progress=False))
+    assert proxy.held.wait(60)
+    assert second.embed(embedders[1], progress=False).counts["embedded"] == 40
+    proxy.go.set()
+    assert holding.outcome().rows == 0
+    assert (embedders[0].texts, len(embedders[1].texts)) == ([], 40)
+
+
+def _set() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
