@@ -42,9 +42,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Put together what was recorded."""
     if folder := os.environ.get("ENTITYFRAMES_RECORD"):
         number = {item.nodeid: n for n, item in enumerate(session.items)}
+        places: dict[str, int] = {}
         tests = {}
         for name in _passed.keys() - _failed:
             touched = Path(folder, str(number[name]))
-            marks = sorted(set(touched.read_text("utf-8").splitlines())) if touched.exists() else []
-            tests[name] = {"seconds": round(_passed[name], 3), "touched": marks}
-        Path(folder, "tests.json").write_text(json.dumps({"tests": tests, "failed": sorted(_failed)}), "utf-8")
+            marks = set(touched.read_text("utf-8").splitlines()) if touched.exists() else set()
+            numbers = sorted(places.setdefault(mark, len(places)) for mark in marks)
+            tests[name] = {"seconds": round(_passed[name], 3), "touched": numbers}
+        recorded = {"marks": list(places), "tests": tests, "failed": sorted(_failed)}
+        Path(folder, "tests.json").write_text(json.dumps(recorded), "utf-8")

@@ -47,7 +47,9 @@ class Map:
                 folder.chmod(0o777)
                 ended = copy.pytest([file], _SECONDS, ENTITYFRAMES_RECORD=str(folder))
                 found = folder / "tests.json"
-                recorded = json.loads(found.read_text("utf-8")) if found.exists() else {"tests": {}, "failed": []}
+                recorded = (
+                    json.loads(found.read_text("utf-8")) if found.exists() else {"marks": [], "tests": {}, "failed": []}
+                )
                 self._files[file] = {"hash": there[file], **recorded}
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._path.write_text(json.dumps(self._files), "utf-8")
@@ -67,8 +69,8 @@ class Map:
         for known in self._files.values():
             for name, test in known["tests"].items():
                 self._seconds[name] = test["seconds"]
-                for mark in test["touched"]:
-                    by_mark[mark].add(name)
+                for number in test["touched"]:
+                    by_mark[known["marks"][number]].add(name)
         self._by_mark = dict(by_mark)
 
     def touching(self, marks: Iterable[str]) -> list[str]:
