@@ -22,15 +22,15 @@ WANTED, WANTED_OF_MODULE, FEW = 0.85, 0.7, 5
 _MAP = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "entityframes" / "touched.json"
 
 
-def choose(map: Map, mistake: Mistake, source: str) -> list[str]:
+def choose(map: Map, mistake: Mistake, source: str, most: float) -> list[str]:
     """The tests that touch the place of a mistake; if none does, those of its function or else of its file."""
     for marks in Places(mistake.file, source).marks(mistake.line, mistake.place):
-        if tests := map.touching(marks):
+        if tests := map.touching(marks, most):
             return tests
     return []
 
 
-def plant(mistakes: list[Mistake], map: Map, server: str, jobs: int) -> dict[Mistake, str]:
+def plant(mistakes: list[Mistake], map: Map, server: str, jobs: int, most: float) -> dict[Mistake, str]:
     """How the tests took each: noticed, survived, or untouched if no test comes there."""
     originals = sources()
     copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
@@ -40,7 +40,7 @@ def plant(mistakes: list[Mistake], map: Map, server: str, jobs: int) -> dict[Mis
 
     def judge(number: int) -> str:
         mistake, began = mistakes[number], time.perf_counter()
-        tests = choose(map, mistake, originals[mistake.file])
+        tests = choose(map, mistake, originals[mistake.file], most)
         verdict, said = "untouched", ""
         if tests:
             copy = copies.get()
@@ -91,6 +91,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=400, help="how many mistakes are drawn")
     parser.add_argument("--only", metavar="PATTERN", help="of files that fit, such as embedding or 'engines/*.sql'")
     parser.add_argument("--jobs", type=int, default=1, help="how many are tried at a time")
+    parser.add_argument("--seconds", type=float, default=120, help="how long the tests of a mistake take at most")
     parser.add_argument("--again", type=Path, metavar="FILE", help="those of a file of --survivors, instead of a draw")
     parser.add_argument("--survivors", type=Path, metavar="FILE", help="write down what went unnoticed")
     parser.add_argument(
@@ -113,7 +114,7 @@ def main() -> int:
     with postgres() as server:
         map = Map(given.map)
         map.renew(server, all_files=given.record)
-        verdicts = plant(mistakes, map, server, given.jobs)
+        verdicts = plant(mistakes, map, server, given.jobs, given.seconds)
     if given.survivors:
         left = [mistake.entry("survivor") for mistake, verdict in verdicts.items() if verdict != "noticed"]
         given.survivors.write_text("\n".join(left), "utf-8")
