@@ -64,6 +64,17 @@ def test_import_again_and_changed(run: Run) -> None:
         ]  # fmt: skip
 
 
+def test_an_import_without_embedding(run: Run) -> None:
+    """With --no-embed it makes no job; what a later import writes is queued as ever."""
+    assert run("import", "airports.dat", *OPTIONS, "--no-embed")[0] == 0
+    with ef.connect(run.url) as store:
+        assert store.jobs().is_empty()
+    (run.folder / "airports.dat").write_text(AIRPORTS.replace("Madang Airport", "Madang"))
+    assert run("import", "airports.dat", *OPTIONS)[0] == 0
+    with ef.connect(run.url) as store:
+        assert store.jobs("pending")["entities"].to_list() == [1]
+
+
 def test_a_column_that_a_few_values_make_text(run: Run) -> None:
     """Is told before the type has that dtype for good, unless text is what is wanted."""
     lines = [f"{n},{n / 2},word {n}" for n in range(30)] + ["30,abc,word"]

@@ -39,6 +39,15 @@ def test_hashing_is_deterministic() -> None:
     assert np.array_equal(np.array(json.loads(run.stdout), np.float32), vectors), run.stderr
 
 
+def test_hashing_vectors_are_those_of_earlier_versions() -> None:
+    """Stores keep them under the name hashing-16: a version that made others would compare what cannot be compared."""
+    vectors = ef.HashingEmbedder(16).embed(["two words of a text, and TWO more: é", "x"])
+    first = [0.5997, 0.2822, -0.0706, -0.2117, -0.4233, 0, 0.2293, -0.1588, -0.0706, 0.1764, 0.0706, 0, 0.0176, -0.3881,
+             -0.2469, -0.0309]  # fmt: skip
+    assert np.allclose(vectors[0], first, atol=1e-4)
+    assert {n: round(float(x), 4) for n, x in enumerate(vectors[1]) if x} == {4: -0.9545, 8: 0.2983}
+
+
 def test_hashing_puts_texts_that_share_words_near() -> None:
     vectors = ef.HashingEmbedder(256).embed(
         ["install the plugin with bundler", "how to install a plugin", "the train to the airport leaves at nine"]

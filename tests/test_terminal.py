@@ -128,6 +128,8 @@ def test_a_terminal_shows_what_is_there(folder: Path) -> None:
     """Escapes, one line each; and JSON that still means the same."""
     shown = in_terminal("export", "note", "--store", "x.duckdb", cwd=folder)
     assert "a\\x1b[31mred\\x1b[0m\\x9b2J" in shown
+    # The columns are narrow: a word goes on in the next line.
+    assert "tru" in in_terminal("exists", "--type", "note", f"a{EVIL}", "--store", "x.duckdb", cwd=folder)
     shown = in_terminal("get", "--type", "note", f"a{EVIL}", "--json", "--store", "x.duckdb", cwd=folder)
     assert json.loads(shown)["id"] == f"a{EVIL}"
     assert "nothing for a terminal" in in_terminal(

@@ -652,3 +652,35 @@ def test_a_rule_and_a_template(store: ef.EntityStore, root: Path, folder: ef.Dir
     assert statuses(result) == {"rule.md": "created", "list.md": "created", "template.md": "failed"}
     assert store.get_entity("note", "rule")["content"] == text
     assert "first failure: template.md: line 3: {{title}} is a placeholder of a template" in repr(result)
+
+
+def test_a_sync_whose_hold_has_ended_leaves_the_hold_of_the_next(
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync, sql
+) -> None:
+    """It was asleep for longer than its lease, and another one began: it says so, and a third is still kept off."""
+    put(root / "a.md", "a")
+    began, ended = threading.Event(), threading.Event()
+    results: list[ef.SyncResult] = []
+
+    def second() -> None:
+        results.append(folder.sync(progress=lambda done, total: began.set() or ended.wait(60)))
+
+    other = threading.Thread(target=second)
+
+    def meanwhile(done: int, total: int | None) -> None:
+        if not other.ident:
+            sql("UPDATE entityframes.folders SET lease_until = now() - INTERVAL '1 minute'")
+            put(root / "b.md", "b")
+            other.start()
+            assert began.wait(60)
+
+    try:
+        with pytest.raises(ef.DirectoryError, match="took over"):
+            folder.sync(progress=meanwhile)
+        with pytest.raises(ef.DirectoryError, match="is being synced by"):
+            folder.sync()
+    finally:
+        ended.set()
+        other.join(60)
+    assert results[0].ok
+    assert folder.sync().ok

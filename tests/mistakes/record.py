@@ -1,0 +1,135 @@
+"""The map: which tests touch which place, recorded once and kept outside the tree, file by file of the tests."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tests.mistakes import touched
+from tests.mistakes.running import ROOT, Copy
+
+#: A test file that takes longer than this is not recorded.
+_SECONDS = 1800
+
+
+class Map:
+    """What is recorded, kept in a JSON file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        self._seconds: dict[str, float] = {}
+        self._by_mark: dict[str, set[str]] = {}
+        self._index()
+
+    def renew(self, server: str, *, all_files: bool = False) -> None:
+        """Record the test files that are new or have changed; one after the other, each is kept when it is done."""
+        there = {path.relative_to(ROOT).as_posix(): _hash(path) for path in sorted(ROOT.glob("tests/**/test_*.py"))}
+        self._files = {file: known for file, known in self._files.items() if file in there}
+        stale = [file for file, seen in there.items() if all_files or self._files.get(file, {}).get("hash") != seen]
+        if not stale:
+            return
+        copy = Copy(server)
+        try:
+            touched.mark_package(copy.tree / "entityframes")
+            for number, file in enumerate(stale, 1):
+                folder = copy.folder / "touched"
+                folder.mkdir()
+                # Tests of other users write their marks, too.
+                folder.chmod(0o777)
+                ended = copy.pytest([file], _SECONDS, ENTITYFRAMES_RECORD=str(folder))
+                found = folder / "tests.json"
+                recorded = (
+                    json.loads(found.read_text("utf-8")) if found.exists() else {"marks": [], "tests": {}, "failed": []}
+                )
+                self._files[file] = {"hash": there[file], **recorded}
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._path.write_text(json.dumps(self._files), "utf-8")
+                tests = recorded["tests"]
+                taken = sum(test["seconds"] for test in tests.values())
+                print(f"recorded {number}/{len(stale)} {file}: {len(tests)} tests, {taken:.0f} s", file=sys.stderr)
+                for name in recorded["failed"] or ([] if found.exists() else [ended.said]):
+                    print(f"  did not pass, and is left out: {name}", file=sys.stderr)
+                shutil.rmtree(folder)
+        finally:
+            copy.close()
+        self._index()
+
+    def _index(self) -> None:
+        by_mark: dict[str, set[str]] = defaultdict(set)
+        self._seconds = {}
+        for known in self._files.values():
+            for name, test in known["tests"].items():
+                self._seconds[name] = test["seconds"]
+                for number in test["touched"]:
+                    by_mark[known["marks"][number]].add(name)
+        self._by_mark = dict(by_mark)
+
+    def touching(self, marks: Iterable[str], most: float) -> list[str]:
+        """The tests that touch one of these, as many as take `most` seconds, of each file in turn the quickest left.
+
+        They come in an order in which a mistake is noticed soon: three quick ones of each file, then file by file.
+        """
+        names = {name for mark in marks for name in self._by_mark.get(mark, ())}
+        by_file: dict[str, list[str]] = defaultdict(list)
+        for name in sorted(names, key=lambda name: (self._seconds[name], name)):
+            by_file[name.split("::")[0]].append(name)
+        turns = {name: turn for of_file in by_file.values() for turn, name in enumerate(of_file)}
+        chosen: list[str] = []
+        for name in sorted(names, key=lambda name: (turns[name], self._seconds[name], name)):
+            if not chosen or self._seconds[name] <= most:
+                chosen.append(name)
+                most -= self._seconds[name]
+        early = {name for name in chosen if turns[name] < 3 and self._seconds[name] < 1}
+        return sorted(early, key=lambda name: (self._seconds[name], name)) + sorted(
+            set(chosen) - early, key=lambda name: (name.split("::")[0], self._seconds[name], name)
+        )
+
+    def seconds(self, tests: Iterable[str]) -> float:
+        """How long these tests took."""
+        return sum(self._seconds[name] for name in tests)
+
+    def marks(self) -> set[str]:
+        """All that some test touches."""
+        return set(self._by_mark)
+
+
+class Places:
+    """Which marks stand for a place of a file, the nearest first."""
+
+    def __init__(self, file: str, text: str) -> None:
+        self._file = file
+        self._statements: dict[str, str] = {}
+        if file.endswith(".sql"):
+            pieces = re.split(r"^-- (?:name|part): (\w+)\n", text, flags=re.MULTILINE)
+            self._statements = dict(zip(pieces[1::2], pieces[2::2], strict=True))
+        else:
+            tree = ast.parse(text)
+            self._runs, self._functions = touched.runs(file, tree), list(touched.functions(tree))
+
+    def marks(self, line: int, place: str) -> list[list[str]]:
+        """Of a line in the function or statement `place`: itself, what is around it, and the whole file."""
+        if self._statements:
+            mark = f"{touched.engine_of(self._file)}.sql::"
+            return [[f"{mark}{place}"], [f"{mark}{name}" for name in self._users(place)]]
+        around = [name for name, node in self._functions if node.lineno <= line <= (node.end_lineno or 0)]
+        own = [run for run in self._runs if around and run.function == around[-1]]
+        before = [run.mark for run in sorted(own, key=lambda run: run.line) if run.line <= line]
+        return [before[-1:], [run.mark for run in own], [run.mark for run in self._runs]]
+
+    def _users(self, part: str) -> set[str]:
+        """The statements into which a part is put, also by way of another part."""
+        users = {name for name, body in self._statements.items() if f"{{{part}}}" in body}
+        return users.union(*(self._users(name) for name in users))
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
