@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
+from tests.command import run as run_command
 from tests.test_embedding import Recording, embed, notes
 
 
@@ -234,21 +236,18 @@ def test_names_of_files_that_are_not_utf8(url: str, tmp_path: Any) -> None:
     (tmp_path / "good.csv").write_text("id,n\na,1\n,2\n")
     with open(folder + name + b".csv", "w") as file:
         file.write("id,n\na,1\n")
-    import os
-
     os.mkdir(folder + name)
     with open(folder + name + b"/note.md", "w") as file:
         file.write("text\n")
 
     def run(*words: bytes | str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "entityframes", *words], capture_output=True, timeout=120, check=False, cwd=tmp_path
-        )
-        assert b"Traceback" not in done.stderr, done.stderr
-        return done.returncode, done.stdout.decode(), done.stderr.decode()
+        return run_command(*map(os.fsdecode, words), cwd=tmp_path)
 
     to = ("--store", url)
     csv = name + b".csv"
+    command = [sys.executable, "-m", "entityframes", "sync", name + b".none", *to]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr.decode().count("\n"), b"caf" in done.stderr) == (2, 1, True), done
     for words in (
         ("import", csv, "--type", "t", "--id", "id", *to), ("import", "caf*.csv", "--type", "t", "--id", "id", *to),
         ("import", "good.csv", "--type", "t", "--id", "id", "--failed", csv, *to),

@@ -159,12 +159,12 @@ def test_many_keys_of_several_types(store: ef.EntityStore, types: int) -> None:
     assert store.upsert(all_of_them, progress=False).counts["created"] == len(keys)
     changed, new = [("t1", "n0003"), ("t2", "n0100"), ("t1", "n0200")], ("t0", "n0100a")
     other = ids([*changed, new]).with_columns(content=pl.lit("another"))
-    result = store.upsert(
-        pl.concat([all_of_them.join(other, on=["entity_type", "id"], how="anti"), other]), progress=False
-    )
+    now = pl.concat([all_of_them.join(other, on=["entity_type", "id"], how="anti"), other])
+    result = store.upsert(now, progress=False)
     assert keys_of(result.outcomes, "updated") == changed
     assert keys_of(result.outcomes, "created") == [new]
     assert result.counts["unchanged"] == len(keys) - 3
+    assert store.upsert(now, progress=False).counts["unchanged"] == len(keys) + 1
     asked = ids([*keys, new, ("t2", "n0100a"), ("t1", "n9999")]).sample(fraction=1, shuffle=True, seed=3)
     texts = {tuple(key): content for *key, content in store.get(asked).select("entity_type", "id", "content").rows()}
     assert {key for key, content in texts.items() if content == "another"} == {*changed, new}

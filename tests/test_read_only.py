@@ -14,6 +14,7 @@ import pytest
 
 import entityframes as ef
 from entityframes.engines import duckdb as duckdb_engine
+from tests.command import run as run_command
 from tests.conftest import execute
 
 FRAME = pl.DataFrame(
@@ -152,10 +153,7 @@ def test_an_older_format_is_not_brought_up_to_date(store: ef.EntityStore, sql, u
 def test_commands_that_read_make_no_store(words: list[str], tmp_path: Path) -> None:
     """A mistyped path is said, with exit status 2."""
     (tmp_path / "rows.csv").write_text("id\na\n")
-    run = subprocess.run(
-        [sys.executable, "-m", "entityframes", *words, "--store", "mistyped.duckdb"],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path,
-    )  # fmt: skip
+    run = run_command(*words, "--store", "mistyped.duckdb", cwd=tmp_path)
     assert (run.returncode, run.stdout) == (2, "")
     assert "there is no store at mistyped.duckdb" in run.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
@@ -167,10 +165,7 @@ def test_dry_runs_make_no_store(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("id\na\n")
     (tmp_path / "todo.md").write_text("text")
     for words in (["sync", "."], ["import", "rows.csv", "--type", "note", "--id", "id"]):
-        run = subprocess.run(
-            [sys.executable, "-m", "entityframes", *words, "--dry-run", "--store", "mistyped.duckdb"],
-            capture_output=True, text=True, timeout=120, cwd=tmp_path,
-        )  # fmt: skip
+        run = run_command(*words, "--dry-run", "--store", "mistyped.duckdb", cwd=tmp_path)
         assert run.returncode == 0
         assert "create" in run.stdout
         assert "note: there is no store at mistyped.duckdb" in run.stderr

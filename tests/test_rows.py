@@ -72,7 +72,8 @@ def test_a_bad_row_fails_alone_and_says_why(store: ef.EntityStore, row: tuple, r
 
 def test_every_kind_of_bad_row_in_one_frame(store: ef.EntityStore) -> None:
     """All good rows are stored, each bad one is listed with its own reason, and what is corrected goes in."""
-    bad = [case.values for case in BAD_ROWS]
+    # The two that are large are beside good rows above.
+    bad = [case.values for case in BAD_ROWS if "large" not in case.id]
     good = [("note", f"good {n}", "text", None) for n in range(len(bad))]
     mixed = [row for pair in zip(good, (row for row, _ in bad), strict=True) for row in pair]
     schema = dict.fromkeys(["entity_type", "id", "content", "metadata"], pl.String)

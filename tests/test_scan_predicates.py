@@ -23,6 +23,7 @@ import entityframes as ef
 from entityframes.engines import predicates
 from entityframes.engines.predicates import Compare, EntityColumn, IsIn, IsNull, MetadataField
 from entityframes.scan import ScanQuery, lazy_frame
+from tests.examples import examples
 
 from .conftest import ENGINES, execute, with_database
 
@@ -480,14 +481,16 @@ PREDICATES = st.recursive(
 )
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=examples(250), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(predicate=PREDICATES)
 def test_any_predicate(scanned: Scanned, predicate: pl.Expr) -> None:
     """Whatever is compared, combined and negated, the store gives the rows that the frame gives."""
     scanned.check(lambda lf: lf.filter(predicate))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(values=st.lists(st.floats(), min_size=1, max_size=3))
 @example(values=[-2.30654604825513e-95])
 def test_float_constants_keep_their_last_digit(values: list[float]) -> None:

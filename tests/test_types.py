@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import entityframes as ef
 from entityframes import conforming, types
 from entityframes.canonical import canonical_json
+from tests.examples import examples
 
 INTS = [pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.Int128, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64, pl.UInt128]
 FLOATS = [
@@ -189,7 +190,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\ue000"), max_size=5), JSON, max_size=4
@@ -207,7 +208,7 @@ def test_canonical_json_is_equal_for_equal_values(value: dict) -> None:
     assert canonical_json([one])[0] == [one]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(

@@ -14,6 +14,7 @@ import entityframes as ef
 from entityframes.canonical import canonical_json
 from entityframes.directory import markdown
 from entityframes.directory.markdown import parse, render
+from tests.examples import examples
 
 FRONT = """# of the author
 title: "A title"  # kept
@@ -160,7 +161,7 @@ NEW = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(FIELDS, st.data(), st.sampled_from(["\n", "\r\n"]))
 def test_other_lines_are_never_touched(fields: list[tuple[str, str, str]], data: st.DataObject, line_end: str) -> None:
     """Whatever a front matter looks like, and whatever one of its fields becomes."""

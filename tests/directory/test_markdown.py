@@ -15,6 +15,7 @@ from hypothesis import assume, example, given, settings
 from entityframes.canonical import canonical_json
 from entityframes.directory import frontmatter
 from entityframes.directory.markdown import Document, MarkdownError, join, parse, render
+from tests.examples import examples
 
 BOM = b"\xef\xbb\xbf"
 
@@ -283,7 +284,7 @@ HEADERS = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(OBJECTS, CONTENTS, HEADERS)
 @example({"a" * 2000: {"b" * 2000: [["c", {"d" * 1100: 1}]]}}, "", b"")
 @example({"k": [[], {}, [[]], [{}], {"a": []}, "", None]}, "x", b"")
@@ -303,7 +304,7 @@ def test_what_is_rendered_reads_back(value: dict[str, Any], content: str, header
     assert render(document.metadata, content, document.header) == data
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     st.recursive(
         st.one_of(TEXT, st.booleans(), st.none()),
@@ -318,7 +319,7 @@ def test_another_reader_of_yaml_sees_the_same(value: Any) -> None:
     assert yaml.load(front, yaml.CSafeLoader) == json.loads(text)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(st.one_of(st.binary(max_size=60), st.tuples(HEADERS, CONTENTS).map(lambda parts: parts[0] + parts[1].encode())))
 def test_no_byte_is_lost(data: bytes) -> None:
     """A file is its header and its body, or an error; and its parts make the file again."""
@@ -331,7 +332,7 @@ def test_no_byte_is_lost(data: bytes) -> None:
     assert join(document.header, document.content) == data
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(HEADERS, CONTENTS)
 def test_another_body_below_the_same_header(header: bytes, content: str) -> None:
     """The header stays byte for byte unless it lacks a line end, or the body would be taken for a header."""
@@ -399,7 +400,7 @@ LINES = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(LINES)
 def test_the_short_way_reads_what_the_parser_reads(front: str) -> None:
     """Fields that are read without the YAML parser mean what they mean to it."""

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from entityframes.directory.paths import folded, key_of, path_of
+from tests.examples import examples
 
 SUFFIXES = (".md", ".mdx", ".markdown", ".txt")
 
@@ -80,7 +81,7 @@ def forbidden(component: str) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(keys(255), keys(1024), st.sampled_from(["._", "."]))
 @example("note", "x" * 1024, "._")
 @example("é" * 127, "\u0301" * 512, "._")
@@ -129,7 +130,7 @@ def test_hostile_ids_have_paths_of_their_own() -> None:
     assert meeting == [("%2F", "%2f")]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(
     st.lists(
         st.text(st.sampled_from("aAéÉe\u0301%2Ff/~.ßs\u200d"), min_size=1, max_size=4),

@@ -17,6 +17,7 @@ What takes too long for every run:
     python -m tests.faults.test_concurrency URL 8 1000      so many writers with so many overlapping batches
     python -m tests.test_any_frame 10000                    so many frames of any kind, one verdict on both engines
     python -m tests.directory.edits --scripts 200           random edits on both sides of a folder, nothing lost
+    ENTITYFRAMES_EXAMPLES=100 pytest                        all examples of properties, of which each run tries a third
     ENTITYFRAMES_KILLS=100 pytest tests/faults/test_folders.py -k killed
     python -m tests.torture --minutes 30 --seed 1           faults at random
 

@@ -524,8 +524,13 @@ def test_a_commit_that_was_replicated(pair: Pair) -> None:
     model.check(store)
 
 
-def test_one_batch_that_fails_does_not_hurry_another(own_server: Server, own_store, proxy: Proxy) -> None:
+def test_one_batch_that_fails_does_not_hurry_another(
+    own_server: Server, own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """51: the server is away: a batch that gives up leaves another one its time to learn what its COMMIT did."""
+    # Who was hurried would give up at once, long before the server is back.
+    monkeypatch.setattr(attempts, "LEDGER_SECONDS_WHEN_STOPPED", 0.0)
+    monkeypatch.setattr(attempts, "LEDGER_SECONDS", 300.0)
     model, store = Model(), own_store(port=proxy.port, workers=2)
     frame = rows(150)
 
@@ -538,8 +543,8 @@ def test_one_batch_that_fails_does_not_hurry_another(own_server: Server, own_sto
 
     def progress(done: int, total: int | None) -> None:
         if proxy.refuse:
-            # The second batch has failed. Long enough for whoever would give up because of it.
-            time.sleep(3)
+            # The second batch has failed.
+            time.sleep(0.5)
             proxy.refuse = False
 
     proxy.drop_answer_to, proxy.refuse_after_drop = frame["id"][7].encode(), True
