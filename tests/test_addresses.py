@@ -79,6 +79,8 @@ FORMS = (
     '{{"host": "127.0.0.1", "password": "{}"}}',
     "password: {}",
     "dbname=postgresql://u:{}@127.0.0.1:1/x",
+    "host=u:{}@127.0.0.1 port=1",
+    "couchdb://127.0.0.1/{}",
 )
 
 

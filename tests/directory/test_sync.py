@@ -99,8 +99,10 @@ def test_again_there_is_nothing_to_do(root: Path, folder: ef.DirectorySync) -> N
     assert {path: (root / path).stat().st_mtime_ns for path in tree(root)} == before
 
 
-def test_an_unchanged_file_is_not_read(root: Path, folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its status is as it was at the last sync: the bytes are not looked at."""
+def test_an_unchanged_file_is_not_read(
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its status is as it was at the last sync: the bytes are not looked at, nor when other entities are new."""
     put(root / "a.md", "aaa")
     time.sleep(0.1)
     folder.sync()
@@ -117,6 +119,9 @@ def test_an_unchanged_file_is_not_read(root: Path, folder: ef.DirectorySync, mon
     read.clear()
     assert folder.sync().counts["unchanged"] == 1
     assert read == []
+    store.upsert_entity("note", "new", "text")
+    assert {status: n for status, n in folder.sync().counts.items() if n} == {"exported": 1, "unchanged": 1}
+    assert "a.md" not in read
 
 
 def test_a_young_file_is_read_again(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:

@@ -25,13 +25,21 @@ _MAP = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "entit
 def choose(map: Map, mistake: Mistake, source: str, most: float) -> list[str]:
     """The tests that touch the place of a mistake; if none does, those of its function or else of its file."""
     for marks in Places(mistake.file, source).marks(mistake.line, mistake.place):
-        if tests := map.touching(marks, most):
+        if tests := map.touching(marks, most, mistake.file):
             return tests
     return []
 
 
-def plant(mistakes: list[Mistake], map: Map, server: str, jobs: int, most: float) -> dict[Mistake, str]:
-    """How the tests took each: noticed, survived, or untouched if no test comes there."""
+def plant(
+    mistakes: list[Mistake], map: Map, server: str, jobs: int, most: float, tried: float | None = None
+) -> dict[Mistake, str]:
+    """How the tests took each: noticed, survived, or untouched if no test comes there.
+
+    Args:
+        mistakes, map, server, jobs: what is planted, the tests, where they run, and how many at a time.
+        most: how many seconds the tests of a mistake take.
+        tried: those that were run already, with this as `most`, are not run again.
+    """
     originals = sources()
     copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
     made = [Copy(server) for _ in range(jobs)]
@@ -41,7 +49,10 @@ def plant(mistakes: list[Mistake], map: Map, server: str, jobs: int, most: float
     def judge(number: int) -> str:
         mistake, began = mistakes[number], time.perf_counter()
         tests = choose(map, mistake, originals[mistake.file], most)
-        verdict, said = "untouched", ""
+        verdict, said = "survived" if tests else "untouched", ""
+        if tried is not None:
+            before = set(choose(map, mistake, originals[mistake.file], tried))
+            tests = [name for name in tests if name not in before]
         if tests:
             copy = copies.get()
             try:
@@ -91,7 +102,8 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=400, help="how many mistakes are drawn")
     parser.add_argument("--only", metavar="PATTERN", help="of files that fit, such as embedding or 'engines/*.sql'")
     parser.add_argument("--jobs", type=int, default=1, help="how many are tried at a time")
-    parser.add_argument("--seconds", type=float, default=120, help="how long the tests of a mistake take at most")
+    parser.add_argument("--seconds", type=float, default=30, help="how long the tests of a mistake take at first")
+    parser.add_argument("--thorough", type=float, default=900, help="and if they do not notice it")
     parser.add_argument("--again", type=Path, metavar="FILE", help="those of a file of --survivors, instead of a draw")
     parser.add_argument("--survivors", type=Path, metavar="FILE", help="write down what went unnoticed")
     parser.add_argument(
@@ -115,6 +127,9 @@ def main() -> int:
         map = Map(given.map)
         map.renew(server, all_files=given.record)
         verdicts = plant(mistakes, map, server, given.jobs, given.seconds)
+        if left := [mistake for mistake, verdict in verdicts.items() if verdict == "survived"]:
+            print(f"{len(left)} went unnoticed so far; now with more of their tests", file=sys.stderr)
+            verdicts |= plant(left, map, server, given.jobs, given.thorough, given.seconds)
     if given.survivors:
         left = [mistake.entry("survivor") for mistake, verdict in verdicts.items() if verdict != "noticed"]
         given.survivors.write_text("\n".join(left), "utf-8")
