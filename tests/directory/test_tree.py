@@ -287,7 +287,9 @@ def test_reading_is_cancelled(tmp_path: Path) -> None:
     ("age", "settled"),
     [(0.0, False), (0.2, True), (-60.0, False), ("whole second", False), ("three whole seconds", True)],
 )
-def test_whether_a_state_is_settled(tmp_path: Path, age: float | str, settled: bool) -> None:
+def test_whether_a_state_is_settled(
+    tmp_path: Path, age: float | str, settled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file that changed within the tick of its file system's clock may change again and look the same."""
     fill(tmp_path, "a.md")
     now = time.time_ns()
@@ -295,9 +297,11 @@ def test_whether_a_state_is_settled(tmp_path: Path, age: float | str, settled: b
     named = {"whole second": whole, "three whole seconds": whole - 3_000_000_000}
     mtime = named[age] if isinstance(age, str) else now - int(age * 1e9) | 1
     os.utime(tmp_path / "a.md", ns=(mtime, mtime))
+    changed = state(tmp_path / "a.md").ctime_ns
+    monkeypatch.setattr(time, "time_ns", lambda: changed + 1_000_000)
     assert not tree(tmp_path).read(["a.md"])[0].settled, "its status has just changed"
     if settled:
-        time.sleep(0.1)
+        monkeypatch.setattr(time, "time_ns", lambda: changed + 100_000_000)
         assert tree(tmp_path).read(["a.md"])[0].settled
 
 

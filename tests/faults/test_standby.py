@@ -81,9 +81,14 @@ def primaries() -> Iterator[list[Server]]:
     shutil.rmtree(first.folder, ignore_errors=True)
 
 
-def _database(primary: Server) -> str:
-    name = f"pair_{next(_numbers)}"
-    primary.sql(f"CREATE DATABASE {name} TEMPLATE template_of_pairs")
+def _database(primary: Server, kind: str = "pair") -> str:
+    """A database of a primary, in place of those of earlier pairs, which a standby would have to copy too."""
+    earlier = primary.sql("SELECT datname::text FROM pg_database WHERE starts_with(datname, 'pair_')")
+    name = f"{kind}_{next(_numbers)}"
+    primary.sql(
+        *(f"DROP DATABASE {one} WITH (FORCE)" for (one,) in earlier),
+        f"CREATE DATABASE {name} TEMPLATE template_of_pairs",
+    )
     return name
 
 
@@ -103,7 +108,7 @@ def pair(primaries: list[Server]) -> Iterator[Pair]:
 @pytest.fixture(scope="module")
 def lasting(primaries: list[Server]) -> Iterator[Pair]:
     """A primary that stays, and a standby that receives all it writes and shows nothing of it."""
-    pair = Pair(primaries[-1], _database(primaries[-1]))
+    pair = Pair(primaries[-1], _database(primaries[-1], "lasting"))
     pair.standby.show_nothing_new()
     yield pair
     pair.close()
