@@ -95,19 +95,25 @@ def test_names_that_go_and_move(store: ef.EntityStore, root: Path, folder: ef.Di
     put(root / "note/gone.md", "gone")
     put(root / "note/moved.md", "moved")
     put(root / "note/old/last.md", "last")
+    put(root / "note/here/x.md", "to another folder")
+    put(root / "note/here/y.md", "stays")
     put(root / "both.md", "one")
     folder.sync().raise_for_failures()
-    store.delete(ef.ids("note", ["gone", "moved", "old/last"]))
+    store.delete(ef.ids("note", ["gone", "moved", "old/last", "here/x"]))
     store.upsert_entity("note", "new/place", "moved")
+    store.upsert_entity("other", "there", "to another folder")
     edit(root / "both.md", "of the file")
     store.upsert_entity("note", "both", "of the store")
     disk.synced.clear()
     result = folder.sync(delete=True, max_delete=5, on_conflict="store")
     assert result.ok, result.failed
-    assert sorted(tree(root)) == ["both.md", "both.md.conflict", "note/new/place.md"]
+    assert sorted(tree(root)) == [
+        "both.md", "both.md.conflict", "note/here/y.md", "note/new/place.md", "other/there.md"
+    ]  # fmt: skip
     for path in (
         root / "note/gone.md", root / "note/moved.md", root / "note/new/place.md", root / "note/new",
-        root / "note/old", root / "both.md", root / "both.md.conflict",
+        root / "note/old", root / "both.md", root / "both.md.conflict", root / "note/here/x.md", root / "other/there.md",
+        root / "other",
     ):  # fmt: skip
         assert disk.has_name(path), path
     for path in (root / "both.md", root / "both.md.conflict"):
