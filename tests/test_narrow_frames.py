@@ -594,3 +594,20 @@ def test_columns_of_texts_are_what_the_texts_are(nested: bool) -> None:
                     quoted = json.dumps(name, ensure_ascii=False) + ":"
                     expected.append((place, name, *(text and text.removeprefix(quoted) for text in texts)))
         assert told == expected
+
+
+def test_many_objects_of_which_the_first_is_empty(store: ef.EntityStore) -> None:
+    """JSON text is merged row by row: that one has no field says nothing of the others."""
+    ids = [f"{n:03}" for n in range(150)]
+
+    def upsert(first: str, others: str) -> None:
+        rows = pl.DataFrame({"entity_type": "note", "id": ids, "content": "x", "metadata": [first] + [others] * 149})
+        assert store.upsert(rows, progress=False).ok
+
+    upsert("{}", '{"a":1}')
+    upsert("{}", '{"b":2}')
+    found = store.read("note").sort("id")
+    assert (found["a"].to_list(), found["b"].to_list()) == ([None] + [1] * 149, [None] + [2] * 149)
+    upsert('{"b":3}', "{}")
+    found = store.read("note").sort("id")
+    assert (found["a"].to_list(), found["b"].to_list()) == ([None] + [1] * 149, [3] + [2] * 149)
