@@ -597,3 +597,21 @@ def test_columns_of_texts_are_what_the_texts_are(nested: bool) -> None:
                     quoted = json.dumps(name, ensure_ascii=False) + ":"
                     expected.append((place, name, *(text and text.removeprefix(quoted) for text in texts)))
         assert told == expected
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "a", "b"),
+    [
+        (("{}", '{"a":1}'), ('{"b":2}', '{"b":2}'), None, 2),
+        (('{"a":1}', '{"a":1}'), ("{}", '{"b":2}'), 1, None),
+    ],
+)
+def test_many_objects_of_which_the_first_is_empty(
+    store: ef.EntityStore, stored: tuple[str, str], given: tuple[str, str], a: int | None, b: int | None
+) -> None:
+    """JSON text is merged row by row: that one has no field says nothing of the others, in the store or in the frame."""
+    rows = pl.DataFrame({"entity_type": "note", "id": [f"{n:03}" for n in range(150)], "content": "x"})
+    for first, others in (stored, given):
+        assert store.upsert(rows.with_columns(metadata=pl.Series([first] + [others] * 149)), progress=False).ok
+    found = store.read("note").sort("id")
+    assert (found["a"].to_list(), found["b"].to_list()) == ([a] + [1] * 149, [b] + [2] * 149)

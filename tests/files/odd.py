@@ -114,6 +114,12 @@ def _line_ends() -> list[Odd]:
         delimited("no_last_end.csv", "id,a\n1,x\n2,y"),
         delimited("trailing_blank.csv", "id,a\n1,x\n\n\n"),
         delimited("blank_between.csv", "id,a\n1,x\n\n2,y\n", said="1 blank line is left out"),
+        delimited(
+            "line_of_blanks.csv",
+            "id,a\n1,x\n   \n2,y\n",
+            said="1 blank line is left out",
+            rows=read_csv("id,a\n1,x\n2,y\n", ()),
+        ),
         delimited("cr_in_value.csv", 'id,a\n1,"x\ry"\n2,"x\r\ny"\n3,"x\ny"\n'),
         delimited("separators_of_unicode.csv", "id,a\n1,x\u2028y\n2,x\x85y\n3,x\x0by\n"),
         delimited("one_column.csv", "id\na\nb\n"),
