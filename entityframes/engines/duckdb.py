@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from entityframes import forks
 from entityframes.engines import FORMAT, Batch, Interrupt, Location, check_format, earlier, predicates, queries
 from entityframes.engines.arrow import to_frame
 from entityframes.engines.duckdb_errors import streamed, translated
@@ -223,12 +224,13 @@ class DuckDBEngine:
     ) -> Iterator[pl.DataFrame]:
         sql = predicates.select(self._sql["select"], predicates.DUCKDB, columns, entity_type, where, limit)
         with self._cursor(interrupt) as cursor, translated():
-            reader = cursor.sql(sql).to_arrow_reader(50_000)
+            reader = forks.keep(cursor.sql(sql).to_arrow_reader(50_000))
             try:
                 for batch in streamed(reader):
                     yield to_frame(batch)
             finally:
-                reader.close()
+                if not self._file.is_inherited:
+                    reader.close()
 
     def drop(self) -> None:
         with self._writer(Interrupt()) as cursor:

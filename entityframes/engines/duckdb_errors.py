@@ -98,7 +98,9 @@ def streamed(reader: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         duckdb.Error: as `translated` knows it.
     """
     try:
-        yield from reader
+        # Not yield from, which closes the reader wherever this ends.
+        for batch in reader:  # noqa: UP028
+            yield batch
     except (OSError, pa.ArrowException) as error:
         message = str(error)
         named = (kind for name, kind in _NAMED if message.startswith(name))

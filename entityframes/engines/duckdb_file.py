@@ -104,6 +104,11 @@ class File:
         except (duckdb.Error, UnicodeError, ValueError) as error:
             raise ConnectError(why_not_opened(location, error)) from None
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a child of the process that opened it: it has none of the threads that work here."""
+        return os.getpid() != self._process
+
     @contextmanager
     def root(self) -> Iterator[Any]:
         """The connection that cursors are made of, for settings."""
@@ -118,10 +123,10 @@ class File:
     @contextmanager
     def cursor(self, interrupt: Interrupt | None = None) -> Iterator[Any]:
         """A cursor of one's own, which is a connection of its own."""
-        if self._process != os.getpid():
+        if self.is_inherited:
             raise ClosedError("this store was opened in another process: after a fork, connect again in the child")
         with self.root() as root:
-            cursor = root.cursor()
+            cursor = forks.keep(root.cursor())
         try:
             with translated():
                 cursor.execute(self._session)
@@ -136,8 +141,9 @@ class File:
             said = f"the store was closed, because DuckDB gave up its file ({error})"
             raise ClosedError(f"{said}: see that there is room on the disk, and connect again") from None
         finally:
-            # An open transaction is rolled back with its connection.
-            cursor.close()
+            if not self.is_inherited:
+                # An open transaction is rolled back with its connection.
+                cursor.close()
 
     @contextmanager
     def writer(self, interrupt: Interrupt) -> Iterator[Any]:
