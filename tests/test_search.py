@@ -164,7 +164,9 @@ def test_what_cannot_be_searched_is_told(store: ef.EntityStore) -> None:
         store.search("river", mode="psychic")
 
 
-@pytest.mark.parametrize("query", ["'; DROP TABLE x; --", "a & b | !c", "\\ ' \" %", "", "(((", "ß 🦊 日本", "🦊", "-5"])
+@pytest.mark.parametrize(
+    "query", ["'; DROP TABLE x; --", "a & b | !c", "\\ ' \" %", "", "(((", "ß 🦊 日本", "🦊", "-5"]
+)
 def test_any_query_is_taken(filled: ef.EntityStore, query: str) -> None:
     for mode in ("vector", "text", "hybrid"):
         assert filled.search(query, mode=mode, k=3).height <= 3  # type: ignore[arg-type]
