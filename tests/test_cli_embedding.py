@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -36,6 +37,21 @@ def test_embed_and_search(run: Run) -> None:
     code, out, _ = run("search", "garden", "--type", "page", "--mode", "text", "--where", "n = 1", "--json")
     assert [json.loads(line)["id"] for line in out.splitlines()] == ["p1"]
     assert run("search", "xylophone", "--mode", "text")[0] == 1
+
+
+def test_a_search_by_words_leaves_its_index(run: Run, url: str, engine: str, tmp_path: Path) -> None:
+    """So that the next one is quick; a file that may not be written, or is being read, is searched all the same."""
+    assert run("search", "x", "--mode", "text", "--namespace", "elsewhere")[0] == 2
+    if engine == "duckdb":
+        with ef.connect(url, read_only=True):
+            script = [sys.executable, "-m", "entityframes", "search", "garden", "--mode", "text", "--store", url]
+            assert subprocess.run(script, capture_output=True, text=True).stdout.count("garden") == 2
+    with ef.connect(url, read_only=True) as store:
+        assert not store._engine.text.state().complete
+    assert run("search", "garden", "--mode", "text")[1].count("garden") == 2
+    with ef.connect(url, read_only=True) as store:
+        assert store._engine.text.state().complete
+        assert not store.search("garden", mode="text").is_empty()
 
 
 def test_jobs_and_spaces(run: Run) -> None:

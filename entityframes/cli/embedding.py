@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -234,7 +234,7 @@ def search(
     """Find entities by meaning, by words, or both, best first. Exit status 1 if there is none."""
     import polars as pl
 
-    with open_store(url, namespace, read_only=True) as store:
+    with _open_to_search(url, namespace, mode) as store:
         _check_type(store, entity_type)
         embedder = None if name is None else _embedder(store, name, options, None)
         condition = None if where is None else pl.sql_expr(where)
@@ -247,6 +247,19 @@ def search(
     if note:
         say(note, err=True)
     sys.exit(0 if found.height else 1)
+
+
+def _open_to_search(url: str | None, namespace: str, mode: str) -> Any:
+    """The store, to be read only unless the index of words is behind and can be written."""
+    from entityframes.errors import EntityFramesError
+
+    store = open_store(url, namespace, read_only=True)
+    if mode == "vector" or store._engine.text.state().complete:
+        return store
+    store.close()
+    with suppress(EntityFramesError):
+        return open_store(url, namespace)
+    return open_store(url, namespace, read_only=True)
 
 
 def _note_of_due(store: Any) -> str | None:
