@@ -276,6 +276,20 @@ def test_an_interrupted_index_goes_on(store: ef.EntityStore, monkeypatch: pytest
     assert sum(calls[3:]) == 30 - before
 
 
+def test_an_emptied_store_is_indexed_again(connect: Any, sql: Any) -> None:
+    """Whoever deletes all rows of all tables has a store without entities, whose index works."""
+    store = connect()
+    store.upsert(notes({"a": "stone"}), progress=False)
+    assert search(store, "stone") == ["a"]
+    for table in ("entities", "batches", "documents", "text_index", "embedding_jobs"):
+        sql(f"DELETE FROM entityframes.{table}")
+    store = connect()
+    assert store._engine.text.state().complete
+    store.upsert(notes({"b": "stone"}), progress=False)
+    assert search(store, "stone") == ["b"]
+    assert store._engine.text.state().complete
+
+
 def test_searches_and_upserts_at_once(connect: Any, engine: str) -> None:
     """Threads that search while others write: every answer is of texts that were, and the last one of what is."""
     store = connect()

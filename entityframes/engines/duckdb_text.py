@@ -54,6 +54,7 @@ class DuckDBText:
         with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
             if engine._run(cursor, "drop_documents"):
                 engine._run(cursor, "drop_postings")
+            engine._run(cursor, "forget_state")
             engine._run(cursor, "finish_index", [batches])
 
     def matching(

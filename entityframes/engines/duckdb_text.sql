@@ -3,7 +3,7 @@
 
 -- name: text_state
 -- How far the index is.
-SELECT (SELECT count(*) FROM {schema}.batches) AS batches, (SELECT batches FROM {schema}.text_index) AS indexed
+SELECT (SELECT count(*) FROM {schema}.batches) AS batches, (SELECT coalesce(max(batches), 0) FROM {schema}.text_index) AS indexed
 
 -- name: unindexed
 -- The entities that the index lacks as they are now. Contents are read of these only.
@@ -57,9 +57,13 @@ SELECT coalesce(max(document), 0) FROM {schema}.documents
 DELETE FROM {schema}.documents AS d
 WHERE NOT EXISTS (FROM {schema}.entities AS e WHERE e.entity_type = d.entity_type AND e.id = d.id)
 
+-- name: forget_state
+-- Makes room for the number of batches that the index knows of.
+DELETE FROM {schema}.text_index
+
 -- name: finish_index
 -- The index knows of these batches. $1 how many
-UPDATE {schema}.text_index SET batches = $1
+INSERT INTO {schema}.text_index VALUES ($1)
 
 -- name: matching
 -- Entities that have enough words of a chain, by BM25. How rare a word is does not depend on the filter. Sums are in the

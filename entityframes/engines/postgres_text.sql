@@ -2,13 +2,14 @@
 
 -- name: text_state
 -- How far the index is, and whether this user may write it and sees all entities.
-SELECT (SELECT count(*) FROM {schema}.batches) AS batches, (SELECT batches FROM {schema}.text_index) AS indexed,
+SELECT (SELECT count(*) FROM {schema}.batches) AS batches, (SELECT coalesce(max(batches), 0) FROM {schema}.text_index) AS indexed,
     NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off'
     AND NOT row_security_active('{schema}.entities'::regclass)
     AND has_table_privilege('{schema}.documents'::regclass, 'INSERT')
     AND has_table_privilege('{schema}.documents'::regclass, 'UPDATE')
     AND has_table_privilege('{schema}.documents'::regclass, 'DELETE')
-    AND has_table_privilege('{schema}.text_index'::regclass, 'UPDATE') AS writable
+    AND has_table_privilege('{schema}.text_index'::regclass, 'INSERT')
+    AND has_table_privilege('{schema}.text_index'::regclass, 'DELETE') AS writable
 
 -- name: unindexed
 -- The entities that the index lacks as they are now.
@@ -52,7 +53,8 @@ WHERE NOT EXISTS (SELECT FROM {schema}.entities AS e WHERE e.entity_type = d.ent
 
 -- name: finish_index
 -- The index knows of these batches. $1 how many
-UPDATE {schema}.text_index SET batches = $1::int8
+WITH before AS (DELETE FROM {schema}.text_index)
+INSERT INTO {schema}.text_index VALUES ($1::int8)
 
 -- name: matching
 -- Entities that have enough words of a chain, by BM25. The index finds those with each word; the best, were each word in
