@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +33,57 @@ def notes(start: int = 0, rows: int = ROWS) -> pl.DataFrame:
 
 def press() -> None:
     os.kill(os.getpid(), signal.SIGINT)
+
+
+#: Works while SIGINT comes again and again.
+IGNORING = """
+import os, signal, sys, threading
+import polars as pl, entityframes as ef
+
+stop = threading.Event()
+
+def press():
+    while not stop.wait(0.002):
+        os.kill(os.getpid(), signal.SIGINT)
+
+frame = pl.DataFrame({"n": range(60_000)}).select(
+    entity_type=pl.lit("note"), id=pl.format("n{}", "n"), content=pl.format("text {}", "n")
+)
+threading.Thread(target=press, daemon=True).start()
+with ef.connect(sys.argv[1]) as store:
+    result = store.upsert(frame, batch_size=2_000, progress=False)
+    stop.set()
+    print(result.counts["created"], store.stats()["entities"].sum())
+"""
+
+
+def ignoring() -> None:
+    """As a shell starts what runs in its background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def test_a_background_job_ignores_it(url: str) -> None:
+    """Polars takes the signal over when it is imported; the batches go on all the same, with an outcome for each row."""
+    run = subprocess.run(
+        [sys.executable, "-c", IGNORING, url], capture_output=True, text=True, timeout=120, preexec_fn=ignoring
+    )
+    assert (run.returncode, run.stdout) == (0, "60000 60000\n"), run.stderr
+
+
+def test_a_command_in_the_background_ignores_it(tmp_path: Path) -> None:
+    """While it reads its file, too."""
+    (tmp_path / "rows.csv").write_text("id,text\n" + "".join(f"k{n},text {n}\n" for n in range(100_000)))
+    words = "import rows.csv --type t --id id --content text --store s.duckdb"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "entityframes", *words.split()], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, preexec_fn=ignoring,
+    )  # fmt: skip
+    while process.poll() is None:
+        # Before the import of Polars it is ignored as well.
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    out, errors = process.communicate(timeout=120)
+    assert (process.returncode, "100,000 created" in out) == (0, True), errors
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -42,7 +42,7 @@ def notes(left_out: pl.DataFrame) -> list[str]:
     for (reason,), rows in left_out.sort("path").group_by("reason", maintain_order=True):
         paths = rows["path"].to_list()
         if reason == SUFFIX:
-            counted = rows["path"].str.extract(r"[^/](\.[^./]*)$").fill_null("none").value_counts(sort=True)
+            counted = rows["path"].str.extract(r"[^/](\.[^./]*)$").fill_null("without one").value_counts(sort=True)
             kinds = [f"{count:,} {suffix}" for suffix, count in counted.sort("count", descending=True).iter_rows()]
             lines.append(f"files with other suffixes are left out ({_listed(kinds)})")
         elif reason in (LINK, FOLDER_LINK):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from entityframes.errors import StatementCancelledError
 
@@ -96,6 +96,17 @@ class Interrupt:
                 calls.discard(cancel)
 
 
+def handler_of_ctrl_c() -> Any:
+    """What Python has set for SIGINT, put in place again where it is to be ignored.
+
+    Polars takes the signal over when it is imported, and would end a call of a background job, which ignores it.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if handler in (signal.SIG_IGN, signal.SIG_DFL) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
+    return handler
+
+
 class CtrlC:
     """Holds Ctrl-C back, so that it never falls between what a batch did and the account of it.
 
@@ -110,7 +121,7 @@ class CtrlC:
         self._pressed: tuple[int, FrameType | None] | None = None
         self._pressed_at = float("inf")
         self._through = False
-        self._before = signal.getsignal(signal.SIGINT)
+        self._before = handler_of_ctrl_c()
         # Signals go to the main thread, and only to handlers that are Python's.
         self._held = callable(self._before) and threading.current_thread() is threading.main_thread()
         if self._held:
