@@ -136,7 +136,7 @@ def _refusing(store: ef.EntityStore) -> None:
     name = f'"{engine.namespace}".entities'
     if engine.name == "postgresql":
         with engine._connection() as connection:  # type: ignore[attr-defined]
-            connection.script(f"ALTER TABLE {name} ADD CONSTRAINT tame {rule}")
+            connection.script(f"ALTER TABLE {name} ADD CONSTRAINT allowed_content {rule}")
         return
     with engine._cursor() as cursor:  # type: ignore[attr-defined]
         [(ddl,)] = cursor.execute(

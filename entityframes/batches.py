@@ -238,7 +238,8 @@ class UpsertRun:
         Raises:
             SchemaError: another writer has declared the fields of a type otherwise since this run did.
         """
-        self._typed(chunk, self._fields.confirm)
+        if self._fields.unconfirmed:
+            self._typed(chunk, self._fields.confirm)
         rows, invalid, inferred, shapes = judge(chunk, self._fields, self.options)
         if inferred:
             self._fields.infer(inferred)

@@ -66,7 +66,7 @@ class Fields:
         #: Types that this run has declared; its own rows may still be on their way.
         self._ours: set[str] = set()
         #: Those of them that it has recorded something of, and has not written a row of since.
-        self._unconfirmed: set[str] = set()
+        self.unconfirmed: set[str] = set()
 
     def of(self, entity_type: str) -> dict[str, Field]:
         """The fields of a type in the order in which they first came."""
@@ -86,7 +86,7 @@ class Fields:
                 if not any(new.values()):
                     break
                 self._record({entity_type: fields for entity_type, fields in new.items() if fields})
-                self._unconfirmed.update(entity_type for entity_type, fields in new.items() if fields)
+                self.unconfirmed.update(entity_type for entity_type, fields in new.items() if fields)
                 # Another writer may have made a field wider just now, which then has to hold both.
                 known = self._load(known)
             self._ours.update(known)
@@ -98,12 +98,12 @@ class Fields:
             SchemaError: a field has another dtype now.
         """
         with self._lock:
-            asked = self._unconfirmed.intersection(entity_types)
+            asked = self.unconfirmed.intersection(entity_types)
             for entity_type in asked:
                 self._known.pop(entity_type, None)
             for entity_type, fields in self._load(asked).items():
                 _check_recorded(entity_type, fields, schema)
-            self._unconfirmed -= asked
+            self.unconfirmed -= asked
 
     def check(self, entity_types: Iterable[str], schema: Mapping[str, pl.DataType]) -> None:
         """What `declare` would say, without recording anything.

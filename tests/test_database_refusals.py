@@ -29,7 +29,7 @@ def rows(count: int, bad: set[int] = frozenset(), text: str = "fine") -> pl.Data
 def checked(sql: Sql, engine: str) -> None:
     """A CHECK constraint on the entities table that the package knows nothing of."""
     if engine == "postgresql":
-        sql("ALTER TABLE entityframes.entities ADD CONSTRAINT tame CHECK (content NOT LIKE 'forbidden%')")
+        sql("ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (content NOT LIKE 'forbidden%')")
         return
     # DuckDB cannot add a CHECK to a table that exists.
     [(ddl,)] = sql("SELECT sql FROM duckdb_tables() WHERE schema_name = 'entityframes' AND table_name = 'entities'")
@@ -48,7 +48,7 @@ def test_exactly_the_bad_rows_fail(store: ef.EntityStore, checked: None, bad: in
     assert set(failed["row"]) == wrong
     assert failed["error_kind"].unique().to_list() == ["database"]
     assert failed["sqlstate"].unique().to_list() == ["23514"]
-    assert failed["error"].str.contains("tame|forbidden").all()
+    assert failed["error"].str.contains("allowed_content|forbidden").all()
     assert (store.exists(result.outcomes)["exists"] == (result.outcomes["status"] == "created")).all()
 
 

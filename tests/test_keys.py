@@ -315,8 +315,8 @@ def test_files_by_key(store: ef.EntityStore, tmp_path: Path, vectors: Callable[.
     (root / "ab/2.md").unlink()
     store.delete(ids([("a", "z")]))
     result = folder.sync(delete=True, max_delete=5)
-    told = {(row["entity_type"], row["id"]): row["status"] for row in result.outcomes.iter_rows(named=True)}
-    assert {key: status for key, status in told.items() if status != "unchanged"} == {
+    found = {(row["entity_type"], row["id"]): row["status"] for row in result.outcomes.iter_rows(named=True)}
+    assert {key: status for key, status in found.items() if status != "unchanged"} == {
         ("a", "1"): "updated", ("b", "12"): "exported", ("b", "9"): "renamed", ("ab", "2"): "deleted",
         ("a", "z"): "deleted", ("c", "2"): "exported",
     }  # fmt: skip

@@ -310,7 +310,7 @@ def test_rows_that_the_database_refuses(store: ef.EntityStore, sql, engine: str,
         sql("DROP TABLE entityframes.entities", ddl.replace(");", f", {rule});"))
     store.upsert(full(range(count)), progress=False)
     if engine == "postgresql":
-        sql(f"ALTER TABLE entityframes.entities ADD CONSTRAINT tame {rule}")
+        sql(f"ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content {rule}")
     frame = people(range(count), "city", city="Paris").with_columns(
         city=pl.when(pl.col("id") == "p1").then(pl.lit("Mars")).otherwise("city")
     )

@@ -199,7 +199,9 @@ class Databases:
             self._server, f"CREATE DATABASE {name} TEMPLATE {self._template}", f"CREATE ROLE {name} LOGIN SUPERUSER"
         )
         try:
-            execute(admin, "ALTER TABLE entityframes.entities ADD CONSTRAINT tame CHECK (content <> 'forbidden')")
+            execute(
+                admin, "ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (content <> 'forbidden')"
+            )
             execute(admin, *SHADOW, *(["CREATE EXTENSION vector"] if pgvector else []))
             with (
                 pytest.MonkeyPatch.context() as environment,

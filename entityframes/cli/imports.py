@@ -275,63 +275,66 @@ def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options
             progress=options["progress"],
         )
     except KeyboardInterrupt:
-        print_summary(with_unread(store.last_result, given, options), files, store.address, as_json, rest)
+        print_summary(of_files(store.last_result, given, options), files, store.address, as_json, rest)
         say("note: the same command again goes on: what is stored is left as it is", err=True)
         raise
     parts = options["id_columns"]
     some_null = len(parts) > 1 and (result.failed["error"] == "id is null").any()
-    result = with_unread(result, given, options)
+    result = of_files(result, given, options)
     print_summary(result, files, store.address, as_json, rest, given.notes.all())
     if some_null:
         say(f"note: an id is null where any of its parts is: {', '.join(map(visible, parts))}", err=True)
     return result
 
 
-def with_unread(result: Any, given: Any, options: dict[str, Any]) -> Any:
+def of_files(result: Any, given: Any, options: dict[str, Any]) -> Any:
     """A result to which the rows belong as well that could not be read, with file and line of each row that failed."""
     from dataclasses import replace
 
     if not given.unread.seen:
         return result
     counts = {**result.counts, "failed": result.counts["failed"] + len(given.unread.rows)}
-    return replace(result, counts=counts, _log=_WithUnread(result, given.unread, options["entity_type"]))
+    return replace(result, counts=counts, _log=_OfFiles(result, given.unread, options["entity_type"]))
 
 
-class _WithUnread:
-    """Outcomes of the rows of a store and of those that could not be read, with file and line of what failed."""
+class _OfFiles:
+    """Outcomes of the rows of files, those that could not be read among them, with file and line of what failed."""
 
     def __init__(self, result: Any, unread: Any, entity_type: str | None) -> None:
-        self.result, self._unread, self._entity_type = result, unread, entity_type
+        self._result, self._unread, self._entity_type = result, unread, entity_type
+
+    def read(self) -> Any:
+        """Outcomes of the rows that could be read, numbered among themselves; input_row is their place among all."""
+        import polars as pl
+
+        outcomes = self._result.outcomes
+        rows = pl.Series([each.row for each in self._unread.rows], dtype=pl.Int64)
+        # So many rows that could not be read come before the first, second, ... row that could.
+        before = (rows - pl.int_range(len(rows), eager=True)).search_sorted(
+            outcomes["row"].cast(pl.Int64), side="right"
+        )
+        outcomes = outcomes.with_columns(input_row=outcomes["row"] + before.cast(pl.UInt32))
+        failed = outcomes.filter(pl.col("status") == "failed")["input_row"]
+        places = pl.Series("place", [self._unread.place(row) for row in failed], dtype=pl.String)
+        outcomes = outcomes.join(pl.DataFrame([failed, places]), on="input_row", how="left", maintain_order="left")
+        located = pl.concat_str("place", "error", separator=": ")
+        return outcomes.with_columns(pl.coalesce(located, "error").alias("error")).drop("place")
 
     def collect(self) -> Any:
         import polars as pl
 
-        told = self.result.outcomes
-        rows = pl.Series([each.row for each in self._unread.rows], dtype=pl.Int64)
-        # So many rows that could not be read come before the first, second, ... row that could.
-        before = (rows - pl.int_range(len(rows), eager=True)).search_sorted(told["row"].cast(pl.Int64), side="right")
-        told = told.with_columns((told["row"] + before.cast(pl.UInt32)).alias("row"))
-        failed = told.filter(pl.col("status") == "failed")["row"]
-        places = pl.Series("place", [self._unread.place(row) for row in failed], dtype=pl.String)
-        told = told.join(pl.DataFrame([failed, places]), on="row", how="left", maintain_order="left")
-        located = (
-            pl.when(pl.col("place").is_null()).then("error").otherwise(pl.concat_str("place", "error", separator=": "))
+        read = self.read().with_columns(row="input_row").drop("input_row")
+        unread = pl.DataFrame(
+            {"row": [each.row for each in self._unread.rows], "error": [each.error for each in self._unread.rows]},
+            {"row": pl.UInt32, "error": pl.String},
         )
-        told = told.with_columns(error=located).drop("place")
-        bad = pl.DataFrame(
-            {"row": rows, "error": [each.error for each in self._unread.rows]},
-        ).select(
-            pl.lit(self._entity_type, pl.String).alias("entity_type"),
-            "row",
-            "error",
-            status=pl.lit("failed"),
-            error_kind=pl.lit("validation"),
+        known = {"entity_type": self._entity_type, "status": "failed", "error_kind": "validation"}
+        unread = unread.with_columns(pl.lit(value).alias(name) for name, value in known.items())
+        unread = unread.select(
+            (pl.col(name) if name in unread.columns else pl.lit(None)).cast(dtype).alias(name)
+            for name, dtype in read.schema.items()
         )
-        bad = bad.select(
-            (pl.col(name) if name in bad.columns else pl.lit(None)).cast(dtype).alias(name)
-            for name, dtype in told.schema.items()
-        )
-        return pl.concat([told, bad]).sort("row")
+        return pl.concat([read, unread]).sort("row")
 
 
 def _dry_run(store: Any, frame: Any, options: dict[str, Any], as_json: bool, given: Any) -> NoReturn:
@@ -433,13 +436,10 @@ def _write_failed(rows: Any, result: Any, given: Any, path: str) -> None:
     from entityframes.files import write_file
     from entityframes.results import UNRESOLVED
 
-    unresolved = pl.col("status").is_in(UNRESOLVED)
-    stored = result._log.result if given.unread.seen else result
-    bad = stored.outcomes.filter(unresolved)
-    unread = [each.row for each in given.unread.rows]
-    located = result.outcomes.filter(unresolved, ~pl.col("row").is_in(unread))
-    reasons = located.select(
-        bad["row"].alias(ROW_COLUMN), pl.coalesce("error", pl.col("status").cast(pl.String)).alias(ERROR_COLUMN)
+    outcomes = result._log.read() if isinstance(result._log, _OfFiles) else result.outcomes
+    bad = outcomes.filter(pl.col("status").is_in(UNRESOLVED))
+    reasons = bad.select(
+        pl.col("row").alias(ROW_COLUMN), pl.coalesce("error", pl.col("status").cast(pl.String)).alias(ERROR_COLUMN)
     )
     numbered = rows.drop(ERROR_COLUMN, RAW_COLUMN, strict=False).with_row_index(ROW_COLUMN)
     failed = numbered.filter(pl.col(ROW_COLUMN).is_in(bad["row"].implode())).collect()

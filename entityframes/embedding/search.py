@@ -10,13 +10,14 @@ import numpy as np
 import polars as pl
 
 from entityframes import reads
-from entityframes.embedding import spaces, words
+from entityframes.embedding import spaces
 from entityframes.embedding.calls import Calls
 from entityframes.embedding.embedder import Embedder, embedder_of_model
 from entityframes.embedding.text_index import catch_up
 from entityframes.embedding.words import Query
 from entityframes.engines import Engine
 from entityframes.engines.predicates import EntityColumn, IsIn, Predicate
+from entityframes.engines.text import Asked
 from entityframes.errors import EmbedderError, SpaceError
 from entityframes.frames import KEY
 from entityframes.rowwise import is_row_by_row
@@ -83,16 +84,15 @@ class Search:
         return rows.select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
 
     def _texts(self, query: str, count: int) -> pl.DataFrame:
-        asked = Query(query)
-        if asked.terms.is_empty():
+        words = Query(query)
+        if words.terms.is_empty():
             return pl.DataFrame(schema=SCHEMA).drop("rank")
         engine = self._engine.text
-        beside = catch_up(engine, asked, self._entity_type)
+        beside = catch_up(engine, words, self._entity_type)
 
         def ask(limit: int, pushed: Predicate | None) -> tuple[pl.DataFrame, bool]:
-            found, more = engine.matching(asked.terms, limit, self._entity_type, pushed, beside)
-            texts = found.select(words.text_of(pl.col("metadata").str.json_path_match("$.title")))["text"]
-            return found.filter(asked.is_answered(texts)), more
+            found, more = engine.matching(Asked(words.terms, self._entity_type, pushed, beside), limit)
+            return words.answered(found), more
 
         return self._best(count, ask)
 

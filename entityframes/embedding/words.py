@@ -139,10 +139,11 @@ class Query:
         runs = chains.select("number", run=pl.col("whole").str.extract_all(f"{_UNSPACED}+")).explode("run")
         self._runs = runs.filter(pl.col("run").str.count_matches(_CHARACTER) > 2)
 
-    def is_answered(self, texts: pl.Series) -> pl.Series:
-        """Which texts answer it, of those that have its words: pairs of characters may be scattered over a text."""
+    def answered(self, found: pl.DataFrame) -> pl.DataFrame:
+        """Those of the entities that have its words which answer it: pairs of characters may be scattered in a text."""
         if self._runs.is_empty():
-            return pl.repeat(True, len(texts), eager=True)
+            return found
+        texts = found.select(text_of(pl.col("metadata").str.json_path_match("$.title")))["text"]
         words = count(texts).with_row_index("row").select("row", word="words").explode("word")
         has = pl.col("points").sum() >= pl.col("needed").first()
         chains = words.join(self.terms, on="word").group_by("row", "chain").agg(has=has).filter("has")
@@ -150,4 +151,4 @@ class Query:
         for number, run in self._runs.rows():
             rows = pl.arg_where(folded.str.contains(run, literal=True), eager=True)
             chains = chains.filter((pl.col("chain") != number) | pl.col("row").is_in(rows.implode()))
-        return pl.int_range(len(texts), dtype=pl.UInt32, eager=True).is_in(chains["row"].implode())
+        return found[chains["row"].unique().sort()]

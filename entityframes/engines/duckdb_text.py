@@ -11,11 +11,10 @@ from entityframes.engines import Interrupt, predicates
 from entityframes.engines.arrow import to_frame
 from entityframes.engines.duckdb import _keys, _register
 from entityframes.engines.duckdb_errors import translated
-from entityframes.engines.text import Beside, IndexState
+from entityframes.engines.text import Asked, Beside, IndexState
 
 if TYPE_CHECKING:
     from entityframes.engines.duckdb import DuckDBEngine
-    from entityframes.engines.predicates import Predicate
 
 
 class DuckDBText:
@@ -57,26 +56,19 @@ class DuckDBText:
             engine._run(cursor, "forget_state")
             engine._run(cursor, "finish_index", [batches])
 
-    def matching(
-        self,
-        terms: pl.DataFrame,
-        limit: int,
-        entity_type: str | None,
-        where: Predicate | None,
-        beside: Beside | None,
-    ) -> tuple[pl.DataFrame, bool]:
+    def matching(self, asked: Asked, limit: int) -> tuple[pl.DataFrame, bool]:
         engine = self._engine
-        documents = engine._statement("counts_everything" if beside is None else "counts_as_stored")
+        documents = engine._statement("counts_everything" if asked.beside is None else "counts_as_stored")
         kept = ""
-        if where is not None:
-            kept = engine._statement("kept").replace("{condition}", predicates.render(where, predicates.DUCKDB))
-        counted = engine._statement("counted_words" if terms["needed"].max() == 1 else "counted_chains")
+        if asked.where is not None:
+            kept = engine._statement("kept").replace("{condition}", predicates.render(asked.where, predicates.DUCKDB))
+        counted = engine._statement("counted_words" if asked.terms["needed"].max() == 1 else "counted_chains")
         sql = engine._statement("matching").replace("{documents}", documents)
         sql = sql.replace("{counted}", counted).replace("{kept}", kept)
-        beside = beside or Beside()
+        beside = asked.beside or Beside()
         with engine._cursor() as cursor, translated():
-            _register(cursor, "terms", terms)
+            _register(cursor, "terms", asked.terms)
             _register(cursor, "beside", beside.words.select("word", "entity_type", "id", "length", "frequency"))
-            parameters = [limit, entity_type, beside.entities, beside.length]
+            parameters = [limit, asked.entity_type, beside.entities, beside.length]
             found = to_frame(cursor.sql(sql, params=parameters).to_arrow_table())
         return found, found.height == limit

@@ -10,11 +10,10 @@ import polars as pl
 from entityframes.engines import Interrupt, predicates
 from entityframes.engines.arrow import one_row
 from entityframes.engines.patience import patiently
-from entityframes.engines.text import WORDS, Beside, IndexState
+from entityframes.engines.text import WORDS, Asked, Beside, IndexState
 
 if TYPE_CHECKING:
     from entityframes.engines.postgres import PostgresEngine
-    from entityframes.engines.predicates import Predicate
 
 
 class PostgresText:
@@ -57,25 +56,18 @@ class PostgresText:
 
         patiently(write)
 
-    def matching(
-        self,
-        terms: pl.DataFrame,
-        limit: int,
-        entity_type: str | None,
-        where: Predicate | None,
-        beside: Beside | None,
-    ) -> tuple[pl.DataFrame, bool]:
-        counts = "true" if beside is None else self._sql["counts_as_stored"]
+    def matching(self, asked: Asked, limit: int) -> tuple[pl.DataFrame, bool]:
+        counts = "true" if asked.beside is None else self._sql["counts_as_stored"]
         kept = "true"
-        if where is not None:
-            kept = self._sql["kept"].replace("{condition}", predicates.render(where, predicates.POSTGRESQL))
-        counted = self._sql["counted_words" if terms["needed"].max() == 1 else "counted_chains"]
+        if asked.where is not None:
+            kept = self._sql["kept"].replace("{condition}", predicates.render(asked.where, predicates.POSTGRESQL))
+        counted = self._sql["counted_words" if asked.terms["needed"].max() == 1 else "counted_chains"]
         sql = self._sql["matching"].replace("{counts}", counts).replace("{counted}", counted).replace("{kept}", kept)
-        beside = beside or Beside()
+        beside = asked.beside or Beside()
         parameters = (
-            *terms.select("chain", "word", "points", "needed").cast({pl.UInt32: pl.Int32}).get_columns(),
+            *asked.terms.select("chain", "word", "points", "needed").cast({pl.UInt32: pl.Int32}).get_columns(),
             str(limit),
-            entity_type,
+            asked.entity_type,
             *beside.words.select(*WORDS).cast({pl.UInt32: pl.Int32}).get_columns(),
             str(beside.entities),
             str(beside.length),

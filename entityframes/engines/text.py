@@ -53,6 +53,20 @@ class Beside:
     length: int = 0
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is searched for."""
+
+    #: chain, word, points, needed: an entity has a chain if its words bring as many points as are needed.
+    terms: pl.DataFrame
+    #: Of which type; None for all.
+    entity_type: str | None
+    #: What the entities have to satisfy.
+    where: Predicate | None
+    #: What counts besides the index, of which then only what is as it is stored counts; None if it has everything.
+    beside: Beside | None
+
+
 class TextEngine(Protocol):
     """A database that keeps an index of words. Every method may raise DatabaseError."""
 
@@ -79,24 +93,9 @@ class TextEngine(Protocol):
     def finish_index(self, batches: int) -> None:
         """Drop what is not stored any more, and note that these batches are in the index."""
 
-    def matching(
-        self,
-        terms: pl.DataFrame,
-        limit: int,
-        entity_type: str | None,
-        where: Predicate | None,
-        beside: Beside | None,
-    ) -> tuple[pl.DataFrame, bool]:
-        """The entities that have chains of the terms (`Query.terms`), best first (BM25), ties by key.
-
-        Args:
-            terms: chain, word, points, needed: an entity has a chain if its words bring as many points as are needed.
-            limit: how many at most.
-            entity_type: of which type, None for all.
-            where: what they have to satisfy.
-            beside: what counts besides the index, of which then only what is as it is stored counts; None: the index
-                has everything.
+    def matching(self, asked: Asked, limit: int) -> tuple[pl.DataFrame, bool]:
+        """The entities that have chains of the terms, best first (BM25), ties by key.
 
         Returns:
-            score Float64 and the entity's columns; whether there may be more.
+            score Float64 and the entity's columns, at most `limit` rows; whether there may be more.
         """

@@ -1,4 +1,4 @@
-"""What a sync has written outlasts a loss of power, or is not said to be written."""
+"""What a sync reports as written survives a loss of power."""
 
 from __future__ import annotations
 
@@ -51,26 +51,14 @@ class Disk:
         return Synced(path.stat().st_ino, path.read_bytes()) in self.synced
 
     def has_name(self, path: Path) -> bool:
-        """Whether a name is there, or is not, as the disk has been told last."""
-        told = [had for inode, had in self.synced if inode == path.parent.stat().st_ino and isinstance(had, frozenset)]
-        return bool(told) and (path.name in told[-1]) == path.exists()
+        """Whether the last fsync of the folder had the name as it is now."""
+        names = [had for inode, had in self.synced if inode == path.parent.stat().st_ino and isinstance(had, frozenset)]
+        return bool(names) and (path.name in names[-1]) == path.exists()
 
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "notes"
-    root.mkdir()
-    return root
-
-
-@pytest.fixture
-def folder(store: ef.EntityStore, root: Path) -> ef.DirectorySync:
-    return ef.DirectorySync(store, root)
 
 
 def test_new_and_changed_files(store: ef.EntityStore, root: Path, folder: ef.DirectorySync, disk: Disk) -> None:
@@ -124,7 +112,7 @@ def test_names_that_go_and_move(store: ef.EntityStore, root: Path, folder: ef.Di
 def test_bytes_that_the_disk_refuses(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync, disk: Disk, new: bool
 ) -> None:
-    """The file is not written, or stays what it was; it is told, nothing is left behind, and the next sync writes it."""
+    """The file is not written, or stays what it was; it is reported, nothing is left behind, and the next sync writes it."""
     store.upsert_entity("note", "a", "one")
     if not new:
         folder.sync().raise_for_failures()
@@ -142,7 +130,7 @@ def test_bytes_that_the_disk_refuses(
 
 
 def test_names_that_the_disk_refuses(store: ef.EntityStore, root: Path, folder: ef.DirectorySync, disk: Disk) -> None:
-    """The file is there, and may not be there after a loss of power: it is not said to be exported."""
+    """The file is there, and may not be there after a loss of power: it is not reported as exported."""
     store.upsert_entity("note", "a", "one")
     disk.refuses = lambda folder: errno.EIO if folder else None
     result = folder.sync()

@@ -10,21 +10,10 @@ from typing import Any
 import pytest
 
 import entityframes as ef
-from tests.directory.test_sync import edit, put, statuses
+from tests.directory.test_sync import edit, once, put, statuses
 from tests.faults.servers import Background
 
 ENDED = "UPDATE entityframes.folders SET lease_until = now() - INTERVAL '1 minute'"
-
-
-def once(do: Callable[[], object]) -> Callable[[int, int | None], None]:
-    """A progress that does something when it is first told of."""
-    left = [do]
-
-    def progress(done: int, total: int | None) -> None:
-        if left:
-            left.pop()()
-
-    return progress
 
 
 def test_a_sync_that_was_not_heard_of(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 import entityframes as ef
-from tests.directory.test_sync import edit, put, statuses, tree
+from tests.directory.test_sync import edit, once, put, statuses, tree
 
 FRONT = "---\n# kept\ntitle: {}\n---\n"
 
@@ -31,17 +30,6 @@ def folder(store: ef.EntityStore, root: Path) -> ef.DirectorySync:
 
 def titles(store: ef.EntityStore) -> dict[str, str]:
     return dict(store.read("note").select("id", "title").rows())
-
-
-def once(do: Callable[[], object]) -> Callable[[int, int | None], None]:
-    """A progress that does something when it is first told of: all was looked at, and nothing is written yet."""
-    left = [do]
-
-    def progress(done: int, total: int | None) -> None:
-        if left:
-            left.pop()()
-
-    return progress
 
 
 def test_it_reaches_the_file_and_stays(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
@@ -81,7 +69,7 @@ def test_it_comes_while_the_file_is_imported(store: ef.EntityStore, root: Path, 
 def test_it_comes_while_the_entity_is_deleted(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync, call: str
 ) -> None:
-    """The file is gone, but what somebody has just edited is not deleted; the others are."""
+    """The file is gone, but what was edited just now is not deleted; the others are."""
     for name in "ab":
         (root / f"{name}.md").unlink()
     result = getattr(folder, call)(

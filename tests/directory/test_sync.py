@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,20 @@ from entityframes.directory.tree import Tree
 FRONT = "---\ntitle: {}\ntags: [a, b]  # a comment that has to survive\n---\n\n"
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "notes"
-    root.mkdir()
-    return root
-
-
-@pytest.fixture
-def folder(store: ef.EntityStore, root: Path) -> ef.DirectorySync:
-    return ef.DirectorySync(store, root)
-
-
 def write(root: Path, **files: str | bytes) -> None:
     for name, text in files.items():
         put(root / name.replace("__", "/"), text)
+
+
+def once(do: Callable[[], object]) -> Callable[[int, int | None], None]:
+    """A progress callback that does something at its first call: every file was read, and nothing is written yet."""
+    left = [do]
+
+    def progress(done: int, total: int | None) -> None:
+        if left:
+            left.pop()()
+
+    return progress
 
 
 def put(path: Path, text: str | bytes) -> None:

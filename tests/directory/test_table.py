@@ -129,8 +129,8 @@ def check(sides: Sides, expected: dict[str, Any], run: Callable[..., ef.SyncResu
     planned = {Path(path).stem: (action, way) for path, _, _, action, way, _ in plan.frame.rows()}
     assert planned == {state: move for state, move in expected.items() if move is not None}
     result = run()
-    told = {row["id"]: row["status"] for row in result.outcomes.iter_rows(named=True)}
-    assert told == {state: ANSWERS[action] for state, (action, _) in planned.items()}
+    statuses = {row["id"]: row["status"] for row in result.outcomes.iter_rows(named=True)}
+    assert statuses == {state: ANSWERS[action] for state, (action, _) in planned.items()}
     for state, (action, way) in planned.items():
         source, target = (files, entities) if way == "import" else (entities, files)
         if action == "delete":

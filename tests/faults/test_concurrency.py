@@ -176,8 +176,8 @@ def test_a_store_that_is_closed_in_use(connect) -> None:
 def test_a_domain_refuses_rows(own_server: Server, database: str, own_store, count: int) -> None:
     """A domain on a column is a rule of the database's like any other; the job lists what was written."""
     own_server.sql(
-        "CREATE DOMAIN tame AS text CHECK (VALUE NOT LIKE 'bad%')",
-        "ALTER TABLE entityframes.entities ALTER COLUMN content TYPE tame",
+        "CREATE DOMAIN allowed_content AS text CHECK (VALUE NOT LIKE 'bad%')",
+        "ALTER TABLE entityframes.entities ALTER COLUMN content TYPE allowed_content",
         database=database,
     )
     model, store = Model(), own_store()
@@ -195,7 +195,8 @@ def test_a_domain_refuses_rows(own_server: Server, database: str, own_store, cou
 def test_the_cost_of_bad_rows(own_server: Server, database: str, own_store, proxy: Proxy) -> None:
     """1, 10 or 100 bad rows of 10,000: at most three times the statements of a clean batch, and no more for more."""
     own_server.sql(
-        "ALTER TABLE entityframes.entities ADD CONSTRAINT tame CHECK (content NOT LIKE 'bad%')", database=database
+        "ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (content NOT LIKE 'bad%')",
+        database=database,
     )
     store = own_store(port=proxy.port, workers=1)
 

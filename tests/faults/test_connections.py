@@ -92,7 +92,8 @@ def test_the_answer_to_a_commit_is_lost(own_server: Server, database: str, own_s
 def test_the_answer_is_lost_and_rows_were_refused(own_server: Server, database: str, own_store, proxy: Proxy) -> None:
     """What the ledger does not tell, why rows were refused, is asked again."""
     own_server.sql(
-        "ALTER TABLE entityframes.entities ADD CONSTRAINT tame CHECK (content NOT LIKE 'bad%')", database=database
+        "ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (content NOT LIKE 'bad%')",
+        database=database,
     )
     model, store = Model(), own_store(port=proxy.port, workers=1)
     frame = pl.concat([rows(100), rows(3, "bad", start=100)])

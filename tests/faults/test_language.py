@@ -27,7 +27,9 @@ def foreign(proxy: Proxy) -> Proxy:
 @pytest.mark.parametrize("count", [20, 3_000])
 def test_rows_that_are_refused(own_server: Server, database: str, own_store, foreign: Proxy, count: int) -> None:
     """The bad row is found and named, without what the server quotes of it."""
-    own_server.sql("ALTER TABLE entityframes.entities ADD CONSTRAINT tame CHECK (id <> 'e000007')", database=database)
+    own_server.sql(
+        "ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (id <> 'e000007')", database=database
+    )
     model, store = Model(), own_store(port=foreign.port)
     frame = rows(count, "c4n4ry")
     result = store.upsert(frame)

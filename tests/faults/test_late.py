@@ -102,8 +102,8 @@ def test_rows_are_deleted_between_the_look_and_the_update(own_store, proxy: Prox
     model.deleted(other.delete(gone))
     proxy.go.set()
     result = run.outcome()
-    told = result.outcomes.join(gone.select("id"), on="id", how="semi")["status"].unique().to_list()
-    assert told == (["conflict"] if expecting else ["created"])
+    found = result.outcomes.join(gone.select("id"), on="id", how="semi")["status"].unique().to_list()
+    assert found == (["conflict"] if expecting else ["created"])
     assert (result.counts["updated"], result.counts["created"]) == (2_993, 0 if expecting else 7)
     model.upserted(frame, result)
     model.check(store)
@@ -143,7 +143,8 @@ def test_an_entity_is_created_between_the_look_and_the_merge(
 def test_a_late_commit_of_a_batch_with_refused_rows(own_server: Server, database: str, own_store, proxy: Proxy) -> None:
     """What the ledger does not tell, why rows were refused, is asked again; the others are those of the first try."""
     own_server.sql(
-        "ALTER TABLE entityframes.entities ADD CONSTRAINT tame CHECK (content NOT LIKE 'bad%')", database=database
+        "ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (content NOT LIKE 'bad%')",
+        database=database,
     )
     model, store = Model(), own_store(port=proxy.port, workers=1)
     frame = pl.concat([rows(3_000), rows(3, "bad", start=3_000)])

@@ -306,7 +306,7 @@ def test_the_table_changes_while_a_run_goes_on(own_store, sql: Sql, change: str)
         "drop column": "ALTER TABLE entityframes.entities DROP COLUMN metadata_hash",
         "truncate": "TRUNCATE entityframes.entities",
         "add column": "ALTER TABLE entityframes.entities ADD COLUMN extra int DEFAULT 7 NOT NULL",
-        "policy": "ALTER TABLE entityframes.entities ADD CONSTRAINT tame CHECK (content NOT LIKE 'bad%')",
+        "policy": "ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (content NOT LIKE 'bad%')",
     }[change]
     store, frame = own_store(workers=1), rows(500).sort("id")
 

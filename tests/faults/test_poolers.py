@@ -179,7 +179,8 @@ def _lives(own_server: Server, database: str, port: int, folder: Path, turns: in
     for name in ("apple", "pear"):
         ef.connect(own_server.url(database), namespace=name).close()
         own_server.sql(
-            f"ALTER TABLE {name}.entities ADD CONSTRAINT tame CHECK (content <> 'forbidden')", database=database
+            f"ALTER TABLE {name}.entities ADD CONSTRAINT allowed_content CHECK (content <> 'forbidden')",
+            database=database,
         )
     url = own_server.url(database, port=port)
     clients = [Client(url, name, folder, seed) for seed, name in enumerate(("apple", "pear"))]

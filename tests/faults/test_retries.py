@@ -69,8 +69,8 @@ def test_what_does_not_pass_is_tried_five_times(
     assert result.counts["failed"] == (20 if lost else 40)
     assert result.counts["cancelled"] == (20 if lost else 0)
     assert tries() == (5 if lost else 10)
-    told = result.failed.select("error_kind", "sqlstate").unique().rows()
-    assert told == [("connection" if lost else "database", sqlstate)]
+    found = result.failed.select("error_kind", "sqlstate").unique().rows()
+    assert found == [("connection" if lost else "database", sqlstate)]
     assert result.failed["error"].str.contains("rolled back: refused").all()
 
 

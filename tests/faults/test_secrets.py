@@ -117,7 +117,7 @@ def test_what_is_said_of_faults(
         own_server.sql(f"SELECT pg_terminate_backend({pid})")
     assert run.outcome().ok
     own_server.sql(
-        f"ALTER TABLE entityframes.entities ADD CONSTRAINT tame CHECK (content NOT LIKE '%{CONTENT} 3') NOT VALID",
+        f"ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (content NOT LIKE '%{CONTENT} 3') NOT VALID",
         database=database,
     )
     result = ear.on(lambda: store.upsert(frame()))
