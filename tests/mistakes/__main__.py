@@ -125,7 +125,7 @@ def main() -> int:
         return 0
     with postgres() as server:
         map = Map(given.map)
-        map.renew(server, all_files=given.record)
+        map.renew(server, all_files=given.record, jobs=given.jobs)
         verdicts = plant(mistakes, map, server, given.jobs, given.seconds)
         if left := [mistake for mistake, verdict in verdicts.items() if verdict == "survived"]:
             print(f"{len(left)} went unnoticed so far; now with more of their tests", file=sys.stderr)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import queue
 import re
 import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,37 +32,38 @@ class Map:
         self._by_mark: dict[str, set[str]] = {}
         self._index()
 
-    def renew(self, server: str, *, all_files: bool = False) -> None:
-        """Record the test files that are new or have changed; one after the other, each is kept when it is done."""
+    def renew(self, server: str, *, all_files: bool = False, jobs: int = 1) -> None:
+        """Record the test files that are new or have changed, `jobs` at a time; each is kept when it is done."""
         there = {path.relative_to(ROOT).as_posix(): _hash(path) for path in sorted(ROOT.glob("tests/**/test_*.py"))}
         self._files = {file: known for file, known in self._files.items() if file in there}
         stale = [file for file, seen in there.items() if all_files or self._files.get(file, {}).get("hash") != seen]
-        if not stale:
-            return
-        copy = Copy(server)
-        try:
+        copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
+        made = [Copy(server) for _ in range(min(jobs, len(stale)))]
+        for copy in made:
             touched.mark_package(copy.tree / "entityframes")
-            for number, file in enumerate(stale, 1):
-                folder = copy.folder / "touched"
-                folder.mkdir()
-                # Tests of other users write their marks, too.
-                folder.chmod(0o777)
-                ended = copy.pytest([file], _SECONDS, ENTITYFRAMES_RECORD=str(folder))
-                found = folder / "tests.json"
-                recorded = (
-                    json.loads(found.read_text("utf-8")) if found.exists() else {"marks": [], "tests": {}, "failed": []}
-                )
-                self._files[file] = {"hash": there[file], **recorded}
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._path.write_text(json.dumps(self._files), "utf-8")
-                tests = recorded["tests"]
-                taken = sum(test["seconds"] for test in tests.values())
-                print(f"recorded {number}/{len(stale)} {file}: {len(tests)} tests, {taken:.0f} s", file=sys.stderr)
-                for name in recorded["failed"] or ([] if found.exists() else [ended.said]):
-                    print(f"  did not pass, and is left out: {name}", file=sys.stderr)
-                shutil.rmtree(folder)
+            copies.put(copy)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+
+        def record(file: str) -> tuple[str, dict[str, Any], str]:
+            copy = copies.get()
+            try:
+                return file, *_recorded(copy, file)
+            finally:
+                copies.put(copy)
+
+        try:
+            with ThreadPoolExecutor(jobs) as pool:
+                for number, (file, recorded, printed) in enumerate(pool.map(record, stale), 1):
+                    self._files[file] = {"hash": there[file], **recorded}
+                    self._path.write_text(json.dumps(self._files), "utf-8")
+                    tests = recorded["tests"]
+                    taken = sum(test["seconds"] for test in tests.values())
+                    print(f"recorded {number}/{len(stale)} {file}: {len(tests)} tests, {taken:.0f} s", file=sys.stderr)
+                    for name in recorded["failed"] or ([] if tests else [printed]):
+                        print(f"  did not pass, and is left out: {name}", file=sys.stderr)
         finally:
-            copy.close()
+            for copy in made:
+                copy.close()
         self._index()
 
     def _index(self) -> None:
@@ -131,6 +134,21 @@ class Places:
         """The statements into which a part is put, also by way of another part."""
         users = {name for name, body in self._statements.items() if f"{{{part}}}" in body}
         return users.union(*(self._users(name) for name in users))
+
+
+def _recorded(copy: Copy, file: str) -> tuple[dict[str, Any], str]:
+    """What the tests of a file touch, and the last lines that they printed."""
+    folder = copy.folder / "touched"
+    folder.mkdir()
+    try:
+        # Tests of other users write their marks, too.
+        folder.chmod(0o777)
+        ended = copy.pytest([file], _SECONDS, ENTITYFRAMES_RECORD=str(folder))
+        found = folder / "tests.json"
+        none: dict[str, Any] = {"marks": [], "tests": {}, "failed": []}
+        return json.loads(found.read_text("utf-8")) if found.exists() else none, ended.said
+    finally:
+        shutil.rmtree(folder)
 
 
 def _words(file: str) -> set[str]:
