@@ -20,7 +20,7 @@ from benchmarks import data
 from benchmarks.directory_ways import front_matter
 from benchmarks.measure import OURS, Measurements, chosen
 from benchmarks.postgres import server
-from entityframes.wire import WireProxy
+from entityframes.bench.wire import WireProxy
 
 DEFAULT_ROWS = (2_500,)
 #: From so many files on, PostgreSQL is some way off, and what a sync costs is looked at more closely.

@@ -164,9 +164,9 @@ def _load(target: str) -> None:
     """Import what is imported when it is needed, and load the driver's library, as psycopg does when it is imported."""
     modules = ["entityframes.directory", "entityframes.embedding.calls", "pyarrow"]
     if target.startswith("postgresql:"):
-        modules += ["entityframes.engines.postgres", "adbc_driver_postgresql.dbapi"]
+        modules += ["entityframes.engines.postgres.engine", "adbc_driver_postgresql.dbapi"]
     else:
-        modules += ["entityframes.engines.duckdb"]
+        modules += ["entityframes.engines.duckdb.engine"]
     for module in modules:
         import_module(module)
     if target.startswith("postgresql:"):

@@ -17,9 +17,9 @@ import entityframes as ef
 from benchmarks import data, peers_duckdb, peers_postgres
 from benchmarks.measure import Measurements, chosen
 from benchmarks.postgres import server
-from entityframes.bench import n_plus_one
+from entityframes.bench.n_plus_one import n_plus_one
 from entityframes.directory.markdown import MarkdownError, parse
-from entityframes.utf8 import readable
+from entityframes.frames.utf8 import readable
 from tests.directory.bombs import bombs
 
 #: How many times ours the way by hand takes, at least.

@@ -12,8 +12,8 @@ import polars as pl
 import entityframes as ef
 from benchmarks.measure import OURS, Measurements, chosen
 from benchmarks.postgres import server
-from entityframes.bench import sample, sync_in_batches, sync_one_by_one
-from entityframes.wire import WireProxy
+from entityframes.bench.n_plus_one import sample, sync_in_batches, sync_one_by_one
+from entityframes.bench.wire import WireProxy
 
 DEFAULT_ROWS = (100, 1_000)
 DEFAULT_LATENCIES = (0.0, 1.0, 10.0)

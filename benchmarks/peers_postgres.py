@@ -15,8 +15,7 @@ from unittest import mock
 import polars as pl
 
 import entityframes as ef
-from entityframes import batches
-from entityframes.results import outcomes
+from entityframes.writing.outcomes import Outcomes
 
 COLUMNS = ("entity_type", "id", "content", "metadata")
 KEY = ["entity_type", "id"]
@@ -97,8 +96,7 @@ class WithoutAccount(EntityFrames):
         engine._run = lambda connection, name, *values: None if name == "record" else run(connection, name, *values)
 
     def upsert(self, frame: pl.DataFrame) -> None:
-        nothing = outcomes(pl.DataFrame())
-        with mock.patch.object(batches, "told", return_value=nothing):
+        with mock.patch.object(Outcomes, "committed", lambda outcomes, rows, written, batch: outcomes.none):
             super().upsert(frame)
 
 

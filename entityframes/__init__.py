@@ -23,10 +23,10 @@ from entityframes.errors import (
     TransientError,
     ValidationError,
 )
-from entityframes.frames import entities, ids
-from entityframes.plans import Plan
+from entityframes.frames.schema import entities, ids
 from entityframes.results import DeleteResult, EmbedResult, SyncResult, UpsertResult
 from entityframes.store import EntityStore, connect
+from entityframes.writing.plan import Plan
 
 if TYPE_CHECKING:
     from entityframes.directory import DirectorySync

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from entityframes import forks, reads
-from entityframes.engines import Engine, check_writable
+from entityframes import forks
+from entityframes.engines.base import Engine, check_writable
 from entityframes.errors import EmbedderError
 from entityframes.progress import Progress, Reporter
+from entityframes.reading import lookup
 from entityframes.results import EmbedResult, UpsertResult
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class EmbeddingCalls:
 
     def _warn_of_unknown(self, entity_type: str) -> None:
         """Warn of a type that the store has nothing of, which is often a slip of the pen."""
-        said = reads.unknown_type_message(self._engine, entity_type)
+        said = lookup.unknown_type_message(self._engine, entity_type)
         if said is not None:
             warnings.warn(said, UserWarning, stacklevel=4)
 

@@ -59,13 +59,14 @@ UNRESOLVED = ("conflict", "failed", "cancelled", "unknown")
 
 
 @cache
-def outcome_schema(statuses: tuple[str, ...] = UPSERT_STATUSES) -> pl.Schema:
-    """Columns and dtypes of an outcome frame."""
+def outcome_schema(
+    statuses: tuple[str, ...] = UPSERT_STATUSES, key: tuple[str, ...] = ("entity_type", "id")
+) -> pl.Schema:
+    """Columns and dtypes of an outcome frame of rows with a key."""
     return pl.Schema(
         {
             "row": pl.UInt32(),
-            "entity_type": pl.String(),
-            "id": pl.String(),
+            **dict.fromkeys(key, pl.String()),
             "status": pl.Enum(statuses),
             "batch_id": pl.String(),
             "job_id": pl.String(),
@@ -76,27 +77,20 @@ def outcome_schema(statuses: tuple[str, ...] = UPSERT_STATUSES) -> pl.Schema:
     )
 
 
-def outcomes(rows: pl.DataFrame, statuses: tuple[str, ...] = UPSERT_STATUSES, **columns: Any) -> pl.DataFrame:
-    """Outcome rows for `rows` (row, entity_type, id and any outcome columns), the rest from `columns` or null."""
-    if rows.is_empty():
-        return _no_outcomes(statuses).clone()
+def outcomes(rows: pl.DataFrame, schema: pl.Schema, **columns: Any) -> pl.DataFrame:
+    """Outcome rows for `rows` (row, key and any outcome columns), the rest from `columns` or null."""
     given = {name: value if isinstance(value, pl.Expr) else pl.lit(value) for name, value in columns.items()}
     return rows.select_seq(
         given.get(name, pl.col(name) if name in rows.columns else pl.lit(None)).cast(dtype).alias(name)
-        for name, dtype in outcome_schema(statuses).items()
+        for name, dtype in schema.items()
     )
 
 
-def together(told: Iterable[pl.DataFrame]) -> pl.DataFrame:
-    """Outcome rows as one frame; at most one of most batches' has any, and is taken as it is."""
-    told = list(told)
-    some = [rows for rows in told if rows.height]
-    return some[0] if len(some) == 1 else pl.concat(some or told)
-
-
-@cache
-def _no_outcomes(statuses: tuple[str, ...]) -> pl.DataFrame:
-    return pl.DataFrame(schema=outcome_schema(statuses))
+def together(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Outcome rows as one frame; at most one part of most batches has any, and is taken as it is."""
+    parts = list(parts)
+    some = [rows for rows in parts if rows.height]
+    return some[0] if len(some) == 1 else pl.concat(some or parts)
 
 
 class OutcomeLog:

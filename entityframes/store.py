@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from types import TracebackType
@@ -13,17 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from entityframes import deletes, forks, plans, reads, single, sources
-from entityframes import verify as verification
-from entityframes.batches import UpsertRun
+from entityframes import forks
 from entityframes.embedding_calls import EmbeddingCalls
-from entityframes.engines import Engine, Interrupt, check_writable, open_engine, parse_url
+from entityframes.engines import open_engine
+from entityframes.engines.base import Engine, check_writable
+from entityframes.engines.url import parse_url
 from entityframes.errors import ConnectError, DuplicateError, SchemaError
-from entityframes.options import Absent, Nulls, OnDuplicate, OnError, Options
-from entityframes.plans import Plan
+from entityframes.frames import single, sources
+from entityframes.interrupt import Interrupt
 from entityframes.progress import Progress, Reporter
+from entityframes.reading import lookup
+from entityframes.reading import verify as verification
 from entityframes.results import DeleteResult, UpsertResult
 from entityframes.threads import Threads
+from entityframes.writing import plan
+from entityframes.writing.delete import Delete
+from entityframes.writing.options import Absent, Nulls, OnDuplicate, OnError, Options
+from entityframes.writing.plan import Plan
+from entityframes.writing.upsert import Upsert
 
 if TYPE_CHECKING:
     from entityframes.embedding import Embedder
@@ -146,7 +152,7 @@ class EntityStore(EmbeddingCalls):
         cancel: threading.Event | None,
     ) -> UpsertResult:
         check_writable(self._engine)
-        run = UpsertRun(self._engine, options, Interrupt(cancel))
+        run = Upsert(self._engine, options, Interrupt(cancel))
         with Reporter(progress, source.height if isinstance(source, pl.DataFrame) else None) as reporter:
             try:
                 return run.execute(source, reporter, self._threads.submit)
@@ -174,7 +180,7 @@ class EntityStore(EmbeddingCalls):
             DuplicateError: a key stands twice and ``on_duplicate="error"``.
         """
         options = Options(on_duplicate=on_duplicate, absent=absent, nulls=nulls)
-        return plans.make(self._engine, sources.collect(frame), options, self._upsert)
+        return plan.make(self._engine, sources.collect(frame), options, self._upsert)
 
     def exists(self, ids: Any, /) -> pl.DataFrame:
         """Tell which ids are stored, by one question for up to 10,000 of them.
@@ -188,7 +194,7 @@ class EntityStore(EmbeddingCalls):
         Raises:
             SchemaError: a column is missing or is not text.
         """
-        return reads.exists(self._engine, ids, self._threads.submit)
+        return lookup.exists(self._engine, ids, self._threads.submit)
 
     def missing(self, ids: Any, /) -> pl.DataFrame:
         """The rows of an id frame whose entity is not stored (an anti-join), with all their columns, in order.
@@ -197,7 +203,7 @@ class EntityStore(EmbeddingCalls):
             SchemaError: a column is missing or is not text.
         """
         given = sources.as_frame(ids)
-        return given.filter(~reads.exists(self._engine, given, self._threads.submit)["exists"])
+        return given.filter(~lookup.exists(self._engine, given, self._threads.submit)["exists"])
 
     def get(self, ids: Any, /) -> pl.DataFrame:
         """Fetch entities by id.
@@ -213,7 +219,7 @@ class EntityStore(EmbeddingCalls):
         Raises:
             SchemaError: a column is missing or is not text.
         """
-        return reads.get(self._engine, ids, self._threads.submit)
+        return lookup.get(self._engine, ids, self._threads.submit)
 
     def read(self, entity_type: str) -> pl.DataFrame:
         """All entities of a type with their metadata as typed columns.
@@ -226,7 +232,7 @@ class EntityStore(EmbeddingCalls):
             ordered by id. Fields that came as JSON text have the dtype that their values share; where they share
             none, their JSON text.
         """
-        found = reads.read(self._engine, entity_type)
+        found = lookup.read(self._engine, entity_type)
         if found.is_empty():
             self._warn_of(entity_type)
         return found
@@ -240,14 +246,14 @@ class EntityStore(EmbeddingCalls):
         Args:
             entity_type: the type, with the columns of `read`; None for all, with metadata as JSON text.
         """
-        found = reads.scan(self._engine, entity_type)
-        if entity_type is not None and len(found.collect_schema()) == reads.COLUMNS_OF_A_TYPE:
+        found = lookup.scan(self._engine, entity_type)
+        if entity_type is not None and len(found.collect_schema()) == lookup.COLUMNS_OF_A_TYPE:
             self._warn_of(entity_type)
         return found
 
     def _warn_of(self, entity_type: str) -> None:
         """Say so where the caller of a call names a type that the store does not have."""
-        if message := reads.unknown_type_message(self._engine, entity_type):
+        if message := lookup.unknown_type_message(self._engine, entity_type):
             warnings.warn(message, UserWarning, stacklevel=4)
 
     def delete(self, ids: Any, /) -> DeleteResult:
@@ -264,9 +270,9 @@ class EntityStore(EmbeddingCalls):
             DatabaseError: the database refused; `last_result` holds what was deleted before.
         """
         check_writable(self._engine)
-        run = deletes.DeleteRun(self._engine, str(uuid.uuid4()))
+        run = Delete(self._engine, Interrupt())
         try:
-            return run.execute(ids)
+            return run.execute(ids, Reporter(False, None), self._threads.submit)
         finally:
             self.last_result = run.result()
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import entityframes as ef
-from entityframes.engines import duckdb as duckdb_engine
+from entityframes.engines.duckdb import engine as duckdb_engine
 from tests.databases import Databases, execute, with_database
 
 # A shell that starts something in the background has it ignore Ctrl-C, and so would everything that the tests start.

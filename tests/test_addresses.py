@@ -15,7 +15,8 @@ from urllib.parse import quote
 import pytest
 
 import entityframes as ef
-from entityframes.engines import conninfo, parse_url
+from entityframes.engines import conninfo
+from entityframes.engines.url import parse_url
 from tests.conftest import execute
 
 #: Parts of a password; none is a part of what the messages say by themselves.

@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from polars.testing.parametric import series
 
 import entityframes as ef
-from entityframes import fields
-from entityframes.frames import KEY
+from entityframes.frames.schema import KEY
+from entityframes.metadata import fields
 
 TEXT = st.one_of(
     st.text(max_size=6),

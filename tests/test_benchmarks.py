@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import entityframes as ef
-from entityframes.bench import BATCH, N_PLUS_ONE, n_plus_one
+from entityframes.bench.n_plus_one import BATCH, N_PLUS_ONE, n_plus_one
 from entityframes.cli import cli
 
 

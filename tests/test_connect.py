@@ -17,7 +17,8 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes.engines import FORMAT, parse_url
+from entityframes.engines.base import FORMAT
+from entityframes.engines.url import parse_url
 from tests.conftest import execute
 
 CANARY = "s3cr3t-c4n4ry"

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes.engines.postgres import PostgresEngine
+from entityframes.engines.postgres.engine import PostgresEngine
 from tests.conftest import IDS_OF_JOB, engine_and_keys
 
 engine = engine_and_keys

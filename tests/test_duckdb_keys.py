@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes.engines import duckdb as engine
-from entityframes.frames import KEY
+from entityframes.engines.duckdb import engine
+from entityframes.frames.schema import KEY
 
 
 @pytest.fixture

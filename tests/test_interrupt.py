@@ -18,8 +18,8 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes.engines import CtrlC, Interrupt
-from entityframes.engines.duckdb_errors import translated
+from entityframes.engines.duckdb.errors import translated
+from entityframes.interrupt import CtrlC, Interrupt
 from entityframes.results import OutcomeLog
 
 ROWS = 5_000
@@ -160,7 +160,7 @@ def test_after_the_last_batch(store: ef.EntityStore, monkeypatch) -> None:
 
 def test_while_entities_are_deleted(store: ef.EntityStore, monkeypatch) -> None:
     """What was deleted is told, and what was not."""
-    monkeypatch.setattr("entityframes.deletes.DELETE_ROWS", 100)
+    monkeypatch.setattr("entityframes.writing.delete.DELETE_ROWS", 100)
     frame = notes(rows=1_000)
     store.upsert(frame, progress=False)
     append = OutcomeLog.append

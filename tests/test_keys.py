@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes.engines import duckdb as duckdb_engine
+from entityframes.engines.duckdb import engine as duckdb_engine
 from tests.directory.test_sync import edit, put
 
 Key = tuple[str, str]

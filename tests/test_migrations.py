@@ -17,10 +17,11 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes.engines import FORMAT, queries
+from entityframes.engines import queries
+from entityframes.engines.base import FORMAT
 from tests.conftest import ENGINES, execute
 
-FILES = {"duckdb": "duckdb.sql", "postgresql": "postgres.sql"}
+FILES = {"duckdb": "duckdb/engine.sql", "postgresql": "postgres/engine.sql"}
 
 #: SHA-256 of the statements of each migration, without their comments.
 PINNED: dict[str, list[str]] = {
@@ -316,7 +317,8 @@ def test_a_migration_that_is_killed_begins_again(name: str, engine: str, place, 
 KILLED = """
 import os, signal, sys
 import entityframes as ef
-from entityframes.engines import FORMAT, earlier
+from entityframes.engines import migrations
+from entityframes.engines.base import FORMAT
 url, engine, when = sys.argv[1:]
 last = f"version) VALUES ({FORMAT})"
 
@@ -324,7 +326,7 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if engine == "postgresql":
-    from entityframes.engines import postgres as module
+    from entityframes.engines.postgres import engine as module
     run_all = module._run_all
     def run(connection, statements):
         if when == "first" and last not in statements:
@@ -338,7 +340,7 @@ if engine == "postgresql":
             die()
     module._run_all = run
 else:
-    from entityframes.engines.duckdb import DuckDBEngine
+    from entityframes.engines.duckdb.engine import DuckDBEngine
     real = DuckDBEngine._run
     def run(self, cursor, name, parameters=None):
         changed = real(self, cursor, name, parameters)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 import entityframes as ef
-from entityframes.frames import KEY
+from entityframes.frames.schema import KEY
 from tests.conftest import engine_and_keys
 
 engine = engine_and_keys

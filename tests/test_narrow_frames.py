@@ -13,11 +13,13 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes import batches, merging, narrow
-from entityframes.canonical import canonical_json
-from entityframes.engines import duckdb as duckdb_engine
-from entityframes.engines import postgres as postgres_engine
-from entityframes.frames import KEY
+from entityframes.engines.duckdb import engine as duckdb_engine
+from entityframes.engines.postgres import engine as postgres_engine
+from entityframes.frames.schema import KEY
+from entityframes.metadata import merging
+from entityframes.metadata.canonical_json import canonical_json
+from entityframes.writing.entities import keeping
+from entityframes.writing.entities import target as entity_target
 from tests.conftest import engine_and_keys
 from tests.faults.servers import Background
 
@@ -293,7 +295,7 @@ def test_streams_and_frames_of_different_width(store: ef.EntityStore) -> None:
 
 def test_more_fields_than_are_recorded(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Case 56: of a type with too many fields to record all, every row may lack one."""
-    for module in ("entityframes.fields", "entityframes.narrow"):
+    for module in ("entityframes.metadata.fields", "entityframes.writing.entities.keeping"):
         monkeypatch.setattr(f"{module}.MAX_INFERRED", 3)
     store.upsert(texts(("a", "x", '{"a":1,"b":2,"c":3,"d":4,"e":5}')))
     assert statuses(store.upsert(texts(("a", "x", '{"a":9,"b":2,"c":3}')))) == ["updated"]
@@ -526,9 +528,9 @@ def test_random_frames_against_a_model(engine: str, tmp_path, request: pytest.Fi
         with ef.connect(url, namespace=f"life_{life}") as store, monkeypatch.context() as patch:
             if life % 2:
                 # The ways of large batches, with small ones.
-                patch.setattr(narrow, "FEW_ROWS", 0)
+                patch.setattr(keeping, "FEW_ROWS", 0)
                 patch.setattr(postgres_engine, "ARRAY_ROWS", 0)
-                patch.setattr(batches, "_FEW_TYPES", 8)
+                patch.setattr(entity_target, "_FEW_TYPES", 8)
             for step in range(20):
                 absent, nulls = draw.choice(["keep", "keep", "clear"]), draw.choice(["write", "write", "keep"])
                 frame, rows = random_rows(draw, nulls)

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes.engines import duckdb as duckdb_engine
+from entityframes.engines.duckdb import engine as duckdb_engine
 from tests.command import run as run_command
 from tests.conftest import execute
 

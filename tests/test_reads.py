@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes import reads
-from entityframes.engines import postgres_probe
+from entityframes.engines.postgres import probe as postgres_probe
+from entityframes.reading import lookup
 from tests.conftest import engine_and_keys
 
 engine = engine_and_keys
@@ -98,7 +98,7 @@ def test_ids_are_looked_up_side_by_side(filled: ef.EntityStore, monkeypatch: pyt
     ).sample(fraction=1, shuffle=True, seed=1)
     found = filled.get(ids)
     exists = filled.exists(ids)
-    monkeypatch.setattr(reads, "LEAST_LOOKUP", 5)
+    monkeypatch.setattr(lookup, "LEAST_LOOKUP", 5)
     monkeypatch.setattr(filled._engine, "lookup_rows", 7)
     monkeypatch.setattr(postgres_probe, "MANY_ROWS", 6)
     assert filled.get(ids).equals(found)
@@ -113,7 +113,7 @@ def test_ids_are_looked_up_side_by_side(filled: ef.EntityStore, monkeypatch: pyt
 @pytest.mark.parametrize("call", ["get", "exists", "read"])
 def test_progress_ends_at_its_total(filled: ef.EntityStore, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Also where the last piece is smaller than the others; it never goes back, and never beyond."""
-    monkeypatch.setattr(reads, "LEAST_LOOKUP", 5)
+    monkeypatch.setattr(lookup, "LEAST_LOOKUP", 5)
     monkeypatch.setattr(filled._engine, "lookup_rows", 7)
     told: list[tuple[int, int | None]] = []
 
@@ -121,10 +121,10 @@ def test_progress_ends_at_its_total(filled: ef.EntityStore, monkeypatch: pytest.
         told.append((done, total))
 
     if call == "read":
-        assert reads.read(filled._engine, "note", progress).height == 100
+        assert lookup.read(filled._engine, "note", progress).height == 100
     else:
         ids = ef.ids("note", [f"n{n:03}" for n in range(100)])
-        getattr(reads, call)(filled._engine, ids, filled._threads.submit, progress)
+        getattr(lookup, call)(filled._engine, ids, filled._threads.submit, progress)
     dones = [done for done, _ in told]
     assert dones == sorted(set(dones))
     assert {total for _, total in told} == {100}

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import entityframes as ef
 from entityframes.engines import predicates
 from entityframes.engines.predicates import Compare, EntityColumn, IsIn, IsNull, MetadataField
-from entityframes.scan import ScanQuery, lazy_frame
+from entityframes.reading.scan import ScanQuery, lazy_frame
 from tests.examples import examples
 
 from .conftest import ENGINES, execute, with_database

@@ -332,7 +332,7 @@ def test_a_filter_over_all_types_that_looks_at_more_than_a_row(filled: ef.Entity
 
 def test_what_counts_as_row_by_row() -> None:
     """What the database, or a part of the rows, may decide; everything else is applied to all of them."""
-    from entityframes.rowwise import is_row_by_row
+    from entityframes.reading.rowwise import is_row_by_row
 
     assert not any(is_row_by_row(where) for name, where in WHOLE.items() if name != "sql")
     text, day = pl.col("s"), pl.col("d")

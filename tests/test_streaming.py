@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import entityframes as ef
-from entityframes.chunks import BATCH_BYTES, BATCH_ROWS, chunks, shares
-from entityframes.results import OutcomeLog, outcomes
+from entityframes.frames.batching import BATCH_BYTES, BATCH_ROWS, chunks, shares
+from entityframes.results import OutcomeLog, outcome_schema, outcomes
 
 
 def entities(rows: int, start: int = 0, text: str = "x") -> pl.DataFrame:
@@ -86,7 +86,7 @@ def test_outcomes_that_wait_on_disk() -> None:
     log = OutcomeLog(keep=10)
     for start in (20, 0, 10, 30):
         rows = entities(10, start).with_columns(row=pl.int_range(start, start + 10, dtype=pl.UInt32))
-        log.append(outcomes(rows, status="created" if start else "failed", error="x"))
+        log.append(outcomes(rows, outcome_schema(), status="created" if start else "failed", error="x"))
     assert log.counts["created"] == 30
     assert log.counts["failed"] == 10
     collected = log.collect()
@@ -174,7 +174,7 @@ def test_a_scan_reads_little_ahead(tmp_path: Path) -> None:
         """
         import os, sys
         import polars as pl
-        from entityframes import sources
+        from entityframes.frames import sources
         environment = dict(os.environ)
         assert sum(frame.height for frame in sources.iterate(pl.scan_parquet(sys.argv[1]))) == 600_000
         assert dict(os.environ) == environment

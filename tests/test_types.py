@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import entityframes as ef
-from entityframes import conforming, types
-from entityframes.canonical import canonical_json
+from entityframes.metadata import conformance, dtypes
+from entityframes.metadata.canonical_json import canonical_json
 from tests.examples import examples
 
 INTS = [pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.Int128, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64, pl.UInt128]
@@ -90,11 +90,11 @@ def test_encode_and_decode(name: str) -> None:
     """Values and dtype are the same, nulls included; the dtype survives its own text."""
     series = SERIES[name].alias("column")
     series = series.extend(pl.Series([None], dtype=series.dtype)) if series.dtype != pl.Null else series
-    restored = types.dtype_from_json(types.dtype_to_json(series.dtype))
+    restored = dtypes.dtype_from_json(dtypes.dtype_to_json(series.dtype))
     assert restored == series.dtype
-    text = types.encode(pl.DataFrame([series]).to_struct("metadata"))
+    text = dtypes.encode(pl.DataFrame([series]).to_struct("metadata"))
     assert all(isinstance(json.loads(item), dict) for item in text)
-    back = types.decode(text, {"column": restored})["column"]
+    back = dtypes.decode(text, {"column": restored})["column"]
     assert back.dtype == series.dtype
     assert _exactly(back, series), (back.to_list(), series.to_list())
 
@@ -143,7 +143,7 @@ def test_widening_with_a_null_column(store: ef.EntityStore) -> None:
 def test_what_cannot_be_kept_is_named(dtype: pl.DataType) -> None:
     """The path to the column and its dtype."""
     with pytest.raises(ef.SchemaError, match="'column[^']*' is Object"):
-        types.check_dtype("column", dtype)
+        dtypes.check_dtype("column", dtype)
 
 
 NONCONFORMING = [
@@ -172,11 +172,11 @@ NONCONFORMING = [
 def test_nonconforming(dtype: pl.DataType, bad: list, good: list) -> None:
     """JSON that would not come back as the declared dtype is found; the rest can be decoded."""
     fields = {"f": dtype}
-    wrong = conforming.nonconforming(pl.Series([json.dumps({"f": value}) for value in bad]), fields)
+    wrong = conformance.nonconforming(pl.Series([json.dumps({"f": value}) for value in bad]), fields)
     assert wrong["row"].to_list() == list(range(len(bad)))
     fine = pl.Series([json.dumps({"f": value}) for value in [*good, None]] + ["{}"])
-    assert conforming.nonconforming(fine, fields).height == 0
-    assert types.decode(fine, fields)["f"].dtype == dtype
+    assert conformance.nonconforming(fine, fields).height == 0
+    assert dtypes.decode(fine, fields)["f"].dtype == dtype
 
 
 JSON = st.recursive(
@@ -226,7 +226,7 @@ def test_canonical_json_is_equal_for_equal_values(value: dict) -> None:
 def test_typed_and_textual_metadata_agree(rows: list[dict]) -> None:
     """The JSON of typed columns is canonical, so the same values are equal however they came."""
     schema = {"b": pl.Float64, "a": pl.String, "é": pl.Int64, "l": pl.List(pl.Float32)}
-    text = types.encode(pl.DataFrame(rows, schema).to_struct("m")).to_list()
+    text = dtypes.encode(pl.DataFrame(rows, schema).to_struct("m")).to_list()
     canonical, errors, _ = canonical_json(text)
     assert errors == [None] * len(rows)
     assert canonical == text
@@ -237,7 +237,7 @@ def test_fields_beside_each_other_whatever_their_names() -> None:
     names = ["a", 'b"', "c\\", "d\n", "e\u2028", "f.g", "é", "\x01", "", "{", "}"]
     columns = {name: pl.Series([f"{name}}}", None, '{"']) for name in names}
     columns |= {"b": pl.Series([1.0, 1e-5, None]), "d": pl.Series([1, None, 3]), "g": pl.Series([True, None, False])}
-    text = types.encode(
+    text = dtypes.encode(
         pl.DataFrame(columns).to_struct("m").extend(pl.Series([None], dtype=pl.Struct(_schema(columns))))
     )
     canonical, errors, _ = canonical_json(text.to_list())

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes import reads
+from entityframes.reading import lookup
 from tests.command import run
 
 
@@ -47,14 +47,14 @@ def test_types_that_are_known(store: ef.EntityStore) -> None:
         assert store.scan("gone").collect().is_empty()
         assert store.scan().collect().height == 2
         assert not store.get(ef.ids("other", ["1"]))["found"].any()
-    assert reads.unknown_type_message(store._engine, "gone") is None
+    assert lookup.unknown_type_message(store._engine, "gone") is None
 
 
 def test_many_types(store: ef.EntityStore) -> None:
     """Twenty are named."""
     many = pl.DataFrame({"entity_type": [f"t{n:02}" for n in range(25)], "id": "a", "content": "x"})
     store.upsert(many, progress=False)
-    message = reads.unknown_type_message(store._engine, "other")
+    message = lookup.unknown_type_message(store._engine, "other")
     assert message is not None
     assert message.endswith("t18, t19, ...")
 

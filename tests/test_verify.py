@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes.verify import CHECKS, VERIFY_SCHEMA
+from entityframes.reading.verify import CHECKS, VERIFY_SCHEMA
 from tests.command import run
 
 Sql = Callable[..., list]

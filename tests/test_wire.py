@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes import fields
-from entityframes.bench import sample
-from entityframes.wire import WireProxy
+from entityframes.bench.n_plus_one import sample
+from entityframes.bench.wire import WireProxy
+from entityframes.metadata import fields
 
 
 @pytest.fixture

@@ -55,8 +55,8 @@ def _told() -> Iterator[None]:
     """Every expected error is one line on standard error and exit status 2, never a traceback."""
     import polars as pl
 
-    from entityframes.engines.interrupt import handler_of_ctrl_c
     from entityframes.errors import EntityFramesError
+    from entityframes.interrupt import handler_of_ctrl_c
 
     handler_of_ctrl_c()
     try:

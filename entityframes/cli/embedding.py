@@ -140,10 +140,10 @@ def _check_type(store: Any, entity_type: str | None) -> None:
     Raises:
         EntityFramesError: it has none.
     """
-    from entityframes import reads
     from entityframes.errors import EntityFramesError
+    from entityframes.reading import lookup
 
-    said = None if entity_type is None else reads.unknown_type_message(store._engine, entity_type)
+    said = None if entity_type is None else lookup.unknown_type_message(store._engine, entity_type)
     if said is not None:
         raise EntityFramesError(said)
 

@@ -49,9 +49,9 @@ def _ids_frame(entity_type: str, ids: Sequence[str], ids_file: str | None) -> An
 
 
 def _unknown_type(store: Any, entity_type: str) -> str | None:
-    from entityframes import reads
+    from entityframes.reading import lookup
 
-    return reads.unknown_type_message(store._engine, entity_type)
+    return lookup.unknown_type_message(store._engine, entity_type)
 
 
 def _note_unknown_type(store: Any, entity_type: str) -> None:
@@ -183,7 +183,7 @@ def bench(
 
     The namespace is removed again; nothing else is touched.
     """
-    from entityframes.bench import n_plus_one, save_chart
+    from entityframes.bench.n_plus_one import n_plus_one, save_chart
 
     measured = n_plus_one(url, sizes or (100, 1_000), latency_ms=latency_ms, repeat=repeat)
     if chart:
@@ -207,7 +207,7 @@ def stats(as_json: bool, url: str | None, namespace: str) -> None:
 @store_options
 def verify(repair: bool, as_json: bool, url: str | None, namespace: str) -> None:
     """Recompute hashes, ledger counts, jobs and recorded dtypes. Exit status 1 if something stays inconsistent."""
-    from entityframes import reports
+    from entityframes.cli import reports
 
     with open_store(url, namespace, read_only=not repair) as store:
         found = store.verify(repair=repair)

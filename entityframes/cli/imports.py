@@ -340,7 +340,7 @@ class _OfFiles:
 def _dry_run(store: Any, frame: Any, options: dict[str, Any], as_json: bool, given: Any) -> NoReturn:
     import json
 
-    from entityframes import reports
+    from entityframes.cli import reports
 
     plan = store.plan(
         frame, absent=options["absent"], nulls=options["null_values"], on_duplicate=options["on_duplicate"]
@@ -382,8 +382,8 @@ def _check_failed_file(path: str | None, files: Sequence[str]) -> None:
 
 def _known(store: Any, entity_type: str | None) -> dict[str, Any]:
     """The dtypes that the store has for the metadata of a type, as long as it has entities of it."""
-    from entityframes.fields import Fields
-    from entityframes.frames import ENTITY_COLUMNS
+    from entityframes.frames.schema import ENTITY_COLUMNS
+    from entityframes.metadata.fields import Fields
 
     if entity_type is None or store._engine.is_empty(entity_type):
         return {}
@@ -393,7 +393,7 @@ def _known(store: Any, entity_type: str | None) -> dict[str, Any]:
 
 def _entity_frame(rows: Any, given: Any, options: dict[str, Any]) -> Any:
     import entityframes
-    from entityframes import frames
+    from entityframes.frames.schema import ADDED_COLUMNS, joined
 
     rows = rows.drop(ERROR_COLUMN, RAW_COLUMN, strict=False)
     schema = rows.collect_schema()
@@ -403,13 +403,13 @@ def _entity_frame(rows: Any, given: Any, options: dict[str, Any]) -> Any:
     columns = options["id_columns"]
     if missing := [name for name in columns if name not in schema]:
         raise _no_column(missing, list(schema))
-    key: Any = columns[0] if len(columns) == 1 else frames.joined(columns, schema, options["id_separator"])
+    key: Any = columns[0] if len(columns) == 1 else joined(columns, schema, options["id_separator"])
     metadata = options["metadata"]
     if not metadata:
         # A key made of several columns keeps them: the parts of an id are of use on their own.
         taken = (columns[0] if len(columns) == 1 else None, options["content"])
-        metadata = [name for name in schema if name not in taken and name not in frames.ADDED_COLUMNS]
-        left = [name for name in frames.ADDED_COLUMNS if name in schema and name not in taken]
+        metadata = [name for name in schema if name not in taken and name not in ADDED_COLUMNS]
+        left = [name for name in ADDED_COLUMNS if name in schema and name not in taken]
         if left and "content_hash" not in left:
             given.notes.add(
                 "left",

@@ -7,13 +7,14 @@ from typing import Any
 
 import polars as pl
 
-from entityframes.attempts import confirm
 from entityframes.directory.left_out import LEFT_OUT
 from entityframes.directory.plan import PLAN_SCHEMA
-from entityframes.engines import Engine, Interrupt
+from entityframes.engines.base import Engine
 from entityframes.engines.directory import FILED, DirectoryEngine
+from entityframes.interrupt import Interrupt
 from entityframes.progress import Reporter
 from entityframes.results import ERROR_KINDS, SYNC_STATUSES, OutcomeLog, SyncResult, outcome_schema
+from entityframes.writing.confirm import confirm
 
 #: Columns of the outcomes of a sync.
 SYNC_SCHEMA = pl.Schema(

@@ -27,7 +27,7 @@ from yaml.events import (
     StreamEndEvent,
 )
 
-from entityframes.canonical import number_text
+from entityframes.metadata.canonical_json import number_text
 
 try:
     from yaml.cyaml import CParser as _Parser

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from entityframes.canonical import canonical_json
 from entityframes.directory import markdown
 from entityframes.directory.tree import Read, Tree
-from entityframes.validation import sha256
+from entityframes.metadata.canonical_json import canonical_json
+from entityframes.writing.entities.validation import sha256
 
 #: A chunk is read by one thread: so many files, or so many bytes.
 CHUNK_FILES = 128

@@ -6,16 +6,15 @@ import time
 
 import polars as pl
 
-from entityframes import frames
-from entityframes.attempts import RETRIED, Attempts, FateUnknownError, from_ledger
 from entityframes.directory.account import Account
 from entityframes.directory.tree import Tree
-from entityframes.engines import Batch, Engine
+from entityframes.engines.base import Batch, Engine
 from entityframes.errors import ConnectionLostError
-from entityframes.fields import Fields
-from entityframes.frames import KEY
-from entityframes.judge import judge
-from entityframes.options import Options
+from entityframes.frames.schema import KEY, numbered
+from entityframes.metadata.fields import Fields
+from entityframes.retry import CommitUnknownError, Transaction
+from entityframes.writing.entities.validation import validate
+from entityframes.writing.options import Options
 
 _OLD_KEY = {"entity_type": pl.col("old_type"), "id": pl.col("old_id")}
 
@@ -64,23 +63,17 @@ def _entities(engine: Engine, rows: pl.DataFrame, batch: Batch, account: Account
     if rows.is_empty():
         return
     pairs = rows.select("old_type", "old_id", new_type="entity_type", new_id="id")
-    attempts = Attempts(batch.interrupt)
-    lost: ConnectionLostError | None = None
-    found: pl.DataFrame | None = None
+
+    def recovered(lost: ConnectionLostError, answer: pl.DataFrame | None) -> pl.DataFrame | None:
+        if answer is not None and answer.height == pairs.height:
+            return None
+        return engine.directory.renamed_by(pairs, batch)
+
+    what = f"run {batch.run_id}, renames in batch {batch.batch_id}"
+    transaction: Transaction[pl.DataFrame] = Transaction(what, recovered, batch.interrupt)
     try:
-        while found is None:
-            try:
-                found = engine.directory.rename(pairs, batch)
-            except RETRIED as error:
-                if isinstance(error, ConnectionLostError) and error.committing:
-                    lost = error
-                    found = _renamed(engine, pairs, batch, lost)
-                if found is None:
-                    attempts.again(error)
-        if lost is not None and found.height < pairs.height:
-            # The first COMMIT may have been on its way still when the ledger was asked.
-            found = found if (done := _renamed(engine, pairs, batch, lost)) is None else done
-    except FateUnknownError as error:
+        found = transaction.run(lambda: engine.directory.rename(pairs, batch))
+    except CommitUnknownError as error:
         account.tell(rows, "unknown", error_kind=error.kind, error=str(error))
         raise
     account.batches += 1
@@ -91,11 +84,6 @@ def _entities(engine: Engine, rows: pl.DataFrame, batch: Batch, account: Account
     account.tell(rows.filter(~moved), "conflict", error="changed while it was synced: sync again")
 
 
-def _renamed(engine: Engine, pairs: pl.DataFrame, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:
-    """What a rename came to whose COMMIT was not answered, or None if it came to nothing."""
-    return from_ledger(lambda: engine.directory.renamed_by(pairs, batch), lost, batch.interrupt)
-
-
 def _fitting(engine: Engine, rows: pl.DataFrame, account: Account) -> pl.DataFrame:
     """An entity that changes its type has to fit the metadata fields of the new one."""
     across = rows.filter(pl.col("old_type") != pl.col("entity_type"))
@@ -103,10 +91,10 @@ def _fitting(engine: Engine, rows: pl.DataFrame, account: Account) -> pl.DataFra
         return rows
     found = engine.lookup(across.select(**_OLD_KEY))
     across = across[found["position"]]
-    chunk = frames.numbered(across.select(*KEY, content=pl.lit(""))).with_columns(found["metadata"])
+    chunk = numbered(across.select(*KEY, content=pl.lit(""))).with_columns(found["metadata"])
     fields = Fields(engine)
-    _, invalid, inferred, _ = judge(chunk, fields, Options(absent="clear"))
-    bad = across[invalid["row"]].with_columns(invalid["error"].alias("reason"))
+    valid = validate(chunk, fields, Options(absent="clear"))
+    bad = across[valid.invalid["row"]].with_columns(valid.invalid["error"].alias("reason"))
     account.tell(bad, "failed", error_kind="validation", error=pl.col("reason"))
-    fields.infer(inferred)
+    fields.infer(valid.inferred)
     return rows.join(bad, on="row", how="anti", maintain_order="left")

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from entityframes.batches import UpsertRun
-from entityframes.deletes import DeleteRun
 from entityframes.directory.account import Account
 from entityframes.directory.handles import outlast_tick
 from entityframes.directory.plan import (
@@ -35,12 +33,15 @@ from entityframes.directory.reading import read_in_chunks
 from entityframes.directory.renames import rename
 from entityframes.directory.survey import Folder, shaped, survey
 from entityframes.directory.writing import Rendered, rendered, write_in_chunks
-from entityframes.engines import Batch, Interrupt
+from entityframes.engines.base import Batch
 from entityframes.errors import ConnectionLostError, DirectoryError
-from entityframes.frames import KEY
-from entityframes.options import Options
+from entityframes.frames.schema import KEY
+from entityframes.interrupt import Interrupt
 from entityframes.progress import Reporter
 from entityframes.results import SyncResult, UpsertResult
+from entityframes.writing.delete import Delete
+from entityframes.writing.options import Options
+from entityframes.writing.upsert import Upsert
 
 if TYPE_CHECKING:
     from entityframes.store import EntityStore
@@ -312,7 +313,7 @@ class SyncRun:
             self._account.advance(rows - done)
             done = rows
 
-        run = UpsertRun(self._engine, options, Interrupt(self._cancel))
+        run = Upsert(self._engine, options, Interrupt(self._cancel))
         source = self._entities(unread, sent, compared)
         with Reporter(progress, None) as reporter:
             try:
@@ -394,9 +395,10 @@ class SyncRun:
         rows = self._keep_entities(self._due("delete", "import"))
         if rows.is_empty():
             return
-        run = DeleteRun(self._engine, self._run_id, unchanged=True)
+        run = Delete(self._engine, Interrupt(self._cancel), unchanged=True)
         try:
-            run.execute(rows.select(*KEY, content_hash="stored_content", metadata_hash="stored_metadata"))
+            keys = rows.select(*KEY, content_hash="stored_content", metadata_hash="stored_metadata")
+            run.execute(keys, Reporter(False, None), self._store._threads.submit)
         finally:
             result = run.result()
             self._account.batches += result.batches

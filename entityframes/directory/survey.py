@@ -15,8 +15,8 @@ from entityframes.directory import paths
 from entityframes.directory.plan import Direction
 from entityframes.directory.tree import Tree
 from entityframes.directory.walk import Walk
-from entityframes.engines import Engine
-from entityframes.frames import KEY
+from entityframes.engines.base import Engine
+from entityframes.frames.schema import KEY
 
 #: Columns of a surveyed row; base_... is what was remembered, stored_... what the store has now, null where nothing.
 ROWS = pl.Schema(

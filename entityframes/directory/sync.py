@@ -20,11 +20,11 @@ from entityframes.directory.run import SyncOptions, SyncRun
 from entityframes.directory.survey import Folder
 from entityframes.directory.tree import Tree
 from entityframes.directory.watch import Synced, Watcher
-from entityframes.engines import check_writable
+from entityframes.engines.base import check_writable
 from entityframes.errors import DatabaseError, DirectoryError, EntityFramesError
+from entityframes.frames.utf8 import printable
 from entityframes.progress import Progress, Reporter
 from entityframes.results import SyncResult
-from entityframes.utf8 import printable
 
 if TYPE_CHECKING:
     from entityframes.store import EntityStore

@@ -11,9 +11,9 @@ import polars as pl
 
 from entityframes.directory import markdown
 from entityframes.directory.tree import Tree, Write
-from entityframes.engines import Engine
+from entityframes.engines.base import Engine
 from entityframes.engines.directory import FILED
-from entityframes.frames import KEY
+from entityframes.frames.schema import KEY
 
 #: Entities fetched and written at once by one thread, and threads: waiting for the disk is most of it.
 CHUNK = 128

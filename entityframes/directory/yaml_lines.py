@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from yaml.resolver import Resolver
 
-from entityframes.canonical import number_text
 from entityframes.directory.frontmatter import DEPTH, UNSEEN, Node, core_json
+from entityframes.metadata.canonical_json import number_text
 
 
 class Number(NamedTuple):

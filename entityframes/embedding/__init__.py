@@ -1,10 +1,10 @@
 """Embedding and search: embedders, the workers that keep spaces up to date, and what searches them."""
 
-from entityframes.embedding.embedder import Embedder, embedder_of_model, load_embedder
-from entityframes.embedding.hashing import HashingEmbedder
-from entityframes.embedding.openai import OpenAIEmbedder
-from entityframes.embedding.sentences import SentenceTransformerEmbedder
-from entityframes.embedding.wordllama import WordLlamaEmbedder
+from entityframes.embedding.embedders.base import Embedder, embedder_of_model, load_embedder
+from entityframes.embedding.embedders.hashing import HashingEmbedder
+from entityframes.embedding.embedders.openai import OpenAIEmbedder
+from entityframes.embedding.embedders.sentences import SentenceTransformerEmbedder
+from entityframes.embedding.embedders.wordllama import WordLlamaEmbedder
 
 __all__ = [
     "Embedder",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from entityframes.embedding.embedder import Embedder
+from entityframes.embedding.embedders.base import Embedder
 from entityframes.errors import EmbedderBusyError, EmbedderError
+from entityframes.retry import retry
 
 Array = np.ndarray[Any, Any]
 
@@ -21,6 +23,10 @@ LONGEST_ASKED = 3600.0
 #: When so many single texts have failed in a row, a text that is known to be harmless tells whether it is the texts.
 HOPELESS = 8
 HARMLESS = "text"
+
+
+#: What an embedder raises that is asked again later.
+_BUSY = (EmbedderBusyError, TimeoutError, ConnectionError)
 
 
 class StoppedError(Exception):
@@ -88,7 +94,7 @@ class Calls:
         """
         errors: list[str | None] = [None]
         try:
-            vectors = _scaled(self._patiently([HARMLESS]).copy(), errors)
+            vectors = _scaled(self._answer([HARMLESS]).copy(), errors)
         except (EmbedderError, StoppedError):
             raise
         except Exception as error:
@@ -107,7 +113,7 @@ class Calls:
         error = known
         if error is None:
             try:
-                vectors[low:high] = self._patiently(texts[low:high])
+                vectors[low:high] = self._answer(texts[low:high])
             except (EmbedderError, StoppedError):
                 raise
             except Exception as refused:
@@ -133,23 +139,30 @@ class Calls:
         if doubtful:
             self.try_out(error)
 
-    def _patiently(self, texts: Sequence[str]) -> Array:
-        for tries in range(1, self._max_attempts + 1):
+    def _answer(self, texts: Sequence[str]) -> Array:
+        """The vectors of texts, asked for again while the embedder is busy."""
+
+        def ask() -> Array:
             with self._lock:
                 self.count += 1
-            try:
-                vectors = self._checked(self._embedder.embed(texts), len(texts))
-            except (EmbedderBusyError, TimeoutError, ConnectionError) as busy:
-                if tries == self._max_attempts:
-                    raise _as_busy(busy) from busy
-                asked = getattr(busy, "retry_after", None)
-                wait = min(BACKOFF * 2 ** min(tries - 1, 10), LONGEST_BACKOFF) if asked is None else asked
-                self._delayed(str(busy), tries)
-                if self._stopping.wait(min(wait, LONGEST_ASKED)):
-                    raise StoppedError from busy
-            else:
-                return vectors
-        raise AssertionError("a try ends in a vector or an error")
+            return self._checked(self._embedder.embed(texts), len(texts))
+
+        pauses = [partial(self._pause, tries) for tries in range(1, self._max_attempts)]
+        try:
+            return retry(ask, on=_BUSY, pauses=pauses, wait=self._wait, what=f"the embedder {self._embedder.name}")
+        except _BUSY as busy:
+            raise _as_busy(busy) from busy
+
+    def _pause(self, tries: int, busy: BaseException) -> float:
+        """Seconds until the next try: those that the embedder asks for, or more after each."""
+        self._delayed(str(busy), tries)
+        asked = getattr(busy, "retry_after", None)
+        seconds: float = min(BACKOFF * 2 ** min(tries - 1, 10), LONGEST_BACKOFF) if asked is None else asked
+        return min(seconds, LONGEST_ASKED)
+
+    def _wait(self, seconds: float) -> None:
+        if self._stopping.wait(seconds):
+            raise StoppedError
 
     def _checked(self, answer: Any, rows: int) -> Array:
         try:

@@ -7,12 +7,12 @@ from typing import Any
 
 import polars as pl
 
-from entityframes import frames, sources
 from entityframes.embedding import spaces as spaces_
-from entityframes.engines import Engine
+from entityframes.engines.base import Engine
 from entityframes.engines.embedding import STATES
 from entityframes.errors import EntityFramesError, SpaceError
-from entityframes.frames import KEY
+from entityframes.frames import sources
+from entityframes.frames.schema import KEY, check_id_schema, usable_ids
 
 _TIME = pl.Datetime("us", "UTC")
 JOB_SCHEMA = pl.Schema(
@@ -100,6 +100,6 @@ def enqueue(engine: Engine, what: Any, space: str | None) -> int:
     if what is None or isinstance(what, str):
         return engine.embedding.enqueue(space, what, None)
     given = sources.as_frame(what)
-    frames.check_id_schema(given.schema)
-    keys = frames.usable_ids(given).filter("usable").select(KEY).unique()
+    check_id_schema(given.schema)
+    keys = usable_ids(given).filter("usable").select(KEY).unique()
     return engine.embedding.enqueue(space, None, keys)

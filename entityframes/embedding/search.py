@@ -9,24 +9,24 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from entityframes import reads
 from entityframes.embedding import spaces
 from entityframes.embedding.calls import Calls
-from entityframes.embedding.embedder import Embedder, embedder_of_model
+from entityframes.embedding.embedders.base import Embedder, embedder_of_model
 from entityframes.embedding.text_index import catch_up
 from entityframes.embedding.words import Query
-from entityframes.engines import Engine
+from entityframes.engines.base import Engine
 from entityframes.engines.predicates import EntityColumn, IsIn, Predicate
 from entityframes.engines.text import Asked
 from entityframes.errors import EmbedderError, SpaceError
-from entityframes.frames import KEY
-from entityframes.rowwise import is_row_by_row
-from entityframes.scan import ScanQuery, lazy_frame
+from entityframes.frames.schema import KEY
+from entityframes.reading import lookup
+from entityframes.reading.rowwise import is_row_by_row
+from entityframes.reading.scan import ScanQuery, lazy_frame
 
 Mode = Literal["vector", "text", "hybrid"]
 
 #: Columns of an answer.
-SCHEMA = pl.Schema({"rank": pl.UInt32(), "score": pl.Float64(), **reads.ENTITY_SCHEMA})
+SCHEMA = pl.Schema({"rank": pl.UInt32(), "score": pl.Float64(), **lookup.ENTITY_SCHEMA})
 
 #: Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009): the sum of 1 / (10 + rank) over the rankings. With their
 #: 60, being in both rankings counts for more than being first in one, and of two there are not enough for that.
@@ -57,7 +57,7 @@ class Search:
         if where is not None and is_row_by_row(where):
             self._pushed = _pushed(engine, entity_type, where)
         elif where is not None:
-            self._kept = reads.passing(engine, entity_type, where)
+            self._kept = lookup.passing(engine, entity_type, where)
             self._pushed = _one_of(self._kept)
 
     def text(self, query: str) -> pl.DataFrame:
@@ -129,7 +129,7 @@ class Search:
         if self._kept is not None:
             return found.join(self._kept, on=KEY, how="semi", maintain_order="left")
         assert self._where is not None
-        typed = reads.typed(self._engine, self._entity_type, found.drop("score"))
+        typed = lookup.typed(self._engine, self._entity_type, found.drop("score"))
         return found.filter(typed.select(self._where.fill_null(False).alias("kept")).to_series())
 
 
@@ -147,7 +147,7 @@ def _pushed(engine: Engine, entity_type: str | None, where: pl.Expr) -> Predicat
         seen[0] = query.where
         return iter(())
 
-    schema, columns = reads.located(engine, entity_type)
+    schema, columns = lookup.located(engine, entity_type)
     lazy_frame(schema, columns, note, name="search").filter(where).collect()
     return seen[0]
 

@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 
 from entityframes.embedding.calls import Calls
-from entityframes.embedding.embedder import Embedder, load
-from entityframes.engines import Engine
+from entityframes.embedding.embedders.base import Embedder, load
+from entityframes.engines.base import Engine
 from entityframes.errors import EmbedderBusyError, SpaceError
 
 #: Also keeps a name from needing quotes in SQL.

@@ -18,34 +18,37 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 
 from entityframes.embedding.calls import Calls, StoppedError
-from entityframes.embedding.embedder import Embedder
+from entityframes.embedding.embedders.base import Embedder
 from entityframes.embedding.jobs import Left
-from entityframes.engines import Engine, Interrupt
+from entityframes.engines.base import Engine
 from entityframes.engines.embedding import Job, JobEnd, LeaseLostError, Worker
 from entityframes.errors import DatabaseError, EmbedderBusyError, EmbedderError, TransientError
-from entityframes.frames import KEY
+from entityframes.frames.schema import KEY
+from entityframes.interrupt import Interrupt
 from entityframes.progress import Reporter
-from entityframes.results import EMBED_STATUSES, EmbedResult, OutcomeLog, outcomes
+from entityframes.results import EMBED_STATUSES, EmbedResult, OutcomeLog, outcome_schema, outcomes
+from entityframes.retry import retry
 
 #: Seconds after which a job is taken from a worker that was not heard of; it renews its lease three times as often.
 LEASE = 60.0
 #: Vectors are written when the engine has enough of them, or when the oldest has waited so many seconds.
 WRITE_SECONDS = 2.0
-#: How often work on a job is resumed after the database asked for it, and seconds before the second try.
-MAX_TRIES = 5
-RESUME_SECONDS = 0.2
+#: Seconds before work on a job is resumed after an error of the database that may pass.
+RESUME_PAUSES = (0.2, 0.4, 0.8, 1.6)
 #: Seconds between two looks at whether the jobs of other workers are done.
 POLL = (0.05, 1.0)
 #: What is told of rows whose job another worker has by now.
 LOST: dict[str, Any] = {"status": "skipped", "error": "its job went to another worker"}
 #: Seconds that a run which is broken off waits for its threads; an embedder may not come back.
 PATIENCE = 1.5
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("entityframes")
 
@@ -268,32 +271,26 @@ class EmbedRun:
             writing.close()
 
     def _claimed(self, worker: Worker) -> Job | None:
-        job: Job | None = self._patiently(lambda: self._engine.embedding.claim(self._space, worker))
+        job: Job | None = self._retried(lambda: self._engine.embedding.claim(self._space, worker))
         if job is not None:
             self._held[job.job_id] = job
         return job
 
-    def _patiently(self, ask: Any) -> Any:
-        """Ask the database again where it asks for that."""
-        for tries in range(MAX_TRIES):
-            try:
-                return ask()
-            except TransientError:
-                if tries == MAX_TRIES - 1 or self._stopping.wait(RESUME_SECONDS * 2**tries):
-                    raise
-        raise AssertionError("a try ends in an answer or an error")
+    def _retried(self, ask: Callable[[], T]) -> T:
+        """Ask the database, again where that helps, until the run is stopped."""
+        return retry(ask, pauses=RESUME_PAUSES, wait=self._stopping.wait, what=f"embedding into space {self._space}")
 
     def _work_off(self, job: Job, writing: _Writing) -> None:
         """Embed what is due of a job and have it written, and the job finished or given back."""
         embedding = self._engine.embedding
         try:
-            rows = self._patiently(lambda: embedding.members(job))
+            rows = self._retried(lambda: embedding.members(job))
             if writing.has(rows):
                 # Also of the job before, whose vectors are not there yet.
                 writing.wait()
-                rows = self._patiently(lambda: embedding.members(job))
+                rows = self._retried(lambda: embedding.members(job))
             if rows.is_empty():
-                self._patiently(lambda: embedding.move(job, JobEnd("done")))
+                self._retried(lambda: embedding.move(job, JobEnd("done")))
                 self._held.pop(job.job_id, None)
             else:
                 self._embed(job, rows, writing)
@@ -387,7 +384,7 @@ class EmbedRun:
             finally:
                 tried = True
 
-        written: pl.DataFrame = self._patiently(write)
+        written: pl.DataFrame = self._retried(write)
         return written
 
     def _stored(self, job: Job, rows: pl.DataFrame) -> pl.DataFrame:
@@ -402,7 +399,7 @@ class EmbedRun:
             numbered = rows.with_row_index("row", self._rows)
             self._rows += rows.height
             self._batches += batches
-            self._log.append(outcomes(numbered, EMBED_STATUSES, job_id=job.job_id, **told))
+            self._log.append(outcomes(numbered, outcome_schema(EMBED_STATUSES), job_id=job.job_id, **told))
 
     def _delayed(self, error: str, tries: int) -> None:
         """While the embedder is busy, `jobs` shows why nothing moves."""

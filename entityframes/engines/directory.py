@@ -7,7 +7,7 @@ from typing import Protocol
 
 import polars as pl
 
-from entityframes.engines import Batch
+from entityframes.engines.base import Batch
 
 #: What is known of a file since it was last in step with its entity: where it is, which entity it is, its size in
 #: bytes, its mark (a number made of its times and its inode; -1 where it is not to be relied on), the sha256 of its

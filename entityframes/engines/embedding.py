@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
-from entityframes.engines.interrupt import Interrupt
+from entityframes.interrupt import Interrupt
 
 if TYPE_CHECKING:
     import numpy as np

@@ -29,7 +29,7 @@ def quoted_namespace(namespace: str) -> str:
 @cache
 def _named(file: str) -> Mapping[str, str]:
     """The statements of a file, with the parts that several of them share put in."""
-    text = resources.files("entityframes.engines").joinpath(file).read_text("utf-8")
+    text = resources.files("entityframes.engines").joinpath(*file.split("/")).read_text("utf-8")
     pieces = re.split(r"^-- (name|part): (\w+)\n", text, flags=re.MULTILINE)[1:]
     named: dict[str, dict[str, str]] = {"name": {}, "part": {}}
     for kind, name, body in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):

@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 
 import polars as pl
 
-from entityframes import types
 from entityframes.errors import SchemaError
 from entityframes.files.delimited import MAX_COLUMNS, Dialect, TextRows, read_delimited
 from entityframes.files.json_rows import JsonRows, as_frame, read_json
@@ -25,6 +24,7 @@ from entityframes.files.opening import check_name, copy, display_name, expanded,
 from entityframes.files.pieces import arrow_pieces, in_pieces
 from entityframes.files.unread import Unread
 from entityframes.files.writing import check_writable, nonfinite, write_file
+from entityframes.metadata import dtypes
 
 __all__ = [
     "FORMATS", "Format", "Rows", "TextOptions", "check_name", "check_writable", "expanded", "format_of", "nonfinite",
@@ -356,7 +356,7 @@ def _tables(paths: list[str], names: Sequence[str], kind: str) -> list[pl.LazyFr
                 f"{_differing(list(wide), list(schema))}: import files of one kind at a time"
             )
         for column, dtype in schema.items():
-            held = types.widened(wide.get(column, pl.Null()), dtype)
+            held = dtypes.widened(wide.get(column, pl.Null()), dtype)
             if held is None:
                 raise SchemaError(
                     f"column {column!r} is {dtype} in {display_name(name)} and {wide[column]} in "

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from entityframes.errors import SchemaError
-from entityframes.utf8 import printable
+from entityframes.frames.utf8 import printable
 
 #: Bytes that are read, unpacked and decoded at once.
 BLOCK = 1 << 20

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from entityframes.errors import SchemaError
-from entityframes.utf8 import printable
+from entityframes.frames.utf8 import printable
 
 #: Characters of unread rows that are kept; of those beyond only place and reason are.
 MAX_RAW = 64 << 20

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import assume, given, settings
 
 import entityframes as ef
-from entityframes.canonical import canonical_json
 from entityframes.directory import markdown
 from entityframes.directory.markdown import parse, render
+from entityframes.metadata.canonical_json import canonical_json
 from tests.examples import examples
 
 FRONT = """# of the author

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from hypothesis import assume, example, given, settings
 
-from entityframes.canonical import canonical_json
 from entityframes.directory import frontmatter
 from entityframes.directory.markdown import Document, MarkdownError, join, parse, render
+from entityframes.metadata.canonical_json import canonical_json
 from tests.examples import examples
 
 BOM = b"\xef\xbb\xbf"

@@ -15,8 +15,8 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes.batches import UpsertRun
 from entityframes.directory.tree import Tree
+from entityframes.writing.upsert import Upsert
 
 FRONT = "---\ntitle: {}\ntags: [a, b]  # a comment that has to survive\n---\n\n"
 
@@ -484,14 +484,14 @@ def test_an_entity_changed_meanwhile_is_not_overwritten(
     put(root / "a.md", "one")
     folder.sync()
     edit(root / "a.md", "file")
-    execute = UpsertRun.execute
+    execute = Upsert.execute
 
-    def late(run: UpsertRun, *rest: Any) -> ef.UpsertResult:
+    def late(run: Upsert, *rest: Any) -> ef.UpsertResult:
         if run.options.expected:
             store.upsert_entity("note", "a", "somebody else")
         return execute(run, *rest)
 
-    monkeypatch.setattr(UpsertRun, "execute", late)
+    monkeypatch.setattr(Upsert, "execute", late)
     assert statuses(folder.sync()) == {"a.md": "conflict"}
     assert store.get_entity("note", "a")["content"] == "somebody else"
 

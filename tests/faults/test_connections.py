@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes import attempts
+from entityframes import retry
 from tests.conftest import execute
 from tests.faults.invariants import Model, check_jobs, rows
 from tests.faults.servers import COMMIT, WAITING, Background, Proxy, Server, backends, wait_until
@@ -127,7 +127,7 @@ def test_the_answer_is_lost_and_somebody_wrote_since(
 
 def test_the_ledger_cannot_be_asked(own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then, and only then, the rows are unknown; a later run settles them."""
-    monkeypatch.setattr(attempts, "LEDGER_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 0.5)
     model, store = Model(), own_store(port=proxy.port, workers=1)
     frame = rows(50)
     proxy.drop_answer_to, proxy.refuse_after_drop = b"merged AS", True
@@ -145,7 +145,7 @@ def test_the_answer_to_a_delete_is_lost(
     own_server: Server, database: str, own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was deleted and what was missing is told, as the ledger has it; unknown are rows if it cannot be asked."""
-    monkeypatch.setattr(attempts, "LEDGER_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 0.5)
     model, store = Model(), own_store(port=proxy.port, workers=1)
     frame = rows(100)
     model.upserted(frame, store.upsert(frame))

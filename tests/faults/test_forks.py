@@ -169,7 +169,7 @@ def test_a_child_that_unwinds_leaves_the_connection(url: str, tmp_path: Path) ->
         f"""
         {AT_WORK.replace(chr(10), chr(10) + " " * 8)}
         from contextlib import contextmanager
-        from entityframes.engines import Interrupt
+        from entityframes.interrupt import Interrupt
         engine = store._engine
         sql = "UPDATE entityframes.entities SET content = 'changed' WHERE id = 'a'"
         @contextmanager

@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes.engines import Interrupt
+from entityframes.interrupt import Interrupt
 from tests.conftest import execute
 from tests.faults.invariants import Model, rows
 from tests.faults.poolers import PGBOUNCER, PgBouncer, Pooler

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes import attempts
+from entityframes import retry
 from tests.faults.invariants import Model, rows
 from tests.faults.servers import COMMIT, WAITING, Background, Proxy, Server, backends, wait_until
 
@@ -19,7 +19,7 @@ ALWAYS = 1_000
 @pytest.fixture
 def fails_with(own_server: Server, database: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Callable]:
     """Makes the server refuse so many writes with a SQLSTATE; returns what tells how many there were."""
-    monkeypatch.setattr(attempts, "BACKOFF", 0.001)
+    monkeypatch.setattr(retry, "BACKOFF", 0.001)
 
     def refuse(sqlstate: str, times: int) -> Callable[[], int]:
         own_server.sql(
@@ -154,8 +154,8 @@ def test_a_dead_server_ends_the_run(
     own_store: Callable[..., ef.EntityStore], proxy: Proxy, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     """What is in flight fails or is unknown, a batch for each writer; all others are cancelled, not tried one by one."""
-    monkeypatch.setattr(attempts, "LEDGER_SECONDS", 0.2)
-    monkeypatch.setattr(attempts, "BACKOFF", 0.001)
+    monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 0.2)
+    monkeypatch.setattr(retry, "BACKOFF", 0.001)
     model, store = Model(), own_store(port=proxy.port, workers=workers)
     frame = rows(600)
 

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes import attempts
+from entityframes import retry
 from tests.faults.servers import WAITING, Background, Proxy, Server, backends, wait_until
 from tests.faults.test_connections import ONE_ROW, locked
 
@@ -104,7 +104,7 @@ def test_what_is_said_of_faults(
     own_server: Server, database: str, login: str, ear: Ear, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Constraints, triggers, timeouts, terminated backends, lost answers, a server that is gone."""
-    monkeypatch.setattr(attempts, "LEDGER_SECONDS", 0.3)
+    monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 0.3)
     through = login.replace(f":{own_server.port}/", f":{proxy.port}/")
     store = ef.connect(through, workers=1)
     ear.on(lambda: store)

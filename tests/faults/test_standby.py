@@ -20,9 +20,9 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes import attempts
-from entityframes.engines.postgres import PostgresEngine
-from entityframes.engines.postgres_pool import for_writing
+from entityframes import retry
+from entityframes.engines.postgres.engine import PostgresEngine
+from entityframes.engines.postgres.pool import for_writing
 from entityframes.results import OutcomeLog
 from tests.faults.invariants import Model, rows
 from tests.faults.servers import COMMIT, Background, Proxy, Server, Standby, wait_until
@@ -174,7 +174,7 @@ def test_a_standby_is_not_asked_what_was_committed(behind: Pair, back_when_asked
 
 def test_only_a_standby_is_left(behind: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """65: nobody but a standby can be asked: unknown, and nothing else; deletions likewise."""
-    monkeypatch.setattr(attempts, "LEDGER_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 0.5)
     model, store = Model(), behind.open(behind.both(), workers=1)
     frame = rows(50)
     behind.proxy.drop_answer_to, behind.proxy.away_after_drop = b"merged AS", True
@@ -347,9 +347,8 @@ def test_typed_metadata_is_recorded_again(pair: Pair) -> None:
 
 def test_deletions_that_were_lost(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """65: entities that are there again after a failover were not deleted."""
-    from entityframes import deletes
 
-    monkeypatch.setattr(deletes, "DELETE_ROWS", 100)
+    monkeypatch.setattr("entityframes.writing.delete.DELETE_ROWS", 100)
     model, store = Model(), pair.open(workers=1)
     frame = rows(400)
     model.upserted(frame, store.upsert(frame))
@@ -428,7 +427,7 @@ def test_single_calls_and_plans(pair: Pair, monkeypatch: pytest.MonkeyPatch, cal
 
 def test_nobody_is_left_to_confirm(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """65: the primary is killed after some batches, and nothing takes over: what was written is unknown."""
-    monkeypatch.setattr(attempts, "LEDGER_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 0.5)
     store = pair.open(workers=1)
 
     def source() -> Iterator[pl.DataFrame]:
@@ -534,8 +533,8 @@ def test_one_batch_that_fails_does_not_hurry_another(
 ) -> None:
     """51: the server is away: a batch that gives up leaves another one its time to learn what its COMMIT did."""
     # Who was hurried would give up at once, long before the server is back.
-    monkeypatch.setattr(attempts, "LEDGER_SECONDS_WHEN_STOPPED", 0.0)
-    monkeypatch.setattr(attempts, "LEDGER_SECONDS", 300.0)
+    monkeypatch.setattr(retry, "LOOK_UP_SECONDS_WHEN_STOPPED", 0.0)
+    monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 300.0)
     model, store = Model(), own_store(port=proxy.port, workers=2)
     frame = rows(150)
 

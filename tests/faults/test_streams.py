@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes.engines.patience import PAUSES
+from entityframes.retry import PAUSES
 from tests.faults.servers import Proxy, Server, _messages
 
 ROWS = 30_000
@@ -163,7 +163,7 @@ def test_search_asks_again(
 ) -> None:
     """Whether the vectors are compared there or come here in pieces."""
     if not pgvector:
-        from entityframes.engines.postgres_embedding import PostgresEmbedding
+        from entityframes.engines.postgres.embedding import PostgresEmbedding
 
         monkeypatch.setattr(PostgresEmbedding, "_has_pgvector", lambda self: False)
     direct = own_store()
@@ -181,7 +181,7 @@ def test_search_asks_again(
 
 def test_duckdb_tells_what_went_wrong_while_rows_stream(tmp_path: Any) -> None:
     """Its reader raises a bare OSError too: cancelled, closed or out of memory, it becomes an error of this package."""
-    from entityframes.engines import Interrupt
+    from entityframes.interrupt import Interrupt
 
     with ef.connect(tmp_path / "s.duckdb") as store:
         many = pl.concat([people().with_columns(id=pl.format("{}-{}", "id", pl.lit(n))) for n in range(6)])

@@ -207,7 +207,7 @@ import sys, tempfile
 from pathlib import Path
 import polars as pl
 from entityframes.files import TextOptions, delimited, json_rows, read_files
-from entityframes.sources import iterate
+from entityframes.frames.sources import iterate
 delimited.PIECE = json_rows.PIECE = 1 << 20
 with tempfile.TemporaryDirectory() as spool:
     rows = read_files([sys.argv[1]], None, TextOptions(), Path(spool))

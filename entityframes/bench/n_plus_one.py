@@ -1,0 +1,153 @@
+"""N+1 against batch, measured in a scratch namespace of one's own database."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from entityframes.bench.wire import WireProxy
+from entityframes.engines.url import parse_url
+from entityframes.store import EntityStore, connect
+
+#: The loop that asks about every entity in turn, and the call that replaces it.
+N_PLUS_ONE, BATCH = "N+1", "batch"
+
+
+def n_plus_one(
+    url: str | os.PathLike[str] | None = None,
+    entities: Sequence[int] = (100, 1_000),
+    *,
+    latency_ms: float = 0.0,
+    repeat: int = 3,
+) -> pl.DataFrame:
+    """Time a sync of so many entities, half of them stored already and half of those changed, in both ways.
+
+    Everything happens in a namespace of its own, which is removed again.
+
+    Args:
+        url: the store's address, as for `connect`.
+        entities: sizes to measure.
+        latency_ms: added to each round trip; on PostgreSQL only.
+        repeat: how often each is measured; the ways take turns.
+
+    Returns:
+        ``way`` ("N+1" or "batch"), ``entities`` Int64, ``latency_ms`` Float64, ``seconds`` Float64 (median),
+        ``round_trips`` Int64 (counted on the wire; null on DuckDB, which has no wire), ``speedup`` Float64 (time of
+        N+1 over time of batch); one row for each way and size, in that order.
+
+    Raises:
+        ConnectError: the store cannot be opened.
+    """
+    location = parse_url(url)
+    measured: list[dict[str, Any]] = []
+    wire = WireProxy(location.target, latency_ms=latency_ms) if location.engine == "postgresql" else nullcontext()
+    with wire as proxy, _scratch(proxy.url if proxy else location.target) as store:
+        for size in entities:
+            for _ in range(repeat):
+                for way, sync in ((N_PLUS_ONE, sync_one_by_one), (BATCH, sync_in_batches)):
+                    measured.append(_measure(store, way, sync, size, proxy) | {"latency_ms": latency_ms})
+    return _medians(pl.DataFrame(measured))
+
+
+def sync_one_by_one(store: EntityStore, frame: pl.DataFrame) -> None:
+    """The loop: ask for each entity, and insert or update it where it is missing or differs."""
+    for row in frame.iter_rows(named=True):
+        stored = store.get_entity(row["entity_type"], row["id"])
+        if stored is None or stored["content"] != row["content"]:
+            store.upsert_entity(row["entity_type"], row["id"], row["content"], row["metadata"])
+
+
+def sync_in_batches(store: EntityStore, frame: pl.DataFrame) -> None:
+    """The same in one call."""
+    store.upsert(frame, progress=False).raise_for_failures()
+
+
+def chart(measured: pl.DataFrame) -> Any:
+    """An Altair chart of time, and of round trips where there are any, by size and way.
+
+    Raises:
+        ValueError: Altair is not installed.
+    """
+    try:
+        import altair as alt
+    except ImportError:
+        raise ValueError("charts need Altair: pip install altair vl-convert-python") from None
+
+    sizes = measured["entities"].unique().sort().to_list()
+    logarithmic = alt.Scale(type="log", nice=False, padding=10)
+
+    def panel(column: str, title: str) -> Any:
+        ticks = pl.Series([base * 10.0**power for power in range(-5, 8) for base in (1, 3)])
+        values = measured[column].cast(pl.Float64).drop_nulls()
+        inside = ticks.filter(ticks.is_between(values.min(), values.max())).to_list()
+        return (
+            alt.Chart(measured, width=320, height=240)
+            .mark_line(point=True)
+            .encode(
+                x=alt.X("entities:Q", scale=logarithmic, title="entities", axis=alt.Axis(values=sizes, format=",")),
+                y=alt.Y(f"{column}:Q", scale=logarithmic, title=title, axis=alt.Axis(values=inside, format=",~g")),
+                color=alt.Color("way:N", title=None, sort=[N_PLUS_ONE, BATCH]),
+            )
+        )
+
+    seconds = panel("seconds", "seconds")
+    counted = measured["round_trips"].null_count() < measured.height
+    return seconds | panel("round_trips", "round trips") if counted else seconds
+
+
+def save_chart(measured: pl.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write the chart as SVG, PNG, HTML or JSON, by the file's name."""
+    chart(measured).save(str(Path(path)))
+
+
+def sample(size: int, version: int) -> pl.DataFrame:
+    """Entities ``0 ... size - 1`` with contents of about 500 bytes and some metadata."""
+    number = pl.int_range(size)
+    return pl.select(number.alias("n")).select(
+        entity_type=pl.lit("bench"),
+        id=pl.format("entity-{}", "n"),
+        content=pl.format("version {} of {}: {}", pl.lit(version), "n", pl.lit("words of a note " * 30)),
+        metadata=pl.struct("n", title=pl.format("note {}", "n")),
+    )
+
+
+@contextmanager
+def _scratch(url: str) -> Iterator[EntityStore]:
+    with connect(url, namespace=f"entityframes_bench_{secrets.token_hex(4)}") as store:
+        try:
+            yield store
+        finally:
+            store._engine.drop()
+
+
+def _measure(
+    store: EntityStore, way: str, sync: Callable[[EntityStore, pl.DataFrame], None], size: int, proxy: WireProxy | None
+) -> dict[str, Any]:
+    frame = sample(size, version=1)
+    store.delete(frame.select("entity_type", "id"))
+    # Half is there, and half of that is as it should be.
+    store.upsert(pl.concat([frame[: size // 4], sample(size // 2, version=0)[size // 4 :]]), progress=False)
+    if proxy is not None:
+        proxy.reset()
+    started = time.perf_counter()
+    sync(store, frame)
+    seconds = time.perf_counter() - started
+    return {
+        "way": way, "entities": size, "seconds": seconds, "round_trips": proxy.round_trips if proxy else None,
+    }  # fmt: skip
+
+
+def _medians(measured: pl.DataFrame) -> pl.DataFrame:
+    measured = measured.with_columns(pl.col("latency_ms").cast(pl.Float64))
+    medians = measured.group_by("way", "entities", "latency_ms", maintain_order=True).agg(
+        pl.col("seconds").median(), pl.col("round_trips").cast(pl.Int64).max()
+    )
+    slow = pl.col("seconds").filter(pl.col("way") == N_PLUS_ONE).first().over("entities")
+    return medians.with_columns(speedup=slow / pl.col("seconds"))

@@ -1,0 +1,58 @@
+"""What the command line prints of a plan and of a verification: lines for a person, JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+
+import polars as pl
+
+from entityframes.visible import visible
+from entityframes.writing.plan import Plan
+
+#: Rows that a report quotes at most, for a person and in JSON.
+_SHOWN, _LISTED = 20, 1_000
+
+
+def of_plan(plan: Plan, as_json: bool) -> str:
+    """What an import would do."""
+    if not as_json:
+        return f"{plan.summary()}\nnothing was written"
+    invalid = plan.frame.filter(pl.col("action") == "invalid").select("row", "entity_type", "id", "error")
+    report = {
+        "ok": not plan.counts["invalid"],
+        "dry_run": True,
+        "counts": plan.counts,
+        "changed_contents": plan.changed_contents,
+        "changed_fields": plan.changed_fields,
+        "invalid": invalid.head(_LISTED).to_dicts(),
+    }
+    return json.dumps(report, ensure_ascii=False)
+
+
+def of_verification(found: pl.DataFrame, as_json: bool) -> str:
+    """What does not agree in a store."""
+    counts = dict(found["check"].cast(pl.String).value_counts(sort=True).iter_rows())
+    if as_json:
+        ok = bool(found["repaired"].all())
+        report = {"ok": ok, "counts": counts, "inconsistencies": found.head(_LISTED).to_dicts()}
+        return json.dumps(report, ensure_ascii=False)
+    if found.is_empty():
+        return "the store is sound"
+    counted = ", ".join(f"{count:,} {check}" for check, count in counts.items())
+    noun = "inconsistency" if found.height == 1 else "inconsistencies"
+    lines = [f"{found.height:,} {noun}: {counted}"]
+    for row in found.head(_SHOWN).iter_rows(named=True):
+        where = f"{row['entity_type']}/{row['id']}" if row["id"] is not None else row["entity_type"]
+        place = " ".join(text for text in (where, row["field"], row["batch_id"] and f"batch {row['batch_id']}") if text)
+        lines.append(
+            f"{row['check']}: {visible(place) or 'the store'}: expected {visible(row['expected'] or 'None')}, "
+            f"found {visible(row['found'] or 'None')}"
+        )
+    if found.height > _SHOWN:
+        lines.append(f"and {found.height - _SHOWN:,} more: see them all with --json")
+    repaired = int(found["repaired"].sum())
+    if repaired:
+        lines.append(f"{repaired:,} repaired")
+    elif found["repairable"].any():
+        lines.append(f"{int(found['repairable'].sum()):,} can be mended with --repair")
+    return "\n".join(lines)

@@ -1,0 +1,111 @@
+"""What DuckDB's errors mean for a batch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import duckdb
+import pyarrow as pa
+
+from entityframes.engines.url import Location
+from entityframes.errors import (
+    ClosedError,
+    EntityFramesError,
+    PermanentError,
+    ResourceError,
+    RowError,
+    StatementCancelledError,
+    TransientError,
+)
+from entityframes.frames.utf8 import printable
+
+
+class InvalidatedError(ResourceError):
+    """DuckDB takes no more statements before the file is opened again."""
+
+
+def why_not_opened(location: Location, error: Exception) -> str:
+    """A sentence for somebody whose file could not be opened."""
+    if isinstance(error, UnicodeError):
+        return f"{printable(location.address)} cannot be a DuckDB store: the name of the file is not UTF-8"
+    message = " ".join(str(error).split())
+    holder = re.search(r"PID (\d+)", message)
+    if holder:
+        return (
+            f"{location.address} is open in another process (PID {holder[1]}): DuckDB lets in one process at a time. "
+            "Close it there, use another file, or share a PostgreSQL store"
+        )
+    if "different configuration" in message:
+        return f"{location.address} is open in this process to be read only: close that store before it is written"
+    return f"cannot open {location.address} as a DuckDB store: {message.partition('. See also')[0][:300]}"
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn DuckDB's errors into ours. It has no SQLSTATE; where the meaning is the same, the standard's is given."""
+    try:
+        yield
+    except duckdb.InterruptException:
+        raise StatementCancelledError("the statement was cancelled", "57014") from None
+    except duckdb.ConstraintException as error:
+        raise RowError(_readable(error), "23000") from None
+    except duckdb.OutOfMemoryException as error:
+        raise ResourceError(_readable(error), "53200") from None
+    except duckdb.TransactionException as error:
+        # A writer that was opened twice on the same file shows as a conflict, or as a key that came between.
+        if "Failed to commit" in str(error) and not re.search("conflict|constraint", str(error), re.IGNORECASE):
+            full = "53200" if "memory" in str(error) else "53100"
+            raise ResourceError(_readable(error), full) from None
+        raise TransientError(_readable(error), "40001") from None
+    except duckdb.FatalException as error:
+        raise InvalidatedError(_readable(error), "58030") from None
+    except duckdb.IOException as error:
+        raise ResourceError(_readable(error), "58030") from None
+    except (duckdb.DataError, duckdb.ConversionException) as error:
+        raise RowError(_readable(error), "22000") from None
+    except duckdb.ConnectionException as error:
+        raise ClosedError(f"the store is closed: {_readable(error)}") from None
+    except duckdb.Error as error:
+        if isinstance(error, duckdb.InvalidInputException) and "failed: KeyboardInterrupt" in str(error):
+            # A Ctrl-C while DuckDB asks Python for the columns of a frame.
+            raise KeyboardInterrupt from None
+        raise PermanentError(_readable(error)) from None
+    except RuntimeError as error:
+        if isinstance(error, EntityFramesError) or "interrupt" not in str(error).lower():
+            raise
+        raise KeyboardInterrupt from None
+
+
+#: What DuckDB calls its errors where it has only their text, once rows are on their way.
+_NAMED: tuple[tuple[str, type[duckdb.Error]], ...] = (
+    ("INTERRUPT", duckdb.InterruptException),
+    ("Out of Memory", duckdb.OutOfMemoryException),
+    ("FATAL", duckdb.FatalException),
+    ("INTERNAL", duckdb.InternalException),
+    ("IO Error", duckdb.IOException),
+    ("Conversion", duckdb.ConversionException),
+    ("Connection", duckdb.ConnectionException),
+    ("TransactionContext", duckdb.TransactionException),
+)
+
+
+def streamed(reader: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The batches of a reader, whose errors are a bare OSError, with DuckDB's own.
+
+    Raises:
+        duckdb.Error: as `translated` knows it.
+    """
+    try:
+        # Not yield from, which closes the reader wherever this ends.
+        for batch in reader:  # noqa: UP028
+            yield batch
+    except (OSError, pa.ArrowException) as error:
+        message = str(error)
+        named = (kind for name, kind in _NAMED if message.startswith(name))
+        raise next(named, duckdb.Error)(message) from None
+
+
+def _readable(error: Exception) -> str:
+    return " ".join(str(error).split("\n\n")[0].split())[:500]

@@ -1,0 +1,111 @@
+"""Cutting a source into batches by rows or by bytes, each numbered by its place in the input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from entityframes.frames.schema import KEY, in_key_order, numbered
+
+# With its first array Polars asks NumPy for its version; a Ctrl-C at that moment would be a panic, so let it be now.
+pl.Series([0]).to_numpy()
+
+#: With no batch_size, a batch of a stream holds about this many bytes of text, and at most this many rows.
+BATCH_BYTES = 8 << 20
+BATCH_ROWS = 50_000
+
+#: A frame in memory is not cut into smaller batches than this so that every writer has one: connecting takes longer.
+LEAST_BYTES = 2 << 20
+
+
+def chunks(frames: Iterable[pl.DataFrame], batch_size: int | None) -> Iterator[pl.DataFrame]:
+    """Cut frames into batches, joining small ones; at most one batch and one frame are held at a time.
+
+    Args:
+        frames: entity frames, in order.
+        batch_size: rows in a batch; None cuts by bytes, where a row that is longer than a batch is one of its own.
+
+    Yields:
+        The rows in order with their position in the whole input as ``row`` UInt32; a batch never mixes frames
+        whose metadata have different dtypes.
+    """
+
+    def cut(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
+        if batch_size is not None:
+            return frame.iter_slices(batch_size)
+        return _cut(frame, _ends(frame), BATCH_BYTES, BATCH_ROWS)
+
+    waiting: list[pl.DataFrame] = []
+    start = 0
+    for frame in frames:
+        frame = numbered(frame, start)
+        start += frame.height
+        if waiting and waiting[-1].schema != frame.schema:
+            yield from cut(pl.concat(waiting))
+            waiting = []
+        waiting.append(frame)
+        if sum(one.height for one in waiting) > (batch_size or BATCH_ROWS) or (
+            batch_size is None and sum(one.estimated_size() for one in waiting) > BATCH_BYTES
+        ):
+            *full, rest = cut(pl.concat(waiting))
+            yield from full
+            waiting = [rest]
+    if waiting:
+        yield from cut(pl.concat(waiting))
+
+
+def shares(
+    frame: pl.DataFrame, *, max_bytes: int, max_rows: int, writers: int, by_key: bool = False
+) -> Iterator[pl.DataFrame]:
+    """Cut a frame in memory into batches of equal size, as many for each writer, so that none is idle at the end.
+
+    Args:
+        frame: an entity frame.
+        max_bytes: about how many bytes of text a batch has at most; a longer row is a batch of its own.
+        max_rows: how many rows it has at most.
+        writers: how many batches are written at once.
+        by_key: whether batches have neighbouring keys, if there are several; else neighbouring rows.
+
+    Yields:
+        The rows with their position in the frame as ``row`` UInt32, in order of position or key.
+    """
+    rows = numbered(frame)
+    if rows.height == 1:
+        # A single entity is not worth the arithmetic.
+        yield rows
+        return
+    ends = _ends(rows)
+    total = int(ends[-1]) if len(ends) else 0
+    if total >= writers * LEAST_BYTES:
+        rounds = -(-total // (max_bytes * writers))
+        longest = int(np.diff(ends, prepend=0).max())
+        max_bytes = min(-(-total // (rounds * writers)) + longest, max_bytes)
+    if by_key and (total > max_bytes or rows.height > max_rows):
+        rows = in_key_order(rows)
+        ends = np.diff(ends, prepend=0)[rows["row"].to_numpy()].cumsum()
+    yield from _cut(rows, ends, max_bytes, max_rows)
+
+
+def _cut(frame: pl.DataFrame, ends: np.ndarray[Any, Any], max_bytes: int, max_rows: int) -> Iterator[pl.DataFrame]:
+    start = 0
+    while start < frame.height:
+        before = ends[start - 1] if start else 0
+        fits = int(np.searchsorted(ends, before + max_bytes, side="right"))
+        stop = min(max(fits, start + 1), start + max_rows)
+        yield frame[start:stop]
+        start = stop
+
+
+def _ends(frame: pl.DataFrame) -> np.ndarray[Any, Any]:
+    """About how many bytes the texts have up to the end of each row; typed metadata counts with its average."""
+    texts = [name for name in (*KEY, "content", "metadata") if frame.schema.get(name) in (pl.String, pl.Binary)]
+    typed = (
+        frame["metadata"].estimated_size() // max(frame.height, 1)
+        if "metadata" not in texts and "metadata" in frame.columns
+        else 0
+    )
+    sizes = [pl.col(name).cast(pl.Binary).bin.size().fill_null(0).cast(pl.Int64) for name in texts]
+    return frame.select(pl.sum_horizontal(*sizes, pl.lit(typed, pl.Int64)).cum_sum()).to_series().to_numpy()

@@ -1,0 +1,352 @@
+"""Entity frames and id frames: how they are made, which columns they have, and their keys.
+
+An entity frame has the columns ``entity_type``, ``id`` and, if it carries them, ``content`` (all String) and
+``metadata`` (a Struct, or a String that holds a JSON object). Other columns than these and those that the store itself
+hands out are refused, so that nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from entityframes import forks
+from entityframes.errors import SchemaError
+from entityframes.frames.sources import as_frame
+from entityframes.frames.utf8 import readable
+from entityframes.metadata import dtypes
+
+#: What identifies an entity, in key order.
+KEY = ("entity_type", "id")
+
+#: Columns that calls of the store add to entities; an entity frame may carry them and they are not written.
+STORE_COLUMNS = frozenset({"found", "exists", "content_hash", "created_at", "updated_at", "row"})
+
+#: Columns that `read`, `get` and `exists` add to what was written: no metadata of anybody, unless named as such.
+ADDED_COLUMNS = ("content_hash", "created_at", "updated_at", "found")
+
+#: A metadata column of one of these names comes back from `read` as ``metadata.<name>``.
+ENTITY_COLUMNS = ("entity_type", "id", "content", "metadata", "content_hash", "created_at", "updated_at")
+
+#: Stands between the parts of an id that several columns make.
+ID_SEPARATOR = "|"
+
+#: Whether a text of an id frame can be no key.
+_NO_KEY = pl.any_horizontal(pl.col(KEY).is_null(), pl.col(KEY).str.contains("\0", literal=True).fill_null(True))
+
+#: Dtypes that `entities` and `ids` turn into ids without loss.
+_ID_DTYPES = (pl.String, pl.Categorical, pl.Enum, pl.Date)
+
+
+def entities(
+    df: Any,
+    entity_type: str,
+    *,
+    id: str | pl.Expr | Sequence[str],
+    content: str | pl.Expr | None = None,
+    metadata: Iterable[str] | None = None,
+) -> Any:
+    """Make an entity frame out of any frame.
+
+    Args:
+        df: a Polars DataFrame or LazyFrame, or anything with the Arrow PyCapsule interface: pandas, PyArrow, a
+            DuckDB relation.
+        entity_type: the type that every row gets.
+        id: the column with the ids, an expression, or a list of columns, whose texts are joined with ``|`` so that
+            no two lists of parts make the same id (a ``|`` or a backslash within a part gets a backslash before it).
+            Integers, dates and categories become their text, and so do floats in a list: whole ones that of integers.
+        content: the column or expression with the text of each entity; nulls become ``""``. None makes a frame without
+            content: what is stored keeps its own, and a new entity has ``""``.
+        metadata: the columns to keep as typed metadata; None keeps all but the one named as `id`, `content`, and those
+            that the store adds (content_hash, created_at, updated_at, found; a warning says so where the frame is not
+            what the store gave out). A column ``metadata.created_at``, as `read` calls it, is kept as ``created_at``.
+
+    Returns:
+        A DataFrame (a LazyFrame for a LazyFrame) with ``entity_type``, ``id``, ``content`` unless that is None, and
+        ``metadata`` as a Struct unless there is nothing to keep; one row for each row of `df`, in its order.
+
+    Raises:
+        SchemaError: a column is missing, its dtype cannot serve as id or content, or an argument is of another kind.
+    """
+    forks.check()
+    _check_arguments(entity_type, id, content)
+    frame = df if isinstance(df, pl.DataFrame | pl.LazyFrame) else as_frame(df)
+    schema = frame.collect_schema()
+    names = list(schema)
+    parts = [] if isinstance(id, str | pl.Expr) else list(id)
+    if len(parts) == 1:
+        id = parts.pop()
+    taken = {column for column in (id, content) if isinstance(column, str)}
+    kept = kept_columns(names, taken) if metadata is None else list(metadata)
+    _require(names, [*taken, *parts, *kept], "entities()", index=getattr(getattr(df, "index", None), "names", ()))
+
+    for name in kept:
+        dtypes.check_dtype(name, schema[name])
+
+    columns = [
+        pl.lit(entity_type, pl.String).alias("entity_type"),
+        (joined(parts, schema) if parts else _named(id)).alias("id"),  # type: ignore[arg-type]
+    ]
+    texts = ["id"] if content is None else ["id", "content"]
+    if content is not None:
+        columns.append(_named(content).alias("content"))
+    if kept:
+        columns.append(pl.struct(pl.col(name).alias(own_name(name, kept)) for name in kept).alias("metadata"))
+    lazy = frame.lazy()
+    made = lazy.select(columns).collect_schema()
+    _check_id_dtype("id" if parts else id, made["id"])  # type: ignore[arg-type]
+    if content is not None and not isinstance(made["content"], pl.String | pl.Categorical | pl.Enum | pl.Null):
+        raise SchemaError(
+            f"content {_show(content)} is {made['content']}, not text: "
+            "cast it to pl.String, or name another column as content"
+        )
+    result = lazy.select(columns).with_columns(pl.col(texts).cast(pl.String))
+    if content is not None:
+        result = result.with_columns(pl.col("content").fill_null(""))
+    return result if isinstance(frame, pl.LazyFrame) else result.collect()
+
+
+def kept_columns(names: Sequence[str], taken: Iterable[str]) -> list[str]:
+    """The columns of a frame that are metadata by default; a warning tells which are left out and are the caller's.
+
+    Args:
+        names: all columns.
+        taken: those that are the id or the content.
+    """
+    left = [name for name in ADDED_COLUMNS if name in names and name not in taken]
+    if left and "content_hash" not in left:
+        warnings.warn(
+            f"columns {', '.join(map(repr, left))} are left out, because the store has its own of these names: name "
+            "the columns to keep with metadata=, or rename them",
+            UserWarning,
+            stacklevel=3,
+        )
+    return [name for name in names if name not in taken and name not in left]
+
+
+def own_name(name: str, among: Iterable[str]) -> str:
+    """The name that a metadata column had before `read` called it ``metadata.<name>``."""
+    bare = name.removeprefix("metadata.")
+    return bare if bare != name and bare in ENTITY_COLUMNS and bare not in among else name
+
+
+def joined(parts: Sequence[str], schema: Mapping[str, pl.DataType], separator: str = ID_SEPARATOR) -> pl.Expr:
+    """The ids that several columns make; null where a part is.
+
+    Args:
+        parts: the columns.
+        schema: their dtypes.
+        separator: stands between the parts. Where it comes in a part, and where a backslash does, a backslash is put
+            before it, so that the parts can be told from the id.
+
+    Raises:
+        SchemaError: the separator is empty or holds a backslash, or a column has a dtype without a stable text.
+    """
+    if not separator or "\\" in separator:
+        raise SchemaError(f"id separator {separator!r}: give one or more characters, and no backslash")
+    texts = [_part(name, schema[name]) for name in parts]
+    if len(separator) == 1:
+        escaped = [text.str.replace_all(f"[{re.escape(separator)}\\\\]", "\\${0}") for text in texts]
+    else:
+        # Also the beginning of a separator at the end of a part, which the next one could complete.
+        starts = [re.escape(separator[:length]) + r"\Z" for length in range(len(separator) - 1, 0, -1)]
+        pattern = re.compile("|".join([r"\\", re.escape(separator), *starts]))
+        escaped = [
+            text.map_elements(
+                lambda part: pattern.sub(lambda found: "".join(f"\\{letter}" for letter in found[0]), part),
+                return_dtype=pl.String,
+            )
+            for text in texts
+        ]
+    return pl.concat_str(escaped, separator=separator)
+
+
+def _part(name: str, dtype: pl.DataType) -> pl.Expr:
+    """The text of a part of an id."""
+    column = pl.col(name)
+    if dtype.is_float():
+        whole = (column == column.round()) & (column.abs() < 1 << 53)
+        number = pl.when(whole).then(column).cast(pl.Int64).cast(pl.String)
+        return pl.when(column.is_not_nan()).then(pl.coalesce(number, column.cast(pl.Float64).cast(pl.String)))
+    if dtype != pl.Null:
+        _check_id_dtype(name, dtype)
+    return column.cast(pl.String)
+
+
+def ids(entity_type: str, ids: Iterable[Any]) -> pl.DataFrame:
+    """Make an id frame: one row for each of `ids`, in order, all of one type.
+
+    Args:
+        entity_type: the type that every row gets.
+        ids: a Series, a list or any other iterable of strings or integers.
+
+    Returns:
+        A DataFrame with ``entity_type`` and ``id``, both String.
+
+    Raises:
+        SchemaError: `ids` is one string, or holds values that are no ids.
+    """
+    forks.check()
+    if isinstance(ids, str | bytes):
+        raise SchemaError("ids() takes the ids as a list or Series, not as one string: wrap it in a list")
+    try:
+        series = ids if isinstance(ids, pl.Series) else pl.Series("id", list(ids), strict=True)
+    except (TypeError, pl.exceptions.PolarsError) as error:
+        raise SchemaError(f"ids() takes strings or integers, all of one kind: {error}") from error
+    if series.dtype == pl.Null:
+        series = series.cast(pl.String)
+    _check_id_dtype("ids", series.dtype)
+    return pl.DataFrame({"id": series.cast(pl.String)}).select(
+        pl.lit(entity_type, pl.String).alias("entity_type"), "id"
+    )
+
+
+def check_entity_schema(schema: Mapping[str, pl.DataType], expected: Iterable[str] = ()) -> None:
+    """Refuse a frame that is no entity frame, naming every column at fault.
+
+    Args:
+        schema: columns and dtypes.
+        expected: columns that the frame must have besides, with hashes in hex.
+
+    Raises:
+        SchemaError: columns are missing, unknown or of another dtype than an entity frame has.
+    """
+    hashes = list(expected)
+    _require(list(schema), [*KEY, *hashes], "an entity frame")
+    known = {*KEY, "content", "metadata", *hashes, *STORE_COLUMNS}
+    unknown = [name for name in schema if name not in known]
+    if unknown:
+        raise SchemaError(
+            f"unknown columns {', '.join(map(repr, unknown))} (names are case-sensitive): an entity frame has "
+            "entity_type, id, content and metadata; put other columns into metadata, for example with "
+            "entityframes.entities(df, type, id=...)"
+        )
+    texts = [name for name in ("content", *hashes) if name in schema and (name == "content" or schema[name] != pl.Null)]
+    _check_text(schema, [*KEY, *texts])
+    metadata = schema.get("metadata", pl.Null())
+    if isinstance(metadata, pl.Struct):
+        for field in metadata.fields:
+            dtypes.check_dtype(field.name, dtypes.instance(field.dtype))
+    elif metadata not in (pl.String, pl.Binary, pl.Null):
+        raise SchemaError(f"column 'metadata' is {metadata}: it must be a Struct, or String that holds JSON objects")
+
+
+def check_id_schema(schema: Mapping[str, pl.DataType]) -> None:
+    """Refuse a frame that is no id frame; other columns than the two of the key are ignored.
+
+    Raises:
+        SchemaError: ``entity_type`` or ``id`` is missing or is not text.
+    """
+    _require(list(schema), KEY, "an id frame")
+    _check_text(schema, KEY)
+
+
+def check_not_all_null(frame: pl.DataFrame, nulls: str = "write") -> None:
+    """Refuse a whole frame in which a column that every entity needs holds nothing.
+
+    Args:
+        frame: an entity frame.
+        nulls: "keep" if a null in it means that the stored content stays as it is.
+
+    Raises:
+        SchemaError: naming the columns.
+    """
+    needed = [*KEY, "content"] if "content" in frame.columns and nulls == "write" else KEY
+    empty = [name for name in needed if frame.height and frame[name].null_count() == frame.height]
+    if empty:
+        raise SchemaError(f"columns {', '.join(map(repr, empty))} hold only nulls")
+
+
+def _check_arguments(entity_type: Any, id: Any, content: Any) -> None:
+    if not isinstance(entity_type, str):
+        raise SchemaError(
+            f"entity_type is {type(entity_type).__name__}: it is the text that every row gets; a frame with columns "
+            "entity_type, id and content is an entity frame as it is"
+        )
+    several = isinstance(id, list | tuple) and bool(id) and all(isinstance(column, str) for column in id)
+    for name, column in (("id", pl.lit("") if several else id), ("content", content)):
+        if not isinstance(column, str | pl.Expr) and not (name == "content" and column is None):
+            raise SchemaError(f"{name} is {type(column).__name__}: it is the name of a column, or an expression")
+
+
+def _named(column: str | pl.Expr) -> pl.Expr:
+    return pl.col(column) if isinstance(column, str) else column
+
+
+def _show(column: str | pl.Expr | None) -> str:
+    return repr(column) if isinstance(column, str) else "expression"
+
+
+def _require(present: list[str], needed: Iterable[str], what: str, index: Iterable[Any] = ()) -> None:
+    there = set(present)
+    missing = [name for name in dict.fromkeys(needed) if name not in there]
+    if of_index := [name for name in missing if name in index]:
+        raise SchemaError(
+            f"{what} needs columns {', '.join(map(repr, of_index))}, which are the index of the frame: "
+            "pass frame.reset_index()"
+        )
+    if missing:
+        raise SchemaError(
+            f"{what} needs columns {', '.join(map(repr, missing))}, which are missing "
+            f"(names are case-sensitive); the frame has {', '.join(map(repr, present)) or 'no columns'}"
+        )
+
+
+def _check_text(schema: Mapping[str, pl.DataType], names: Iterable[str]) -> None:
+    # Binary is text whose encoding has yet to be checked, row by row.
+    wrong = [name for name in names if schema[name] not in (pl.String, pl.Binary)]
+    if wrong:
+        found = ", ".join(f"{name!r} is {schema[name]}" for name in wrong)
+        raise SchemaError(f"{found}: cast to pl.String, or make the frame with entityframes.entities()")
+
+
+def _check_id_dtype(column: str | pl.Expr, dtype: pl.DataType) -> None:
+    if not (dtype.is_integer() or isinstance(dtype, _ID_DTYPES)):
+        if dtype.is_float():
+            raise SchemaError(
+                f"id {_show(column)} is {dtype}, which makes no stable text: cast whole numbers to Int64 first "
+                "(pandas makes floats of integers with gaps: .astype('Int64'))"
+            )
+        raise SchemaError(f"id {_show(column)} is {dtype}, which makes no stable text: cast it to pl.String first")
+
+
+def usable_ids(frame: pl.DataFrame) -> pl.DataFrame:
+    """The key columns of an id frame as they can be shown, and in ``usable`` whether the texts can be a key.
+
+    A text that is null, not UTF-8, or holds a NUL cannot.
+    """
+    keys, problem = readable(frame[[*KEY]])
+    return keys.with_columns(usable=pl.lit(problem).is_null() & ~_NO_KEY)
+
+
+def types_of(frame: pl.DataFrame) -> pl.Series:
+    """The entity types that a frame names, in the order in which they first come."""
+    each = frame.select("entity_type").unique(maintain_order=True)
+    return usable_ids(each.with_columns(id=pl.lit(""))).filter("usable")["entity_type"]
+
+
+def in_key_order(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows sorted by key, by bytes; by one column after the other, which takes less time than by both at once."""
+    one_type = rows.height < 2 or rows["entity_type"].n_unique() == 1
+    if one_type and rows["id"].is_sorted():
+        # Cut by key already, or read from a sorted file.
+        return rows
+    order = rows[[*KEY]].with_row_index("position").sort("id")
+    if not one_type:
+        order = order.sort("entity_type", maintain_order=True)
+    return rows[order["position"]]
+
+
+def numbered(frame: pl.DataFrame, start: int = 0) -> pl.DataFrame:
+    """The frame with the position of each row in a UInt32 column ``row``, counted from `start`."""
+    # Frames that the store gave out may have a column of that name.
+    return (frame.drop("row") if "row" in frame.columns else frame).with_row_index("row", start)
+
+
+def readable_keys(frame: pl.DataFrame) -> pl.DataFrame:
+    """row, entity_type and id of rows as they can be shown, whatever bytes they hold."""
+    return readable(frame[["row", *KEY]])[0]

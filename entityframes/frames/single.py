@@ -1,0 +1,38 @@
+"""One entity as a frame, so that the single-entity calls take the path of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from entityframes.metadata import canonical_json
+
+
+def one_id(entity_type: str, id: str) -> pl.DataFrame:
+    """The id frame of one id."""
+    return _binary_safe({"entity_type": entity_type, "id": id})
+
+
+def one_entity(
+    entity_type: str, id: str, content: str | None, metadata: Mapping[str, Any] | str | None
+) -> pl.DataFrame:
+    """The entity frame of one entity, with the columns that it carries."""
+    row = {"entity_type": entity_type, "id": id}
+    if content is not None:
+        row["content"] = content
+    if metadata is not None:
+        row["metadata"] = metadata if isinstance(metadata, str) else canonical_json.dump(metadata)
+    return _binary_safe(row)
+
+
+def _binary_safe(row: Mapping[str, str]) -> pl.DataFrame:
+    """One row as bytes, so that text which is no UTF-8 gets the same verdict as in a frame."""
+    wrong = [name for name, value in row.items() if not isinstance(value, str)]
+    if wrong:
+        raise TypeError(f"{', '.join(wrong)} must be str, not {', '.join(type(row[name]).__name__ for name in wrong)}")
+    return pl.DataFrame(
+        {name: [value.encode("utf-8", "surrogatepass")] for name, value in row.items()},
+        schema=dict.fromkeys(row, pl.Binary),
+    )

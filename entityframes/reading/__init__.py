@@ -1,0 +1,1 @@
+"""Reading: by ids, by type, lazily, and what `verify` recomputes."""

@@ -1,0 +1,232 @@
+"""Reading: by ids in input order, by type with the dtypes that went in, or lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import polars as pl
+
+from entityframes.engines.base import Engine
+from entityframes.engines.predicates import Column, EntityColumn, MetadataField, Predicate
+from entityframes.frames import sources
+from entityframes.frames.schema import KEY, check_id_schema, in_key_order, usable_ids
+from entityframes.interrupt import Interrupt
+from entityframes.metadata import canonical_json, dtypes
+from entityframes.metadata.fields import Fields
+from entityframes.progress import Progress, Reporter
+from entityframes.reading.scan import ScanQuery, lazy_frame
+from entityframes.retry import retry
+from entityframes.threads import Submit, side_by_side
+
+#: So many ids, or fewer, are one question.
+LEAST_LOOKUP = 10_000
+
+#: Columns of an entity as the store gives it out.
+ENTITY_SCHEMA = pl.Schema(
+    {
+        "entity_type": pl.String(),
+        "id": pl.String(),
+        "content": pl.String(),
+        "metadata": pl.String(),
+        "content_hash": pl.String(),
+        "created_at": pl.Datetime("us", "UTC"),
+        "updated_at": pl.Datetime("us", "UTC"),
+    }
+)
+
+#: The columns of a type: where each lives, and its dtype.
+Located = dict[str, tuple[Column, pl.DataType]]
+
+#: How many columns `read` gives of a type without metadata: id, content, content_hash, created_at, updated_at.
+COLUMNS_OF_A_TYPE = 5
+
+#: So many types are named in a message.
+MOST_NAMES = 20
+
+#: Seconds before a read shows its progress.
+DELAY = 1.0
+
+
+def exists(engine: Engine, ids: Any, submit: Submit, progress: Progress = None) -> pl.DataFrame:
+    """entity_type, id, exists Boolean; one row for each id, in input order."""
+    given = _id_frame(ids)
+    found = _by_position(engine, engine.existing, given, submit, progress)
+    flags = pl.Series("exists", [False], dtype=pl.Boolean).new_from_index(0, given.height)
+    return given.select(*KEY, flags.scatter(found["position"], True) if found.height else flags)
+
+
+def get(engine: Engine, ids: Any, submit: Submit, progress: Progress = None) -> pl.DataFrame:
+    """entity_type, id, found Boolean and the entity's columns, null where missing; in input order."""
+    given = _id_frame(ids)
+    found = _by_position(engine, engine.lookup, given, submit, progress)
+    if found.is_empty():
+        found = pl.DataFrame(
+            schema={"position": pl.UInt32(), **{k: v for k, v in ENTITY_SCHEMA.items() if k not in KEY}}
+        )
+    return given.join(found, on="position", how="left", maintain_order="left").select(
+        *KEY, pl.col("content").is_not_null().alias("found"), *[n for n in ENTITY_SCHEMA if n not in KEY]
+    )
+
+
+def _id_frame(ids: Any) -> pl.DataFrame:
+    """The ids as `frames.usable_ids` has them, with their position."""
+    frame = sources.as_frame(ids)
+    check_id_schema(frame.schema)
+    return usable_ids(frame).with_row_index("position")
+
+
+def _by_position(
+    engine: Engine,
+    ask: Callable[[pl.DataFrame], pl.DataFrame],
+    given: pl.DataFrame,
+    submit: Submit,
+    progress: Progress,
+) -> pl.DataFrame:
+    """Ask about ids in pieces; a text that can be no key is not asked about, because it cannot be stored."""
+
+    def look(piece: pl.DataFrame) -> pl.DataFrame:
+        answer = ask(piece.select(KEY))
+        return answer.with_columns(piece["position"].gather(answer["position"]))
+
+    # An index is read twice as fast from one end to the other.
+    keys = in_key_order(given.filter("usable"))
+    if keys.height <= LEAST_LOOKUP:
+        return look(keys)
+    # A database that writes one batch at a time spreads a question over its own threads.
+    rows = min(-(-keys.height // engine.writers), engine.lookup_rows)
+    answers = []
+    with Reporter(progress, keys.height, unit="ids", delay=DELAY) as reporter:
+        for answer in side_by_side(look, keys.iter_slices(rows), submit, engine.writers):
+            answers.append(answer)
+            reporter.advance(min(rows, keys.height - rows * (len(answers) - 1)))
+    return pl.concat(answers)
+
+
+def read(engine: Engine, entity_type: str, progress: Progress = None) -> pl.DataFrame:
+    """All entities of a type with typed metadata columns, ordered by id."""
+    located = _located(engine, entity_type)
+    total = engine.count(entity_type)
+    most = 0
+
+    def everything() -> list[pl.DataFrame]:
+        nonlocal most
+        pieces, rows = [], 0
+        for piece in _typed_pieces(engine, entity_type, located, list(located)):
+            pieces.append(piece)
+            rows += piece.height
+            if rows > most:
+                reporter.advance(rows - most)
+                most = rows
+        return pieces
+
+    with Reporter(progress, total, unit="rows", delay=DELAY) as reporter:
+        # Nothing was handed on yet: where the connection is lost in the middle, all of it is read once more.
+        pieces = retry(everything)
+    if not pieces:
+        return pl.DataFrame(schema={name: dtype for name, (_, dtype) in located.items()})
+    return pl.concat(pieces).sort("id")
+
+
+def unknown_type_message(engine: Engine, entity_type: str) -> str | None:
+    """What to say of a type that has no entity and no recorded field, None for others."""
+    if Fields(engine).of(entity_type) or not engine.is_empty(entity_type):
+        return None
+    names = engine.stats(None)["entity_type"].to_list()
+    listed = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
+    return f"no entities of type {entity_type!r}: the store has {listed or 'no entities'}"
+
+
+def scan(engine: Engine, entity_type: str | None) -> pl.LazyFrame:
+    """A LazyFrame over the store; see `EntityStore.scan`."""
+    if entity_type is None:
+        columns = {name: EntityColumn(name) for name in ENTITY_SCHEMA}
+
+        def read_all(query: ScanQuery) -> Iterator[pl.DataFrame]:
+            return engine.select(list(query.columns), None, query.where, query.limit, query.interrupt)
+
+        return lazy_frame(ENTITY_SCHEMA, columns, read_all, name="entities")
+
+    located = _located(engine, entity_type)
+    schema = {name: dtype for name, (_, dtype) in located.items()}
+
+    def read_type(query: ScanQuery) -> Iterator[pl.DataFrame]:
+        return _typed_pieces(
+            engine, entity_type, located, list(query.columns), query.where, query.limit, query.interrupt
+        )
+
+    return lazy_frame(schema, {name: place for name, (place, _) in located.items()}, read_type, name=entity_type)
+
+
+def located(engine: Engine, entity_type: str | None) -> tuple[dict[str, pl.DataType], dict[str, Column]]:
+    """The columns by which the entities of a type can be filtered: their dtypes, and where each lives."""
+    if entity_type is None:
+        return dict(ENTITY_SCHEMA), {name: EntityColumn(name) for name in ENTITY_SCHEMA}
+    places = _located(engine, entity_type)
+    return {name: dtype for name, (_, dtype) in places.items()}, {name: place for name, (place, _) in places.items()}
+
+
+def passing(engine: Engine, entity_type: str | None, where: pl.Expr) -> pl.DataFrame:
+    """entity_type and id of the entities that a filter keeps that is applied to all of them at once, in key order."""
+    entities = scan(engine, entity_type)
+    if entity_type is not None:
+        kept = entities.sort("id").filter(where).select(pl.lit(entity_type).alias("entity_type"), "id")
+    else:
+        kept = entities.sort(KEY).filter(where).select(KEY)
+    # The filter sees every row, in order, whatever Polars knows of it.
+    return kept.collect(optimizations=pl.QueryOptFlags(predicate_pushdown=False))
+
+
+def typed(engine: Engine, entity_type: str | None, entities: pl.DataFrame) -> pl.DataFrame:
+    """Entities of a type with the columns of `read`, in order; of all types they stay as they are."""
+    if entity_type is None:
+        return entities
+    located = _located(engine, entity_type)
+    fields = {shown: place for shown, (place, _) in located.items() if isinstance(place, MetadataField)}
+    return _with_fields(entities, fields)
+
+
+def _located(engine: Engine, entity_type: str) -> Located:
+    """The output columns of a type."""
+    columns: Located = {name: (EntityColumn(name), ENTITY_SCHEMA[name]) for name in ("id", "content")}
+    for name, field in Fields(engine).of(entity_type).items():
+        shown = f"metadata.{name}" if name in ENTITY_SCHEMA else name
+        columns[shown] = (MetadataField(name, field.dtype), field.output)
+    return columns | {
+        name: (EntityColumn(name), ENTITY_SCHEMA[name]) for name in ("content_hash", "created_at", "updated_at")
+    }
+
+
+def _typed_pieces(
+    engine: Engine,
+    entity_type: str,
+    located: Located,
+    columns: list[str],
+    where: Predicate | None = None,
+    limit: int | None = None,
+    interrupt: Interrupt | None = None,
+) -> Iterator[pl.DataFrame]:
+    """Entities of a type with the wanted output columns; metadata is fetched only if one of its fields is wanted."""
+    places = {name: located[name][0] for name in columns}
+    fields = {name: place for name, place in places.items() if isinstance(place, MetadataField)}
+    asked = [name for name in columns if name not in fields] + (["metadata"] if fields else [])
+    for piece in engine.select(asked or ["id"], entity_type, where, limit, interrupt):
+        yield (_with_fields(piece, fields) if fields else piece).select(columns)
+
+
+def _with_fields(entities: pl.DataFrame, fields: dict[str, MetadataField]) -> pl.DataFrame:
+    """Entities with fields of their metadata as columns in its place."""
+    decoded = _decode(entities["metadata"], {field.name: field.dtype for field in fields.values()})
+    decoded = decoded.rename({field.name: shown for shown, field in fields.items()})
+    return entities.drop("metadata").hstack(decoded.get_columns())
+
+
+def _decode(metadata: pl.Series, fields: dict[str, pl.DataType | None]) -> pl.DataFrame:
+    """Typed columns out of JSON; a field whose values have no common dtype comes back as JSON text."""
+    mixed = [name for name, dtype in fields.items() if dtype is None]
+    decoded = dtypes.decode(metadata, {name: dtype for name, dtype in fields.items() if dtype is not None})
+    if not mixed:
+        return decoded
+    texts = canonical_json.json_fields(metadata.to_list(), mixed)
+    columns = {name: texts[name] if name in texts else decoded[name] for name in fields}
+    return pl.DataFrame(columns)

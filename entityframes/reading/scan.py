@@ -1,0 +1,318 @@
+"""A LazyFrame whose projection, limit and simple predicates reach the database."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+from polars.io.plugins import register_io_source
+
+from entityframes.engines.predicates import (
+    And,
+    Column,
+    Compare,
+    IsIn,
+    IsNull,
+    MetadataField,
+    Or,
+    Predicate,
+    literals,
+)
+from entityframes.interrupt import Interrupt
+
+#: More values than this in an is_in, or more bytes in a predicate, are left to Polars.
+_MAX_VALUES = 10_000
+_MAX_BYTES = 4_000_000
+
+#: Where a filter is concerned, == and its variant that knows nulls do not differ for a constant that is not null.
+_COMPARISONS = {"Eq": "=", "EqValidity": "=", "NotEq": "<>", "Lt": "<", "LtEq": "<=", "Gt": ">", "GtEq": ">="}
+_MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_JUNCTIONS: dict[str, type[And | Or]] = {"And": And, "LogicalAnd": And, "Or": Or, "LogicalOr": Or}
+
+
+#: Seconds after which a scan that waits for the database looks for Ctrl-C, and a call of Polars that costs nothing.
+_LOOK_AFTER = 0.05
+_NOTHING = pl.LazyFrame({"nothing": [0]}).select(pl.col("nothing") + 1)
+#: Seconds of waiting after which Polars is reminded to let go of a source of which it wants no more.
+_REMIND_AFTER = (0.1, 1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class ScanQuery:
+    """What a scan asks of the store."""
+
+    #: Output columns, in order.
+    columns: tuple[str, ...]
+    #: Rows that fail it need not be returned; rows that pass it must be.
+    where: Predicate | None
+    #: At most so many rows; never together with a predicate.
+    limit: int | None
+    #: Ends the query.
+    interrupt: Interrupt = field(default_factory=Interrupt, compare=False)
+
+
+def lazy_frame(
+    schema: Mapping[str, pl.DataType],
+    columns: Mapping[str, Column],
+    read: Callable[[ScanQuery], Iterator[pl.DataFrame]],
+    *,
+    name: str,
+) -> pl.LazyFrame:
+    """A LazyFrame over `read`.
+
+    Args:
+        schema: output columns and dtypes.
+        columns: where each output column lives.
+        read: yields frames that have the columns of a query; a generator is closed when no more rows are wanted.
+        name: what the query plan calls it.
+    """
+
+    def source(
+        with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
+    ) -> Iterator[pl.DataFrame]:
+        wanted = list(schema) if with_columns is None else with_columns
+        used = [] if predicate is None else predicate.meta.root_names()
+        # Polars gives a limit and a predicate at once for head() and then filter(): the limit is what comes first.
+        where = translate(predicate, columns) if predicate is not None and n_rows is None else None
+        query = ScanQuery(tuple(dict.fromkeys([*wanted, *used])), where, n_rows)
+        frames = read(query)
+        left = n_rows
+        try:
+            for frame in _awaited(frames, query.interrupt):
+                if left is not None:
+                    frame = frame.head(left)
+                    left -= frame.height
+                # Polars relies on it that the predicate has been applied.
+                yield (frame if predicate is None else frame.filter(predicate)).select(wanted)
+                if left == 0:
+                    return
+        finally:
+            close = getattr(frames, "close", None)
+            if close is not None:
+                close()
+
+    return register_io_source(source, schema=dict(schema), explain_name=name)
+
+
+def _awaited(frames: Iterator[pl.DataFrame], interrupt: Interrupt) -> Iterator[pl.DataFrame]:
+    """The frames, each awaited in a thread of its own, and the query ended on Ctrl-C.
+
+    While Polars collects, no Python code of the main thread runs, and it is a call of Polars that hears of Ctrl-C.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="entityframes-scan") as thread:
+        while True:
+            following = thread.submit(next, frames, None)
+            try:
+                while not wait([following], _LOOK_AFTER).done:
+                    _NOTHING.collect()
+            except BaseException:
+                while not wait([following], _LOOK_AFTER).done:
+                    interrupt.fire()
+                raise
+            frame = following.result()
+            if frame is None:
+                return
+            with _reminded():
+                yield frame
+
+
+@contextmanager
+def _reminded() -> Iterator[None]:
+    """While the source waits, Polars is given something to do.
+
+    A source of which it wants no more it lets go with the next query only, and that may not come for hours in which a
+    transaction is open.
+    """
+    over = threading.Event()
+
+    def remind() -> None:
+        for seconds in _REMIND_AFTER:
+            if over.wait(seconds):
+                return
+            _NOTHING.collect()
+
+    threading.Thread(target=remind, name="entityframes-remind", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def translate(predicate: pl.Expr, columns: Mapping[str, Column]) -> Predicate | None:
+    """What of a predicate the database can decide; None if nothing. Never raises: Polars decides the rest anyway.
+
+    Args:
+        predicate: as Polars hands it to a scan, types coerced and constants folded.
+        columns: where each output column lives.
+    """
+    try:
+        if len(predicate.meta.serialize()) > _MAX_BYTES:
+            return None
+        return _predicate(_Node(json.loads(predicate.meta.serialize(format="json")), predicate), columns)
+    except (Exception, pl.exceptions.PanicException):
+        return None
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A part of a predicate: its JSON says what it is, its expression what the constants in it are.
+
+    Constants are not taken from the JSON because NaN and infinities are null there and because Polars reads one in
+    three floats back from it with another last digit.
+    """
+
+    tree: Any
+    expression: pl.Expr
+
+    def inputs(self, *trees: Any) -> list[_Node]:
+        """The inputs that have these trees."""
+        expressions = self.expression.meta.pop()[::-1]
+        return [_Node(tree, expression) for tree, expression in zip(trees, expressions, strict=True)]
+
+    def column(self, columns: Mapping[str, Column]) -> Column | None:
+        """The column that this is."""
+        name = self.tree.get("Column")
+        # The names are compared lest another order of inputs in a later Polars mixes up the two sides.
+        return columns.get(name) if name is not None and self.expression.meta.root_names() == [name] else None
+
+    def constant(self) -> pl.Series | None:
+        """The value that this is, as a Series of one; None if it is null, or may not be the same every time."""
+        if not _is_constant(self.tree) or self.expression.meta.root_names():
+            return None
+        value = pl.select(self.expression).to_series()
+        return value if len(value) == 1 and value.null_count() == 0 else None
+
+
+def _is_constant(tree: Any) -> bool:
+    [(kind, inner)] = tree.items()
+    if kind == "BinaryExpr":
+        return _is_constant(inner["left"]) and _is_constant(inner["right"])
+    return (
+        kind == "Literal"
+        or (kind == "Cast" and _is_constant(inner["expr"]))
+        or (kind == "Alias" and _is_constant(inner[0]))
+    )
+
+
+def _predicate(node: _Node, columns: Mapping[str, Column]) -> Predicate | None:
+    [(kind, inner)] = node.tree.items()
+    if kind == "Column":
+        return _is_boolean(node, columns, "true")
+    if (
+        kind == "Ternary"
+        and _is_never(inner["falsy"])
+        and inner["truthy"] == {"Literal": {"Scalar": {"Boolean": True}}}
+    ):
+        # What a comparison becomes whose constant is beyond the dtype of the column.
+        tested = [part for part in node.expression.meta.pop() if part.meta.root_names()]
+        return _predicate(_Node(inner["predicate"], tested[0]), columns) if len(tested) == 1 else None
+    if kind == "BinaryExpr":
+        left, right = node.inputs(inner["left"], inner["right"])
+        if inner["op"] in _JUNCTIONS:
+            return _junction(_JUNCTIONS[inner["op"]], [_attempt(left, columns), _attempt(right, columns)])
+        return _comparison(_COMPARISONS[inner["op"]], left, right, columns) if inner["op"] in _COMPARISONS else None
+    if kind == "Function":
+        return _function(inner["function"].get("Boolean"), node.inputs(*inner["input"]), columns)
+    return None
+
+
+def _is_never(tree: Any) -> bool:
+    return tree in ({"Literal": {"Scalar": {"Null": "Boolean"}}}, {"Literal": {"Scalar": {"Boolean": False}}})
+
+
+def _attempt(node: _Node, columns: Mapping[str, Column]) -> Predicate | None:
+    """A side of a junction; if it fails the other side may still do."""
+    try:
+        return _predicate(node, columns)
+    except (Exception, pl.exceptions.PanicException):
+        return None
+
+
+def _junction(kind: type[And | Or], sides: list[Predicate | None]) -> Predicate | None:
+    known = [side for side in sides if side is not None]
+    if len(known) < 2:
+        return known[0] if known and kind is And else None
+    # One level for a chain of any length.
+    return kind(tuple(part for side in known for part in (side.parts if isinstance(side, kind) else (side,))))
+
+
+def _is_boolean(node: _Node, columns: Mapping[str, Column], value: str) -> Predicate | None:
+    column = node.column(columns)
+    return Compare(column, "=", value) if isinstance(column, MetadataField) and column.dtype == pl.Boolean else None
+
+
+def _comparison(op: str, left: _Node, right: _Node, columns: Mapping[str, Column]) -> Predicate | None:
+    if not left.expression.meta.root_names():
+        left, right, op = right, left, _MIRRORED[op]
+    constant = right.constant()
+    if constant is None:
+        return None
+    if "Cast" in left.tree:
+        return _float_comparison(op, left, constant, columns)
+    column = left.column(columns)
+    values = None if column is None else literals(column, op, constant)
+    if column is None or values is None:
+        return None
+    return Compare(column, op, values[0]) if values else IsIn(column, ())
+
+
+def _float_comparison(op: str, cast: _Node, constant: pl.Series, columns: Mapping[str, Column]) -> Predicate | None:
+    """An integer column as Float64 against a float.
+
+    Below 2**53 it makes no difference that the cast rounds, because rounding keeps the order.
+    """
+    inner, value = cast.tree["Cast"], constant[0]
+    [node] = cast.inputs(inner["expr"])
+    column = node.column(columns)
+    if not isinstance(column, MetadataField) or column.dtype is None or not column.dtype.is_integer():
+        return None
+    if inner["dtype"] != {"Literal": "Float64"} or constant.dtype != pl.Float64 or not abs(value) < 2**53:
+        return None
+    if op in ("<", "<="):
+        return Compare(column, op if value.is_integer() else "<=", math.floor(value))
+    if op in (">", ">="):
+        return Compare(column, op if value.is_integer() else ">=", math.ceil(value))
+    return Compare(column, op, int(value)) if value.is_integer() else None
+
+
+def _function(kind: Any, inputs: list[_Node], columns: Mapping[str, Column]) -> Predicate | None:
+    if kind == "Not":
+        # Of a column only, for which it is a comparison.
+        return _is_boolean(inputs[0], columns, "false")
+    column = inputs[0].column(columns)
+    if column is None:
+        return None
+    if kind in ("IsNull", "IsNotNull"):
+        return IsNull(column, kind == "IsNotNull")
+    if not isinstance(kind, dict):
+        return None
+    if "IsIn" in kind and not kind["IsIn"]["nulls_equal"]:
+        return _is_in(column, inputs[1].constant())
+    if "IsBetween" in kind:
+        low, high = (side.constant() for side in inputs[1:])
+        lowest = None if low is None else literals(column, ">=", low)
+        highest = None if high is None else literals(column, "<=", high)
+        # Open ends are closed here and opened again by Polars.
+        ends = [
+            Compare(column, ">=", lowest[0]) if lowest else None,
+            Compare(column, "<=", highest[0]) if highest else None,
+        ]
+        return _junction(And, list(ends))
+    return None
+
+
+def _is_in(column: Column, constant: pl.Series | None) -> Predicate | None:
+    if constant is None or not isinstance(constant.dtype, pl.List | pl.Array):
+        return None
+    items = constant[0].drop_nulls().unique(maintain_order=True)
+    if items.is_empty():
+        return IsIn(column, ())
+    values = literals(column, "=", items) if len(items) <= _MAX_VALUES else None
+    return None if values is None else IsIn(column, values)

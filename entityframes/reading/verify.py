@@ -1,0 +1,189 @@
+"""Verifying a store: what can be recomputed is, and what does not agree is told and, where it can be, mended.
+
+Hashes, ledger and jobs are compared in the database, in one snapshot. The recorded metadata fields are compared with
+the kinds of value that the database finds, and declared dtypes with each value.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from entityframes.engines.base import Engine
+from entityframes.metadata import conformance, dtypes
+from entityframes.metadata.fields import JSON_TEXT, MAX_INFERRED, Fields
+
+#: Everything that is checked, and whether it can be mended from what is there:
+#: duplicate_key: a key has several rows;
+#: key_hash: on DuckDB, which finds entities by it, the hash of a key is not that of the key;
+#: content_hash, metadata_hash: an entity's hash is not that of its content, of its metadata;
+#: metadata: it is no JSON object;
+#: ledger: entities name a batch that the ledger does not have;
+#: ledger_count: a batch left more entities behind than the ledger says;
+#: ledger_balance: created less deleted is not the number of entities;
+#: job_batch, job_members: an embedding job without its batch, or whose lists do not pair up;
+#: job_missing: an entity that is due, whose batch made a job, and that no job lists;
+#: vector_entity, vector_space: a vector of no entity, of no space;
+#: field_record: the recorded dtype of a metadata field cannot be read;
+#: field_missing: metadata holds a field that is not recorded;
+#: field_kind: an inferred field holds values that its dtype does not; field_value: a declared one does.
+CHECKS: dict[str, bool] = {
+    "duplicate_key": True,
+    "key_hash": True,
+    "content_hash": True,
+    "metadata_hash": True,
+    "metadata": False,
+    "ledger": True,
+    "ledger_count": True,
+    "ledger_balance": True,
+    "job_batch": True,
+    "job_members": True,
+    "job_missing": True,
+    "vector_entity": True,
+    "vector_space": True,
+    "field_record": True,
+    "field_missing": True,
+    "field_kind": True,
+    "field_value": False,
+}
+
+_KEY = ["check", "entity_type", "id", "batch_id", "field"]
+
+#: Columns of what `EntityStore.verify` returns.
+VERIFY_SCHEMA = pl.Schema(
+    {
+        "check": pl.Enum(list(CHECKS)),
+        "entity_type": pl.String(),
+        "id": pl.String(),
+        "batch_id": pl.String(),
+        "field": pl.String(),
+        "expected": pl.String(),
+        "found": pl.String(),
+        "repairable": pl.Boolean(),
+        "repaired": pl.Boolean(),
+    }
+)
+
+#: The kinds of JSON value that an inferred dtype stands for; null fits all of them.
+_KINDS: dict[pl.DataType | None, set[str]] = {
+    pl.Int64(): {"integer", "long integer"},
+    pl.Float64(): {"integer", "long integer", "float"},
+    pl.String(): {"string"},
+    pl.Boolean(): {"boolean"},
+    pl.Null(): set(),
+}
+
+
+def verify(engine: Engine, *, repair: bool) -> pl.DataFrame:
+    """What does not agree in a store; see `EntityStore.verify`."""
+    found = _find(engine)
+    if not repair or not found["repairable"].any():
+        return found
+    _mend(engine, found)
+    left = _find(engine).select(_KEY).with_columns(left=True)
+    still = found.select(_KEY).join(left, on=_KEY, how="left", maintain_order="left", nulls_equal=True)["left"]
+    return found.with_columns(repaired=still.is_null() & found["repairable"])
+
+
+def _find(engine: Engine) -> pl.DataFrame:
+    found = [engine.inconsistencies(), *_fields(engine)]
+    told = pl.concat(
+        frame.select(
+            (pl.col(name) if name in frame.columns else pl.lit(None)).cast(VERIFY_SCHEMA[name]).alias(name)
+            for name in [*_KEY, "expected", "found"]
+        )
+        for frame in found
+    )
+    mendable = [name for name, can in CHECKS.items() if can]
+    told = told.with_columns(repairable=pl.col("check").cast(pl.String).is_in(mendable), repaired=pl.lit(False))
+    return told.sort(_KEY, nulls_last=True)
+
+
+def _fields(engine: Engine) -> list[pl.DataFrame]:
+    """Recorded fields that cannot be read, fields that are not recorded, and values that do not fit their dtype."""
+    kinds = engine.kinds()
+    # Read after the metadata: a field is recorded before the first row that has it.
+    recorded, unreadable = _recorded(engine)
+    per_type: dict[str, int] = {}
+    for entity_type, _ in recorded:
+        per_type[entity_type] = per_type.get(entity_type, 0) + 1
+    found = [("field_record", *key, None, "a dtype", text) for key, text in unreadable.items()]
+    for entity_type, field, kind, id in kinds.select("entity_type", "field", "kind", "id").iter_rows():
+        if (entity_type, field) in unreadable:
+            continue
+        if (entity_type, field) not in recorded:
+            if per_type.get(entity_type, 0) < MAX_INFERRED:
+                found.append(("field_missing", entity_type, field, id, "a recorded dtype", f"{kind} values"))
+            continue
+        dtype, declared = recorded[entity_type, field]
+        if not declared and dtype is not None and kind != "null" and kind not in _KINDS[dtype]:
+            found.append(("field_kind", entity_type, field, id, str(dtype), f"{kind} values"))
+    columns = dict.fromkeys(["check", "entity_type", "field", "id", "expected", "found"], pl.String)
+    declared_of: dict[str, dict[str, pl.DataType]] = {}
+    for (entity_type, field), (dtype, declared) in recorded.items():
+        if declared and dtype is not None:
+            declared_of.setdefault(entity_type, {})[field] = dtype
+    misfits = [frame for entity_type, fields in declared_of.items() for frame in _misfits(engine, entity_type, fields)]
+    return [pl.DataFrame(found, columns, orient="row"), *misfits]
+
+
+def _recorded(
+    engine: Engine,
+) -> tuple[dict[tuple[str, str], tuple[pl.DataType | None, bool]], dict[tuple[str, str], str]]:
+    """Each recorded field with its dtype and whether it was declared; and those whose dtype cannot be read."""
+    recorded: dict[tuple[str, str], tuple[pl.DataType | None, bool]] = {}
+    unreadable: dict[tuple[str, str], str] = {}
+    for entity_type, field, text, declared in engine.all_fields().iter_rows():
+        try:
+            dtype = None if text == JSON_TEXT else dtypes.dtype_from_json(text)
+            if not declared and dtype is not None and dtype not in _KINDS:
+                raise ValueError(f"{dtype} is never inferred")
+            recorded[entity_type, field] = dtype, declared
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            unreadable[entity_type, field] = text
+    return recorded, unreadable
+
+
+def _misfits(engine: Engine, entity_type: str, fields: dict[str, pl.DataType]) -> list[pl.DataFrame]:
+    """Values of declared fields that would not come back with their dtype."""
+    dtypes = {name: str(dtype) for name, dtype in fields.items()}
+    found = []
+    for piece in engine.select(["id", "metadata"], entity_type, None, None):
+        objects = piece.filter(pl.col("metadata").str.starts_with("{"))
+        wrong = conformance.nonconforming(objects["metadata"], fields)
+        if wrong.height:
+            found.append(
+                wrong.select(
+                    check=pl.lit("field_value"),
+                    entity_type=pl.lit(entity_type),
+                    field="field",
+                    id=pl.lit(objects["id"][wrong["row"]]),
+                    expected=pl.col("field").replace_strict(dtypes, return_dtype=pl.String),
+                    found="value",
+                )
+            )
+    return found
+
+
+def _mend(engine: Engine, found: pl.DataFrame) -> None:
+    checks = found.filter("repairable")["check"].cast(pl.String).unique().to_list()
+    engine.mend(checks)
+    unreadable = found.filter(pl.col("check") == "field_record").select("entity_type", "field")
+    if unreadable.height:
+        engine.forget_fields(unreadable)
+    anew = found.filter(pl.col("check").cast(pl.String).is_in(["field_record", "field_missing", "field_kind"]))
+    if anew.height:
+        kinds = engine.kinds().join(anew, on=["entity_type", "field"], how="semi", maintain_order="left")
+        fields = Fields(engine)
+        for (entity_type, field), held in kinds.group_by("entity_type", "field", maintain_order=True):
+            fields.infer({str(entity_type): {str(field): _inferred(set(held["kind"]))}})
+
+
+def _inferred(kinds: set[str]) -> pl.DataType | None:
+    """The dtype that stands for values of these kinds, or None for JSON text."""
+    values = kinds - {"null"}
+    if not values:
+        return pl.Null()
+    if "long integer" in values and "float" not in values:
+        # Whether all of them fit 64 bits, the database did not say.
+        return None
+    return next((dtype for dtype, fit in _KINDS.items() if values <= fit), None)

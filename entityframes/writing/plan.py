@@ -1,0 +1,220 @@
+"""Plans: what an upsert would do, row by row, without doing it; and doing just that."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import polars as pl
+
+from entityframes import forks
+from entityframes.engines.base import Engine
+from entityframes.frames.schema import KEY, numbered
+from entityframes.interrupt import Interrupt
+from entityframes.metadata.merging import differences, merged_texts
+from entityframes.progress import Progress
+from entityframes.results import UpsertResult
+from entityframes.visible import visible
+from entityframes.writing.duplicates import Superseded
+from entityframes.writing.entities import keeping
+from entityframes.writing.entities.target import EntityTarget
+from entityframes.writing.options import OnError, Options
+from entityframes.writing.run import Run
+
+#: What a plan says of a row. create, update, unchanged: what an upsert would report; duplicate: another row of the
+#: frame has the key; invalid: the row breaks a rule of the data, with the reason in ``error``.
+ACTIONS = ("create", "update", "unchanged", "duplicate", "invalid")
+
+#: Columns of `Plan.frame`.
+PLAN_SCHEMA = pl.Schema(
+    {
+        "row": pl.UInt32(),
+        "entity_type": pl.String(),
+        "id": pl.String(),
+        "action": pl.Enum(ACTIONS),
+        "old_hash": pl.String(),
+        "new_hash": pl.String(),
+        "changes": pl.List(pl.Struct({"field": pl.String(), "old": pl.String(), "new": pl.String()})),
+        "error": pl.String(),
+    }
+)
+
+#: Rows that are compared at once: what is stored of them is held as Python texts meanwhile.
+_ROWS = 50_000
+
+#: Columns that a plan adds to its rows when it is applied.
+_EXPECTED = ("expected_hash", "expected_metadata_hash")
+
+
+@forks.guarded
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """What an upsert of a frame would do to the store as it was; made by `EntityStore.plan`, which wrote nothing."""
+
+    #: One row for each input row, in input order: ``row`` UInt32, ``entity_type``, ``id`` String, ``action`` Enum
+    #: (create, update, unchanged, duplicate, invalid), ``old_hash`` and ``new_hash`` String (sha256 of the content in
+    #: hex; null where there is none), ``changes`` List(Struct(field, old, new)) with the JSON text of each metadata
+    #: field that will differ (null where it is not there; for create and update), ``error`` String.
+    frame: pl.DataFrame
+    _given: pl.DataFrame = field(compare=False)
+    _options: Options = field(compare=False)
+    _upsert: Callable[..., UpsertResult] = field(compare=False)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows have each action."""
+        found = dict(self.frame["action"].cast(pl.String).value_counts().iter_rows())
+        return {action: found.get(action, 0) for action in ACTIONS}
+
+    @property
+    def changed_fields(self) -> dict[str, int]:
+        """How many updates change each metadata field, the most changed first."""
+        changes = self.frame.filter(pl.col("action") == "update")["changes"].explode(empty_as_null=False)
+        fields = changes.drop_nulls().struct.field("field").value_counts(sort=True)
+        return dict(fields.sort(["count", "field"], descending=[True, False]).iter_rows())
+
+    @property
+    def changed_contents(self) -> int:
+        """How many updates change the content."""
+        content = (pl.col("action") == "update") & (pl.col("old_hash") != pl.col("new_hash"))
+        return self.frame.filter(content).height
+
+    def summary(self) -> str:
+        """A few lines for a person: how many rows have each action, what the updates change, the first bad rows."""
+        names = {"create": "to create", "update": "to update"}
+        counted = [f"{count:,} {names.get(action, action)}" for action, count in self.counts.items() if count]
+        lines = [f"{self.frame.height:,} rows: {', '.join(counted) or 'nothing to do'}"]
+        if self.counts["update"]:
+            parts = [f"the content of {self.changed_contents:,}"] if self.changed_contents else []
+            parts += [f"{visible(name)} of {count:,}" for name, count in list(self.changed_fields.items())[:10]]
+            lines.append(f"updates change {', '.join(parts)}")
+        invalid = self.frame.filter(pl.col("action") == "invalid").head(3).iter_rows(named=True)
+        lines += [
+            f"row {row['row']} ({visible(row['entity_type'])}/{visible(row['id'])}): {visible(row['error'])}"
+            for row in invalid
+        ]
+        return "\n".join(lines)
+
+    def apply(
+        self,
+        *,
+        batch_size: int | None = None,
+        embed: bool = True,
+        on_error: OnError = "isolate",
+        progress: Progress = None,
+        cancel: threading.Event | None = None,
+    ) -> UpsertResult:
+        """Do what the plan says, and leave alone what somebody else has changed since.
+
+        The state that each entity had is compared in the transaction that writes it. May be called again: what is
+        done is then unchanged.
+
+        Args:
+            batch_size, embed, on_error, progress, cancel: as for `EntityStore.upsert`.
+
+        Returns:
+            UpsertResult; a row whose entity is neither as it was when the plan was made nor as the plan wants it has
+            the status conflict, and nothing of it is written.
+
+        Raises:
+            SchemaError, DatabaseError, KeyboardInterrupt: as `EntityStore.upsert`.
+        """
+        content, metadata = _EXPECTED
+        options = replace(
+            self._options,
+            batch_size=batch_size,
+            embed=embed,
+            on_error=on_error,
+            expected_hash=content,
+            expected_metadata_hash=metadata,
+        )
+        return self._upsert(self._given, options, progress, cancel)
+
+    def __repr__(self) -> str:
+        return f"Plan: {self.summary()}"
+
+
+def make(engine: Engine, given: pl.DataFrame, options: Options, upsert: Callable[..., UpsertResult]) -> Plan:
+    """Compare a frame with the store.
+
+    Args:
+        engine: the store's.
+        given: an entity frame.
+        options: what to do with duplicates, and with what the frame does not carry.
+        upsert: called by `Plan.apply` with a frame, `Options`, progress and cancel.
+
+    Raises:
+        SchemaError: the frame cannot be stored.
+        DuplicateError: a key stands twice and ``on_duplicate="error"``.
+    """
+    target = EntityTarget(engine, options, Run(engine, Interrupt(), EntityTarget.outcomes))
+    target.check(given.schema)
+    target.check_values(given)
+    validated = target.validate(numbered(target.prepare(given, record=False)), record=False)
+    rows, duplicates = Superseded(KEY, options.on_duplicate).split(validated.rows)
+    pieces = [_compared(engine, rows[start : start + _ROWS], options) for start in range(0, max(rows.height, 1), _ROWS)]
+    decided = pl.concat(pieces)
+    parts = [
+        _as_plan(decided.with_columns(pl.col("old_hash", "new_hash").bin.encode("hex"))),
+        _as_plan(duplicates.select("row", *KEY, action=pl.lit("duplicate"))),
+        _as_plan(validated.invalid.with_columns(action=pl.lit("invalid"))),
+    ]
+    expected = (
+        numbered(given)
+        .select("row")
+        .join(
+            decided.select("row", pl.col("old_hash", "old_metadata_hash").bin.encode("hex")),
+            on="row",
+            how="left",
+            maintain_order="left",
+        )
+    )
+    columns = [
+        expected[name].alias(alias) for name, alias in zip(("old_hash", "old_metadata_hash"), _EXPECTED, strict=True)
+    ]
+    kept = given.select(name for name in (*KEY, "content", "metadata") if name in given.columns)
+    return Plan(pl.concat(parts).sort("row"), kept.with_columns(columns), options, upsert)
+
+
+def _as_plan(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.select(
+        (pl.col(name) if name in rows.columns else pl.lit(None)).cast(dtype).alias(name)
+        for name, dtype in PLAN_SCHEMA.items()
+    )
+
+
+def _compared(engine: Engine, rows: pl.DataFrame, options: Options) -> pl.DataFrame:
+    """row, key, action, old_hash, old_metadata_hash, new_hash and changes of some rows."""
+    stored = keeping.stored(engine, rows)
+    keeps = rows["keeps_content"] if "keeps_content" in rows.columns else pl.repeat(False, rows.height, eager=True)
+    new = merged_texts(rows["metadata"], stored["metadata"], absent=options.absent, nulls=options.nulls)
+    old_hash, given_hash = stored["content_hash"], rows["content_hash"]
+    absent = old_hash.is_null()
+    new_hash = old_hash.zip_with(keeps & ~absent, given_hash)
+    fetched = stored["metadata"].is_not_null()
+    same_metadata = (new == stored["metadata"]).zip_with(fetched, stored["metadata_hash"] == rows["metadata_hash"])
+    same = (new_hash == old_hash) & same_metadata
+    decided = rows.select("row", *KEY).with_columns(
+        old_hash.alias("old_hash"),
+        stored["metadata_hash"].alias("old_metadata_hash"),
+        new_hash.alias("new_hash"),
+        absent.alias("absent"),
+        same.fill_null(False).alias("same"),
+    )
+    action = pl.when("absent").then(pl.lit("create")).when("same").then(pl.lit("unchanged")).otherwise(pl.lit("update"))
+    decided = decided.with_columns(action=action)
+    # Where nothing was fetched the metadata are equal, or there is no entity.
+    old = stored["metadata"].zip_with(fetched, pl.Series(["{}"]).new_from_index(0, rows.height).zip_with(absent, new))
+    return decided.drop("absent", "same").hstack([_changes(old, new, decided["action"])])
+
+
+def _changes(old: pl.Series, new: pl.Series, action: pl.Series) -> pl.Series:
+    """The fields that differ, as lists; empty where none does, null for rows of which nothing is written."""
+    dtype = PLAN_SCHEMA["changes"]
+    found = differences(old, new)
+    lists = found.group_by("place", maintain_order=True).agg(changes=pl.struct("field", "old", "new"))
+    each = pl.DataFrame({"place": pl.int_range(len(old), dtype=pl.UInt32, eager=True), "action": action})
+    each = each.join(lists, on="place", how="left", maintain_order="left")
+    changes = pl.col("changes").cast(dtype).fill_null(pl.lit([], dtype=dtype))
+    return each.select(pl.when(pl.col("action") != "unchanged").then(changes).alias("changes")).to_series()
