@@ -135,10 +135,10 @@ def _refusing(store: ef.EntityStore) -> None:
     engine, rule = store._engine, "CHECK (content NOT LIKE 'bad%')"
     name = f'"{engine.namespace}".entities'
     if engine.name == "postgresql":
-        with engine._connection() as connection:  # type: ignore[attr-defined]
-            connection.script(f"ALTER TABLE {name} ADD CONSTRAINT allowed_content {rule}")
+        with engine.session() as session:  # type: ignore[attr-defined]
+            session.connection.script(f"ALTER TABLE {name} ADD CONSTRAINT allowed_content {rule}")
         return
-    with engine._cursor() as cursor:  # type: ignore[attr-defined]
+    with engine._file.cursor() as cursor:  # type: ignore[attr-defined]
         [(ddl,)] = cursor.execute(
             "SELECT sql FROM duckdb_tables() WHERE schema_name = $1 AND table_name = 'entities'", [engine.namespace]
         ).fetchall()

@@ -91,9 +91,10 @@ class WithoutAccount(EntityFrames):
     def prepare(self) -> None:
         super().prepare()
         assert self._store is not None
-        engine: Any = self._store._engine
-        run = engine._run
-        engine._run = lambda connection, name, *values: None if name == "record" else run(connection, name, *values)
+        statements: Any = self._store._engine.statements  # type: ignore[attr-defined]
+        statements.replace(
+            "record", statements["record"], "SELECT 1 WHERE " + " AND ".join(f"${n} IS NULL" for n in range(1, 8))
+        )
 
     def upsert(self, frame: pl.DataFrame) -> None:
         with mock.patch.object(Outcomes, "committed", lambda outcomes, rows, written, batch: outcomes.none):

@@ -154,7 +154,7 @@ def sql(url: str, engine: str, store: ef.EntityStore) -> Callable[..., list[tupl
         if engine == "postgresql":
             return execute(url, *statements)
         # DuckDB lets no second process or connection object in; a cursor of the store's own is the way.
-        with store._engine._cursor() as cursor:
+        with store._engine._file.cursor() as cursor:
             rows: list[tuple[Any, ...]] = []
             for statement in statements:
                 relation = cursor.sql(statement)

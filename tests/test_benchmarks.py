@@ -26,7 +26,7 @@ def test_the_scratch_namespace_is_removed(url: str, store, sql) -> None:
             "SELECT DISTINCT table_schema FROM information_schema.tables WHERE table_schema LIKE 'entityframes%'"
         )
         if listed.name == "duckdb":
-            with listed._cursor() as cursor:
+            with listed._file.cursor() as cursor:
                 assert cursor.sql(namespaces).fetchall() == [("entityframes",)]
         else:
             assert sql(namespaces) == [("entityframes",)]

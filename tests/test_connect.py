@@ -210,7 +210,7 @@ def test_a_newer_format_is_refused(store: ef.EntityStore, sql, connect) -> None:
 
 def test_an_older_store_is_migrated(store: ef.EntityStore, sql, connect, engine: str, tmp_path: Path) -> None:
     """What a store of format 1 holds stays, and what newer formats bring works."""
-    statements = store._engine._sql
+    statements = store._engine.statements
     store._engine.drop()
     hash_of = "unhex(sha256({}))" if engine == "duckdb" else "sha256({}::bytea)"
     # The place of a field comes by itself on PostgreSQL.

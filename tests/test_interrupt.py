@@ -188,7 +188,7 @@ def test_while_duckdb_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("entityframes.store.Interrupt", Kept)
     with ef.connect(tmp_path / "x.duckdb") as store:
         store.upsert(notes(rows=50_000), progress=False)
-        with store._engine._cursor() as cursor:
+        with store._engine._file.cursor() as cursor:
             cursor.execute("SET wal_autocheckpoint = '1KB'")
         committing = store._engine._file.committing
 

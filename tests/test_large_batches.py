@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
+from entityframes.engines.postgres.session import Session
 from tests.conftest import engine_and_keys
 
 engine = engine_and_keys
@@ -80,13 +81,13 @@ def test_neighbours_are_read_and_scattered_keys_looked_up(store: ef.EntityStore,
     stored = pl.concat([notes(range(40_000)), notes(range(40_000)).with_columns(entity_type=pl.lit("task"))])
     store.upsert(stored.sort("id"), progress=False)
     asked: list[str] = []
-    ask = type(store._engine)._ask
+    ask = Session.ask
 
-    def listen(self, connection, name, *parameters, **options):
+    def listen(self, name, *parameters, **options):
         asked.append(name)
-        return ask(self, connection, name, *parameters, **options)
+        return ask(self, name, *parameters, **options)
 
-    monkeypatch.setattr(type(store._engine), "_ask", listen)
+    monkeypatch.setattr(Session, "ask", listen)
 
     def check(frame: pl.DataFrame, *, dense: int, by_key: int) -> None:
         changed = pl.int_range(pl.len()) % 7 == 3
@@ -121,8 +122,8 @@ def test_rows_that_came_between(connect, monkeypatch) -> None:
     engine = type(store._engine)
     probe = engine._probe
 
-    def probe_and_be_late(self, connection, rows, *scattered):
-        changed = probe(self, connection, rows, *scattered)
+    def probe_and_be_late(self, session, rows, *scattered):
+        changed = probe(self, session, rows, *scattered)
         other.upsert(notes(range(10, 20), "other"), progress=False)
         return changed
 

@@ -21,7 +21,7 @@ from entityframes.engines import queries
 from entityframes.engines.base import FORMAT
 from tests.conftest import ENGINES, execute
 
-FILES = {"duckdb": "duckdb/engine.sql", "postgresql": "postgres/engine.sql"}
+FOLDERS = {"duckdb": "duckdb", "postgresql": "postgres"}
 
 #: SHA-256 of the statements of each migration, without their comments.
 PINNED: dict[str, list[str]] = {
@@ -146,7 +146,7 @@ FEWEST = [case for case in FEW if case[0] in ("the first", "job lists")]
 
 def _statements(engine: str, number: int, edits: list[tuple[str, str]]) -> list[str]:
     """The statements of a migration with some text replaced."""
-    body = queries.load(FILES[engine], "entityframes")[f"migrate_{number}"]
+    body = queries.Statements(FOLDERS[engine], "entityframes")[f"migrate_{number}"]
     for old, new in edits:
         old, new = (text.replace("{schema}", '"entityframes"') for text in (old, new))
         assert old in body, f"migrate_{number} of {engine} has no {old!r}"
@@ -268,12 +268,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_migration_that_has_landed_is_not_edited(engine: str) -> None:
     """Stores were made with it: what is to be different is a migration of its own."""
-    statements = queries.load(FILES[engine], "entityframes")
+    statements = queries.Statements(FOLDERS[engine], "entityframes")
     landed = [hashlib.sha256(statements[f"migrate_{n}"].encode()).hexdigest() for n in range(1, FORMAT + 1)]
     for number, (now, pinned) in enumerate(itertools.zip_longest(landed, PINNED[engine]), 1):
         assert pinned is not None, f"migrate_{number} is new: pin {now} in this test"
         assert now == pinned, (
-            f"migrate_{number} of {FILES[engine]} was edited. Stores were made with it, which would differ from new ones "
+            f"migrate_{number} of {FOLDERS[engine]} was edited. Stores were made with it, which would differ from new ones "
             f"without a word: put it back, and add migrate_{FORMAT + 1} that changes what is there"
         )
 
@@ -326,28 +326,21 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if engine == "postgresql":
-    from entityframes.engines.postgres import engine as module
-    run_all = module._run_all
-    def run(connection, statements):
-        if when == "first" and last not in statements:
-            head, _, _ = statements.partition(";\\n")
-            run_all(connection, head)
-            die()
-        run_all(connection, statements)
-        if when == "last" and last in statements:
-            die()
-        if when == "first":
-            die()
-    module._run_all = run
+    from entityframes.engines.postgres.session import Session
 else:
-    from entityframes.engines.duckdb.engine import DuckDBEngine
-    real = DuckDBEngine._run
-    def run(self, cursor, name, parameters=None):
-        changed = real(self, cursor, name, parameters)
-        if when == "first" and name.startswith(("repair_", "migrate_")) or when == "last" and name == f"migrate_{FORMAT}":
-            die()
-        return changed
-    DuckDBEngine._run = run
+    from entityframes.engines.duckdb.session import Session
+real = Session.run
+def run(self, name, *parameters, **more):
+    migrates = name.startswith(("repair_", "migrate_"))
+    if migrates and when == "first" and engine == "postgresql" and name != f"migrate_{FORMAT}":
+        head, _, _ = self._statement(name, None).partition(";\\n")
+        self.connection.script(head)
+        die()
+    changed = real(self, name, *parameters, **more)
+    if when == "first" and migrates or when == "last" and name == f"migrate_{FORMAT}":
+        die()
+    return changed
+Session.run = run
 store = ef.connect(url)
 assert when == "committed", when
 die()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,15 @@ PACKAGE = Path(ef.__file__).parent
 
 #: Lower layers know nothing of higher ones; a layer is a folder or a module of the package.
 LAYERS = [
-    {"errors", "visible", "interrupt", "progress"},
-    {"forks", "retry", "threads"},
-    {"results"},
-    {"metadata"},
+    {"errors", "visible", "progress"},
+    {"interrupt", "forks", "threads"},
+    {"retry", "results", "metadata"},
     {"frames"},
-    {"engines"},
+    {"files", "engines"},
     {"writing", "reading"},
     {"embedding"},
     {"store"},
-    {"directory"},
-    {"files", "bench"},
+    {"directory", "bench"},
     {"cli"},
     {"__init__", "__main__"},
 ]
@@ -54,28 +53,45 @@ def test_import_is_light() -> None:
     assert run.stdout.strip() == "", run.stdout + run.stderr
 
 
-def _imports(path: Path) -> set[str]:
-    """First-party modules that a file imports, also inside functions; not those that only type checkers read."""
-    tree = ast.parse(path.read_text("utf-8"))
+def _module(path: Path) -> str:
+    """The dotted name of a file of the package."""
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {_module(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def _imports(module: str) -> set[str]:
+    """Modules of the package that one imports, also inside functions; not those that only type checkers read."""
+    tree = ast.parse(MODULES[module].read_text("utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             node.body = []
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "entityframes":
-            parts = (node.module or "").split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-    return found
+        if isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            # from entityframes.frames import sources
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inner & set(MODULES)) or {node.module}
+    return found - {module}
 
 
 def test_arrows_point_one_way() -> None:
     """A module imports only from layers below its own."""
     layer = {name: number for number, names in enumerate(LAYERS) for name in names}
-    for path in PACKAGE.rglob("*.py"):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        module = parts[0]
-        for imported in _imports(path) - {module}:
-            assert layer[imported] < layer[module], f"{module} imports {imported}"
+
+    def room(module: str) -> str:
+        return module.split(".")[1] if "." in module else "__init__"
+
+    for module in MODULES:
+        for imported in _imports(module):
+            same = room(module) == room(imported)
+            assert same or layer[room(imported)] < layer[room(module)], f"{module} imports {imported}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """There is an order in which every module comes after those that it imports."""
+    TopologicalSorter({module: _imports(module) for module in MODULES}).prepare()
 
 
 def test_both_engines_answer_the_same_methods() -> None:
@@ -109,7 +125,7 @@ def test_every_statement_is_described_and_used(file: str) -> None:
     code = "".join(module.read_text("utf-8") for module in modules)
     for name in queries.names(file):
         assert f"-- name: {name}\n-- " in text, f"{name} has no description"
-        listed = name.startswith(("migrate_", "find_", "mend_"))
+        listed = name.startswith(("find_", "repair_"))
         assert f'"{name}"' in code or listed, f"{name} is not used"
 
 
@@ -119,7 +135,7 @@ def test_both_engines_make_the_same_checks() -> None:
     Only DuckDB keeps a hash of each key, because it has no index of them.
     """
     checks = [
-        [name for name in queries.names(f"{engine}/checks.sql") if name.startswith(("find_", "mend_"))]
+        [name for name in queries.names(f"{engine}/checks.sql") if name.startswith(("find_", "repair_"))]
         for engine in ("duckdb", "postgres")
     ]
     assert [name for name in checks[0] if not name.endswith("key_hash")] == checks[1]

@@ -72,7 +72,7 @@ def sync(
     entityframes sync notes --delete --on-conflict newer
     entityframes sync notes --import --watch
     """
-    from entityframes import DirectorySync
+    from entityframes.directory import DirectorySync
 
     way = direction or "both"
     if way == "import" and options["on_conflict"] != "report":

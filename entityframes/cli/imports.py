@@ -251,9 +251,9 @@ def _name_columns(given: Any, options: dict[str, Any]) -> None:
 
 def _read(rows: Any, given: Any, options: dict[str, Any]) -> Any:
     """The entity frame: of files that fit at once, so that repeated keys are found in all of it, else lazy."""
-    from entityframes.files import reading
+    from entityframes.files import reading_errors
 
-    with reading(given.files):
+    with reading_errors(given.files):
         frame = _entity_frame(rows, given, options)
         return frame.collect() if given.bytes <= _SMALL else frame
 

@@ -177,8 +177,8 @@ class Engine(Protocol):
     def inconsistencies(self) -> pl.DataFrame:
         """check, entity_type, id, batch_id, expected, found (String): what does not agree, all of one moment."""
 
-    def mend(self, checks: list[str]) -> None:
-        """Mend what `inconsistencies` found under these names, where it can be derived, in one transaction."""
+    def repair(self, checks: list[str]) -> None:
+        """Repair what `inconsistencies` found under these names, where it can be derived, in one transaction."""
 
     def kinds(self) -> pl.DataFrame:
         """entity_type, field, kind, id: each kind of JSON value that a metadata field holds, with one id that has it.

@@ -139,25 +139,23 @@ DUCKDB = Dialect(
 )
 
 
-def select(
-    template: str,
-    dialect: Dialect,
-    columns: Sequence[str],
-    entity_type: str | None,
-    where: Predicate | None,
-    limit: int | None,
-) -> str:
-    """The statement of a scan: entity columns of the entities of a type that satisfy a predicate."""
+def places(
+    dialect: Dialect, columns: Sequence[str], entity_type: str | None, where: Predicate | None, limit: int | None
+) -> dict[str, str]:
+    """What stands in the statement of a scan: entity columns of the entities of a type that satisfy a predicate.
+
+    The condition, which holds texts of the caller's, comes last.
+    """
     conditions = []
     if entity_type is not None:
         conditions.append(f"entity_type = {dialect.quoted(entity_type)}" if _is_plain(entity_type) else "false")
     if where is not None:
         conditions.append(render(where, dialect))
-    return (
-        template.replace("{columns}", ", ".join(dialect.outputs.get(name, name) for name in columns))
-        .replace("{limit}", "" if limit is None else f"LIMIT {limit:d}")
-        .replace("{condition}", " AND ".join(conditions) or "true")
-    )
+    return {
+        "columns": ", ".join(dialect.outputs.get(name, name) for name in columns),
+        "limit": "" if limit is None else f"LIMIT {limit:d}",
+        "condition": " AND ".join(conditions) or "true",
+    }
 
 
 def render(predicate: Predicate, dialect: Dialect) -> str:

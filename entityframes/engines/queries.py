@@ -1,9 +1,9 @@
-"""Loads the statements of an engine from its ``.sql`` file."""
+"""The statements of an engine, from its ``.sql`` files."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 
@@ -47,28 +47,76 @@ def _without_comments(body: str) -> str:
     return "\n".join(line for line in body.splitlines() if not line.startswith("--")).strip()
 
 
-def load(file: str, namespace: str, catalog: str | None = None) -> dict[str, str]:
-    """The statements of `file` by name, for one namespace, in a database whose name may be the same.
+#: The files of statements that each engine has.
+FILES = ("engine", "checks", "embedding", "text", "directory", "earlier")
+
+
+@cache
+def _migrations(engine: str) -> Mapping[int, str]:
+    """What brings a store to each format, by its number: one file each, whose statements run together."""
+    folder = resources.files("entityframes.engines").joinpath(engine, "migrations")
+    files = sorted(folder.iterdir(), key=lambda file: file.name)
+    return {int(file.name.removesuffix(".sql")): _without_comments(file.read_text("utf-8")) for file in files}
+
+
+class Statements:
+    """The statements of an engine by name, for one namespace.
+
+    Args:
+        engine: the folder of the ``.sql`` files.
+        namespace: the schema of the store.
+        catalog: the name of the database, where a schema of the same name may be taken for it.
+        files: which of them.
 
     Raises:
         ConnectError: the namespace cannot be used.
     """
-    schema = quoted_namespace(namespace)
-    if catalog is not None:
-        escaped = catalog.replace('"', '""')
-        schema = f'"{escaped}".{schema}'
-    return {name: body.replace("{schema}", schema) for name, body in _named(file).items()}
 
+    def __init__(self, engine: str, namespace: str, catalog: str | None = None, files: Iterable[str] = FILES) -> None:
+        self._engine, self._files, self._catalog = engine, tuple(files), catalog
+        self.use(namespace)
 
-def mending(statements: Mapping[str, str], checks: list[str]) -> list[str]:
-    """The names of the statements that mend what these checks find, in the order in which they have to run.
+    def use(self, namespace: str) -> None:
+        """Take them for another namespace from now on."""
+        self.namespace = namespace
+        schema = quoted_namespace(namespace)
+        if self._catalog is not None:
+            escaped = self._catalog.replace('"', '""')
+            schema = f'"{escaped}".{schema}'
+        self._texts: dict[str, str] = {}
+        for file in self._files:
+            for name, body in _named(f"{self._engine}/{file}.sql").items():
+                self._texts[name] = body.replace("{schema}", schema)
+        for number, body in _migrations(self._engine).items():
+            self._texts[f"migrate_{number}"] = body.replace("{schema}", schema)
 
-    What is mended may call for more: a job that goes may leave entities without one, a ledger row that comes changes
-    the balance. So all from the first one on are run; they do nothing where nothing is wrong.
-    """
-    every = [name for name in statements if name.startswith("mend_")]
-    wanted = [place for place, name in enumerate(every) if name.removeprefix("mend_") in checks]
-    return every[min(wanted) :] if wanted else []
+    def __getitem__(self, name: str) -> str:
+        return self._texts[name]
+
+    def filled(self, name: str, places: Mapping[str, object]) -> str:
+        """A statement with validated text for what stands in braces in it, in this order."""
+        sql = self._texts[name]
+        for place, text in places.items():
+            sql = sql.replace("{" + place + "}", str(text))
+        return sql
+
+    def replace(self, name: str, old: str, new: str) -> None:
+        """Change the text of a statement."""
+        self._texts[name] = self._texts[name].replace(old, new)
+
+    def checks(self) -> list[str]:
+        """The statements that find what does not agree."""
+        return [name for name in self._texts if name.startswith("find_")]
+
+    def repairs(self, checks: Iterable[str]) -> list[str]:
+        """The statements that repair what these checks found, in the order in which they have to run.
+
+        A repair may call for more: a job that goes may leave entities without one, a ledger row that comes changes the
+        balance. So all from the first one on are run; they do nothing where nothing is wrong.
+        """
+        every = [name for name in self._texts if name.startswith("repair_")]
+        wanted = [place for place, name in enumerate(every) if name.removeprefix("repair_") in set(checks)]
+        return every[min(wanted) :] if wanted else []
 
 
 def names(file: str) -> list[str]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from entityframes.errors import SchemaError
+from entityframes.files.formats import FORMATS
 from entityframes.frames.utf8 import printable
 
 #: Bytes that are read, unpacked and decoded at once.
@@ -61,8 +62,6 @@ def expanded(sources: Sequence[str], file_format: str | None = None, spool: Path
         SchemaError: a pattern matches nothing; it is a folder or a device; standard input comes twice, or without its
             format.
     """
-    from entityframes.files import FORMATS
-
     if "-" in sources and file_format is None:
         raise SchemaError(
             f"standard input has no name that tells its format: give one of {', '.join(FORMATS)} with --format"

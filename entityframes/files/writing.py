@@ -9,6 +9,8 @@ from typing import Any
 import polars as pl
 
 from entityframes.errors import SchemaError
+from entityframes.files.formats import format_of
+from entityframes.files.opening import check_name
 
 
 def check_writable(schema: Mapping[str, pl.DataType], path: str | Path, file_format: str | None = None) -> str:
@@ -17,8 +19,6 @@ def check_writable(schema: Mapping[str, pl.DataType], path: str | Path, file_for
     Raises:
         SchemaError: the format is not known, or it has no place for a column.
     """
-    from entityframes.files import check_name, format_of
-
     check_name(path)
     kind = file_format or format_of(path)
     suffix = Path(path).suffix.lower()

@@ -166,7 +166,7 @@ def _misfits(engine: Engine, entity_type: str, fields: dict[str, pl.DataType]) -
 
 def _mend(engine: Engine, found: pl.DataFrame) -> None:
     checks = found.filter("repairable")["check"].cast(pl.String).unique().to_list()
-    engine.mend(checks)
+    engine.repair(checks)
     unreadable = found.filter(pl.col("check") == "field_record").select("entity_type", "field")
     if unreadable.height:
         engine.forget_fields(unreadable)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
+from typing import Any
 
 import adbc_driver_postgresql.dbapi as adbc
 import polars as pl
 import pytest
 
 import entityframes as ef
+from entityframes.engines.duckdb.session import Session
 from tests.conftest import execute
 from tests.faults.invariants import Model, check_jobs, rows
 from tests.faults.servers import WAITING, Background, Proxy, Server, backends, wait_until
@@ -215,17 +217,21 @@ def test_the_cost_of_bad_rows_on_duckdb(tmp_path, monkeypatch: pytest.MonkeyPatc
     counts: dict[int, int] = {}
     for bad in (0, 1, 10, 100):
         with ef.connect(tmp_path / f"{bad}.duckdb") as store:
-            with store._engine._cursor() as cursor:
+            with store._engine._file.cursor() as cursor:
                 [(ddl,)] = cursor.execute(
                     "SELECT sql FROM duckdb_tables() WHERE schema_name = 'entityframes' AND table_name = 'entities'"
                 ).fetchall()
                 cursor.execute("DROP TABLE entityframes.entities")
                 cursor.execute(ddl.replace(");", ", CHECK (content NOT LIKE 'bad%'));"))
             asked: list[str] = []
-            statement = store._engine._statement
-            counting = lambda name, of=statement, to=asked: to.append(name) or of(name)  # noqa: E731
-            monkeypatch.setattr(store._engine, "_statement", counting)
-            assert store.upsert(_with_bad(bad)).counts["failed"] == bad
+
+            def counting(session: Session, name: str, places: Any, of=Session._statement, to=asked) -> str:
+                to.append(name)
+                return of(session, name, places)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Session, "_statement", counting)
+                assert store.upsert(_with_bad(bad)).counts["failed"] == bad
             counts[bad] = len(asked)
     assert counts[1] == counts[10] == counts[100] <= 3 * counts[0], counts
 

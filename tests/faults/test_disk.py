@@ -89,7 +89,7 @@ def test_duckdb_gives_up_its_file() -> None:
             pytest.skip("a file system of its own needs the right to mount one")
         model = Model()
         with ef.connect(disk / "x.duckdb") as store:
-            with store._engine._cursor() as cursor:
+            with store._engine._file.cursor() as cursor:
                 # Written into the file after each batch.
                 cursor.execute("SET wal_autocheckpoint = '1KB'")
             frame = fill(store, model, ef.ClosedError)

@@ -175,12 +175,12 @@ def test_a_child_that_unwinds_leaves_the_connection(url: str, tmp_path: Path) ->
         @contextmanager
         def changing():
             if engine.name == "duckdb":
-                with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
+                with engine._file.writer(Interrupt()) as cursor, engine._file.transaction(cursor, Interrupt()):
                     cursor.execute(sql)
                     yield
             else:
-                with engine._connection() as connection, connection.transaction(Interrupt()):
-                    connection.script(sql)
+                with engine.session() as session, session.transaction():
+                    session.connection.script(sql)
                     yield
         with changing():
             assert in_child(["store.read('t')"], "unwind") == 0

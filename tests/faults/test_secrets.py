@@ -160,7 +160,7 @@ def test_what_the_command_line_says(own_server: Server, database: str, login: st
 def test_what_is_said_on_duckdb(ear: Ear, tmp_path: Path) -> None:
     """A CHECK, a bad row, a duplicate, a wrong frame, a plan, a cancelled run, a closed store: row contents in none."""
     store = ef.connect(tmp_path / "x.duckdb")
-    with store._engine._cursor() as cursor:
+    with store._engine._file.cursor() as cursor:
         [(ddl,)] = cursor.execute(
             "SELECT sql FROM duckdb_tables() WHERE schema_name = 'entityframes' AND table_name = 'entities'"
         ).fetchall()
@@ -179,7 +179,7 @@ def test_what_is_said_on_duckdb(ear: Ear, tmp_path: Path) -> None:
     cancel = threading.Event()
     cancel.set()
     assert ear.on(lambda: store.upsert(frame(), cancel=cancel)).counts["cancelled"] == 20
-    with store._engine._cursor() as cursor:
+    with store._engine._file.cursor() as cursor:
         cursor.execute("UPDATE entityframes.entities SET content_hash = '' WHERE id = 'e000001'")
     assert ear.on(store.verify).height == 1
     store.close()

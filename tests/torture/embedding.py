@@ -229,7 +229,7 @@ def stored_vectors(store: ef.EntityStore) -> list[tuple[str, list[float]]]:
             return execute(url, f"SELECT id, pgvector::real[] {stored}")
         ids, vectors = zip(*execute(url, f"SELECT id, vector {stored}"), strict=True)
         return list(zip(ids, from_wire(pl.Series(vectors, dtype=pl.Binary), DIM).tolist(), strict=True))
-    with engine._cursor() as cursor:
+    with engine._file.cursor() as cursor:
         return cursor.execute(f"SELECT id, vector_{DIM} FROM entityframes.embeddings WHERE error IS NULL").fetchall()
 
 

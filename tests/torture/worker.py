@@ -101,7 +101,7 @@ def main(url: str, path: str, seed: str, threads: str, name: str) -> None:
         return
     if store._engine.name == "duckdb":
         # Faults also meet a COMMIT that writes the log into the file.
-        with store._engine._cursor() as cursor:
+        with store._engine._file.cursor() as cursor:
             cursor.execute(f"SET wal_autocheckpoint = '{random.Random(seed).choice(['1KB', '256KB', '16MB'])}'")
     # A store's last_result is of its last call, whoever made it: each thread has a handle of its own on the engine.
     handles = [ef.EntityStore(store._engine) for _ in range(int(threads))]

@@ -6,7 +6,7 @@
 SELECT entity_type, id, NULL::VARCHAR AS batch_id, '1 row' AS expected, count(*) || ' rows' AS found
 FROM {schema}.entities GROUP BY entity_type, id HAVING count(*) > 1
 
--- name: mend_duplicate_key
+-- name: repair_duplicate_key
 -- The row that was written last stays.
 DELETE FROM {schema}.entities WHERE rowid IN (
     SELECT rowid FROM {schema}.entities
@@ -19,7 +19,7 @@ SELECT entity_type, id, NULL::VARCHAR AS batch_id, hash(entity_type, id)::VARCHA
     key_hash::VARCHAR AS found
 FROM {schema}.entities WHERE key_hash <> hash(entity_type, id)
 
--- name: mend_key_hash
+-- name: repair_key_hash
 -- The hash follows the key.
 UPDATE {schema}.entities SET key_hash = hash(entity_type, id) WHERE key_hash <> hash(entity_type, id)
 
@@ -29,7 +29,7 @@ SELECT entity_type, id, NULL::VARCHAR AS batch_id, sha256(content) AS expected,
     lower(hex(content_hash)) AS found
 FROM {schema}.entities WHERE content_hash <> unhex(sha256(content))
 
--- name: mend_content_hash
+-- name: repair_content_hash
 -- The hash follows the content, which is thereby due for embedding.
 UPDATE {schema}.entities SET content_hash = unhex(sha256(content))
 WHERE content_hash <> unhex(sha256(content))
@@ -40,7 +40,7 @@ SELECT entity_type, id, NULL::VARCHAR AS batch_id, sha256(metadata::VARCHAR) AS 
     lower(hex(metadata_hash)) AS found
 FROM {schema}.entities WHERE metadata_hash <> unhex(sha256(metadata::VARCHAR))
 
--- name: mend_metadata_hash
+-- name: repair_metadata_hash
 -- The hash follows the metadata.
 UPDATE {schema}.entities SET metadata_hash = unhex(sha256(metadata::VARCHAR))
 WHERE metadata_hash <> unhex(sha256(metadata::VARCHAR))
@@ -58,7 +58,7 @@ FROM {schema}.entities AS e
 WHERE NOT EXISTS (SELECT 1 FROM {schema}.batches AS b WHERE b.batch_id = e.batch_id)
 GROUP BY e.batch_id
 
--- name: mend_ledger
+-- name: repair_ledger
 -- A ledger row, of no run, for each batch that entities name.
 INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
 SELECT e.batch_id, '00000000-0000-0000-0000-000000000000', max(e.updated_at),
@@ -80,7 +80,7 @@ JOIN (
 ) AS h ON h.batch_id = b.batch_id
 WHERE b.created < h.created OR b.updated < h.updated
 
--- name: mend_ledger_count
+-- name: repair_ledger_count
 -- The counts are raised to what is there.
 UPDATE {schema}.batches AS b SET created = greatest(b.created, h.created), updated = greatest(b.updated, h.updated)
 FROM (
@@ -98,7 +98,7 @@ FROM (SELECT coalesce(sum(created), 0) - coalesce(sum(deleted), 0) AS balance FR
 CROSS JOIN (SELECT count(*) AS entities FROM {schema}.entities) AS n
 WHERE l.balance <> n.entities
 
--- name: mend_ledger_balance
+-- name: repair_ledger_balance
 -- A correcting ledger row, of no run.
 INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
 SELECT uuid(), '00000000-0000-0000-0000-000000000000', now(), greatest(n.entities - l.balance, 0), 0,
@@ -114,7 +114,7 @@ SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, j.batch_id::VARCHAR AS
 FROM {schema}.embedding_jobs AS j
 WHERE j.batch_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {schema}.batches AS b WHERE b.batch_id = j.batch_id)
 
--- name: mend_job_batch
+-- name: repair_job_batch
 -- Such jobs go; entities that are still due get another one.
 DELETE FROM {schema}.embedding_jobs AS j
 WHERE j.batch_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {schema}.batches AS b WHERE b.batch_id = j.batch_id)
@@ -127,7 +127,7 @@ FROM {schema}.embedding_jobs AS j
 LEFT JOIN (SELECT job_id, count(*) AS keys FROM {schema}.job_keys GROUP BY job_id) AS k ON k.job_id = j.keys_of
 WHERE coalesce(k.keys, 0) <> j.entities
 
--- name: mend_job_members
+-- name: repair_job_members
 -- Such jobs go; entities that are still due get another one.
 DELETE FROM {schema}.embedding_jobs AS j
 WHERE j.entities <> (SELECT count(*) FROM {schema}.job_keys AS k WHERE k.job_id = j.keys_of)
@@ -159,7 +159,7 @@ WITH {missing}
 SELECT entity_type, id, batch_id::VARCHAR AS batch_id, 'an embedding job' AS expected, 'due, and in none' AS found
 FROM missing
 
--- name: mend_job_missing
+-- name: repair_job_missing
 -- One job for each batch, with its keys that are due and in none.
 DELETE FROM {schema}.job_keys WHERE job_id NOT IN (SELECT keys_of FROM {schema}.embedding_jobs);
 WITH {missing}, made AS MATERIALIZED (SELECT batch_id, uuid() AS job_id FROM missing GROUP BY batch_id)
@@ -176,7 +176,7 @@ SELECT v.entity_type, v.id, NULL::VARCHAR AS batch_id, 'no vector in ' || v.spac
 FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT 1 FROM {schema}.entities AS e WHERE e.entity_type = v.entity_type AND e.id = v.id)
 
--- name: mend_vector_entity
+-- name: repair_vector_entity
 -- They go.
 DELETE FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT 1 FROM {schema}.entities AS e WHERE e.entity_type = v.entity_type AND e.id = v.id)
@@ -188,7 +188,7 @@ SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, NULL::VARCHAR AS batch
 FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT 1 FROM {schema}.spaces AS s WHERE s.space = v.space) GROUP BY v.space
 
--- name: mend_vector_space
+-- name: repair_vector_space
 -- They go; nobody knows of what model they are.
 DELETE FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT 1 FROM {schema}.spaces AS s WHERE s.space = v.space)

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from entityframes.engines.base import Batch
-from entityframes.engines.duckdb.engine import _register
-from entityframes.interrupt import Interrupt
 
 if TYPE_CHECKING:
     from entityframes.engines.duckdb.engine import DuckDBEngine
@@ -22,65 +20,63 @@ class DuckDBDirectory:
         self._engine = engine
 
     def lock(self, folder: str, holder: str, lease: float) -> str | None:
-        with self._engine._writer(Interrupt()) as cursor:
-            if self._engine._run(cursor, "lock_folder", [folder, holder, lease]):
+        with self._engine.session(writing=True) as session:
+            if session.run("lock_folder", folder, holder, lease):
                 return None
-            return str(self._engine._ask(cursor, "folder_holder", [folder]).item())
+            return str(session.ask("folder_holder", folder).item())
 
     def unlock(self, folder: str, holder: str) -> None:
-        with self._engine._writer(Interrupt()) as cursor:
-            self._engine._run(cursor, "unlock_folder", [folder, holder])
+        with self._engine.session(writing=True) as session:
+            session.run("unlock_folder", folder, holder)
 
     def filed(self, folder: str) -> pl.DataFrame:
-        with self._engine._cursor() as cursor:
-            return self._engine._ask(cursor, "filed", [folder])
+        return self._engine.read("filed", folder)
 
     def unfiled(self, folder: str, entity_types: Iterable[str] | None) -> pl.DataFrame:
         wanted = None if entity_types is None else list(entity_types)
-        with self._engine._cursor() as cursor:
-            return self._engine._ask(cursor, "unfiled", [folder, wanted])
+        return self._engine.read("unfiled", folder, wanted)
 
     def origins(self, keys: pl.DataFrame) -> pl.DataFrame:
-        with self._engine._cursor() as cursor:
-            _register(cursor, "given", keys.select("entity_type", "id").with_row_index("position"))
-            return self._engine._ask(cursor, "origins")
+        with self._engine.session() as session:
+            session.register("given", keys.select("entity_type", "id").with_row_index("position"))
+            return session.ask("origins")
 
     def record(self, folder: str, holder: str, filed: pl.DataFrame, gone: pl.Series) -> bool:
         engine = self._engine
-        with engine._writer(Interrupt()) as cursor, engine._transaction(cursor, Interrupt()):
+        with engine.session(writing=True) as session, session.transaction():
             # Writers come one after the other: nobody takes the lock over before this one is done.
-            held = engine._ask(cursor, "folder_holder", [folder])
+            held = session.ask("folder_holder", folder)
             if held.is_empty() or held.item() != holder:
                 return False
             forgotten = pl.concat([gone.cast(pl.String).alias("path"), filed["path"]])
-            _register(cursor, "given", forgotten.to_frame())
-            engine._run(cursor, "forget_files", [folder])
+            session.register("given", forgotten.to_frame())
+            session.run("forget_files", folder)
             if filed.height:
-                _register(cursor, "given", filed)
-                engine._run(cursor, "record_files", [folder])
+                session.register("given", filed)
+                session.run("record_files", folder)
         return True
 
     def rename(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         engine = self._engine
         numbered = pairs.with_row_index("position")
-        with engine._writer(batch.interrupt) as cursor, engine._transaction(cursor, batch.interrupt):
-            _register(cursor, "pairs", numbered)
-            can = engine._ask(cursor, "renamable")
+        with engine.session(batch.interrupt, writing=True) as session, session.transaction(batch.interrupt):
+            session.register("pairs", numbered)
+            can = session.ask("renamable")
             if can.height:
-                _register(cursor, "pairs", numbered[can["position"]].with_columns(can["due"], can["place"]))
+                session.register("pairs", numbered[can["position"]].with_columns(can["due"], can["place"]))
                 for name in ("rename_vectors", "rename"):
-                    engine._run(cursor, name)
-                engine._run(cursor, "record_renames", [batch.batch_id])
+                    session.run(name)
+                session.run("record_renames", batch.batch_id)
                 due = int(can["due"].sum())
-                engine._run(cursor, "ledger", [batch.batch_id, batch.run_id, 0, can.height, 0, due])
+                session.run("ledger", batch.batch_id, batch.run_id, 0, can.height, 0, due)
                 if due:
-                    engine._run(cursor, "job", [batch.job_id, batch.batch_id, due])
-                    engine._run(cursor, "keys_of_renamed", [batch.job_id])
+                    session.run("job", batch.job_id, batch.batch_id, due)
+                    session.run("keys_of_renamed", batch.job_id)
         return can.select("position")
 
     def renamed_by(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
-        with self._engine._cursor() as cursor:
-            if not self._engine._ask(cursor, "recorded", [batch.batch_id]).item():
+        with self._engine.session() as session:
+            if not session.ask("recorded", batch.batch_id).item():
                 return None
-            _register(cursor, "pairs", pairs.with_row_index("position"))
-            return self._engine._ask(cursor, "renamed_by", [batch.batch_id])
+            session.register("pairs", pairs.with_row_index("position"))
+            return session.ask("renamed_by", batch.batch_id)

@@ -6,7 +6,7 @@
 SELECT entity_type, id, NULL::text AS batch_id, '1 row' AS expected, count(*) || ' rows' AS found
 FROM {schema}.entities GROUP BY entity_type, id HAVING count(*) > 1
 
--- name: mend_duplicate_key
+-- name: repair_duplicate_key
 -- The row that was written last stays.
 DELETE FROM {schema}.entities WHERE ctid IN (
     SELECT ctid FROM (
@@ -21,7 +21,7 @@ SELECT entity_type, id, NULL::text AS batch_id, encode(sha256(convert_to(content
     encode(content_hash, 'hex') AS found
 FROM {schema}.entities WHERE content_hash <> sha256(convert_to(content, 'UTF8'))
 
--- name: mend_content_hash
+-- name: repair_content_hash
 -- The hash follows the content, which is thereby due for embedding.
 UPDATE {schema}.entities SET content_hash = sha256(convert_to(content, 'UTF8'))
 WHERE content_hash <> sha256(convert_to(content, 'UTF8'))
@@ -32,7 +32,7 @@ SELECT entity_type, id, NULL::text AS batch_id, encode(sha256(convert_to(metadat
     encode(metadata_hash, 'hex') AS found
 FROM {schema}.entities WHERE metadata_hash <> sha256(convert_to(metadata::text, 'UTF8'))
 
--- name: mend_metadata_hash
+-- name: repair_metadata_hash
 -- The hash follows the metadata.
 UPDATE {schema}.entities SET metadata_hash = sha256(convert_to(metadata::text, 'UTF8'))
 WHERE metadata_hash <> sha256(convert_to(metadata::text, 'UTF8'))
@@ -50,7 +50,7 @@ FROM {schema}.entities AS e
 WHERE NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = e.batch_id)
 GROUP BY e.batch_id
 
--- name: mend_ledger
+-- name: repair_ledger
 -- A ledger row, of no run, for each batch that entities name.
 INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
 SELECT e.batch_id, '00000000-0000-0000-0000-000000000000', max(e.updated_at),
@@ -72,7 +72,7 @@ JOIN (
 ) AS h ON h.batch_id = b.batch_id
 WHERE b.created < h.created OR b.updated < h.updated
 
--- name: mend_ledger_count
+-- name: repair_ledger_count
 -- The counts are raised to what is there.
 UPDATE {schema}.batches AS b SET created = greatest(b.created, h.created), updated = greatest(b.updated, h.updated)
 FROM (
@@ -90,7 +90,7 @@ FROM (SELECT coalesce(sum(created), 0) - coalesce(sum(deleted), 0) AS balance FR
 CROSS JOIN (SELECT count(*) AS entities FROM {schema}.entities) AS n
 WHERE l.balance <> n.entities
 
--- name: mend_ledger_balance
+-- name: repair_ledger_balance
 -- A correcting ledger row, of no run.
 INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
 SELECT gen_random_uuid(), '00000000-0000-0000-0000-000000000000', now(), greatest(n.entities - l.balance, 0), 0,
@@ -106,7 +106,7 @@ SELECT NULL::text AS entity_type, NULL::text AS id, j.batch_id::text AS batch_id
 FROM {schema}.embedding_jobs AS j
 WHERE j.batch_id IS NOT NULL AND NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = j.batch_id)
 
--- name: mend_job_batch
+-- name: repair_job_batch
 -- Such jobs go; entities that are still due get another one.
 DELETE FROM {schema}.embedding_jobs AS j
 WHERE j.batch_id IS NOT NULL AND NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = j.batch_id)
@@ -117,7 +117,7 @@ SELECT NULL::text AS entity_type, NULL::text AS id, batch_id::text AS batch_id, 
     cardinality(entity_types) || ' in job ' || job_id AS found
 FROM {schema}.embedding_jobs WHERE cardinality(entity_types) <> cardinality(ids)
 
--- name: mend_job_members
+-- name: repair_job_members
 -- Such jobs go; entities that are still due get another one.
 DELETE FROM {schema}.embedding_jobs WHERE cardinality(entity_types) <> cardinality(ids)
 
@@ -148,7 +148,7 @@ WITH {missing}
 SELECT entity_type, id, batch_id::text AS batch_id, 'an embedding job' AS expected, 'due, and in none' AS found
 FROM missing
 
--- name: mend_job_missing
+-- name: repair_job_missing
 -- One job for each batch, with its keys that are due and in none.
 WITH {missing}
 INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
@@ -160,7 +160,7 @@ SELECT v.entity_type, v.id, NULL::text AS batch_id, 'no vector in ' || v.space A
 FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT FROM {schema}.entities AS e WHERE e.entity_type = v.entity_type AND e.id = v.id)
 
--- name: mend_vector_entity
+-- name: repair_vector_entity
 -- They go.
 DELETE FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT FROM {schema}.entities AS e WHERE e.entity_type = v.entity_type AND e.id = v.id)
@@ -172,7 +172,7 @@ SELECT NULL::text AS entity_type, NULL::text AS id, NULL::text AS batch_id, 'a s
 FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT FROM {schema}.spaces AS s WHERE s.space = v.space) GROUP BY v.space
 
--- name: mend_vector_space
+-- name: repair_vector_space
 -- They go; nobody knows of what model they are.
 DELETE FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT FROM {schema}.spaces AS s WHERE s.space = v.space)

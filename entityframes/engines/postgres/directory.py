@@ -20,41 +20,41 @@ class PostgresDirectory:
         self._engine = engine
 
     def lock(self, folder: str, holder: str, lease: float) -> str | None:
-        with self._engine._connection() as connection:
-            taken = self._engine._ask(connection, "lock_folder", folder, holder, str(lease))
+        with self._engine.session() as session:
+            taken = session.ask("lock_folder", folder, holder, str(lease))
             if not taken.is_empty():
                 return None
-            other = self._engine._ask(connection, "folder_holder", folder)
+            other = session.ask("folder_holder", folder)
         return str(other.item()) if other.height else "another sync, which has just ended"
 
     def unlock(self, folder: str, holder: str) -> None:
-        with self._engine._connection() as connection:
-            self._engine._run(connection, "unlock_folder", folder, holder)
+        with self._engine.session() as session:
+            session.run("unlock_folder", folder, holder)
 
     def filed(self, folder: str) -> pl.DataFrame:
-        return self._engine._read("filed", folder)
+        return self._engine.read("filed", folder)
 
     def unfiled(self, folder: str, entity_types: Iterable[str] | None) -> pl.DataFrame:
         wanted = None if entity_types is None else pl.Series(list(entity_types), dtype=pl.String)
-        return self._engine._read("unfiled", folder, wanted)
+        return self._engine.read("unfiled", folder, wanted)
 
     def origins(self, keys: pl.DataFrame) -> pl.DataFrame:
-        return self._engine._read("origins", keys["entity_type"], keys["id"])
+        return self._engine.read("origins", keys["entity_type"], keys["id"])
 
     def record(self, folder: str, holder: str, filed: pl.DataFrame, gone: pl.Series) -> bool:
         forgotten = gone.filter(~gone.is_in(filed["path"].implode()))
-        with self._engine._connection() as connection:
-            held = self._engine._ask(connection, "record_files", folder, holder, forgotten, *filed, committing=True)
+        with self._engine.session() as session:
+            held = session.ask("record_files", folder, holder, forgotten, *filed, committing=True)
         return held.height == 1
 
     def rename(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id]
-        with self._engine._connection(batch.interrupt) as connection:
-            return self._engine._ask(connection, "rename", *header, *pairs, committing=True)
+        with self._engine.session(batch.interrupt) as session:
+            return session.ask("rename", *header, *pairs, committing=True)
 
     def renamed_by(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
-        with self._engine._connection() as connection:
-            self._engine._check_primary(connection)
-            if not self._engine._ask(connection, "recorded", batch.batch_id).item():
+        with self._engine.session() as session:
+            session.check_primary()
+            if not session.ask("recorded", batch.batch_id).item():
                 return None
-            return self._engine._ask(connection, "renamed_by", batch.batch_id, *pairs)
+            return session.ask("renamed_by", batch.batch_id, *pairs)

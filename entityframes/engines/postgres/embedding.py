@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from entityframes.engines import predicates
-from entityframes.engines.arrow import one_row
 from entityframes.engines.embedding import (
     JOB_ROWS,
     MAX_RESCUES,
@@ -23,13 +22,13 @@ from entityframes.engines.embedding import (
     wire,
 )
 from entityframes.engines.postgres.errors import NO_COPY, READ_ONLY, UNIQUE_VIOLATION
-from entityframes.engines.postgres.pool import execute
 from entityframes.errors import ConnectionLostError, DatabaseError, RowError, SpaceError
 from entityframes.interrupt import Interrupt
 from entityframes.retry import retry
 
 if TYPE_CHECKING:
     from entityframes.engines.postgres.engine import PostgresEngine
+    from entityframes.engines.postgres.session import Session
     from entityframes.engines.predicates import Predicate
 
 #: The most dimensions that pgvector's HNSW index takes, and that leave a vector inside its row.
@@ -47,107 +46,106 @@ class PostgresEmbedding:
 
     def __init__(self, engine: PostgresEngine) -> None:
         self._engine = engine
-        self._sql = engine._sql
 
     # Spaces.
 
     def spaces(self) -> pl.DataFrame:
-        return self._engine._read("spaces")
+        return self._engine.read("spaces")
 
     def coverage(self) -> pl.DataFrame:
-        return self._engine._read("coverage")
+        return self._engine.read("coverage")
 
     def add_space(self, space: str, model: str, dim: int) -> bool:
         engine = self._engine
         storage = "pgvector" if self._has_pgvector() else "vector"
-        with engine._connection() as connection, connection.transaction(Interrupt()):
-            engine._ask(connection, "space_lock", engine._namespace)
-            added = engine._ask(connection, "add_space", space, model, str(dim), storage)
+        with engine.session() as session, session.transaction(Interrupt()):
+            session.ask("space_lock", engine.namespace)
+            added = session.ask("add_space", space, model, str(dim), storage)
             if added.is_empty():
                 return False
-            if storage == "pgvector" and not engine._ask(connection, "has_vector_column").item():
-                engine._run(connection, "add_vector_column")
+            if storage == "pgvector" and not session.ask("has_vector_column").item():
+                session.run("add_vector_column")
             places = {"number": added.item(), "space": space, "storage": storage}
-            execute(connection, self._filled("add_partition", **places))
+            session.run("add_partition", places=places)
             if dim <= INLINE_DIM:
-                execute(connection, self._filled("store_inline", **places))
-            if engine._ask(connection, "has_others", space).item():
-                engine._ask(connection, "enqueue", space, str(JOB_ROWS), None)
+                session.run("store_inline", places=places)
+            if session.ask("has_others", space).item():
+                session.ask("enqueue", space, str(JOB_ROWS), None)
             return True
 
     def activate_space(self, space: str) -> None:
-        with self._engine._connection() as connection:
-            self._engine._run(connection, "activate_space", space)
+        with self._engine.session() as session:
+            session.run("activate_space", space)
 
     def drop_space(self, space: str) -> None:
         engine = self._engine
         number = self._space(space)["number"]
-        with engine._connection() as connection, connection.transaction(Interrupt()):
-            engine._ask(connection, "space_lock", engine._namespace)
-            engine._run(connection, "release_jobs", space)
-            engine._run(connection, "delete_space", space)
-            execute(connection, self._filled("drop_partition", number=number))
+        with engine.session() as session, session.transaction(Interrupt()):
+            session.ask("space_lock", engine.namespace)
+            session.run("release_jobs", space)
+            session.run("delete_space", space)
+            session.run("drop_partition", places={"number": number})
 
     def index_space(self, space: str, dim: int) -> bool:
         engine, stored = self._engine, self._space(space)
         if stored["storage"] != "pgvector" or dim > INDEXED_DIM:
             return False
-        with engine._connection() as connection, connection.transaction(Interrupt()):
-            engine._run(connection, "build_memory")
-            execute(connection, self._filled("create_index", number=stored["number"], dim=dim))
-            execute(connection, self._filled("analyze_vectors", number=stored["number"]))
+        with engine.session() as session, session.transaction(Interrupt()):
+            session.run("build_memory")
+            session.run("create_index", places={"number": stored["number"], "dim": dim})
+            session.run("analyze_vectors", places={"number": stored["number"]})
         return True
 
     # Jobs.
 
     def enqueue(self, space: str | None, entity_type: str | None, keys: pl.DataFrame | None) -> int:
         engine = self._engine
-        with engine._connection() as connection, connection.transaction(Interrupt()):
+        with engine.session() as session, session.transaction(Interrupt()):
             if keys is None:
-                engine._run(connection, "forget_errors", space, entity_type)
-                queued = engine._ask(connection, "enqueue", space, str(JOB_ROWS), entity_type)
+                session.run("forget_errors", space, entity_type)
+                queued = session.ask("enqueue", space, str(JOB_ROWS), entity_type)
             else:
                 columns = [keys["entity_type"], keys["id"]]
-                engine._run(connection, "forget_errors_of", space, *columns)
-                queued = engine._ask(connection, "enqueue_keys", space, str(JOB_ROWS), *columns)
+                session.run("forget_errors_of", space, *columns)
+                queued = session.ask("enqueue_keys", space, str(JOB_ROWS), *columns)
         return int(queued["entities"].sum())
 
     def retry_failed(self, space: str) -> int:
         engine = self._engine
-        with engine._connection() as connection, connection.transaction(Interrupt()):
-            again = engine._ask(connection, "requeue_jobs", space, *transition("failed", "pending"))
-            queued = engine._ask(connection, "enqueue_failed", space, str(JOB_ROWS))
+        with engine.session() as session, session.transaction(Interrupt()):
+            again = session.ask("requeue_jobs", space, *transition("failed", "pending"))
+            queued = session.ask("enqueue_failed", space, str(JOB_ROWS))
         return int(again["entities"].sum()) + int(queued["entities"].sum())
 
     def jobs(self, state: str | None) -> pl.DataFrame:
-        with self._engine._connection() as connection:
-            return self._engine._ask(connection, "jobs", state)
+        with self._engine.session() as session:
+            return session.ask("jobs", state)
 
     def open_jobs(self, space: str) -> int:
-        with self._engine._connection() as connection:
-            return int(self._engine._ask(connection, "open_jobs", space).item())
+        with self._engine.session() as session:
+            return int(session.ask("open_jobs", space).item())
 
     def claim(self, space: str, worker: Worker) -> Job | None:
         engine = self._engine
-        with engine._connection() as connection:
-            claimed = engine._ask(connection, "claim", space, worker.name, str(worker.lease), str(MAX_RESCUES))
+        with engine.session() as session:
+            claimed = session.ask("claim", space, worker.name, str(worker.lease), str(MAX_RESCUES))
             if claimed.is_empty():
-                engine._run(connection, "bury", space, str(MAX_RESCUES), *transition("running", "failed"))
+                session.run("bury", space, str(MAX_RESCUES), *transition("running", "failed"))
                 return None
             return Job(claimed["job_id"].item(), space, claimed["fence"].item(), claimed["attempts"].item())
 
     def members(self, job: Job) -> pl.DataFrame:
-        with self._engine._connection() as connection:
-            return self._engine._ask(connection, "members", job.job_id, job.space)
+        with self._engine.session() as session:
+            return session.ask("members", job.job_id, job.space)
 
     def move(self, job: Job, end: JobEnd) -> bool:
-        with self._engine._connection() as connection:
-            return self._move(connection, job, end)
+        with self._engine.session() as session:
+            return self._move(session, job, end)
 
-    def _move(self, connection: Any, job: Job, end: JobEnd) -> bool:
+    def _move(self, session: Session, job: Job, end: JobEnd) -> bool:
         states = transition(job.state, end.state)
         given = [job.job_id, str(job.fence), *states, str(job.attempts), end.error, str(end.lease)]
-        return not self._engine._ask(connection, "move", *given).is_empty()
+        return not session.ask("move", *given).is_empty()
 
     # Vectors.
 
@@ -156,20 +154,20 @@ class PostgresEmbedding:
     ) -> pl.DataFrame:
         """Vectors of what had none are copied straight into the space's table, others are merged."""
         space = self._space(job.space)
-        with self._engine._connection(interrupt) as connection:
+        with self._engine.session(interrupt) as session:
             try:
-                return self._write_vectors(connection, space, job, rows, vectors, end, interrupt)
+                return self._write_vectors(session, space, job, rows, vectors, end, interrupt)
             except RowError as error:
                 if error.sqlstate not in (UNIQUE_VIOLATION, NO_COPY):
                     raise
                 # Another worker had the same entity in another job, and was quicker; or a policy forbids to copy.
-                connection.rollback()
+                session.rollback()
                 rows = rows.with_columns(stored=True)
-                return self._write_vectors(connection, space, job, rows, vectors, end, interrupt)
+                return self._write_vectors(session, space, job, rows, vectors, end, interrupt)
 
     def _write_vectors(
         self,
-        connection: Any,
+        session: Session,
         space: dict[str, Any],
         job: Job,
         rows: pl.DataFrame,
@@ -177,29 +175,25 @@ class PostgresEmbedding:
         end: JobEnd,
         interrupt: Interrupt,
     ) -> pl.DataFrame:
-        engine, storage = self._engine, space["storage"]
-        with connection.transaction(interrupt):
-            if not self._move(connection, job, end):
+        storage = space["storage"]
+        with session.transaction(interrupt):
+            if not self._move(session, job, end):
                 raise LeaseLostError
             keys = [rows[name] for name in ("entity_type", "id", "content_hash")]
-            held = engine._ask(connection, "hold_current", *keys)["position"].sort()
+            held = session.ask("hold_current", *keys)["position"].sort()
             current, vectors = rows[held], vectors[held.to_numpy()]
             stored = current["stored"].to_numpy()
             if not stored.all():
                 table = _table(current.filter(~stored), vectors[~stored], storage)
                 table = table.append_column("space", pa.repeat(job.space, table.num_rows))
-                self._ingest(connection, f"embeddings_{space['number']}", table, db_schema_name=engine._namespace)
+                session.copy(f"embeddings_{space['number']}", table)
             if stored.any():
                 kind = "vector" if storage == "pgvector" else "bytea"
-                execute(connection, self._filled("create_vector_staging", type=kind))
+                session.run("create_vector_staging", places={"type": kind})
                 table = _table(current.filter(stored), vectors[stored], "vector")
-                self._ingest(connection, "entityframes_vectors", table, temporary=True)
-                execute(connection, self._filled("merge_vectors", storage=storage), job.space)
+                session.stage("entityframes_vectors", table)
+                session.run("merge_vectors", job.space, places={"storage": storage})
             return current.select("entity_type", "id")
-
-    def _ingest(self, connection: Any, name: str, table: pa.Table, **where: Any) -> None:
-        with connection.statement() as cursor:
-            cursor.ingest(name, table, **where)
 
     # Search.
 
@@ -212,13 +206,14 @@ class PostgresEmbedding:
         name = "nearest" if where is None else "nearest_where"
         condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
         given = (space, "[" + ",".join(map(repr, vector.tolist())) + "]", str(limit), entity_type)
-        sql = self._filled(name, dim=stored["dim"], order="distance, entity_type, id", condition=condition)
-        breadth = self._filled("search_breadth", breadth=min(max(limit, 40), 1000))
-        settings = (Interrupt(), self._sql["iterative_scan"], breadth)
+        places = {"dim": stored["dim"], "order": "distance, entity_type, id", "condition": condition}
+        statements = self._engine.statements
+        breadth = statements.filled("search_breadth", {"breadth": min(max(limit, 40), 1000)})
+        settings = (Interrupt(), statements["iterative_scan"], breadth)
 
         def ask() -> pl.DataFrame:
-            with self._engine._connection() as connection, connection.transaction(*settings):
-                return self._found(connection, sql, given)
+            with self._engine.session() as session, session.transaction(*settings):
+                return session.ask(name, *given, places=places)
 
         found = retry(ask)
         return found.drop_nulls("id"), found.height == limit
@@ -230,28 +225,22 @@ class PostgresEmbedding:
         condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
         best = pl.DataFrame(schema={"entity_type": pl.String, "id": pl.String, "content_hash": pl.Binary})
         best = best.with_columns(score=pl.lit(None, pl.Float64))
-        with self._engine._connection() as connection:
-            with connection.statement() as cursor:
-                for piece in cursor.pieces(self._filled("vectors", condition=condition), one_row((space, entity_type))):
-                    if piece.is_empty():
-                        continue
-                    score = pl.Series("score", from_wire(piece["vector"], len(vector)) @ vector, pl.Float64)
-                    piece = piece.drop("vector").with_columns(score)
-                    best = pl.concat([best, piece]).sort("score", "entity_type", "id", descending=[True, False, False])
-                    best = best.head(limit)
-            found = self._engine._ask(connection, "entities_of", best["entity_type"], best["id"], best["content_hash"])
+        with self._engine.session() as session:
+            for piece in session.pieces("vectors", space, entity_type, places={"condition": condition}):
+                if piece.is_empty():
+                    continue
+                score = pl.Series("score", from_wire(piece["vector"], len(vector)) @ vector, pl.Float64)
+                piece = piece.drop("vector").with_columns(score)
+                best = pl.concat([best, piece]).sort("score", "entity_type", "id", descending=[True, False, False])
+                best = best.head(limit)
+            found = session.ask("entities_of", best["entity_type"], best["id"], best["content_hash"])
         score = best["score"].gather(found["position"])
         return found.drop("position").insert_column(0, score), best.height == limit
 
-    def _found(self, connection: Any, sql: str, parameters: tuple[Any, ...]) -> pl.DataFrame:
-        with connection.statement() as cursor:
-            found: pl.DataFrame = cursor.answer(sql, one_row(parameters))
-            return found
-
     def _has_pgvector(self) -> bool:
         """Whether pgvector can be used; it is installed if this user may do so."""
-        with self._engine._connection() as connection:
-            found = self._engine._ask(connection, "pgvector")
+        with self._engine.session() as session:
+            found = session.ask("pgvector")
         if found.is_empty():
             return False
         return bool(found["installed"].item()) or (bool(found["available"].item()) and self._try("create_pgvector"))
@@ -259,8 +248,8 @@ class PostgresEmbedding:
     def _try(self, name: str) -> bool:
         """Run what this user may lack the right to; whether it went through."""
         try:
-            with self._engine._connection() as connection:
-                self._engine._run(connection, name)
+            with self._engine.session() as session:
+                session.run(name)
         except DatabaseError as error:
             if isinstance(error, ConnectionLostError) and error.sqlstate != READ_ONLY:
                 raise
@@ -272,13 +261,6 @@ class PostgresEmbedding:
             if row["space"] == space:
                 return row
         raise SpaceError(f"the space {space!r} was dropped")
-
-    def _filled(self, name: str, **places: Any) -> str:
-        """A statement with numbers, a storage's or space's name, or a rendered predicate put in."""
-        sql = self._sql[name]
-        for place, value in places.items():
-            sql = sql.replace("{" + place + "}", str(value))
-        return sql
 
 
 def _table(rows: pl.DataFrame, vectors: Vectors, name: str) -> pa.Table:

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import polars as pl
 
-from entityframes.engines import migrations, predicates, queries
-from entityframes.engines.arrow import one_row
+from entityframes.engines import migrations, predicates
 from entityframes.engines.base import FORMAT, Batch, check_format
 from entityframes.engines.postgres.errors import READ_ONLY, REKEYED, UNIQUE_VIOLATION, committed
-from entityframes.engines.postgres.pool import Pool, execute, for_writing
+from entityframes.engines.postgres.pool import Pool, for_writing
 from entityframes.engines.postgres.probe import FEW_TYPES, by_type, probe
+from entityframes.engines.postgres.session import Session
+from entityframes.engines.queries import Statements
 from entityframes.engines.url import Location
 from entityframes.errors import (
     ConnectError,
@@ -67,20 +68,22 @@ class PostgresEngine:
     name = "postgresql"
 
     def __init__(self, location: Location, namespace: str, workers: int | None, read_only: bool = False) -> None:
-        self.address, self._namespace, self.read_only = location.address, namespace, read_only
+        self.address, self.read_only = location.address, read_only
         self.workers = self.writers = workers or 2
         self.batch_bytes, self.batch_rows, self.lookup_rows, self.by_key = 8 << 20, 50_000, 50_000, True
-        self._sql = _statements(namespace)
+        self.statements = Statements("postgres", namespace)
         # Each worker that embeds has a thread that writes beside it.
-        self._pool = Pool(location.target if read_only else for_writing(location.target), 2 * self.workers, self._sql)
+        self._pool = Pool(
+            location.target if read_only else for_writing(location.target), 2 * self.workers, self.statements
+        )
         #: By the interrupt of each run.
         self._seen: WeakKeyDictionary[Interrupt, _Seen] = WeakKeyDictionary()
         #: Whether the store was opened on a server that can be written to.
         self._opened_on_primary = False
         try:
-            with self._connection() as connection:
-                self._migrate(connection)
-                self._opened_on_primary = connection.primary or not self._in_recovery(connection)
+            with self.session() as session:
+                self._migrate(session)
+                self._opened_on_primary = session.is_primary()
         except ConnectError:
             self.close()
             raise
@@ -90,7 +93,7 @@ class PostgresEngine:
 
     @property
     def namespace(self) -> str:
-        return self._namespace
+        return self.statements.namespace
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         try:
@@ -100,49 +103,49 @@ class PostgresEngine:
 
     def _write_once(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
-        with self._connection(batch.interrupt) as connection, self._refusals(connection):
+        with self.session(batch.interrupt) as session, self._refusals(session):
             expecting = "expected" in rows.columns
             if rows.height <= ARRAY_ROWS and rows.estimated_size() <= ARRAY_BYTES:
                 columns = [rows[name] for name in _COPIED]
                 if expecting:
-                    return self._merge_expected(connection, rows, batch, columns)
-                told = self._ask(connection, "merge_arrays", *header, *columns, *_known(batch), committing=True)
+                    return self._merge_expected(session, rows, batch, columns)
+                told = session.ask("merge_arrays", *header, *columns, *_known(batch), committing=True)
                 with committed():
                     written = told.drop_nulls("created")
-                    return self._with_left_out(connection, rows, told["position"], written, batch)
-            if not expecting and self._likely_new(connection, rows, batch):
-                copied = self._copied(connection, rows, _all_new(rows), batch)
+                    return self._with_left_out(session, rows, told["position"], written, batch)
+            if not expecting and self._likely_new(session, rows, batch):
+                copied = self._copied(session, rows, _all_new(rows), batch)
                 if copied is not None:
                     return copied
-            changed = self._probe(connection, rows, self._seen_by(batch).scattered)
+            changed = self._probe(session, rows, self._seen_by(batch).scattered)
             if changed.is_empty():
                 # The only answer to a write that a standby could give.
-                self._check_primary(connection)
+                session.check_primary()
                 return changed.select("position", created=pl.lit(False), due=pl.lit(False))
-            copied = self._copied(connection, rows, changed, batch) if changed["created"].any() else None
-            return self._write(connection, rows, changed, batch) if copied is None else copied
+            copied = self._copied(session, rows, changed, batch) if changed["created"].any() else None
+            return self._write(session, rows, changed, batch) if copied is None else copied
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         try:
-            with self._connection(batch.interrupt) as connection:
-                return self._each(connection, rows, self._probe(connection, rows), batch)
+            with self.session(batch.interrupt) as session:
+                return self._each(session, rows, self._probe(session, rows), batch)
         except _MayLackError:
             return _all_again(rows)
 
-    def _each(self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+    def _each(self, session: Session, rows: pl.DataFrame, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Write what is new or differs in one transaction, each row unless it is refused."""
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
-        with connection.transaction(batch.interrupt):
-            changed, conflicts = self._hold(connection, rows, changed)
-            self._stage(connection, _pick(rows, changed))
-            self._run(connection, "index_staging")
-            self._run(connection, "create_tried")
-            self._run(connection, "immediate_constraints")
-            self._ask(connection, "set_batch", batch.batch_id, str(conflicts is not None))
-            self._run(connection, "merge_each")
-            told = self._ask(connection, "finish_each", *header)
-            self._check_known(connection, rows, told, batch)
-            if left := self._left_out(connection, rows, changed["position"], told).to_list():
+        with session.transaction(batch.interrupt):
+            changed, conflicts = self._hold(session, rows, changed)
+            self._stage(session, _pick(rows, changed))
+            session.run("index_staging")
+            session.run("create_tried")
+            session.run("immediate_constraints")
+            session.ask("set_batch", batch.batch_id, str(conflicts is not None))
+            session.run("merge_each")
+            told = session.ask("finish_each", *header)
+            self._check_known(session, rows, told, batch)
+            if left := self._left_out(session, rows, changed["position"], told).to_list():
                 refused = pl.DataFrame({"position": left}, {"position": told.schema["position"]})
                 told = pl.concat([told, refused.with_columns(error=pl.lit(_LEFT_OUT))], how="diagonal")
             if batch.whole and (refused := told.drop_nulls("error")).height:
@@ -150,26 +153,26 @@ class PostgresEngine:
             return _with_conflicts(told, rows, conflicts)
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
-        with self._connection() as connection:
-            self._check_primary(connection)
-            if not self._ask(connection, "recorded", batch.batch_id).item():
+        with self.session() as session:
+            session.check_primary()
+            if not session.ask("recorded", batch.batch_id).item():
                 return None
-            return self._ask(connection, "written_by", batch.batch_id, rows["entity_type"], rows["id"])
+            return session.ask("written_by", batch.batch_id, rows["entity_type"], rows["id"])
 
     def deleted_by(self, batch: Batch) -> int | None:
-        with self._connection() as connection:
-            self._check_primary(connection)
-            return self._ask(connection, "deleted_by", batch.batch_id).item()  # type: ignore[no-any-return]
+        with self.session() as session:
+            session.check_primary()
+            return session.ask("deleted_by", batch.batch_id).item()  # type: ignore[no-any-return]
 
     @property
     def losses(self) -> int:
         return self._pool.losses
 
     def not_recorded(self, batch_ids: list[str]) -> list[str]:
-        with self._connection() as connection:
-            self._check_primary(connection)
+        with self.session() as session:
+            session.check_primary()
             asked = pl.Series(batch_ids, dtype=pl.String)
-            return self._ask(connection, "not_recorded", asked)["batch_id"].to_list()
+            return session.ask("not_recorded", asked)["batch_id"].to_list()
 
     def replicated(self, seconds: float) -> bool:
         # Whoever cancels a COMMIT that waits for its standby makes it succeed. The server warns of it in a notice, and
@@ -178,16 +181,16 @@ class PostgresEngine:
             return True
         late = threading.Event()
         try:
-            with self._connection() as connection:
+            with self.session() as session:
 
                 def end() -> None:
                     late.set()
-                    connection.cancel()
+                    session.connection.cancel()
 
                 timer = threading.Timer(seconds, end)
                 timer.start()
                 try:
-                    self._ask(connection, "wait_for_standby")
+                    session.ask("wait_for_standby")
                 finally:
                     timer.cancel()
                     timer.join()
@@ -201,10 +204,10 @@ class PostgresEngine:
         return True
 
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
-        return self._read("hashes", keys["entity_type"], keys["id"])
+        return self.read("hashes", keys["entity_type"], keys["id"])
 
     def stored(self, keys: pl.DataFrame) -> pl.DataFrame:
-        return self._read("stored", keys["entity_type"], keys["id"])
+        return self.read("stored", keys["entity_type"], keys["id"])
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
         return self._by_type("existing", "existing_of_types", keys)
@@ -216,8 +219,8 @@ class PostgresEngine:
         """What is stored of keys, by a statement for each type, which takes two thirds of the time of one for all."""
         own = by_type(keys)
         if not own:
-            return self._read(of_types, keys["entity_type"], keys["id"])
-        found = [(one, self._read(name, one["entity_type"][0], one["id"])) for one in own]
+            return self.read(of_types, keys["entity_type"], keys["id"])
+        found = [(one, self.read(name, one["entity_type"][0], one["id"])) for one in own]
         return pl.concat(one.select("position", "id").join(there, on="id").drop("id") for one, there in found)
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
@@ -225,25 +228,25 @@ class PostgresEngine:
         gone: pl.DataFrame | None = None
         try:
             with (
-                self._connection(batch.interrupt) as connection,
-                self._refusals(connection, deleting=True),
-                connection.transaction(batch.interrupt),
+                self.session(batch.interrupt) as session,
+                self._refusals(session, deleting=True),
+                session.transaction(batch.interrupt),
             ):
-                gone = self._ask(connection, name, batch.batch_id, batch.run_id, *keys)
+                gone = session.ask(name, batch.batch_id, batch.run_id, *keys)
                 deleted = keys[gone["position"]]
-                self._run(connection, "delete_vectors", deleted["entity_type"], deleted["id"])
+                session.run("delete_vectors", deleted["entity_type"], deleted["id"])
                 numbered = keys.with_columns(position=pl.int_range(keys.height).cast(gone.schema["position"]))
-                kept = self._kept(connection, numbered.join(gone, on="position", how="anti", maintain_order="left"))
+                kept = self._kept(session, numbered.join(gone, on="position", how="anti", maintain_order="left"))
         except ConnectionLostError as error:
             error.answer = gone
             raise
         return pl.concat([gone, kept.with_columns(error=pl.lit(_KEPT))], how="diagonal") if kept.height else gone
 
-    def _kept(self, connection: Any, left: pl.DataFrame) -> pl.DataFrame:
+    def _kept(self, session: Session, left: pl.DataFrame) -> pl.DataFrame:
         """Positions of those of some keys that are stored as given and may not be deleted."""
-        if left.is_empty() or not self._ask(connection, "may_keep", self._namespace).item():
+        if left.is_empty() or not session.ask("may_keep", self.namespace).item():
             return left.select("position").clear()
-        stored = self._ask(connection, "hashes", left["entity_type"], left["id"])
+        stored = session.ask("hashes", left["entity_type"], left["id"])
         if "content_hash" in left.columns:
             given = left[stored["position"]].select("content_hash", "metadata_hash")
             same = (given["content_hash"] == stored["content_hash"]) & (
@@ -253,20 +256,20 @@ class PostgresEngine:
         return left[stored["position"]].select("position")
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
-        return self._read("fields", pl.Series(entity_types, dtype=pl.String))
+        return self.read("fields", pl.Series(entity_types, dtype=pl.String))
 
     def record_fields(self, fields: pl.DataFrame) -> None:
         def record() -> None:
-            with self._connection() as connection:
-                self._run(connection, "record_fields", *fields)
+            with self.session() as session:
+                session.run("record_fields", *fields)
 
         retry(record)
 
     def is_empty(self, entity_type: str) -> bool:
-        return bool(self._read("is_empty", entity_type).item())
+        return bool(self.read("is_empty", entity_type).item())
 
     def stats(self, space: str | None) -> pl.DataFrame:
-        return self._read("stats", space)
+        return self.read("stats", space)
 
     @cached_property
     def embedding(self) -> EmbeddingEngine:
@@ -287,32 +290,31 @@ class PostgresEngine:
         return PostgresDirectory(self)
 
     def count(self, entity_type: str | None) -> int:
-        return int(self._read("count", entity_type).item())
+        return int(self.read("count", entity_type).item())
 
     def inconsistencies(self) -> pl.DataFrame:
-        snapshot = self._sql["snapshot"]
-        with self._connection() as connection, connection.transaction(Interrupt(), snapshot):
+        snapshot = self.statements["snapshot"]
+        with self.session() as session, session.transaction(Interrupt(), snapshot):
             return pl.concat(
-                self._ask(connection, name).select(pl.lit(name.removeprefix("find_")).alias("check"), pl.all())
-                for name in self._sql
-                if name.startswith("find_")
+                session.ask(name).select(pl.lit(name.removeprefix("find_")).alias("check"), pl.all())
+                for name in self.statements.checks()
             )
 
-    def mend(self, checks: list[str]) -> None:
-        with self._connection() as connection, connection.transaction(Interrupt()):
-            self._run(connection, "keep_writers_out")
-            for name in queries.mending(self._sql, checks):
-                self._run(connection, name)
+    def repair(self, checks: list[str]) -> None:
+        with self.session() as session, session.transaction(Interrupt()):
+            session.run("keep_writers_out")
+            for name in self.statements.repairs(checks):
+                session.run(name)
 
     def kinds(self) -> pl.DataFrame:
-        return self._read("kinds")
+        return self.read("kinds")
 
     def all_fields(self) -> pl.DataFrame:
-        return self._read("all_fields")
+        return self.read("all_fields")
 
     def forget_fields(self, fields: pl.DataFrame) -> None:
-        with self._connection() as connection:
-            self._run(connection, "forget_fields", fields["entity_type"], fields["field"])
+        with self.session() as session:
+            session.run("forget_fields", fields["entity_type"], fields["field"])
 
     def select(
         self,
@@ -322,57 +324,55 @@ class PostgresEngine:
         limit: int | None,
         interrupt: Interrupt | None = None,
     ) -> Iterator[pl.DataFrame]:
-        sql = predicates.select(self._sql["select"], predicates.POSTGRESQL, columns, entity_type, where, limit)
+        places = predicates.places(predicates.POSTGRESQL, columns, entity_type, where, limit)
 
         def rows() -> Generator[pl.DataFrame]:
-            with self._connection(interrupt) as connection, connection.statement() as cursor:
-                yield from cursor.pieces(sql)
+            with self.session(interrupt) as session:
+                yield from session.pieces("select", places=places)
 
         return retry_stream(rows)
 
     def drop(self) -> None:
-        with self._connection() as connection:
-            self._run(connection, "drop")
+        with self.session() as session:
+            session.run("drop")
 
     def close(self) -> None:
         self._pool.close()
 
     @contextmanager
-    def _connection(self, interrupt: Interrupt | None = None) -> Iterator[Any]:
-        """A connection of one's own; a standby that refuses to be written to is as bad as a lost one.
+    def session(self, interrupt: Interrupt | None = None, *, writing: bool = False) -> Iterator[Session]:
+        """A connection of the pool for one call; a standby that refuses to be written to is as bad as a lost one.
+
+        Args:
+            interrupt: cancels what runs on it.
+            writing: whether something is written, which makes no difference here.
 
         Raises:
             ConnectionLostError: the store was opened on a primary, and this is a standby of it.
         """
         with self._pool.borrow(interrupt) as connection:
+            session = Session(connection, self.statements, self.address)
             try:
-                yield connection
+                yield session
             except PermanentError as error:
                 if error.sqlstate == READ_ONLY and self._opened_on_primary:
-                    connection.rollback()
-                    self._check_primary(connection)
+                    session.rollback()
+                    session.check_primary()
                 raise
 
-    def _in_recovery(self, connection: Any) -> bool:
-        return bool(self._ask(connection, "in_recovery").item())
+    def read(self, name: str, *parameters: Any, places: Mapping[str, object] | None = None) -> pl.DataFrame:
+        """What a statement answers, in a session of its own; asked again where that helps, as it does no harm."""
 
-    def _check_primary(self, connection: Any) -> None:
-        """Make sure that this is no standby, which may not have what was committed.
+        def ask() -> pl.DataFrame:
+            with self.session() as session:
+                return session.ask(name, *parameters, places=places)
 
-        Raises:
-            ConnectionLostError: it is one; the connection is not used again.
-        """
-        if not connection.primary and self._in_recovery(connection):
-            raise ConnectionLostError(
-                f"the server that answers at {self.address} is a standby, which may be behind and takes no writes: "
-                "connect to the primary, or promote the standby",
-                READ_ONLY,
-            )
+        return retry(ask, what=name)
 
-    def _probe(self, connection: Any, rows: pl.DataFrame, scattered: set[str] | None = None) -> pl.DataFrame:
-        return probe(partial(self._ask, connection), rows, scattered)
+    def _probe(self, session: Session, rows: pl.DataFrame, scattered: set[str] | None = None) -> pl.DataFrame:
+        return probe(session.ask, rows, scattered)
 
-    def _likely_new(self, connection: Any, rows: pl.DataFrame, batch: Batch) -> bool:
+    def _likely_new(self, session: Session, rows: pl.DataFrame, batch: Batch) -> bool:
         """Whether the types of these rows had no entity when the run began, so that a probe would find nothing."""
         entity_types = rows["entity_type"].unique().to_list()
         if len(entity_types) > FEW_TYPES:
@@ -380,26 +380,26 @@ class PostgresEngine:
         was_empty = self._seen_by(batch).was_empty
         for name in entity_types:
             if name not in was_empty:
-                was_empty[name] = bool(self._ask(connection, "is_empty", name).item())
+                was_empty[name] = bool(session.ask("is_empty", name).item())
         return all(was_empty[name] for name in entity_types)
 
     def _seen_by(self, batch: Batch) -> _Seen:
         """What the batches of its run have found out for those that follow."""
         return self._seen.setdefault(batch.interrupt, _Seen())
 
-    def _copied(self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
+    def _copied(self, session: Session, rows: pl.DataFrame, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
         """Write with new rows copied straight into the table; None if one of them was there after all."""
         try:
-            return self._write(connection, rows, changed, batch, copied=pl.col("created"))
+            return self._write(session, rows, changed, batch, copied=pl.col("created"))
         except RowError as error:
             if error.sqlstate != UNIQUE_VIOLATION:
                 raise
-            connection.rollback()
+            session.rollback()
             return None
 
     def _write(
         self,
-        connection: Any,
+        session: Session,
         rows: pl.DataFrame,
         changed: pl.DataFrame,
         batch: Batch,
@@ -408,39 +408,39 @@ class PostgresEngine:
     ) -> pl.DataFrame:
         """Copy some of the changed rows straight into the table, merge the others, and record the batch."""
         due = pl.col("differs") & (pl.col("content") != "") & pl.lit(batch.embed)
-        with connection.transaction(batch.interrupt):
-            changed, conflicts = self._hold(connection, rows, changed)
+        with session.transaction(batch.interrupt):
+            changed, conflicts = self._hold(session, rows, changed)
             given = _pick(rows, changed).with_columns(due=due)
-            if given.select(copied.any()).item() and self._ask(connection, "may_leave_out", self._namespace).item():
+            if given.select(copied.any()).item() and session.ask("may_leave_out", self.namespace).item():
                 # A copy does not say which rows a trigger left out; a merge does.
                 copied = pl.lit(False)
             fresh, others = given.filter(copied), given.filter(~copied)
             written = fresh.select("position", "created", "due")
             if fresh.height:
                 table = fresh.select(_COPIED).with_columns(batch_id=pl.lit(uuid.UUID(batch.batch_id).bytes))
-                self._ingest(connection, "entities", table, db_schema_name=self._namespace)
+                session.copy("entities", table)
             if others.height:
-                self._stage(connection, others)
+                self._stage(session, others)
                 if not others["created"].any():
-                    self._run(connection, "nested_loops")
-                    updated = _under_their_keys(self._ask(connection, "update_staged", batch.batch_id, batch.embed))
+                    session.run("nested_loops")
+                    updated = _under_their_keys(session.ask("update_staged", batch.batch_id, batch.embed))
                     written = pl.concat([written, updated], how="vertical_relaxed")
                 # Also rows that were deleted since they were looked at; those just updated are equal by now.
                 if written.height < given.height:
-                    merged = _under_their_keys(self._ask(connection, "merge_staged", batch.batch_id, batch.embed))
+                    merged = _under_their_keys(session.ask("merge_staged", batch.batch_id, batch.embed))
                     written = pl.concat([written, merged], how="vertical_relaxed")
-            self._check_known(connection, rows, written, batch)
+            self._check_known(session, rows, written, batch)
             if written.height:
                 embed = given.join(written.filter("due"), on="position", how="semi", maintain_order="left")
                 created = int(written["created"].sum())
                 counts = [str(created), str(written.height - created)]
                 header = [batch.batch_id, batch.run_id, batch.job_id]
-                self._run(connection, "record", *header, *counts, embed["entity_type"], embed["id"])
-            if self._left_out(connection, rows, given["position"], written).len():
+                session.run("record", *header, *counts, embed["entity_type"], embed["id"])
+            if self._left_out(session, rows, given["position"], written).len():
                 raise _rekeyed()
             return _with_conflicts(written, rows, conflicts)
 
-    def _check_known(self, connection: Any, rows: pl.DataFrame, written: pl.DataFrame, batch: Batch) -> None:
+    def _check_known(self, session: Session, rows: pl.DataFrame, written: pl.DataFrame, batch: Batch) -> None:
         """See to it that no entity was written over by a row that may lack something of it.
 
         Asked when the entities are written, and locked by that: who records a field later can only write it later.
@@ -450,16 +450,16 @@ class PostgresEngine:
         """
         if not batch.guarded or written["created"].fill_null(True).all():
             return
-        if batch.may_lack(self._ask(connection, "fields", rows["entity_type"].unique())):
+        if batch.may_lack(session.ask("fields", rows["entity_type"].unique())):
             raise _MayLackError("a field was recorded just now")
 
     def _merge_expected(
-        self, connection: Any, rows: pl.DataFrame, batch: Batch, columns: list[pl.Series]
+        self, session: Session, rows: pl.DataFrame, batch: Batch, columns: list[pl.Series]
     ) -> pl.DataFrame:
         """A small batch in one statement, compared with what was expected of each row."""
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
         expected = [rows["expected"], rows["expected_metadata"]]
-        told = self._ask(connection, "merge_expected", *header, *columns, *expected, *_known(batch), committing=True)
+        told = session.ask("merge_expected", *header, *columns, *expected, *_known(batch), committing=True)
         written = told.filter(pl.col("created").is_not_null()).drop("conflict", "again")
         conflicts = told.filter("conflict")["position"]
         again = told.filter("again").select(pl.col("position"), "again")
@@ -469,26 +469,26 @@ class PostgresEngine:
         with committed():
             if len(new):
                 # Somebody else made the entity while this statement was about to.
-                made = self._probe(connection, rows[new]).filter(~pl.col("created"))["position"]
+                made = self._probe(session, rows[new]).filter(~pl.col("created"))["position"]
                 conflicts = pl.concat([conflicts, new[made]])
             given = told.filter(~pl.col("position").is_in(conflicts.implode()))["position"]
-            written = self._with_left_out(connection, rows, given, written, batch)
+            written = self._with_left_out(session, rows, given, written, batch)
         written = _with_conflicts(written, rows, conflicts)
         return pl.concat([written, again], how="diagonal_relaxed") if again.height else written
 
     def _with_left_out(
-        self, connection: Any, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame, batch: Batch
+        self, session: Session, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame, batch: Batch
     ) -> pl.DataFrame:
         """What a small batch wrote, and what became of the rows that differ still though nobody refused them.
 
         Args:
-            connection: the one that wrote.
+            session: the one that wrote.
             rows: of the batch.
             given: positions of those that were to be written.
             written: position and more of those that were.
             batch: the batch, which is committed.
         """
-        left = self._left_out(connection, rows, given, written)
+        left = self._left_out(session, rows, given, written)
         if left.is_empty():
             return written
         if batch.guarded and "expected" not in rows.columns:
@@ -496,15 +496,15 @@ class PostgresEngine:
             again = pl.DataFrame({"position": left.cast(written.schema["position"])}).with_columns(again=pl.lit(True))
             return pl.concat([written, again], how="diagonal")
         rows = rows[left]
-        told = self._each(connection, rows, self._probe(connection, rows), replace(batch, batch_id=str(uuid.uuid4())))
+        told = self._each(session, rows, self._probe(session, rows), replace(batch, batch_id=str(uuid.uuid4())))
         position = left.gather(told["position"]).cast(written.schema["position"])
         return pl.concat([written, told.with_columns(position=position)], how="diagonal")
 
-    def _left_out(self, connection: Any, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame) -> pl.Series:
+    def _left_out(self, session: Session, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame) -> pl.Series:
         """Positions of rows that differ still from what is stored: a trigger or a policy left them out.
 
         Args:
-            connection: the one that wrote, in the same transaction if there is one.
+            session: the one that wrote, in the same transaction if there is one.
             rows: of the batch.
             given: positions of those that were to be written.
             written: position and more of those that were, or were refused.
@@ -512,10 +512,10 @@ class PostgresEngine:
         if written.height == len(given):
             return given.clear()
         left = given.filter(~given.is_in(written["position"].cast(given.dtype).implode()))
-        return left[self._probe(connection, rows[left])["position"]]
+        return left[self._probe(session, rows[left])["position"]]
 
     @contextmanager
-    def _refusals(self, connection: Any, *, deleting: bool = False) -> Iterator[None]:
+    def _refusals(self, session: Session, *, deleting: bool = False) -> Iterator[None]:
         """Tell what a policy or a trigger says of a row, in whatever words, from what is wrong with all of them.
 
         Raises:
@@ -528,10 +528,10 @@ class PostgresEngine:
         except PermanentError as error:
             if (error.sqlstate or "")[:2] not in ("42", "55"):
                 raise
-            connection.rollback()
+            session.rollback()
             try:
-                asked = ("may_keep", self._namespace) if deleting else ("may_write",)
-                may = self._ask(connection, *asked).item()
+                asked = ("may_keep", self.namespace) if deleting else ("may_write",)
+                may = session.ask(*asked).item()
             except PermanentError:
                 may = False
             if not may:
@@ -539,97 +539,61 @@ class PostgresEngine:
             raise RowError(str(error), error.sqlstate) from None
 
     def _hold(
-        self, connection: Any, rows: pl.DataFrame, changed: pl.DataFrame
+        self, session: Session, rows: pl.DataFrame, changed: pl.DataFrame
     ) -> tuple[pl.DataFrame, pl.Series | None]:
         """Lock the entities to be changed, and split off the positions of those that are not as expected."""
         if "expected" not in rows.columns:
             return changed, None
         asked = rows[changed["position"]]
         given = [asked[name] for name in ("entity_type", "id", "expected", "expected_metadata")]
-        wrong = self._ask(connection, "hold", *given)["position"]
+        wrong = session.ask("hold", *given)["position"]
         conflicting = pl.int_range(changed.height).is_in(wrong.cast(pl.Int64).implode())
         return changed.filter(~conflicting), changed.filter(conflicting)["position"]
 
-    def _stage(self, connection: Any, rows: pl.DataFrame) -> None:
+    def _stage(self, session: Session, rows: pl.DataFrame) -> None:
         """Ingest rows into the staging table of this transaction."""
-        self._run(connection, "create_staging")
-        self._ingest(connection, "entityframes_staging", rows.select(_STAGED), temporary=True)
+        session.run("create_staging")
+        session.stage("entityframes_staging", rows.select(_STAGED))
 
-    def _ingest(self, connection: Any, table: str, rows: pl.DataFrame, **where: Any) -> None:
-        with connection.statement() as cursor:
-            cursor.ingest(table, rows.to_arrow(), **where)
-
-    def _read(self, name: str, *parameters: Any) -> pl.DataFrame:
-        """Ask on a connection of its own; again where that helps, as it does no harm."""
-
-        def ask() -> pl.DataFrame:
-            with self._connection() as connection:
-                return self._ask(connection, name, *parameters)
-
-        return retry(ask)
-
-    def _run(self, connection: Any, name: str, *parameters: Any) -> None:
-        execute(connection, self._sql[name], *parameters)
-
-    def _ask(self, connection: Any, name: str, *parameters: Any, committing: bool = False) -> pl.DataFrame:
-        with connection.statement(committing=committing) as cursor:
-            found: pl.DataFrame = cursor.answer(self._sql[name], one_row(parameters))
-            return found
-
-    def _migrate(self, connection: Any) -> None:
+    def _migrate(self, session: Session) -> None:
         """Create the store or bring it to this version's format, once, whoever else connects at the same time."""
-        version = self._format(connection)
+        version = self._format(session)
         check_format(self, version)
         if version == FORMAT:
             return
-        with connection.transaction(Interrupt()):
-            self._ask(connection, "migration_lock", self._namespace.lower())
-            version = self._format(connection)
+        with session.transaction(Interrupt()):
+            session.ask("migration_lock", self.namespace.lower())
+            version = self._format(session)
             check_format(self, version)
-            if version == 0 and not self._ask(connection, "schema_exists", self._namespace).item():
-                self._run(connection, "create_schema")
+            if version == 0 and not session.ask("schema_exists", self.namespace).item():
+                session.run("create_schema")
             for step in range(version + 1, FORMAT + 1):
                 if version and step == migrations.REPAIRED_AT + 1:
-                    self._repair(connection)
-                _run_all(connection, self._sql[f"migrate_{step}"])
+                    self._repair(session)
+                session.run(f"migrate_{step}")
 
-    def _repair(self, connection: Any) -> None:
+    def _repair(self, session: Session) -> None:
         """Bring a store whose tables are of an earlier shape to what the code knows."""
 
         def parts() -> list[str]:
-            return self._ask(connection, "parts", self._namespace)["part"].to_list()
+            return session.ask("parts", self.namespace)["part"].to_list()
 
-        migrations.repair(self.name, self.address, parts, lambda name: _run_all(connection, self._sql[name]))
+        migrations.repair(self.name, self.address, parts, session.run)
 
-    def _format(self, connection: Any) -> int:
+    def _format(self, session: Session) -> int:
         """The format of the store, 0 if there is none, in the namespace of this name in whatever case it has there."""
-        if not self._ask(connection, "format_table", self._namespace).item():
-            there = self._ask(connection, "namespaces", self._namespace)["namespace"].to_list()
-            if there and self._namespace not in there:
+        if not session.ask("format_table", self.namespace).item():
+            there = session.ask("namespaces", self.namespace)["namespace"].to_list()
+            if there and self.namespace not in there:
                 if len(there) > 1:
                     raise ConnectError(
-                        f"{self._namespace!r} can be any of the namespaces {', '.join(map(repr, there))}, which differ "
+                        f"{self.namespace!r} can be any of the namespaces {', '.join(map(repr, there))}, which differ "
                         "in case only: write one of them as it is there"
                     )
-                self._namespace = there[0]
-                self._sql = _statements(self._namespace)
-                return self._format(connection)
+                self.statements.use(there[0])
+                return self._format(session)
             return 0
-        return migrations.known_version(self.address, self._ask(connection, "format_version").item())
-
-
-def _run_all(connection: Any, statements: str) -> None:
-    """Execute statements in turn: the driver takes one at a time."""
-    for statement in statements.split(";\n"):
-        execute(connection, statement)
-
-
-def _statements(namespace: str) -> dict[str, str]:
-    """Every statement by name, for one namespace."""
-    found: dict[str, str] = {}
-    for part in ("engine", "checks", "embedding", "text", "directory", "earlier"):
-        found |= queries.load(f"postgres/{part}.sql", namespace)
-    return found
+        return migrations.known_version(self.address, session.ask("format_version").item())
 
 
 class _MayLackError(RowError):

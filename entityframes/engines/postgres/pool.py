@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
@@ -25,9 +25,10 @@ import pyarrow as pa
 from adbc_driver_manager.dbapi import Connection, Cursor
 
 from entityframes import forks
-from entityframes.engines.arrow import one_row, to_frame
+from entityframes.engines.arrow import to_frame
 from entityframes.engines.postgres.background import aside
 from entityframes.engines.postgres.errors import streamed, translated
+from entityframes.engines.queries import Statements
 from entityframes.errors import ClosedError, ConnectError, ConnectionLostError, DatabaseError, PermanentError, RowError
 from entityframes.interrupt import Interrupt
 
@@ -49,13 +50,13 @@ class Pool:
     Args:
         target: the connection URI or key=value string, with ``pool_mode`` if there is a pooler to be told of.
         keep: how many idle connections are kept.
-        sql: the statements ``session`` and ``local_settings``.
+        sql: the statements ``session``, ``local_settings`` and ``own_name``.
 
     Raises:
         ConnectError: the ``pool_mode`` cannot be used.
     """
 
-    def __init__(self, target: str, keep: int, sql: Mapping[str, str]) -> None:
+    def __init__(self, target: str, keep: int, sql: Statements) -> None:
         target, self._mode = pool_mode(target)
         self._target = extended(target, client_encoding="UTF8")
         self._keep = keep
@@ -473,19 +474,6 @@ class _Cursor:
 
     def _aside(self, call: Callable[[], T]) -> T:
         return aside(call, self._cursor.adbc_cancel)
-
-
-def execute(connection: PooledConnection, statement: str, *parameters: Any, committing: bool = False) -> None:
-    """Run a statement whose answer is of no interest.
-
-    Raises:
-        DatabaseError: with the SQLSTATE; `committing` says whether it may have been committed all the same.
-    """
-    with connection.statement(committing=committing) as cursor:
-        if parameters:
-            cursor.execute(statement, one_row(parameters))
-        else:
-            cursor.script(statement)
 
 
 # What the address of a database says besides where it is.

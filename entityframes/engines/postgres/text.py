@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from entityframes.engines import predicates
-from entityframes.engines.arrow import one_row
 from entityframes.engines.text import WORDS, Asked, Beside, IndexState
 from entityframes.interrupt import Interrupt
 from entityframes.retry import retry
@@ -22,18 +21,17 @@ class PostgresText:
 
     def __init__(self, engine: PostgresEngine) -> None:
         self._engine = engine
-        self._sql = engine._sql
         self.indexing = threading.Lock()
 
     def state(self) -> IndexState:
-        found = self._engine._read("text_state").row(0, named=True)
+        found = self._engine.read("text_state").row(0, named=True)
         return IndexState(found["batches"], found["indexed"], found["writable"] and not self._engine.read_only)
 
     def unindexed(self) -> pl.DataFrame:
-        return self._engine._read("unindexed")
+        return self._engine.read("unindexed")
 
     def texts(self, keys: pl.DataFrame) -> pl.DataFrame:
-        return self._engine._read("texts", keys["entity_type"], keys["id"])
+        return self._engine.read("texts", keys["entity_type"], keys["id"])
 
     def index(self, documents: pl.DataFrame) -> None:
         # In key order, as every writer locks; words have no blanks.
@@ -50,20 +48,23 @@ class PostgresText:
         engine = self._engine
 
         def write() -> None:
-            with engine._connection() as connection, connection.transaction(Interrupt()):
-                engine._ask(connection, "index_lock", engine._namespace)
+            with engine.session() as session, session.transaction(Interrupt()):
+                session.ask("index_lock", engine.namespace)
                 for name, *parameters in statements:
-                    engine._run(connection, name, *parameters)
+                    session.run(name, *parameters)
 
         retry(write)
 
     def matching(self, asked: Asked, limit: int) -> tuple[pl.DataFrame, bool]:
-        counts = "true" if asked.beside is None else self._sql["counts_as_stored"]
+        statements = self._engine.statements
         kept = "true"
         if asked.where is not None:
-            kept = self._sql["kept"].replace("{condition}", predicates.render(asked.where, predicates.POSTGRESQL))
-        counted = self._sql["counted_words" if asked.terms["needed"].max() == 1 else "counted_chains"]
-        sql = self._sql["matching"].replace("{counts}", counts).replace("{counted}", counted).replace("{kept}", kept)
+            kept = statements.filled("kept", {"condition": predicates.render(asked.where, predicates.POSTGRESQL)})
+        places = {
+            "counts": "true" if asked.beside is None else statements["counts_as_stored"],
+            "counted": statements["counted_words" if asked.terms["needed"].max() == 1 else "counted_chains"],
+            "kept": kept,
+        }
         beside = asked.beside or Beside()
         parameters = (
             *asked.terms.select("chain", "word", "points", "needed").cast({pl.UInt32: pl.Int32}).get_columns(),
@@ -73,11 +74,5 @@ class PostgresText:
             str(beside.entities),
             str(beside.length),
         )
-
-        def ask() -> pl.DataFrame:
-            with self._engine._connection() as connection, connection.statement() as cursor:
-                found: pl.DataFrame = cursor.answer(sql, one_row(parameters))
-                return found
-
-        found = retry(ask)
+        found = self._engine.read("matching", *parameters, places=places)
         return found, found.height == limit
