@@ -116,6 +116,7 @@ class DatabaseError(EntityFramesError):
 
     Attributes:
         sqlstate: the five-character SQLSTATE, or None where the engine gives none.
+        rule: a short stable name for it, such as ``check:positive_price``; None where nothing is known.
     """
 
     #: The word for this error in an outcome's ``error_kind``.
@@ -123,9 +124,9 @@ class DatabaseError(EntityFramesError):
     #: Whether it struck while a transaction was being committed, so that its fate is unknown.
     committing = False
 
-    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+    def __init__(self, message: str, sqlstate: str | None = None, rule: str | None = None) -> None:
         super().__init__(message)
-        self.sqlstate = sqlstate
+        self.sqlstate, self.rule = sqlstate, rule
 
 
 class RowError(DatabaseError):

@@ -71,6 +71,7 @@ def outcome_schema(
             "batch_id": pl.String(),
             "job_id": pl.String(),
             "error_kind": pl.Enum(ERROR_KINDS),
+            "rule": pl.String(),
             "error": pl.String(),
             "sqlstate": pl.String(),
         }
@@ -129,7 +130,10 @@ class OutcomeLog:
         if ids.is_empty():
             return 0
         wrong = pl.col("batch_id").is_in(ids.implode()) & pl.col("status").cast(pl.String).is_in(WRITTEN)
-        new = {"status": status, "error_kind": "connection", "error": error, "sqlstate": None, "job_id": None}
+        new = {
+            "status": status, "error_kind": "connection", "rule": "connection_lost", "error": error, "sqlstate": None,
+            "job_id": None,
+        }  # fmt: skip
         new = new if status is not None else {"error": error}
         corrected = 0
 
@@ -197,8 +201,9 @@ class UpsertResult:
 
         Columns: ``row`` UInt32 (0-based position), ``entity_type`` and ``id`` String as given, ``status`` Enum,
         ``batch_id`` String (null for rows that never reached a batch), ``job_id`` String (the embedding job that
-        covers the row; null where there is nothing to embed), and for failures ``error_kind`` Enum, ``error`` String
-        and ``sqlstate`` String.
+        covers the row; null where there is nothing to embed), and for failures ``error_kind`` Enum, ``rule`` String (a
+        short stable name such as ``null_key``, ``too_long`` or ``check:<constraint>``), ``error`` String and
+        ``sqlstate`` String.
         """
         return self._log.collect()
 
@@ -211,6 +216,18 @@ class UpsertResult:
     def failed(self) -> pl.DataFrame:
         """The outcomes of rows that failed, with the reason of each."""
         return self.outcomes.filter(pl.col("status") == "failed")
+
+    @property
+    def failed_by_reason(self) -> pl.DataFrame:
+        """How many rows failed for each reason, most first.
+
+        Columns: ``error_kind`` Enum, ``rule`` String, ``n`` UInt32, ``row`` UInt32 (the first of these rows) and
+        ``error`` String (of that row).
+        """
+        reasons = self.failed.group_by("error_kind", "rule").agg(
+            pl.len().cast(pl.UInt32).alias("n"), pl.col("row").first(), pl.col("error").first()
+        )
+        return reasons.sort(["n", "row"], descending=[True, False])
 
     @property
     def ok(self) -> bool:

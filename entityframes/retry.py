@@ -203,7 +203,7 @@ def look_up(ask: Callable[[], T], lost: DatabaseError, interrupt: Interrupt) -> 
                 # All that is asked after a stop shares the moment that a person waits.
                 until = min(until, (interrupt.fired_at or time.monotonic()) + LOOK_UP_SECONDS_WHEN_STOPPED)
             if time.monotonic() + pause > until:
-                raise CommitUnknownError(str(lost), lost.sqlstate) from lost
+                raise CommitUnknownError(str(lost), lost.sqlstate, "connection_lost") from lost
         # Not the interrupt's own wait: it does not wait once the run was stopped, and the answer is worth a moment.
         time.sleep(pause)
         pause = min(2 * pause, longest)

@@ -149,7 +149,7 @@ def test_expected_hashes_that_are_none(store: ef.EntityStore) -> None:
         store.upsert(frame.with_columns(seen=pl.lit(1, pl.Int64)), expected_hash="seen")
     result = store.upsert(frame.with_columns(seen=pl.Series(["nonsense", None])), expected_hash="seen")
     assert statuses(result) == {"a": "failed", "b": "created"}
-    assert result.failed["error"].to_list() == ["seen holds no sha256 in hex"]
+    assert result.failed["error"].to_list() == ["seen is not a sha256 in hex"]
     assert store.upsert(frame.with_columns(seen=None), expected_hash="seen").counts["conflict"] == 0
 
 

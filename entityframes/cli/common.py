@@ -75,7 +75,7 @@ def print_summary(
         notes: what was done with the files that they do not say.
     """
     if as_json:
-        failures = result.failed.select("row", "entity_type", "id", "error_kind", "error", "sqlstate")
+        failures = result.failed.select("row", "entity_type", "id", "error_kind", "rule", "error", "sqlstate")
         report = {
             "ok": result.ok,
             "counts": result.counts,

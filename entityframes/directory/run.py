@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _CONTENT = ("content", "metadata")
 #: What an upsert tells of its rows.
-_TOLD = ("status", "batch_id", "job_id", "error_kind", "error", "sqlstate")
+_TOLD = ("status", "batch_id", "job_id", "error_kind", "rule", "error", "sqlstate")
 #: What is needed of rows that are done later.
 _LATER = (
     "row", "path", *KEY, "action", "direction", "reason", "resolved", "size", "file_hash", "base_path",

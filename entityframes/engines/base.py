@@ -108,7 +108,7 @@ class Engine(Protocol):
         """As `write`, but leave out the rows that the database refuses.
 
         Returns:
-            position, created (null for a row that was not written), due, sqlstate and error (of a refused row),
+            position, created (null for a row that was not written), due, sqlstate, rule and error (of a refused row),
             other_type and other_id (the key under which a trigger stores the row).
         """
 
@@ -146,7 +146,7 @@ class Engine(Protocol):
         """position, content, metadata, content_hash, created_at, updated_at of each key that is stored."""
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """Delete in one transaction; position of each key that was stored, and error where it could not be deleted.
+        """Delete in one transaction; position of each key that was stored, error and rule if it could not be deleted.
 
         No key may stand twice.
 

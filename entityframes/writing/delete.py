@@ -128,6 +128,7 @@ class Delete:
             status=status,
             batch_id=batch.batch_id,
             error_kind=error.kind,
+            rule=error.rule,
             error=str(error),
             sqlstate=error.sqlstate,
         )
@@ -151,5 +152,7 @@ class _Slices:
 
 def _with_error(gone: pl.DataFrame) -> pl.DataFrame:
     """What an engine answers, with the columns that it may leave out, and gone for every row of it."""
-    error = pl.col("error") if "error" in gone.columns else pl.lit(None, pl.String)
-    return gone.select(pl.col("position").cast(pl.UInt32), error.alias("error"), gone=pl.lit(True))
+    texts = [
+        pl.col(name) if name in gone.columns else pl.lit(None, pl.String).alias(name) for name in ("error", "rule")
+    ]
+    return gone.select(pl.col("position").cast(pl.UInt32), *texts, gone=pl.lit(True))

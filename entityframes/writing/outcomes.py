@@ -22,6 +22,7 @@ ANSWER = {
     "due": pl.Boolean,
     "conflict": pl.Boolean,
     "error": pl.String,
+    "rule": pl.String,
     "sqlstate": pl.String,
     "other_type": pl.String,
     "other_id": pl.String,
@@ -106,14 +107,17 @@ class Outcomes:
         else:
             status, message = "failed", f"the batch was rolled back: {error}"
         if isinstance(error, DatabaseError):
-            kind, sqlstate = error.kind, error.sqlstate
+            kind, sqlstate, rule = error.kind, error.sqlstate, error.rule
+        elif isinstance(error, ClosedError):
+            kind, sqlstate, rule = "connection", None, "closed"
         else:
-            kind, sqlstate = "connection" if isinstance(error, ClosedError) else "validation", None
+            kind, sqlstate, rule = "validation", None, "rolled_back"
         return self.of(
             rows,
             status=status,
             batch_id=batch.batch_id if batch else None,
             error_kind=kind,
+            rule=rule,
             error=message,
             sqlstate=sqlstate,
         )

@@ -14,6 +14,7 @@ from entityframes.engines.base import FORMAT, Batch, check_format
 from entityframes.engines.duckdb.connection import File
 from entityframes.engines.duckdb.session import Session
 from entityframes.engines.queries import Statements
+from entityframes.engines.rules import rule_of
 from entityframes.engines.url import Location
 from entityframes.errors import ConnectError, DatabaseError, TransientError
 from entityframes.interrupt import Interrupt
@@ -293,13 +294,16 @@ class DuckDBEngine:
         return session.ask("hold").with_columns(pl.col("position").cast(changed.schema["position"]))
 
     def _refused(self, session: Session, changed: pl.DataFrame) -> pl.DataFrame:
-        """position, sqlstate and error of the rows that a CHECK constraint refuses; one statement a constraint."""
+        """position, sqlstate, rule and error of rows that a CHECK constraint refuses; one statement a constraint."""
         session.register("changed", changed)
-        found = pl.DataFrame(schema={"position": pl.UInt32, "sqlstate": pl.String, "error": pl.String})
-        for (condition,) in session.ask("checks", self.namespace).iter_rows():
+        texts = dict.fromkeys(["sqlstate", "rule", "error"], pl.String)
+        found = pl.DataFrame(schema={"position": pl.UInt32, **texts})
+        for condition, name in session.ask("checks", self.namespace).iter_rows():
             rows = session.ask("refused", places={"condition": condition})
             error = pl.lit(f"CHECK constraint failed: {condition}")
-            found = pl.concat([found, rows.with_columns(sqlstate=pl.lit("23514"), error=error)])
+            found = pl.concat(
+                [found, rows.with_columns(sqlstate=pl.lit("23514"), rule=pl.lit(rule_of("23514", name)), error=error)]
+            )
         return found.unique("position", keep="first")
 
     @contextmanager

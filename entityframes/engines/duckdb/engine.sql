@@ -103,7 +103,7 @@ INSERT INTO {schema}.job_keys SELECT $1::UUID, entity_type, id FROM changed WHER
 
 -- name: checks
 -- The CHECK constraints of the entities table, to find the rows that they refuse. $1 namespace
-SELECT expression FROM duckdb_constraints()
+SELECT expression, constraint_name FROM duckdb_constraints()
 WHERE lower(schema_name) = lower($1) AND table_name = 'entities' AND constraint_type = 'CHECK'
 
 -- name: refused

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import duckdb
 import pyarrow as pa
 
+from entityframes.engines.rules import rule_of
 from entityframes.engines.url import Location
 from entityframes.errors import (
     ClosedError,
@@ -48,23 +49,23 @@ def translated() -> Iterator[None]:
     try:
         yield
     except duckdb.InterruptException:
-        raise StatementCancelledError("the statement was cancelled", "57014") from None
+        raise StatementCancelledError("the statement was cancelled", "57014", rule_of("57014")) from None
     except duckdb.ConstraintException as error:
-        raise RowError(_readable(error), "23000") from None
+        raise RowError(_readable(error), "23000", rule_of("23000")) from None
     except duckdb.OutOfMemoryException as error:
-        raise ResourceError(_readable(error), "53200") from None
+        raise ResourceError(_readable(error), "53200", rule_of("53200")) from None
     except duckdb.TransactionException as error:
         # A writer that was opened twice on the same file shows as a conflict, or as a key that came between.
         if "Failed to commit" in str(error) and not re.search("conflict|constraint", str(error), re.IGNORECASE):
             full = "53200" if "memory" in str(error) else "53100"
-            raise ResourceError(_readable(error), full) from None
-        raise TransientError(_readable(error), "40001") from None
+            raise ResourceError(_readable(error), full, rule_of(full)) from None
+        raise TransientError(_readable(error), "40001", rule_of("40001")) from None
     except duckdb.FatalException as error:
-        raise InvalidatedError(_readable(error), "58030") from None
+        raise InvalidatedError(_readable(error), "58030", rule_of("58030")) from None
     except duckdb.IOException as error:
-        raise ResourceError(_readable(error), "58030") from None
+        raise ResourceError(_readable(error), "58030", rule_of("58030")) from None
     except (duckdb.DataError, duckdb.ConversionException) as error:
-        raise RowError(_readable(error), "22000") from None
+        raise RowError(_readable(error), "22000", rule_of("22000")) from None
     except duckdb.ConnectionException as error:
         raise ClosedError(f"the store is closed: {_readable(error)}") from None
     except duckdb.Error as error:

@@ -24,6 +24,7 @@ from entityframes.engines.postgres.pool import Pool, for_writing
 from entityframes.engines.postgres.probe import FEW_TYPES, by_type, probe
 from entityframes.engines.postgres.session import Session
 from entityframes.engines.queries import Statements
+from entityframes.engines.rules import with_rules
 from entityframes.engines.url import Location
 from entityframes.errors import (
     ConnectError,
@@ -143,13 +144,15 @@ class PostgresEngine:
             session.run("immediate_constraints")
             session.ask("set_batch", batch.batch_id, str(conflicts is not None))
             session.run("merge_each")
-            told = session.ask("finish_each", *header)
+            told = with_rules(session.ask("finish_each", *header))
             self._check_known(session, rows, told, batch)
             if left := self._left_out(session, rows, changed["position"], told).to_list():
                 refused = pl.DataFrame({"position": left}, {"position": told.schema["position"]})
-                told = pl.concat([told, refused.with_columns(error=pl.lit(_LEFT_OUT))], how="diagonal")
+                told = pl.concat(
+                    [told, refused.with_columns(error=pl.lit(_LEFT_OUT), rule=pl.lit("left_out"))], how="diagonal"
+                )
             if batch.whole and (refused := told.drop_nulls("error")).height:
-                raise RowError(refused["error"][0], refused["sqlstate"][0])
+                raise RowError(refused["error"][0], refused["sqlstate"][0], refused["rule"][0])
             return _with_conflicts(told, rows, conflicts)
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
@@ -240,7 +243,11 @@ class PostgresEngine:
         except ConnectionLostError as error:
             error.answer = gone
             raise
-        return pl.concat([gone, kept.with_columns(error=pl.lit(_KEPT))], how="diagonal") if kept.height else gone
+        return (
+            pl.concat([gone, kept.with_columns(error=pl.lit(_KEPT), rule=pl.lit("left_out"))], how="diagonal")
+            if kept.height
+            else gone
+        )
 
     def _kept(self, session: Session, left: pl.DataFrame) -> pl.DataFrame:
         """Positions of those of some keys that are stored as given and may not be deleted."""
@@ -536,7 +543,7 @@ class PostgresEngine:
                 may = False
             if not may:
                 raise
-            raise RowError(str(error), error.sqlstate) from None
+            raise RowError(str(error), error.sqlstate, error.rule) from None
 
     def _hold(
         self, session: Session, rows: pl.DataFrame, changed: pl.DataFrame

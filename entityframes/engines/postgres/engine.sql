@@ -322,7 +322,7 @@ FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege
 -- name: create_tried
 -- What became of each staged row when it was written with few others; gone with the transaction.
 CREATE TEMPORARY TABLE pg_temp.entityframes_tried (
-    position int4, created boolean, sqlstate text, error text, other_type text, other_id text
+    position int4, created boolean, sqlstate text, error text, name text, other_type text, other_id text
 ) ON COMMIT DROP
 
 -- name: index_staging
@@ -347,6 +347,8 @@ DECLARE
     created boolean;
     other_type text;
     other_id text;
+    constraint_name text;
+    column_name text;
     always boolean := false;
 BEGIN
     WHILE lower <= top LOOP
@@ -405,7 +407,9 @@ BEGIN
                 CONTINUE;
             END IF;
             IF SQLSTATE <> 'EF001' THEN
-                INSERT INTO pg_temp.entityframes_tried (position, sqlstate, error) VALUES (lower, SQLSTATE, SQLERRM);
+                GET STACKED DIAGNOSTICS constraint_name = CONSTRAINT_NAME, column_name = COLUMN_NAME;
+                INSERT INTO pg_temp.entityframes_tried (position, sqlstate, error, name)
+                VALUES (lower, SQLSTATE, SQLERRM, coalesce(nullif(constraint_name, ''), nullif(column_name, '')));
             ELSIF other_id IS NOT NULL THEN
                 INSERT INTO pg_temp.entityframes_tried (position, other_type, other_id) VALUES (lower, other_type, other_id);
             END IF;
@@ -430,7 +434,7 @@ WITH written AS (
     FROM pg_temp.entityframes_tried AS t JOIN pg_temp.entityframes_staging AS s USING (position) WHERE t.created IS NOT NULL
 ), {ledger_and_job}
 SELECT t.position, t.created, t.created IS NOT NULL AND s.differs AND s.content <> '' AND $4::boolean AS due,
-    t.sqlstate, t.error, t.other_type, t.other_id
+    t.sqlstate, t.error, t.name, t.other_type, t.other_id
 FROM pg_temp.entityframes_tried AS t JOIN pg_temp.entityframes_staging AS s USING (position)
 
 -- name: recorded

@@ -11,6 +11,7 @@ import adbc_driver_manager
 import pyarrow as pa
 
 from entityframes.engines.conninfo import shown_when_connecting
+from entityframes.engines.rules import rule_of
 from entityframes.errors import (
     ConnectionLostError,
     DatabaseError,
@@ -101,7 +102,9 @@ def translated(
             message = shown_when_connecting(message)
         if sqlstate == "57014" and stopped():
             meaning = StatementCancelledError
-        translated = meaning(message, sqlstate)
+        name = _detail(error, "PG_DIAG_CONSTRAINT_NAME") or _detail(error, "PG_DIAG_COLUMN_NAME")
+        lost = issubclass(meaning, ConnectionLostError)
+        translated = meaning(message, sqlstate, "connection_lost" if lost else rule_of(sqlstate, name))
         translated.committing = committing
         raise translated from None
 
@@ -134,12 +137,20 @@ def committed() -> Iterator[None]:
         raise lost from error
 
 
-def _readable(error: adbc_driver_manager.Error | OSError) -> str:
-    """The server's own words, without the driver's preamble and without DETAIL, which may quote other rows."""
+def _detail(error: adbc_driver_manager.Error | OSError, wanted: str) -> str | None:
+    """A field of the server's error, None if it has none of this name."""
     for name, value in getattr(error, "details", None) or ():
         # The driver gives the names as bytes.
-        if name in ("PG_DIAG_MESSAGE_PRIMARY", b"PG_DIAG_MESSAGE_PRIMARY"):
-            return " ".join(value.decode("utf-8", "replace").split())
+        if name in (wanted, wanted.encode()):
+            text: str = value.decode("utf-8", "replace")
+            return text
+    return None
+
+
+def _readable(error: adbc_driver_manager.Error | OSError) -> str:
+    """The server's own words, without the driver's preamble and without DETAIL, which may quote other rows."""
+    if primary := _detail(error, "PG_DIAG_MESSAGE_PRIMARY"):
+        return " ".join(primary.split())
     message = str(error)
     message = re.sub(r"^[A-Z_]+: (?:\[libpq\] )?", "", message.strip())
     message = message.partition("\nDETAIL:")[0].partition("\nCONTEXT:")[0].partition("\nLINE ")[0]

@@ -138,7 +138,7 @@ class Pending:
         seen = self._target._look(self.rows, self._known)
         written = pl.concat([seen.ready["row"], seen.later["row"]])
         self.rows = self.rows.filter(pl.col("row").is_in(written.implode()))
-        invalid = seen.too_long.with_columns(error=pl.lit(_TOO_LONG))
+        invalid = seen.too_long.with_columns(rule=pl.lit("too_long"), error=pl.lit(_TOO_LONG))
         return Attempt(seen.ready, seen.ended, invalid, merged=True)
 
     def keep(self, rows: pl.DataFrame, *, merge: bool) -> None:

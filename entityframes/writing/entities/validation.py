@@ -10,7 +10,7 @@ from functools import cache
 import polars as pl
 
 from entityframes.frames.schema import KEY
-from entityframes.frames.utf8 import first, readable
+from entityframes.frames.utf8 import readable
 from entityframes.metadata import conformance, dtypes
 from entityframes.metadata.canonical_json import NUL_ESCAPE, NUL_MESSAGE, Inferred, Shape, canonical_json, inferred
 from entityframes.metadata.fields import Fields
@@ -22,7 +22,9 @@ MAX_BYTES: Mapping[str, int] = {"entity_type": 255, "id": 1024, "content": 64 <<
 #: A sha256 in hex.
 _HASH = "^[0-9a-fA-F]{64}$"
 
-_NO_PROBLEM = pl.DataFrame(schema={"row": pl.UInt32, "entity_type": pl.String, "id": pl.String, "error": pl.String})
+_NO_PROBLEM = pl.DataFrame(
+    schema={"row": pl.UInt32, **dict.fromkeys(["entity_type", "id", "rule", "error"], pl.String)}
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Canonical:
 
     #: row, entity_type, id, content, metadata (JSON text), content_hash and metadata_hash (Binary, sha256).
     valid: pl.DataFrame
-    #: row, entity_type, id, error: the rows that break a rule.
+    #: row, entity_type, id, rule, error: the rows that break a rule.
     invalid: pl.DataFrame
     #: The different shapes of metadata that came as JSON text; then valid has a column ``shape`` of indices into this.
     shapes: list[Shape]
@@ -63,7 +65,7 @@ def canonicalise(frame: pl.DataFrame, nulls: str = "write") -> Canonical:
     invalid = _NO_PROBLEM
     if problems is not None:
         fine = problems.is_null()
-        invalid = rows[["row", *KEY]].hstack([problems]).filter(~fine)
+        invalid = rows[["row", *KEY]].hstack(problems.struct.unnest().get_columns()).filter(~fine)
         rows = rows.filter(fine)
     hashes = [sha256(rows["content"]).alias("content_hash"), sha256(rows["metadata"]).alias("metadata_hash")]
     return Canonical(rows.hstack(hashes), invalid, list(distinct))
@@ -75,7 +77,7 @@ class Valid:
 
     #: As `Canonical.valid`, with expected and expected_metadata (Binary) where the caller expects something.
     rows: pl.DataFrame
-    #: row, entity_type, id, error: the rows that break a rule, or hold a value that does not fit a declared dtype.
+    #: row, entity_type, id, rule, error: rows that break a rule, or hold a value that does not fit a declared dtype.
     invalid: pl.DataFrame
     #: The dtypes found in JSON of each type, and of declared fields those that have to be wider.
     inferred: dict[str, Inferred]
@@ -94,8 +96,8 @@ def validate(chunk: pl.DataFrame, fields: Fields, options: Options) -> Valid:
         hashes = chunk.select("row", "expected", "expected_metadata")
         no_hash = ~pl.all_horizontal(pl.col("expected", "expected_metadata").str.contains(_HASH).fill_null(True))
         wrong = rows.join(hashes.filter(no_hash), on="row", how="semi").select("row", *KEY)
-        error = f"{options.expected_hash} holds no sha256 in hex"
-        invalid = pl.concat([invalid, wrong.with_columns(error=pl.lit(error))])
+        error = f"{options.expected_hash} is not a sha256 in hex"
+        invalid = pl.concat([invalid, wrong.with_columns(rule=pl.lit("invalid_hash"), error=pl.lit(error))])
         hashes = hashes.filter(~no_hash).with_columns(pl.col("expected", "expected_metadata").str.decode("hex"))
         rows = rows.join(hashes, on="row", maintain_order="left")
     found = _inferred(rows, canonical.shapes) if has_fields else {}
@@ -111,19 +113,23 @@ def sha256(texts: pl.Series) -> pl.Series:
 
 
 def _problems(rows: pl.DataFrame, unreadable: pl.Series | None, unparsable: pl.Series | None) -> pl.Series | None:
-    """The rule of the data that each row breaks, null where none, as ``error``; None if no row breaks one."""
+    """The rule of the data that each row breaks, and the error (Struct), null where none; None if no row breaks one."""
     if unreadable is None and unparsable is None and _within_limits(rows):
         return None
     too_long = pl.col("metadata").str.len_bytes() > MAX_BYTES["metadata"]
-    problems = rows.select(
-        pl.coalesce(
-            pl.lit(unreadable),
-            *(_text_problem(name) for name in (*KEY, "content")),
-            pl.lit(unparsable),
-            pl.when(too_long).then(pl.lit("metadata is over 64 MiB")),
-        ).alias("error")
-    ).to_series()
+    broken = [_as_problem("not_utf8", pl.lit(unreadable))] if unreadable is not None else []
+    for name in (*KEY, "content"):
+        broken += _text_problems(name)
+    if unparsable is not None:
+        broken.append(pl.lit(unparsable))
+    broken.append(_as_problem("too_long", pl.when(too_long).then(pl.lit("metadata is over 64 MiB"))))
+    problems = rows.select(pl.coalesce(broken)).to_series()
     return problems if problems.null_count() < rows.height else None
+
+
+def _as_problem(rule: str, error: pl.Expr) -> pl.Expr:
+    """A rule and the error that breaks it, null where there is no error."""
+    return pl.when(error.is_not_null()).then(pl.struct(rule=pl.lit(rule), error=error.cast(pl.String)))
 
 
 #: The shortest and the longest text of each column, and whether one holds a NUL.
@@ -152,38 +158,41 @@ def _within_limits(rows: pl.DataFrame) -> bool:
 
 
 @cache
-def _text_problem(name: str) -> pl.Expr:
-    """The rule of the data that a text breaks, or null."""
+def _text_problems(name: str) -> list[pl.Expr]:
+    """The rules of the data that a text may break, each null where it does not."""
     text, limit = pl.col(name), MAX_BYTES[name]
     size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
-    return (
-        pl.when(text.is_null())
-        .then(pl.lit(f"{name} is null"))
-        .when((text == "") & pl.lit(name in KEY))
-        .then(pl.lit(f"{name} is empty"))
-        .when(text.str.contains("\0", literal=True))
-        .then(pl.lit(f"{name} holds a NUL character (U+0000)"))
-        .when(text.str.len_bytes() > limit)
-        .then(pl.format(f"{name} is {{}} bytes long, over the limit of {size}", text.str.len_bytes()))
-    )
+    too_long = pl.format(f"{name} is {{}} bytes long, over the limit of {size}", text.str.len_bytes())
+    rules = [
+        ("null_key" if name in KEY else f"null_{name}", text.is_null(), pl.lit(f"{name} is null")),
+        ("empty_key", (text == "") & pl.lit(name in KEY), pl.lit(f"{name} is empty")),
+        ("nul_character", text.str.contains("\0", literal=True), pl.lit(f"{name} holds a NUL character (U+0000)")),
+        ("too_long", text.str.len_bytes() > limit, too_long),
+    ]
+    return [_as_problem(rule, pl.when(broken).then(error)) for rule, broken, error in rules]
 
 
 def _canonical_metadata(frame: pl.DataFrame) -> tuple[pl.Series, pl.Series | None, list[Shape | None]]:
-    """The metadata of each row as canonical JSON, why some have none, and their shapes if they came as JSON."""
+    """The metadata of each row as canonical JSON, the problems (Struct of rule and error) of those that have none, and
+    their shapes if they came as JSON.
+    """
     if "metadata" not in frame.columns:
         return pl.Series("metadata", ["{}"]).new_from_index(0, frame.height), None, []
     metadata = frame["metadata"]
     if metadata.dtype == pl.String:
         texts, errors, shapes = canonical_json(metadata.to_list())
-        unparsable = pl.Series(errors, dtype=pl.String) if any(errors) else None
+        unparsable = _with_rule("invalid_json", pl.Series(errors, dtype=pl.String)) if any(errors) else None
         return pl.Series("metadata", texts, dtype=pl.String), unparsable, shapes
-    encoded, problem = readable(dtypes.encode(metadata).alias("metadata").to_frame())
+    encoded, unreadable = readable(dtypes.encode(metadata).alias("metadata").to_frame())
+    problems = [] if unreadable is None else [_with_rule("not_utf8", unreadable)]
     if encoded["metadata"].str.contains("\\u0000", literal=True).any():
         holds_nul = encoded["metadata"].str.contains(NUL_ESCAPE.pattern)
-        said = pl.select(pl.when(holds_nul).then(pl.lit(NUL_MESSAGE))).to_series()
-        problem = said if problem is None else first(problem, said)
-    if (beyond := dtypes.outside(metadata)) is not None and beyond.null_count() < len(beyond):
-        problem = beyond if problem is None else first(problem, beyond)
+        problems.append(
+            _with_rule("nul_character", pl.select(pl.when(holds_nul).then(pl.lit(NUL_MESSAGE))).to_series())
+        )
+    if (outside := dtypes.outside(metadata)) is not None and outside.null_count() < len(outside):
+        problems.append(_with_rule("out_of_range", outside))
+    problem = pl.select(pl.coalesce(problems)).to_series() if problems else None
     return encoded["metadata"], problem, []
 
 
@@ -211,11 +220,17 @@ def _conforming(
             grown[entity_type] = conformance.grown(own["metadata"], declared)
             declared |= grown[entity_type]
             wrong = conformance.nonconforming(own["metadata"], declared).unique("row", keep="first")
-            dtypes = wrong["field"].replace_strict(
+            types = wrong["field"].replace_strict(
                 {name: str(dtype) for name, dtype in declared.items()}, return_dtype=pl.String
             )
-            error = pl.format("metadata field {} holds {}, which is no {}", "field", "value", pl.lit(dtypes))
-            misfits.append(own[wrong["row"]].select("row", *KEY).with_columns(wrong.select(error=error).to_series()))
+            error = pl.format("metadata field {} holds {}, which is not a valid {}", "field", "value", pl.lit(types))
+            problem = wrong.select(rule=pl.lit("wrong_dtype"), error=error)
+            misfits.append(own[wrong["row"]].select("row", *KEY).hstack(problem.get_columns()))
     if misfits:
         rows = rows.join(pl.concat(misfits), on="row", how="anti", maintain_order="left")
     return rows, misfits, grown
+
+
+def _with_rule(rule: str, errors: pl.Series) -> pl.Series:
+    """Errors with the rule that they break (Struct), null where there is no error."""
+    return pl.select(_as_problem(rule, pl.lit(errors))).to_series()
