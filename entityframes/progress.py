@@ -11,6 +11,10 @@ from typing import Any, Literal
 Progress = bool | Callable[[int, int | None], None] | None
 
 
+#: Seconds before a call that reads shows its progress.
+DELAY = 1.0
+
+
 class Reporter:
     """Tells a person or a callable how far a run is; closes its bar on exit.
 

@@ -19,7 +19,7 @@ from entityframes.engines.url import parse_url
 from entityframes.errors import ConnectError, DuplicateError, EmbedderError, SchemaError
 from entityframes.frames import single, sources
 from entityframes.interrupt import Interrupt
-from entityframes.progress import Progress, Reporter
+from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.reading import lookup
 from entityframes.reading import verify as verification
 from entityframes.results import DeleteResult, EmbedResult, UpsertResult
@@ -165,7 +165,15 @@ class EntityStore:
                 self.last_result = run.result()
 
     def plan(
-        self, frame: Any, /, *, absent: Absent = "keep", nulls: Nulls = "write", on_duplicate: OnDuplicate = "last"
+        self,
+        frame: Any,
+        /,
+        *,
+        absent: Absent = "keep",
+        nulls: Nulls = "write",
+        on_duplicate: OnDuplicate = "last",
+        progress: Progress = None,
+        cancel: threading.Event | None = None,
     ) -> Plan:
         """Tell what `upsert` would do with a frame, row by row, without writing anything.
 
@@ -182,9 +190,9 @@ class EntityStore:
             DuplicateError: a key stands twice and ``on_duplicate="error"``.
         """
         options = Options(on_duplicate=on_duplicate, absent=absent, nulls=nulls)
-        return plan.make(self._engine, sources.collect(frame), options, self._upsert)
+        return plan.make(self._engine, sources.collect(frame), options, self._upsert, progress, Interrupt(cancel))
 
-    def exists(self, ids: Any, /) -> pl.DataFrame:
+    def exists(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
         """Tell which ids are stored, by one question for up to 10,000 of them.
 
         Args:
@@ -196,18 +204,19 @@ class EntityStore:
         Raises:
             SchemaError: a column is missing or is not text.
         """
-        return lookup.exists(self._engine, ids, self._threads.submit)
+        return lookup.exists(self._engine, ids, self._threads.submit, progress, Interrupt(cancel))
 
-    def missing(self, ids: Any, /) -> pl.DataFrame:
+    def missing(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
         """The rows of an id frame whose entity is not stored (an anti-join), with all their columns, in order.
 
         Raises:
             SchemaError: a column is missing or is not text.
         """
         given = sources.as_frame(ids)
-        return given.filter(~lookup.exists(self._engine, given, self._threads.submit)["exists"])
+        found = lookup.exists(self._engine, given, self._threads.submit, progress, Interrupt(cancel))
+        return given.filter(~found["exists"])
 
-    def get(self, ids: Any, /) -> pl.DataFrame:
+    def get(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
         """Fetch entities by id.
 
         Args:
@@ -221,9 +230,11 @@ class EntityStore:
         Raises:
             SchemaError: a column is missing or is not text.
         """
-        return lookup.get(self._engine, ids, self._threads.submit)
+        return lookup.get(self._engine, ids, self._threads.submit, progress, Interrupt(cancel))
 
-    def read(self, entity_type: str) -> pl.DataFrame:
+    def read(
+        self, entity_type: str, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> pl.DataFrame:
         """All entities of a type with their metadata as typed columns.
 
         A type that the store does not have gives no rows and a UserWarning that lists those that it has.
@@ -234,7 +245,7 @@ class EntityStore:
             ordered by id. Fields that came as JSON text have the dtype that their values share; where they share
             none, their JSON text.
         """
-        found = lookup.read(self._engine, entity_type)
+        found = lookup.read(self._engine, entity_type, progress, Interrupt(cancel))
         if found.is_empty():
             self._warn_of(entity_type)
         return found
@@ -258,7 +269,7 @@ class EntityStore:
         if message := lookup.unknown_type_message(self._engine, entity_type):
             warnings.warn(message, UserWarning, stacklevel=4)
 
-    def delete(self, ids: Any, /) -> DeleteResult:
+    def delete(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> DeleteResult:
         """Delete entities and what was embedded of them; each batch is one transaction.
 
         Args:
@@ -272,11 +283,13 @@ class EntityStore:
             DatabaseError: the database refused; `last_result` holds what was deleted before.
         """
         check_writable(self._engine)
-        run = Delete(self._engine, Interrupt())
-        try:
-            return run.execute(ids, Reporter(False, None), self._threads.submit)
-        finally:
-            self.last_result = run.result()
+        given = sources.as_frame(ids)
+        run = Delete(self._engine, Interrupt(cancel))
+        with Reporter(progress, given.height, unit="ids", delay=DELAY) as reporter:
+            try:
+                return run.execute(given, reporter, self._threads.submit)
+            finally:
+                self.last_result = run.result()
 
     def stats(self, *, space: str | None = None) -> pl.DataFrame:
         """Count the entities of each type, and how far a space has them.
@@ -295,7 +308,9 @@ class EntityStore:
 
         return jobs.stats(self._engine, space)
 
-    def verify(self, *, repair: bool = False) -> pl.DataFrame:
+    def verify(
+        self, *, repair: bool = False, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> pl.DataFrame:
         """Recompute what can be recomputed, and tell what does not agree.
 
         Content and metadata hashes, the ledger's counts, embedding jobs against what is due, and the recorded dtypes
@@ -316,7 +331,7 @@ class EntityStore:
         """
         if repair:
             check_writable(self._engine)
-        return verification.verify(self._engine, repair=repair)
+        return verification.verify(self._engine, repair=repair, progress=progress, interrupt=Interrupt(cancel))
 
     def embed(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -174,8 +174,16 @@ class Engine(Protocol):
     def count(self, entity_type: str | None) -> int:
         """How many entities there are."""
 
-    def inconsistencies(self) -> pl.DataFrame:
-        """check, entity_type, id, batch_id, expected, found (String): what does not agree, all of one moment."""
+    @property
+    def checks(self) -> list[str]:
+        """What `inconsistencies` compares."""
+
+    def inconsistencies(self, before_each: Callable[[], None]) -> pl.DataFrame:
+        """check, entity_type, id, batch_id, expected, found (String): what does not agree, all in one snapshot.
+
+        Args:
+            before_each: called before each of the `checks`; what it raises ends them.
+        """
 
     def repair(self, checks: list[str]) -> None:
         """Repair what `inconsistencies` found under these names, where it can be derived, in one transaction."""

@@ -14,7 +14,7 @@ from entityframes.frames.schema import KEY, check_id_schema, in_key_order, usabl
 from entityframes.interrupt import Interrupt
 from entityframes.metadata import canonical_json, dtypes
 from entityframes.metadata.fields import Fields
-from entityframes.progress import Progress, Reporter
+from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.reading.scan import ScanQuery, lazy_frame
 from entityframes.retry import retry
 from entityframes.threads import Submit, side_by_side
@@ -44,22 +44,23 @@ COLUMNS_OF_A_TYPE = 5
 #: So many types are named in a message.
 MOST_NAMES = 20
 
-#: Seconds before a read shows its progress.
-DELAY = 1.0
 
-
-def exists(engine: Engine, ids: Any, submit: Submit, progress: Progress = None) -> pl.DataFrame:
+def exists(
+    engine: Engine, ids: Any, submit: Submit, progress: Progress = None, interrupt: Interrupt | None = None
+) -> pl.DataFrame:
     """entity_type, id, exists Boolean; one row for each id, in input order."""
     given = _id_frame(ids)
-    found = _by_position(engine, engine.existing, given, submit, progress)
+    found = _by_position(engine, engine.existing, given, submit, progress, interrupt or Interrupt())
     flags = pl.Series("exists", [False], dtype=pl.Boolean).new_from_index(0, given.height)
     return given.select(*KEY, flags.scatter(found["position"], True) if found.height else flags)
 
 
-def get(engine: Engine, ids: Any, submit: Submit, progress: Progress = None) -> pl.DataFrame:
+def get(
+    engine: Engine, ids: Any, submit: Submit, progress: Progress = None, interrupt: Interrupt | None = None
+) -> pl.DataFrame:
     """entity_type, id, found Boolean and the entity's columns, null where missing; in input order."""
     given = _id_frame(ids)
-    found = _by_position(engine, engine.lookup, given, submit, progress)
+    found = _by_position(engine, engine.lookup, given, submit, progress, interrupt or Interrupt())
     if found.is_empty():
         found = pl.DataFrame(
             schema={"position": pl.UInt32(), **{k: v for k, v in ENTITY_SCHEMA.items() if k not in KEY}}
@@ -82,10 +83,12 @@ def _by_position(
     given: pl.DataFrame,
     submit: Submit,
     progress: Progress,
+    interrupt: Interrupt,
 ) -> pl.DataFrame:
     """Ask about ids in pieces; a text that can be no key is not asked about, because it cannot be stored."""
 
     def look(piece: pl.DataFrame) -> pl.DataFrame:
+        interrupt.check()
         answer = ask(piece.select(KEY))
         return answer.with_columns(piece["position"].gather(answer["position"]))
 
@@ -103,7 +106,9 @@ def _by_position(
     return pl.concat(answers)
 
 
-def read(engine: Engine, entity_type: str, progress: Progress = None) -> pl.DataFrame:
+def read(
+    engine: Engine, entity_type: str, progress: Progress = None, interrupt: Interrupt | None = None
+) -> pl.DataFrame:
     """All entities of a type with typed metadata columns, ordered by id."""
     located = _located(engine, entity_type)
     total = engine.count(entity_type)
@@ -113,6 +118,8 @@ def read(engine: Engine, entity_type: str, progress: Progress = None) -> pl.Data
         nonlocal most
         pieces, rows = [], 0
         for piece in _typed_pieces(engine, entity_type, located, list(located)):
+            if interrupt is not None:
+                interrupt.check()
             pieces.append(piece)
             rows += piece.height
             if rows > most:

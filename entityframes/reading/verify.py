@@ -6,11 +6,15 @@ the kinds of value that the database finds, and declared dtypes with each value.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import polars as pl
 
 from entityframes.engines.base import Engine
+from entityframes.interrupt import Interrupt
 from entityframes.metadata import conformance, dtypes
 from entityframes.metadata.fields import JSON_TEXT, MAX_INFERRED, Fields
+from entityframes.progress import DELAY, Progress, Reporter
 
 #: Everything that is checked, and whether it can be mended from what is there:
 #: duplicate_key: a key has several rows;
@@ -73,19 +77,29 @@ _KINDS: dict[pl.DataType | None, set[str]] = {
 }
 
 
-def verify(engine: Engine, *, repair: bool) -> pl.DataFrame:
+def verify(
+    engine: Engine, *, repair: bool, progress: Progress = None, interrupt: Interrupt | None = None
+) -> pl.DataFrame:
     """What does not agree in a store; see `EntityStore.verify`."""
-    found = _find(engine)
+    interrupt = interrupt or Interrupt()
+    types = engine.all_fields().filter("declared")["entity_type"].n_unique()
+    with Reporter(progress, len(engine.checks) + 1 + types, unit="checks", delay=DELAY) as reporter:
+
+        def before_each() -> None:
+            interrupt.check()
+            reporter.advance(1)
+
+        found = _find(engine, before_each)
     if not repair or not found["repairable"].any():
         return found
     _mend(engine, found)
-    left = _find(engine).select(_KEY).with_columns(left=True)
+    left = _find(engine, interrupt.check).select(_KEY).with_columns(left=True)
     still = found.select(_KEY).join(left, on=_KEY, how="left", maintain_order="left", nulls_equal=True)["left"]
     return found.with_columns(repaired=still.is_null() & found["repairable"])
 
 
-def _find(engine: Engine) -> pl.DataFrame:
-    found = [engine.inconsistencies(), *_fields(engine)]
+def _find(engine: Engine, before_each: Callable[[], None]) -> pl.DataFrame:
+    found = [engine.inconsistencies(before_each), *_fields(engine, before_each)]
     told = pl.concat(
         frame.select(
             (pl.col(name) if name in frame.columns else pl.lit(None)).cast(VERIFY_SCHEMA[name]).alias(name)
@@ -98,8 +112,9 @@ def _find(engine: Engine) -> pl.DataFrame:
     return told.sort(_KEY, nulls_last=True)
 
 
-def _fields(engine: Engine) -> list[pl.DataFrame]:
+def _fields(engine: Engine, before_each: Callable[[], None]) -> list[pl.DataFrame]:
     """Recorded fields that cannot be read, fields that are not recorded, and values that do not fit their dtype."""
+    before_each()
     kinds = engine.kinds()
     # Read after the metadata: a field is recorded before the first row that has it.
     recorded, unreadable = _recorded(engine)
@@ -122,7 +137,10 @@ def _fields(engine: Engine) -> list[pl.DataFrame]:
     for (entity_type, field), (dtype, declared) in recorded.items():
         if declared and dtype is not None:
             declared_of.setdefault(entity_type, {})[field] = dtype
-    misfits = [frame for entity_type, fields in declared_of.items() for frame in _misfits(engine, entity_type, fields)]
+    misfits = []
+    for entity_type, declared_fields in declared_of.items():
+        before_each()
+        misfits += _misfits(engine, entity_type, declared_fields)
     return [pl.DataFrame(found, columns, orient="row"), *misfits]
 
 

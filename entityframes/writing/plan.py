@@ -13,7 +13,7 @@ from entityframes.engines.base import Engine
 from entityframes.frames.schema import KEY, numbered
 from entityframes.interrupt import Interrupt
 from entityframes.metadata.merging import differences, merged_texts
-from entityframes.progress import Progress
+from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.results import UpsertResult
 from entityframes.visible import visible
 from entityframes.writing.duplicates import Superseded
@@ -135,7 +135,14 @@ class Plan:
         return f"Plan: {self.summary()}"
 
 
-def make(engine: Engine, given: pl.DataFrame, options: Options, upsert: Callable[..., UpsertResult]) -> Plan:
+def make(
+    engine: Engine,
+    given: pl.DataFrame,
+    options: Options,
+    upsert: Callable[..., UpsertResult],
+    progress: Progress = None,
+    interrupt: Interrupt | None = None,
+) -> Plan:
     """Compare a frame with the store.
 
     Args:
@@ -143,17 +150,25 @@ def make(engine: Engine, given: pl.DataFrame, options: Options, upsert: Callable
         given: an entity frame.
         options: what to do with duplicates, and with what the frame does not carry.
         upsert: called by `Plan.apply` with a frame, `Options`, progress and cancel.
+        progress: see `Progress`.
+        interrupt: stops it between two batches.
 
     Raises:
         SchemaError: the frame cannot be stored.
         DuplicateError: a key stands twice and ``on_duplicate="error"``.
     """
-    target = EntityTarget(engine, options, Run(engine, Interrupt(), EntityTarget.outcomes))
+    interrupt = interrupt or Interrupt()
+    target = EntityTarget(engine, options, Run(engine, interrupt, EntityTarget.outcomes))
     target.check(given.schema)
     target.check_values(given)
     validated = target.validate(numbered(target.prepare(given, record=False)), record=False)
     rows, duplicates = Superseded(KEY, options.on_duplicate).split(validated.rows)
-    pieces = [_compared(engine, rows[start : start + _ROWS], options) for start in range(0, max(rows.height, 1), _ROWS)]
+    pieces = []
+    with Reporter(progress, rows.height, delay=DELAY) as reporter:
+        for start in range(0, max(rows.height, 1), _ROWS):
+            interrupt.check()
+            pieces.append(_compared(engine, rows[start : start + _ROWS], options))
+            reporter.advance(pieces[-1].height)
     decided = pl.concat(pieces)
     parts = [
         _as_plan(decided.with_columns(pl.col("old_hash", "new_hash").bin.encode("hex"))),

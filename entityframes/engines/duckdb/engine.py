@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -185,12 +185,17 @@ class DuckDBEngine:
     def count(self, entity_type: str | None) -> int:
         return int(self.read("count", entity_type).item())
 
-    def inconsistencies(self) -> pl.DataFrame:
+    @property
+    def checks(self) -> list[str]:
+        return [name.removeprefix("find_") for name in self.statements.checks()]
+
+    def inconsistencies(self, before_each: Callable[[], None]) -> pl.DataFrame:
+        found = []
         with self.session() as session, session.transaction():
-            return pl.concat(
-                session.ask(name).select(pl.lit(name.removeprefix("find_")).alias("check"), pl.all())
-                for name in self.statements.checks()
-            )
+            for name in self.checks:
+                before_each()
+                found.append(session.ask(f"find_{name}").select(pl.lit(name).alias("check"), pl.all()))
+        return pl.concat(found)
 
     def repair(self, checks: list[str]) -> None:
         with self.session(writing=True) as session, session.transaction():

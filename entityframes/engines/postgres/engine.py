@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -299,13 +299,18 @@ class PostgresEngine:
     def count(self, entity_type: str | None) -> int:
         return int(self.read("count", entity_type).item())
 
-    def inconsistencies(self) -> pl.DataFrame:
+    @property
+    def checks(self) -> list[str]:
+        return [name.removeprefix("find_") for name in self.statements.checks()]
+
+    def inconsistencies(self, before_each: Callable[[], None]) -> pl.DataFrame:
+        found = []
         snapshot = self.statements["snapshot"]
         with self.session() as session, session.transaction(Interrupt(), snapshot):
-            return pl.concat(
-                session.ask(name).select(pl.lit(name.removeprefix("find_")).alias("check"), pl.all())
-                for name in self.statements.checks()
-            )
+            for name in self.checks:
+                before_each()
+                found.append(session.ask(f"find_{name}").select(pl.lit(name).alias("check"), pl.all()))
+        return pl.concat(found)
 
     def repair(self, checks: list[str]) -> None:
         with self.session() as session, session.transaction(Interrupt()):
