@@ -331,7 +331,7 @@ else:
     from entityframes.engines.duckdb.session import Session
 real = Session.run
 def run(self, name, *parameters, **more):
-    migrates = name.startswith(("repair_", "migrate_"))
+    migrates = name.startswith(("reshape_", "migrate_"))
     if migrates and when == "first" and engine == "postgresql" and name != f"migrate_{FORMAT}":
         head, _, _ = self._statement(name, None).partition(";\\n")
         self.connection.script(head)

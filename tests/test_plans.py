@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
+from collections.abc import Iterable
+from typing import Any
 
 import polars as pl
 import pytest
 
 import entityframes as ef
+from entityframes.metadata import merging
 from tests.conftest import engine_and_keys
 
 engine = engine_and_keys
@@ -193,3 +197,34 @@ def test_of_many_writers_one_wins_each_step(store: ef.EntityStore) -> None:
         thread.join()
     assert errors == []
     assert store.get(ef.ids("note", keys))["content"].cast(pl.Int64).sum() == sum(won)
+
+
+def test_nested_fields_are_compared_alike_by_column_and_by_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns of many objects with the same fields are cut out of the JSON text; parsing each object gives the same."""
+    draw = random.Random(20)
+
+    def value(depth: int) -> Any:
+        if depth == 0 or draw.random() < 0.5:
+            return draw.choice([1, -2.5, 1e22, True, None, "a", 'x,"b":1', "[", "]}", "\\", 'q"', "é\n", ""])
+        if draw.random() < 0.5:
+            return [value(depth - 1) for _ in range(draw.randint(0, 3))]
+        return {draw.choice("abcd"): value(depth - 1) for _ in range(draw.randint(0, 3))}
+
+    def objects(names: Iterable[str], depth: int) -> pl.Series:
+        rows = [{name: value(depth) for name in names} for _ in range(merging._MANY)]
+        return pl.Series([json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False) for row in rows])
+
+    for _ in range(40):
+        depth, names = draw.randint(0, 4), draw.sample("abcdefgh", draw.randint(1, 5))
+        old, new = objects(names, depth), objects([*names, *draw.sample("yz", draw.randint(0, 2))], depth)
+        ways = []
+        for many in (merging._MANY, 10**9):
+            with monkeypatch.context() as patch:
+                patch.setattr(merging, "_MANY", many)
+                merged = [
+                    merging.merged_texts(new, old, absent=absent, nulls=nulls).to_list()
+                    for absent in ("keep", "clear")
+                    for nulls in ("keep", "write")
+                ]
+                ways.append((merging.differences(old, new).rows(), merged))
+        assert ways[0] == ways[1]

@@ -18,23 +18,23 @@ REPAIRED_AT = 3
 #: For each repair the part of a store that tells whether it is needed, by its absence. In the order in which they run.
 REPAIRS: Mapping[str, Mapping[str, str]] = {
     "postgresql": {
-        "repair_jobs": "embedding_jobs.space",
-        "repair_spaces": "spaces.space",
-        "repair_vectors": "embeddings.vector",
-        "repair_due": "batches.due",
-        "repair_created_at": "entities.created_at default",
-        "repair_updated_at": "entities.updated_at default",
-        "repair_embedded_at": "embeddings.embedded_at default",
-        "repair_ids": "embedding_jobs.ids external",
+        "reshape_jobs": "embedding_jobs.space",
+        "reshape_spaces": "spaces.space",
+        "reshape_vectors": "embeddings.vector",
+        "reshape_due": "batches.due",
+        "reshape_created_at": "entities.created_at default",
+        "reshape_updated_at": "entities.updated_at default",
+        "reshape_embedded_at": "embeddings.embedded_at default",
+        "reshape_ids": "embedding_jobs.ids external",
     },
     "duckdb": {
-        "repair_job_lists": "embedding_jobs.entities",
-        "repair_job_texts": "embedding_jobs.keys_of",
-        "repair_spaces": "spaces.space",
-        "repair_vectors": "embeddings without a key",
-        "repair_due": "batches.due",
-        "repair_entities": "entities.key_hash",
-        "repair_hashed_by": "hashed_by.version",
+        "reshape_job_lists": "embedding_jobs.entities",
+        "reshape_job_texts": "embedding_jobs.keys_of",
+        "reshape_spaces": "spaces.space",
+        "reshape_vectors": "embeddings without a key",
+        "reshape_due": "batches.due",
+        "reshape_entities": "entities.key_hash",
+        "reshape_hashed_by": "hashed_by.version",
     },
 }
 

@@ -147,22 +147,25 @@ def _value(member: str | None) -> str | None:
     return None if member is None else member[scanstring(member, 1)[1] + 1 :]
 
 
-#: A text, number, true, false or null; what is nested is taken apart one by one.
-_SCALAR = r'("(?:[^"\\]|\\.)*"|[^"\[\]{},]+)'
+#: The JSON text of a value that is nested at most two levels deep; deeper ones are parsed object by object.
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_FLAT = r'[\[{](?:[^"\[\]{}]|' + _STRING + r")*[\]}]"
+_NESTED = r'[\[{](?:[^"\[\]{}]|' + _STRING + "|" + _FLAT + r")*[\]}]"
+_VALUE = "(" + _STRING + r'|[^"\[\]{},]+|' + _NESTED + ")"
 #: Fewer objects are taken apart one by one, and so are those with more fields, for which the pattern grows too large.
 _MANY = 100
 _FEW_FIELDS = 64
 
 
 def _columns(texts: pl.Series) -> pl.DataFrame | None:
-    """The values (JSON text) of objects that all have the same fields, none of them nested; None of others."""
+    """The values (JSON text) of objects that all have the same fields, not deeply nested; None of others."""
     if len(texts) < _MANY:
         return None
     names = list(members(texts[0]))
     if not names or len(names) > _FEW_FIELDS:
         same = not names and (texts == "{}").all()
         return pl.DataFrame(height=len(texts)) if same else None
-    pattern = ",".join(re.escape(_quoted(name)) + ":" + _SCALAR for name in names)
+    pattern = ",".join(re.escape(_quoted(name)) + ":" + _VALUE for name in names)
     found = texts.str.extract_groups(r"^\{" + pattern + r"\}$").struct.unnest()
     if found.to_series(0).null_count():
         return None

@@ -12,7 +12,7 @@ SELECT 'embeddings without a key' WHERE NOT EXISTS (
         AND constraint_type = 'PRIMARY KEY'
 )
 
--- name: repair_job_lists
+-- name: reshape_job_lists
 -- Jobs that have their keys as lists, as the jobs of format 2: first to texts, which are split again.
 CREATE TABLE {schema}.embedding_jobs_4 AS
 SELECT * REPLACE (array_to_string(entity_types, chr(0)) AS entity_types, array_to_string(ids, chr(0)) AS ids),
@@ -21,7 +21,7 @@ FROM {schema}.embedding_jobs;
 DROP TABLE {schema}.embedding_jobs;
 ALTER TABLE {schema}.embedding_jobs_4 RENAME TO embedding_jobs
 
--- name: repair_job_texts
+-- name: reshape_job_texts
 -- Jobs that have their keys as one text, joined by the character that no key holds.
 CREATE TABLE {schema}.embedding_jobs_4 (
     job_id       UUID PRIMARY KEY,
@@ -52,7 +52,7 @@ FROM {schema}.embedding_jobs WHERE entities > 0;
 DROP TABLE {schema}.embedding_jobs;
 ALTER TABLE {schema}.embedding_jobs_4 RENAME TO embedding_jobs
 
--- name: repair_spaces
+-- name: reshape_spaces
 -- Stores from before there were embeddings have no spaces.
 CREATE TABLE {schema}.spaces (
     space        VARCHAR PRIMARY KEY,
@@ -62,7 +62,7 @@ CREATE TABLE {schema}.spaces (
     created_at   TIMESTAMPTZ NOT NULL
 )
 
--- name: repair_vectors
+-- name: reshape_vectors
 -- From before there were embeddings: nothing wrote to that table; what somebody put there stays.
 CREATE TABLE {schema}.embeddings_4 (
     space        VARCHAR NOT NULL,
@@ -76,7 +76,7 @@ INSERT INTO {schema}.embeddings_4 BY NAME FROM {schema}.embeddings;
 DROP TABLE {schema}.embeddings;
 ALTER TABLE {schema}.embeddings_4 RENAME TO embeddings
 
--- name: repair_due
+-- name: reshape_due
 -- A ledger that does not say how many keys the job of a batch lists.
 CREATE TABLE {schema}.batches_4 (
     batch_id   UUID PRIMARY KEY,
@@ -95,7 +95,7 @@ FROM {schema}.batches AS b;
 DROP TABLE {schema}.batches;
 ALTER TABLE {schema}.batches_4 RENAME TO batches
 
--- name: repair_entities
+-- name: reshape_entities
 -- Entities of format 3 from before their keys were found by hash.
 CREATE TABLE {schema}.entities_4 (
     entity_type   VARCHAR NOT NULL,
@@ -113,7 +113,7 @@ INSERT INTO {schema}.entities_4 BY NAME SELECT *, hash(entity_type, id) AS key_h
 DROP TABLE {schema}.entities;
 ALTER TABLE {schema}.entities_4 RENAME TO entities
 
--- name: repair_hashed_by
+-- name: reshape_hashed_by
 -- The same: which version hashed them.
 CREATE TABLE {schema}.hashed_by (version VARCHAR NOT NULL);
 INSERT INTO {schema}.hashed_by VALUES (version())

@@ -340,7 +340,7 @@ class DuckDBEngine:
             if version < FORMAT:
                 if session.ask("storage_version").item() == "v1.0.0+":
                     # The tables of somebody's older file; it knows no zstd.
-                    for name in ("migrate_3", "repair_entities"):
+                    for name in ("migrate_3", "reshape_entities"):
                         self.statements.replace(name, "USING COMPRESSION zstd", "")
                 with session.transaction():
                     session.run("create_schema")

@@ -12,7 +12,7 @@ CROSS JOIN LATERAL (
 ) AS said (suffix, so)
 WHERE c.relkind IN ('r', 'p') AND so
 
--- name: repair_jobs
+-- name: reshape_jobs
 -- Jobs from before there were embeddings: without a space, a lease and their counters.
 ALTER TABLE {schema}.embedding_jobs ADD COLUMN space text COLLATE "C",
     ADD COLUMN rescues int4 NOT NULL DEFAULT 0,
@@ -22,7 +22,7 @@ ALTER TABLE {schema}.embedding_jobs ADD COLUMN space text COLLATE "C",
     ALTER COLUMN batch_id DROP NOT NULL;
 CREATE INDEX IF NOT EXISTS open_jobs ON {schema}.embedding_jobs (created_at) WHERE state IN ('pending', 'running')
 
--- name: repair_spaces
+-- name: reshape_spaces
 -- Stores from before there were embeddings have no spaces.
 CREATE TABLE {schema}.spaces (
     space        text COLLATE "C" PRIMARY KEY,
@@ -34,7 +34,7 @@ CREATE TABLE {schema}.spaces (
     created_at   timestamptz NOT NULL
 )
 
--- name: repair_vectors
+-- name: reshape_vectors
 -- From before there were embeddings: a table that nothing wrote to; rows that somebody put there have no partition, and
 -- are refused with the whole migration.
 ALTER TABLE {schema}.embeddings RENAME TO embeddings_4;
@@ -53,7 +53,7 @@ INSERT INTO {schema}.embeddings (space, entity_type, id, content_hash, error, em
 SELECT space, entity_type, id, content_hash, error, embedded_at FROM {schema}.embeddings_4;
 DROP TABLE {schema}.embeddings_4
 
--- name: repair_due
+-- name: reshape_due
 -- A ledger that does not say how many keys the job of a batch lists.
 ALTER TABLE {schema}.batches ADD COLUMN due int4 NOT NULL DEFAULT 0;
 UPDATE {schema}.batches AS b SET due = j.due
@@ -62,18 +62,18 @@ FROM (
 ) AS j
 WHERE j.batch_id = b.batch_id
 
--- name: repair_created_at
+-- name: reshape_created_at
 -- New entities are copied without their times.
 ALTER TABLE {schema}.entities ALTER COLUMN created_at SET DEFAULT now()
 
--- name: repair_updated_at
+-- name: reshape_updated_at
 -- The same.
 ALTER TABLE {schema}.entities ALTER COLUMN updated_at SET DEFAULT now()
 
--- name: repair_embedded_at
+-- name: reshape_embedded_at
 -- New vectors are copied without their time.
 ALTER TABLE {schema}.embeddings ALTER COLUMN embedded_at SET DEFAULT now()
 
--- name: repair_ids
+-- name: reshape_ids
 -- Compressing the ids of jobs costs a tenth of an insert.
 ALTER TABLE {schema}.embedding_jobs ALTER COLUMN ids SET STORAGE EXTERNAL
