@@ -184,10 +184,10 @@ def _remove(folder: Path, owner: int) -> None:
 
 
 @dataclass(frozen=True, repr=False)
-class UpsertResult:
-    """What became of every row of an upsert."""
+class RunResult:
+    """The outcome of every row of one call; the base of the results of all calls that write."""
 
-    #: How many rows have each status: created, updated, unchanged, duplicate, conflict, failed, cancelled, unknown.
+    #: How many rows have each status, among them those that none has.
     counts: dict[str, int]
     #: How many batches, each one transaction, the run had.
     batches: int
@@ -206,11 +206,6 @@ class UpsertResult:
         ``sqlstate`` String.
         """
         return self._log.collect()
-
-    @property
-    def succeeded(self) -> pl.DataFrame:
-        """The outcomes of rows whose entity is now stored as given: created, updated or unchanged."""
-        return self.outcomes.filter(pl.col("status").is_in(["created", "updated", "unchanged"]))
 
     @property
     def failed(self) -> pl.DataFrame:
@@ -276,7 +271,20 @@ class UpsertResult:
 
 
 @dataclass(frozen=True, repr=False)
-class DeleteResult(UpsertResult):
+class UpsertResult(RunResult):
+    """The outcome of every row of an upsert.
+
+    Statuses: created, updated, unchanged, duplicate, conflict, failed, cancelled, unknown.
+    """
+
+    @property
+    def succeeded(self) -> pl.DataFrame:
+        """The outcomes of rows whose entity is now stored as given: created, updated or unchanged."""
+        return self.outcomes.filter(pl.col("status").is_in(["created", "updated", "unchanged"]))
+
+
+@dataclass(frozen=True, repr=False)
+class DeleteResult(RunResult):
     """What became of every id of a delete: deleted, missing, duplicate, failed, cancelled or unknown."""
 
     @property
@@ -286,7 +294,7 @@ class DeleteResult(UpsertResult):
 
 
 @dataclass(frozen=True, repr=False)
-class EmbedResult(UpsertResult):
+class EmbedResult(RunResult):
     """What became of every entity that was due: embedded, skipped, failed or cancelled.
 
     ``row`` counts them in the order in which they were done; ``batches`` is how many transactions wrote vectors.
@@ -347,7 +355,7 @@ class EmbedResult(UpsertResult):
 
 
 @dataclass(frozen=True, repr=False)
-class SyncResult(UpsertResult):
+class SyncResult(RunResult):
     """What became of every file of a sync, and of every entity that should be one.
 
     ``outcomes`` has the columns of an upsert and besides ``path`` String, ``action`` and ``direction`` Enum, ordered by
@@ -370,7 +378,7 @@ class SyncResult(UpsertResult):
         return f"; {count:,} {'name' if count == 1 else 'names'} left out, see result.left_out" if count else ""
 
 
-def _pace(result: UpsertResult) -> str:
+def _pace(result: RunResult) -> str:
     handled = result.rows - result.counts.get("cancelled", 0)
     rate = f", {handled / result.elapsed:,.0f} rows/s" if result.elapsed else ""
     batches = "1 batch" if result.batches == 1 else f"{result.batches:,} batches"
@@ -409,7 +417,7 @@ _COLOURS = {
 }
 
 
-def _result_html(result: UpsertResult) -> str:
+def _result_html(result: RunResult) -> str:
     """Counts as a bar, the rate, and the first failures; escaped, without scripts."""
     counts = {status: count for status, count in result.counts.items() if count}
     bar = "".join(
@@ -430,7 +438,7 @@ def _result_html(result: UpsertResult) -> str:
     )
 
 
-def _failures_html(result: UpsertResult, most: int = 5) -> str:
+def _failures_html(result: RunResult, most: int = 5) -> str:
     if not result.counts.get("failed"):
         return ""
     failed = result.failed

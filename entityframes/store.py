@@ -22,7 +22,7 @@ from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.reading import lookup
 from entityframes.reading import verify as verification
-from entityframes.results import DeleteResult, EmbedResult, UpsertResult
+from entityframes.results import DeleteResult, EmbedResult, RunResult, UpsertResult
 from entityframes.threads import Threads
 from entityframes.writing import plan
 from entityframes.writing.delete import Delete
@@ -80,7 +80,7 @@ class EntityStore:
         #: The embedders that this store has used, by model, so that a search need not name one.
         self._embedders: dict[str, Embedder] = {}
         #: The result of the last upsert, delete or embed, also where it ended in an exception.
-        self.last_result: UpsertResult | None = None
+        self.last_result: RunResult | None = None
 
     @property
     def address(self) -> str:

@@ -274,6 +274,10 @@ class EmbedRun:
         job: Job | None = self._retried(lambda: self._engine.embedding.claim(self._space, worker))
         if job is not None:
             self._held[job.job_id] = job
+            if job.taken_over:
+                _logger.info(
+                    "job %s of space %s is taken over from a worker whose lease ran out", job.job_id, job.space
+                )
         return job
 
     def _retried(self, ask: Callable[[], T]) -> T:

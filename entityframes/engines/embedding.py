@@ -60,6 +60,8 @@ class Job:
     #: Tries that the embedder answered with an error.
     attempts: int
     state: str = "running"
+    #: Whether another worker had it, whose lease ran out.
+    taken_over: bool = False
 
 
 @dataclass(frozen=True)

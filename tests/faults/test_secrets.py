@@ -17,6 +17,7 @@ import pytest
 
 import entityframes as ef
 from entityframes import retry
+from entityframes.results import RunResult
 from tests.faults.servers import WAITING, Background, Proxy, Server, backends, wait_until
 from tests.faults.test_connections import ONE_ROW, locked
 
@@ -53,7 +54,7 @@ class Ear:
             result = error
             self.heard.append("".join(traceback.format_exception(error)))
         self.heard += [repr(result), str(result)]
-        if isinstance(result, ef.UpsertResult):
+        if isinstance(result, RunResult):
             self.heard.append(result._repr_html_())
             # A failed row's own outcome may name its values; that of others may not.
             self.heard.append(str(result.outcomes.filter(pl.col("status") != "failed").rows()))

@@ -102,9 +102,10 @@ class DuckDBEmbedding:
             job = found.row(0, named=True)
             if job["space"] is None:
                 session.run("copy_job", job["job_id"], space)
-            rescues = job["rescues"] + (job["state"] == "running")
+            taken_over = job["state"] == "running"
+            rescues = job["rescues"] + taken_over
             session.run("claim", job["job_id"], space, worker.name, worker.lease, rescues)
-        return Job(job["job_id"], space, job["fence"] + 1, job["attempts"])
+        return Job(job["job_id"], space, job["fence"] + 1, job["attempts"], taken_over=taken_over)
 
     def members(self, job: Job) -> pl.DataFrame:
         return self._engine.read("members", job.job_id, job.space)

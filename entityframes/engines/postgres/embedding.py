@@ -132,7 +132,8 @@ class PostgresEmbedding:
             if claimed.is_empty():
                 session.run("bury", space, str(MAX_RESCUES), *transition("running", "failed"))
                 return None
-            return Job(claimed["job_id"].item(), space, claimed["fence"].item(), claimed["attempts"].item())
+            found = claimed.row(0, named=True)
+            return Job(found["job_id"], space, found["fence"], found["attempts"], taken_over=found["taken_over"])
 
     def members(self, job: Job) -> pl.DataFrame:
         with self._engine.session() as session:

@@ -183,7 +183,7 @@ UPDATE {schema}.embedding_jobs AS j
 SET state = 'running', space = $1, worker = $2, lease_until = now() + make_interval(secs => $3::float8),
     fence = j.fence + 1, rescues = j.rescues + (n.state = 'running')::int4, updated_at = now()
 FROM next AS n WHERE j.job_id = n.job_id
-RETURNING j.job_id::text, j.fence, j.attempts
+RETURNING j.job_id::text, j.fence, j.attempts, n.state = 'running' AS taken_over
 
 -- name: members
 -- What of a job is still due, with its content, and whether something older is stored. The keys are sorted, not the

@@ -9,6 +9,7 @@ connection knows it.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -31,8 +32,11 @@ from entityframes.engines.postgres.errors import streamed, translated
 from entityframes.engines.queries import Statements
 from entityframes.errors import ClosedError, ConnectError, ConnectionLostError, DatabaseError, PermanentError, RowError
 from entityframes.interrupt import Interrupt
+from entityframes.retry import describe
 
 T = TypeVar("T")
+
+_logger = logging.getLogger("entityframes")
 
 #: What a pooler may say that does not pass on what a connection sends when it starts.
 _REFUSED = re.compile("startup|parameter|option|unsupported|unrecognized|protocol", re.IGNORECASE)
@@ -74,6 +78,8 @@ class Pool:
         self.synchronous = False
         #: How often a connection was lost, or could not be made: perhaps another server answers since.
         self.losses = 0
+        #: Of these, those after which a new connection was made.
+        self._noted = 0
         forks.keep(self)
 
     @contextmanager
@@ -114,6 +120,7 @@ class Pool:
             if isinstance(error, ConnectionLostError):
                 # The idle ones are from before it, too.
                 self.losses += 1
+                _logger.info("a connection was lost: %s", describe(error))
                 self._empty()
             raise
         self._give_back(connection)
@@ -133,6 +140,9 @@ class Pool:
         except BaseException:
             self._discard(connection)
             raise
+        if self.losses > self._noted:
+            self._noted = self.losses
+            _logger.info("connected again after a connection was lost")
         self._connected = True
         return connection
 
