@@ -54,6 +54,7 @@ def test_outcome_columns_and_dtypes(store: ef.EntityStore) -> None:
         "batch_id": pl.String,
         "job_id": pl.String,
         "error_kind": pl.Enum(["validation", "database", "connection", "timeout", "resource", "embedder"]),
+        "rule": pl.String,
         "error": pl.String,
         "sqlstate": pl.String,
     }

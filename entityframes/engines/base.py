@@ -63,8 +63,8 @@ class Engine(Protocol):
     """A database that keeps entities.
 
     Frames of canonical rows have the columns of `validation.Canonical.valid`; key frames have entity_type and id.
-    A ``position`` in an answer is the 0-based place of a row in the frame that was given. Every method may raise
-    DatabaseError, borrows its own connection, and may be called from several threads.
+    A ``position`` (UInt32) in an answer is the 0-based place of a row in the frame that was given. Every method may
+    raise DatabaseError, borrows its own connection, and may be called from several threads.
     """
 
     #: "postgresql" or "duckdb".

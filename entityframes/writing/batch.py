@@ -139,4 +139,4 @@ def first_error(invalid: pl.DataFrame, key: tuple[str, ...]) -> str:
 
 def _at(positions: pl.Series, height: int) -> pl.Series:
     """Whether each of so many rows is at one of these positions."""
-    return pl.int_range(height, dtype=pl.Int64, eager=True).is_in(positions.cast(pl.Int64).implode())
+    return pl.int_range(height, dtype=pl.UInt32, eager=True).is_in(positions.implode())

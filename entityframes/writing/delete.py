@@ -155,4 +155,4 @@ def _with_error(gone: pl.DataFrame) -> pl.DataFrame:
     texts = [
         pl.col(name) if name in gone.columns else pl.lit(None, pl.String).alias(name) for name in ("error", "rule")
     ]
-    return gone.select(pl.col("position").cast(pl.UInt32), *texts, gone=pl.lit(True))
+    return gone.select("position", *texts, gone=pl.lit(True))

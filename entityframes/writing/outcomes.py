@@ -93,7 +93,6 @@ class Outcomes:
                 unchanged.
             batch: the batch.
         """
-        written = written.with_columns(written["position"].cast(ANSWER["position"]))
         written = pl.concat([pl.DataFrame(schema=ANSWER), written], how="diagonal")
         answered = rows[["row", *self.key]].with_row_index("position")
         answered = answered.join(written, on="position", how="left", maintain_order="left")
@@ -125,7 +124,7 @@ class Outcomes:
 
 def part(rows: pl.DataFrame, written: pl.DataFrame, wanted: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Some rows of a batch (where `wanted` is true), and what the engine answered of them."""
-    at = wanted.cum_sum().cast(pl.Int64) - 1
-    mine = written.filter(wanted[written["position"].cast(pl.Int64)]) if written.height else written
-    places = mine["position"].cast(pl.Int64)
-    return rows.filter(wanted), mine.with_columns(at[places].alias("position") if mine.height else places)
+    mine = written.filter(wanted[written["position"]])
+    # The place of each among the wanted rows.
+    places = (wanted.cum_sum() - 1).cast(pl.UInt32)
+    return rows.filter(wanted), mine.with_columns(places[mine["position"]].alias("position"))

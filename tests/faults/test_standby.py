@@ -23,6 +23,7 @@ import entityframes as ef
 from entityframes import retry
 from entityframes.engines.postgres.engine import PostgresEngine
 from entityframes.engines.postgres.pool import for_writing
+from entityframes.engines.postgres.session import Session
 from entityframes.results import OutcomeLog
 from tests.faults.invariants import Model, rows
 from tests.faults.servers import COMMIT, Background, Proxy, Server, Standby, wait_until
@@ -134,18 +135,18 @@ def back_when_asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Proxy], list[b
 
     def watch(proxy: Proxy) -> list[bool]:
         met: list[bool] = []
-        check = PostgresEngine._check_primary
+        check = Session.check_primary
 
-        def checked(engine: PostgresEngine, connection: Any) -> None:
+        def checked(session: Session) -> None:
             try:
-                check(engine, connection)
+                check(session)
             except ef.ConnectionLostError:
                 if not met:
                     proxy.back()
                 met.append(True)
                 raise
 
-        monkeypatch.setattr(PostgresEngine, "_check_primary", checked)
+        monkeypatch.setattr(Session, "check_primary", checked)
         return met
 
     return watch

@@ -296,7 +296,7 @@ class DuckDBEngine:
         """The position of rows registered as changed whose entity is not in the state that is expected of it."""
         if "expected" not in changed.columns:
             return changed.select("position").clear()
-        return session.ask("hold").with_columns(pl.col("position").cast(changed.schema["position"]))
+        return session.ask("hold")
 
     def _refused(self, session: Session, changed: pl.DataFrame) -> pl.DataFrame:
         """position, sqlstate, rule and error of rows that a CHECK constraint refuses; one statement a constraint."""

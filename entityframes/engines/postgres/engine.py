@@ -238,7 +238,7 @@ class PostgresEngine:
                 gone = session.ask(name, batch.batch_id, batch.run_id, *keys)
                 deleted = keys[gone["position"]]
                 session.run("delete_vectors", deleted["entity_type"], deleted["id"])
-                numbered = keys.with_columns(position=pl.int_range(keys.height).cast(gone.schema["position"]))
+                numbered = keys.with_columns(position=pl.int_range(keys.height, dtype=pl.UInt32))
                 kept = self._kept(session, numbered.join(gone, on="position", how="anti", maintain_order="left"))
         except ConnectionLostError as error:
             error.answer = gone
@@ -436,11 +436,11 @@ class PostgresEngine:
                 if not others["created"].any():
                     session.run("nested_loops")
                     updated = _under_their_keys(session.ask("update_staged", batch.batch_id, batch.embed))
-                    written = pl.concat([written, updated], how="vertical_relaxed")
+                    written = pl.concat([written, updated], how="vertical")
                 # Also rows that were deleted since they were looked at; those just updated are equal by now.
                 if written.height < given.height:
                     merged = _under_their_keys(session.ask("merge_staged", batch.batch_id, batch.embed))
-                    written = pl.concat([written, merged], how="vertical_relaxed")
+                    written = pl.concat([written, merged], how="vertical")
             self._check_known(session, rows, written, batch)
             if written.height:
                 embed = given.join(written.filter("due"), on="position", how="semi", maintain_order="left")
@@ -486,7 +486,7 @@ class PostgresEngine:
             given = told.filter(~pl.col("position").is_in(conflicts.implode()))["position"]
             written = self._with_left_out(session, rows, given, written, batch)
         written = _with_conflicts(written, rows, conflicts)
-        return pl.concat([written, again], how="diagonal_relaxed") if again.height else written
+        return pl.concat([written, again], how="diagonal") if again.height else written
 
     def _with_left_out(
         self, session: Session, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame, batch: Batch
@@ -505,11 +505,11 @@ class PostgresEngine:
             return written
         if batch.guarded and "expected" not in rows.columns:
             # They may lack something of what is there.
-            again = pl.DataFrame({"position": left.cast(written.schema["position"])}).with_columns(again=pl.lit(True))
+            again = pl.DataFrame({"position": left}).with_columns(again=pl.lit(True))
             return pl.concat([written, again], how="diagonal")
         rows = rows[left]
         told = self._each(session, rows, self._probe(session, rows), replace(batch, batch_id=str(uuid.uuid4())))
-        position = left.gather(told["position"]).cast(written.schema["position"])
+        position = left.gather(told["position"])
         return pl.concat([written, told.with_columns(position=position)], how="diagonal")
 
     def _left_out(self, session: Session, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame) -> pl.Series:
@@ -523,7 +523,7 @@ class PostgresEngine:
         """
         if written.height == len(given):
             return given.clear()
-        left = given.filter(~given.is_in(written["position"].cast(given.dtype).implode()))
+        left = given.filter(~given.is_in(written["position"].implode()))
         return left[self._probe(session, rows[left])["position"]]
 
     @contextmanager
@@ -565,7 +565,7 @@ class PostgresEngine:
     def _stage(self, session: Session, rows: pl.DataFrame) -> None:
         """Ingest rows into the staging table of this transaction."""
         session.run("create_staging")
-        session.stage("entityframes_staging", rows.select(_STAGED))
+        session.stage("entityframes_staging", rows.select(_STAGED).cast({"position": pl.Int32}))
 
     def _migrate(self, session: Session) -> None:
         """Create the store or bring it to this version's format, once, whoever else connects at the same time."""
@@ -648,7 +648,7 @@ def _under_their_keys(written: pl.DataFrame) -> pl.DataFrame:
 def _all_new(rows: pl.DataFrame) -> pl.DataFrame:
     """What a probe would answer if none of the rows was stored."""
     return rows.select(
-        pl.int_range(pl.len(), dtype=pl.Int32).alias("position"), created=pl.lit(True), differs=pl.lit(True)
+        pl.int_range(pl.len(), dtype=pl.UInt32).alias("position"), created=pl.lit(True), differs=pl.lit(True)
     )
 
 
@@ -671,5 +671,5 @@ def _with_conflicts(written: pl.DataFrame, rows: pl.DataFrame, conflicts: pl.Ser
     updated = written.filter(pl.col("created").not_() & own_key)["position"]
     if rows[updated]["expected"].null_count():
         raise TransientError("an entity was created by another writer just now", "40001")
-    left_alone = pl.DataFrame({"position": conflicts.cast(written.schema["position"])}).with_columns(conflict=True)
+    left_alone = pl.DataFrame({"position": conflicts}).with_columns(conflict=True)
     return pl.concat([written, left_alone], how="diagonal")

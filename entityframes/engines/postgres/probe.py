@@ -27,7 +27,7 @@ def by_type(rows: pl.DataFrame) -> list[pl.DataFrame]:
 
 
 def probe(ask: Ask, rows: pl.DataFrame, scattered: set[str] | None = None) -> pl.DataFrame:
-    """Position (Int32), created and differs (Boolean) of the rows that are new or differ, in order.
+    """Position (UInt32), created and differs (Boolean) of the rows that are new or differ, in order.
 
     Where the entities from the first key to the last are about those of the batch, as when a file is imported again,
     they are read one after the other and compared here, in less than half the time that it takes to look each up.
@@ -56,7 +56,7 @@ def probe(ask: Ask, rows: pl.DataFrame, scattered: set[str] | None = None) -> pl
 def _by_key(ask: Ask, rows: pl.DataFrame) -> pl.DataFrame:
     columns = ("entity_type", "id", "content_hash", "metadata_hash")
     told = ask("probe", *(rows[name] for name in columns)).sort("position")
-    return told.with_columns(rows["position"].gather(told["position"]).cast(pl.Int32))
+    return told.with_columns(rows["position"].gather(told["position"]))
 
 
 def _between(ask: Ask, rows: pl.DataFrame, scattered: set[str]) -> pl.DataFrame | None:
@@ -78,5 +78,5 @@ def _compared(rows: pl.DataFrame, stored: pl.DataFrame) -> pl.DataFrame:
     return (
         rows.join(stored, on="id", how="left", suffix="_stored", maintain_order="left")
         .filter(differs | (pl.col("metadata_hash") != pl.col("metadata_hash_stored")))
-        .select(pl.col("position").cast(pl.Int32), created=created, differs=differs)
+        .select("position", created=created, differs=differs)
     )

@@ -33,7 +33,7 @@ class Session:
     def ask(
         self, name: str, *parameters: Any, places: Mapping[str, object] | None = None, committing: bool = False
     ) -> pl.DataFrame:
-        """What a statement answers.
+        """What a statement answers; a column ``position`` is UInt32.
 
         Args:
             name: of the statement.
@@ -46,7 +46,8 @@ class Session:
         """
         with self.connection.statement(committing=committing) as cursor:
             found: pl.DataFrame = cursor.answer(self._statement(name, places), one_row(parameters))
-            return found
+        # PostgreSQL has no unsigned integers.
+        return found.with_columns(found["position"].cast(pl.UInt32)) if "position" in found.columns else found
 
     def run(
         self, name: str, *parameters: Any, places: Mapping[str, object] | None = None, committing: bool = False
