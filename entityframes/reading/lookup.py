@@ -94,7 +94,7 @@ def _by_position(
 
     # An index is read twice as fast from one end to the other.
     keys = in_key_order(given.filter("usable"))
-    if keys.height <= LEAST_LOOKUP:
+    if keys.height <= LEAST_LOOKUP and progress is None:
         return look(keys)
     # A database that writes one batch at a time spreads a question over its own threads.
     rows = min(-(-keys.height // engine.writers), engine.lookup_rows)
