@@ -1,4 +1,4 @@
-"""Bulk work on entities: frames in, outcome frames out, on DuckDB and PostgreSQL."""
+"""Bulk upserts, lookups and deletes of entities with dataframes, on DuckDB and PostgreSQL."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The embedders and folders are loaded when they are asked for, with what they need."""
+    """Load the embedders and DirectorySync, with their dependencies, on first access."""
     if name.endswith("Embedder") and name in __all__:
         from entityframes import embedding
 
@@ -87,3 +87,8 @@ def __getattr__(name: str) -> Any:
 
         return DirectorySync
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not, and no modules: what completion offers for ``ef.``."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

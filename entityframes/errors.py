@@ -51,59 +51,60 @@ __all__ = [
 
 
 class EntityFramesError(Exception):
-    """The root of every error that this package raises on purpose."""
+    """The base class of all errors that this package raises."""
 
 
 class SchemaError(EntityFramesError):
-    """A frame, column or dtype cannot be stored as it is. Nothing of that frame was written.
+    """A frame, column or dtype cannot be stored. Nothing of that frame was written.
 
-    Where it is one of a stream, the message says what was stored before, and `EntityStore.last_result` holds it.
+    If the frame is part of a stream, the message reports what was stored before, and `EntityStore.last_result` has the
+    outcomes.
     """
 
 
 class ValidationError(EntityFramesError):
-    """Rows break the rules of the data and the caller asked to be stopped (``on_error="raise"``)."""
+    """A row breaks a rule of the data, and ``on_error="raise"`` or the call is `EntityStore.upsert_entity`."""
 
 
 class DuplicateError(ValidationError):
-    """A key stands more than once in a frame and ``on_duplicate="error"``."""
+    """A key is repeated in a frame and ``on_duplicate="error"``."""
 
 
 class ConnectError(EntityFramesError):
-    """The store cannot be opened.
+    """The store cannot be opened: address, credentials, locks.
 
     Attributes:
-        missing: whether there is none at this address, and none could be made because it was to be read only.
+        missing: whether there is no store at this address and none was created because of ``read_only=True``.
     """
 
     missing = False
 
 
 class FormatError(ConnectError):
-    """The store has a newer format than this version of the package knows, or an older one and is to be read only."""
+    """The store was written by a newer version of this package, or by an older one and is opened read-only."""
 
 
 class ClosedError(EntityFramesError):
-    """The store was closed, or belongs to another process: neither a store nor work on frames survives a fork."""
+    """The store is closed, or this process was forked from one that had opened a store or used Polars."""
 
 
 class DirectoryError(EntityFramesError):
-    """A folder cannot be synced: it is missing or unreadable, or another sync is at work on it."""
+    """A folder cannot be synced: it is missing or unreadable, or another sync of it is running."""
 
 
 class SpaceError(EntityFramesError):
-    """There is no such embedding space, or its model or dimension is another one."""
+    """There is no such embedding space, or it belongs to another model or dimension."""
 
 
 class EmbedderError(EntityFramesError):
-    """The embedder cannot work at all, whatever the text: credentials, an unknown model, vectors of another shape."""
+    """The embedder cannot work at all, whatever the text: credentials, unknown model, vectors of the wrong shape."""
 
 
 class EmbedderBusyError(EmbedderError):
-    """The embedder asks to be tried again: rate limit, overload, timeout.
+    """The embedder asks to be called again later: rate limit, overload, timeout.
 
     Attributes:
-        retry_after: seconds that it asks to wait, or None.
+        retry_after: seconds to wait, or None if it named none.
     """
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
@@ -112,11 +113,11 @@ class EmbedderBusyError(EmbedderError):
 
 
 class DatabaseError(EntityFramesError):
-    """The database refused a statement.
+    """The database refused a statement, or cannot be reached.
 
     Attributes:
-        sqlstate: the five-character SQLSTATE, or None where the engine gives none.
-        rule: a short stable name for it, such as ``check:positive_price``; None where nothing is known.
+        sqlstate: the five-character SQLSTATE, or None if the engine reports none.
+        rule: a short stable name for the cause, such as ``check:positive_price``, or None if it is not known.
     """
 
     #: The word for this error in an outcome's ``error_kind``.
@@ -130,18 +131,18 @@ class DatabaseError(EntityFramesError):
 
 
 class RowError(DatabaseError):
-    """A value that the database refuses: a constraint, a trigger, a domain, a limit."""
+    """The database refused a value: a constraint, a trigger, a domain, a limit."""
 
     #: Whether nothing is refused: a trigger stores rows under other keys, and it has to be found which and where.
     rekeyed = False
 
 
 class TransientError(DatabaseError):
-    """Worth another try: deadlock, serialization failure, lock timeout, server starting up."""
+    """A retry may succeed: deadlock, serialization failure, lock timeout, lost connection, server starting up."""
 
 
 class ConnectionLostError(TransientError):
-    """The connection ended. If it was during COMMIT, only the ledger knows what became of the batch."""
+    """The connection was lost. If that happened during COMMIT, only the ledger shows whether the batch was stored."""
 
     kind = "connection"
     #: What the database had answered before that COMMIT, where the ledger does not tell it.
@@ -149,20 +150,20 @@ class ConnectionLostError(TransientError):
 
 
 class StatementTimeoutError(DatabaseError):
-    """The server's own statement timeout ended a statement."""
+    """The statement timeout of the server ended a statement."""
 
     kind = "timeout"
 
 
 class StatementCancelledError(DatabaseError):
-    """A statement that was cancelled from this side."""
+    """The call was stopped by its `cancel` event, or its statement was cancelled."""
 
 
 class ResourceError(DatabaseError):
-    """The server's disk or memory is exhausted. Trying again at once would not help."""
+    """The server has run out of disk space or memory. An immediate retry would fail again."""
 
     kind = "resource"
 
 
 class PermanentError(DatabaseError):
-    """No retry can help: missing permission or table, read-only server, a defect."""
+    """A retry cannot succeed: missing permission or table, read-only store or server, a defect."""

@@ -185,39 +185,61 @@ def _remove(folder: Path, owner: int) -> None:
 
 @dataclass(frozen=True, repr=False)
 class RunResult:
-    """The outcome of every row of one call; the base of the results of all calls that write."""
+    """The outcome of every row of one call; the base of the results of all calls that write.
 
-    #: How many rows have each status, among them those that none has.
+    Attributes:
+        counts: number of rows by status, with an entry for each status.
+        batches: number of batches, each of them one transaction.
+        elapsed: seconds that the call took.
+    """
+
     counts: dict[str, int]
-    #: How many batches, each one transaction, the run had.
     batches: int
-    #: Seconds from the call to its end.
     elapsed: float
     _log: OutcomeLog = field(compare=False)
 
     @property
     def outcomes(self) -> pl.DataFrame:
-        """One row for each input row, in input order.
+        """One row per input row, in input order.
 
         Columns: ``row`` UInt32 (0-based position), ``entity_type`` and ``id`` String as given, ``status`` Enum,
-        ``batch_id`` String (null for rows that never reached a batch), ``job_id`` String (the embedding job that
-        covers the row; null where there is nothing to embed), and for failures ``error_kind`` Enum, ``rule`` String (a
-        short stable name such as ``null_key``, ``too_long`` or ``check:<constraint>``), ``error`` String and
-        ``sqlstate`` String.
+        ``batch_id`` String (null for rows that were in no batch), ``job_id`` String (the embedding job of the row; null
+        if nothing is to be embedded), and for failures ``error_kind`` Enum, ``rule`` String (a short stable name such
+        as ``null_key``, ``too_long`` or ``check:<constraint>``), ``error`` String and ``sqlstate`` String.
+
+        The statuses of an upsert: created, updated and unchanged rows are stored; a duplicate gave way to another row
+        with its key; a conflict means that the stored entity was not the expected one; a failed row was refused, for
+        the reason in ``error``; a cancelled row was not written because the run was stopped; unknown means that the
+        connection was lost during COMMIT and the ledger could not be read.
+
+        Examples:
+            >>> result = store.upsert(ef.ids("note", ["a", "d", "d"]))
+            >>> result.outcomes.select("row", "id", "status").rows()
+            [(0, 'a', 'unchanged'), (1, 'd', 'duplicate'), (2, 'd', 'created')]
         """
         return self._log.collect()
 
     @property
     def failed(self) -> pl.DataFrame:
-        """The outcomes of rows that failed, with the reason of each."""
+        """The outcomes of rows that failed, each with its reason.
+
+        Examples:
+            >>> store.upsert(ef.ids("note", ["a", None])).failed.select("row", "rule").rows()
+            [(1, 'null_key')]
+        """
         return self.outcomes.filter(pl.col("status") == "failed")
 
     @property
     def failed_by_reason(self) -> pl.DataFrame:
-        """How many rows failed for each reason, most first.
+        """Number of failed rows by reason, most frequent first.
 
         Columns: ``error_kind`` Enum, ``rule`` String, ``n`` UInt32, ``row`` UInt32 (the first of these rows) and
         ``error`` String (of that row).
+
+        Examples:
+            >>> result = store.upsert(ef.ids("note", [None, "a", None]))
+            >>> result.failed_by_reason.select("rule", "n", "row").rows()
+            [('null_key', 2, 0)]
         """
         reasons = self.failed.group_by("error_kind", "rule").agg(
             pl.len().cast(pl.UInt32).alias("n"), pl.col("row").first(), pl.col("error").first()
@@ -226,14 +248,26 @@ class RunResult:
 
     @property
     def ok(self) -> bool:
-        """Whether no row failed, was cancelled, met a conflict, or is unknown."""
+        """Whether no row is failed, cancelled, in conflict or unknown.
+
+        Examples:
+            >>> store.upsert(ef.ids("note", ["a"])).ok
+            True
+        """
         return not any(self.counts.get(status) for status in UNRESOLVED)
 
     def raise_for_failures(self) -> None:
-        """Raise unless `ok`.
+        """Raise an exception unless `ok`.
 
         Raises:
-            EntityFramesError: rows failed, were cancelled, met a conflict or are unknown; it counts and quotes some.
+            EntityFramesError: rows failed, were cancelled, are in conflict or unknown. The message counts them and
+                quotes the first ones.
+
+        Examples:
+            >>> store.upsert(ef.ids("note", ["a", None])).raise_for_failures()
+            Traceback (most recent call last):
+                ...
+            entityframes.errors.EntityFramesError: ...
         """
         if self.ok:
             return
@@ -252,7 +286,12 @@ class RunResult:
 
     @property
     def rows(self) -> int:
-        """How many input rows the run saw."""
+        """Number of input rows.
+
+        Examples:
+            >>> store.upsert(ef.ids("note", ["a", None])).rows
+            2
+        """
         return sum(self.counts.values())
 
     def __repr__(self) -> str:
@@ -274,58 +313,109 @@ class RunResult:
 class UpsertResult(RunResult):
     """The outcome of every row of an upsert.
 
-    Statuses: created, updated, unchanged, duplicate, conflict, failed, cancelled, unknown.
+    Attributes:
+        counts: number of rows by status, with an entry for each status: created, updated, unchanged, duplicate,
+            conflict, failed, cancelled, unknown.
+        batches: number of batches, each of them one transaction.
+        elapsed: seconds that the call took.
+
+    Examples:
+        >>> result = store.upsert(ef.ids("note", ["a", "d"]))
+        >>> result.counts["created"], result.counts["unchanged"], result.batches
+        (1, 1, 1)
     """
 
     @property
     def succeeded(self) -> pl.DataFrame:
-        """The outcomes of rows whose entity is now stored as given: created, updated or unchanged."""
+        """The outcomes of rows whose entity is stored as given: created, updated or unchanged.
+
+        Examples:
+            >>> store.upsert(ef.ids("note", ["a", None])).succeeded["id"].to_list()
+            ['a']
+        """
         return self.outcomes.filter(pl.col("status").is_in(["created", "updated", "unchanged"]))
 
 
 @dataclass(frozen=True, repr=False)
 class DeleteResult(RunResult):
-    """What became of every id of a delete: deleted, missing, duplicate, failed, cancelled or unknown."""
+    """The outcome of every id of a delete.
+
+    The attributes are those of `UpsertResult`, with the statuses deleted, missing (no such entity), duplicate, failed,
+    cancelled and unknown.
+
+    Examples:
+        >>> result = store.delete(ef.ids("note", ["a", "x"]))
+        >>> result.counts["deleted"], result.counts["missing"]
+        (1, 1)
+    """
 
     @property
     def succeeded(self) -> pl.DataFrame:
-        """The outcomes of ids whose entity is now gone: deleted or missing."""
+        """The outcomes of ids whose entity no longer exists: deleted or missing.
+
+        Examples:
+            >>> store.delete(ef.ids("note", ["a", "x", "a"])).succeeded["row"].to_list()
+            [0, 1]
+        """
         return self.outcomes.filter(pl.col("status").is_in(["deleted", "missing"]))
 
 
 @dataclass(frozen=True, repr=False)
 class EmbedResult(RunResult):
-    """What became of every entity that was due: embedded, skipped, failed or cancelled.
+    """The outcome of every entity that was due in a job.
 
-    ``row`` counts them in the order in which they were done; ``batches`` is how many transactions wrote vectors.
+    The attributes are those of `UpsertResult`, with the statuses embedded, skipped (it was changed or deleted, or
+    another worker took over its job, before the vector was written), failed, cancelled (it stays due) and unknown.
+    ``row`` numbers the entities in the order in which they were processed, and ``batches`` is the number of
+    transactions that wrote vectors.
+
+    Attributes:
+        space: name of the space.
+        calls: number of calls of the embedder.
+        waiting: number of entities that are due in jobs that failed, now or earlier, or that a stopped run left open.
+
+    Examples:
+        >>> result = store.embed(ef.HashingEmbedder(64))
+        >>> result.space, result.counts["embedded"], result.waiting
+        ('hashing-64', 3, 0)
     """
 
-    #: The space that was filled.
     space: str = ""
-    #: How often the embedder was called.
     calls: int = 0
-    #: How many entities are due in jobs that failed, now or earlier, or that a stopped run left open.
     waiting: int = 0
     _ask_unqueued: Callable[[], int | None] | None = field(default=None, compare=False)
 
     @cached_property
     def unqueued(self) -> int | None:
-        """How many entities are due in the space and in no job; counted when it is first asked for.
+        """Number of entities that are due in the space but in no job; None if the store cannot be queried any more.
 
-        None where the store cannot be asked any more.
+        It is counted on first access.
+
+        Examples:
+            >>> entity = store.upsert_entity("note", "d", "text", embed=False)
+            >>> store.embed(ef.HashingEmbedder(64)).unqueued
+            1
         """
         return None if self._ask_unqueued is None else self._ask_unqueued()
 
     @property
     def ok(self) -> bool:
-        """Whether no row failed or was cancelled, and nothing is left in a job that failed or was stopped."""
+        """Whether no row failed or was cancelled, and no entity is left in a job that failed or was stopped.
+
+        Examples:
+            >>> store.embed(ef.HashingEmbedder(64)).ok
+            True
+        """
         return super().ok and not self.waiting
 
     def raise_for_failures(self) -> None:
-        """Raise unless `ok`.
+        """Raise an exception unless `ok`.
 
         Raises:
-            EntityFramesError: rows failed or were cancelled, or entities wait in failed jobs.
+            EntityFramesError: rows failed or were cancelled, or entities are left in failed jobs.
+
+        Examples:
+            >>> store.embed(ef.HashingEmbedder(64)).raise_for_failures()
         """
         if not super().ok:
             super().raise_for_failures()
@@ -350,26 +440,49 @@ class EmbedResult(RunResult):
 
     @property
     def succeeded(self) -> pl.DataFrame:
-        """The outcomes of entities whose content has its vector."""
+        """The outcomes of entities whose vector was stored.
+
+        Examples:
+            >>> store.embed(ef.HashingEmbedder(64)).succeeded.height
+            3
+        """
         return self.outcomes.filter(pl.col("status") == "embedded")
 
 
 @dataclass(frozen=True, repr=False)
 class SyncResult(RunResult):
-    """What became of every file of a sync, and of every entity that should be one.
+    """The outcome of every file of a sync, and of every entity that should have a file.
 
-    ``outcomes`` has the columns of an upsert and besides ``path`` String, ``action`` and ``direction`` Enum, ordered by
-    path; ``row`` counts them. ``batches`` is how many transactions wrote entities.
+    ``outcomes`` has the columns of `UpsertResult.outcomes`, and ``path`` String, ``action`` and ``direction`` Enum as
+    in `DirectorySync.plan`; it is ordered by path, and ``row`` numbers the rows. The statuses are created, updated,
+    renamed, exported, deleted, unchanged, conflict, failed, cancelled and unknown. ``batches`` is the number of
+    transactions that wrote entities.
+
+    Attributes:
+        left_out: what the folder holds and the sync ignored: ``path`` String (with a final slash for a folder, whose
+            contents are not listed), ``reason`` String (an ignore rule, a leading dot or underscore, another suffix, a
+            link), ``files`` UInt32 (how many files with the suffixes of the sync this concerns; null if not counted).
+
+    Examples:
+        >>> from pathlib import Path
+        >>> Path("notes").mkdir()
+        >>> result = ef.DirectorySync(store, "notes").export_files()
+        >>> result.outcomes.select("path", "status").row(0)
+        ('note/a.md', 'exported')
     """
 
-    #: What of the folder was left out: ``path`` String (a folder ends in a slash, and is not looked into), ``reason``
-    #: String (a rule, a dot or underscore, another suffix, a link), ``files`` UInt32 (how many files of the folder's
-    #: suffixes that is; null where they were not counted).
     left_out: pl.DataFrame = field(default_factory=pl.DataFrame, compare=False)
 
     @property
     def succeeded(self) -> pl.DataFrame:
-        """The outcomes of files that are in step with their entity now."""
+        """The outcomes of files that are now in sync with their entity.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> Path("notes").mkdir()
+            >>> ef.DirectorySync(store, "notes").export_files().succeeded.height
+            3
+        """
         done = ["created", "updated", "renamed", "exported", "deleted", "unchanged"]
         return self.outcomes.filter(pl.col("status").is_in(done))
 

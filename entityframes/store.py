@@ -1,4 +1,4 @@
-"""EntityStore: the public calls, thin."""
+"""EntityStore, the public interface: each method checks its options and calls the module that does the work."""
 
 from __future__ import annotations
 
@@ -42,49 +42,78 @@ def connect(
     workers: int | None = None,
     read_only: bool = False,
 ) -> EntityStore:
-    """Open a store, and create it if there is none yet.
+    """Open a store; create it if it does not exist.
 
     Args:
-        url: a path, ``duckdb:///path`` or ``:memory:`` for DuckDB; ``postgresql://user@host/database``
-            or ``host=... dbname=...`` for PostgreSQL; None for $ENTITYFRAMES_URL or else ``./entities.duckdb``.
-        namespace: the database schema that holds the store's tables, so that several stores can share a database:
-            1 to 63 ASCII letters, digits and underscores. Names that differ in case only mean the same: the schema
-            that is there is used.
-        workers: how many batches of a run are worked on at once; on PostgreSQL each has its own connection.
-        read_only: whether nothing is created, migrated or written: a role that may only SELECT, a standby, and a file
-            without write permission will do, and several processes may read a DuckDB file at once. Calls that write
-            raise PermanentError.
+        url: a path, ``duckdb:///path`` or ``:memory:`` for DuckDB; ``postgresql://user@host/database`` or
+            ``host=... dbname=...`` for PostgreSQL. None uses $ENTITYFRAMES_URL, or ``./entities.duckdb`` if that is
+            not set.
+        namespace: the database schema with the tables of the store, so that several stores can share a database: 1 to
+            63 ASCII letters, digits and underscores, not starting with a digit. Case does not matter: an existing
+            schema whose name differs only in case is used.
+        workers: how many batches of a run are processed concurrently, at least 1; None means 2. On PostgreSQL each of
+            them has its own connection.
+        read_only: open an existing store without creating, migrating or writing anything. This works for a role that
+            only has SELECT, on a standby, and for a file without write permission; several processes can read a
+            DuckDB file at the same time. Methods that write raise PermanentError.
 
     Returns:
-        The store, which is a context manager that closes it.
+        EntityStore, a context manager that closes the store on exit.
 
     Raises:
-        ConnectError: it cannot be opened, or is to be read only and is not there, or this process was forked from one
-            that was at work; FormatError where it is newer than this version of the package, or older and to be read
-            only.
+        ConnectError: the store cannot be opened (address, credentials, locks); `read_only` is set and there is no
+            store at this address; or this process was forked from one that had opened a store or used Polars.
+        FormatError: the store was written by a newer version of this package, or `read_only` is set and it was
+            written by an older one.
+        ValueError: `workers` is less than 1.
+
+    Examples:
+        >>> with ef.connect(":memory:") as memory:
+        ...     memory.upsert(ef.ids("note", ["a", "b"])).counts["created"]
+        2
     """
     forks.check(ConnectError)
     if workers is not None and workers < 1:
-        raise ValueError(f"workers is {workers}: it is a number of batches at once, at least 1, or None")
+        raise ValueError(f"workers must be a positive integer or None, got {workers}")
     return EntityStore(open_engine(parse_url(url), namespace, workers, read_only=read_only))
 
 
 @forks.guarded
 class EntityStore:
-    """Entities in a database, read and written in bulk. Made by `connect`; may be used from several threads."""
+    """Entities in a database, read and written in bulk.
+
+    Made by `connect`. It may be used from several threads, and as a context manager. After `close`, and in a process
+    that was forked from one that had opened a store, its methods raise ClosedError. Every method may raise
+    DatabaseError if the database cannot be reached.
+
+    Attributes:
+        last_result: the result of the last upsert, delete, embed or sync, also if it ended with an exception; None
+            before the first one.
+
+    Examples:
+        >>> store.upsert(ef.ids("note", ["c", "d"])).counts["created"]
+        1
+        >>> store.read("note")["id"].to_list()
+        ['a', 'b', 'c', 'd']
+    """
 
     def __init__(self, engine: Engine) -> None:
         forks.opened()
         self._engine = engine
         self._threads = Threads()
-        #: The embedders that this store has used, by model, so that a search need not name one.
+        #: The embedders that this store has used, by model name, for searches that are not given one.
         self._embedders: dict[str, Embedder] = {}
-        #: The result of the last upsert, delete or embed, also where it ended in an exception.
         self.last_result: RunResult | None = None
 
     @property
     def address(self) -> str:
-        """Where the store is: a path or a URL, without a password."""
+        """Where the store is: a path or URL, without a password.
+
+        Examples:
+            >>> with ef.connect(":memory:") as memory:
+            ...     memory.address
+            ':memory:'
+        """
         return self._engine.address
 
     def upsert(
@@ -102,43 +131,58 @@ class EntityStore:
         progress: Progress = None,
         cancel: threading.Event | None = None,
     ) -> UpsertResult:
-        """Store entities: insert new ones, update those that differ, leave equal ones alone.
+        """Store entities: insert new ones, update those that differ, leave identical ones untouched.
 
-        Each batch is one transaction: probed, merged, entered in the ledger. A row ends in exactly one outcome.
+        Each batch is one transaction, which writes the rows, a ledger entry and an embedding job. Each input row ends
+        with exactly one outcome.
 
         Args:
-            frame: an entity frame (``entity_type``, ``id`` String; ``content`` String or absent; ``metadata`` Struct,
-                String that holds a JSON object, or absent): DataFrame, LazyFrame, an iterator of frames, or anything
-                with an Arrow stream. A LazyFrame, iterator or RecordBatchReader is streamed.
-            absent: what becomes of content and metadata fields that are stored and that the frame does not carry:
-                "keep" leaves them as they are, "clear" drops them, so that each entity is what the frame says. A field
-                is carried as a whole, a nested one too; JSON text carries the top-level fields that it names, a null
-                ``metadata`` none. A new entity has content ``""`` where none is carried.
-            nulls: "write" stores a null of the frame as the value that it is, "keep" leaves what is stored alone: for
-                top-level fields that are null (typed, or in JSON text), and for content that is null or ``""``. With
-                equal keys only the row that counts is looked at; the others are not searched for other values.
-            batch_size: rows in a batch; None takes as many as fit about 8 MiB, at most 50,000 (on DuckDB, for a frame
-                in memory, 128 MiB and 122,880).
-            embed: whether new or changed content makes an embedding job, one for each batch.
-            on_duplicate: which row of a key counts: the "last", the "first", or "error" to refuse the frame. In a
-                stream that holds within a batch, and a later batch updates what an earlier one wrote.
-            on_error: "isolate" fails only the rows that cannot be stored, "rollback" their whole batch, "raise"
-                ends the run with the error.
-            expected_hash: the column with the content hash (String, sha256 in hex, as `get` gives it out) that the
-                stored entity is expected to have, null where there should be none. A row whose entity is another one
-                has the status conflict and is left alone; compared in the transaction that writes.
-            progress: None shows a bar in a notebook or terminal, True, False, or a callable(done, total or None).
-            cancel: an event that stops the run when set; the batch in flight is rolled back.
+            frame: an entity frame: ``entity_type`` and ``id`` (String), and optionally ``content`` (String) and
+                ``metadata`` (Struct, or String with a JSON object). A DataFrame, a LazyFrame, an iterator of frames,
+                or any object with an Arrow stream. A LazyFrame, iterator or RecordBatchReader is streamed.
+            absent: what happens to stored content and metadata fields that the frame does not have. "keep" leaves
+                them unchanged; "clear" removes them, so that each entity becomes what the frame holds. A field is
+                replaced as a whole, also if it is nested. JSON text has the top-level fields that it names, a null
+                ``metadata`` has none. A new entity without content is stored with ``""``.
+            nulls: "write" stores a null metadata field as null, and fails a row whose content is null. "keep" keeps
+                the stored value wherever a top-level metadata field is null (typed or in JSON text), and wherever
+                content is null or ``""``. If a key is repeated, nulls in the row that is written are not filled from
+                the other rows.
+            batch_size: rows per batch. None makes batches of about 8 MiB and at most 50,000 rows; for a frame in
+                memory on DuckDB, of about 128 MiB and at most 122,880 rows.
+            embed: whether new and changed content is queued for embedding, as one job per batch.
+            on_duplicate: which row of a repeated key is written: the "last", the "first", or "error" to refuse the
+                frame. In a stream this applies within a batch; a later batch updates what an earlier one wrote.
+            on_error: "isolate" fails only the rows that cannot be stored, "rollback" fails the whole batch that has
+                such a row, "raise" also ends the run with the error.
+            expected_hash: name of a column with the content hash that the stored entity is expected to have (String,
+                SHA-256 in hex, as `get` returns it; null if the entity is not expected to exist). The hashes are
+                compared in the transaction that writes. If they differ, the entity is left unchanged and the row has
+                the status conflict.
+            progress: None shows a progress bar in a notebook or terminal, True always, False never. A callable is
+                called with the number of rows done and the total, which is None for a stream.
+            cancel: an event that stops the run when set. The batches in flight are rolled back; rows that were not
+                written have the status cancelled.
 
         Returns:
-            UpsertResult, whose ``outcomes`` have one row for each input row, in input order.
+            UpsertResult, whose ``outcomes`` have one row per input row, in input order.
 
         Raises:
-            SchemaError: the frame cannot be stored; a whole frame is refused before anything is written.
-            DuplicateError: a key stands twice and ``on_duplicate="error"``.
-            ValidationError, DatabaseError: rows failed and ``on_error="raise"``.
-            PermanentError, ResourceError: no batch can succeed (permissions, full disk).
-            KeyboardInterrupt: on Ctrl-C. `last_result` then holds what was done.
+            SchemaError: the columns or dtypes of the frame cannot be stored. A frame in memory is refused before
+                anything is written; in a stream, the batches before it stay stored, and the message counts them.
+            DuplicateError: a key is repeated and ``on_duplicate="error"``.
+            ValidationError, DatabaseError: a row failed and ``on_error="raise"``.
+            PermanentError, ResourceError: no batch can succeed (missing permission, full disk), or the store was
+                opened with ``read_only=True``.
+            ValueError: an option has an unknown value, or `batch_size` is less than 1.
+            KeyboardInterrupt: on Ctrl-C, after the batches in flight were rolled back. `last_result` has the outcomes.
+
+        Examples:
+            >>> frame = pl.DataFrame({"entity_type": "note", "id": ["a", "d", None], "content": ["new text", "", ""]})
+            >>> store.upsert(frame).outcomes["status"].to_list()
+            ['updated', 'created', 'failed']
+            >>> store.upsert(frame[:2]).counts["unchanged"]
+            2
         """
         check_writable(self._engine)
         options = Options(batch_size, embed, on_duplicate, on_error, expected_hash, absent=absent, nulls=nulls)
@@ -175,112 +219,183 @@ class EntityStore:
         progress: Progress = None,
         cancel: threading.Event | None = None,
     ) -> Plan:
-        """Tell what `upsert` would do with a frame, row by row, without writing anything.
+        """Compare a frame with the store and report what `upsert` would do, row by row, without writing anything.
 
         Args:
-            frame: an entity frame as for `upsert`. It is held in memory as a whole, a stream too.
+            frame: an entity frame as for `upsert`. The whole frame is held in memory, also if it is a stream.
             absent, nulls, on_duplicate: as for `upsert`.
+            progress, cancel: as for `upsert`; `cancel` takes effect before the next 50,000 rows are compared.
 
         Returns:
-            Plan: ``frame`` with one row for each input row, ``summary()``, and ``apply()``, which does just that and
-            leaves alone what somebody else has changed since.
+            Plan: ``frame`` has one row per input row, in input order; ``summary()`` describes it in a few lines;
+            ``apply()`` carries it out, except for entities that have been changed in the meantime.
 
         Raises:
-            SchemaError: the frame cannot be stored.
-            DuplicateError: a key stands twice and ``on_duplicate="error"``.
+            SchemaError: the columns or dtypes of the frame cannot be stored.
+            DuplicateError: a key is repeated and ``on_duplicate="error"``.
+            StatementCancelledError: `cancel` was set.
+
+        Examples:
+            >>> frame = pl.DataFrame({"entity_type": "note", "id": ["a", "d"], "content": ["new text", ""]})
+            >>> plan = store.plan(frame)
+            >>> plan.frame["action"].to_list()
+            ['update', 'create']
+            >>> plan.apply().counts["updated"]
+            1
         """
         options = Options(on_duplicate=on_duplicate, absent=absent, nulls=nulls)
         return plan.make(self._engine, sources.collect(frame), options, self._upsert, progress, Interrupt(cancel))
 
     def exists(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
-        """Tell which ids are stored, by one question for up to 10,000 of them.
+        """Check which ids are stored. Up to 10,000 ids take one query.
 
         Args:
             ids: an id frame (``entity_type``, ``id``); other columns are ignored.
+            progress, cancel: as for `upsert`; `cancel` takes effect before the next query.
 
         Returns:
-            ``entity_type``, ``id``, ``exists`` Boolean; one row for each id, in input order.
+            ``entity_type``, ``id`` String, ``exists`` Boolean; one row per id, in input order.
 
         Raises:
-            SchemaError: a column is missing or is not text.
+            SchemaError: ``entity_type`` or ``id`` is missing or not String.
+            StatementCancelledError: `cancel` was set.
+
+        Examples:
+            >>> store.exists(ef.ids("note", ["a", "x"]))["exists"].to_list()
+            [True, False]
         """
         return lookup.exists(self._engine, ids, self._threads.submit, progress, Interrupt(cancel))
 
     def missing(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
-        """The rows of an id frame whose entity is not stored (an anti-join), with all their columns, in order.
+        """Select the rows of an id frame whose entity is not stored (an anti-join).
+
+        Args:
+            ids: an id frame (``entity_type``, ``id``), with any other columns.
+            progress, cancel: as for `upsert`; `cancel` takes effect before the next query.
+
+        Returns:
+            Those rows with all their columns, in input order.
 
         Raises:
-            SchemaError: a column is missing or is not text.
+            SchemaError: ``entity_type`` or ``id`` is missing or not String.
+            StatementCancelledError: `cancel` was set.
+
+        Examples:
+            >>> store.missing(ef.ids("note", ["x", "a", "y"]))["id"].to_list()
+            ['x', 'y']
         """
         given = sources.as_frame(ids)
         found = lookup.exists(self._engine, given, self._threads.submit, progress, Interrupt(cancel))
         return given.filter(~found["exists"])
 
     def get(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
-        """Fetch entities by id.
+        """Fetch entities by id. Up to 10,000 ids take one query.
 
         Args:
             ids: an id frame (``entity_type``, ``id``); other columns are ignored.
+            progress, cancel: as for `upsert`; `cancel` takes effect before the next query.
 
         Returns:
-            ``entity_type``, ``id``, ``found`` Boolean, ``content``, ``metadata`` (String, JSON), ``content_hash``
-            (String, sha256 in hex), ``created_at``, ``updated_at`` (Datetime("us", "UTC")), null where missing; one
-            row for each id, in input order.
+            ``entity_type``, ``id`` String, ``found`` Boolean, ``content`` String, ``metadata`` String (JSON),
+            ``content_hash`` String (SHA-256 in hex), ``created_at``, ``updated_at`` Datetime("us", "UTC"); one row per
+            id, in input order. From ``content`` on the columns are null if the entity is not stored.
 
         Raises:
-            SchemaError: a column is missing or is not text.
+            SchemaError: ``entity_type`` or ``id`` is missing or not String.
+            StatementCancelledError: `cancel` was set.
+
+        Examples:
+            >>> found = store.get(ef.ids("note", ["a", "x"]))
+            >>> found["metadata"].to_list()
+            ['{"year":1843}', None]
         """
         return lookup.get(self._engine, ids, self._threads.submit, progress, Interrupt(cancel))
 
     def read(
         self, entity_type: str, *, progress: Progress = None, cancel: threading.Event | None = None
     ) -> pl.DataFrame:
-        """All entities of a type with their metadata as typed columns.
+        """Read all entities of a type, with their metadata as typed columns.
 
-        A type that the store does not have gives no rows and a UserWarning that lists those that it has.
+        If the store has no entities of the type, the frame is empty and a UserWarning lists the types that it has.
+
+        Args:
+            entity_type: the type to read.
+            progress, cancel: as for `upsert`; `cancel` takes effect when the next piece of the result arrives.
 
         Returns:
-            ``id``, ``content``, then the metadata columns with the dtypes they went in with (one that bears the name
-            of an entity column as ``metadata.<name>``), then ``content_hash``, ``created_at``, ``updated_at``;
-            ordered by id. Fields that came as JSON text have the dtype that their values share; where they share
-            none, their JSON text.
+            ``id``, ``content`` String, one column per metadata field, ``content_hash`` String, ``created_at``,
+            ``updated_at`` Datetime("us", "UTC"); ordered by ``id``. Metadata columns have the dtype with which they
+            were stored; one that is named like an entity column is called ``metadata.<name>``. Fields that were stored
+            as JSON text have the common dtype of their values, or are JSON text themselves if there is none.
+
+        Raises:
+            StatementCancelledError: `cancel` was set.
+
+        Examples:
+            >>> notes = store.read("note")
+            >>> notes["year"].to_list()
+            [1843, 1941, 1947]
         """
         found = lookup.read(self._engine, entity_type, progress, Interrupt(cancel))
         if found.is_empty():
-            self._warn_of(entity_type)
+            self._warn_if_unknown(entity_type)
         return found
 
     def scan(self, entity_type: str | None = None) -> pl.LazyFrame:
-        """A LazyFrame over the store: projection, limits and simple predicates reach the database.
+        """A LazyFrame over the store, which queries the database when it is collected.
 
-        Comparisons, ``is_in``, ``is_between`` and null checks on keys, timestamps and typed metadata, and their
-        combinations with ``&`` and ``|``, do; others are applied by Polars to what comes back.
+        Projections, limits and these predicates are pushed down to the database: comparisons, ``is_in``,
+        ``is_between`` and null checks on keys, timestamps and typed metadata, combined with ``&`` and ``|``. Polars
+        applies all others to the rows that the database returns.
+
+        If the store has no entities of the type, a UserWarning lists the types that it has.
 
         Args:
-            entity_type: the type, with the columns of `read`; None for all, with metadata as JSON text.
+            entity_type: the type to read; None for all types.
+
+        Returns:
+            With a type, the columns of `read`. Otherwise ``entity_type``, ``id``, ``content``, ``metadata`` (JSON),
+            ``content_hash`` String, ``created_at``, ``updated_at`` Datetime("us", "UTC"). The rows have no particular
+            order.
+
+        Examples:
+            >>> notes = store.scan("note").filter(pl.col("year") > 1900).select("id")
+            >>> sorted(notes.collect()["id"])
+            ['b', 'c']
         """
         found = lookup.scan(self._engine, entity_type)
         if entity_type is not None and len(found.collect_schema()) == lookup.COLUMNS_OF_A_TYPE:
-            self._warn_of(entity_type)
+            self._warn_if_unknown(entity_type)
         return found
 
-    def _warn_of(self, entity_type: str) -> None:
-        """Say so where the caller of a call names a type that the store does not have."""
-        if message := lookup.unknown_type_message(self._engine, entity_type):
+    def _warn_if_unknown(self, entity_type: str) -> None:
+        """Warn the caller of a public method about a type that the store does not have, which is often a typo."""
+        message = lookup.unknown_type_message(self._engine, entity_type)
+        if message is not None:
+            # Past this method, the public one and its guard against forks.
             warnings.warn(message, UserWarning, stacklevel=4)
 
     def delete(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> DeleteResult:
-        """Delete entities and what was embedded of them; each batch is one transaction.
+        """Delete entities and their vectors. Each batch of up to 50,000 ids is one transaction.
 
         Args:
             ids: an id frame (``entity_type``, ``id``); other columns are ignored.
+            progress, cancel: as for `upsert`. No exception is raised for `cancel`: ids that were not deleted have the
+                status cancelled.
 
         Returns:
-            DeleteResult with one outcome for each id: deleted, missing, or duplicate.
+            DeleteResult, whose ``outcomes`` have one row per id, in input order.
 
         Raises:
-            SchemaError: a column is missing or is not text.
-            DatabaseError: the database refused; `last_result` holds what was deleted before.
+            SchemaError: ``entity_type`` or ``id`` is missing or not String.
+            DatabaseError: a transaction failed; PermanentError if the store was opened with ``read_only=True``. An id
+                that a constraint or trigger refuses to delete fails alone and raises nothing. `last_result` has the
+                outcomes.
+            KeyboardInterrupt: on Ctrl-C, after the batch in flight was rolled back. `last_result` has the outcomes.
+
+        Examples:
+            >>> store.delete(ef.ids("note", ["a", "x", "a"])).outcomes["status"].to_list()
+            ['deleted', 'missing', 'duplicate']
         """
         check_writable(self._engine)
         given = sources.as_frame(ids)
@@ -292,17 +407,21 @@ class EntityStore:
                 self.last_result = run.result()
 
     def stats(self, *, space: str | None = None) -> pl.DataFrame:
-        """Count the entities of each type, and how far a space has them.
+        """Count the entities of each type, and how many of them are embedded.
 
         Args:
-            space: the space that is meant; None for the active one.
+            space: the space in which embeddings are counted; None for the active one.
 
         Returns:
-            ``entity_type``, ``entities``, ``embedded``, ``due`` (content that has no vector of it), ``failed``
-            (content that the embedder refused), Int64; one row a type, ordered by it.
+            ``entity_type`` String, ``entities``, ``embedded``, ``due`` (content without a current vector), ``failed``
+            (content that the embedder refused) Int64; one row per type, ordered by it.
 
         Raises:
             SpaceError: there is no such space.
+
+        Examples:
+            >>> store.stats().select("entity_type", "entities", "due").rows()
+            [('note', 3, 3)]
         """
         from entityframes.embedding import jobs
 
@@ -311,23 +430,31 @@ class EntityStore:
     def verify(
         self, *, repair: bool = False, progress: Progress = None, cancel: threading.Event | None = None
     ) -> pl.DataFrame:
-        """Recompute what can be recomputed, and tell what does not agree.
+        """Check the consistency of the store.
 
-        Content and metadata hashes, the ledger's counts, embedding jobs against what is due, and the recorded dtypes
-        of metadata fields against the values. The hashes, ledger and jobs are compared in one snapshot of the
-        database; nothing is written.
+        Recomputes content and metadata hashes, and checks the counts in the ledger, the embedding jobs against what
+        is due, and the recorded dtypes of metadata fields against their values. Hashes, ledger and jobs are read in
+        one snapshot. Nothing is written unless `repair` is set.
 
         Args:
-            repair: mend what can be derived: hashes follow what they are of, ledger rows and jobs are made or
-                dropped, fields are recorded anew. Writers wait while it lasts.
+            repair: correct what can be derived: recompute hashes, add or drop ledger entries and jobs, record fields
+                again. Other writers wait meanwhile.
+            progress, cancel: as for `upsert`, counted in checks; `cancel` takes effect before the next check. A repair
+                that has started is completed.
 
         Returns:
-            One row for each inconsistency, none where the store is sound: ``check`` Enum, ``entity_type``, ``id``,
-            ``batch_id``, ``field``, ``expected``, ``found`` String, null where they do not apply, ``repairable`` and
-            ``repaired`` Boolean; ordered by check and key.
+            One row per inconsistency, ordered by check and key; no rows if the store is consistent. ``check`` Enum,
+            ``entity_type``, ``id``, ``batch_id``, ``field``, ``expected``, ``found`` String (null if they do not
+            apply), ``repairable``, ``repaired`` Boolean.
 
         Raises:
-            DatabaseError: the database refused.
+            DatabaseError: a query failed; PermanentError if `repair` is set and the store was opened with
+                ``read_only=True``.
+            StatementCancelledError: `cancel` was set.
+
+        Examples:
+            >>> store.verify().height
+            0
         """
         if repair:
             check_writable(self._engine)
@@ -344,31 +471,41 @@ class EntityStore:
         progress: Progress = None,
         cancel: threading.Event | None = None,
     ) -> EmbedResult:
-        """Embed what is due, job by job, until no job is left; several processes may do so at once on PostgreSQL.
+        """Embed the entities that are due, job by job, until no job is left.
 
-        A vector is written only while the content is still what was embedded. Of a batch that fails, the texts at
-        fault are found and recorded; `retry_failed` queues them again.
+        On PostgreSQL several processes may do so at the same time. A vector is written only if the content has not
+        changed since it was embedded. If a call of the embedder fails, the texts that cause it are found and recorded
+        as failed; the others are embedded. `retry_failed` queues them again.
 
         Args:
-            embedder: see `entityframes.embedding.Embedder`.
-            space: where its vectors go; None for the active space, or a new one of the model's name. A space that is
-                not the first begins with everything that is due in it.
-            batch_size: texts in a call of the embedder; None for as many as it takes.
-            workers: how many jobs are worked off at once, each in a thread.
-            max_attempts: how often a call is tried while the embedder is busy, after 1, 2, 4, ... 60 seconds or as
-                long as it says; then the job is failed and its entities stay due.
-            progress, cancel: as in `upsert`, but the batch in flight is still written.
+            embedder: an `entityframes.embedding.Embedder`.
+            space: the space to fill. None for the active space, or, if there is none, a new one named after the
+                model. A second or later space starts with all entities due.
+            batch_size: texts per call of the embedder; None for its ``max_batch``.
+            workers: how many jobs are processed concurrently, each in its own thread.
+            max_attempts: how often a call is tried if the embedder is busy, after pauses of 1, 2, 4, ... 60 seconds or
+                of the length that it asks for. Then the job fails, and its entities stay due.
+            progress, cancel: as for `upsert`, but the batch in flight is still written.
 
         Returns:
-            EmbedResult, whose ``outcomes`` have one row for each entity that was due in a job, in the order of the
-            work. It is not `ok` while entities are due in jobs that failed, or that a stopped run left open;
-            what is due and in no job, since it was stored with ``embed=False``, its text tells, and `enqueue` queues.
+            EmbedResult, whose ``outcomes`` have one row per entity that was due in a job, in the order in which they
+            were processed. It is not `ok` if entities are left in jobs that failed or that a stopped run left open.
+            Entities that are due but in no job, because they were stored with ``embed=False``, are not embedded; its
+            ``unqueued`` counts them, and `enqueue` queues them.
 
         Raises:
-            SpaceError: the space is of another model or dimension.
-            EmbedderError: the embedder cannot work at all: every text fails. A space that was new is not kept.
-            DatabaseError: the database cannot.
-            KeyboardInterrupt: on Ctrl-C; `last_result` holds what was done.
+            SpaceError: the space belongs to another model or dimension, or its name is invalid.
+            EmbedderError: the embedder cannot work at all, whatever the text. A space that this call created is
+                dropped again.
+            DatabaseError: a transaction failed; PermanentError if the store was opened with ``read_only=True``.
+            ValueError: `batch_size`, `workers` or `max_attempts` is less than 1.
+            KeyboardInterrupt: on Ctrl-C. `last_result` has the outcomes.
+
+        Examples:
+            >>> store.embed(ef.HashingEmbedder(64)).counts["embedded"]
+            3
+            >>> store.embed(ef.HashingEmbedder(64)).rows
+            0
         """
         from entityframes.embedding.worker import EmbedOptions
 
@@ -385,7 +522,7 @@ class EntityStore:
         self._embedders[embedder.name] = embedder
         run = EmbedRun(self._engine, embedder, name, options)
         if not self._engine.embedding.open_jobs(name):
-            # A bar would be full of what is in no job.
+            # What is due is in no job then: the bar would never advance.
             progress = False
 
         def due() -> int:
@@ -402,83 +539,159 @@ class EntityStore:
                 self.last_result = run.result()
 
     def enqueue(self, what: Any = None, /, *, space: str | None = None) -> int:
-        """Make embedding jobs for what is due or failed: what was stored with ``embed=False``, for one.
+        """Queue entities for embedding that are due or failed, such as those stored with ``embed=False``.
 
         Args:
-            what: an entity type, an id frame, or None for everything.
-            space: where it is due; None for the active space, or the first one to come.
+            what: an entity type, an id frame, or None for all entities. A UserWarning is issued for a type that the
+                store does not have.
+            space: the space in which they are due; None for the active space, or the first one to be created.
 
         Returns:
-            How many entities the jobs list.
+            Number of entities in the new jobs.
 
         Raises:
             SpaceError: there is no such space.
-            SchemaError: `what` is no id frame.
+            SchemaError: `what` is not an id frame.
+            PermanentError: the store was opened with ``read_only=True``.
+
+        Examples:
+            >>> entity = store.upsert_entity("note", "d", "text", embed=False)
+            >>> store.enqueue(ef.ids("note", ["d"]))
+            1
         """
         from entityframes.embedding import jobs
 
         check_writable(self._engine)
         if isinstance(what, str):
-            self._warn_of_unknown(what)
+            self._warn_if_unknown(what)
         return jobs.enqueue(self._engine, what, space)
 
-    def _warn_of_unknown(self, entity_type: str) -> None:
-        """Warn of a type that the store has nothing of, which is often a slip of the pen."""
-        said = lookup.unknown_type_message(self._engine, entity_type)
-        if said is not None:
-            warnings.warn(said, UserWarning, stacklevel=4)
-
     def retry_failed(self, *, space: str | None = None) -> int:
-        """Queue again what the embedder refused, and the jobs that failed; how many entities these jobs list."""
+        """Queue again the entities that the embedder refused, and the jobs that failed.
+
+        Args:
+            space: the space; None for the active one.
+
+        Returns:
+            Number of entities in these jobs.
+
+        Raises:
+            SpaceError: there is no such space, or none at all.
+            PermanentError: the store was opened with ``read_only=True``.
+
+        Examples:
+            >>> store.embed(ef.HashingEmbedder(64)).counts["failed"]
+            0
+            >>> store.retry_failed()
+            0
+        """
         from entityframes.embedding import spaces
 
         check_writable(self._engine)
         return self._engine.embedding.retry_failed(spaces.find(self._engine, space)["space"])
 
     def jobs(self, state: str | None = None) -> pl.DataFrame:
-        """The embedding jobs, oldest first.
+        """List the embedding jobs.
 
         Args:
             state: "pending", "running", "done" or "failed"; None for all.
 
         Returns:
-            ``job_id``, ``batch_id``, ``space`` (null until a worker takes it), ``state`` Enum, ``entities`` Int64 (how
-            many it lists), ``attempts`` Int64, ``worker``, ``lease_until``, ``error``, ``created_at``, ``updated_at``.
+            ``job_id``, ``batch_id``, ``space`` String (null until a worker has claimed the job), ``state`` Enum,
+            ``entities`` (how many the job lists), ``attempts`` Int64, ``worker`` String, ``lease_until``
+            Datetime("us", "UTC"), ``error`` String, ``created_at``, ``updated_at`` Datetime("us", "UTC"); one row per
+            job, oldest first.
+
+        Raises:
+            ValueError: `state` is unknown.
+
+        Examples:
+            >>> store.jobs("pending").select("state", "entities").rows()
+            [('pending', 3)]
         """
         from entityframes.embedding import jobs
 
         return jobs.jobs(self._engine, state)
 
     def spaces(self) -> pl.DataFrame:
-        """The spaces, oldest first.
+        """List the embedding spaces.
 
         Returns:
-            ``space``, ``model``, ``dim`` Int64, ``active`` Boolean, ``embedded``, ``due``, ``failed`` Int64 (how many
-            entities), ``created_at``.
+            ``space``, ``model`` String, ``dim`` Int64, ``active`` Boolean, ``embedded``, ``due``, ``failed`` Int64
+            (numbers of entities), ``created_at`` Datetime("us", "UTC"); one row per space, oldest first.
+
+        Examples:
+            >>> result = store.embed(ef.HashingEmbedder(64))
+            >>> store.spaces().select("space", "dim", "active", "embedded").rows()
+            [('hashing-64', 64, True, 3)]
         """
         from entityframes.embedding import jobs
 
         return jobs.spaces(self._engine)
 
     def activate(self, space: str) -> None:
-        """Let searches use a space from now on. Raises SpaceError if there is no such space."""
+        """Make a space the one that searches use.
+
+        Args:
+            space: its name.
+
+        Raises:
+            SpaceError: there is no such space.
+            PermanentError: the store was opened with ``read_only=True``.
+
+        Examples:
+            >>> first = store.embed(ef.HashingEmbedder(64))
+            >>> second = store.embed(ef.HashingEmbedder(128), space="larger")
+            >>> store.activate("larger")
+            >>> store.spaces().filter("active")["space"].to_list()
+            ['larger']
+        """
         from entityframes.embedding import spaces
 
         check_writable(self._engine)
         self._engine.embedding.activate_space(spaces.find(self._engine, space)["space"])
 
     def drop_space(self, space: str) -> None:
-        """Delete a space with its vectors. Raises SpaceError if there is none, or if others wait and it is active."""
+        """Delete a space and its vectors.
+
+        Args:
+            space: its name.
+
+        Raises:
+            SpaceError: there is no such space, or it is the active one of several.
+            PermanentError: the store was opened with ``read_only=True``.
+
+        Examples:
+            >>> result = store.embed(ef.HashingEmbedder(64))
+            >>> store.drop_space("hashing-64")
+            >>> store.spaces().height
+            0
+        """
         from entityframes.embedding import jobs
 
         check_writable(self._engine)
         jobs.drop_space(self._engine, space)
 
     def index_space(self, space: str | None = None) -> bool:
-        """Make the index for approximate search (pgvector's HNSW), after which vectors cost more to write.
+        """Create the index for approximate vector search (HNSW of pgvector). Writing vectors takes longer afterwards.
+
+        Without it, on DuckDB and on PostgreSQL without pgvector 0.8 or later, vector search is exact.
+
+        Args:
+            space: the space; None for the active one.
 
         Returns:
-            Whether there is one now. Without it (DuckDB, PostgreSQL without pgvector 0.8) search is exact.
+            Whether the space has an index now.
+
+        Raises:
+            SpaceError: there is no such space, or none at all.
+            PermanentError: the store was opened with ``read_only=True``.
+
+        Examples:
+            >>> result = store.embed(ef.HashingEmbedder(64))
+            >>> indexed = store.index_space()  # False on DuckDB
+            >>> store.search("the first program", k=1)["id"].to_list()
+            ['a']
         """
         from entityframes.embedding import spaces
 
@@ -499,37 +712,63 @@ class EntityStore:
         """Find entities by meaning, by words, or by both.
 
         Args:
-            query: a text, or for ``mode="vector"`` also a vector (any sequence of numbers). An empty text, or one of
-                spaces, finds nothing.
-            entity_type: the type to search; None for all. One that the store has nothing of is a UserWarning.
-            k: how many entities at most.
-            mode: "vector" compares with the active space by cosine, "text" ranks by words (BM25), "hybrid" fuses both
-                rankings. A vector of content that has changed since is not compared.
-            where: a filter over the columns of `read` where a type is given, else over those of `scan`; applied before
-                the limit, by the database as far as it judges like Polars. One that looks at more than a row (a
-                maximum, ``over``, ``shift``) keeps what it would keep of `read`, and takes as long.
-            embedder: what embeds the query; None for the one that this store has used for the space, or a shipped one
-                of that name.
+            query: text, or for ``mode="vector"`` also a vector (any sequence of numbers). Blank text finds nothing.
+            entity_type: the type to search; None for all. A UserWarning is issued for a type that the store does not
+                have.
+            k: the maximum number of entities to return.
+            mode: "vector" ranks by cosine similarity in the active space, "text" by words (BM25), "hybrid" fuses both
+                rankings. Vectors of content that has changed since are not compared.
+            where: a filter on the columns of `read` if a type is given, otherwise of `scan`. It is applied before the
+                limit, in the database if it can be pushed down (see `scan`). A filter that depends on other rows (a
+                maximum, ``over``, ``shift``) is evaluated on all of them, in the order of `read`, which takes as long
+                as reading them.
+            embedder: embeds the query. None for the one that this store has used for the active space, or else the
+                installed embedder of that model. If another space belongs to the model of `embedder`, that space is
+                searched.
 
         Returns:
-            ``rank`` UInt32 from 1, ``score`` Float64 (cosine, BM25, or the sum of 1 / (10 + rank)), and the entity's
-            columns; best first, equal scores by key.
+            ``rank`` UInt32 from 1, ``score`` Float64 (cosine similarity, BM25, or the sum of 1 / (10 + rank)),
+            ``entity_type``, ``id``, ``content``, ``metadata`` (JSON), ``content_hash`` String, ``created_at``,
+            ``updated_at`` Datetime("us", "UTC"); best first, equal scores ordered by key.
 
         Raises:
-            SpaceError: nothing is embedded yet, or embedder or vector do not fit.
+            SpaceError: nothing is embedded yet, or the embedder or vector does not fit the space.
             EmbedderError: the query cannot be embedded.
+            ValueError: `mode` is unknown, `k` is less than 1, or `query` is neither valid text nor finite numbers.
+
+        Examples:
+            >>> result = store.embed(ef.HashingEmbedder(64))
+            >>> store.search("the first program", k=1)["id"].to_list()
+            ['a']
+            >>> recent = pl.col("year") > 1900
+            >>> store.search("code", mode="text", entity_type="note", where=recent)["id"].to_list()
+            ['b']
         """
         from entityframes.embedding.search import search
 
         if entity_type is not None:
-            self._warn_of_unknown(entity_type)
+            self._warn_if_unknown(entity_type)
         return search(
             self._engine, query, entity_type=entity_type, k=k, mode=mode, where=where, embedder=embedder,
             remembered=self._embedders,
         )  # fmt: skip
 
     def get_entity(self, entity_type: str, id: str) -> dict[str, Any] | None:
-        """One entity as a dict with its metadata as a dict, or None; `get` for many."""
+        """Fetch one entity. To fetch many, use `get`.
+
+        Returns:
+            A dict with ``entity_type``, ``id``, ``content``, ``content_hash`` (str), ``metadata`` (dict),
+            ``created_at``, ``updated_at`` (datetime in UTC); None if the entity is not stored.
+
+        Raises:
+            TypeError: `entity_type` or `id` is not a str.
+
+        Examples:
+            >>> store.get_entity("note", "a")["metadata"]
+            {'year': 1843}
+            >>> store.get_entity("note", "x") is None
+            True
+        """
         row = self.get(single.one_id(entity_type, id)).row(0, named=True)
         if not row.pop("found"):
             return None
@@ -544,39 +783,72 @@ class EntityStore:
         *,
         embed: bool = True,
     ) -> dict[str, Any]:
-        """Store one entity through the same path as `upsert`: what is not given stays as it is.
+        """Store one entity. To store many, use `upsert`.
 
         Args:
-            content: its text; None leaves the stored one, and gives a new entity ``""``.
-            metadata: fields to write, as a mapping that JSON can represent or a JSON object as text; others stay.
+            entity_type, id: the key.
+            content: the text; None leaves stored content unchanged, and gives a new entity ``""``.
+            metadata: the fields to write, as a mapping that JSON can represent or as JSON text; other stored fields
+                are left unchanged.
+            embed: whether new or changed content is queued for embedding.
 
         Returns:
-            Its outcome as a dict: ``status`` is created, updated or unchanged.
+            The outcome as a dict with the columns of ``UpsertResult.outcomes``; ``status`` is created, updated or
+            unchanged.
 
         Raises:
-            ValidationError: it breaks a rule of the data.
-            DatabaseError: the database refused it.
+            ValidationError: the entity breaks a rule of the data, or JSON cannot represent its metadata.
+            DatabaseError: the database refused it; PermanentError if the store was opened with ``read_only=True``.
+            TypeError: `entity_type`, `id` or `content` is not a str.
+
+        Examples:
+            >>> store.upsert_entity("note", "a", metadata={"year": 1842})["status"]
+            'updated'
         """
         frame = single.one_entity(entity_type, id, content, metadata)
         result = self.upsert(frame, embed=embed, on_error="raise", progress=False)
         return result.outcomes.row(0, named=True)
 
     def entity_exists(self, entity_type: str, id: str) -> bool:
-        """Whether an entity is stored; `exists` for many."""
+        """Whether an entity is stored. To check many, use `exists`.
+
+        Raises:
+            TypeError: `entity_type` or `id` is not a str.
+
+        Examples:
+            >>> store.entity_exists("note", "a"), store.entity_exists("note", "x")
+            (True, False)
+        """
         return bool(self.exists(single.one_id(entity_type, id))["exists"][0])
 
     def delete_entity(self, entity_type: str, id: str) -> bool:
-        """Delete one entity and tell whether there was one; `delete` for many.
+        """Delete one entity. To delete many, use `delete`.
+
+        Returns:
+            Whether it was stored.
 
         Raises:
-            EntityFramesError: the database refused.
+            EntityFramesError: the database refused to delete it, or the store was opened with ``read_only=True``.
+            TypeError: `entity_type` or `id` is not a str.
+
+        Examples:
+            >>> store.delete_entity("note", "a"), store.delete_entity("note", "a")
+            (True, False)
         """
         result = self.delete(single.one_id(entity_type, id))
         result.raise_for_failures()
         return result.counts["deleted"] == 1
 
     def close(self) -> None:
-        """Close the store. May be called again."""
+        """Close the store and its connections. It may be called more than once.
+
+        Examples:
+            >>> store.close()
+            >>> store.exists(ef.ids("note", ["a"]))
+            Traceback (most recent call last):
+                ...
+            entityframes.errors.ClosedError: ...
+        """
         self._engine.close()
 
     def __enter__(self) -> EntityStore:

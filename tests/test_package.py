@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -37,6 +38,27 @@ def test_public_names() -> None:
     assert {"connect", "entities", "ids", "EntityStore", "UpsertResult", "EntityFramesError"} <= set(ef.__all__)
     for name in ef.__all__:
         assert getattr(ef, name).__doc__
+
+
+@pytest.mark.parametrize("module", ["entityframes", "entityframes.embedding"])
+def test_completion_offers_public_names_only(module: str) -> None:
+    """Names that are loaded later are offered too; modules and what a module imports are not."""
+    script = (
+        "import importlib, sys\n"
+        f"module = importlib.import_module({module!r})\n"
+        "before = dir(module)\n"
+        "for name in module.__all__: getattr(module, name)\n"
+        "assert dir(module) == before\n"
+        "print(*before)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    offered = run.stdout.split()
+    assert offered, run.stderr
+    public = [name for name in offered if not name.startswith("__")]
+    assert public == importlib.import_module(module).__all__
+    assert all(name.endswith("__") for name in set(offered) - set(public))
+    assert "__doc__" in offered
+    assert ("__version__" in offered) == (module == "entityframes")
 
 
 def test_every_error_is_of_our_tree() -> None:

@@ -218,29 +218,52 @@ _SINCE = "changed since the plan was made: plan again"
 
 @dataclass(frozen=True, repr=False, eq=False)
 class SyncPlan:
-    """What a sync of a folder would do; made by `DirectorySync.plan`, which wrote nothing.
+    """What a sync of a folder would do. Made by `DirectorySync.plan`.
 
-    What else a data frame has (``plan["action"]``, ``plan.filter(...)``, ``plan.height``, ``len(plan)``) is that of
-    `frame`.
+    All other attributes of a data frame (``plan["action"]``, ``plan.filter(...)``, ``plan.height``, ``len(plan)``) are
+    those of `frame`.
+
+    Attributes:
+        frame: one row per file and per entity that has or should have one, ordered by path: ``path``, ``entity_type``,
+            ``id`` String, ``action`` Enum (create, update, delete, rename, export, conflict, invalid, unchanged),
+            ``direction`` Enum (import, export; null if nothing is carried over), ``reason`` String.
+        left_out: what of the folder is ignored, as in `SyncResult.left_out`.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> Path("notes").mkdir()
+        >>> plan = ef.DirectorySync(store, "notes").plan()
+        >>> plan.select("path", "action").row(0)
+        ('note/a.md', 'export')
     """
 
-    #: One row for each file and each entity that is or should be one, ordered by path: ``path``, ``entity_type``,
-    #: ``id`` String, ``action`` Enum (create, update, delete, rename, export, conflict, invalid, unchanged),
-    #: ``direction`` Enum (import, export; null where nothing travels), ``reason`` String.
     frame: pl.DataFrame
-    #: What of the folder is left out, as `SyncResult.left_out` has it.
     left_out: pl.DataFrame
     _states: pl.DataFrame = field(compare=False)
     _apply: Callable[..., SyncResult] = field(compare=False)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many rows have each action."""
+        """Number of rows by action, with an entry for each action.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> Path("notes").mkdir()
+            >>> ef.DirectorySync(store, "notes").plan().counts["export"]
+            3
+        """
         found = dict(self.frame["action"].cast(pl.String).value_counts().iter_rows())
         return {action: found.get(action, 0) for action in ACTIONS}
 
     def summary(self) -> str:
-        """A few lines for a person: how many rows have each action, the first that cannot be done, what is left out."""
+        """A few lines of text: number of rows by action, the first conflicts and invalid rows, and what is left out.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> Path("notes").mkdir()
+            >>> print(ef.DirectorySync(store, "notes").plan().summary())
+            3 files and entities: 3 to export
+        """
         counted = [f"{count:,} {_COUNTED[action]}" for action, count in self.counts.items() if count]
         lines = [f"{self.frame.height:,} files and entities: {', '.join(counted) or 'nothing to do'}"]
         bad = self.frame.filter(pl.col("action").is_in(["conflict", "invalid"]))
@@ -256,20 +279,27 @@ class SyncPlan:
         progress: Progress = None,
         cancel: threading.Event | None = None,
     ) -> SyncResult:
-        """Do what the plan says, and leave alone what somebody else has changed since.
+        """Carry out the plan, except for files and entities that have been changed since it was made.
 
-        The bytes of each file and the entity are compared with what the plan was made from. May be called again: what
-        is done is then unchanged.
+        The bytes of each file and its entity are compared with those that the plan was made from. It may be called
+        again: rows that are done are then unchanged.
 
         Args:
             quarantine, batch_size, embed, progress, cancel: as for `DirectorySync.sync`.
 
         Returns:
-            SyncResult; a row whose file or entity is not as it was has the status conflict, and neither is written; so
-            has one that the plan does not know.
+            SyncResult. A row has the status conflict, and neither side is written, if its file or entity is not as it
+            was when the plan was made, or if the plan does not contain it.
 
         Raises:
-            DirectoryError, DatabaseError, KeyboardInterrupt: as `DirectorySync.sync`.
+            DirectoryError, DatabaseError, KeyboardInterrupt: as for `DirectorySync.sync`.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> Path("notes").mkdir()
+            >>> plan = ef.DirectorySync(store, "notes").plan(direction="export")
+            >>> plan.apply().counts["exported"]
+            3
         """
         return self._apply(self._states, quarantine, batch_size, embed, progress, cancel)
 

@@ -37,12 +37,22 @@ LEASE = 60.0
 
 @forks.guarded
 class DirectorySync:
-    """A folder whose files are entities, and the other way round.
+    """Keeps a folder of markdown files and the entities of a store in sync.
 
-    A file ``<type>/<id>.md`` is the entity ``(type, id)``; sub-folders are part of the id, and a file in the root is of
-    the default type. The YAML front matter is the metadata, the rest the content, byte for byte. What each file and
-    entity were when they were last in step is kept in the store, so that a change on one side travels and a change on
-    both is a conflict.
+    The file ``<type>/<id>.md`` is the entity ``(type, id)``; sub-folders are part of the id, and a file in the root has
+    the default type. The YAML front matter is the metadata, and the rest is the content, byte for byte. The store
+    records the state of each file and entity at the last sync, so that a change on one side is carried over and a
+    change on both sides is a conflict.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> Path("notes").mkdir()
+        >>> notes = ef.DirectorySync(store, "notes")
+        >>> notes.export_files().counts["exported"]
+        3
+        >>> written = Path("notes/d.md").write_text("a new note")
+        >>> notes.import_files().counts["created"]
+        1
     """
 
     def __init__(
@@ -60,19 +70,24 @@ class DirectorySync:
         """Nothing is read or written yet.
 
         Args:
-            store: where the entities are.
-            root: the folder. It has to exist.
+            store: the store with the entities.
+            root: the folder, which must exist.
             default_type: the type of files in the root itself.
-            suffixes: of the files that are entities; the first one is that of new files, others are left alone.
-            ignore: patterns in the syntax of gitignore, in addition to names that begin with a dot or an underscore,
-                which ``!_*`` takes back in; an empty sequence takes in every name. ``.efignore`` files count too. What
-                is left out is in ``left_out`` of a result and of a plan.
-            max_bytes: of a file; larger ones are invalid.
-            types: the entity types that belong to the folder; None for all, but then a sync does not make files of
-                more than 1,000 entities of a type that the folder has nothing of. Files and entities of other types
-                are not looked at.
-            name: what the store knows the folder by; None for the name of this machine and the path. Give one to a
-                folder that is synced from a container or may move.
+            suffixes: suffixes of the files that are entities, each with its dot. New files get the first one; files
+                with other suffixes are ignored.
+            ignore: patterns in gitignore syntax, in addition to those in ``.efignore`` files and to names that begin
+                with a dot or an underscore, which ``!_*`` includes again. An empty sequence ignores no name. What is
+                ignored is listed in ``left_out`` of results and plans.
+            max_bytes: the maximum size of a file; larger ones are invalid.
+            types: the entity types that belong to the folder; files and entities of other types are ignored. None for
+                all types, but then a sync does not create files for a type that has more than 1,000 entities and no
+                file in the folder.
+            name: the name under which the store knows the folder; None for the name of this machine and the path.
+                Give one to a folder that is synced from a container or may be moved.
+
+        Raises:
+            DirectoryError: the folder does not exist.
+            ValueError: `suffixes` is empty, one has no dot, or one ends in another.
         """
         forks.check()
         _check_suffixes(suffixes)
@@ -87,7 +102,14 @@ class DirectorySync:
 
     @property
     def root(self) -> Path:
-        """The folder."""
+        """The folder.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> Path("notes").mkdir()
+            >>> ef.DirectorySync(store, "notes").root.name
+            'notes'
+        """
         return self._root
 
     def plan(
@@ -98,18 +120,26 @@ class DirectorySync:
         delete: bool = False,
         max_delete: int | None = None,
     ) -> SyncPlan:
-        """What a sync would do; nothing is written, in the store or in the folder.
+        """Compare the folder with the store and report what a sync would do, without writing anything to either.
 
         Args:
             direction: "both" for `sync`, "import" for `import_files`, "export" for `export_files`.
             on_conflict, delete, max_delete: as for these.
 
         Returns:
-            SyncPlan, with ``frame`` (a row for each file and each entity that is or should be one), ``counts``,
-            ``left_out``, ``summary()`` and ``apply()``, which does just that.
+            SyncPlan: ``frame`` has one row per file and per entity that has or should have one, ordered by path;
+            ``apply()`` carries it out.
 
         Raises:
             DirectoryError: the folder is missing or cannot be read.
+            DatabaseError: the database cannot be reached.
+            ValueError: `direction` is unknown.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> Path("notes").mkdir()
+            >>> ef.DirectorySync(store, "notes").plan().select("path", "action").rows()
+            [('note/a.md', 'export'), ('note/b.md', 'export'), ('note/c.md', 'export')]
         """
         if direction not in get_args(Direction):
             raise ValueError(f"direction is {direction!r}: it is {', '.join(map(repr, get_args(Direction)))}")
@@ -137,26 +167,34 @@ class DirectorySync:
         progress: Progress = None,
         cancel: threading.Event | None = None,
     ) -> SyncResult:
-        """Bring the files into the store; an entity that differs from its file becomes what the file is.
+        """Bring files into the store; an entity that differs from its file is updated from the file.
 
-        Files whose size, times and inode are as they were are not read. A file that moved takes its entity along.
+        Files whose size, times and inode have not changed are not read. An entity follows a file that was moved.
 
         Args:
-            delete: whether an entity whose file is gone is deleted.
-            max_delete: how many deletions may travel; None for a fifth of the files, at most 100, at least one. More
-                are refused, and so is every one while the folder holds no file at all.
-            quarantine: rename files that can be no entities to ``<name>.invalid``, and back when they are repaired.
+            delete: whether to delete entities whose file is gone.
+            max_delete: the maximum number of deletions; None for a fifth of the files, but at least 1 and at most 100.
+                If there are more, all of them are refused, and so they are if the folder holds no files at all.
+            quarantine: rename files that cannot be entities to ``<name>.invalid``, and back once they are repaired.
             batch_size, embed: as for `EntityStore.upsert`.
-            progress: None shows a bar in a notebook or terminal, True, False, or a callable(done, total).
-            cancel: an event that stops the sync when set; what is in flight is rolled back.
+            progress: as for `EntityStore.upsert`, counted in files.
+            cancel: an event that stops the sync when set; the batches in flight are rolled back.
 
         Returns:
-            SyncResult, whose ``outcomes`` have one row for each file and each path that was remembered.
+            SyncResult, whose ``outcomes`` have one row per file and per path of the last sync, ordered by path.
 
         Raises:
-            DirectoryError: the folder is missing or cannot be read, or another sync is at work on it.
-            DatabaseError: the database cannot be reached, or no batch could succeed.
-            KeyboardInterrupt: on Ctrl-C; `EntityStore.last_result` holds what was done.
+            DirectoryError: the folder is missing or cannot be read, or another sync of it is running.
+            DatabaseError: the database cannot be reached, or no batch can succeed; PermanentError if the store was
+                opened with ``read_only=True``.
+            KeyboardInterrupt: on Ctrl-C. `EntityStore.last_result` has the outcomes.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> Path("notes").mkdir()
+            >>> written = Path("notes/d.md").write_text("a new note")
+            >>> ef.DirectorySync(store, "notes").import_files().counts["created"]
+            1
         """
         options = SyncOptions("import", "report", delete, max_delete, quarantine, batch_size, embed)
         return self._run(options, progress, cancel)
@@ -170,18 +208,37 @@ class DirectorySync:
         progress: Progress = None,
         cancel: threading.Event | None = None,
     ) -> SyncResult:
-        """Bring the entities into the folder. A file whose entity did not change is not touched.
+        """Write entities to files. A file whose entity has not changed is not touched.
 
-        A file is replaced as a whole or not at all, and only if its bytes still are what they were when last in step.
-        A front matter keeps its bytes while the metadata is what it says.
+        A file is replaced as a whole or not at all, and only if its bytes are still those of the last sync. Front
+        matter keeps its bytes as long as it describes the same metadata.
 
         Args:
-            on_conflict: what becomes of a file that was edited and whose entity was changed: "report" leaves both
-                alone, "store" overwrites the file and keeps the old one beside it as ``<name>.conflict``.
-            delete: whether a file whose entity is gone is deleted.
+            on_conflict: what happens if both the file and its entity were changed: "report" leaves both unchanged,
+                "store" overwrites the file and keeps the old one as ``<name>.conflict``.
+            delete: whether to delete files whose entity is gone.
             max_delete, progress, cancel: as for `import_files`.
 
-        Returns, Raises: as `import_files`.
+        Returns:
+            SyncResult, whose ``outcomes`` have one row per file, per entity that should have one, and per path of the
+            last sync, ordered by path.
+
+        Raises:
+            DirectoryError: the folder is missing or cannot be read, or another sync of it is running.
+            DatabaseError: the database cannot be reached, or no batch can succeed; PermanentError if the store was
+                opened with ``read_only=True``.
+            ValueError: `on_conflict` is neither "report" nor "store".
+            KeyboardInterrupt: on Ctrl-C. `EntityStore.last_result` has the outcomes.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> Path("notes").mkdir()
+            >>> result = ef.DirectorySync(store, "notes").export_files()
+            >>> print(Path("notes/note/a.md").read_text())
+            ---
+            year: 1843
+            ---
+            Ada wrote the first program
         """
         if on_conflict not in ("report", "store"):
             raise ValueError(f"on_conflict is {on_conflict!r}: an export can 'report' or let the 'store' win")
@@ -199,16 +256,34 @@ class DirectorySync:
         progress: Progress = None,
         cancel: threading.Event | None = None,
     ) -> SyncResult:
-        """Bring changes of either side to the other.
+        """Carry changes of either side over to the other.
 
         Args:
-            on_conflict: what becomes of a file and an entity that both changed: "report" leaves both alone, "files"
-                and "store" say who wins, "newer" takes the one that was changed last, and of a deletion and an edit the
-                edit. The other one is kept beside the file as ``<name>.conflict``.
-            delete: whether deletions travel, in either direction.
-            max_delete, quarantine, batch_size, embed, progress, cancel: as for `import_files`.
+            on_conflict: what happens if both the file and its entity were changed: "report" leaves both unchanged,
+                "files" and "store" name the side that wins, "newer" takes the one that was changed last, and an edit
+                over a deletion. The losing version is kept as ``<name>.conflict``.
+            delete: whether to carry over deletions, in either direction.
+            max_delete: as for `import_files`, for each direction.
+            quarantine, batch_size, embed, progress, cancel: as for `import_files`.
 
-        Returns, Raises: as `import_files`.
+        Returns:
+            SyncResult, whose ``outcomes`` have one row per file, per entity that should have one, and per path of the
+            last sync, ordered by path.
+
+        Raises:
+            DirectoryError: the folder is missing or cannot be read, or another sync of it is running.
+            DatabaseError: the database cannot be reached, or no batch can succeed; PermanentError if the store was
+                opened with ``read_only=True``.
+            ValueError: `on_conflict` is unknown.
+            KeyboardInterrupt: on Ctrl-C. `EntityStore.last_result` has the outcomes.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> Path("notes").mkdir()
+            >>> written = Path("notes/d.md").write_text("a new note")
+            >>> result = ef.DirectorySync(store, "notes").sync()
+            >>> result.counts["created"], result.counts["exported"]
+            (1, 3)
         """
         if on_conflict not in get_args(OnConflict):
             raise ValueError(f"on_conflict is {on_conflict!r}: it is {', '.join(map(repr, get_args(OnConflict)))}")
@@ -230,27 +305,40 @@ class DirectorySync:
         on_result: Callable[[SyncResult], None] | None = None,
         on_error: Callable[[EntityFramesError], None] | None = None,
     ) -> None:
-        """Sync now, and then whenever the folder or the store changed, until `stop` is set or Ctrl-C.
+        """Sync now, and again whenever the folder or the store has changed, until `stop` is set or Ctrl-C is pressed.
 
-        A burst of changes is one sync, after the last of them; what the sync itself writes starts none. Needs the
-        extra ``[watch]``.
+        A burst of changes leads to one sync, after the last of them. Files that the sync itself writes do not start
+        another one. Needs the extra ``[watch]``.
 
         Args:
             direction: "both" for `sync`, "import" for `import_files`, "export" for `export_files`.
             on_conflict, delete, max_delete, quarantine, embed: as for `sync`.
-            settle: seconds without a change after which files are taken to be written.
-            poll: seconds after which the store is looked at where no file has changed.
-            stop: ends the watch when set, after the sync that is at work.
-            on_result: gets the result of each sync that did something, once, and of one that could not do something for
-                the first time: what stays as it is (a bad file, a conflict) is not reported at every look. A sync that
-                was ended by an error gives what it had done by then.
-            on_error: gets the DirectoryError or DatabaseError of a sync, and every EntityFramesError that `on_result`
-                raises, such as that of an embedder; the watch goes on. None ends the watch with the error. Anything
-                else that `on_result` raises ends it.
+            settle: seconds without a change after which files are considered complete.
+            poll: seconds after which the store is checked for changes if no file has changed.
+            stop: ends the watch when set, after the sync that is running.
+            on_result: called with the SyncResult of each sync that changed something, or that has new failures or
+                conflicts; those that persist are not reported again. If a sync ended with an error, the result has
+                what was done before.
+            on_error: called with the DirectoryError or DatabaseError of a sync, and with any EntityFramesError that
+                `on_result` raises; the watch continues. None ends the watch with the error. Other exceptions from
+                `on_result` always end it.
 
         Raises:
-            DirectoryError: watchfiles is not installed, the folder is missing, or it is synced by another.
+            DirectoryError: watchfiles is not installed, the folder is missing, or another sync of it is running.
+            DatabaseError: a sync failed and `on_error` is None; PermanentError if the store was opened with
+                ``read_only=True``.
             KeyboardInterrupt: on Ctrl-C.
+
+        Examples:
+            >>> import threading
+            >>> from pathlib import Path
+            >>> Path("notes").mkdir()
+            >>> stop = threading.Event()
+            >>> def report(result):
+            ...     print(result.counts["exported"])
+            ...     stop.set()
+            >>> ef.DirectorySync(store, "notes").watch(stop=stop, settle=0.1, on_result=report)
+            3
         """
         options = SyncOptions(direction, on_conflict, delete, max_delete, quarantine, None, embed)
         watcher = Watcher(self._root, self._folder.suffixes, lambda: self._watched(options), settle, poll)

@@ -1,4 +1,4 @@
-"""Embedding and search: embedders, the workers that keep spaces up to date, and what searches them."""
+"""Embedding and search: embedders, the workers that fill spaces with vectors, and search."""
 
 from entityframes.embedding.embedders.base import Embedder, embedder_of_model, load_embedder
 from entityframes.embedding.embedders.hashing import HashingEmbedder
@@ -15,3 +15,8 @@ __all__ = [
     "embedder_of_model",
     "load_embedder",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names and no modules: what completion offers."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

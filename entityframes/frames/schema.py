@@ -50,27 +50,37 @@ def entities(
     content: str | pl.Expr | None = None,
     metadata: Iterable[str] | None = None,
 ) -> Any:
-    """Make an entity frame out of any frame.
+    """Make an entity frame from a dataframe.
 
     Args:
-        df: a Polars DataFrame or LazyFrame, or anything with the Arrow PyCapsule interface: pandas, PyArrow, a
-            DuckDB relation.
-        entity_type: the type that every row gets.
-        id: the column with the ids, an expression, or a list of columns, whose texts are joined with ``|`` so that
-            no two lists of parts make the same id (a ``|`` or a backslash within a part gets a backslash before it).
-            Integers, dates and categories become their text, and so do floats in a list: whole ones that of integers.
-        content: the column or expression with the text of each entity; nulls become ``""``. None makes a frame without
-            content: what is stored keeps its own, and a new entity has ``""``.
-        metadata: the columns to keep as typed metadata; None keeps all but the one named as `id`, `content`, and those
-            that the store adds (content_hash, created_at, updated_at, found; a warning says so where the frame is not
-            what the store gave out). A column ``metadata.created_at``, as `read` calls it, is kept as ``created_at``.
+        df: a Polars DataFrame or LazyFrame, or any object with the Arrow PyCapsule interface (pandas, PyArrow, a
+            DuckDB relation).
+        entity_type: the type of all rows.
+        id: the column with the ids, an expression, or a list of columns whose values are joined with ``|``. A ``|`` or
+            backslash within a value is escaped with a backslash, so that different values never make the same id.
+            Integers, dates and categories are converted to text; in a list of columns also floats, whole numbers
+            without a decimal point.
+        content: the column or expression with the text of each entity; nulls become ``""``. None makes a frame
+            without content: stored content is kept, and a new entity gets ``""``.
+        metadata: the columns to keep as typed metadata. None keeps all columns except those named by `id` and
+            `content` and those that the store adds (content_hash, created_at, updated_at, found); a UserWarning names
+            the latter if the frame has no content_hash, since it was probably not read from the store. A column
+            ``metadata.created_at``, as `EntityStore.read` names it, is kept as ``created_at``.
 
     Returns:
-        A DataFrame (a LazyFrame for a LazyFrame) with ``entity_type``, ``id``, ``content`` unless that is None, and
-        ``metadata`` as a Struct unless there is nothing to keep; one row for each row of `df`, in its order.
+        A DataFrame (a LazyFrame for a LazyFrame) with ``entity_type`` and ``id`` String, ``content`` String unless it
+        is None, and ``metadata`` Struct unless there is no metadata; one row per row of `df`, in its order.
 
     Raises:
-        SchemaError: a column is missing, its dtype cannot serve as id or content, or an argument is of another kind.
+        SchemaError: a column is missing, its dtype cannot be used as id, content or metadata, or an argument has the
+            wrong type.
+        ClosedError: this process was forked from one that had used Polars or opened a store.
+
+    Examples:
+        >>> people = pl.DataFrame({"email": ["ada@example.org"], "bio": ["First programmer"], "born": [1815]})
+        >>> rows = ef.entities(people, "person", id="email", content="bio")
+        >>> rows.row(0)
+        ('person', 'ada@example.org', 'First programmer', {'born': 1815})
     """
     forks.check()
     _check_arguments(entity_type, id, content)
@@ -178,17 +188,22 @@ def _part(name: str, dtype: pl.DataType) -> pl.Expr:
 
 
 def ids(entity_type: str, ids: Iterable[Any]) -> pl.DataFrame:
-    """Make an id frame: one row for each of `ids`, in order, all of one type.
+    """Make an id frame.
 
     Args:
-        entity_type: the type that every row gets.
-        ids: a Series, a list or any other iterable of strings or integers.
+        entity_type: the type of all rows.
+        ids: a Series, list or other iterable of strings or integers.
 
     Returns:
-        A DataFrame with ``entity_type`` and ``id``, both String.
+        A DataFrame with ``entity_type`` and ``id``, both String; one row per id, in order.
 
     Raises:
-        SchemaError: `ids` is one string, or holds values that are no ids.
+        SchemaError: `ids` is a single string, or has values of mixed types or of a type that cannot be an id.
+        ClosedError: this process was forked from one that had used Polars or opened a store.
+
+    Examples:
+        >>> ef.ids("note", [1, 2]).rows()
+        [('note', '1'), ('note', '2')]
     """
     forks.check()
     if isinstance(ids, str | bytes):

@@ -50,12 +50,23 @@ _EXPECTED = ("expected_hash", "expected_metadata_hash")
 @forks.guarded
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """What an upsert of a frame would do to the store as it was; made by `EntityStore.plan`, which wrote nothing."""
+    """What an upsert of a frame would do to the store in the state that it had. Made by `EntityStore.plan`.
 
-    #: One row for each input row, in input order: ``row`` UInt32, ``entity_type``, ``id`` String, ``action`` Enum
-    #: (create, update, unchanged, duplicate, invalid), ``old_hash`` and ``new_hash`` String (sha256 of the content in
-    #: hex; null where there is none), ``changes`` List(Struct(field, old, new)) with the JSON text of each metadata
-    #: field that will differ (null where it is not there; for create and update), ``error`` String.
+    Attributes:
+        frame: one row per input row, in input order: ``row`` UInt32, ``entity_type``, ``id`` String, ``action`` Enum
+            (create, update, unchanged, duplicate, invalid), ``old_hash`` and ``new_hash`` String (SHA-256 of the
+            content in hex; null if there is none), ``changes`` List(Struct(field, old, new)) with the JSON text of
+            each metadata field that would change (null if the field is absent on that side; the list is null unless
+            the action is create or update), ``error`` String (why the row is invalid).
+
+    Examples:
+        >>> plan = store.plan(ef.entities(pl.DataFrame({"id": ["a", "d"], "year": [1842, 2000]}), "note", id="id"))
+        >>> plan.frame["action"].to_list()
+        ['update', 'create']
+        >>> plan.frame["changes"].to_list()[0]
+        [{'field': 'year', 'old': '1843', 'new': '1842'}]
+    """
+
     frame: pl.DataFrame
     _given: pl.DataFrame = field(compare=False)
     _options: Options = field(compare=False)
@@ -63,25 +74,47 @@ class Plan:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many rows have each action."""
+        """Number of rows by action, with an entry for each action.
+
+        Examples:
+            >>> store.plan(ef.ids("note", ["a", "d", None])).counts
+            {'create': 1, 'update': 0, 'unchanged': 1, 'duplicate': 0, 'invalid': 1}
+        """
         found = dict(self.frame["action"].cast(pl.String).value_counts().iter_rows())
         return {action: found.get(action, 0) for action in ACTIONS}
 
     @property
     def changed_fields(self) -> dict[str, int]:
-        """How many updates change each metadata field, the most changed first."""
+        """Number of updates that change each metadata field, most frequent first.
+
+        Examples:
+            >>> frame = pl.DataFrame({"id": ["a", "b"], "year": [1842, 1941], "seen": [True, True]})
+            >>> store.plan(ef.entities(frame, "note", id="id")).changed_fields
+            {'seen': 2, 'year': 1}
+        """
         changes = self.frame.filter(pl.col("action") == "update")["changes"].explode(empty_as_null=False)
         fields = changes.drop_nulls().struct.field("field").value_counts(sort=True)
         return dict(fields.sort(["count", "field"], descending=[True, False]).iter_rows())
 
     @property
     def changed_contents(self) -> int:
-        """How many updates change the content."""
+        """Number of updates that change the content.
+
+        Examples:
+            >>> frame = pl.DataFrame({"entity_type": "note", "id": ["a", "d"], "content": ["new text", "text"]})
+            >>> store.plan(frame).changed_contents
+            1
+        """
         content = (pl.col("action") == "update") & (pl.col("old_hash") != pl.col("new_hash"))
         return self.frame.filter(content).height
 
     def summary(self) -> str:
-        """A few lines for a person: how many rows have each action, what the updates change, the first bad rows."""
+        """A few lines of text: number of rows by action, what the updates change, and the first invalid rows.
+
+        Examples:
+            >>> print(store.plan(ef.ids("note", ["a", "d"])).summary())
+            2 rows: 1 to create, 1 unchanged
+        """
         names = {"create": "to create", "update": "to update"}
         counted = [f"{count:,} {names.get(action, action)}" for action, count in self.counts.items() if count]
         lines = [f"{self.frame.height:,} rows: {', '.join(counted) or 'nothing to do'}"]
@@ -105,20 +138,26 @@ class Plan:
         progress: Progress = None,
         cancel: threading.Event | None = None,
     ) -> UpsertResult:
-        """Do what the plan says, and leave alone what somebody else has changed since.
+        """Carry out the plan, except for entities that have been changed since it was made.
 
-        The state that each entity had is compared in the transaction that writes it. May be called again: what is
-        done is then unchanged.
+        The state of each entity is compared in the transaction that writes it. It may be called again: rows that are
+        done are then unchanged.
 
         Args:
             batch_size, embed, on_error, progress, cancel: as for `EntityStore.upsert`.
 
         Returns:
-            UpsertResult; a row whose entity is neither as it was when the plan was made nor as the plan wants it has
-            the status conflict, and nothing of it is written.
+            UpsertResult. A row has the status conflict, and is not written, if its entity is neither as it was when
+            the plan was made nor as the plan would leave it.
 
         Raises:
-            SchemaError, DatabaseError, KeyboardInterrupt: as `EntityStore.upsert`.
+            SchemaError, DatabaseError, ValidationError, KeyboardInterrupt: as for `EntityStore.upsert`.
+
+        Examples:
+            >>> plan = store.plan(store.get(ef.ids("note", ["a", "b"])).with_columns(content=pl.lit("new text")))
+            >>> edit = store.upsert_entity("note", "b", "another edit")
+            >>> plan.apply().outcomes["status"].to_list()
+            ['updated', 'conflict']
         """
         content, metadata = _EXPECTED
         options = replace(

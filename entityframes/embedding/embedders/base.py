@@ -14,46 +14,60 @@ GROUP = "entityframes.embedders"
 
 @runtime_checkable
 class Embedder(Protocol):
-    """Turns texts into vectors. May be used from several threads.
+    """What turns texts into vectors; any object with these members is one. It may be used from several threads.
 
-    A class may have ``from_model(name)``, which makes the embedder of a model's name, or None if it is not its own:
-    that is how a search finds the embedder of a space.
+    A class may also have a class method ``from_model(name)``, which returns an embedder for a model name, or None if
+    the name is not one of its models. This is how a search finds the embedder of a space.
+
+    Examples:
+        >>> class LengthEmbedder:
+        ...     name, dim, max_batch = "length", 2, 100
+        ...     def embed(self, texts):
+        ...         return [[len(text), 1.0] for text in texts]
+        >>> store.embed(LengthEmbedder()).counts["embedded"]
+        3
     """
 
     @property
     def name(self) -> str:
-        """The model, so that vectors of two models are never mixed."""
+        """The name of the model; vectors of different models are never mixed."""
 
     @property
     def dim(self) -> int:
-        """How many numbers a vector has."""
+        """The dimension of the vectors."""
 
     @property
     def max_batch(self) -> int:
-        """How many texts a call may have."""
+        """The maximum number of texts per call of `embed`."""
 
     def embed(self, texts: Sequence[str], /) -> Any:
-        """The vectors of some texts.
+        """Embed texts.
 
         Returns:
-            An array (texts, dim) that numpy can make float32, in the order of the texts. Its vectors are scaled to
-            length 1 when they are stored.
+            An array of shape (texts, dim) that numpy can convert to float32, in the order of the texts. Vectors are
+            scaled to length 1 when they are stored.
 
         Raises:
             EmbedderBusyError: try again later; TimeoutError and ConnectionError mean the same.
             EmbedderError: no text can be embedded.
-            Exception: any other one means that a text in the batch cannot be embedded.
+            Exception: any other exception means that a text in the batch cannot be embedded.
         """
 
 
 def load_embedder(name: str, **options: Any) -> Embedder:
-    """The embedder that a package offers under a name: hashing, wordllama, openai, sentence-transformers, ...
+    """Make an embedder by its name: hashing, wordllama, openai, sentence-transformers, or that of another package.
 
     Args:
-        options: what its class is called with.
+        name: the name of an entry point in the group ``entityframes.embedders``.
+        options: keyword arguments for its class.
 
     Raises:
-        EmbedderError: there is none of that name, or it cannot be made.
+        EmbedderError: there is no embedder of that name, or it cannot be made with these options.
+
+    Examples:
+        >>> from entityframes.embedding import load_embedder
+        >>> load_embedder("hashing", dim=64).name
+        'hashing-64'
     """
     offered = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
     if name not in offered:
@@ -79,7 +93,19 @@ def load(embedder: Embedder) -> None:
 
 
 def embedder_of_model(model: str) -> Embedder | None:
-    """The embedder of a space's model, if a package knows it."""
+    """Make the embedder of a model by its name, as in the column ``model`` of `EntityStore.spaces`.
+
+    Args:
+        model: the name of the model.
+
+    Returns:
+        The embedder, or None if no installed package knows the model.
+
+    Examples:
+        >>> from entityframes.embedding import embedder_of_model
+        >>> embedder_of_model("hashing-64").dim
+        64
+    """
     for entry in metadata.entry_points(group=GROUP):
         try:
             kind = entry.load()

@@ -27,14 +27,26 @@ _LETTERS_WEIGHT = 0.2
 
 
 class HashingEmbedder:
-    """Vectors of which words a text has, without learning anything: equal texts are equal, texts that share words near.
+    """Hashes words, pairs of words and letter trigrams into vectors. It needs no model and no download.
 
-    Deterministic in every process and on every machine. Good for tests, for finding near duplicates, and to try things
-    out; it knows nothing of meaning. Upper and lower case are the same; of a text the first 32,768 bytes count.
+    Equal texts have equal vectors, and texts with common words have similar ones; it knows nothing about meaning. It is
+    meant for tests, for finding near duplicates, and for trying things out. The vectors are the same in every process
+    and on every machine. Case is ignored, and only the first 32,768 bytes of a text are used.
 
     Args:
-        dim: how many numbers a vector has, 8 to 16,384.
-        max_batch: how many texts a call may have.
+        dim: the dimension of the vectors, from 8 to 16,384.
+        max_batch: the maximum number of texts per call.
+
+    Attributes:
+        name: ``hashing-<dim>``.
+
+    Raises:
+        ValueError: `dim` is out of range.
+
+    Examples:
+        >>> embedder = ef.HashingEmbedder(64)
+        >>> embedder.name, embedder.dim
+        ('hashing-64', 64)
     """
 
     def __init__(self, dim: int = 256, *, max_batch: int = 1024) -> None:
@@ -46,12 +58,26 @@ class HashingEmbedder:
 
     @classmethod
     def from_model(cls, model: str) -> HashingEmbedder | None:
-        """The embedder of a name such as hashing-256."""
+        """The embedder of a model name such as ``hashing-256``; None for other names.
+
+        Examples:
+            >>> ef.HashingEmbedder.from_model("hashing-128").dim
+            128
+        """
         match = re.fullmatch(r"hashing-(\d{1,5})", model)
         return cls(int(match[1])) if match else None
 
     def embed(self, texts: Sequence[str], /) -> Array:
-        """float32 (texts, dim) of length 1, in order."""
+        """Embed texts.
+
+        Returns:
+            float32 array of shape (texts, dim), in the order of the texts; each vector has length 1.
+
+        Examples:
+            >>> vectors = ef.HashingEmbedder(64).embed(["one text", "One Text"])
+            >>> vectors.shape, bool((vectors[0] == vectors[1]).all())
+            ((2, 64), True)
+        """
         data = [text.lower().encode("utf-8", "replace")[:TEXT_BYTES] for text in texts]
         pieces = [self._embed(piece) for piece in _pieces(data)]
         return np.concatenate(pieces) if pieces else np.zeros((0, self.dim), np.float32)

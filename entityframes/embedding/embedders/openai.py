@@ -25,16 +25,27 @@ _REFUSED = {401, 402, 403, 404, 405}
 
 
 class OpenAIEmbedder:
-    """An OpenAI-compatible server. Needs the package httpx.
+    """OpenAI, or any server with an OpenAI-compatible ``/embeddings`` endpoint. Needs the extra ``[openai]``.
 
     Args:
-        model: the model's name there.
-        dim: ask for vectors of this dimension; None takes what the model gives, which costs one call to learn.
-        base_url: where the server is; None for $OPENAI_BASE_URL, else OpenAI.
-        api_key: None for $OPENAI_API_KEY; it appears in no message.
-        max_batch: how many texts a request may have.
-        max_tokens: how many tokens a request may have, estimated from bytes; a call is divided into requests.
-        timeout: seconds for a request.
+        model: the name of the model on the server.
+        dim: the dimension to request; None takes that of the model, which costs one call to find out.
+        base_url: the address of the server; None for $OPENAI_BASE_URL, or else OpenAI.
+        api_key: None for $OPENAI_API_KEY. It never appears in a message.
+        max_batch: the maximum number of texts per request, at most 2,048.
+        max_tokens: the maximum number of tokens per request, estimated from bytes; a call is split into requests.
+        timeout: seconds per request.
+
+    Attributes:
+        name: ``openai:<model>``, with ``@<dim>`` if a dimension was requested.
+
+    Raises:
+        EmbedderError: httpx is not installed.
+
+    Examples:
+        >>> embedder = ef.OpenAIEmbedder("text-embedding-3-small", dim=256, api_key="...")
+        >>> embedder.name
+        'openai:text-embedding-3-small@256'
     """
 
     def __init__(
@@ -68,7 +79,14 @@ class OpenAIEmbedder:
 
     @classmethod
     def from_model(cls, model: str) -> OpenAIEmbedder | None:
-        """The embedder of a name such as openai:text-embedding-3-small@256; server and key from the environment."""
+        """The embedder of a model name such as ``openai:text-embedding-3-small@256``; None for other names.
+
+        The address of the server and the key are those of the environment.
+
+        Examples:
+            >>> ef.OpenAIEmbedder.from_model("openai:text-embedding-3-large@1024").dim
+            1024
+        """
         if not model.startswith(PREFIX):
             return None
         name, _, dim = model.removeprefix(PREFIX).partition("@")
@@ -76,18 +94,35 @@ class OpenAIEmbedder:
 
     @property
     def dim(self) -> int:
-        """How many numbers a vector has; asks the server the first time."""
+        """The dimension of the vectors. If none was requested, the first access asks the server.
+
+        Raises:
+            EmbedderError, EmbedderBusyError, ValueError: as for `embed`.
+
+        Examples:
+            >>> ef.OpenAIEmbedder(dim=256).dim
+            256
+        """
         if self._dim is None:
             self._dim = self._request(["dimension"]).shape[1]
         return self._dim
 
     def embed(self, texts: Sequence[str], /) -> np.ndarray[Any, Any]:
-        """float32 (texts, dim), in order.
+        """Embed texts, in one or more requests.
+
+        Returns:
+            float32 array of shape (texts, dim), in the order of the texts.
 
         Raises:
-            EmbedderBusyError: rate limit, overload, no answer; with the seconds of Retry-After.
-            EmbedderError: credentials or model were refused, or the answer is no list of vectors.
+            EmbedderBusyError: rate limit, overload or no answer; with the seconds of Retry-After.
+            EmbedderError: the server refused the credentials or the model, or its answer is not a list of vectors.
             ValueError: the server refused the texts.
+
+        Examples:
+            >>> ef.OpenAIEmbedder("text-embedding-3-small").embed(["some text"]).shape  # doctest: +SKIP
+            (1, 1536)
+            >>> ef.OpenAIEmbedder("text-embedding-3-small", dim=256).embed([]).shape
+            (0, 256)
         """
         parts = [self._request(part) for part in self._parts(texts)]
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)

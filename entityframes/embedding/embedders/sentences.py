@@ -12,12 +12,24 @@ PREFIX = "sentence-transformers:"
 
 
 class SentenceTransformerEmbedder:
-    """A model of sentence-transformers, which you install yourself.
+    """A model of the package sentence-transformers, which has to be installed separately.
 
     Args:
-        model: a name on the hub that is already downloaded or may be, or the path of a local folder.
-        max_batch: how many texts a call may have.
-        options: what ``sentence_transformers.SentenceTransformer`` is called with besides, such as ``device``.
+        model: the name of a model on the Hugging Face Hub, or the path of a local folder.
+        max_batch: the maximum number of texts per call.
+        options: further keyword arguments for ``sentence_transformers.SentenceTransformer``, such as ``device``.
+
+    Attributes:
+        name: ``sentence-transformers:<model>``.
+        dim: the dimension of the vectors.
+
+    Raises:
+        EmbedderError: sentence-transformers is not installed.
+
+    Examples:
+        >>> embedder = ef.SentenceTransformerEmbedder("all-MiniLM-L6-v2", device="cpu")  # doctest: +SKIP
+        >>> embedder.dim  # doctest: +SKIP
+        384
     """
 
     def __init__(self, model: str | os.PathLike[str], *, max_batch: int = 64, **options: Any) -> None:
@@ -32,11 +44,25 @@ class SentenceTransformerEmbedder:
 
     @classmethod
     def from_model(cls, model: str) -> SentenceTransformerEmbedder | None:
-        """The embedder of a name such as sentence-transformers:all-MiniLM-L6-v2."""
+        """The embedder of a model name such as ``sentence-transformers:all-MiniLM-L6-v2``; None for other names.
+
+        Examples:
+            >>> ef.SentenceTransformerEmbedder.from_model("hashing-64") is None
+            True
+        """
         return cls(model.removeprefix(PREFIX)) if model.startswith(PREFIX) else None
 
     def embed(self, texts: Sequence[str], /) -> Any:
-        """float32 (texts, dim), in order."""
+        """Embed texts.
+
+        Returns:
+            float32 array of shape (texts, dim), in the order of the texts.
+
+        Examples:
+            >>> embedder = ef.SentenceTransformerEmbedder("all-MiniLM-L6-v2")  # doctest: +SKIP
+            >>> embedder.embed(["some text"]).shape  # doctest: +SKIP
+            (1, 384)
+        """
         return self._model.encode(
             list(texts), batch_size=self.max_batch, convert_to_numpy=True, show_progress_bar=False
         )

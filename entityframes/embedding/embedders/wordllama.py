@@ -16,14 +16,27 @@ MAX_CHARS = 800
 
 
 class WordLlamaEmbedder:
-    """Averages of word vectors that were distilled from a large language model: 256 dimensions, no download, no GPU.
+    """Averages of static word vectors that were distilled from large language models. It needs no download and no GPU.
 
-    Needs the package wordllama (``pip install wordllama``). The weights (l2_supercat, 16 MB) are part of it.
+    Needs the package wordllama (extra ``[embed]``), which includes the weights (l2_supercat, 16 MB). The model is
+    loaded on first use.
 
     Args:
-        max_batch: how many texts a call may have.
-        max_chars: how many characters of a text count. What a text is about stands at its beginning; the average of
-            all words of a long one is near to everything. Part of the model's name where it is not the default.
+        max_batch: the maximum number of texts per call.
+        max_chars: how many characters of a text are used, at least 1. The beginning usually says what a text is about,
+            whereas the average of all words of a long text is close to everything.
+
+    Attributes:
+        name: ``wordllama-l2-supercat-256``, with ``@<max_chars>`` unless that is the default.
+        dim: 256, the dimension of the vectors.
+
+    Raises:
+        ValueError: `max_chars` is less than 1.
+
+    Examples:
+        >>> embedder = ef.WordLlamaEmbedder()
+        >>> embedder.name, embedder.dim
+        ('wordllama-l2-supercat-256', 256)
     """
 
     dim = 256
@@ -39,12 +52,28 @@ class WordLlamaEmbedder:
 
     @classmethod
     def from_model(cls, model: str) -> WordLlamaEmbedder | None:
-        """The embedder, if the name is its own."""
+        """The embedder of a model name such as ``wordllama-l2-supercat-256@2000``; None for other names.
+
+        Examples:
+            >>> ef.WordLlamaEmbedder.from_model("wordllama-l2-supercat-256@2000").name
+            'wordllama-l2-supercat-256@2000'
+        """
         match = re.fullmatch(rf"{NAME}(?:@(\d{{1,9}}))?", model)
         return cls(max_chars=int(match[1] or MAX_CHARS)) if match else None
 
     def embed(self, texts: Sequence[str], /) -> Any:
-        """float32 (texts, 256), in order."""
+        """Embed texts.
+
+        Returns:
+            float32 array of shape (texts, 256), in the order of the texts; each vector has length 1.
+
+        Raises:
+            EmbedderError: wordllama is not installed.
+
+        Examples:
+            >>> ef.WordLlamaEmbedder().embed(["some text", "another one"]).shape
+            (2, 256)
+        """
         return self._loaded().embed([text[: self._max_chars] for text in texts], norm=True)
 
     def _loaded(self) -> Any:
