@@ -143,7 +143,7 @@ def test_an_entity_is_created_between_the_read_and_the_merge(
 def test_a_late_commit_of_a_batch_with_rejected_rows(
     own_server: Server, database: str, own_store, proxy: Proxy
 ) -> None:
-    """The reasons of rejected rows are not in the ledger, so they are queried; other outcomes are the first attempt's."""
+    """The reasons of rejected rows are not in the ledger, so they are queried; other outcomes are the first ones."""
     own_server.sql(
         "ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (content NOT LIKE 'bad%')",
         database=database,

@@ -190,16 +190,16 @@ AT_WORK = """
 
 def kill_in_a_commit_loop(url: str, kills: int, seed: int) -> int:
     """Repeatedly kill a process that commits; every reported batch is stored whole. Returns the number of batches."""
-    random_source = random.Random(seed)
+    rng = random.Random(seed)
     turn = 0
     for _ in range(kills):
         with subprocess.Popen(
             [sys.executable, "-c", COMMITS, url, str(turn)], stdout=subprocess.PIPE, text=True
         ) as child:
-            for _ in range(random_source.randint(1, 20)):
+            for _ in range(rng.randint(1, 20)):
                 turn = int(child.stdout.readline()) + 1
             # Sleep for a random time.
-            time.sleep(random_source.uniform(0, 0.02))
+            time.sleep(rng.uniform(0, 0.02))
             child.kill()
             reported = child.stdout.read().split()
             turn = int(reported[-1]) + 1 if reported else turn
