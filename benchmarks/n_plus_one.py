@@ -34,7 +34,7 @@ def run(
     only: str | None,
     latencies: list[float],
 ) -> None:
-    """A sync of entities of which half are stored, and half of those have changed."""
+    """A sync of entities; half of them are stored, and half of the stored ones have changed."""
     contestants: dict[str, Contestant] = {
         OURS: _ours,
         "entityframes, batch_size=100": lambda url, frame: _ours(url, frame, batch_size=100),

@@ -133,13 +133,13 @@ def test_what_the_environment_holds(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["postgresql:/u:{}@h/x", "u:{}@h", "host=h password='{}", " {{'password': '{}'}}"])
-@pytest.mark.parametrize("way", ["--store", "$ENTITYFRAMES_URL"])
-def test_the_command_line(form: str, way: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["--store", "$ENTITYFRAMES_URL"])
+def test_the_command_line(form: str, source: str, tmp_path: Path) -> None:
     """Case 48: neither the message nor the help text next to it repeats the address."""
     address = form.format("@".join(PARTS))
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd()}
-    words = ["stats", "--store", address] if way == "--store" else ["stats"]
-    environment |= {} if way == "--store" else {"ENTITYFRAMES_URL": address}
+    words = ["stats", "--store", address] if source == "--store" else ["stats"]
+    environment |= {} if source == "--store" else {"ENTITYFRAMES_URL": address}
     run = subprocess.run(
         [sys.executable, "-m", "entityframes", *words],
         capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path,

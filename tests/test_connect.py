@@ -260,7 +260,7 @@ def test_a_file_of_an_older_duckdb(tmp_path: Path) -> None:
         assert store.verify().is_empty()
 
 
-def test_long_texts_are_compressed_as_fast_as_the_server_can(postgres_url: str) -> None:
+def test_long_contents_are_compressed_with_lz4(postgres_url: str) -> None:
     """With lz4, if PostgreSQL was built with it."""
     [(offered,)] = execute(
         postgres_url, "SELECT array_to_string(enumvals, ' ') FROM pg_settings WHERE name = 'default_toast_compression'"

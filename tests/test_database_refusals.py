@@ -60,7 +60,7 @@ def test_a_rejected_update_leaves_the_old_row(store: ef.EntityStore, checked: No
     assert store.get(rows(3))["content"].to_list() == ["changed 0", "fine 1", "changed 2"]
 
 
-def test_a_rejected_row_makes_no_job(store: ef.EntityStore, checked: None, sql: Sql, engine: str) -> None:
+def test_a_rejected_row_creates_no_job(store: ef.EntityStore, checked: None, sql: Sql, engine: str) -> None:
     """The job lists exactly what was written; the counts in the ledger are equal."""
     result = store.upsert(rows(4, {0, 3}))
     assert result.outcomes["job_id"].is_null().to_list() == [True, False, False, True]

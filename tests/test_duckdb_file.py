@@ -32,7 +32,7 @@ def upserted(path: Path, frame: pl.DataFrame) -> int:
     return path.stat().st_size
 
 
-def test_one_edit_does_not_write_the_other_documents_again(tmp_path: Path) -> None:
+def test_one_edit_does_not_rewrite_other_documents(tmp_path: Path) -> None:
     """Other documents in the row group of the edited document are not rewritten."""
     path = tmp_path / "store.duckdb"
     whole = upserted(path, documents(0))
@@ -44,7 +44,7 @@ def test_one_edit_does_not_write_the_other_documents_again(tmp_path: Path) -> No
         assert store.get(ef.ids("document", ["d1"]))["content"].item() == documents(1)["content"][1]
 
 
-def test_room_of_former_versions_is_used_again(tmp_path: Path) -> None:
+def test_space_of_old_versions_is_reused(tmp_path: Path) -> None:
     """Repeated updates of all rows do not make the file larger each time."""
     path = tmp_path / "store.duckdb"
     sizes = [upserted(path, documents(version)) for version in range(6)]

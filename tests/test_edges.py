@@ -83,7 +83,7 @@ def test_whole_numbers_around_64_bits(
     assert store.verify().is_empty()
 
 
-def test_a_long_number_beside_other_fields(store: ef.EntityStore) -> None:
+def test_a_long_number_next_to_other_fields(store: ef.EntityStore) -> None:
     """Only the field with the number is read as JSON text; a string with as many digits remains a string."""
     store.upsert(
         documents(['{"n":12345678901234567890,"s":"12345678901234567890","i":1234567890123456789,"f":1.5,"b":true}']),
@@ -109,7 +109,7 @@ def test_backslashes_before_u0000(store: ef.EntityStore, typed: bool, where: str
     assert store.read("t")["k"].to_list() == texts[::2]
 
 
-def test_texts_of_exactly_the_limit_beside_a_bad_row(store: ef.EntityStore) -> None:
+def test_text_of_exactly_the_limit_next_to_a_bad_row(store: ef.EntityStore) -> None:
     """They are not considered too long when a bad row causes each of them to be checked."""
     rows = pl.DataFrame(
         [("t" * 255, "i" * 1024, "x"), ("é" * 127, "é" * 512, "x"), ("t", "", "bad"), ("t" * 256, "i", "bad"),

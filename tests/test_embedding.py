@@ -67,7 +67,7 @@ def _plain(value: Any) -> Any:
     return bytes(value) if isinstance(value, bytes | bytearray | memoryview) else value
 
 
-def test_one_job_a_batch(store: ef.EntityStore, sql: Any) -> None:
+def test_one_job_per_batch(store: ef.EntityStore, sql: Any) -> None:
     """A thousand entities in ten batches make ten jobs, and embedding them gives one outcome each."""
     result = store.upsert(notes(1_000), batch_size=100, progress=False)
     jobs = store.jobs()
@@ -163,13 +163,13 @@ def test_two_jobs_of_the_same_entities(store: ef.EntityStore, sql: Any, monkeypa
             asked.acquire(timeout=120)
         return write(*given)
 
-    def looked(*given: Any) -> pl.DataFrame:
+    def members_read(*given: Any) -> pl.DataFrame:
         rows = members(*given)
         asked.release()
         return rows
 
     monkeypatch.setattr(embedding, "write_vectors", slowly)
-    monkeypatch.setattr(embedding, "members", looked)
+    monkeypatch.setattr(embedding, "members", members_read)
     embedder = Recording()
     result = embed(store, embedder)
     assert result.counts["embedded"] == result.rows == len(embedder.texts) == 100
@@ -264,7 +264,7 @@ def test_content_that_changes_while_it_is_embedded(connect: Any, sql: Any) -> No
     assert store.verify().is_empty()
 
 
-def test_deleting_takes_vectors_along(store: ef.EntityStore, sql: Any) -> None:
+def test_deleting_an_entity_deletes_its_vector(store: ef.EntityStore, sql: Any) -> None:
     store.upsert(notes(10), progress=False)
     embed(store)
     store.delete(notes(4))
@@ -294,7 +294,7 @@ def test_cancel(store: ef.EntityStore, sql: Any) -> None:
     """The batch in flight is still written; the rest returns to the queue."""
     store.upsert(notes(400), batch_size=100, progress=False)
 
-    class Looked(threading.Event):
+    class CountingEvent(threading.Event):
         """Counts the threads that see that it is set."""
 
         seen = threading.Semaphore(0)
@@ -305,7 +305,7 @@ def test_cancel(store: ef.EntityStore, sql: Any) -> None:
                 return True
             return False
 
-    cancel = Looked()
+    cancel = CountingEvent()
 
     def press(texts: Sequence[str]) -> None:
         cancel.set()
@@ -428,7 +428,7 @@ def test_nan_is_not_a_vector(store: ef.EntityStore) -> None:
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
-def test_a_lease_that_ended(connect: Any, url: str, sql: Any) -> None:
+def test_an_expired_lease(connect: Any, url: str, sql: Any) -> None:
     """A job of a worker that stopped renewing its lease is taken over, and its old worker can no longer write."""
     store, other = connect(), connect()
     store.upsert(notes(50), progress=False)
@@ -447,7 +447,7 @@ def test_a_lease_that_ended(connect: Any, url: str, sql: Any) -> None:
     vectors_are_current(store, sql)
 
 
-def test_all_threads_of_a_process_have_its_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_threads_of_a_process_have_the_same_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even threads that ask for it first, at the same time; on DuckDB they could otherwise steal each other's jobs."""
     from entityframes.embedding import worker
 

@@ -60,7 +60,7 @@ def held(store: ef.EntityStore, kind: str = "doc") -> dict[str, tuple[str, Any]]
 
 
 @pytest.mark.parametrize("count", SIZES)
-def test_what_is_not_sent_is_not_touched(store: ef.EntityStore, sql, count: int) -> None:
+def test_absent_columns_are_not_changed(store: ef.EntityStore, sql, count: int) -> None:
     """Case 56: fewer columns and no content change only what they contain; the rest stays, and nothing becomes due."""
     store.upsert(full(range(count)), progress=False)
     before = store.get(full(range(count)))
@@ -303,7 +303,7 @@ def test_more_fields_than_are_recorded(store: ef.EntityStore, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("count", SIZES)
-def test_rows_that_the_database_refuses(store: ef.EntityStore, sql, engine: str, connect, count: int) -> None:
+def test_rows_that_the_database_rejects(store: ef.EntityStore, sql, engine: str, connect, count: int) -> None:
     """Case 56: rejected rows fail, the others are merged and written; rollback undoes all of them."""
     rule = "CHECK (metadata::text NOT LIKE '%Mars%')"
     if engine == "duckdb":
@@ -350,7 +350,7 @@ def test_writers_of_different_fields_at_once(connect, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [20, 2_500])
-def test_writers_who_make_the_same_entities_at_once(connect, count: int) -> None:
+def test_writers_that_create_the_same_entities_at_once(connect, count: int) -> None:
     """Case 56: an entity that did not exist when read and exists when written is merged as well."""
     stores = [connect(), connect()]
     parts = [people(range(count), "city"), people(range(count), "born")]
@@ -386,13 +386,13 @@ def test_a_field_that_is_recorded_in_between(connect, monkeypatch: pytest.Monkey
 
     def write_late(self, rows, batch):
         if not late and self is store._engine:
-            late.append("came")
+            late.append("written")
             assert other.upsert(wider, progress=False).ok
         return write(self, rows, batch)
 
     monkeypatch.setattr(kind, "write", write_late)
     result = store.upsert(full(range(count + 1), born=1900), progress=False)
-    assert late == ["came"]
+    assert late == ["written"]
     assert statuses(result) == ["updated"] * count + ["created"]
     stored = held(store, "person")
     assert all(
@@ -496,16 +496,16 @@ def random_rows(random: random.Random, nulls: str) -> tuple[pl.DataFrame, list[t
         contents[0] = "one"
         rows["content"] = contents
     frame = pl.DataFrame(rows, schema_overrides={"content": pl.String} if "content" in rows else None)
-    way = random.choice(["typed", "json", "none"])
+    form = random.choice(["typed", "json", "none"])
     documents: list[Any] = [None] * count
-    if way == "json":
+    if form == "json":
         for place in range(count):
             if random.random() < 0.85:
                 names = random.sample(NAMES, random.randint(0, len(NAMES)))
                 documents[place] = {name: random.choice(VALUES) for name in names}
         encoded = [None if one is None else json.dumps(one, ensure_ascii=random.random() < 0.5) for one in documents]
         frame = frame.with_columns(metadata=pl.Series(encoded, dtype=pl.String))
-    elif way == "typed":
+    elif form == "typed":
         names = random.sample(sorted(TYPED), random.randint(0, len(TYPED)))
         for place in range(count):
             if random.random() < 0.85:
@@ -513,7 +513,7 @@ def random_rows(random: random.Random, nulls: str) -> tuple[pl.DataFrame, list[t
         kinds = {"n": pl.Int64, "s": pl.String, "f": pl.Float64, "id": pl.String}
         dtype = pl.Struct([pl.Field(name, kinds[name]) for name in names])
         frame = frame.with_columns(metadata=pl.Series(documents, dtype=dtype))
-    kind = "typed" if way == "typed" else "json" if way == "json" else random.choice(["typed", "json"])
+    kind = "typed" if form == "typed" else "json" if form == "json" else random.choice(["typed", "json"])
     return frame.select(pl.lit(kind).alias("entity_type"), pl.all()), list(zip(ids, contents, documents, strict=True))
 
 

@@ -94,7 +94,7 @@ def test_no_circular_imports() -> None:
     TopologicalSorter({module: _imports(module) for module in MODULES}).prepare()
 
 
-def test_both_engines_answer_the_same_methods() -> None:
+def test_both_engines_have_the_same_methods() -> None:
     """Both engines have the same public methods."""
     from entityframes.engines.duckdb.directory import DuckDBDirectory
     from entityframes.engines.duckdb.embedding import DuckDBEmbedding

@@ -163,7 +163,7 @@ def test_expected_hashes_of_a_key_that_repeats(store: ef.EntityStore) -> None:
     assert store.get_entity("note", "a")["content"] == "3"
 
 
-def test_of_many_writers_one_wins_each_step(store: ef.EntityStore) -> None:
+def test_one_of_many_writers_wins_each_step(store: ef.EntityStore) -> None:
     """Counters incremented by compare-and-swap from six threads: no step is lost or counted twice."""
     keys = [f"k{n}" for n in range(30)]
     won = [0] * 6

@@ -119,7 +119,7 @@ def test_a_store_that_does_not_exist(engine: str, request: pytest.FixtureRequest
         ef.connect(":memory:", read_only=True)
 
 
-def test_another_namespace_is_not_made(filled: None, url: str) -> None:
+def test_another_namespace_is_not_created(filled: None, url: str) -> None:
     """A database that has a store in another namespace."""
     with pytest.raises(ef.ConnectError, match=r"there is no store at .* in the namespace 'other'"):
         ef.connect(url, namespace="other", read_only=True)
@@ -127,7 +127,7 @@ def test_another_namespace_is_not_made(filled: None, url: str) -> None:
         assert store.stats().height == 1
 
 
-def test_an_older_format_is_not_brought_up_to_date(store: ef.EntityStore, sql, url: str) -> None:
+def test_an_older_format_is_not_migrated(store: ef.EntityStore, sql, url: str) -> None:
     """The message explains how to migrate it."""
     sql("DELETE FROM entityframes.format WHERE version > 2")
     store.close()
@@ -173,7 +173,7 @@ def test_dry_runs_create_no_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.duckdb
-def test_what_is_in_the_log_of_a_file_is_read(tmp_path: Path) -> None:
+def test_the_log_of_a_file_is_read(tmp_path: Path) -> None:
     """As after a crash; the log stays as it is."""
     with ef.connect(tmp_path / "x.duckdb") as store:
         store.upsert(FRAME, progress=False)

@@ -86,7 +86,7 @@ def test_exists_and_missing(filled: ef.EntityStore) -> None:
     assert filled.missing(ef.ids("note", [])).height == 0
 
 
-def test_ids_are_looked_up_side_by_side(filled: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_are_looked_up_concurrently(filled: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many ids are divided among connections, in pieces of one type or of many types; the result is the same."""
     filled.upsert(pl.DataFrame({"entity_type": [f"t{n}" for n in range(20)], "id": "a", "content": "x"}))
     ids = pl.concat(

@@ -48,7 +48,7 @@ def test_succeeded_and_failed(store: ef.EntityStore) -> None:
 
 
 def test_html_of_an_empty_result(store: ef.EntityStore) -> None:
-    """Zero rows are no error."""
+    """Zero rows are not an error."""
     assert "no rows" in store.upsert(ROWS[:0])._repr_html_()
     assert "no rows" in repr(store.upsert(ROWS[:0]))
 

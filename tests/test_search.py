@@ -108,7 +108,7 @@ def test_vector_search_is_exact(filled: ef.EntityStore) -> None:
     assert ("other", "x") in everywhere.select("entity_type", "id").rows()
 
 
-def test_the_filter_comes_before_the_limit(filled: ef.EntityStore) -> None:
+def test_the_filter_applies_before_the_limit(filled: ef.EntityStore) -> None:
     """In the database if it evaluates the filter like Polars, else after it, with the same number of rows."""
     page = corpus(600).with_columns(pl.col("metadata").struct.unnest())
     for where, kept in (

@@ -50,8 +50,8 @@ def test_batches_by_bytes() -> None:
     assert [chunk.height for chunk in chunks(iter([huge]), None)] == [1, 1, 1]
 
 
-def test_batches_of_neighbouring_keys() -> None:
-    """Sorted by key, each batch has its own range of keys, and rows keep their position; a single batch is not sorted."""
+def test_batches_of_neighboring_keys() -> None:
+    """Sorted by key, each batch has its own key range, and rows keep their position; a single batch is not sorted."""
     frame = entities(40_000, text="x" * 400).sample(fraction=1, shuffle=True, seed=1)
     sizes = {"max_bytes": 5 << 20, "max_rows": 50_000, "writers": 2}
     cut = pl.concat(shares(frame, **sizes, by_key=True))

@@ -232,7 +232,7 @@ def test_typed_and_textual_metadata_agree(rows: list[dict]) -> None:
     assert canonical == text
 
 
-def test_fields_beside_each_other_whatever_their_names() -> None:
+def test_fields_with_any_names() -> None:
     """Names are sorted and escaped as in canonical JSON, and null structs among them stay empty objects."""
     names = ["a", 'b"', "c\\", "d\n", "e\u2028", "f.g", "é", "\x01", "", "{", "}"]
     columns = {name: pl.Series([f"{name}}}", None, '{"']) for name in names}

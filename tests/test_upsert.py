@@ -81,7 +81,7 @@ def test_metadata_is_compared_as_json(store: ef.EntityStore) -> None:
     assert statuses(store.upsert(frame(("a", "x"), metadata=['{"a":"é"}']), absent="clear")) == ["updated"]
 
 
-def test_metadata_alone_makes_no_job(store: ef.EntityStore) -> None:
+def test_metadata_alone_creates_no_job(store: ef.EntityStore) -> None:
     """A change of metadata is an update, but the content is still embedded."""
     first = store.upsert(frame(("a", "x"), metadata=['{"v": 1}'])).outcomes
     second = store.upsert(frame(("a", "x"), metadata=['{"v": 2}'])).outcomes
@@ -90,7 +90,7 @@ def test_metadata_alone_makes_no_job(store: ef.EntityStore) -> None:
     assert second["job_id"].null_count() == 1
 
 
-def test_one_job_a_batch_listing_the_keys_it_wrote(store: ef.EntityStore, sql, engine: str) -> None:
+def test_one_job_per_batch_with_the_written_keys(store: ef.EntityStore, sql, engine: str) -> None:
     """1,000 entities at batch_size=100 make 10 batches, 10 ledger rows and 10 jobs."""
     rows = frame(*((f"e{n}", f"text {n}") for n in range(1000)))
     result = store.upsert(rows, batch_size=100)

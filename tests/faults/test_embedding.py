@@ -119,7 +119,7 @@ def test_sigterm_ends_a_watching_worker(url: str) -> None:
     if not duckdb:
         with ef.connect(url) as store:
             store.upsert(notes(150, "later"), progress=False)
-            wait_until(lambda: not store.stats()["due"].item(), "what came later")
+            wait_until(lambda: not store.stats()["due"].item(), "the later content")
     worker.send_signal(signal.SIGTERM)
     _, errors = worker.communicate(timeout=120)
     assert worker.returncode == 0, errors

@@ -68,7 +68,7 @@ def public() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def as_nobody(script: str, *arguments: str | Path) -> str:
+def as_other_user(script: str, *arguments: str | Path) -> str:
     """Run a script as a user without special permissions."""
     start = """
         import hashlib, json, os, sys
@@ -161,7 +161,7 @@ def test_a_file_becomes_a_link_between_walk_and_read(root: Path) -> None:
     assert (read.data, read.reason, read.gone) == (None, "is a link", False)
 
 
-def test_a_folder_becomes_a_link_between_walk_and_what_follows(root: Path) -> None:
+def test_a_folder_becomes_a_link_between_walk_and_write(root: Path) -> None:
     """Nothing is read, written, renamed or removed in the target of the link."""
     assert tree(root).walk().files["path"].to_list() == ["b/a.md"]
     outside = root.parent / "outside"
@@ -240,7 +240,7 @@ def test_unreadable_folders_and_files(public: Path) -> None:
         ]))
     """
     denied = "permission denied"
-    assert as_nobody(script, public) == (
+    assert as_other_user(script, public) == (
         '[["open/a.md", "open/b.md"], '
         f'[["closed", "{denied}"], ["no_entry", "its .efignore cannot be read: {denied}"], ["no_names", "{denied}"]], '
         '["closed", "no_entry", "no_names"], '
@@ -261,7 +261,7 @@ def test_an_unreadable_root(public: Path) -> None:
         except DirectoryError as error:
             print(error)
     """
-    assert as_nobody(script, public / "root") == f"the folder {public}/root cannot be opened: permission denied\n"
+    assert as_other_user(script, public / "root") == f"the folder {public}/root cannot be opened: permission denied\n"
 
 
 def test_a_folder_that_may_not_be_written(public: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_folder_that_may_not_be_written(public: Path) -> None:
     public.chmod(0o555)
     (public / "closed").chmod(0o555)
     denied = '"permission denied"'
-    assert as_nobody(script, public) == f"[{denied}, {denied}, null, {denied}, {denied}, {denied}]\n"
+    assert as_other_user(script, public) == f"[{denied}, {denied}, null, {denied}, {denied}, {denied}]\n"
     files = {str(path.relative_to(public)): path.read_bytes() for path in public.rglob("*") if path.is_file()}
     assert files == {"closed/a.md": b"mine", "open/c.md": b"new"}
 
@@ -298,7 +298,7 @@ def test_a_rename_where_hard_links_are_not_allowed(public: Path) -> None:
         old = hashlib.sha256(b"of another user").digest()
         print(linked, tree.rename("a.md", "b.md", old), tree.rename("a.md", "c.md", old), sep=", ")
     """
-    output = as_nobody(script, public)
+    output = as_other_user(script, public)
     if output.startswith("True"):
         pytest.skip("this system does not protect hard links, or the tests' user owns the file")
     assert output == "False, there is a file of that name already, None\n"

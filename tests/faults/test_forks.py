@@ -133,10 +133,10 @@ def test_the_end_of_a_child_does_not_affect_its_parent(url: str, tmp_path: Path)
     out = run(
         f"""
         {AT_WORK.replace(chr(10), chr(10) + " " * 8)}
-        ways = ["exit", "multiprocessing", "now"]
+        methods = ["exit", "multiprocessing", "now"]
         ended = []
         def strike(*_):
-            ended.extend(in_child(["store.read('t')", "store.close()"], how) for how in ways)
+            ended.extend(in_child(["store.read('t')", "store.close()"], how) for how in methods)
         class Forking(ef.HashingEmbedder):
             def embed(self, texts):
                 strike()

@@ -30,7 +30,7 @@ def test_a_commit_arrives_after_the_ledger_was_read(
     assert proxy.held.wait(60)
     proxy.lose_client()
     # A small batch has not yet written anything that the retry would have to wait for.
-    wait_until(lambda: backends(own_server, database, WAITING) or not run.is_alive(), "the next try", 60)
+    wait_until(lambda: backends(own_server, database, WAITING) or not run.is_alive(), "the retry", 60)
     assert run.is_alive() == (count > 2_000)
     proxy.go.set()
     result = run.outcome()
@@ -154,7 +154,7 @@ def test_a_late_commit_of_a_batch_with_rejected_rows(
     run = Background(lambda: store.upsert(frame))
     assert proxy.held.wait(60)
     proxy.lose_client()
-    wait_until(lambda: backends(own_server, database, WAITING), "the next try", 60)
+    wait_until(lambda: backends(own_server, database, WAITING), "the retry", 60)
     proxy.go.set()
     result = run.outcome()
     assert (result.counts["created"], result.counts["failed"]) == (3_000, 3)
@@ -170,7 +170,7 @@ def test_a_late_commit_of_a_run_with_on_error_raise(own_store, proxy: Proxy, dat
     run = Background(lambda: store.upsert(rows(3_000), on_error="raise"))
     assert proxy.held.wait(60)
     proxy.lose_client()
-    wait_until(lambda: backends(own_server, database, WAITING), "the next try", 60)
+    wait_until(lambda: backends(own_server, database, WAITING), "the retry", 60)
     proxy.go.set()
     result: ef.UpsertResult = run.outcome()
     assert result.counts["created"] == 3_000

@@ -129,13 +129,13 @@ def test_a_text_search_sees_only_what_the_policy_shows(own_store, user, sql: Sql
     assert store.search("new", mode="text").is_empty()
 
 
-@pytest.mark.parametrize("way", ["policy", "trigger"])
-def test_rows_that_may_not_be_deleted(own_store, user, sql: Sql, way: str) -> None:
+@pytest.mark.parametrize("rule", ["policy", "trigger"])
+def test_rows_that_may_not_be_deleted(own_store, user, sql: Sql, rule: str) -> None:
     """62: an entity that a policy or a trigger retains is neither missing nor deleted."""
     model = Model()
     frame = some_bad(50, {4, 9}, kind="kept")
     model.upserted(frame, own_store().upsert(frame))
-    if way == "policy":
+    if rule == "policy":
         sql(
             "ALTER TABLE entityframes.entities ENABLE ROW LEVEL SECURITY",
             "CREATE POLICY all_of_it ON entityframes.entities USING (true)",

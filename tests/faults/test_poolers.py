@@ -282,7 +282,7 @@ def test_statement_pooling_is_refused(own_server: Server, database: str, pgbounc
 
 
 @needs_pgbouncer
-def test_how_a_pooler_is_recognised(own_server: Server, database: str, pgbouncer: Any) -> None:
+def test_how_a_pooler_is_recognized(own_server: Server, database: str, pgbouncer: Any) -> None:
     """Case 46: a connection is direct only if its server process was started for it, unless the URL has a mode."""
     port = pgbouncer("session").port
     for url, pinned in (

@@ -193,7 +193,7 @@ def test_the_ledger_is_read_when_the_server_is_back(
         model.upserted(frame, store.upsert(frame))
     proxy.drop_answer_to, proxy.refuse_after_drop = COMMIT, True
     run = Background(lambda: store.delete(frame) if deleting else store.upsert(frame))
-    wait_until(lambda: proxy.refused >= 3, "the third try", 60)
+    wait_until(lambda: proxy.refused >= 3, "the third attempt", 60)
     proxy.refuse = False
     result = run.outcome()
     assert result.counts["deleted" if deleting else "created"] == 3_000
@@ -204,7 +204,7 @@ def test_the_ledger_is_read_when_the_server_is_back(
     model.check(store)
 
 
-def test_two_that_create_the_store_at_once(own_server: Server, proxy: Proxy) -> None:
+def test_two_clients_create_the_store_at_once(own_server: Server, proxy: Proxy) -> None:
     """The second one waits until the first one has created it, and then uses it."""
     own_server.sql("CREATE DATABASE twice")
     try:

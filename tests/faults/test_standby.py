@@ -282,7 +282,7 @@ def steps(pair: Pair, frame: pl.DataFrame, at: int) -> Iterator[pl.DataFrame]:
             pair.standby.catch_up()
             pair.standby.receive_nothing()
         elif number == at + 1:
-            wait_until(lambda: pair.count() == 100 * at, "what is lost")
+            wait_until(lambda: pair.count() == 100 * at, "the loss")
             pair.fail_over()
         yield piece
 
@@ -310,7 +310,7 @@ def test_a_standby_that_was_behind_takes_over(pair: Pair, monkeypatch: pytest.Mo
     model.check(store)
 
 
-def test_a_standby_in_step_takes_over(pair: Pair) -> None:
+def test_a_standby_in_sync_takes_over(pair: Pair) -> None:
     """65: nothing is lost, and nothing is reported as lost; also with typed metadata of an in-memory frame."""
     model, store = Model(), pair.open(workers=2)
     frame = rows(1_000)
@@ -528,7 +528,7 @@ def test_a_commit_that_was_replicated(pair: Pair) -> None:
     model.check(store)
 
 
-def test_one_batch_that_fails_does_not_hurry_another(
+def test_a_failing_batch_leaves_another_its_time(
     own_server: Server, own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """51: the server is down: when one batch gives up, another batch still has time to learn what its COMMIT did."""

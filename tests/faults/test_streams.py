@@ -83,7 +83,7 @@ def strike(cutting: Cutting, at: int | None, cuts: int) -> None:
     cutting.cut_after, cutting.cut_at_end, cutting.cuts = at, at is None, cuts
 
 
-def test_read_begins_again(filled: ef.EntityStore, cutting: Cutting) -> None:
+def test_read_is_retried(filled: ef.EntityStore, cutting: Cutting) -> None:
     """Wherever the connection is cut, `read` returns what is stored; after too many cuts it raises a package error."""
     whole = filled.read("p")
     assert whole.height == ROWS
@@ -98,7 +98,7 @@ def test_read_begins_again(filled: ef.EntityStore, cutting: Cutting) -> None:
 
 
 @pytest.mark.parametrize("engine_of_polars", ["in-memory", "streaming"])
-def test_scan_begins_again_if_no_row_was_returned(
+def test_scan_is_retried_if_no_row_was_returned(
     filled: ef.EntityStore, cutting: Cutting, engine_of_polars: Any
 ) -> None:
     """Later it raises this package's error, which mentions that rows had been returned; it never returns fewer rows."""
