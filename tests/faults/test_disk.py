@@ -178,7 +178,7 @@ def test_a_duckdb_file_that_may_not_be_written(tmp_path: Path, what: str) -> Non
         import entityframes as ef
         ef.connect(":memory:").close()  # What is imported late, is imported now.
         if os.geteuid() == 0:
-            # Root may write anywhere.
+            # Root can write anywhere.
             os.setgid(65534)
             os.setuid(65534)
         try:

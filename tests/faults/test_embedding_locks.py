@@ -68,7 +68,7 @@ def test_a_change_waits_for_the_vector_that_is_being_written(
         )
     )
     wait_until(lambda: backends(own_server, database, WAITING) or not changing.is_alive(), "the change to wait", 60)
-    assert changing.is_alive(), "it did not wait"
+    assert changing.is_alive(), "it does not wait"
     proxy.go.set()
     assert writing.outcome().counts["embedded"] == 3
     assert changing.outcome().ok
@@ -96,7 +96,7 @@ def test_a_vector_waits_for_a_change_that_is_being_made(
 
         writing = Background(lambda: store.embed(Embedder(begin), progress=False))
         wait_until(lambda: backends(own_server, database, WAITING) or not writing.is_alive(), "the vector to wait", 60)
-        assert writing.is_alive(), "it did not wait"
+        assert writing.is_alive(), "it does not wait"
         cursor.execute(ends)
     result = writing.outcome()
     assert result.counts["embedded"] == (3 if ends == "ROLLBACK" else 2)

@@ -194,7 +194,7 @@ def test_files_are_swapped_while_they_are_read(root: Path) -> None:
         os.chdir(root)
         os.symlink(outside, "link")
         while True:
-            # A write that had checked c.md before the swap has taken the place of the link.
+            # A write that checked c.md before the swap has replaced the link.
             if not os.path.islink("link.md"):
                 os.symlink(outside + "/secret.md", "new"); os.replace("new", "link.md")
             for real, link in (("b", "link"), ("c.md", "link.md")):

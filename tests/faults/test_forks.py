@@ -85,7 +85,7 @@ def in_child(calls, how):
         if how == "unwind":
             raise SystemExit(0)
         if how == "exit":
-            # The whole end of an interpreter, with everything that it takes down.
+            # A complete interpreter shutdown, with all finalizers.
             sys.exit(0)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -47,12 +47,12 @@ class Foreign:
         self.written = 0
 
     def _work(self) -> None:
-        chance = random.Random(1)
+        rng = random.Random(1)
         with adbc.connect(self._url, autocommit=True) as connection, connection.cursor() as cursor:
             while not self._stop.is_set():
                 cursor.executescript(f"INSERT INTO app VALUES ('own', '{self.written}')")
                 self.written += 1
-                for trap in chance.sample(TRAPS, 2):
+                for trap in rng.sample(TRAPS, 2):
                     # The statement is prepared on some server connection; the driver may describe it on another one.
                     with contextlib.suppress(adbc_driver_manager.Error):
                         cursor.adbc_prepare(trap)

@@ -34,7 +34,7 @@ INTERRUPTED = textwrap.dedent(
         try:
             store.scan().collect()
         except KeyboardInterrupt:
-            # Polars raises it, and Python's own handler once more.
+            # Polars raises it, and then Python's handler raises it again.
             with contextlib.suppress(KeyboardInterrupt):
                 time.sleep(0.1)
             raise
