@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m benchmarks NAME`. Contestants run side by side in one run and are compared only there."""
+"""Benchmarks: `python -m benchmarks NAME`. Contestants run side by side; compare figures of the same run only."""

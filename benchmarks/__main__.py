@@ -14,11 +14,11 @@ NAMES = ("n_plus_one", "upsert", "lookup", "embed", "scale", "directory", "guard
 
 @click.command()
 @click.argument("name", type=click.Choice(NAMES))
-@click.option("--rows", multiple=True, type=int, help="How many entities; may be repeated.  [default: the benchmark's]")
-@click.option("--repeat", default=3, show_default=True, help="How often each measurement is made.")
+@click.option("--rows", multiple=True, type=int, help="Entities; may be repeated.  [default: set by the benchmark]")
+@click.option("--repeat", default=3, show_default=True, help="Repetitions of each measurement.")
 @click.option("--latency-ms", multiple=True, type=float, help="Added to each round trip (n_plus_one); may be repeated.")
-@click.option("--postgres", metavar="URL", help="A scratch PostgreSQL.  [default: one started for the run]")
-@click.option("--only", help="Contestants whose name (upsert: or database) holds one of these, with commas between.")
+@click.option("--postgres", metavar="URL", help="A scratch PostgreSQL server.  [default: start one for the run]")
+@click.option("--only", help="Comma-separated substrings of contestant names (upsert: or databases) to run.")
 @click.option("--seed", default=7, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
 def main(

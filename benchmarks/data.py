@@ -1,4 +1,4 @@
-"""Synthetic entities, and trees of markdown: the same for the same seed."""
+"""Synthetic entities and trees of markdown files, deterministic for a seed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _WORDS = ["alpha", "arrow", "batch", "column", "copy", "duck", "entity", "frame"
 
 
 def entities(rows: int, *, version: int = 0, content_bytes: int = 480, seed: int = 7) -> pl.DataFrame:
-    """An entity frame of notes and tasks in no particular order, with typed metadata; about 570 bytes a row.
+    """An entity frame of notes and tasks in no particular order, with typed metadata; about 570 bytes per row.
 
     Args:
-        rows: its height.
-        version: another one has other contents for the same keys.
-        content_bytes: about how long each content is.
-        seed: another one has other keys.
+        rows: the height of the frame.
+        version: a different version has different contents for the same keys.
+        content_bytes: the approximate length of each content.
+        seed: a different seed gives different keys.
     """
     rng = np.random.default_rng(seed)
     texts = [" ".join(rng.choice(_WORDS, max(content_bytes // 6, 1)))[:content_bytes] for _ in range(64)]
@@ -39,7 +39,7 @@ def entities(rows: int, *, version: int = 0, content_bytes: int = 480, seed: int
 
 
 def change(frame: pl.DataFrame, every: int, version: int) -> pl.DataFrame:
-    """The frame with another content in every n-th row."""
+    """Return the frame with a different content in every n-th row."""
     changed = pl.format("v{}{}", pl.lit(version), pl.col("content").str.slice(2))
     return frame.with_columns(
         content=pl.when(pl.int_range(pl.len()) % every == 0).then(changed).otherwise(pl.col("content"))
@@ -47,7 +47,7 @@ def change(frame: pl.DataFrame, every: int, version: int) -> pl.DataFrame:
 
 
 def notes(folder: Path, files: int, *, seed: int = 7) -> None:
-    """A tree of markdown with front matter: three types, 50 files a sub-folder, 6.8 KB a file, changed days ago."""
+    """Write a tree of markdown with front matter: three types, 50 files per sub-folder, 6.8 KB per file, days old."""
     rng = np.random.default_rng(seed)
     paragraphs = [" ".join(rng.choice(_WORDS, 80)) + ".\n\n" for _ in range(256)]
     changed = time.time_ns() - 864_000_000_000_000
@@ -61,12 +61,12 @@ def notes(folder: Path, files: int, *, seed: int = 7) -> None:
             f"author: writer {number % 17}\ntags: [{', '.join(tags)}]\nrating: {number % 50 / 10}\n"
             f"draft: {'true' if number % 9 == 0 else 'false'}\n---\n"
         )
-        path.write_text(front + "".join(paragraphs[one] for one in chosen), "utf-8", newline="")
+        path.write_text(front + "".join(paragraphs[index] for index in chosen), "utf-8", newline="")
         os.utime(path, ns=(changed + number, changed + number))
 
 
 def edit_note(path: Path, version: int) -> None:
-    """Add a line to a file, a second after it was last changed."""
+    """Append a line to a file and advance its modification time by one second."""
     before = path.stat().st_mtime_ns
     with path.open("a", encoding="utf-8", newline="") as file:
         file.write(f"Added in version {version}.\n")

@@ -1,4 +1,4 @@
-"""A folder of markdown into a database with vectors: DirectorySync, the loop over its files, and CocoIndex."""
+"""A folder of markdown imported into a database with vectors: DirectorySync, a loop over its files, and CocoIndex."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks import data
-from benchmarks.directory_ways import front_matter
+from benchmarks.directory_methods import front_matter
 from benchmarks.measure import OURS, Measurements, chosen
 from benchmarks.postgres import server
 from entityframes.bench.wire import WireProxy
 
 DEFAULT_ROWS = (2_500,)
-#: From so many files on, PostgreSQL is some way off, and what a sync costs is looked at more closely.
+#: From this number of files on, PostgreSQL is reached with added latency, and the cost of a sync is measured too.
 LARGE = 10_000
 LATENCY_MS = 1.0
-#: Files of the tree in which one goes bad.
+#: Number of files in the tree in which one file goes bad.
 FEW = 20
 
 _HERE = Path(__file__).parents[1]
@@ -34,16 +34,16 @@ _SCHEMAS = ("folder", "peer", "coco")
 
 
 class Contestant(NamedTuple):
-    """A way to bring a folder into a database."""
+    """An implementation that imports a folder into a database."""
 
     name: str
     database: str
-    #: Of `directory_ways`.
-    way: str
-    #: The tables of entities and of vectors, where it makes them.
+    #: The name of a function in `directory_methods`.
+    method: str
+    #: The tables of entities and of vectors that it creates.
     entities: str
     vectors: str
-    #: Above so many files it is not run.
+    #: It is not run with this number of files or more.
     max_files: int = 10**9
 
 
@@ -55,25 +55,25 @@ CONTESTANTS = (
     Contestant("loop with DuckDB", "duckdb", "duckdb_loop", "peer.entities", "peer.embeddings"),
 )
 
-#: Makes a file bad, says what the phase is called, and whether the tree was imported before.
+#: The name of the phase, whether the tree was imported before, and a function that makes a file bad.
 Mishap = tuple[str, bool, Callable[[Path], None]]
 
 
 def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: str | None, only: str | None) -> None:
-    """Import, import again, and after 1 % of the files were edited; each in a process of its own."""
+    """Import, import again, and import after 1 % of the files were edited; each in a separate process."""
     contestants = [contestant for contestant in CONTESTANTS if chosen(contestant.name, only)]
     if not find_spec("cocoindex"):
-        contestants = [contestant for contestant in contestants if contestant.way != "cocoindex"]
-        print("CocoIndex does not take part: it is not installed")
+        contestants = [contestant for contestant in contestants if contestant.method != "cocoindex"]
+        print("skipping CocoIndex: not installed")
     with server(postgres) as url:
         for size in rows or DEFAULT_ROWS:
             latency = LATENCY_MS if size >= LARGE else None
-            taking_part = [contestant for contestant in contestants if size < contestant.max_files]
+            selected = [contestant for contestant in contestants if size < contestant.max_files]
             for turn in range(repeat):
                 with _bench(url, latency, measurements.seed, size) as bench:
-                    bench.phases(measurements, taking_part[:: 1 if turn % 2 == 0 else -1])
+                    bench.phases(measurements, selected[:: 1 if turn % 2 == 0 else -1])
                     if size >= LARGE:
-                        bench.syncs(measurements, [one for one in taking_part if one.name == OURS])
+                        bench.syncs(measurements, [contestant for contestant in selected if contestant.name == OURS])
         for phase, imported, spoil in _mishaps():
             for contestant in contestants:
                 with _bench(url, 0.0, measurements.seed, FEW) as bench:
@@ -81,7 +81,7 @@ def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: s
 
 
 class _Bench:
-    """A tree, and a place for each contestant."""
+    """A tree of files, and a target for each contestant."""
 
     def __init__(self, folder: Path, url: str, reached: str, latency: float | None, files: int) -> None:
         self.tree = folder / "tree"
@@ -98,53 +98,53 @@ class _Bench:
                     data.edit_note(path, 1)
             expected = self._expected()
             for contestant in contestants:
-                said, process_seconds = self._process(contestant)
+                report, process_seconds = self._process(contestant)
                 if (stored := self.stored(contestant)) != expected:
-                    raise AssertionError(f"{contestant.name} stored {stored} where {expected} was expected")
+                    raise AssertionError(f"{contestant.name} stored {stored}, expected {expected}")
                 measurements.add(
                     contestant.name, database=contestant.database, phase=phase, rows=self._files,
-                    latency_ms=self._latency_of(contestant), process_seconds=process_seconds, **said,
+                    latency_ms=self._latency_of(contestant), process_seconds=process_seconds, **report,
                 )  # fmt: skip
 
     def syncs(self, measurements: Measurements, contestants: list[Contestant]) -> None:
-        """What a sync costs beside a bare walk through the same folder, in the same process."""
+        """The cost of a sync compared with a bare walk through the same folder, in the same process."""
         for contestant in contestants:
-            said, _ = self._process(contestant._replace(way="entityframes_sync"))
+            report, _ = self._process(contestant._replace(method="entityframes_sync"))
             names = {"nothing to do": OURS, "one file edited": f"{OURS}, one file edited", "bare walk": "bare walk"}
-            for step, seconds in said["seconds"].items():
+            for step, seconds in report["seconds"].items():
                 measurements.add(
                     names[step], database=contestant.database, phase="sync", rows=self._files,
-                    latency_ms=self._latency_of(contestant), seconds=median(seconds), peak_mb=said["peak_mb"],
+                    latency_ms=self._latency_of(contestant), seconds=median(seconds), peak_mb=report["peak_mb"],
                 )  # fmt: skip
 
     def mishap(
         self, measurements: Measurements, contestant: Contestant, phase: str, imported: bool,
         spoil: Callable[[Path], None],
     ) -> None:  # fmt: skip
-        """What becomes of one bad file, and of the others."""
+        """What happens to one bad file, and to the others."""
         bad = sorted(self.tree.rglob("*.md"))[FEW // 2]
         if imported:
             self._process(contestant)
             data.edit_note(bad, 1)
         spoil(bad)
         started = time.perf_counter()
-        done = self._popen(contestant, "heeding modes")
+        done = self._popen(contestant, "respect file modes")
         seconds = time.perf_counter() - started
         others = self.stored(contestant)[0] if self._exists(contestant) else 0
         kept = self._content_of(contestant, bad) if others else None
         others -= kept is not None
-        told = "told" if bad.name in done.stdout + done.stderr else "not told"
-        became = "not stored" if kept is None else "stored with U+FFFD" if "\ufffd" in kept else "kept as it was"
+        reported = "reported" if bad.name in done.stdout + done.stderr else "not reported"
+        fate = "not stored" if kept is None else "stored with U+FFFD" if "\ufffd" in kept else "kept as it was"
         if imported and kept is None:
-            became = "deleted"
-        ended = "" if done.returncode == 0 else "aborted, "
-        outcome = f"{ended}{told}, {became}; {others} of {FEW - 1} others stored"
+            fate = "deleted"
+        aborted = "" if done.returncode == 0 else "aborted, "
+        outcome = f"{aborted}{reported}, {fate}; {others} of {FEW - 1} others stored"
         measurements.add(
             contestant.name, database=contestant.database, phase=phase, rows=FEW, seconds=seconds, outcome=outcome
         )
 
     def stored(self, contestant: Contestant) -> tuple[int, int, int]:
-        """How many entities there are, how many bytes their contents have, and how many vectors there are."""
+        """The number of entities, the total bytes of their contents, and the number of vectors."""
         size = "octet_length(content)" if contestant.database == "postgresql" else "strlen(content)"
         ((count, held, vectors),) = self._ask(
             contestant,
@@ -174,13 +174,13 @@ class _Bench:
         return str(found[0][0]) if found else None
 
     def _target(self, contestant: Contestant, url: str) -> str:
-        return url if contestant.database == "postgresql" else str(self._folder / f"{contestant.way[:6]}.duckdb")
+        return url if contestant.database == "postgresql" else str(self._folder / f"{contestant.method[:6]}.duckdb")
 
     def _latency_of(self, contestant: Contestant) -> float:
         return self._latency or 0.0 if contestant.database == "postgresql" else 0.0
 
     def _process(self, contestant: Contestant) -> tuple[dict[str, Any], float]:
-        """What the process of a contestant says, and the seconds that it took as a whole."""
+        """The report that the process of a contestant prints, and the seconds that the process took in total."""
         started = time.perf_counter()
         done = self._popen(contestant)
         seconds = time.perf_counter() - started
@@ -190,11 +190,11 @@ class _Bench:
 
     def _popen(self, contestant: Contestant, *more: str) -> subprocess.CompletedProcess[str]:
         target = self._target(contestant, self._reached)
-        words = [contestant.way, str(self.tree), target, str(self._folder / "state"), *more]
-        # Packages have their bytecode beside them, as installed ones do.
+        words = [contestant.method, str(self.tree), target, str(self._folder / "state"), *more]
+        # Let Python cache bytecode, as it does for installed packages.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return subprocess.run(
-            [sys.executable, "-m", "benchmarks.directory_ways", *words],
+            [sys.executable, "-m", "benchmarks.directory_methods", *words],
             cwd=_HERE, env=environment, capture_output=True, text=True,
         )  # fmt: skip
 
@@ -212,7 +212,7 @@ class _Bench:
 
 @contextmanager
 def _bench(url: str, latency: float | None, seed: int, files: int) -> Iterator[_Bench]:
-    """A new tree, and nothing stored; PostgreSQL is reached directly if no latency is given."""
+    """A new tree and empty databases; PostgreSQL is reached directly if no latency is given."""
     import psycopg
 
     with psycopg.connect(url, autocommit=True) as connection:

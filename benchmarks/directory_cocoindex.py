@@ -1,4 +1,4 @@
-"""A folder into PostgreSQL with CocoIndex 1.x: one row a file, with its vector; it remembers what it has done."""
+"""A folder into PostgreSQL with CocoIndex 1.x: one row per file, with its vector; processed files are memoized."""
 
 import time
 from collections.abc import AsyncIterator
@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import asyncpg
 import cocoindex as coco
 import numpy as np
-import yaml  # noqa: F401 - so that its import is not counted
+import yaml  # noqa: F401 - imported here so that its import time is not counted
 from cocoindex.connectors import localfs, postgres
 from cocoindex.resources.file import FileLike, PatternFilePathMatcher
 from cocoindex.resources.schema import VectorSchema
 from numpy.typing import NDArray
 
-from benchmarks.directory_ways import DigestEmbedder, front_matter
+from benchmarks.directory_methods import DigestEmbedder, front_matter
 
 DATABASE = coco.ContextKey[asyncpg.Pool]("bench_database")
 VECTOR = VectorSchema(dtype=np.dtype(np.float32), size=DigestEmbedder.dim)
@@ -62,7 +62,7 @@ async def main(tree: Path) -> None:
 
 
 def update(tree: Path, target: str) -> float:
-    """Bring the table up to date with the folder; the seconds that took, connecting included."""
+    """Bring the table up to date with the folder. Returns the seconds that took, including connecting."""
     global _target
     _target = target
     app = coco.App(coco.AppConfig(name="Bench"), main, tree=tree)

@@ -1,4 +1,4 @@
-"""Embedding what is due against calling the embedder alone; worker processes; search over the vectors."""
+"""Embedding due content compared with the embedder alone; worker processes; search over the vectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_ROWS = (100_000,)
 ALONE = "embedder alone"
 SEARCHES = 20
 
-#: A worker whose embedder needs a core for a while, as a model on this machine would.
+#: A worker whose embedder needs a core for a while, as a local model does.
 _WORKER = """
 import sys, time
 import entityframes as ef
@@ -95,7 +95,7 @@ def _search(measurements: Measurements, database: str, target: str, frame: pl.Da
                 measurements.add(OURS, seconds=seconds, **where)
             if kind == "exact" and store.index_space():
                 kinds.append("HNSW")
-        # The first search by words makes the index.
+        # The first text search builds the index.
         store.search("polars", mode="text")
         for query in queries:
             words = " ".join(query.split()[:6])

@@ -1,4 +1,4 @@
-"""exists, missing and get of many ids against SQL by hand, on a large table."""
+"""exists, missing and get of many ids compared with hand-written SQL, on a large table."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: s
     absent = data.entities(largest // 10 + 1, seed=measurements.seed + 1)
     keys = ["entity_type", "id"]
     with server(postgres) as url, tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        # Connections stand, on both sides.
+        # Both sides reuse open connections.
         connection = stack.enter_context(psycopg.connect(url, autocommit=True))
         stores = {"postgresql": ef.connect(url, namespace="bench"), "duckdb": ef.connect(Path(folder) / "bench.duckdb")}
         for store in stores.values():
             stack.enter_context(store)
             store.upsert(stored, embed=False, progress=False).raise_for_failures()
         for size in rows or DEFAULT_ROWS:
-            there = stored.select(keys).sample(size - size // 10, seed=1)
-            ids = pl.concat([there, absent.select(keys)[: size // 10]]).sample(fraction=1, shuffle=True, seed=2)
-            contests = [one for one in [*_ours(stores, ids), *_by_hand(connection, ids)] if chosen(one[2], only)]
+            present = stored.select(keys).sample(size - size // 10, seed=1)
+            ids = pl.concat([present, absent.select(keys)[: size // 10]]).sample(fraction=1, shuffle=True, seed=2)
+            contests = [each for each in [*_ours(stores, ids), *_by_hand(connection, ids)] if chosen(each[2], only)]
             for number in range(repeat):
                 turn = number * len(contests) // repeat
-                for database, phase, name, look in contests[turn:] + contests[:turn]:
+                for database, phase, name, call in contests[turn:] + contests[:turn]:
                     if size <= 100_000 or "VALUES" not in name:
                         with measurements.timed(name, database=database, phase=phase, rows=size):
-                            found = look()
-                        if found != there.height:
-                            raise AssertionError(f"{name} found {found} where {there.height} are stored")
+                            found = call()
+                        if found != present.height:
+                            raise AssertionError(f"{name} found {found}, expected {present.height}")
 
 
 Contest = tuple[str, str, str, Callable[[], int]]
@@ -54,26 +54,26 @@ Contest = tuple[str, str, str, Callable[[], int]]
 def _ours(stores: dict[str, ef.EntityStore], ids: pl.DataFrame) -> list[Contest]:
     contests: list[Contest] = []
     for database, store in stores.items():
-        looks: dict[str, Callable[[], int]] = {
+        calls: dict[str, Callable[[], int]] = {
             "exists": lambda store=store: int(store.exists(ids)["exists"].sum()),
             "missing": lambda store=store: ids.height - store.missing(ids).height,
             "get": lambda store=store: int(store.get(ids)["found"].sum()),
         }
-        contests += [(database, phase, OURS, look) for phase, look in looks.items()]
+        contests += [(database, phase, OURS, call) for phase, call in calls.items()]
     return contests
 
 
 def _by_hand(connection: Any, ids: pl.DataFrame) -> list[Contest]:
-    """psycopg, with the answer as a Polars frame, since that is what is wanted in the end."""
-    ways = {
+    """psycopg, including the conversion of the result to a Polars frame."""
+    methods = {
         "by hand (= ANY)": _any,
         "by hand (temporary table)": _temporary_table,
         "by hand (VALUES, 1,000 at a time)": _values,
     }
     columns = {"exists": "e.entity_type, e.id", "get": "e.entity_type, e.id, e.content, e.metadata::text"}
     return [
-        ("postgresql", phase, name, lambda way=way, phase=phase: way(connection, ids, columns[phase]).height)
-        for name, way in ways.items()
+        ("postgresql", phase, name, lambda method=method, phase=phase: method(connection, ids, columns[phase]).height)
+        for name, method in methods.items()
         for phase in columns
     ]
 

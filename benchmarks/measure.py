@@ -1,4 +1,4 @@
-"""Keeping measurements: one row each, with what is needed to read them later; medians, ratios, table, chart."""
+"""Keeps measurements, one row each, with everything needed to interpret them later; medians, ratios, table, chart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-#: What every contestant is compared with.
+#: The contestant that all others are compared with.
 OURS = "entityframes"
 
 _VERSIONS = (
@@ -22,15 +22,15 @@ _VERSIONS = (
     "sqlite-utils", "cocoindex",
 )  # fmt: skip
 
-#: What a measurement has of what it was not asked.
+#: Defaults of optional columns.
 _ABSENT = {"latency_ms": 0.0, "round_trips": None, "peak_mb": None, "process_seconds": None, "outcome": None}
 
-#: Measurements with the same values here were made side by side and may be compared.
+#: Measurements with equal values in these columns were made side by side and are comparable.
 GROUP = ["database", "phase", "rows", "latency_ms"]
 
 
 def peak_mb() -> float:
-    """The most memory that this process had (Linux). `getrusage` begins with what its parent had."""
+    """The peak memory of this process (Linux). `getrusage` would include the memory of its parent."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
     return int(status["VmHWM"].split()[0]) / 1024
 
@@ -44,10 +44,10 @@ class Measurements:
         self._rows: list[dict[str, Any]] = []
 
     def add(self, contestant: str, *, database: str, phase: str, rows: int, seconds: float, **more: Any) -> None:
-        """One measurement.
+        """Record one measurement.
 
-        `more` may hold latency_ms, round_trips, peak_mb, process_seconds (with starting and ending it), outcome (what
-        became of something, where not the time is what matters), and what else a benchmark looks at.
+        `more` may contain latency_ms, round_trips, peak_mb, process_seconds (including process start and exit), outcome
+        (what happened, for measurements that are not about time), and further columns of a benchmark.
         """
         row = {"contestant": contestant, "database": database, "phase": phase, "rows": rows, "seconds": seconds}
         self._rows.append(_ABSENT | row | more)
@@ -55,7 +55,7 @@ class Measurements:
 
     @contextmanager
     def timed(self, contestant: str, **where: Any) -> Iterator[dict[str, Any]]:
-        """Time a block; what it puts into the dict is added."""
+        """Time a block; what the block puts into the yielded dict is added to the measurement."""
         more: dict[str, Any] = {}
         start = time.perf_counter()
         yield more
@@ -70,7 +70,7 @@ class Measurements:
         )  # fmt: skip
 
     def finish(self, folder: Path) -> pl.DataFrame:
-        """Write Parquet, SVG and Markdown into the folder, print the table, and return it."""
+        """Write Parquet, SVG and Markdown files into the folder, print the table, and return it."""
         folder.mkdir(parents=True, exist_ok=True)
         measured = self.frame()
         measured.write_parquet(folder / f"{self.benchmark}.parquet")
@@ -79,9 +79,9 @@ class Measurements:
                        fmt_str_lengths=60, float_precision=3, tbl_width_chars=160):  # fmt: skip
             print(f"\n{measured['machine'][0]}; {_versions()}; medians, ratio to {OURS} in the same run")
             print(table)
-            told = measured.filter(pl.col("outcome").is_not_null())
-            if told.height:
-                print(told.select("database", "phase", "contestant", "outcome").unique(maintain_order=True))
+            outcomes = measured.filter(pl.col("outcome").is_not_null())
+            if outcomes.height:
+                print(outcomes.select("database", "phase", "contestant", "outcome").unique(maintain_order=True))
         chart(table, folder / f"{self.benchmark}.svg")
         (folder / f"{self.benchmark}.md").write_text(markdown(table), "utf-8")
         print(f"written: {folder / self.benchmark}.parquet, .svg and .md")
@@ -89,12 +89,12 @@ class Measurements:
 
 
 def chosen(name: str, only: str | None) -> bool:
-    """Whether a contestant takes part: all do unless `only` names parts of names, with commas between."""
+    """Whether a contestant is selected: `only` is a comma-separated list of substrings of names, or None for all."""
     return only is None or any(part in name for part in only.split(","))
 
 
 def summary(measured: pl.DataFrame) -> pl.DataFrame:
-    """Medians of each contestant, and how many times the median of ours they take, group by group."""
+    """The median of each contestant and its ratio to our median, for each group."""
     timed = measured.filter(pl.col("outcome").is_null())
     medians = timed.group_by(*GROUP, "contestant", maintain_order=True).agg(
         pl.col("seconds", "process_seconds").median(), pl.col("round_trips", "peak_mb").max(), repeats=pl.len()
@@ -104,7 +104,7 @@ def summary(measured: pl.DataFrame) -> pl.DataFrame:
     return (
         medians.join(ours, on=GROUP, how="left", maintain_order="left", nulls_equal=True)
         .with_columns(ratio=pl.col("seconds") / pl.col("ours"), us_per_row=pl.col("seconds") / pl.col("rows") * 1e6)
-        # Groups in the order in which they were first measured.
+        # Keep the order in which the groups were first measured.
         .with_row_index("place")
         .with_columns(pl.col("place").min().over(GROUP))
         .sort("place", "seconds")
@@ -113,7 +113,7 @@ def summary(measured: pl.DataFrame) -> pl.DataFrame:
 
 
 def markdown(table: pl.DataFrame) -> str:
-    """The medians as Markdown, a table for each database and size: in seconds, and as multiples of ours."""
+    """The medians as Markdown, one table for each database and size: in seconds, and as multiples of ours."""
     added = pl.when(pl.col("latency_ms") > 0).then(pl.format(", +{} ms", "latency_ms")).otherwise(pl.lit(""))
     trips = pl.when(pl.col("round_trips").is_not_null()).then(pl.format(", {} round trips", "round_trips"))
     seconds = pl.col("seconds").round_sig_figs(3)
@@ -132,7 +132,7 @@ def markdown(table: pl.DataFrame) -> str:
 
 
 def chart(table: pl.DataFrame, path: Path) -> None:
-    """Bars of the medians, one panel for each group, ours in another colour."""
+    """A bar chart of the medians, one panel for each group, ours in a different color."""
     import altair as alt
 
     rows_shown = pl.col("rows").map_elements("{:,}".format, return_dtype=pl.String)

@@ -1,4 +1,4 @@
-"""The loop that asks about every entity in turn against one batch, with round trips counted on the wire."""
+"""A loop with queries for every single entity compared with one batch; round trips are counted on the wire."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from entityframes.bench.wire import WireProxy
 DEFAULT_ROWS = (100, 1_000)
 DEFAULT_LATENCIES = (0.0, 1.0, 10.0)
 
-#: Connects, and gives the sync to be timed.
+#: Connects, and yields the sync to be timed.
 Contestant = Callable[[str, pl.DataFrame], AbstractContextManager[Callable[[], None]]]
 
-#: Above so many seconds of mere waiting a loop is not run.
-PATIENCE = 120.0
+#: A loop is not run if its added latency alone would exceed this number of seconds.
+MAX_WAIT = 120.0
 
 
 def run(
@@ -34,7 +34,7 @@ def run(
     only: str | None,
     latencies: list[float],
 ) -> None:
-    """A sync of entities of which half are stored and half of those changed."""
+    """A sync of entities; half of them are stored, and half of the stored ones have changed."""
     contestants: dict[str, Contestant] = {
         OURS: _ours,
         "entityframes, batch_size=100": lambda url, frame: _ours(url, frame, batch_size=100),
@@ -47,7 +47,7 @@ def run(
                 for size in rows or DEFAULT_ROWS:
                     for _ in range(repeat):
                         for name, contestant in contestants.items():
-                            if chosen(name, only) and (name == "entityframes" or size * latency / 500 < PATIENCE):
+                            if chosen(name, only) and (name == "entityframes" or size * latency / 500 < MAX_WAIT):
                                 _measure(measurements, name, contestant, url, proxy, size)
 
 
@@ -59,7 +59,7 @@ def _measure(
     stored = pl.concat([frame[: size // 4], sample(size // 2, version=0)[size // 4 :]])
     _reset(url, stored)
     with contestant(proxy.url, frame) as sync:
-        # Connecting is not counted: neither side does it for each sync.
+        # Connecting is not counted: neither side connects for each sync.
         proxy.reset()
         start = time.perf_counter()
         sync()
@@ -136,4 +136,4 @@ def _check(url: str, name: str, frame: pl.DataFrame) -> None:
         found = connection.execute(f"SELECT count(*), sum(octet_length(content)) FROM {schema}.entities").fetchone()
     expected = (frame.height, frame["content"].str.len_bytes().sum())
     if found != expected:
-        raise AssertionError(f"{name} stored {found} where {expected} was expected")
+        raise AssertionError(f"{name} stored {found}, expected {expected}")

@@ -1,4 +1,4 @@
-"""How others put a frame into an embedded database: DuckDB by hand in two ways, and sqlite-utils."""
+"""How other tools write a frame into an embedded database: two hand-written DuckDB statements, and sqlite-utils."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CREATE = """CREATE TABLE entities (entity_type VARCHAR NOT NULL, id VARCHAR NOT
 
 
 class _File:
-    """A file that each upsert opens and closes, as a script does: what a log defers is part of the time."""
+    """A file that each upsert opens and closes, as a script does, so that a deferred checkpoint is part of the time."""
 
     max_rows = once_from = 10**9
 
@@ -107,7 +107,7 @@ class SqliteUtils(_File):
 
 
 def contestants(folder: Path) -> list[Callable[[], Contestant]]:
-    """All of them, ours first."""
+    """All contestants, ours first."""
     return [
         lambda: EntityFrames(folder),
         lambda: OnConflict(folder),

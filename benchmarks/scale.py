@@ -1,4 +1,4 @@
-"""Time and peak memory of a streamed import by its length, by connections, and by the size of a row."""
+"""Time and peak memory of a streamed import, by number of rows, by connections, and by row size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.postgres import server
 DEFAULT_ROWS = (10_000, 100_000, 1_000_000)
 CONTENT_BYTES = (50, 1_000, 100_000)
 
-#: One import in a process of its own, so that its peak memory is its own.
+#: One import in a separate process, so that its peak memory is measured separately.
 _CHILD = """
 import sys
 import polars as pl
@@ -31,7 +31,7 @@ with ef.connect(url, namespace="rows", workers=int(workers) or None) as store:
     store._engine.drop()
 """
 
-#: The same by the limit: no look-up, outcome or job, each row group sorted by key and copied into the keyed table.
+#: The same for the limit: no lookup, outcomes or jobs; each row group is sorted by key and copied into the keyed table.
 _LIMIT = """
 import sys
 import time
@@ -52,7 +52,7 @@ limit.prepare()
 
 
 def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: str | None, only: str | None) -> None:
-    """From Parquet; the files are written by row groups of 50,000."""
+    """From Parquet files with row groups of 50,000."""
     sizes = rows or list(DEFAULT_ROWS)
     with server(postgres) as url, tempfile.TemporaryDirectory() as folder:
         targets = {"postgresql": url, "duckdb": str(Path(folder) / "scale.duckdb")}
@@ -79,12 +79,12 @@ def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: s
 
 
 def _write(path: Path, rows: int, content_bytes: int, seed: int) -> None:
-    """In pieces, so that this process does not hold what the measured one streams."""
+    """Write in pieces, so that this process does not hold what the measured one streams."""
     step = 500_000 if content_bytes < 10_000 else 1_000
     pieces = [path.with_suffix(f".{number}") for number in range(-(-rows // step))]
     for number, piece in enumerate(pieces):
-        here = min(step, rows - number * step)
-        frame = data.entities(here, content_bytes=content_bytes, seed=seed)
+        height = min(step, rows - number * step)
+        frame = data.entities(height, content_bytes=content_bytes, seed=seed)
         frame.with_columns(pl.format("{}-{}", "id", pl.lit(number))).write_parquet(piece)
     pl.scan_parquet(pieces).sink_parquet(path, row_group_size=50_000)
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""Fresh insert, update of all, update of 1 %, no-op re-run: ours against peers and against the limit."""
+"""Fresh insert, update of all, update of 1 %, no-op re-run: ours compared with other tools and with the limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEFAULT_ROWS = (10_000, 100_000)
 
 
 def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: str | None, only: str | None) -> None:
-    """Interleave the contestants: each repeat runs all of them, the slowest but once, each on a table made anew."""
+    """Interleave the contestants: each repeat runs all of them, the slowest only once, each on a new table."""
     with server(postgres) as url, tempfile.TemporaryDirectory() as folder:
         for size in rows or DEFAULT_ROWS:
             first = data.entities(size, seed=measurements.seed)
@@ -27,9 +27,9 @@ def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: s
                 *(("postgresql", make()) for make in peers_postgres.contestants(url)),
                 *(("duckdb", make()) for make in peers_duckdb.contestants(Path(folder))),
             ]
-            field = [one for one in field if chosen(f"{one[1].name} {one[0]}", only)]
+            field = [each for each in field if chosen(f"{each[1].name} {each[0]}", only)]
             for number in range(repeat):
-                # Whoever comes first has a colder machine; so everybody does in turn.
+                # The first contestant runs on a colder machine, so the order rotates.
                 for database, contestant in field[number % len(field) :] + field[: number % len(field)]:
                     if size <= contestant.max_rows and (number == 0 or size < contestant.once_from):
                         _phases(measurements, contestant, database, phases)
@@ -44,5 +44,5 @@ def _phases(measurements: Measurements, contestant: Contestant, database: str, p
             contestant.upsert(frame)
         expected = (frame.height, frame["content"].str.len_bytes().sum())
         if contestant.stored() != expected:
-            raise AssertionError(f"{contestant.name} stored {contestant.stored()} where {expected} was expected")
+            raise AssertionError(f"{contestant.name} stored {contestant.stored()}, expected {expected}")
     contestant.close()

@@ -1,4 +1,4 @@
-"""The command line in this process, which takes a twentieth of the time of one of its own."""
+"""Runs the command line in this process, which takes a twentieth of the time of a separate process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from entityframes.cli import main
 
 
 class Ran(NamedTuple):
-    """How a command ended and what it printed."""
+    """The exit status and the output of a command."""
 
     returncode: int
     stdout: str
@@ -21,7 +21,7 @@ class Ran(NamedTuple):
 
 
 def run(*words: object, cwd: Path | None = None, stdin: bytes = b"") -> Ran:
-    """Run ``entityframes`` with these words, in a folder, not in a terminal."""
+    """Run ``entityframes`` with these arguments, in a folder, without a terminal."""
     given, out, errors = (io.TextIOWrapper(io.BytesIO(data), "utf-8") for data in (stdin, b"", b""))
     before = Path.cwd()
     os.chdir(cwd or before)
@@ -29,8 +29,8 @@ def run(*words: object, cwd: Path | None = None, stdin: bytes = b"") -> Ran:
         argv = ["entityframes", *map(str, words)]
         with mock.patch.multiple(sys, argv=argv, stdin=given, stdout=out, stderr=errors):
             main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0
     finally:
         os.chdir(before)
     printed = []

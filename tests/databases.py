@@ -1,4 +1,4 @@
-"""SQL on PostgreSQL behind the package's back, and databases with an empty store, lent to one test after the other."""
+"""SQL on PostgreSQL that bypasses the package, and a pool of databases with an empty store, shared by the tests."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _numbers = itertools.count()
 
 
 def execute(url: str, *statements: str) -> list[tuple[Any, ...]]:
-    """Run SQL on PostgreSQL behind the package's back; the rows of the last statement."""
+    """Run SQL on PostgreSQL, bypassing the package. Returns the rows of the last statement."""
     rows: list[tuple[Any, ...]] = []
-    # Another driver than the package's, which takes 30 ms of work for each connection.
+    # A different driver than the package's, which needs 30 ms of work for each connection.
     with psycopg.connect(url, autocommit=True) as connection:
         for statement in statements:
             cursor = connection.execute(statement)
@@ -33,18 +33,18 @@ def with_database(url: str, database: str) -> str:
     return urlunsplit(parts._replace(path=f"/{database}"))
 
 
-#: Nobody else is in the database afterwards.
+#: Terminates all other clients of the database.
 _END_OTHERS = """
     SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
 """
-#: Where DDL leaves a row behind, or a newer one, besides what `_SHAPE` looks at.
+#: Catalogs that record DDL in addition to what `_SHAPE` covers.
 _CATALOGS = (
     "attrdef", "attribute", "collation", "constraint", "default_acl", "depend", "description", "event_trigger", "extension",
     "index", "inherits", "init_privs", "policy", "proc", "publication", "rewrite", "sequence", "statistic_ext", "trigger",
     "type",
 )  # fmt: skip
-#: Everything of a database but the rows of its tables, so that two with the same differ in nothing that DDL does.
+#: The state of a database except for the rows of its tables: DDL that was executed changes it.
 _SHAPE = """
     SELECT relname::text, count(*)::text, sum(hashtextextended(row(
         c.oid, relname, relnamespace, relowner, relam, reltablespace, reltoastrelid, relkind, relpersistence, relnatts,
@@ -71,10 +71,10 @@ _EMPTY = """
 
 
 class Databases:
-    """Databases with an empty store, made before they are asked for.
+    """A pool of databases with an empty store, created ahead of time.
 
-    To make one takes longer than most tests. So one that a test has left with rows, and as it was otherwise, is emptied
-    and lent again; any other is dropped. That is done in a thread beside the tests.
+    Creating a database takes longer than most tests. A returned database in which only rows were written is emptied and
+    reused; any other is dropped and replaced. A background thread does that.
     """
 
     AHEAD = 3
@@ -91,25 +91,25 @@ class Databases:
         changed = f"count(*) FILTER (WHERE age(xmin) < age('{since}'::xid))::text"
         counts = [f"SELECT '{name}', count(*)::text, {changed} FROM pg_catalog.pg_{name}" for name in _CATALOGS]
         self._shape = " UNION ALL ".join([_SHAPE, *counts]) + " ORDER BY 1, 2, 3"
-        self._as_made = execute(url, self._shape)
+        self._initial_shape = execute(url, self._shape)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="databases")
         self._ready: deque[Future[str]] = deque(self._thread.submit(self._make) for _ in range(self.AHEAD))
 
     def take(self) -> str:
-        """The name of one that is empty."""
+        """The name of a database with an empty store."""
         return (self._ready.popleft() if self._ready else self._thread.submit(self._make)).result()
 
     def give_back(self, name: str) -> None:
-        """One that is no longer needed."""
-        self._ready.append(self._thread.submit(self._renew, name))
+        """Return a database to the pool."""
+        self._ready.append(self._thread.submit(self._recycle, name))
 
-    def settle(self) -> None:
-        """Wait until all are made or emptied."""
+    def wait(self) -> None:
+        """Wait until all databases of the pool are created or emptied."""
         for made in self._ready:
             made.result()
 
     def close(self) -> None:
-        """Drop them all."""
+        """Drop all databases of the pool."""
         names = [self.template, *(made.result() for made in self._ready)]
         self._thread.shutdown()
         execute(self._server, *(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)" for name in names))
@@ -119,11 +119,11 @@ class Databases:
         execute(self._server, f"CREATE DATABASE {name} TEMPLATE {self.template} {self._strategy}")
         return name
 
-    def _renew(self, name: str) -> str:
-        # A test may have left one that lets nobody in, or has no store any more.
+    def _recycle(self, name: str) -> str:
+        # A test may have left a database that allows no connections or has no store.
         with suppress(psycopg.Error), psycopg.connect(with_database(self._server, name), autocommit=True) as connection:
             connection.execute(_END_OTHERS)
-            if connection.execute(self._shape).fetchall() == self._as_made:
+            if connection.execute(self._shape).fetchall() == self._initial_shape:
                 connection.execute(_EMPTY)
                 return name
         execute(self._server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

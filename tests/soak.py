@@ -1,15 +1,15 @@
-"""Whether memory, open descriptors, threads and server connections stay flat: many connects, and a long watch.
+"""Long runs that check whether memory, open descriptors, threads and server connections stay flat.
 
     python -m tests.soak --connects 2000
     python -m tests.soak --watch-minutes 60
 
---connects: connect, upsert a few rows, read them, close; again and again, on each engine.
---watch-minutes: embedding goes on as texts come in, a few each second. On PostgreSQL `entityframes embed --watch` is a
-process of its own that is measured from outside, and the texts are written here. A DuckDB file has one process, so that
-there this process does both: the same watch runs in a thread beside the upserts, and what is measured is this process.
+--connects: connect, upsert a few rows, read them, close; repeatedly, on each engine.
+--watch-minutes: embed while new texts arrive, a few each second. On PostgreSQL `entityframes embed --watch` runs as a
+separate process, which is measured, and this process writes the texts. A DuckDB file can be open in one process only,
+so there this process does both: the watch runs in a thread next to the upserts, and this process is measured.
 
-Each ends by itself and prints a table and a verdict. Exit status 1 if something grew. PostgreSQL is a server of the
-run's own on the loopback interface.
+Each run ends by itself and prints a table and a verdict. The exit status is 1 if something grew. The PostgreSQL server
+is started for the run, on the loopback interface.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ import psutil
 import entityframes as ef
 from tests.faults.servers import Server, wait_until
 
-#: How much more the later half may have than the first: memory as a share of it and in MB, whichever is more; of what
-#: is counted, so many.
+#: The allowed growth from the first half to the second: memory as a share or in MB, whichever is more; and the number
+#: of descriptors, threads and connections.
 SHARE, MEGABYTES, COUNTED = 0.05, 8.0, 2
-#: What a run does before it is measured: pools fill, modules are loaded, memory is kept for later.
+#: The share of a run that is not measured: pools fill, modules are loaded, the allocator keeps memory.
 WARM_UP = 0.1
 COUNTS = ("descriptors", "threads", "connections")
 
 
 class Samples:
-    """What a process has, from time to time."""
+    """Samples of the resources of a process over time."""
 
     def __init__(self, process: psutil.Process, server: Server | None) -> None:
         self._process, self._server = process, server
         self.rows: list[dict[str, float]] = []
 
     def take(self, at: float) -> None:
-        """One more row, printed."""
+        """Take and print a sample."""
         row = {
             "at": round(at, 2),
             "rss_mb": round(self._process.memory_info().rss / 2**20, 1),
@@ -69,12 +69,12 @@ class Samples:
         return int(count)
 
     def verdict(self) -> dict[str, Any]:
-        """How much each grew from the first half to the later one, after the warm-up, and whether all is flat."""
+        """The growth from the first half to the second, after the warm-up, and whether everything is flat."""
         return verdict(self.rows)
 
 
 def verdict(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """The growth of the later half over the first, by their medians, and `flat`."""
+    """The growth of the medians from the first half to the second, the allowed growth of memory, and `flat`."""
     measured = rows[min(int(len(rows) * WARM_UP) + 1, max(len(rows) - 2, 0)) :]
     middle = len(measured) // 2
     first, later = pl.DataFrame(measured[:middle] or measured), pl.DataFrame(measured[middle:])
@@ -85,7 +85,7 @@ def verdict(rows: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def connects(url: str, count: int, samples: Samples) -> None:
-    """Connect, upsert, read and close, so many times; about twenty samples."""
+    """Connect, upsert, read and close, `count` times; takes about twenty samples."""
     every = max(count // 20, 1)
     for turn in range(count):
         with ef.connect(url) as store:
@@ -100,7 +100,7 @@ def connects(url: str, count: int, samples: Samples) -> None:
 def watch(
     url: str, minutes: float, pause: float, samples: Callable[[psutil.Process], Samples], folder: Path
 ) -> Samples:
-    """Embed as texts come in, and sample each minute, or twenty times in a shorter run."""
+    """Embed while texts arrive, and take a sample each minute, or twenty samples in a shorter run."""
     postgres = url.startswith("postgresql")
     stopping = threading.Event()
     with ef.connect(url) as store:
@@ -149,36 +149,36 @@ def watch(
 
 
 def feed(store: ef.EntityStore, turn: int) -> None:
-    """Ten texts change; the store itself does not grow."""
+    """Change ten texts; the store does not grow."""
     ids = [f"{(turn * 10 + n) % 1_000}" for n in range(10)]
     rows = pl.DataFrame({"entity_type": "soak", "id": ids, "content": [f"text {turn} of {name}" for name in ids]})
     assert store.upsert(rows, progress=False).ok
 
 
 def due(store: ef.EntityStore) -> int:
-    """How many texts wait for their vector."""
+    """The number of texts that have no current vector."""
     stats = store.stats()
     return int(stats["entities"].sum() - stats["embedded"].sum())
 
 
 def embed_until(stopping: threading.Event, store: ef.EntityStore) -> None:
-    """What `embed --watch` does, in a thread."""
+    """Like `embed --watch`, in a thread."""
     while not stopping.wait(0.5):
         store.embed(ef.HashingEmbedder(64), progress=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what is asked for; the exit status."""
+    """Run what the arguments select. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--connects", type=int, help="how many, on each engine")
-    parser.add_argument("--watch-minutes", type=float, help="on each engine")
+    parser.add_argument("--connects", type=int, help="number of connects, on each engine")
+    parser.add_argument("--watch-minutes", type=float, help="duration of the watch, on each engine")
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between two upserts of the watch")
     parser.add_argument("--engine", choices=["postgresql", "duckdb"], action="append")
     given = parser.parse_args(arguments)
     if given.connects is None and given.watch_minutes is None:
-        parser.error("give --connects or --watch-minutes")
+        parser.error("--connects or --watch-minutes is required")
     flat = True
     for engine in given.engine or ["postgresql", "duckdb"]:
         folder = Path(tempfile.mkdtemp(prefix="ef-soak-"))

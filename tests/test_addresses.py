@@ -1,4 +1,4 @@
-"""Addresses that hold a password: it is in nothing that is said, whatever the form and wherever it stands."""
+"""Addresses with a password: it never appears in any output, in any form and position."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from entityframes.engines import conninfo
 from entityframes.engines.url import parse_url
 from tests.conftest import execute
 
-#: Parts of a password; none is a part of what the messages say by themselves.
+#: Parts of a password; none of them occurs in the package's own messages.
 PARTS = ("Zq7x", "Wv9k", "Jy4h")
 HOSTILE = (
     "",
@@ -86,7 +86,7 @@ FORMS = (
 
 
 def shows(text: str) -> str | None:
-    """A part of the password that is in a text."""
+    """A part of the password that occurs in a text, or None."""
     return next((part[n : n + 4] for part in PARTS for n in range(len(part) - 3) if part[n : n + 4] in text), None)
 
 
@@ -99,20 +99,20 @@ def passwords() -> list[str]:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_no_part_of_a_password_is_repeated(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cases 45 and 48: raw and percent-encoded, in the message, its causes, the traceback; and it makes no file."""
+    """Cases 45 and 48: raw and percent-encoded, in the message, its causes, the traceback; and no file is created."""
     monkeypatch.chdir(tmp_path)
     for password, encode in itertools.product(passwords(), (str, lambda text: quote(text, safe=""))):
         try:
             parse_url(form.format(encode(password)))
         except ef.ConnectError:
-            said = traceback.format_exc()
+            output = traceback.format_exc()
         else:
             with pytest.raises(ef.ConnectError) as caught:
                 ef.connect(form.format(encode(password)))
-            said = "".join(traceback.format_exception(caught.value))
+            output = "".join(traceback.format_exception(caught.value))
             assert shows(repr(parse_url(form.format(encode(password))))) is None
-        # The lines of this file are in a traceback, not what their variables hold.
-        assert shows(said) is None, (form, password, said)
+        # A traceback contains the source lines of this file, but not the values of variables.
+        assert shows(output) is None, (form, password, output)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -121,7 +121,7 @@ def test_no_part_of_a_password_is_repeated(form: str, tmp_path: Path, monkeypatc
     "name", ["PGPORT", "PGHOST", "PGSERVICE", "PGSSLMODE", "PGPASSWORD", "PGPASSFILE", "PGCONNECT_TIMEOUT"]
 )
 def test_what_the_environment_holds(name: str, tmp_path: Path) -> None:
-    """Case 48: libpq takes parameters from there too, and repeats them."""
+    """Case 48: libpq takes parameters from the environment too, and repeats them."""
     script = "import entityframes as ef; ef.connect('postgresql://')"
     environment = {"PGHOST": "127.0.0.1", "PGPORT": "1", "PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd()}
     environment[name] = "@".join(PARTS)
@@ -133,13 +133,13 @@ def test_what_the_environment_holds(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["postgresql:/u:{}@h/x", "u:{}@h", "host=h password='{}", " {{'password': '{}'}}"])
-@pytest.mark.parametrize("way", ["--store", "$ENTITYFRAMES_URL"])
-def test_the_command_line(form: str, way: str, tmp_path: Path) -> None:
-    """Case 48: neither the message nor the help that goes with it repeats the address."""
+@pytest.mark.parametrize("source", ["--store", "$ENTITYFRAMES_URL"])
+def test_the_command_line(form: str, source: str, tmp_path: Path) -> None:
+    """Case 48: neither the message nor the help text next to it repeats the address."""
     address = form.format("@".join(PARTS))
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd()}
-    words = ["stats", "--store", address] if way == "--store" else ["stats"]
-    environment |= {} if way == "--store" else {"ENTITYFRAMES_URL": address}
+    words = ["stats", "--store", address] if source == "--store" else ["stats"]
+    environment |= {} if source == "--store" else {"ENTITYFRAMES_URL": address}
     run = subprocess.run(
         [sys.executable, "-m", "entityframes", *words],
         capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path,
@@ -150,7 +150,7 @@ def test_the_command_line(form: str, way: str, tmp_path: Path) -> None:
 
 
 def test_key_value_strings_are_understood(postgres_url: str) -> None:
-    """The same store as the URL's, with libpq's quoting."""
+    """They open the same store as the URL, with libpq's quoting."""
     [(user, database, folder, port)] = execute(
         postgres_url,
         "SELECT current_user::text, current_database()::text, "
@@ -164,8 +164,8 @@ def test_key_value_strings_are_understood(postgres_url: str) -> None:
         assert "it's me" in {row[0] for row in execute(postgres_url, "SELECT application_name FROM pg_stat_activity")}
 
 
-def test_what_libpq_says_stays_of_use() -> None:
-    """The server's own words, and which server did not answer."""
+def test_messages_of_libpq_stay_useful() -> None:
+    """The server's own message, and which server did not answer."""
     refused = 'connection to server at "db.example" (10.0.0.1), port 5432 failed: Connection refused'
     assert conninfo.shown_when_connecting(refused) == refused
     fatal = 'connection to server at "h", port 1 failed: FATAL: password authentication failed for user "me"'

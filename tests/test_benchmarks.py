@@ -1,4 +1,4 @@
-"""The benchmarks run; how long things take is measured by them, not here."""
+"""The benchmarks run; the benchmarks themselves measure durations, these tests do not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from entityframes.cli import cli
 
 
 def test_the_scratch_namespace_is_removed(url: str, store, sql) -> None:
-    """N+1 against batch leaves the database as it was."""
+    """The N+1 comparison leaves the database as it was."""
     if store._engine.name == "duckdb":
         store.close()
     measured = n_plus_one(url, [20], repeat=1)
@@ -33,7 +33,7 @@ def test_the_scratch_namespace_is_removed(url: str, store, sql) -> None:
 
 
 def test_a_batch_takes_few_round_trips(postgres_url: str) -> None:
-    """150 entities: a fiftieth of the round trips of the loop; how long both take is what `benchmarks guard` measures."""
+    """150 entities: a fiftieth of the round trips of the loop; `benchmarks guard` measures the durations of both."""
     one, batch = n_plus_one(postgres_url, [150], repeat=1).rows(named=True)
     assert batch["round_trips"] * 50 < one["round_trips"]
 
@@ -50,7 +50,7 @@ def test_bench_command(url: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["upsert", "lookup", "n_plus_one", "embed", "scale", "directory", "guard"])
 def test_benchmarks_run(name: str, tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our own contestants and the limits, at a small size, with all that a run writes; peers come with an extra."""
+    """Our own contestants and the limits, at a small size, with all that a run writes; the others need an extra."""
     from benchmarks.__main__ import main
 
     words = [name, "--rows", "50", "--repeat", "1", "--postgres", postgres_server, "--out", str(tmp_path)]

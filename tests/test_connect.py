@@ -1,4 +1,4 @@
-"""Opening a store: addresses, namespaces, formats, and what is said when it cannot be opened."""
+"""Opening a store: addresses, namespaces, formats, and the errors when it cannot be opened."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ CANARY = "s3cr3t-c4n4ry"
     ],
 )
 def test_addresses(url: str, engine: str, address: str) -> None:
-    """Which engine a URL or path means, and what is shown of it."""
+    """The engine that a URL or path selects, and how it is displayed."""
     location = parse_url(url)
     assert (location.engine, location.address) == (engine, address)
 
@@ -77,7 +77,7 @@ def test_default_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 @pytest.mark.duckdb
 @pytest.mark.parametrize("namespace", ["", 'a"b', "a.b", "a b", "a\0", "a" * 64, "1a", "x; DROP TABLE y", "ä"])
 def test_namespaces_that_are_refused(namespace: str) -> None:
-    """Nothing but a plain identifier ever reaches a statement."""
+    """Only a plain identifier ever reaches a statement."""
     with pytest.raises(ef.ConnectError, match="namespace"):
         ef.connect(":memory:", namespace=namespace)
 
@@ -85,7 +85,7 @@ def test_namespaces_that_are_refused(namespace: str) -> None:
 @pytest.mark.duckdb
 @pytest.mark.parametrize("name", ["entityframes.duckdb", 'a "b" c.duckdb', "select.db"])
 def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
-    """Also that of the schema in it, and it may be renamed."""
+    """Even the name of the schema in it, and the file may be renamed."""
     frame = pl.DataFrame({"entity_type": ["t"], "id": ["1"], "content": ["x"], "metadata": [{"a": 1}]})
     with ef.connect(tmp_path / name) as store:
         assert store.upsert(frame, progress=False).ok
@@ -98,7 +98,7 @@ def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.duckdb
 def test_an_address_with_a_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the path after the third slash, here one that is relative."""
+    """It is the path after the third slash, here a relative one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "C:").mkdir()
     with ef.connect("duckdb:///C:/x.duckdb") as store:
@@ -109,7 +109,7 @@ def test_an_address_with_a_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_the_time_zones_of_the_system(url: str) -> None:
-    """Those of a package are used, which is installed along: times are read, and shown, as on any other machine."""
+    """The time zones of the tzdata dependency are used: times are read and shown as on any other machine."""
     script = """
 import sys
 import entityframes as ef
@@ -126,7 +126,7 @@ with ef.connect(sys.argv[1]) as store:
 
 
 def test_namespaces_are_separate(connect) -> None:
-    """Two namespaces in one database know nothing of each other."""
+    """Two namespaces in one database are independent of each other."""
     one = connect(namespace="one")
     one.upsert_entity("note", "a", "x")
     if "duckdb" in one.address:
@@ -134,8 +134,8 @@ def test_namespaces_are_separate(connect) -> None:
     assert connect(namespace="two").stats().height == 0
 
 
-def test_duckdb_does_not_tell_names_apart_by_case(tmp_path: Path) -> None:
-    """`Notes` and `notes` are one schema there, so one store."""
+def test_namespaces_on_duckdb_ignore_case(tmp_path: Path) -> None:
+    """`Notes` and `notes` are one schema on DuckDB, so one store."""
     path = tmp_path / "store.duckdb"
     with ef.connect(path, namespace="Notes") as store:
         store.upsert_entity("note", "a", "text")
@@ -145,7 +145,7 @@ def test_duckdb_does_not_tell_names_apart_by_case(tmp_path: Path) -> None:
 
 @pytest.mark.duckdb
 def test_paths_that_are_refused(tmp_path: Path) -> None:
-    """The message names the path, and no traceback of the driver's."""
+    """The message names the path, and there is no traceback of the driver."""
     with pytest.raises(ef.ConnectError, match="NUL"):
         ef.connect("a\0b")
     with pytest.raises(ef.ConnectError, match="nowhere"):
@@ -160,7 +160,7 @@ def test_paths_that_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.duckdb
 def test_odd_file_names(tmp_path: Path) -> None:
-    """Quotes and SQL in a file name are just a file name."""
+    """Quotes and SQL in a file name have no special meaning."""
     path = tmp_path / 'it\'s "x"; DROP TABLE entities.duckdb'
     with ef.connect(path) as store:
         store.upsert_entity("note", "a", "x")
@@ -192,7 +192,7 @@ def test_no_password_is_shown(url: str) -> None:
 
 
 def test_closed_store(store: ef.EntityStore) -> None:
-    """A closed store says so; closing twice is fine."""
+    """A closed store raises an error; closing twice is allowed."""
     store.close()
     store.close()
     for call in (lambda: store.stats(), lambda: store.upsert_entity("a", "b"), lambda: store.get(ef.ids("a", ["b"]))):
@@ -201,7 +201,7 @@ def test_closed_store(store: ef.EntityStore) -> None:
 
 
 def test_a_newer_format_is_refused(store: ef.EntityStore, sql, connect) -> None:
-    """A store of a later version is left alone."""
+    """A store of a later version is not touched."""
     sql("INSERT INTO entityframes.format (version) VALUES (99)")
     store.close()
     with pytest.raises(ef.FormatError, match="format 99"):
@@ -209,11 +209,11 @@ def test_a_newer_format_is_refused(store: ef.EntityStore, sql, connect) -> None:
 
 
 def test_an_older_store_is_migrated(store: ef.EntityStore, sql, connect, engine: str, tmp_path: Path) -> None:
-    """What a store of format 1 holds stays, and what newer formats bring works."""
+    """The contents of a store of format 1 are kept, and the features of newer formats work."""
     statements = store._engine.statements
     store._engine.drop()
     hash_of = "unhex(sha256({}))" if engine == "duckdb" else "sha256({}::bytea)"
-    # The place of a field comes by itself on PostgreSQL.
+    # PostgreSQL assigns the position of a field itself.
     place = ("position, ", "1, ") if engine == "duckdb" else ("", "")
     field = f"(entity_type, field, {place[0]}dtype, declared) VALUES ('note', 'n', {place[1]}'\"Int64\"', false)"
     content, metadata, batch = "'text'", "'{\"n\":1}'", f"'{uuid.UUID(int=1)}'"
@@ -248,7 +248,7 @@ def test_an_older_store_is_migrated(store: ef.EntityStore, sql, connect, engine:
 
 
 def test_a_file_of_an_older_duckdb(tmp_path: Path) -> None:
-    """A store can be made in somebody's file, which may know less of compression."""
+    """A store can be created in an existing file, whose version may lack newer compression."""
     path = tmp_path / "old.duckdb"
     with duckdb.connect() as connection:
         connection.execute(f"ATTACH '{path}' AS old (STORAGE_VERSION 'v1.0.0')")
@@ -260,8 +260,8 @@ def test_a_file_of_an_older_duckdb(tmp_path: Path) -> None:
         assert store.verify().is_empty()
 
 
-def test_long_texts_are_compressed_as_fast_as_the_server_can(postgres_url: str) -> None:
-    """By lz4, where PostgreSQL was built with it."""
+def test_long_contents_are_compressed_with_lz4(postgres_url: str) -> None:
+    """With lz4, if PostgreSQL was built with it."""
     [(offered,)] = execute(
         postgres_url, "SELECT array_to_string(enumvals, ' ') FROM pg_settings WHERE name = 'default_toast_compression'"
     )
@@ -272,7 +272,7 @@ def test_long_texts_are_compressed_as_fast_as_the_server_can(postgres_url: str) 
 
 
 def test_a_failed_migration_leaves_nothing(empty_postgres_url: str) -> None:
-    """Creation is one transaction: without the right to create, nothing is there afterwards."""
+    """Creation is one transaction: without the required privileges, nothing is left behind."""
     execute(
         empty_postgres_url,
         "DO $$ BEGIN CREATE ROLE entityframes_reader LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
@@ -286,7 +286,7 @@ def test_a_failed_migration_leaves_nothing(empty_postgres_url: str) -> None:
 
 
 def test_two_processes_create_the_store_at_once(empty_postgres_url: str) -> None:
-    """Both find it made, once."""
+    """Both open it, and it is created once."""
     script = "import entityframes, sys; entityframes.connect(sys.argv[1]).stats()"
     racers = [
         subprocess.Popen([sys.executable, "-c", script, empty_postgres_url], stderr=subprocess.PIPE) for _ in range(4)
@@ -299,7 +299,7 @@ def test_two_processes_create_the_store_at_once(empty_postgres_url: str) -> None
 
 
 def test_a_second_process_on_a_duckdb_file(tmp_path: Path) -> None:
-    """It is told which process has the file."""
+    """The error names the process that has the file open."""
     path = tmp_path / "x.duckdb"
     script = (
         "import entityframes, sys\n"
@@ -307,12 +307,14 @@ def test_a_second_process_on_a_duckdb_file(tmp_path: Path) -> None:
         "except entityframes.ConnectError as error: print(error)"
     )
     with ef.connect(path):
-        told = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=120).stdout
-    assert "is open in another process (PID" in told
+        output = subprocess.run(
+            [sys.executable, "-c", script, path], capture_output=True, text=True, timeout=120
+        ).stdout
+    assert "is open in another process (PID" in output
 
 
 def test_use_after_fork_is_refused(url: str) -> None:
-    """A child that inherits a store is told to open its own, and the parent's goes on working."""
+    """The error asks a child that inherits a store to open its own; the parent's store still works."""
     script = textwrap.dedent(
         f"""
         import os, warnings
@@ -335,7 +337,7 @@ def test_use_after_fork_is_refused(url: str) -> None:
 
 
 def test_many_threads_share_a_store(store: ef.EntityStore) -> None:
-    """Upserts and reads from eight threads: each key is created exactly once, and every answer is right."""
+    """Upserts and reads from eight threads: each key is created exactly once, and every answer is correct."""
     created: list[int] = []
     wrong: list[object] = []
 

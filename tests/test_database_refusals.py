@@ -1,4 +1,4 @@
-"""Rows that only the database refuses: found, reported, and left out without harm to the others."""
+"""Rows that only the database rejects: found, reported, and skipped without affecting the other rows."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def rows(count: int, bad: set[int] = frozenset(), text: str = "fine") -> pl.Data
 
 @pytest.fixture
 def checked(sql: Sql, engine: str) -> None:
-    """A CHECK constraint on the entities table that the package knows nothing of."""
+    """A CHECK constraint on the entities table that the package does not know."""
     if engine == "postgresql":
         sql("ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (content NOT LIKE 'forbidden%')")
         return
-    # DuckDB cannot add a CHECK to a table that exists.
+    # DuckDB cannot add a CHECK to an existing table.
     [(ddl,)] = sql("SELECT sql FROM duckdb_tables() WHERE schema_name = 'entityframes' AND table_name = 'entities'")
     ddl = ddl.replace(");", ", CHECK (content NOT LIKE 'forbidden%'));")
     sql("DROP TABLE entityframes.entities", ddl)
@@ -39,7 +39,7 @@ def checked(sql: Sql, engine: str) -> None:
 
 @pytest.mark.parametrize("bad", [1, 10, 100])
 def test_exactly_the_bad_rows_fail(store: ef.EntityStore, checked: None, bad: int) -> None:
-    """Of 10,000 rows those that break the constraint fail, with its name or text; all others are stored."""
+    """Of 10,000 rows those that violate the constraint fail, with its name or text; all others are stored."""
     wrong = set(range(0, 10_000, 10_000 // bad))
     result = store.upsert(rows(10_000, wrong))
     assert result.counts["failed"] == bad
@@ -52,16 +52,16 @@ def test_exactly_the_bad_rows_fail(store: ef.EntityStore, checked: None, bad: in
     assert (store.exists(result.outcomes)["exists"] == (result.outcomes["status"] == "created")).all()
 
 
-def test_a_refused_update_leaves_the_old_row(store: ef.EntityStore, checked: None) -> None:
-    """A row that may not be updated stays what it was; the good update beside it happens."""
+def test_a_rejected_update_leaves_the_old_row(store: ef.EntityStore, checked: None) -> None:
+    """A row whose update is rejected keeps its old value; the valid update next to it is stored."""
     store.upsert(rows(3))
     result = store.upsert(rows(3, {1}, "changed"))
     assert result.outcomes["status"].to_list() == ["updated", "failed", "updated"]
     assert store.get(rows(3))["content"].to_list() == ["changed 0", "fine 1", "changed 2"]
 
 
-def test_a_refused_row_makes_no_job(store: ef.EntityStore, checked: None, sql: Sql, engine: str) -> None:
-    """The job lists what was written and nothing else; the ledger counts the same."""
+def test_a_rejected_row_creates_no_job(store: ef.EntityStore, checked: None, sql: Sql, engine: str) -> None:
+    """The job lists exactly what was written; the counts in the ledger are equal."""
     result = store.upsert(rows(4, {0, 3}))
     assert result.outcomes["job_id"].is_null().to_list() == [True, False, False, True]
     assert sql(f"SELECT {IDS_OF_JOB[engine]} FROM entityframes.embedding_jobs") == [(["e000001", "e000002"],)]
@@ -69,18 +69,18 @@ def test_a_refused_row_makes_no_job(store: ef.EntityStore, checked: None, sql: S
 
 
 def test_rollback_fails_the_whole_batch(store: ef.EntityStore, checked: None, sql: Sql) -> None:
-    """on_error="rollback": nothing of the batch is stored, the other batches are."""
+    """on_error="rollback": nothing of the batch is stored; the other batches are."""
     result = store.upsert(rows(30, {15}), batch_size=10, on_error="rollback")
     assert result.outcomes["status"].to_list() == ["created"] * 10 + ["failed"] * 10 + ["created"] * 10
     assert store.exists(rows(30))["exists"].sum() == 20
     assert sql("SELECT count(*) FROM entityframes.batches") == [(2,)]
-    # What was rolled back leaves no job either.
+    # The rolled-back batch leaves no job either.
     assert sql("SELECT count(*) FROM entityframes.embedding_jobs") == [(2,)]
     assert result.outcomes["job_id"].is_null().to_list() == [False] * 10 + [True] * 10 + [False] * 10
 
 
 def test_raise_ends_the_run(store: ef.EntityStore, checked: None) -> None:
-    """on_error="raise": the error is raised, and last_result tells what became of every row."""
+    """on_error="raise": the error is raised, and last_result has the outcome of every row."""
     with pytest.raises(ef.RowError):
         store.upsert(rows(1000, {500}), batch_size=10, on_error="raise")
     outcomes = store.last_result.outcomes
@@ -90,7 +90,7 @@ def test_raise_ends_the_run(store: ef.EntityStore, checked: None) -> None:
 
 
 def test_a_rerun_after_failures_is_unchanged(store: ef.EntityStore, checked: None) -> None:
-    """The good rows are done, the bad ones fail again for the same reason."""
+    """The good rows are unchanged; the bad ones fail again with the same reason."""
     frame = rows(100, {7})
     store.upsert(frame)
     again = store.upsert(frame)
@@ -101,7 +101,7 @@ def test_a_rerun_after_failures_is_unchanged(store: ef.EntityStore, checked: Non
 @pytest.mark.parametrize("engine", ["postgresql"])
 @pytest.mark.parametrize("bad", [1, 10, 100])
 def test_a_trigger_that_raises(store: ef.EntityStore, sql: Sql, bad: int) -> None:
-    """RAISE EXCEPTION in a trigger of the user's is a refusal of that row, with its message, of 10,000 rows too."""
+    """RAISE EXCEPTION in a user's trigger rejects that row, with its message, also among 10,000 rows."""
     sql(
         """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN IF NEW.content LIKE 'forbidden%' THEN RAISE EXCEPTION 'not in this house'; END IF;
@@ -119,8 +119,8 @@ def test_a_trigger_that_raises(store: ef.EntityStore, sql: Sql, bad: int) -> Non
 
 @pytest.mark.parametrize("engine", ["postgresql"])
 @pytest.mark.parametrize("count", [10, 5_000])
-def test_a_trigger_that_leaves_rows_out(store: ef.EntityStore, sql: Sql, count: int) -> None:
-    """A trigger that returns NULL swallows its row without a word: that is a failure, not a success."""
+def test_a_trigger_that_drops_rows(store: ef.EntityStore, sql: Sql, count: int) -> None:
+    """A trigger that returns NULL silently drops its row: that is a failure, not a success."""
     sql(
         """CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN IF NEW.content LIKE 'forbidden%' THEN RETURN NULL; END IF; RETURN NEW; END $$""",
@@ -146,10 +146,10 @@ def test_a_trigger_that_leaves_rows_out(store: ef.EntityStore, sql: Sql, count: 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
 @pytest.mark.parametrize("expecting", [False, True])
-def test_the_question_after_a_commit_is_lost(
+def test_the_query_after_a_commit_is_lost(
     store: ef.EntityStore, sql: Sql, monkeypatch: pytest.MonkeyPatch, expecting: bool
 ) -> None:
-    """A small batch is committed when it is asked about what a trigger left out: the ledger tells what it wrote."""
+    """A small batch is already committed when the dropped rows are queried: the ledger shows what it wrote."""
     sql(
         """CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN IF NEW.content LIKE 'forbidden%' THEN RETURN NULL; END IF; RETURN NEW; END $$""",
@@ -178,7 +178,7 @@ def test_the_question_after_a_commit_is_lost(
 
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_a_deferred_constraint(store: ef.EntityStore, sql: Sql) -> None:
-    """What would fail at COMMIT is found at its row."""
+    """A violation that would fail at COMMIT is found at its row."""
     sql(
         """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN IF NEW.content LIKE 'forbidden%' THEN RAISE integrity_constraint_violation USING MESSAGE = 'late';
@@ -193,7 +193,7 @@ def test_a_deferred_constraint(store: ef.EntityStore, sql: Sql) -> None:
 
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_no_permission_raises(store: ef.EntityStore, sql: Sql) -> None:
-    """What no row and no retry can help ends the run with the server's own words."""
+    """An error that neither skipping rows nor retrying can avoid ends the run with the server's message."""
     sql("ALTER TABLE entityframes.entities RENAME TO hidden")
     with pytest.raises(ef.PermanentError, match="entities"):
         store.upsert(rows(3))
@@ -202,7 +202,7 @@ def test_no_permission_raises(store: ef.EntityStore, sql: Sql) -> None:
 
 @pytest.mark.parametrize("on_error", ["isolate", "rollback"])
 def test_a_failed_row_names_its_batch(store: ef.EntityStore, checked: None, sql: Sql, on_error: str) -> None:
-    """Rows that the database refused have the batch that they were in, as those beside them, which the ledger has."""
+    """Rejected rows have the number of their batch, like the other rows in it; the ledger has it too."""
     result = store.upsert(rows(40, {5, 25, 26}), batch_size=10, on_error=on_error)
     batches = result.outcomes["batch_id"].to_list()
     assert None not in batches
@@ -216,24 +216,24 @@ def test_a_failed_row_names_its_batch(store: ef.EntityStore, checked: None, sql:
 
 @pytest.mark.parametrize("count", [8, 3_000])
 @pytest.mark.parametrize("on_error", ["isolate", "rollback"])
-def test_a_row_that_conflicts_and_is_refused(store: ef.EntityStore, checked: None, count: int, on_error: str) -> None:
-    """It is a conflict, as nothing of it is written; only what would be written can be refused."""
+def test_a_row_that_conflicts_and_is_rejected(store: ef.EntityStore, checked: None, count: int, on_error: str) -> None:
+    """It is a conflict, because nothing of it is written; only rows to be written can be rejected."""
     store.upsert(rows(6))
     seen = store.get(rows(count)).select("entity_type", "id", "content_hash")
-    # e1, e2 and a new one are other than expected; e2, e3 and the last one break the constraint.
+    # The hashes of e1, e2 and a new row do not match; e2, e3 and the last row violate the constraint.
     bad = {2, 3, count - 1}
     other = pl.col("id").is_in(["e000001", "e000002", "e000006"])
     expected = pl.when(other).then(pl.lit("0" * 64)).otherwise("content_hash").alias("seen")
     frame = rows(count, bad, "changed").with_columns(seen.select(expected).to_series())
     result = store.upsert(frame, expected_hash="seen", on_error=on_error)
     status = dict(result.outcomes.select("id", pl.col("status").cast(pl.String)).rows())
-    conflicts = {id for id, told in status.items() if told == "conflict"}
+    conflicts = {id for id, outcome in status.items() if outcome == "conflict"}
     if on_error == "rollback":
         assert set(status.values()) == {"failed"}
         assert store.read("note")["content"].to_list() == rows(6)["content"].to_list()
         return
     assert conflicts == {"e000001", "e000002", "e000006"}
-    assert {id for id, told in status.items() if told == "failed"} == {"e000003", f"e{count - 1:06}"}
+    assert {id for id, outcome in status.items() if outcome == "failed"} == {"e000003", f"e{count - 1:06}"}
     assert result.failed["sqlstate"].unique().to_list() == ["23514"]
     assert (result.counts["updated"], result.counts["created"]) == (3, count - 8)
     stored = dict(store.read("note").select("id", "content").rows())

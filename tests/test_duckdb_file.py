@@ -1,4 +1,4 @@
-"""What updates make of a DuckDB file, and what its process makes of it."""
+"""How updates affect the size of a DuckDB file, and properties of the process that has it open."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DOCUMENTS = 20_000
 
 
 def documents(version: int) -> pl.DataFrame:
-    """Documents of 600 characters, which are of no use to a compression."""
+    """Documents of 600 characters that do not compress."""
     rng = random.Random(version)
     ids = [f"d{number}" for number in range(DOCUMENTS)]
     texts = [rng.randbytes(300).hex() for _ in ids]
@@ -26,14 +26,14 @@ def documents(version: int) -> pl.DataFrame:
 
 
 def upserted(path: Path, frame: pl.DataFrame) -> int:
-    """The size of the file after an upsert of a process of its own, in bytes."""
+    """The size of the file in bytes after an upsert by a separate process."""
     with ef.connect(path) as store:
         assert store.upsert(frame, progress=False).ok
     return path.stat().st_size
 
 
-def test_one_edit_does_not_write_the_other_documents_again(tmp_path: Path) -> None:
-    """What is in the same row group as the edited document stays as it is in the file."""
+def test_one_edit_does_not_rewrite_other_documents(tmp_path: Path) -> None:
+    """Other documents in the row group of the edited document are not rewritten."""
     path = tmp_path / "store.duckdb"
     whole = upserted(path, documents(0))
     assert whole > 300 * DOCUMENTS
@@ -44,8 +44,8 @@ def test_one_edit_does_not_write_the_other_documents_again(tmp_path: Path) -> No
         assert store.get(ef.ids("document", ["d1"]))["content"].item() == documents(1)["content"][1]
 
 
-def test_room_of_former_versions_is_used_again(tmp_path: Path) -> None:
-    """Updating everything again and again does not make the file larger and larger."""
+def test_space_of_old_versions_is_reused(tmp_path: Path) -> None:
+    """Repeated updates of all rows do not make the file larger each time."""
     path = tmp_path / "store.duckdb"
     sizes = [upserted(path, documents(version)) for version in range(6)]
     assert sizes[-1] < 3 * sizes[0]
@@ -55,7 +55,7 @@ def test_room_of_former_versions_is_used_again(tmp_path: Path) -> None:
 
 
 def test_a_time_zone_that_polars_does_not_know(tmp_path: Path) -> None:
-    """Times come in UTC, whatever the machine's time zone is called."""
+    """Times are returned in UTC, whatever the name of the machine's time zone."""
     script = """
 import sys
 import entityframes as ef
@@ -70,7 +70,7 @@ with ef.connect(sys.argv[1]) as store:
 
 
 def test_one_file_under_two_names(tmp_path: Path) -> None:
-    """DuckDB would take a hard link for another file, and one would write over the other."""
+    """DuckDB would consider a hard link another file, and one connection would overwrite the other's changes."""
     path, link = tmp_path / "store.duckdb", tmp_path / "link.duckdb"
     with ef.connect(path) as store:
         store.upsert_entity("note", "a", "text")

@@ -1,4 +1,4 @@
-"""How DuckDB finds keys without an index: of a few entities by reading all keys, of many by a hash of each."""
+"""How DuckDB finds keys without an index: a few by scanning all keys, many by a hash of each key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from entityframes.frames.schema import KEY
 
 @pytest.fixture
 def by_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys are found by their hash, however few there are."""
+    """Keys are found by hash, however few there are."""
     monkeypatch.setattr(engine, "SCANNED", 0)
 
 
@@ -26,48 +26,48 @@ def notes(*numbers: int, content: str = "text") -> pl.DataFrame:
     return ids.to_frame().select(entity_type=pl.lit("note"), id="id", content=pl.format(f"{content} {{}}", "id"))
 
 
-def life(path: Path) -> list[object]:
-    """What a store answers to everything that looks keys up."""
-    said: list[object] = []
+def exercise(path: Path) -> list[object]:
+    """The answers of a store to all calls that look up keys."""
+    answers: list[object] = []
     with ef.connect(path) as store:
 
-        def told(result: ef.UpsertResult) -> None:
-            said.append(result.outcomes.sort(KEY).select(*KEY, "status").rows())
+        def record(result: ef.UpsertResult) -> None:
+            answers.append(result.outcomes.sort(KEY).select(*KEY, "status").rows())
 
-        told(store.upsert(notes(*range(40)), batch_size=7, progress=False))
-        told(store.upsert(notes(*range(30, 50)), progress=False))
+        record(store.upsert(notes(*range(40)), batch_size=7, progress=False))
+        record(store.upsert(notes(*range(30, 50)), progress=False))
         plan = store.plan(notes(*range(5, 60), content="other"))
-        said.append(plan.frame.select("id", "action").rows())
-        told(store.upsert(notes(3, content="between"), progress=False))
-        told(plan.apply(progress=False))
+        answers.append(plan.frame.select("id", "action").rows())
+        record(store.upsert(notes(3, content="between"), progress=False))
+        record(plan.apply(progress=False))
         kept = store.get(ef.ids("note", ["n1", "n99"])).select("id", "content_hash")
-        told(
+        record(
             store.upsert(notes(1, 99, content="new").join(kept, on="id"), expected_hash="content_hash", progress=False)
         )
-        told(store.delete(ef.ids("note", ["n2", "n50", "n98"])))
-        said.append(store.exists(ef.ids("note", [f"n{number}" for number in range(100)])).rows())
-        said.append(store.get(ef.ids("note", ["n4", "n2", "n59"])).select(*KEY, "found", "content").rows())
-        said.append(store.embed(ef.HashingEmbedder(16), progress=False).counts)
+        record(store.delete(ef.ids("note", ["n2", "n50", "n98"])))
+        answers.append(store.exists(ef.ids("note", [f"n{number}" for number in range(100)])).rows())
+        answers.append(store.get(ef.ids("note", ["n4", "n2", "n59"])).select(*KEY, "found", "content").rows())
+        answers.append(store.embed(ef.HashingEmbedder(16), progress=False).counts)
         store.upsert(notes(7, content="again"), embed=False, progress=False)
-        said.append(store.enqueue(ef.ids("note", ["n7", "n8"])))
-        said.append(store.embed(ef.HashingEmbedder(16), progress=False).counts)
+        answers.append(store.enqueue(ef.ids("note", ["n7", "n8"])))
+        answers.append(store.embed(ef.HashingEmbedder(16), progress=False).counts)
         found = (store.search("again n7", mode=mode, k=3) for mode in ("vector", "text", "hybrid"))
-        said.extend(each["id"].to_list() for each in found)
-        said.append(store.verify().rows())
-    return said
+        answers.extend(each["id"].to_list() for each in found)
+        answers.append(store.verify().rows())
+    return answers
 
 
-def test_either_way_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_lookups_give_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outcomes, answers, embedding and search do not depend on how keys are found."""
     monkeypatch.setattr(engine, "SCANNED", 1_000)
-    few = life(tmp_path / "few.duckdb")
+    few = exercise(tmp_path / "few.duckdb")
     monkeypatch.setattr(engine, "SCANNED", 0)
-    assert life(tmp_path / "many.duckdb") == few
+    assert exercise(tmp_path / "many.duckdb") == few
 
 
 @contextmanager
 def tampered(folder: Path, statement: str) -> Iterator[ef.EntityStore]:
-    """A store of two notes that somebody has written past."""
+    """A store of two notes that was modified without the package."""
     path = folder / "store.duckdb"
     with ef.connect(path) as store:
         store.upsert(notes(1, 2), progress=False)
@@ -79,7 +79,7 @@ def tampered(folder: Path, statement: str) -> Iterator[ef.EntityStore]:
 
 @pytest.mark.usefixtures("by_hash")
 def test_keys_of_one_hash(tmp_path: Path) -> None:
-    """A key that shares its hash with another is not taken for it."""
+    """A key is not confused with another key of the same hash."""
     with tampered(tmp_path, "UPDATE entityframes.entities SET key_hash = hash('note', 'n2')") as store:
         assert store.get(ef.ids("note", ["n2"]))["content"].to_list() == ["text n2"]
         assert store.upsert(notes(2), progress=False).counts["unchanged"] == 1
@@ -89,8 +89,8 @@ def test_keys_of_one_hash(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("by_hash")
-def test_a_duckdb_that_hashes_otherwise(tmp_path: Path) -> None:
-    """A file that another version of DuckDB has written is hashed anew when it is opened."""
+def test_a_duckdb_with_different_hashes(tmp_path: Path) -> None:
+    """A file written by a DuckDB version with different hashes is rehashed when it is opened."""
     other = "UPDATE entityframes.entities SET key_hash = 7; UPDATE entityframes.hashed_by SET version = 'v1.0'"
     with tampered(tmp_path, other) as store:
         assert store.exists(ef.ids("note", ["n1", "n2"]))["exists"].all()
@@ -99,7 +99,7 @@ def test_a_duckdb_that_hashes_otherwise(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("by_hash")
 def test_a_key_whose_hash_is_wrong(tmp_path: Path) -> None:
-    """It is not found, which `verify` tells and mends."""
+    """The key is not found; `verify` reports and repairs that."""
     with tampered(tmp_path, "UPDATE entityframes.entities SET key_hash = 7 WHERE id = 'n1'") as store:
         assert not store.entity_exists("note", "n1")
         found = store.verify(repair=True)

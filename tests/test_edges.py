@@ -1,4 +1,4 @@
-"""Values at the edge of what is kept: the last digit, the last byte, the last backslash, and the first value of a field."""
+"""Values at the limits: the last digit, the last byte, the last backslash, and the first value of a field."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def metadata(store: ef.EntityStore, entity_type: str = "t") -> list[str]:
 
 
 def numbers() -> Iterator[str]:
-    """Numbers of 14 to 21 characters, with the point in each place, and some with an exponent."""
-    chance = random.Random(15)
+    """Numbers of 14 to 21 characters, with the decimal point in each position, and some with an exponent."""
+    rng = random.Random(15)
     for length in range(14, 22):
         for point in range(1, length - 1):
             for _ in range(4):
-                digits = "".join(chance.choices("0123456789", k=length - 1))
-                digits = chance.choice("123456789") + digits[1:-1] + chance.choice("123456789")
-                sign = chance.choice(["", "-"])
+                digits = "".join(rng.choices("0123456789", k=length - 1))
+                digits = rng.choice("123456789") + digits[1:-1] + rng.choice("123456789")
+                sign = rng.choice(["", "-"])
                 yield f"{sign}{digits[:point]}.{digits[point:]}"
-                yield f"{sign}{digits[:1]}.{digits[1:-4]}e{chance.choice(['', '-', '+'])}{point}"
+                yield f"{sign}{digits[:1]}.{digits[1:-4]}e{rng.choice(['', '-', '+'])}{point}"
                 yield f"0.{digits}"
     yield from ("8.000000000000001", "900719925474099.3", "9007199254740993.0", "0.30000000000000004", "1e-400",
                 "1.23e-322", "4.9e-324", "2.2250738585072011e-308", "1e22", "1.0", "0.0", "-0.0", "1e308")  # fmt: skip
 
 
 def test_no_digit_of_a_number_is_lost(store: ef.EntityStore) -> None:
-    """Whatever its length: what is stored is the number that was given, and again the same when it comes back."""
+    """Whatever its length, the given number is stored exactly, and writing back what was read changes nothing."""
     texts = list(numbers())
     given = documents([json.dumps({"n": None})[:-5] + f"{text}}}" for text in texts])
     assert store.upsert(given, progress=False).ok
@@ -72,7 +72,7 @@ WHOLE = [
 def test_whole_numbers_around_64_bits(
     store: ef.EntityStore, values: list[str], dtype: pl.DataType, at_once: bool
 ) -> None:
-    """Up to 2**63 - 1 they are read as such; a field with a larger one is read as JSON text, with all digits."""
+    """Up to 2**63 - 1 they are read as integers; a field with a larger one is read as JSON text, with all digits."""
     given = documents([f'{{"n":{value}}}' for value in values])
     for piece in [given] if at_once else given.iter_slices(1):
         assert store.upsert(piece, progress=False).ok
@@ -83,8 +83,8 @@ def test_whole_numbers_around_64_bits(
     assert store.verify().is_empty()
 
 
-def test_a_long_number_beside_other_fields(store: ef.EntityStore) -> None:
-    """Only the field that has it is read as JSON text; a text with as many digits is a text."""
+def test_a_long_number_next_to_other_fields(store: ef.EntityStore) -> None:
+    """Only the field with the number is read as JSON text; a string with as many digits remains a string."""
     store.upsert(
         documents(['{"n":12345678901234567890,"s":"12345678901234567890","i":1234567890123456789,"f":1.5,"b":true}']),
         progress=False,
@@ -97,7 +97,7 @@ def test_a_long_number_beside_other_fields(store: ef.EntityStore) -> None:
 @pytest.mark.parametrize("typed", [False, True])
 @pytest.mark.parametrize("where", ["alone", "before", "after"])
 def test_backslashes_before_u0000(store: ef.EntityStore, typed: bool, where: str) -> None:
-    """An even number of them stands for backslashes before a text, an odd one for a NUL behind backslashes."""
+    """An even number of backslashes stands for literal backslashes; after an odd number, \u0000 is a NUL."""
     before, after = {"alone": ("", ""), "before": ("", "\\end"), "after": ('a"\\', "")}[where]
     texts = [before + "\\" * count + text + after for count in range(4) for text in ("u0000", "\0")]
     rows = documents([json.dumps({"k": text}) for text in texts])
@@ -109,8 +109,8 @@ def test_backslashes_before_u0000(store: ef.EntityStore, typed: bool, where: str
     assert store.read("t")["k"].to_list() == texts[::2]
 
 
-def test_texts_of_exactly_the_limit_beside_a_bad_row(store: ef.EntityStore) -> None:
-    """They are not taken for too long when a bad row has each of them looked at."""
+def test_text_of_exactly_the_limit_next_to_a_bad_row(store: ef.EntityStore) -> None:
+    """They are not considered too long when a bad row causes each of them to be checked."""
     rows = pl.DataFrame(
         [("t" * 255, "i" * 1024, "x"), ("é" * 127, "é" * 512, "x"), ("t", "", "bad"), ("t" * 256, "i", "bad"),
          ("t", "i" * 1025, "bad"), ("t", "é" * 513, "bad"), ("t", "i", "")],
@@ -133,7 +133,7 @@ NULL_FIRST = [
 def test_a_field_that_is_null_at_first(
     store: ef.EntityStore, text: str, dtype: pl.DataType, value: object, at_once: bool
 ) -> None:
-    """In JSON text: a column of nulls, then of the dtype of the first value that comes, and nulls take none away."""
+    """In JSON text: a column of nulls gets the dtype of the first value, and later nulls do not change it."""
     given = documents(['{"n":null}', f'{{"n":{text}}}', '{"n":null}', '{"other":1}'])
     for piece in [given] if at_once else given.iter_slices(1):
         assert store.upsert(piece, progress=False).ok
@@ -146,8 +146,8 @@ def test_a_field_that_is_null_at_first(
     assert store.verify().is_empty()
 
 
-def test_a_column_of_nulls_and_what_comes_as_text(store: ef.EntityStore) -> None:
-    """A typed column of nothing but nulls takes the dtype of JSON text that comes later, and that of a typed column."""
+def test_a_column_of_nulls_and_later_json_text(store: ef.EntityStore) -> None:
+    """A typed column of nulls gets the dtype of later JSON text or of a later typed column."""
     nulls = pl.DataFrame({"k": ["a"], "n": pl.Series([None], dtype=pl.Null), "m": pl.Series([None], dtype=pl.Null)})
     assert store.upsert(ef.entities(nulls, "t", id="k"), progress=False).ok
     assert store.upsert(documents(['{"n":7}']), progress=False).ok
@@ -162,7 +162,7 @@ def test_a_column_of_nulls_and_what_comes_as_text(store: ef.EntityStore) -> None
 
 
 def test_two_writers_declare_one_field(store: ef.EntityStore, connect) -> None:
-    """One came between the first look of the other and its declaration: it is refused, and nothing of it is written."""
+    """One declares it between the other's read and its declaration: the other is refused, and writes nothing."""
     other = connect()
 
     def frames() -> Iterator[pl.DataFrame]:
@@ -180,10 +180,10 @@ def test_two_writers_declare_one_field(store: ef.EntityStore, connect) -> None:
 
 
 @pytest.mark.parametrize(("mine", "theirs"), [(1, "text"), ("text", 1), (1.5, True)])
-def test_a_type_that_starts_anew_while_rows_are_on_their_way(
+def test_a_type_that_is_redeclared_while_rows_are_in_flight(
     store: ef.EntityStore, connect, mine: object, theirs: object
 ) -> None:
-    """No entity of it is stored yet, so the other writer may declare it otherwise; then this one is refused."""
+    """No entity of the type is stored yet, so another writer may declare other dtypes; then this writer is refused."""
     other = connect()
 
     def frames() -> Iterator[pl.DataFrame]:
@@ -201,7 +201,7 @@ def test_a_type_that_starts_anew_while_rows_are_on_their_way(
 
 
 def test_two_writers_widen_one_field(store: ef.EntityStore, connect) -> None:
-    """Each adds a field to a struct, one between the look of the other and its declaration: both are kept."""
+    """Each adds a field to a struct, one between the other's read and its declaration: both are kept."""
     other = connect()
     assert store.upsert(struct("first", a=1), progress=False).ok
 
@@ -224,7 +224,7 @@ def struct(id: str, **fields: object) -> pl.DataFrame:
 
 
 def test_two_writers_infer_one_field(store: ef.EntityStore, connect) -> None:
-    """From JSON text, a number and a text at once: the field is read as what holds both."""
+    """From JSON text, a number and a string concurrently: the field is read with a dtype for both."""
     other = connect()
 
     def frames() -> Iterator[pl.DataFrame]:

@@ -1,4 +1,4 @@
-"""The embedders that come along."""
+"""The embedders that are included in the package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXTS = ["The quick brown fox", "the quick brown fox", "Über allen Gipfeln ist 
 
 
 def test_hashing_is_deterministic() -> None:
-    """The same vectors in another process with another hash seed, in any batch, of length 1, case aside."""
+    """The same vectors in another process with another hash seed, in any batch, of length 1, ignoring case."""
     embedder = ef.HashingEmbedder(64)
     vectors = embedder.embed(TEXTS)
     assert vectors.shape == (6, 64)
@@ -40,7 +40,7 @@ def test_hashing_is_deterministic() -> None:
 
 
 def test_hashing_vectors_are_those_of_earlier_versions() -> None:
-    """Stores keep them under the name hashing-16: a version that made others would compare what cannot be compared."""
+    """Stores have them under the name hashing-16, and vectors of different versions must be comparable."""
     vectors = ef.HashingEmbedder(16).embed(["two words of a text, and TWO more: é", "x"])
     first = [0.5997, 0.2822, -0.0706, -0.2117, -0.4233, 0, 0.2293, -0.1588, -0.0706, 0.1764, 0.0706, 0, 0.0176, -0.3881,
              -0.2469, -0.0309]  # fmt: skip
@@ -66,7 +66,7 @@ def test_embedders_are_found_by_name() -> None:
 
 
 def test_wordllama_knows_meaning() -> None:
-    """Its weights come with its package: no download, and near in meaning is near."""
+    """Its weights are part of its package: no download, and texts with similar meaning are close."""
     embedder = ef.WordLlamaEmbedder()
     vectors = embedder.embed(["a dog barked", "the puppy made noise", "interest rates rose"])
     assert vectors.shape == (3, embedder.dim)
@@ -76,7 +76,7 @@ def test_wordllama_knows_meaning() -> None:
 
 
 def test_wordllama_and_long_texts() -> None:
-    """The beginning of a text counts, so that a long text is cut before it costs time and memory; the limit is in the name."""
+    """Only the beginning of a long text counts, which limits time and memory; the limit is part of the name."""
     embedder = ef.WordLlamaEmbedder()
     long, short = embedder.embed(["a dog barked. " * 100_000, ("a dog barked. " * 100)[:800]])
     assert np.allclose(long, short)
@@ -87,7 +87,7 @@ def test_wordllama_and_long_texts() -> None:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Speaks /v1/embeddings: as many numbers as asked, the first is the text's length."""
+    """Implements /v1/embeddings: as many numbers as requested, the first of which is the text's length."""
 
     def do_POST(self) -> None:
         server: Any = self.server
@@ -112,7 +112,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Any]:
-    """A real HTTP server; `answers` are given out before it answers of its own accord."""
+    """A real HTTP server; `answers` are returned before its default answers."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         running.requests, running.answers = [], []  # type: ignore[attr-defined]
         thread = threading.Thread(target=running.serve_forever, daemon=True)
@@ -123,7 +123,7 @@ def server() -> Iterator[Any]:
 
 
 def test_openai_requests(server: Any) -> None:
-    """Order by index, limits of items and tokens, dimension asked for, key sent and not shown."""
+    """Order by index, limits of items and tokens, the requested dimension, and a key that is sent and not shown."""
     embedder = ef.OpenAIEmbedder("m", base_url=server.url, api_key="sk-canary", max_batch=2, max_tokens=10)
     assert embedder.dim == 4
     vectors = embedder.embed(["a", "bb", "ccc", "d" * 40, "e"])
@@ -137,7 +137,7 @@ def test_openai_requests(server: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "error", "said"),
+    ("status", "headers", "error", "message"),
     [
         (429, {"retry-after": "7"}, ef.EmbedderBusyError, "slow down"),
         (429, {"retry-after": "inf"}, ef.EmbedderBusyError, "slow down"),
@@ -146,11 +146,11 @@ def test_openai_requests(server: Any) -> None:
         (400, {}, ValueError, "refused the text"),
     ],
 )
-def test_openai_refusals(server: Any, status: int, headers: dict, error: type[Exception], said: str) -> None:
-    """Busy, hopeless, or this text: told apart by the status."""
+def test_openai_refusals(server: Any, status: int, headers: dict, error: type[Exception], message: str) -> None:
+    """Busy, unavailable, or an error of this text: distinguished by the status."""
     embedder = ef.OpenAIEmbedder("m", dim=4, base_url=server.url, api_key="sk-canary")
     server.answers.append((status, headers, {"error": {"message": "slow down"}}))
-    with pytest.raises(error, match=said) as caught:
+    with pytest.raises(error, match=message) as caught:
         embedder.embed(["a"])
     assert "canary" not in str(caught.value)
     if status == 429:
@@ -158,7 +158,7 @@ def test_openai_refusals(server: Any, status: int, headers: dict, error: type[Ex
 
 
 def test_retry_after_may_be_a_date(server: Any) -> None:
-    """Seconds until then, and none for a date that is past."""
+    """The seconds until then, or none if the date is in the past."""
     embedder = ef.OpenAIEmbedder("m", dim=4, base_url=server.url)
     for seconds in (30, -30):
         server.answers.append((429, {"retry-after": email.utils.formatdate(time.time() + seconds, usegmt=True)}, {}))
@@ -177,7 +177,7 @@ def test_openai_garbage_and_silence(server: Any) -> None:
 
 
 def test_openai_through_the_store(server: Any, store: ef.EntityStore) -> None:
-    """Rate limits are waited for as the server says, and the text that it refuses is found."""
+    """Rate limits are respected as the server requests, and a rejected text is found."""
     texts = pl.DataFrame({"id": [f"{n}" for n in range(8)], "text": [f"text {n}" for n in range(8)]})
     store.upsert(ef.entities(texts, "t", id="id", content="text"), progress=False)
     server.answers += [(429, {"retry-after": "0"}, {}), (400, {}, {"error": "no"}), *[(200, {}, None)] * 3]

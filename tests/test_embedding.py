@@ -1,4 +1,4 @@
-"""Embedding jobs: made with the batch, worked off in batches, derived from what the store says."""
+"""Embedding jobs: created with the batch, processed in batches, derived from the outcomes of the store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIM = 16
 
 
 class Recording(ef.HashingEmbedder):
-    """A real embedder that remembers its calls, refuses texts with "poison", and does what a test wants before each."""
+    """A real embedder that records its calls, rejects texts with "poison", and runs a hook before each call."""
 
     def __init__(self, dim: int = DIM, max_batch: int = 100, before: Any = lambda texts: None) -> None:
         super().__init__(dim, max_batch=max_batch)
@@ -54,7 +54,7 @@ def embed(store: ef.EntityStore, embedder: Any = None, **options: Any) -> ef.Emb
 
 
 def vectors_are_current(store: ef.EntityStore, sql: Any, space: str = f"hashing-{DIM}") -> None:
-    """Exactly one vector for each content, and it is that of the stored content."""
+    """Each content has exactly one vector, and it is that of the stored content."""
     stored = sql("SELECT entity_type, id, content_hash FROM entityframes.entities WHERE content <> '' ORDER BY 1, 2")
     embedded = sql(
         f"SELECT entity_type, id, content_hash FROM entityframes.embeddings WHERE space = '{space}' AND error IS NULL "
@@ -67,8 +67,8 @@ def _plain(value: Any) -> Any:
     return bytes(value) if isinstance(value, bytes | bytearray | memoryview) else value
 
 
-def test_one_job_a_batch(store: ef.EntityStore, sql: Any) -> None:
-    """A thousand entities in ten batches make ten jobs, and their embedding one outcome each."""
+def test_one_job_per_batch(store: ef.EntityStore, sql: Any) -> None:
+    """A thousand entities in ten batches make ten jobs, and embedding them gives one outcome each."""
     result = store.upsert(notes(1_000), batch_size=100, progress=False)
     jobs = store.jobs()
     assert jobs.height == 10
@@ -88,7 +88,7 @@ def test_one_job_a_batch(store: ef.EntityStore, sql: Any) -> None:
 
 
 def test_only_what_changed_is_embedded_again(store: ef.EntityStore, sql: Any) -> None:
-    """Content that is the same, or of which only metadata changed, is not sent to the model again."""
+    """Content that is unchanged, or of which only metadata changed, is not sent to the model again."""
     store.upsert(notes(500), progress=False)
     embed(store)
     changed = pl.concat([notes(5, "new"), notes(495, start=5)])
@@ -102,7 +102,7 @@ def test_only_what_changed_is_embedded_again(store: ef.EntityStore, sql: Any) ->
 
 
 def test_skipped_and_queued_later(store: ef.EntityStore, sql: Any) -> None:
-    """embed=False makes no job; enqueue makes them by type, by id frame, or for all, and only for what is due."""
+    """embed=False creates no job; enqueue creates jobs by type, by id frame, or for all, only for what is due."""
     store.upsert(notes(30), embed=False, progress=False)
     store.upsert(notes(5).with_columns(entity_type=pl.lit("other")), embed=False, progress=False)
     assert store.jobs().height == 0
@@ -119,7 +119,7 @@ def test_skipped_and_queued_later(store: ef.EntityStore, sql: Any) -> None:
 
 
 def test_empty_content_is_not_embedded(store: ef.EntityStore) -> None:
-    """There is nothing to embed; what had content and lost it is no longer found by its old vector."""
+    """There is nothing to embed; an entity whose content became empty is no longer found by its old vector."""
     store.upsert(notes(3), progress=False)
     embed(store)
     store.upsert(notes(3).with_columns(content=pl.lit("")), progress=False)
@@ -128,7 +128,7 @@ def test_empty_content_is_not_embedded(store: ef.EntityStore) -> None:
 
 
 def test_a_poisoned_text(store: ef.EntityStore, sql: Any) -> None:
-    """It is found by halving, recorded with its error, and queued again on demand; the others go through."""
+    """It is found by bisection, recorded with its error, and retried on demand; the others are embedded."""
     rows = notes(1_024)
     rows = rows.with_columns(
         content=pl.when(pl.col("id") == "n00700").then(pl.lit("poison")).otherwise(pl.col("content"))
@@ -151,25 +151,25 @@ def test_a_poisoned_text(store: ef.EntityStore, sql: Any) -> None:
 
 
 def test_two_jobs_of_the_same_entities(store: ef.EntityStore, sql: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one job is still writing is not embedded again for the next one."""
+    """Content that one job is still writing is not embedded again for the next one."""
     for text in ("text", "new", "newest"):
         store.upsert(notes(100, text), progress=False)
     embedding, asked = store._engine.embedding, threading.Semaphore(0)
     write, members = embedding.write_vectors, embedding.members
 
     def slowly(*given: Any) -> pl.DataFrame:
-        # Until the worker has looked at what there is to do for this job and for the next one.
+        # Wait until the worker has read what is due for this job and for the next one.
         for _ in range(2):
             asked.acquire(timeout=120)
         return write(*given)
 
-    def looked(*given: Any) -> pl.DataFrame:
+    def members_read(*given: Any) -> pl.DataFrame:
         rows = members(*given)
         asked.release()
         return rows
 
     monkeypatch.setattr(embedding, "write_vectors", slowly)
-    monkeypatch.setattr(embedding, "members", looked)
+    monkeypatch.setattr(embedding, "members", members_read)
     embedder = Recording()
     result = embed(store, embedder)
     assert result.counts["embedded"] == result.rows == len(embedder.texts) == 100
@@ -178,7 +178,7 @@ def test_two_jobs_of_the_same_entities(store: ef.EntityStore, sql: Any, monkeypa
 
 
 def test_a_busy_embedder(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is asked again as late as it says; after so many tries the job fails and its entities stay due."""
+    """It is retried after the requested delay; after too many attempts the job fails and its entities stay due."""
     store.upsert(notes(10), progress=False)
     waits: list[float] = []
     wait = threading.Event.wait
@@ -190,11 +190,11 @@ def test_a_busy_embedder(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch)
         return event.is_set()
 
     monkeypatch.setattr(threading.Event, "wait", hours_pass)
-    told = [1_800.0, 900.0]
+    delays = [1_800.0, 900.0]
 
     def busy_twice(texts: Sequence[str]) -> None:
-        if told:
-            raise ef.EmbedderBusyError("too many requests", told.pop(0))
+        if delays:
+            raise ef.EmbedderBusyError("too many requests", delays.pop(0))
 
     result = embed(store, Recording(before=busy_twice))
     assert result.counts["embedded"] == 10
@@ -216,7 +216,7 @@ def test_a_busy_embedder(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_embedder_that_cannot_work(store: ef.EntityStore) -> None:
-    """Its error ends the run, and the job waits for a better one."""
+    """Its error ends the run, and the job waits for a working embedder."""
     store.upsert(notes(10), progress=False)
 
     def refuse(texts: Sequence[str]) -> None:
@@ -229,7 +229,7 @@ def test_an_embedder_that_cannot_work(store: ef.EntityStore) -> None:
 
 
 def test_an_embedder_that_stops_working(store: ef.EntityStore) -> None:
-    """What it has given before its error is kept: somebody may have paid for it."""
+    """Vectors that it returned before the error are kept, because they may have been paid for."""
     store.upsert(notes(50), progress=False)
 
     def refuse(texts: Sequence[str]) -> None:
@@ -246,7 +246,7 @@ def test_an_embedder_that_stops_working(store: ef.EntityStore) -> None:
 
 
 def test_content_that_changes_while_it_is_embedded(connect: Any, sql: Any) -> None:
-    """The vector of the older text is not written; the newer one is due and gets its own."""
+    """The vector of the older text is not written; the newer text is due and gets its own vector."""
     store, other = connect(), connect()
     store.upsert(notes(20), progress=False)
     edited = threading.Event()
@@ -264,7 +264,7 @@ def test_content_that_changes_while_it_is_embedded(connect: Any, sql: Any) -> No
     assert store.verify().is_empty()
 
 
-def test_deleting_takes_vectors_along(store: ef.EntityStore, sql: Any) -> None:
+def test_deleting_an_entity_deletes_its_vector(store: ef.EntityStore, sql: Any) -> None:
     store.upsert(notes(10), progress=False)
     embed(store)
     store.delete(notes(4))
@@ -281,7 +281,7 @@ def test_a_batch_that_is_rolled_back_leaves_no_job(store: ef.EntityStore) -> Non
 
 
 def test_several_workers(store: ef.EntityStore, sql: Any) -> None:
-    """Each job is worked off by one of them; nothing is embedded twice."""
+    """Each job is processed by one of them; nothing is embedded twice."""
     store.upsert(notes(2_000), batch_size=50, progress=False)
     embedder = Recording(max_batch=25)
     result = embed(store, embedder, workers=4)
@@ -291,11 +291,11 @@ def test_several_workers(store: ef.EntityStore, sql: Any) -> None:
 
 
 def test_cancel(store: ef.EntityStore, sql: Any) -> None:
-    """The batch in flight is still written, the rest goes back to the queue."""
+    """The batch in flight is still written; the rest returns to the queue."""
     store.upsert(notes(400), batch_size=100, progress=False)
 
-    class Looked(threading.Event):
-        """Counts who sees that it is set."""
+    class CountingEvent(threading.Event):
+        """Counts the threads that see that it is set."""
 
         seen = threading.Semaphore(0)
 
@@ -305,11 +305,11 @@ def test_cancel(store: ef.EntityStore, sql: Any) -> None:
                 return True
             return False
 
-    cancel = Looked()
+    cancel = CountingEvent()
 
     def press(texts: Sequence[str]) -> None:
         cancel.set()
-        # Who looks a second time has done what the first look was for.
+        # A thread that checks a second time has completed its work after the first check.
         for _ in range(2):
             assert cancel.seen.acquire(timeout=120)
 
@@ -323,7 +323,7 @@ def test_cancel(store: ef.EntityStore, sql: Any) -> None:
 
 
 def test_ctrl_c(store: ef.EntityStore, sql: Any) -> None:
-    """KeyboardInterrupt also while the embedder hangs, which is not waited for; the job goes back, the store goes on."""
+    """KeyboardInterrupt without waiting for a hanging embedder; the job is queued again, and the store works."""
     store.upsert(notes(100), progress=False)
     hanging, returned = threading.Event(), threading.Event()
 
@@ -343,7 +343,7 @@ def test_ctrl_c(store: ef.EntityStore, sql: Any) -> None:
 
 
 def test_spaces(store: ef.EntityStore, sql: Any) -> None:
-    """A second model has vectors of its own, is filled while searches use the first, and takes over at once."""
+    """A second model has separate vectors, is filled while searches use the first, and replaces it at once."""
     store.upsert(notes(60), progress=False)
     embed(store)
     assert embed(store, Recording(32), space="wide").counts["embedded"] == 60
@@ -371,7 +371,7 @@ def test_spaces(store: ef.EntityStore, sql: Any) -> None:
 
 
 def test_the_last_space_is_dropped(store: ef.EntityStore, sql: Any) -> None:
-    """What was queued stays queued, for the space that comes next; what was not, is not."""
+    """Queued entities stay queued for the next space; others do not become queued."""
     store.upsert(notes(20), progress=False)
     store.upsert(notes(5, start=20), embed=False, progress=False)
     embed(store)
@@ -386,7 +386,7 @@ def test_the_last_space_is_dropped(store: ef.EntityStore, sql: Any) -> None:
 
 
 def test_an_entity_in_two_jobs_at_once(connect: Any, sql: Any) -> None:
-    """Whoever comes second finds a vector where there was none; both end well, with one vector."""
+    """The second job finds a vector that did not exist before; both complete, with one vector."""
     store, other = connect(), connect()
     store.upsert(notes(50), progress=False)
     enough = threading.Event()
@@ -394,7 +394,7 @@ def test_an_entity_in_two_jobs_at_once(connect: Any, sql: Any) -> None:
     def overtake(texts: Sequence[str]) -> None:
         if not enough.is_set():
             assert other.enqueue() == 50
-            # Stopped after its batch: it would wait for the job that is in hand here.
+            # Cancelled after its batch: otherwise it would wait for the job that is held here.
             quick = Recording(before=lambda texts: enough.set())
             assert embed(other, quick, cancel=enough).counts["embedded"] == 50
 
@@ -412,8 +412,8 @@ def test_an_embedder_that_lies_about_its_dimension(store: ef.EntityStore) -> Non
     assert store.jobs("pending").height == 1
 
 
-def test_nan_is_no_vector(store: ef.EntityStore) -> None:
-    """What an embedder makes of a text may be unusable; that text fails, with the reason."""
+def test_nan_is_not_a_vector(store: ef.EntityStore) -> None:
+    """An embedder may return unusable values for a text; that text fails, with the reason."""
     store.upsert(notes(4), progress=False)
 
     class Broken(Recording):
@@ -428,8 +428,8 @@ def test_nan_is_no_vector(store: ef.EntityStore) -> None:
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
-def test_a_lease_that_ended(connect: Any, url: str, sql: Any) -> None:
-    """A job whose worker is not heard of is taken over, and the worker that had it can no longer write."""
+def test_an_expired_lease(connect: Any, url: str, sql: Any) -> None:
+    """A job of a worker that stopped renewing its lease is taken over, and its old worker can no longer write."""
     store, other = connect(), connect()
     store.upsert(notes(50), progress=False)
     taken = threading.Event()
@@ -447,8 +447,8 @@ def test_a_lease_that_ended(connect: Any, url: str, sql: Any) -> None:
     vectors_are_current(store, sql)
 
 
-def test_all_threads_of_a_process_have_its_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also those that are the first to ask, at the same time; on DuckDB they would take each other's jobs for orphans."""
+def test_all_threads_of_a_process_have_the_same_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even threads that ask for it first, at the same time; on DuckDB they could otherwise steal each other's jobs."""
     from entityframes.embedding import worker
 
     start = threading.Barrier(4)

@@ -1,4 +1,4 @@
-"""Embedders that do not work, are busy or are not installed: nothing is recorded that the texts are not at fault for."""
+"""Embedders that fail, are busy or are not installed: no failure is recorded that the texts did not cause."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.test_embedding import Recording, embed, notes
 
 
 class Giving(Recording):
-    """What it gives instead of vectors for texts with a word in them."""
+    """Returns a given value instead of vectors for texts that contain a word."""
 
     def __init__(self, value: float, word: str = "", **options: Any) -> None:
         super().__init__(**options)
@@ -52,7 +52,7 @@ class Shapeless(Recording):
 @pytest.mark.parametrize("count", [1, 3, 40])
 @pytest.mark.parametrize("kind", BROKEN)
 def test_every_text_fails(store: ef.EntityStore, kind: str, count: int) -> None:
-    """That is the embedder's fault: nothing is recorded as failed, no space is left, and a better one does all of it."""
+    """The embedder is the cause: nothing is recorded as failed, no space is left, a working one embeds all."""
     store.upsert(notes(count), batch_size=15, progress=False)
     with pytest.raises(ef.EmbedderError):
         embed(store, BROKEN[kind]())
@@ -60,7 +60,7 @@ def test_every_text_fails(store: ef.EntityStore, kind: str, count: int) -> None:
     assert set(store.jobs()["state"].cast(pl.String)) == {"pending"}
     assert store.stats().select("embedded", "due", "failed").row(0) == (0, count, 0)
     assert not store.last_result.counts["failed"]
-    # The same where the space is there already.
+    # The same if the space already exists.
     assert embed(store).counts["embedded"] == count
     store.upsert(notes(count, "later"), progress=False)
     with pytest.raises(ef.EmbedderError):
@@ -71,7 +71,7 @@ def test_every_text_fails(store: ef.EntityStore, kind: str, count: int) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_one_bad_text_fails_alone(store: ef.EntityStore, value: float) -> None:
-    """Among good ones, and also where it is the only one that is due."""
+    """Among good texts, and also if it is the only one that is due."""
     store.upsert(notes(30), progress=False)
     store.upsert_entity("note", "bad", "a poisoned well")
     result = embed(store, Giving(value, "poisoned"))
@@ -87,8 +87,8 @@ def busy(texts: Sequence[str]) -> None:
     raise ef.EmbedderBusyError("too many requests", 0.01)
 
 
-def test_what_a_rate_limit_left_is_not_ok(store: ef.EntityStore) -> None:
-    """Neither the run that met it nor a later one that finds its jobs failed; both tell how to go on."""
+def test_a_run_that_a_rate_limit_ended_is_not_ok(store: ef.EntityStore) -> None:
+    """Neither the run that hit the limit nor a later one that finds its jobs failed; both explain how to continue."""
     store.upsert(notes(25), batch_size=10, progress=False)
     first = embed(store, Recording(before=busy), max_attempts=1)
     assert (first.ok, first.counts["failed"], first.waiting) == (False, 25, 25)
@@ -102,7 +102,7 @@ def test_what_a_rate_limit_left_is_not_ok(store: ef.EntityStore) -> None:
     assert store.retry_failed() == 25
     done = embed(store)
     assert (done.ok, done.counts["embedded"], done.waiting) == (True, 25, 0)
-    # A failed job whose entities were embedded by way of another one is nobody's concern.
+    # A failed job does not matter if its entities were embedded through another job.
     store.upsert(notes(5, "new"), progress=False)
     assert not embed(store, Recording(before=busy), max_attempts=1).ok
     assert store.enqueue() == 5
@@ -110,7 +110,7 @@ def test_what_a_rate_limit_left_is_not_ok(store: ef.EntityStore) -> None:
 
 
 def test_a_run_that_was_stopped_is_not_ok(store: ef.EntityStore) -> None:
-    """Also where it was stopped before it had taken anything up."""
+    """Even if it was stopped before it had claimed a job."""
     store.upsert(notes(25), batch_size=10, progress=False)
     stop = threading.Event()
     stop.set()
@@ -119,8 +119,8 @@ def test_a_run_that_was_stopped_is_not_ok(store: ef.EntityStore) -> None:
     assert embed(store).ok
 
 
-def test_what_is_in_no_job_is_told(store: ef.EntityStore) -> None:
-    """After embed=False there is nothing to do, and no bar: how much is due, and how to queue it, stands in the result."""
+def test_unqueued_entities_are_reported(store: ef.EntityStore) -> None:
+    """After embed=False there is nothing to do and no progress bar; the result has the number due and advice."""
     store.upsert(notes(12), embed=False, progress=False)
     calls: list[Any] = []
     result = store.embed(Recording(), progress=lambda done, total: calls.append((done, total)))
@@ -135,7 +135,7 @@ def test_what_is_in_no_job_is_told(store: ef.EntityStore) -> None:
     assert "12 embedded" in repr(result)
 
 
-def test_what_is_in_no_job_is_told_before_a_first_search(store: ef.EntityStore) -> None:
+def test_unqueued_entities_are_reported_before_a_first_search(store: ef.EntityStore) -> None:
     store.upsert(notes(3), embed=False, progress=False)
     with pytest.raises(ef.SpaceError, match=r"call store.enqueue\(\), since nothing is queued, and then store.embed"):
         store.search("text")
@@ -147,7 +147,7 @@ def test_what_is_in_no_job_is_told_before_a_first_search(store: ef.EntityStore) 
 @pytest.mark.parametrize("query", ["", " ", "\n\t  \u00a0"])
 @pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])
 def test_an_empty_query_finds_nothing(store: ef.EntityStore, query: str, mode: Any) -> None:
-    """With the columns of every answer, before and after anything is embedded; the embedder is not asked."""
+    """With the columns of every result, before and after anything is embedded; the embedder is not called."""
     store.upsert(notes(5), progress=False)
     assert store.search(query, mode=mode).is_empty()
     embed(store)
@@ -156,12 +156,12 @@ def test_an_empty_query_finds_nothing(store: ef.EntityStore, query: str, mode: A
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), None])
-def test_a_query_that_is_no_vector(store: ef.EntityStore, value: Any) -> None:
+def test_a_query_that_is_not_a_vector(store: ef.EntityStore, value: Any) -> None:
     store.upsert(notes(5), progress=False)
     embed(store)
     with pytest.raises(ValueError, match="NaN or infinity"):
         store.search([value, *[1.0] * 15])
-    # Numbers whose squares leave the range have a direction all the same.
+    # Numbers whose squares are out of range still have a direction.
     plain = store.search([1.0] * 16)["id"].to_list()
     assert store.search([1e300] * 16)["id"].to_list() == store.search([1e-300] * 16)["id"].to_list() == plain
 
@@ -170,7 +170,7 @@ def test_a_query_that_is_no_vector(store: ef.EntityStore, value: Any) -> None:
 def test_an_embedder_that_is_not_installed(
     store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch, queued: bool
 ) -> None:
-    """No space is made for it, and the advice is a package that there is."""
+    """No space is created for it, and the advice names an existing package."""
     store.upsert(notes(5), embed=queued, progress=False)
     for package in ("wordllama", "httpx", "sentence_transformers"):
         monkeypatch.setitem(sys.modules, package, None)
@@ -179,7 +179,7 @@ def test_an_embedder_that_is_not_installed(
     assert store.spaces().is_empty()
     with pytest.raises(ef.EmbedderError, match="pip install httpx$"):
         ef.OpenAIEmbedder()
-    # Beside a space that is in use it would get everything as jobs of its own.
+    # With a space that is in use, everything would be queued for it separately.
     embed(store)
     with pytest.raises(ef.EmbedderError):
         store.embed(ef.WordLlamaEmbedder(), space="second", progress=False)
@@ -188,7 +188,7 @@ def test_an_embedder_that_is_not_installed(
 
 @pytest.mark.parametrize("queued", [True, False])
 def test_a_first_call_that_fails_leaves_no_space(store: ef.EntityStore, queued: bool) -> None:
-    """Whatever is wrong, and whether or not there is anything to embed; jobs wait for the next one."""
+    """Whatever the error, and whether or not there is anything to embed; jobs wait for the next run."""
     store.upsert(notes(5), embed=queued, progress=False)
 
     def refuse(texts: Sequence[str]) -> None:
@@ -205,14 +205,14 @@ def test_a_first_call_that_fails_leaves_no_space(store: ef.EntityStore, queued: 
 
 
 def test_an_unknown_type_is_a_warning(store: ef.EntityStore) -> None:
-    """The answer is empty, and what there is is named; a type that has had entities is known."""
+    """The result is empty, and the warning lists the existing types; a type that once had entities is known."""
     store.upsert(notes(5), progress=False)
     embed(store)
-    said = "no entities of type 'nota': the store has note"
+    message = "no entities of type 'nota': the store has note"
     for mode in ("vector", "text", "hybrid"):
-        with pytest.warns(UserWarning, match=said):
+        with pytest.warns(UserWarning, match=message):
             assert store.search("text", entity_type="nota", mode=mode).is_empty()
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(UserWarning, match=message):
         assert store.enqueue("nota") == 0
     assert store.search("text", entity_type="note").height == 5
     store.upsert(notes(1).with_columns(entity_type=pl.lit("gone"), metadata=pl.struct(n=1)), progress=False)
@@ -220,8 +220,8 @@ def test_an_unknown_type_is_a_warning(store: ef.EntityStore) -> None:
     assert store.search("text", entity_type="gone").is_empty()
 
 
-def test_advice_names_packages_that_there_are() -> None:
-    """This package is on no index, so nothing says to install an extra of it."""
+def test_advice_names_existing_packages() -> None:
+    """This package is on no index, so no message advises to install one of its extras."""
     from pathlib import Path
 
     package = Path(ef.__file__).parent
@@ -230,7 +230,7 @@ def test_advice_names_packages_that_there_are() -> None:
 
 @pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
 def test_names_of_files_that_are_not_utf8(url: str, tmp_path: Any) -> None:
-    """Every command that takes a path refuses it in one line, or works with it; and prints it without failing."""
+    """Every command with a path rejects it in one line, or works with it; and its output does not fail."""
     name = b"caf\xe9"
     folder = str(tmp_path).encode() + b"/"
     (tmp_path / "good.csv").write_text("id,n\na,1\n,2\n")
@@ -256,13 +256,13 @@ def test_names_of_files_that_are_not_utf8(url: str, tmp_path: Any) -> None:
         ("delete", "--type", "t", "--ids", csv, *to), ("stats", "--store", name + b".duckdb"),
         ("sync", name + b".none", *to),
     ):  # fmt: skip
-        code, _, said = run(*words)
-        assert (code, said.count("\n"), "caf" in said) == (2, 1, True), (words, said)
+        code, _, errors = run(*words)
+        assert (code, errors.count("\n"), "caf" in errors) == (2, 1, True), (words, errors)
     assert not (tmp_path / "store.duckdb").exists() or run("exists", "--type", "t", "a", *to)[0] == 1
     assert run("import", "good.csv", "--type", "t", "--id", "id", *to)[0] == 1
-    code, _, said = run("export", "t", "--out", csv, *to)
-    assert (code, "not UTF-8" in said) == (2, True)
+    code, _, errors = run("export", "t", "--out", csv, *to)
+    assert (code, "not UTF-8" in errors) == (2, True)
     for words in (("sync", name, *to), ("sync", name, "--json", *to), ("sync", name, "--dry-run", *to)):
-        code, _, said = run(*words)
-        assert code == 0, said
+        code, _, errors = run(*words)
+        assert code == 0, errors
     assert run("get", "--type", "note", "note", *to)[0] == 0

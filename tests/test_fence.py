@@ -1,4 +1,4 @@
-"""A job that another worker has claimed: nothing that the one before still does counts, by its claim alone."""
+"""Fencing of jobs: once another worker has claimed a job, nothing that the previous worker still does takes effect."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from entityframes.embedding.worker import EmbedOptions
 from tests.faults.servers import Background, wait_until
 from tests.test_embedding import Recording, embed, notes, vectors_are_current
 
-#: Longer than anything here takes; a test that waits so long has failed.
-PATIENCE = 60.0
+#: Longer than anything here takes; a test that waits this long has failed.
+TIMEOUT = 60.0
 ENDED = "UPDATE entityframes.embedding_jobs SET lease_until = now() - INTERVAL '1 minute'"
 JOBS = "SELECT * FROM entityframes.embedding_jobs ORDER BY job_id"
 
 
 class Second:
-    """A worker that claims the job of another one, whose lease has ended, and is then at work on it until told."""
+    """A worker that claims a job whose lease has expired, and then works on it until `finish` is called."""
 
     def __init__(self, store: ef.EntityStore, sql: Callable[..., Any]) -> None:
         self._store, self._sql = store, sql
         self._claimed, self._go = threading.Event(), threading.Event()
         self.run: Background | None = None
-        #: The jobs when it had claimed its own.
+        #: The jobs right after the claim.
         self.jobs: list[tuple[Any, ...]] = []
 
     def claim(self) -> None:
-        """Claim, and nothing else yet."""
+        """Claim the job, without doing any work."""
         if self.run is not None:
             return
         self._sql(ENDED)
 
         def hold(texts: Sequence[str]) -> None:
             self._claimed.set()
-            assert self._go.wait(PATIENCE)
+            assert self._go.wait(TIMEOUT)
 
         self.run = Background(lambda: embed(self._store, Recording(before=hold)))
-        assert self._claimed.wait(PATIENCE)
+        assert self._claimed.wait(TIMEOUT)
         self.jobs = self._sql(JOBS)
 
     def finish(self) -> ef.EmbedResult:
@@ -56,32 +56,32 @@ class Second:
 
 @pytest.fixture
 def second(connect: Callable[..., ef.EntityStore], sql: Callable[..., Any]) -> Any:
-    """Another worker, in a store of its own."""
+    """Another worker, with a separate store."""
     second = Second(connect(), sql)
     yield second
     second.end()
 
 
 def writes(calls: list[list[str]], cancel: threading.Event) -> None:
-    """All is embedded: it writes, and means to finish the job."""
+    """All is embedded: it tries to write the vectors and finish the job."""
     cancel.set()
 
 
 def fails(calls: list[list[str]], cancel: threading.Event) -> None:
-    """The embedder cannot go on: it means to write what it has, and to give the job back."""
+    """The embedder fails: it tries to write the vectors it has, and to release the job."""
     if len(calls) == 2:
         raise ef.EmbedderError("no such model any more")
 
 
 def gives_up(calls: list[list[str]], cancel: threading.Event) -> None:
-    """The embedder is busy at every try: it means to write what it has, and to fail the job."""
+    """The embedder is busy at every attempt: it tries to write the vectors it has, and to fail the job."""
     if len(calls) >= 2:
         cancel.set()
         raise ef.EmbedderBusyError("too many requests", 0.0)
 
 
 def waits(calls: list[list[str]], cancel: threading.Event) -> None:
-    """The embedder is busy once: it means to renew its lease and to say why it waits, then writes."""
+    """The embedder is busy once: it tries to renew its lease and record why it waits, then writes."""
     if len(calls) == 2:
         raise ef.EmbedderBusyError("too many requests", 0.0)
     if len(calls) == 3:
@@ -89,9 +89,9 @@ def waits(calls: list[list[str]], cancel: threading.Event) -> None:
 
 
 def stops(calls: list[list[str]], cancel: threading.Event) -> None:
-    """It is stopped while it waits for the embedder: it means to give the job back."""
+    """It is cancelled while it waits for the embedder: it tries to release the job."""
     cancel.set()
-    raise ef.EmbedderBusyError("too many requests", PATIENCE)
+    raise ef.EmbedderBusyError("too many requests", TIMEOUT)
 
 
 @pytest.mark.parametrize("first_ends", [writes, fails, gives_up, waits, stops])
@@ -99,10 +99,10 @@ def stops(calls: list[list[str]], cancel: threading.Event) -> None:
 def test_what_the_first_worker_does_after_the_second_claimed(
     store: ef.EntityStore, sql: Callable[..., Any], second: Second, first_ends: Callable[..., None], stale: bool
 ) -> None:
-    """It writes, finishes, renews and gives back nothing; the second finds the job as it claimed it, and does it all."""
+    """It cannot write, finish, renew or release; the second worker finds the job as claimed, and completes it."""
     store.upsert(notes(20), progress=False)
     if stale:
-        # Vectors that replace others are written in another way.
+        # Replacing vectors uses a different statement.
         embed(store)
         store.upsert(notes(20, "newer"), progress=False)
     before = sql("SELECT count(*), max(embedded_at) FROM entityframes.embeddings")
@@ -129,8 +129,8 @@ def test_what_the_first_worker_does_after_the_second_claimed(
     assert store.verify().is_empty()
 
 
-def test_a_lease_that_ended_and_that_nobody_took(store: ef.EntityStore, sql: Callable[..., Any]) -> None:
-    """It is still the worker's own, who renews it and goes on."""
+def test_an_expired_lease_that_was_not_taken_over(store: ef.EntityStore, sql: Callable[..., Any]) -> None:
+    """The job still belongs to the worker, which renews the lease and continues."""
     store.upsert(notes(20), progress=False)
     running = "SELECT lease_until > now() FROM entityframes.embedding_jobs"
 
@@ -148,22 +148,22 @@ def test_a_lease_that_ended_and_that_nobody_took(store: ef.EntityStore, sql: Cal
 
 
 def test_a_lease_is_renewed_while_its_worker_lives(store: ef.EntityStore, sql: Callable[..., Any]) -> None:
-    """Whatever the embedder takes for one call."""
+    """However long a call of the embedder takes."""
     store.upsert(notes(20), progress=False)
     lease = "SELECT lease_until, lease_until > now() FROM entityframes.embedding_jobs"
 
     def slow(texts: Sequence[str]) -> None:
         [(until, _)] = sql(lease)
         sql(ENDED)
-        wait_until(lambda: [row for row in sql(lease) if row[0] > until and row[1]], "the renewal", PATIENCE)
+        wait_until(lambda: [row for row in sql(lease) if row[0] > until and row[1]], "the renewal", TIMEOUT)
 
     result = store._embed(Recording(before=slow), None, EmbedOptions(lease=3.0), False, None)
     assert result.counts["embedded"] == 20
 
 
 @pytest.mark.parametrize("died", [24, 25])
-def test_a_job_that_its_workers_die_at(store: ef.EntityStore, sql: Callable[..., Any], died: int) -> None:
-    """It is taken over so often, and then it is failed, with the reason; its entities stay due."""
+def test_a_job_that_kills_its_workers(store: ef.EntityStore, sql: Callable[..., Any], died: int) -> None:
+    """After several takeovers it is failed, with the reason; its entities stay due."""
     store.upsert(notes(20), progress=False)
     embed(store, cancel=_set())
     sql(
@@ -179,10 +179,10 @@ def test_a_job_that_its_workers_die_at(store: ef.EntityStore, sql: Callable[...,
     assert embed(store).counts["embedded"] == (0 if died == 24 else 20)
 
 
-def test_whoever_takes_a_job_over_is_counted(
+def test_takeovers_are_counted(
     store: ef.EntityStore, connect: Callable[..., ef.EntityStore], sql: Callable[..., Any]
 ) -> None:
-    """The last that may have it dies at it, too: nobody takes it over again, and what that one writes late is refused."""
+    """The last worker that may take it over dies too: it is not taken over again, and its late writes are rejected."""
     store.upsert(notes(20), progress=False)
     embed(store, cancel=_set())
     sql(

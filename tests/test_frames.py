@@ -1,4 +1,4 @@
-"""Frames that are no entity frames are refused as a whole, before anything is written, naming the columns."""
+"""Frames that are not entity frames are refused as a whole, before any write, and the error names the columns."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_no_columns(refused) -> None:
 
 @pytest.mark.parametrize("column", ["entity_type", "id", "content"])
 def test_missing_and_wrong_case_columns(refused, column: str) -> None:
-    """The message lists what is missing and what is there; content may be missing, so its other case is unknown."""
+    """The message lists missing and existing columns; content may be absent, so `Content` is an unknown column."""
     frame = pl.DataFrame({**KEYS, "content": ["x"]}).rename({column: column.upper()})
     missing = f"'{column}'.*missing.*'{column.upper()}'"
     refused(frame, "unknown columns 'CONTENT'.*case-sensitive" if column == "content" else missing)
@@ -43,14 +43,14 @@ def test_missing_and_wrong_case_columns(refused, column: str) -> None:
 
 @pytest.mark.parametrize("kind", ["table", "pandas", "reader", "iterator"])
 def test_duplicate_columns(refused, kind: str) -> None:
-    """Arrow and pandas allow two columns of one name; which of them is meant nobody can say."""
+    """Arrow and pandas allow duplicate column names, which are ambiguous."""
     table = pa.Table.from_arrays([pa.array(["t"])] * 4, names=["entity_type", "id", "content", "content"])
     forms = {"table": table, "pandas": table.to_pandas(), "reader": table.to_reader(), "iterator": iter([table])}
     refused(forms[kind], "'content'.*more than once")
 
 
 def test_duplicate_metadata_columns(refused) -> None:
-    """The same in a struct, and in a frame that is yet to become an entity frame."""
+    """The same in a struct, and in a frame that is passed to `entities`."""
     struct = pa.StructArray.from_arrays([pa.array([1])] * 2, ["same", "same"])
     columns = [pa.array(["t"])] * 3
     refused(
@@ -62,7 +62,7 @@ def test_duplicate_metadata_columns(refused) -> None:
 
 
 def test_no_rows(store: ef.EntityStore) -> None:
-    """In whatever form they do not come, with or without dtypes: nothing happens, and the outcomes have their columns."""
+    """In any form, with or without dtypes: nothing happens, and the outcomes have their columns."""
     schema = {"entity_type": pl.String, "id": pl.String, "content": pl.String}
     none = pl.DataFrame(schema=schema)
     forms = (none, none.lazy(), iter([]), iter([none]), none.to_arrow(), none.to_pandas())
@@ -100,20 +100,20 @@ def test_another_dtype_where_text_belongs(refused, column: str, values: pl.Serie
 
 @pytest.mark.parametrize("column", ["entity_type", "id", "content"])
 def test_all_null_column(refused, column: str) -> None:
-    """A column of nothing but nulls is a mistake in the source, not a frame of bad rows."""
+    """A column that is all null is an error in the source, not a frame of bad rows."""
     frame = pl.DataFrame({"entity_type": ["t"] * 2, "id": ["a", "b"], "content": ["x"] * 2})
     refused(frame.with_columns(pl.lit(None, pl.String).alias(column)), f"'{column}'.*only nulls")
 
 
 @pytest.mark.parametrize("column", ["id", "content", "metadata"])
-def test_a_column_that_stands_twice(refused, column: str) -> None:
-    """Arrow allows it; which of the two counts, nobody can say."""
+def test_a_duplicate_column_of_arrow(refused, column: str) -> None:
+    """Arrow allows duplicate columns, which are ambiguous."""
     table = pa.table({**KEYS, "content": ["x"], "metadata": ["{}"]})
     refused(table.append_column(column, pa.array(["y"])), column)
 
 
 def test_unknown_column(refused) -> None:
-    """A column that would be lost is refused, with the way to keep it."""
+    """A column that would be lost is refused, and the message explains how to keep it."""
     refused(pl.DataFrame({**KEYS, "content": ["x"], "title": ["y"]}), "'title'.*metadata")
 
 
@@ -133,7 +133,7 @@ def test_metadata_column_that_cannot_be_kept() -> None:
 
 
 def test_metadata_columns_of_odd_names(store: ef.EntityStore, refused) -> None:
-    """A NUL in a name, also further in, is refused on both engines; a column without a name comes back."""
+    """A NUL in a name, also a nested one, is refused on both engines; a column with an empty name is kept."""
     for metadata in ({"n\0": 1}, {"a": {"n\0": 1}}, {"a": [{"n\0": 1}]}):
         refused(pl.DataFrame({**KEYS, "content": ["x"], "metadata": [metadata]}), "NUL")
     store.upsert(pl.DataFrame({**KEYS, "content": ["x"], "metadata": ['{"": 1, "b": 2}']}))
@@ -152,7 +152,7 @@ def test_conflicting_dtype_is_refused_and_more_columns_widen(store: ef.EntitySto
 
 
 def test_a_type_without_entities_may_change_its_dtypes(store: ef.EntityStore) -> None:
-    """Deleting what was imported with a wrong dtype clears the way for the right one."""
+    """Deleting the entities that were imported with a wrong dtype allows the right one."""
     store.upsert(ef.entities(pl.DataFrame({"k": ["a"], "n": [1]}), "t", id="k"))
     store.delete(ef.ids("t", ["a"]))
     store.upsert(ef.entities(pl.DataFrame({"k": ["a"], "n": ["one"]}), "t", id="k"))
@@ -161,7 +161,7 @@ def test_a_type_without_entities_may_change_its_dtypes(store: ef.EntityStore) ->
 
 @pytest.mark.parametrize("kind", ["polars", "lazy", "iterator", "pandas", "pyarrow", "reader", "relation", "list"])
 def test_any_frame_in(store: ef.EntityStore, kind: str) -> None:
-    """The same rows in every form that is offered give the same outcomes and the same entities."""
+    """The same rows in every supported form give the same outcomes and the same entities."""
     frame = pl.DataFrame(
         {
             "entity_type": ["t"] * 3,
@@ -192,14 +192,14 @@ def test_any_frame_in(store: ef.EntityStore, kind: str) -> None:
 
 
 def test_a_filtered_pandas_frame_leaves_its_index_behind(store: ef.EntityStore) -> None:
-    """The index that pandas drags along is no metadata."""
+    """The index that pandas adds is not metadata."""
     rows = pd.DataFrame({"k": ["a", "b"], "n": [1, 2]})
     store.upsert(ef.entities(rows[rows.n > 1], "t", id="k"))
     assert store.get_entity("t", "b")["metadata"] == {"n": 2}
 
 
 def test_entities_keeps_all_columns_but_id_and_content() -> None:
-    """The rest is metadata, with its dtypes."""
+    """All other columns are metadata, with their dtypes."""
     rows = pl.DataFrame({"code": [1, 2], "text": ["x", None], "size": [1.5, 2.5], "day": [dt.date(2026, 1, 1)] * 2})
     made = ef.entities(rows, "thing", id="code", content="text")
     assert made.schema == {
@@ -212,7 +212,7 @@ def test_entities_keeps_all_columns_but_id_and_content() -> None:
 
 
 def test_entities_with_expressions_and_chosen_metadata() -> None:
-    """A key can be made of several columns, and metadata can be chosen."""
+    """A key can be built from several columns, and metadata can be selected."""
     rows = pl.DataFrame({"a": ["x"], "b": ["y"], "c": [1]})
     made = ef.entities(rows, "pair", id=pl.concat_str("a", "b", separator="/"), content=pl.col("b"), metadata=["c"])
     assert made.rows() == [("pair", "x/y", "y", {"c": 1})]
@@ -220,12 +220,12 @@ def test_entities_with_expressions_and_chosen_metadata() -> None:
 
 
 def test_entities_of_a_lazy_frame_stays_lazy() -> None:
-    """Nothing is read until the store asks."""
+    """Nothing is read until the store needs it."""
     assert isinstance(ef.entities(pl.LazyFrame({"a": ["x"]}), "t", id="a"), pl.LazyFrame)
 
 
-def test_entities_refuses_what_makes_no_stable_id() -> None:
-    """A float has no one text; a missing column is named."""
+def test_entities_refuses_unstable_ids() -> None:
+    """A float has no unique text representation; a missing column is named."""
     with pytest.raises(ef.SchemaError, match="'f' is Float64"):
         ef.entities(pl.DataFrame({"f": [1.0]}), "t", id="f")
     with pytest.raises(ef.SchemaError, match="'g'.*missing.*'f'"):
@@ -237,7 +237,7 @@ def test_entities_refuses_what_makes_no_stable_id() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frame", "entity_type", "id", "said"),
+    ("frame", "entity_type", "id", "message"),
     [
         (pd.DataFrame({"k": ["a"], "n": [1]}).set_index("k"), "t", "k", "'k', which are the index of the frame"),
         (pd.DataFrame({"k": ["a"]}), "t", 0, "id is int: it is the name of a column"),
@@ -247,13 +247,13 @@ def test_entities_refuses_what_makes_no_stable_id() -> None:
         (pd.DataFrame({"k": ["a", "b"], "n": [1, "x"]}), "t", "k", "column 'n' cannot be read"),
     ],
 )
-def test_what_entities_cannot_take(frame: pd.DataFrame, entity_type: object, id: object, said: str) -> None:
-    """Is told in the words of the call, with the column."""
-    with pytest.raises(ef.SchemaError, match=re.escape(said)):
+def test_unsupported_arguments_of_entities(frame: pd.DataFrame, entity_type: object, id: object, message: str) -> None:
+    """It is reported in terms of the call's parameters, with the column."""
+    with pytest.raises(ef.SchemaError, match=re.escape(message)):
         ef.entities(frame, entity_type, id=id)  # type: ignore[arg-type]
 
 
-def test_a_series_is_no_frame(store: ef.EntityStore) -> None:
+def test_a_series_is_not_a_frame(store: ef.EntityStore) -> None:
     """Nor is a fraction a number of rows."""
     with pytest.raises(ef.SchemaError, match="needs columns"):
         store.upsert(pl.Series(["a"]))
@@ -262,7 +262,7 @@ def test_a_series_is_no_frame(store: ef.EntityStore) -> None:
 
 
 def test_ids() -> None:
-    """Ids of one type as a frame; numbers become text."""
+    """Ids of one type as a frame; numbers become strings."""
     assert ef.ids("t", ["b", "a"]).rows() == [("t", "b"), ("t", "a")]
     assert ef.ids("t", (n for n in (1, 2))).rows() == [("t", "1"), ("t", "2")]
     assert ef.ids("t", pl.Series(["x"], dtype=pl.Categorical)).rows() == [("t", "x")]
@@ -274,7 +274,7 @@ def test_ids() -> None:
 
 
 def test_a_stream_with_another_dtype_half_way_is_refused_there(store: ef.EntityStore) -> None:
-    """What came before stands and is reported; the error names the column."""
+    """Earlier batches are stored and reported; the error names the column."""
     one = ef.entities(pl.DataFrame({"k": ["a"], "n": [1]}), "t", id="k")
     two = ef.entities(pl.DataFrame({"k": ["b"], "n": ["x"]}), "t", id="k")
     with pytest.raises(ef.SchemaError, match="n"):

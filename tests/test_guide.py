@@ -1,4 +1,4 @@
-"""The user guide: what it shows runs and prints what it says, and it leaves out no command, option or public name."""
+"""The user guide: its examples run and print what it shows, and it covers all commands, options and public names."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from entityframes.cli import cli, main
 
 GUIDE = Path(__file__).parent.parent / "notebooks" / "guide"
 PAGES = sorted(GUIDE.rglob("*.md"))
-#: Languages of code blocks; those that run, and those that are only shown. A text block is what the block before it
-#: prints, with ... for what is left out.
+#: Languages of code blocks: those that run, and those that are only shown. A text block is the expected output of the
+#: block before it, with ... for omissions.
 RUN, SHOWN = ("python", "bash"), ("text", "sql", "markdown", "yaml")
-#: Commands that need what is not here (a server, a key, the network) or do not end are checked, not run.
+#: Commands that need something unavailable (a server, a key, the network) or do not end are checked, not run.
 ELSEWHERE = ("postgresql://", "openai", "--watch", "pip install", "--latency-ms", "tests.torture")
-#: Options of every command that touches a store, described once.
+#: Options of every command that accesses a store, documented once.
 SHARED = {"--store", "--namespace", "--json", "--help", "-h"}
 
 
@@ -111,7 +111,7 @@ class Shell:
 
 
 def commands(block: str) -> Iterator[str]:
-    """The commands of a shell block, with their continued lines and here-documents."""
+    """The commands of a shell block, with their continuation lines and here-documents."""
     lines = iter(block.splitlines())
     for line in lines:
         command = line
@@ -146,13 +146,13 @@ def split(words: list[str], separator: str) -> Iterator[list[str]]:
 
 
 def check(arguments: list[str]) -> None:
-    """A command has the options that it is given."""
+    """Check that a command has the options that it is given."""
     command = cli.commands[arguments[0]]
     command.make_parser(click.Context(command)).parse_args(arguments[1:])
 
 
 def outputs(text: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Block, str]]:
-    """Run the blocks of a page in order, in the current folder, and give what each printed."""
+    """Run the blocks of a page in order, in the current folder, and return the output of each."""
     names: dict[str, Any] = {"__name__": "__main__"}
     shell = Shell(monkeypatch)
     for block in blocks(text):
@@ -171,7 +171,7 @@ def outputs(text: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Block,
 
 
 def alike(text: str) -> list[str]:
-    """Lines without what differs from run to run: seconds and rates."""
+    """Lines without the parts that differ from run to run: seconds and rates."""
     text = re.sub(r"\d+\.\d+ s\b", "N s", text)
     text = re.sub(r'"elapsed": [\d.]+', '"elapsed": N', text)
     text = re.sub(r"[\d,]+ rows/s", "N rows/s", text)
@@ -179,14 +179,14 @@ def alike(text: str) -> list[str]:
 
 
 def shows(expected: str, printed: str) -> bool:
-    """Whether a text block is what was printed, with ... for anything."""
+    """Whether a text block matches the output, with ... for anything."""
     pattern = "\n".join(".*" if line == "..." else re.escape(line).replace(r"\.\.\.", ".*") for line in alike(expected))
     return re.fullmatch(pattern, "\n".join(alike(printed)), re.DOTALL) is not None
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a page runs: an empty folder but for the guide itself."""
+    """The working folder of a page: a folder that contains only the guide itself."""
     shutil.copytree(GUIDE, tmp_path / "notebooks" / "guide")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ENTITYFRAMES_URL", raising=False)
@@ -196,23 +196,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.duckdb
 @pytest.mark.parametrize("path", PAGES, ids=page_name)
-def test_what_a_page_shows_is_what_happens(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every Python block runs, every command runs, and what is printed is what the page says."""
+def test_pages_show_the_actual_output(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every Python block and every command runs, and the output is what the page shows."""
     printed = ""
     with pl.Config(tbl_width_chars=110):
         for block, output in outputs(text_of(path), monkeypatch):
             assert block.language in RUN + SHOWN, block
             if block.language == "text":
-                assert shows(block.code, printed), f"the page shows\n{block.code}\nand printed is\n{printed}"
+                assert shows(block.code, printed), f"the page shows\n{block.code}\nbut the output is\n{printed}"
             else:
                 printed = output
 
 
-# What the guide covers.
+# The coverage of the guide.
 
 
 def test_there_are_pages() -> None:
-    """So that an empty folder cannot pass."""
+    """Otherwise an empty folder would pass."""
     assert {"index", "concepts", "directories", "embeddings", "guarantees", "limits", "errors", "engines"} <= set(
         map(page_name, PAGES)
     )
@@ -220,14 +220,14 @@ def test_there_are_pages() -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=page_name)
 def test_a_page_is_front_matter_and_markdown(path: Path) -> None:
-    """The same fields on each; short; its first heading is its title, its first sentence its summary; links lead on."""
+    """The same fields on each page; short; first heading is the title, first sentence the summary; links work."""
     begin, header, body = text_of(path).split("---\n", 2)
     fields = yaml.safe_load(header)
     assert begin == ""
     assert list(fields) == ["title", "summary", "level", "tags"]
     assert fields["level"] in ("basic", "advanced")
     assert fields["tags"]
-    # Only the content is embedded, and its beginning counts most.
+    # Only the content is embedded, and its beginning has the most weight.
     assert body.startswith(f"\n# {fields['title']}\n\n{fields['summary']}\n")
     assert text_of(path).count("\n") <= 150
     assert body.count("```") % 2 == 0
@@ -237,7 +237,7 @@ def test_a_page_is_front_matter_and_markdown(path: Path) -> None:
 
 @pytest.mark.duckdb
 def test_the_guide_is_a_folder_that_syncs_and_is_found(folder: Path) -> None:
-    """Every page becomes an entity, again there is nothing to do, and questions find their page."""
+    """Every page becomes an entity, a second sync has nothing to do, and questions find their page."""
     with ef.connect("guide.duckdb") as store:
         sync = ef.DirectorySync(store, "notebooks/guide")
         result = sync.sync(progress=False)
@@ -266,23 +266,23 @@ def own_options(command: click.Command) -> set[str]:
 
 @pytest.mark.parametrize("name", cli.commands)
 def test_every_option_is_in_the_reference(name: str) -> None:
-    """Each command has a page with each of its options, and no others; and an example."""
+    """Each command has a page with exactly its options; and an example."""
     page = text_of(GUIDE / "command" / f"{name}.md")
     cells = re.findall(r"^\| (`[^|]+) \|", page, re.MULTILINE)
-    told = {word for cell in cells for word in re.findall(r"`(--?[a-z][a-z-]*)", cell)}
-    assert told == own_options(cli.commands[name])
+    documented = {word for cell in cells for word in re.findall(r"`(--?[a-z][a-z-]*)", cell)}
+    assert documented == own_options(cli.commands[name])
     assert any(command.startswith("entityframes ") for block in blocks(page) for command in commands(block.code))
     assert f"](command/{name}.md)" in text_of(GUIDE / "command-reference.md")
 
 
 def test_shared_options_are_in_the_reference() -> None:
-    """Those of every command, once."""
+    """The options of every command, documented once."""
     page = text_of(GUIDE / "command-reference.md")
     assert all(f"`{option}" in page for option in [*SHARED, "--version"])
 
 
 def test_every_public_name_is_mentioned() -> None:
-    """Functions, classes and errors of the package, and the calls of a store, a sync and a result."""
+    """Functions, classes and errors of the package, and the methods of a store, a sync and a result."""
     guide = "\n".join(map(text_of, PAGES))
     names = [*ef.__all__]
     for kind in (ef.EntityStore, ef.DirectorySync, ef.Plan, ef.UpsertResult, ef.EmbedResult):
@@ -293,7 +293,7 @@ def test_every_public_name_is_mentioned() -> None:
 
 
 def test_every_kind_of_error_is_explained() -> None:
-    """The page on errors has each of them, and so have the statuses of every outcome."""
+    """The page on errors has each of them, and the statuses of every outcome."""
     page = text_of(GUIDE / "errors.md")
     assert [name for name in ef.__all__ if name.endswith("Error") and f"`{name}`" not in page] == []
     from entityframes.results import DELETE_STATUSES, EMBED_STATUSES, ERROR_KINDS, SYNC_STATUSES, UPSERT_STATUSES

@@ -1,4 +1,4 @@
-"""Ctrl-C in this process: it never falls between what a batch did and the account of it."""
+"""Ctrl-C in this process: it never separates what a batch did from its outcomes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def press() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-#: Works while SIGINT comes again and again.
+#: Works while SIGINT arrives again and again.
 IGNORING = """
 import os, signal, sys, threading
 import polars as pl, entityframes as ef
@@ -58,12 +58,12 @@ with ef.connect(sys.argv[1]) as store:
 
 
 def ignoring() -> None:
-    """As a shell starts what runs in its background."""
+    """Like a background job of a shell."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def test_a_background_job_ignores_it(url: str) -> None:
-    """Polars takes the signal over when it is imported; the batches go on all the same, with an outcome for each row."""
+    """Importing Polars changes the signal handler; all batches complete regardless, with an outcome for each row."""
     run = subprocess.run(
         [sys.executable, "-c", IGNORING, url], capture_output=True, text=True, timeout=120, preexec_fn=ignoring
     )
@@ -71,7 +71,7 @@ def test_a_background_job_ignores_it(url: str) -> None:
 
 
 def test_a_command_in_the_background_ignores_it(tmp_path: Path) -> None:
-    """While it reads its file, too."""
+    """Even while it reads its file."""
     (tmp_path / "rows.csv").write_text("id,text\n" + "".join(f"k{n},text {n}\n" for n in range(100_000)))
     words = "import rows.csv --type t --id id --content text --store s.duckdb"
     process = subprocess.Popen(
@@ -79,7 +79,7 @@ def test_a_command_in_the_background_ignores_it(tmp_path: Path) -> None:
         stderr=subprocess.PIPE, text=True, preexec_fn=ignoring,
     )  # fmt: skip
     while process.poll() is None:
-        # Before the import of Polars it is ignored as well.
+        # SIGINT is ignored before Polars is imported, too.
         process.send_signal(signal.SIGINT)
         time.sleep(0.01)
     out, errors = process.communicate(timeout=120)
@@ -89,7 +89,7 @@ def test_a_command_in_the_background_ignores_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("before", [False, True])
 def test_while_a_batch_is_logged(store: ef.EntityStore, monkeypatch, before: bool, streamed: bool) -> None:
-    """The batch that is being logged counts, once; the result says what is stored."""
+    """The batch that is being logged counts, once; the result reports what is stored."""
     append = OutcomeLog.append
     logged: list[int] = []
 
@@ -118,7 +118,7 @@ def test_while_a_batch_is_logged(store: ef.EntityStore, monkeypatch, before: boo
 
 
 def test_while_the_source_is_read(store: ef.EntityStore) -> None:
-    """A source that waits, for a network or a person, is interrupted at once."""
+    """A source that waits, for a network or a user, is interrupted at once."""
     waited = threading.Event()
 
     def source() -> Iterator[pl.DataFrame]:
@@ -134,7 +134,7 @@ def test_while_the_source_is_read(store: ef.EntityStore) -> None:
 
 
 def test_while_duckdb_reads_the_columns_of_a_frame() -> None:
-    """What DuckDB makes an error of is a KeyboardInterrupt again."""
+    """The error that DuckDB raises instead becomes a KeyboardInterrupt again."""
 
     class Interrupted:
         def __arrow_c_stream__(self, requested_schema: object = None) -> None:
@@ -148,7 +148,7 @@ def test_while_duckdb_reads_the_columns_of_a_frame() -> None:
 
 
 def test_after_the_last_batch(store: ef.EntityStore, monkeypatch) -> None:
-    """It is delivered then, and the result is whole."""
+    """The interrupt is delivered afterwards, and the result is complete."""
     result_of = ef.UpsertResult
     append = OutcomeLog.append
     monkeypatch.setattr(OutcomeLog, "append", lambda log, frame: (append(log, frame), press())[0])
@@ -159,7 +159,7 @@ def test_after_the_last_batch(store: ef.EntityStore, monkeypatch) -> None:
 
 
 def test_while_entities_are_deleted(store: ef.EntityStore, monkeypatch) -> None:
-    """What was deleted is told, and what was not."""
+    """The result reports what was deleted, and what was not."""
     monkeypatch.setattr("entityframes.writing.delete.DELETE_ROWS", 100)
     frame = notes(rows=1_000)
     store.upsert(frame, progress=False)
@@ -176,8 +176,8 @@ def test_while_entities_are_deleted(store: ef.EntityStore, monkeypatch) -> None:
 
 
 def test_while_duckdb_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A COMMIT that also writes the log into the file is not cut: what it did and what is told of it are the same."""
-    chance = random.Random(1)
+    """A COMMIT that runs a checkpoint is not cut off: its effect and its reported outcome are the same."""
+    rng = random.Random(1)
     runs: list[Interrupt] = []
 
     class Kept(Interrupt):
@@ -194,7 +194,7 @@ def test_while_duckdb_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
         @contextmanager
         def struck() -> Iterator[None]:
-            threading.Timer(chance.uniform(0, 0.03), runs[-1].fire).start()
+            threading.Timer(rng.uniform(0, 0.03), runs[-1].fire).start()
             with committing():
                 yield
 
@@ -206,7 +206,7 @@ def test_while_duckdb_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_handler_of_the_caller() -> None:
-    """It gets the signal, once, and where it does not raise the work goes on."""
+    """It receives the signal, once, and if it does not raise, the work continues."""
     got: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: got.append(number))
     try:
@@ -221,8 +221,8 @@ def test_a_handler_of_the_caller() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_second_ctrl_c_is_not_held_for_long(monkeypatch) -> None:
-    """Who presses again after some seconds is heard at once."""
+def test_a_second_ctrl_c_is_not_delayed_for_long(monkeypatch) -> None:
+    """A second Ctrl-C after some seconds takes effect at once."""
     now = 1_000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     with pytest.raises(KeyboardInterrupt), CtrlC():
@@ -234,19 +234,19 @@ def test_a_second_ctrl_c_is_not_held_for_long(monkeypatch) -> None:
     assert now == 1_060.0
 
 
-def test_each_is_heard_while_the_store_is_asked(store: ef.EntityStore) -> None:
-    """The program's own handler hears of each, whatever the driver does at that moment, and the answers stay whole."""
+def test_each_is_received_during_reads(store: ef.EntityStore) -> None:
+    """The program's own handler receives each of them, whatever the driver is doing, and the answers stay complete."""
     store.upsert(notes(rows=3), progress=False)
-    heard: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     try:
         for turn in range(50):
             pressing = threading.Timer(random.uniform(0.0, 0.01), press)
             pressing.start()
             end = time.monotonic() + 120
-            while len(heard) == turn and time.monotonic() < end:
+            while len(received) == turn and time.monotonic() < end:
                 assert store._engine.existing(notes(rows=3)).height == 3
             pressing.join()
-            assert len(heard) == turn + 1
+            assert len(received) == turn + 1
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""A key is a type and an id: entities of several types with the same ids, stored in no order, and none taken for another."""
+"""A key is a type and an id: entities of several types with equal ids, in no particular order, are not confused."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tests.directory.test_sync import edit, put
 
 Key = tuple[str, str]
 
-#: In the order in which they are stored: neither sorted nor by type. Types and ids run into each other.
+#: In the order in which they are stored: sorted neither by id nor by type. Concatenated types and ids are ambiguous.
 KEYS: list[Key] = [
     ("b", "1"), ("a", "2"), ("ab", "1"), ("b", "12"), ("a", "b1"), ("b", "2"), ("ab", "2"), ("a", "1"), ("B", "1"),
     ("a", "B1"), ("b", "é"), ("a", "z"), ("a", "é"), ("b", "b1"),
 ]  # fmt: skip
-#: Keys that nothing is stored under, though each part is.
+#: Keys under which nothing is stored, although each part exists.
 ABSENT: list[Key] = [("a", "12"), ("ab", "é"), ("B", "2"), ("1", "b")]
 SPACE = "hashing-16"
 
 
 def entities(keys: Iterable[Key], version: str = "first") -> pl.DataFrame:
-    """An entity frame in which each has a content and metadata of its own."""
+    """An entity frame with distinct content and metadata for each key."""
     rows = [(kind, id, f"{version} {kind} {id}", {"of": f"{version} {kind}/{id}"}) for kind, id in keys]
     return pl.DataFrame(rows, ["entity_type", "id", "content", "metadata"], orient="row")
 
@@ -50,7 +50,7 @@ def keys_of(outcomes: pl.DataFrame, status: str) -> list[Key]:
 
 
 class Embedder(ef.HashingEmbedder):
-    """Remembers what it was given, and refuses some of it."""
+    """Records the texts it was given, and rejects some of them."""
 
     def __init__(self, dim: int = 16) -> None:
         super().__init__(dim)
@@ -59,14 +59,14 @@ class Embedder(ef.HashingEmbedder):
 
     def embed(self, texts: Sequence[str], /) -> np.ndarray[Any, Any]:
         if self.refused.intersection(texts):
-            raise ValueError("not this one")
+            raise ValueError("this text is rejected")
         self.texts += texts
         return super().embed(texts)
 
 
 @pytest.fixture(params=["duckdb", "duckdb by hash", "postgresql"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of each engine in turn; DuckDB twice, as it finds keys in two ways."""
+    """The name of each engine in turn; DuckDB twice, because it finds keys by two methods."""
     monkeypatch.setattr(duckdb_engine, "SCANNED", 0 if request.param == "duckdb by hash" else 1_000)
     return request.param.split()[0]
 
@@ -98,7 +98,7 @@ def vectors(sql: Any) -> Callable[..., list[Key]]:
 
 
 def test_written_and_read_in_any_order(filled: ef.EntityStore) -> None:
-    """`read` is sorted by id, by its bytes; `get`, `exists` and `missing` are in the order of what is asked."""
+    """`read` is sorted by id, bytewise; `get`, `exists` and `missing` are in the order of their input."""
     assert stored(filled) == expected(KEYS)
     for kind in {kind for kind, _ in KEYS}:
         own = sorted((id for of, id in KEYS if of == kind), key=str.encode)
@@ -114,7 +114,7 @@ def test_written_and_read_in_any_order(filled: ef.EntityStore) -> None:
 
 
 def test_written_over_by_key(filled: ef.EntityStore) -> None:
-    """Updates, a new one, an expected hash that is another's, and a plan: each is of its own type."""
+    """Updates, a new entity, the expected hash of another entity, and a plan: each applies to its own type."""
     new, changed = ("ab", "12"), [("a", "1"), ("b", "2")]
     result = filled.upsert(pl.concat([entities(KEYS[:3]), entities([*changed, new], "second")]), progress=False)
     assert keys_of(result.outcomes, "unchanged") == KEYS[:3]
@@ -153,7 +153,7 @@ def test_only_the_same_key_is_a_duplicate(store: ef.EntityStore) -> None:
 
 @pytest.mark.parametrize("types", [3, 10])
 def test_many_keys_of_several_types(store: ef.EntityStore, types: int) -> None:
-    """More than go as one statement, which all share their ids and most their content."""
+    """More than fit in one statement; all share their ids and most share their content."""
     keys = [(f"t{kind}", f"n{n:04}") for n in range(3_000 // types) for kind in range(types)]
     all_of_them = ids(keys).with_columns(content=pl.lit("the same"))
     assert store.upsert(all_of_them, progress=False).counts["created"] == len(keys)
@@ -180,7 +180,7 @@ def test_many_keys_of_several_types(store: ef.EntityStore, types: int) -> None:
 
 
 def test_deleted_by_key(embedded: ef.EntityStore, vectors: Callable[..., list[Key]]) -> None:
-    """An entity goes with its vector; those of the same id in other types stay, and so do those of the same type."""
+    """An entity is deleted with its vector; entities of the same id in other types and of the same type stay."""
     gone = [("a", "1"), ("b", "2"), ("a", "é")]
     result = embedded.delete(ids([*gone, *ABSENT]))
     assert keys_of(result.outcomes, "deleted") == gone
@@ -193,7 +193,7 @@ def test_deleted_by_key(embedded: ef.EntityStore, vectors: Callable[..., list[Ke
 
 
 def test_embedded_by_key(embedded: ef.EntityStore, vectors: Callable[..., list[Key]]) -> None:
-    """What changed is due and is embedded; the vectors of the same id in other types are not touched, and are found."""
+    """Changed content is due and is embedded; vectors of the same id in other types are unchanged, and are found."""
     changed = [("a", "1"), ("ab", "2"), ("b", "12")]
     embedded.upsert(entities(changed, "second"), progress=False)
     assert dict(embedded.stats().select("entity_type", "due").rows()) == {"B": 0, "a": 1, "ab": 1, "b": 1}
@@ -216,13 +216,13 @@ def test_embedded_by_key(embedded: ef.EntityStore, vectors: Callable[..., list[K
 
 
 def test_queued_by_key(store: ef.EntityStore, vectors: Callable[..., list[Key]]) -> None:
-    """What is in no job is queued by key or by type; what failed is due again where it is meant, and only there."""
+    """Entities without a job are queued by key or by type; failed ones are due again only where selected."""
     store.upsert(entities(KEYS), embed=False, progress=False)
     embedder = Embedder()
     assert store.enqueue(ids([("a", "1"), ("b", "é"), *ABSENT])) == 2
     assert keys_of(store.embed(embedder, progress=False).outcomes, "embedded") == [("a", "1"), ("b", "é")]
     assert store.enqueue("ab") == 2
-    # What has a vector is not due: of "a" one less.
+    # An entity with a vector is not due: one less of "a".
     assert store.enqueue("a") == 5
     embedder.refused = {"first a é", "first ab 1", "first ab 2", "first a 2"}
     result = store.embed(embedder, progress=False)
@@ -248,7 +248,7 @@ def test_queued_by_key(store: ef.EntityStore, vectors: Callable[..., list[Key]])
 def test_equal_texts_under_one_id(
     store: ef.EntityStore, connect: Callable[..., ef.EntityStore], vectors: Callable[..., list[Key]]
 ) -> None:
-    """The vector of one is none of another type's, though id and content are the same."""
+    """A vector of one type is never used for another type, though id and content are equal."""
     keys = [("b", "1"), ("a", "1"), ("ab", "1"), ("c", "1")]
     same = ids(keys).with_columns(content=pl.lit("the same"))
     store.upsert(same[:1], progress=False)
@@ -300,7 +300,7 @@ def test_a_space_is_dropped(embedded: ef.EntityStore, vectors: Callable[..., lis
 
 
 def test_files_by_key(store: ef.EntityStore, tmp_path: Path, vectors: Callable[..., list[Key]]) -> None:
-    """Files of one name in folders of several types: edited, moved, removed and exported, each is its own entity."""
+    """Files of one name in folders of several types: edited, moved, removed and exported, each is a separate entity."""
     keys = [key for key in KEYS if key[0] != "B"]
     root = tmp_path / "notes"
     for kind, id in keys:
@@ -329,7 +329,7 @@ def test_files_by_key(store: ef.EntityStore, tmp_path: Path, vectors: Callable[.
     assert vectors() == sorted([*left, ("b", "9")])
     assert store.stats()["due"].sum() == 3
     assert store.verify().is_empty()
-    # Another folder of the same store has front matters of these, and not of others with their id.
+    # Another folder of the same store has front matter of these keys, and not of others with the same id.
     (other := tmp_path / "other").mkdir()
     put(root / "a/1.md", "---\n# kept\nof: second a/1\n---\nsecond a 1")
     folder.sync()
@@ -338,8 +338,8 @@ def test_files_by_key(store: ef.EntityStore, tmp_path: Path, vectors: Callable[.
     assert "# kept" not in (other / "ab/1.md").read_text()
 
 
-def test_what_is_wrong_with_one_is_told_of_it(embedded: ef.EntityStore, sql: Any) -> None:
-    """`verify` names the key whose content is not what its hash says, and mends no other one."""
+def test_an_inconsistency_is_reported_for_its_key(embedded: ef.EntityStore, sql: Any) -> None:
+    """`verify` names the key whose content does not match its hash, and repairs no other one."""
     sql("UPDATE entityframes.entities SET content = 'tampered' WHERE entity_type = 'ab' AND id = '1'")
     found = embedded.verify().filter(pl.col("id").is_not_null())
     assert set(found.select("entity_type", "id").rows()) == {("ab", "1")}

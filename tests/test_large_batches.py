@@ -1,4 +1,4 @@
-"""Batches that are too large for one statement: probed, copied and merged, with the same outcomes."""
+"""Batches that are too large for one statement: compared, copied and merged, with the same outcomes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_new_changed_and_equal_rows_in_one_batch(store: ef.EntityStore, sql) -> 
 
 
 def test_metadata_alone_and_no_embedding(store: ef.EntityStore, sql) -> None:
-    """Only content makes a job, and only if it is wanted."""
+    """Only content creates a job, and only if requested."""
     frame = notes(range(ROWS))
     store.upsert(frame, progress=False, embed=False)
     result = store.upsert(frame.with_columns(metadata=pl.struct(a=pl.lit(1))), progress=False)
@@ -52,7 +52,7 @@ def test_metadata_alone_and_no_embedding(store: ef.EntityStore, sql) -> None:
 
 
 def test_two_first_imports_at_once(connect) -> None:
-    """Each believes that its rows are new; every row is created by one of them and equal for the other."""
+    """Each expects its rows to be new; every row is created by one of them and unchanged for the other."""
     stores = [connect(), connect()]
     frame = notes(range(4 * ROWS))
     results: list[ef.UpsertResult] = []
@@ -76,8 +76,8 @@ def test_two_first_imports_at_once(connect) -> None:
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
-def test_neighbours_are_read_and_scattered_keys_looked_up(store: ef.EntityStore, monkeypatch) -> None:
-    """Which way a batch is compared with what is stored depends on how much lies between its keys; the answer does not."""
+def test_neighboring_keys_are_scanned_and_scattered_keys_looked_up(store: ef.EntityStore, monkeypatch) -> None:
+    """How a batch is compared with the stored rows depends on the distance between its keys; the result does not."""
     stored = pl.concat([notes(range(40_000)), notes(range(40_000)).with_columns(entity_type=pl.lit("task"))])
     store.upsert(stored.sort("id"), progress=False)
     asked: list[str] = []
@@ -96,8 +96,8 @@ def test_neighbours_are_read_and_scattered_keys_looked_up(store: ef.EntityStore,
         status = pl.when(known.is_null()).then(pl.lit("created")).when(changed).then(pl.lit("updated"))
         asked.clear()
         result = store.upsert(frame, progress=False)
-        told = result.outcomes["status"].cast(pl.String).to_list()
-        assert told == frame.select(status.otherwise(pl.lit("unchanged"))).to_series().to_list()
+        reported = result.outcomes["status"].cast(pl.String).to_list()
+        assert reported == frame.select(status.otherwise(pl.lit("unchanged"))).to_series().to_list()
         assert (asked.count("between"), asked.count("probe")) == (dense, by_key)
         store.upsert(stored.join(frame, on=["entity_type", "id"], how="semi"), progress=False)
         store.delete(frame.join(stored, on=["entity_type", "id"], how="anti"))
@@ -108,15 +108,15 @@ def test_neighbours_are_read_and_scattered_keys_looked_up(store: ef.EntityStore,
     check(pl.concat([in_order[37_000:], new]).sample(fraction=1, shuffle=True, seed=1), dense=1, by_key=0)
     check(new, dense=1, by_key=0)
     check(in_order.gather_every(13), dense=1, by_key=1)
-    # At first there are neighbours.
+    # At first there are neighbors.
     check(pl.concat([in_order[:500], in_order.gather_every(13, 500)]), dense=1, by_key=1)
     both = pl.concat([in_order.gather_every(13), in_order[:3_000].with_columns(entity_type=pl.lit("task"))])
     check(both, dense=2, by_key=1)
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
-def test_rows_that_came_between(connect, monkeypatch) -> None:
-    """A row that somebody else creates after the look is found out by the table and merged."""
+def test_rows_that_were_created_concurrently(connect, monkeypatch) -> None:
+    """A row that another writer creates after the comparison is detected by the primary key and merged."""
     store, other = connect(), connect()
     frame = notes(range(ROWS))
     engine = type(store._engine)
@@ -128,7 +128,7 @@ def test_rows_that_came_between(connect, monkeypatch) -> None:
         return changed
 
     monkeypatch.setattr(engine, "_probe", probe_and_be_late)
-    # Something is there already, so that it looks.
+    # The table is not empty, so the batch is compared.
     store.upsert(notes(range(5)), progress=False)
     result = store.upsert(frame, progress=False)
     assert result.counts | {"created": ROWS - 15, "updated": 10, "unchanged": 5} == result.counts
@@ -136,8 +136,8 @@ def test_rows_that_came_between(connect, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
-def test_a_unique_index_of_the_users_own(store: ef.EntityStore, sql) -> None:
-    """It is not taken for a key that came between: the row that breaks it fails, the others are stored."""
+def test_a_unique_index_of_the_user(store: ef.EntityStore, sql) -> None:
+    """It is not confused with a concurrently created key: the row that violates it fails, the others are stored."""
     sql("CREATE UNIQUE INDEX ON entityframes.entities (content)")
     frame = notes(range(ROWS)).with_columns(
         content=pl.when(pl.col("id") == "n77").then(pl.lit("text 76")).otherwise(pl.col("content"))

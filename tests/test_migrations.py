@@ -1,4 +1,4 @@
-"""Stores of earlier formats, and of the shapes that they had before their statements were pinned, are migrated whole."""
+"""Stores of earlier formats, and of the shapes before their statements were pinned, are migrated completely."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PINNED: dict[str, list[str]] = {
     ],
 }
 
-#: What differs in a shape, as edits of the pinned statements: text that goes and text that comes instead.
+#: The differences of a shape, as edits of the pinned statements: text to remove and text to insert instead.
 _BEFORE_SPACES = {
     "duckdb": [
         ("    batch_id     UUID,\n    space        VARCHAR,\n", "    batch_id     UUID NOT NULL,\n"),
@@ -84,7 +84,7 @@ _BEFORE_DEFAULTS = {
     ],
 }
 
-#: DuckDB's format 3 before keys were found by hash, and before the keys of jobs had a table of their own.
+#: DuckDB's format 3 before keys were found by hash, and before the keys of jobs had a separate table.
 _BEFORE_HASHES = [
     ("    key_hash      UBIGINT NOT NULL,\n", ""),
     ("SELECT *, hash(entity_type, id) AS key_hash FROM", "FROM"),
@@ -117,7 +117,7 @@ _JOB_LISTS = [
 ]
 _VECTORS_DEFAULT = ("ALTER TABLE {schema}.embeddings ALTER COLUMN embedded_at SET DEFAULT now();\n", "")
 
-#: Name -> engine -> edits of each migration, and the format at which the store was made.
+#: Name -> engine -> edits of each migration, and the format at which the store was created.
 SHAPES = {
     "format 1": (1, {engine: {} for engine in ENGINES}),
     "format 2": (2, {engine: {} for engine in ENGINES}),
@@ -139,7 +139,7 @@ SHAPES = {
     "job texts and hashes": (3, {"duckdb": {3: _JOB_TEXTS}}),
 }
 CASES = [(name, engine) for name, (_, edits) in SHAPES.items() for engine in edits]
-#: Those where most is done, for what takes processes, and those where all of it is done or the last of it.
+#: The shapes with the most changes, for tests that start processes; and those with all changes or only the last.
 FEW = [case for case in CASES if case[0] in ("format 1", "format 2", "the first", "job lists")]
 FEWEST = [case for case in FEW if case[0] in ("the first", "job lists")]
 
@@ -164,9 +164,9 @@ def _run(url: str, *statements: str) -> None:
 
 
 def _first_rows(engine: str, spaces: bool, due: bool) -> list[str]:
-    """Two entities, their batch, its job, which waits, and the vector of one of them, where there are spaces."""
+    """Two entities, their batch, its pending job, and the vector of one of them, if there are spaces."""
     hash_of = "unhex(sha256({}))" if engine == "duckdb" else "sha256({}::bytea)"
-    # The place of a field comes by itself on PostgreSQL.
+    # PostgreSQL assigns the position of a field itself.
     place = ("position, ", "1, ") if engine == "duckdb" else ("", "")
     one, metadata = "'00000000-0000-0000-0000-000000000001'", "'{\"n\":1}'"
     entities = ", ".join(
@@ -208,7 +208,7 @@ def _vector(engine: str, content_hash: str) -> list[str]:
 
 
 def make(name: str, engine: str, url: str) -> None:
-    """A store as an earlier version left it."""
+    """Create a store as an earlier version left it."""
     made_at, edits = SHAPES[name]
     of_one = edits[engine].get(1, [])
     spaces = of_one[: len(_BEFORE_SPACES[engine])] != _BEFORE_SPACES[engine]
@@ -232,7 +232,7 @@ def make(name: str, engine: str, url: str) -> None:
 
 
 def check(url: str, tmp_path: Path) -> None:
-    """All that the store held is there, agrees, and can be worked with."""
+    """All that the store contained is there, is consistent, and can be used."""
     with ef.connect(url) as store:
         assert store.verify().rows() == []
         assert store.read("note").sort("id")["content", "n"].rows() == [("text of a", 1), ("text of b", 1)]
@@ -240,7 +240,7 @@ def check(url: str, tmp_path: Path) -> None:
             pl.DataFrame({"id": ["a", "b"], "t": ["text of a", "more"], "n": [1, 1]}), "note", id="id", content="t"
         )
         assert store.upsert(again, progress=False).outcomes["status"].to_list() == ["unchanged", "updated"]
-        # What is copied, and not merged, gets what it is not given from the table.
+        # Rows that are copied, and not merged, get missing values from the column defaults.
         many = pl.DataFrame({"entity_type": "new", "id": [f"{n}" for n in range(3_000)], "content": "x"})
         assert store.upsert(many, embed=False, progress=False).counts["created"] == 3_000
         store.embed(ef.HashingEmbedder(16), progress=False)
@@ -257,7 +257,7 @@ def check(url: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
-    """Where there is no store yet, on an engine."""
+    """The address of an empty database on an engine."""
 
     def of(engine: str) -> str:
         return str(tmp_path / "store.duckdb") if engine == "duckdb" else request.getfixturevalue("empty_postgres_url")
@@ -266,21 +266,21 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_migration_that_has_landed_is_not_edited(engine: str) -> None:
-    """Stores were made with it: what is to be different is a migration of its own."""
+def test_a_released_migration_is_not_edited(engine: str) -> None:
+    """Stores were created with it: any change is a separate migration."""
     statements = queries.Statements(FOLDERS[engine], "entityframes")
     landed = [hashlib.sha256(statements[f"migrate_{n}"].encode()).hexdigest() for n in range(1, FORMAT + 1)]
     for number, (now, pinned) in enumerate(itertools.zip_longest(landed, PINNED[engine]), 1):
         assert pinned is not None, f"migrate_{number} is new: pin {now} in this test"
         assert now == pinned, (
-            f"migrate_{number} of {FOLDERS[engine]} was edited. Stores were made with it, which would differ from new ones "
-            f"without a word: put it back, and add migrate_{FORMAT + 1} that changes what is there"
+            f"migrate_{number} of {FOLDERS[engine]} was edited. Existing stores would silently differ from new "
+            f"ones: restore it, and add migrate_{FORMAT + 1} with the change"
         )
 
 
 @pytest.mark.parametrize(("name", "engine"), CASES)
 def test_stores_of_earlier_shapes_are_migrated(name: str, engine: str, place, tmp_path: Path) -> None:
-    """What they hold stays, and all that the store can do works."""
+    """Their contents are kept, and all features of the store work."""
     url = place(engine)
     make(name, engine, url)
     ef.connect(url).close()
@@ -295,8 +295,8 @@ def test_stores_of_earlier_shapes_are_migrated(name: str, engine: str, place, tm
 
 
 @pytest.mark.parametrize(("name", "engine"), FEW)
-def test_a_migration_that_is_killed_begins_again(name: str, engine: str, place, tmp_path: Path) -> None:
-    """Case 66: after SIGKILL at its first or last statement nothing is changed; after its COMMIT all is."""
+def test_a_migration_that_is_killed_is_repeated(name: str, engine: str, place, tmp_path: Path) -> None:
+    """Case 66: after SIGKILL at its first or last statement nothing is changed; after its COMMIT everything is."""
     url = place(engine)
     make(name, engine, url)
     for when in ("first", "last", "committed"):
@@ -349,7 +349,7 @@ die()
 
 @pytest.mark.parametrize(("name", "engine"), FEWEST)
 def test_two_processes_migrate_at_once(name: str, engine: str, place, tmp_path: Path) -> None:
-    """Both find it migrated, once; on DuckDB the file has one process at a time, and the other says so."""
+    """Both find it migrated, once; on DuckDB one process at a time has the file, and the other reports that."""
     url = place(engine)
     make(name, engine, url)
     script = (
@@ -370,18 +370,18 @@ def test_two_processes_migrate_at_once(name: str, engine: str, place, tmp_path: 
         assert racer.stdin is not None
         racer.stdin.close()
         racer.stdin = None
-    said = [racer.communicate(timeout=120) for racer in racers]
-    assert [racer.returncode for racer in racers] == [0, 0, 0], said
-    refusals = [out for out, _ in said if out]
-    assert all("another process" in out for out in refusals), said
-    assert len(refusals) < 3, said
-    assert engine == "duckdb" or not refusals, said
+    outputs = [racer.communicate(timeout=120) for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0, 0], outputs
+    refusals = [out for out, _ in outputs if out]
+    assert all("another process" in out for out in refusals), outputs
+    assert len(refusals) < 3, outputs
+    assert engine == "duckdb" or not refusals, outputs
     check(url, tmp_path)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_shape_that_no_version_made_is_refused(engine: str, place) -> None:
-    """It says what is missing, and leaves the store as it is."""
+    """The error names what is missing, and the store is left as it is."""
     url = place(engine)
     make("format 2", engine, url)
     _run(url, "ALTER TABLE entityframes.renames DROP COLUMN batch_id", "DROP TABLE entityframes.folders")
@@ -391,8 +391,8 @@ def test_a_shape_that_no_version_made_is_refused(engine: str, place) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_store_that_says_no_format_is_refused(engine: str, place) -> None:
-    """It is not taken for a new one."""
+def test_a_store_without_a_format_is_refused(engine: str, place) -> None:
+    """It is not considered a new store."""
     url = place(engine)
     make("format 3", engine, url)
     _run(url, "DELETE FROM entityframes.format")

@@ -1,4 +1,4 @@
-"""The command that plants mistakes: what it finds to change in a text, and what it draws."""
+"""The command that inserts mistakes: the changes it finds in a text, and the mistakes it draws."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_mistakes_in_python(kind: str, now: str) -> None:
 
 
 def test_left_out_in_python() -> None:
-    """Nothing is changed in docstrings, messages, annotations and how long something waits."""
+    """Docstrings, messages, annotations and durations are not changed."""
     lines = {was for _, was, _ in made("a.py", MODULE)}
     assert not any(part in line for line in lines for part in ('"""', "Kind", "0.5", "import"))
     assert {(now) for _, was, now in made("a.py", MODULE) if was.startswith("raise")} == {"pass"}
@@ -108,14 +108,14 @@ def test_left_out_in_python() -> None:
     ],
 )
 def test_mistakes_in_sql(kind: str, part: str) -> None:
-    """Each kind is found, in no comment, text or definition of a table."""
+    """Each kind is found; comments, string literals and table definitions are not changed."""
     found = made("a.sql", STATEMENTS)
     assert any(part in now and (kind != "lock" or now.endswith(part)) for of_kind, _, now in found if of_kind == kind)
     assert not any(was.startswith(("--", "CREATE")) for _, was, _ in found)
 
 
 def test_a_draw_is_the_same_for_a_seed_and_spread_over_modules() -> None:
-    """Each module has its share, each mistake can be read, and is known again by its entry."""
+    """Each module has its share, each mistaken file is valid Python, and each mistake is identified by its entry."""
     files = {file: text for file, text in sources().items() if "engines/postgres" in file}
     drawn = draw(files, 150, 3)
     assert drawn == draw(files, 150, 3)
@@ -129,7 +129,7 @@ def test_a_draw_is_the_same_for_a_seed_and_spread_over_modules() -> None:
 
 
 def test_an_entry_reads_back(tmp_path) -> None:
-    """What a survivor is written down as is what an equivalent is known by."""
+    """The entry that is written for a survivor has the key that identifies an equivalent mistake."""
     odd = Mistake("a.sql", 3, "where", "probe", "it's 'one'\ntwo", "x \\ '''", "")
     plain = Mistake("b.py", 1, "constant", "module", "x = 1", "x = 2", "")
     path = tmp_path / "entries.toml"
@@ -138,7 +138,7 @@ def test_an_entry_reads_back(tmp_path) -> None:
 
 
 def test_marks_change_nothing_but_what_is_recorded(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A marked function does the same, and leaves the marks of the statements that were run."""
+    """A marked function behaves the same, and records the marks of the executed statements."""
     source = 'def f(n):\n    """Doc."""\n    if n:\n        return 1\n    return 2\n'
     recorder: dict = {}
     exec(touched.RECORDER, recorder)

@@ -1,4 +1,4 @@
-"""Both engines against a model kept in plain Python: a random life of a store, compared row by row."""
+"""Both engines against a model in plain Python: random operations on a store, compared row by row."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SCHEMA = dict.fromkeys(["entity_type", "id", "content", "metadata"], pl.String)
 
 
 def valid(row: tuple) -> bool:
-    """The rules of the data, said once more."""
+    """The validation rules, implemented independently."""
     _, id, content, metadata = row
     if not id or "\0" in id or len(id.encode()) > 1024 or content is None or "\0" in content:
         return False
@@ -42,7 +42,7 @@ def valid(row: tuple) -> bool:
 
 
 class Model:
-    """What a store should do, row by row."""
+    """The expected behavior of a store, row by row."""
 
     def __init__(self) -> None:
         self.entities: dict[tuple[str, str], tuple[str, Any]] = {}
@@ -53,18 +53,18 @@ class Model:
         for place in good:
             if policy == "last" or rows[place][:2] not in chosen:
                 chosen[rows[place][:2]] = place
-        told = []
+        expected = []
         for place, (kind, id, content, metadata) in enumerate(rows):
             if place not in good:
-                told.append("failed")
+                expected.append("failed")
             elif chosen[kind, id] != place:
-                told.append("duplicate")
+                expected.append("duplicate")
             else:
                 fields = json.loads(metadata or "{}")
                 if absent == "keep" and (kind, id) in self.entities:
                     fields = self.entities[kind, id][1] | fields
-                told.append(self._write((kind, id), (content, fields)))
-        return told
+                expected.append(self._write((kind, id), (content, fields)))
+        return expected
 
     def _write(self, key: tuple[str, str], value: tuple[str, Any]) -> str:
         known = self.entities.get(key)
@@ -117,24 +117,24 @@ class Life(RuleBasedStateMachine):
     @rule(keys=st.lists(st.tuples(TYPES, IDS), max_size=8))
     def delete(self, keys: list[tuple]) -> None:
         frame = pl.DataFrame(keys, dict.fromkeys(KEY, pl.String), orient="row")
-        told, seen = [], set()
+        expected, seen = [], set()
         for key in keys:
             possible = key[1] is not None and "\0" not in key[1]
-            told.append(
+            expected.append(
                 "duplicate" if key in seen and possible else "deleted" if key in self.model.entities else "missing"
             )
-            if told[-1] == "deleted":
+            if expected[-1] == "deleted":
                 del self.model.entities[key]
             seen.add(key)
-        assert self.store.delete(frame).outcomes["status"].to_list() == told
+        assert self.store.delete(frame).outcomes["status"].to_list() == expected
 
     @rule(keys=st.lists(st.tuples(TYPES, IDS), max_size=8))
-    def look(self, keys: list[tuple]) -> None:
+    def read(self, keys: list[tuple]) -> None:
         frame = pl.DataFrame(keys, dict.fromkeys(KEY, pl.String), orient="row")
-        there = [key in self.model.entities for key in keys]
-        assert self.store.exists(frame)["exists"].to_list() == there
+        present = [key in self.model.entities for key in keys]
+        assert self.store.exists(frame)["exists"].to_list() == present
         got = self.store.get(frame)
-        assert got["found"].to_list() == there
+        assert got["found"].to_list() == present
         assert got["content"].to_list() == [
             self.model.entities[key][0] if key in self.model.entities else None for key in keys
         ]
@@ -152,7 +152,7 @@ class Life(RuleBasedStateMachine):
             assert sorted(self.store.read(kind)["id"]) == ids
 
 
-# A life begins with types that there are not yet.
+# At first the entity types do not exist yet.
 @pytest.mark.filterwarnings("ignore:no entities of type:UserWarning")
 def test_a_random_life(engine: str, request: pytest.FixtureRequest) -> None:
     """The store and its outcomes equal the model's after every step."""

@@ -1,4 +1,4 @@
-"""Case 56: a frame narrower than what is stored leaves alone what it does not carry."""
+"""Case 56: a frame with fewer columns than are stored leaves the absent ones unchanged."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tests.faults.servers import Background
 
 engine = engine_and_keys
 
-#: Sizes that take each way to the database: one statement, and staged or copied.
+#: Sizes for each code path: one statement, and staged or copied.
 SIZES = [3, 2_500]
 
 PEOPLE = {"bio": "First programmer", "born": 1815, "city": "London"}
 
 
 def people(ids: range | list[Any], *columns: str, **values: Any) -> pl.DataFrame:
-    """Rows of a person each, with some of the columns."""
+    """Rows of people, with some of the columns."""
     made = PEOPLE | values
     return pl.DataFrame({"id": [f"p{number}" for number in ids]}).with_columns(
         pl.lit(made[name]).alias(name) for name in columns
@@ -60,8 +60,8 @@ def held(store: ef.EntityStore, kind: str = "doc") -> dict[str, tuple[str, Any]]
 
 
 @pytest.mark.parametrize("count", SIZES)
-def test_what_is_not_sent_is_not_touched(store: ef.EntityStore, sql, count: int) -> None:
-    """Case 56: fewer columns and no content change what they carry; the rest stays, and nothing becomes due."""
+def test_absent_columns_are_not_changed(store: ef.EntityStore, sql, count: int) -> None:
+    """Case 56: fewer columns and no content change only what they contain; the rest stays, and nothing becomes due."""
     store.upsert(full(range(count)), progress=False)
     before = store.get(full(range(count)))
     jobs = store.jobs().height
@@ -80,7 +80,7 @@ def test_what_is_not_sent_is_not_touched(store: ef.EntityStore, sql, count: int)
     assert after["created_at"].to_list() == before["created_at"].to_list()
     assert (after["updated_at"] > before["updated_at"]).all()
     assert store.jobs().height == jobs
-    # The same text as if the whole document had been sent, so the same hashes: a wide frame finds it unchanged.
+    # The text is the same as for the whole document, so the hashes are too: a wide frame finds it unchanged.
     assert store.upsert(moved, progress=False).counts["unchanged"] == count + 1
     assert store.upsert(full(range(count), city="Marylebone"), progress=False).counts["unchanged"] == count
     assert store.verify().is_empty()
@@ -88,7 +88,7 @@ def test_what_is_not_sent_is_not_touched(store: ef.EntityStore, sql, count: int)
 
 @pytest.mark.parametrize("count", SIZES)
 def test_clear_replaces_the_whole(store: ef.EntityStore, count: int) -> None:
-    """Case 56: absent="clear" makes the entity what the frame says, content and fields."""
+    """Case 56: absent="clear" replaces the content and fields of the entity by those of the frame."""
     store.upsert(full(range(count)), progress=False)
     moved = ef.entities(people(range(count), "city"), "person", id="id")
     assert store.upsert(moved, absent="clear", progress=False).counts["updated"] == count
@@ -96,12 +96,12 @@ def test_clear_replaces_the_whole(store: ef.EntityStore, count: int) -> None:
 
 
 def test_content_alone_and_metadata_alone(store: ef.EntityStore) -> None:
-    """Case 56: a frame without metadata keeps it, one without content keeps that; single calls too."""
+    """Case 56: a frame without metadata keeps it, one without content keeps that; also with single-entity calls."""
     store.upsert(texts(("a", "one", '{"n":1}'), ("b", "two", None)))
     assert statuses(store.upsert(texts(("a", "ONE", None), columns="content"))) == ["updated"]
     assert statuses(store.upsert(texts(("b", None, '{"n":2}'), columns="metadata"))) == ["updated"]
     assert held(store) == {"a": ("ONE", {"n": 1}), "b": ("two", {"n": 2})}
-    # Keys alone make an entity, and change none.
+    # Keys alone create an entity, and change none.
     assert statuses(store.upsert(texts(("a", None, None), ("c", None, None)).select(KEY))) == ["unchanged", "created"]
     assert store.upsert_entity("doc", "a", metadata={"m": [1]})["status"] == "updated"
     assert store.upsert_entity("doc", "a", "text")["status"] == "updated"
@@ -111,7 +111,7 @@ def test_content_alone_and_metadata_alone(store: ef.EntityStore) -> None:
 
 
 def test_json_text_is_merged_by_its_top_level_fields(store: ef.EntityStore) -> None:
-    """Case 56: a field that the text names replaces the stored one whole; null and {} carry nothing."""
+    """Case 56: a field in the text replaces the stored field as a whole; null and {} contain no fields."""
     store.upsert(texts(*((id, "x", '{"a":{"p":1,"q":2},"b":[1,2],"c":"s"}') for id in "abcd")))
     result = store.upsert(
         texts(("a", "x", '{"a":{"p":3}}'), ("b", "x", '{"d":null,"b":null}'), ("c", "x", None), ("d", "x", "{}"))
@@ -125,7 +125,7 @@ def test_json_text_is_merged_by_its_top_level_fields(store: ef.EntityStore) -> N
 
 
 def test_every_digit_and_name_survives_a_merge(store: ef.EntityStore) -> None:
-    """Case 56: numbers keep their digits, names their order by code point, and the text is the canonical one."""
+    """Case 56: numbers keep their digits, names are ordered by code point, and the text is canonical."""
     numbers = '{"big":123456789012345678901234567890,"exact":0.1000000000000000055511151231257827,"small":1e-320}'
     odd = '{"Z":1,"a\\"b":"}{,\\"x\\":","é":"\\u0001\\ud83d\\ude00","ｚ":2,"\\ud83d\\ude00":3,"content":4,"id":"i"}'
     for number, (first, second) in enumerate(itertools.permutations([numbers, odd], 2)):
@@ -146,7 +146,7 @@ def test_every_digit_and_name_survives_a_merge(store: ef.EntityStore) -> None:
 
 
 def test_typed_values_of_every_kind_stay(store: ef.EntityStore) -> None:
-    """Case 56: a narrow typed frame leaves other typed columns with every bit they had, and JSON text joins in."""
+    """Case 56: a narrow typed frame leaves other typed columns bit-identical, and JSON text can be merged too."""
     wide = pl.DataFrame(
         {
             "id": ["a", "b"],
@@ -175,7 +175,7 @@ def test_typed_values_of_every_kind_stay(store: ef.EntityStore) -> None:
 
 
 def test_null_structs_and_empty_structs_carry_nothing(store: ef.EntityStore) -> None:
-    """Case 56: a null struct, a null of no dtype and a struct without fields leave the metadata as it is."""
+    """Case 56: a null struct, a null of dtype Null and a struct without fields leave the metadata as it is."""
     store.upsert(full(range(2)))
     whole = held(store, "person")
     typed = full(range(2)).with_columns(metadata=pl.when(pl.col("id") == "p0").then(None).otherwise(pl.col("metadata")))
@@ -194,8 +194,8 @@ def test_null_structs_and_empty_structs_carry_nothing(store: ef.EntityStore) -> 
 
 
 @pytest.mark.parametrize("count", SIZES)
-def test_nulls_that_keep(store: ef.EntityStore, count: int) -> None:
-    """Case 56: with nulls="keep" a null field and a null or empty content leave the stored ones; new rows get them."""
+def test_nulls_keep(store: ef.EntityStore, count: int) -> None:
+    """Case 56: with nulls="keep" null fields and null or empty content leave stored values; new rows get them."""
     store.upsert(full(range(count)), progress=False)
     frame = people(range(count + 1), "bio", "born", "city", bio=None, born=None, city="Marylebone")
     frame = frame.with_columns(pl.col("bio").cast(pl.String), pl.col("born").cast(pl.Int32))
@@ -209,7 +209,7 @@ def test_nulls_that_keep(store: ef.EntityStore, count: int) -> None:
     assert all(stored[f"p{number}"] == ("First programmer", whole) for number in range(count))
     assert stored[f"p{count}"] == ("", {"born": None, "city": "Marylebone"})
     assert store.upsert(sent, nulls="keep", progress=False).counts["unchanged"] == count + 1
-    # A raw null too, which is an error where nulls are written.
+    # A null content too, which is an error when nulls are written.
     raw = sent.with_columns(content=pl.lit(None, pl.String))
     assert store.upsert(raw, nulls="keep", progress=False).counts["unchanged"] == count + 1
     with pytest.raises(ef.SchemaError, match="only nulls"):
@@ -218,8 +218,8 @@ def test_nulls_that_keep(store: ef.EntityStore, count: int) -> None:
     assert held(store, "person")["p0"] == ("", {"born": None, "city": "Marylebone"})
 
 
-def test_nulls_that_keep_while_the_rest_is_cleared(store: ef.EntityStore) -> None:
-    """Case 56: absent="clear" drops what is not named, nulls="keep" spares what is named and null."""
+def test_nulls_keep_with_absent_clear(store: ef.EntityStore) -> None:
+    """Case 56: absent="clear" removes absent fields, nulls="keep" retains fields that are null."""
     store.upsert(texts(("a", "x", '{"n":1,"m":2,"o":{"p":null}}')))
     frame = texts(("a", None, '{"n":null,"o":{"q":null},"r":null}'))
     assert statuses(store.upsert(frame, absent="clear", nulls="keep")) == ["updated"]
@@ -229,7 +229,7 @@ def test_nulls_that_keep_while_the_rest_is_cleared(store: ef.EntityStore) -> Non
 
 @pytest.mark.parametrize("policy", ["last", "first"])
 def test_rows_of_one_key_are_not_merged_with_each_other(store: ef.EntityStore, policy: str) -> None:
-    """Case 56: one row of a key counts, whatever the other carries, and the other is a duplicate."""
+    """Case 56: one row of a key is written, whatever the other contains; the other is a duplicate."""
     store.upsert(texts(("a", "x", '{"n":0,"m":0}')))
     rows = texts(("a", "x", '{"n":1}'), ("a", "x", '{"m":1,"n":null}'))
     result = store.upsert(rows, on_duplicate=policy, nulls="keep")
@@ -239,7 +239,7 @@ def test_rows_of_one_key_are_not_merged_with_each_other(store: ef.EntityStore, p
 
 @pytest.mark.parametrize("count", SIZES)
 def test_expected_hashes_and_narrow_rows(store: ef.EntityStore, count: int) -> None:
-    """Case 56: what is expected is compared with what is stored, and only then merged."""
+    """Case 56: expected hashes are compared with the stored value before merging."""
     store.upsert(full(range(count)), progress=False)
     seen = store.get(full(range(count + 2)))["content_hash"]
     moved = ef.entities(people(range(count + 2), "city", city="Marylebone"), "person", id="id").with_columns(seen)
@@ -256,8 +256,8 @@ def test_expected_hashes_and_narrow_rows(store: ef.EntityStore, count: int) -> N
 
 
 @pytest.mark.parametrize("count", SIZES)
-def test_a_plan_of_narrow_rows_and_doing_just_that(store: ef.EntityStore, count: int) -> None:
-    """Case 56: the plan tells the merged result and only the fields that change; a change since is a conflict."""
+def test_a_plan_of_narrow_rows(store: ef.EntityStore, count: int) -> None:
+    """Case 56: the plan shows the merged result and only the fields that change; a later change is a conflict."""
     store.upsert(full(range(count)), progress=False)
     moved = ef.entities(people(range(count + 1), "city", city="Marylebone"), "person", id="id")
     plan = store.plan(moved)
@@ -269,7 +269,7 @@ def test_a_plan_of_narrow_rows_and_doing_just_that(store: ef.EntityStore, count:
     cleared = store.plan(moved, absent="clear")
     assert cleared.changed_fields == {"born": count, "city": count}
     assert cleared.changed_contents == count
-    # A field that the plan does not carry counts as well.
+    # A change of a field that the plan does not contain counts as well.
     store.upsert_entity("person", "p2", metadata={"born": 1900})
     result = plan.apply(progress=False)
     assert result.outcomes.filter(pl.col("status") == "conflict")["id"].to_list() == ["p2"]
@@ -282,7 +282,7 @@ def test_a_plan_of_narrow_rows_and_doing_just_that(store: ef.EntityStore, count:
 
 
 def test_streams_and_frames_of_different_width(store: ef.EntityStore) -> None:
-    """Case 56: each batch of a stream carries what it carries, and a later one adds to what an earlier one wrote."""
+    """Case 56: each batch of a stream changes its own columns, and a later one adds to what an earlier one wrote."""
     parts = [people(range(4), name) for name in ("city", "born", "bio")]
     frames = [ef.entities(part, "person", id="id", content="bio" if "bio" in part.columns else None) for part in parts]
     result = store.upsert(iter(frames), progress=False)
@@ -294,7 +294,7 @@ def test_streams_and_frames_of_different_width(store: ef.EntityStore) -> None:
 
 
 def test_more_fields_than_are_recorded(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Case 56: of a type with too many fields to record all, every row may lack one."""
+    """Case 56: if a type has too many fields to record all of them, every row may lack one."""
     for module in ("entityframes.metadata.fields", "entityframes.writing.entities.keeping"):
         monkeypatch.setattr(f"{module}.MAX_INFERRED", 3)
     store.upsert(texts(("a", "x", '{"a":1,"b":2,"c":3,"d":4,"e":5}')))
@@ -303,11 +303,11 @@ def test_more_fields_than_are_recorded(store: ef.EntityStore, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("count", SIZES)
-def test_rows_that_the_database_refuses(store: ef.EntityStore, sql, engine: str, connect, count: int) -> None:
-    """Case 56: the refused rows fail, the others are merged and written; rollback takes all of them back."""
+def test_rows_that_the_database_rejects(store: ef.EntityStore, sql, engine: str, connect, count: int) -> None:
+    """Case 56: rejected rows fail, the others are merged and written; rollback undoes all of them."""
     rule = "CHECK (metadata::text NOT LIKE '%Mars%')"
     if engine == "duckdb":
-        # It adds no constraint to a table that is there.
+        # DuckDB cannot add a constraint to an existing table.
         [(ddl,)] = sql("SELECT sql FROM duckdb_tables() WHERE schema_name = 'entityframes' AND table_name = 'entities'")
         sql("DROP TABLE entityframes.entities", ddl.replace(");", f", {rule});"))
     store.upsert(full(range(count)), progress=False)
@@ -350,8 +350,8 @@ def test_writers_of_different_fields_at_once(connect, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [20, 2_500])
-def test_writers_who_make_the_same_entities_at_once(connect, count: int) -> None:
-    """Case 56: an entity that was absent at the look, and is there when it is written, is merged with as well."""
+def test_writers_that_create_the_same_entities_at_once(connect, count: int) -> None:
+    """Case 56: an entity that did not exist when read and exists when written is merged as well."""
     stores = [connect(), connect()]
     parts = [people(range(count), "city"), people(range(count), "born")]
     frames = [ef.entities(part, "person", id="id") for part in parts]
@@ -371,9 +371,9 @@ def test_writers_who_make_the_same_entities_at_once(connect, count: int) -> None
 
 @pytest.mark.parametrize("count", SIZES)
 def test_a_field_that_is_recorded_in_between(connect, monkeypatch: pytest.MonkeyPatch, engine: str, count: int) -> None:
-    """Case 56: a row as wide as its type was when it was compared does not wipe what a wider writer added since.
+    """Case 56: a row as wide as its type at the time of the comparison does not remove a field that was added since.
 
-    The wider writer comes as late as it can: when the batch is on its way to the database.
+    The wider writer writes as late as possible: when the batch is on its way to the database.
     """
     store, other = connect(), connect()
     store.upsert(full(range(count)), progress=False)
@@ -386,13 +386,13 @@ def test_a_field_that_is_recorded_in_between(connect, monkeypatch: pytest.Monkey
 
     def write_late(self, rows, batch):
         if not late and self is store._engine:
-            late.append("came")
+            late.append("written")
             assert other.upsert(wider, progress=False).ok
         return write(self, rows, batch)
 
     monkeypatch.setattr(kind, "write", write_late)
     result = store.upsert(full(range(count + 1), born=1900), progress=False)
-    assert late == ["came"]
+    assert late == ["written"]
     assert statuses(result) == ["updated"] * count + ["created"]
     stored = held(store, "person")
     assert all(
@@ -404,14 +404,14 @@ def test_a_field_that_is_recorded_in_between(connect, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("count", SIZES)
 def test_a_row_that_was_changed_while_a_batch_waited_for_it(connect, sql, url: str, count: int) -> None:
-    """Case 56: a full row that waits for a wider writer's row does not wipe it, whose field its snapshot lacks."""
+    """Case 56: a full row that waits for a wider writer's row keeps the new field, which its snapshot lacks."""
     import adbc_driver_postgresql.dbapi as adbc
 
     store = connect(workers=1)
     store.upsert(full(range(count)), progress=False)
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     with adbc.connect(url, autocommit=True) as connection, connection.cursor() as wider:
-        # As the package itself writes it: with a ledger row in the same transaction.
+        # As the package writes it: with a ledger row in the same transaction.
         batch = "6f2c2f5e-8d0f-4a39-9c35-0f6e5b3b9a11"
         wider.execute("BEGIN")
         wider.execute(
@@ -426,7 +426,7 @@ def test_a_row_that_was_changed_while_a_batch_waited_for_it(connect, sql, url: s
         run = Background(lambda: store.upsert(full(range(count), born=1900), progress=False))
         while not sql(waiting)[0][0]:
             assert run.is_alive()
-        # The field is recorded after the batch has looked, before the row can be seen.
+        # The field is recorded after the batch has read the fields, before the row is visible.
         sql(
             """INSERT INTO entityframes.metadata_fields (entity_type, field, dtype, declared)
             VALUES ('person', 'wife', '"String"', true)"""
@@ -446,13 +446,13 @@ TYPED = {"n": [None, 1, 2], "s": [None, "", "x"], "f": [None, 0.5, -1.25], "id":
 
 
 class Model:
-    """What is stored, and what an upsert makes of it."""
+    """The stored entities, and the effect of an upsert on them."""
 
     def __init__(self) -> None:
         self.entities: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def upsert(self, rows: list[tuple[str, Any, Any]], absent: str, nulls: str) -> list[str]:
-        """Outcomes of rows of id, content (... where it is not carried) and metadata."""
+        """Outcomes of rows of id, content (... if absent) and metadata."""
         last = {row[0]: place for place, row in enumerate(rows)}
         return [
             self._write(*row, absent, nulls) if last[row[0]] == place else "duplicate" for place, row in enumerate(rows)
@@ -486,7 +486,7 @@ def member(fields: dict[str, Any], name: str) -> str | None:
 
 
 def random_rows(random: random.Random, nulls: str) -> tuple[pl.DataFrame, list[tuple[str, Any, Any]]]:
-    """A frame of some width, typed or of JSON text, and its rows for the model."""
+    """A frame of random width, typed or of JSON text, and its rows for the model."""
     count = random.randint(1, 8)
     ids = [random.choice("ABCDEF") for _ in range(count)]
     rows: dict[str, Any] = {"id": ids}
@@ -496,16 +496,16 @@ def random_rows(random: random.Random, nulls: str) -> tuple[pl.DataFrame, list[t
         contents[0] = "one"
         rows["content"] = contents
     frame = pl.DataFrame(rows, schema_overrides={"content": pl.String} if "content" in rows else None)
-    way = random.choice(["typed", "json", "none"])
+    form = random.choice(["typed", "json", "none"])
     documents: list[Any] = [None] * count
-    if way == "json":
+    if form == "json":
         for place in range(count):
             if random.random() < 0.85:
                 names = random.sample(NAMES, random.randint(0, len(NAMES)))
                 documents[place] = {name: random.choice(VALUES) for name in names}
-        said = [None if one is None else json.dumps(one, ensure_ascii=random.random() < 0.5) for one in documents]
-        frame = frame.with_columns(metadata=pl.Series(said, dtype=pl.String))
-    elif way == "typed":
+        encoded = [None if one is None else json.dumps(one, ensure_ascii=random.random() < 0.5) for one in documents]
+        frame = frame.with_columns(metadata=pl.Series(encoded, dtype=pl.String))
+    elif form == "typed":
         names = random.sample(sorted(TYPED), random.randint(0, len(TYPED)))
         for place in range(count):
             if random.random() < 0.85:
@@ -513,7 +513,7 @@ def random_rows(random: random.Random, nulls: str) -> tuple[pl.DataFrame, list[t
         kinds = {"n": pl.Int64, "s": pl.String, "f": pl.Float64, "id": pl.String}
         dtype = pl.Struct([pl.Field(name, kinds[name]) for name in names])
         frame = frame.with_columns(metadata=pl.Series(documents, dtype=dtype))
-    kind = "typed" if way == "typed" else "json" if way == "json" else random.choice(["typed", "json"])
+    kind = "typed" if form == "typed" else "json" if form == "json" else random.choice(["typed", "json"])
     return frame.select(pl.lit(kind).alias("entity_type"), pl.all()), list(zip(ids, contents, documents, strict=True))
 
 
@@ -527,7 +527,7 @@ def test_random_frames_against_a_model(engine: str, tmp_path, request: pytest.Fi
         models = {"typed": Model(), "json": Model()}
         with ef.connect(url, namespace=f"life_{life}") as store, monkeypatch.context() as patch:
             if life % 2:
-                # The ways of large batches, with small ones.
+                # Use the code paths of large batches for small ones.
                 patch.setattr(keeping, "FEW_ROWS", 0)
                 patch.setattr(postgres_engine, "ARRAY_ROWS", 0)
                 patch.setattr(entity_target, "_FEW_TYPES", 8)
@@ -536,33 +536,33 @@ def test_random_frames_against_a_model(engine: str, tmp_path, request: pytest.Fi
                 frame, rows = random_rows(draw, nulls)
                 kind = frame["entity_type"][0]
                 options = {"absent": absent, "nulls": nulls}
-                said = f"seed {seed}, life {life}, step {step}, {options}, {frame.rows()}"
+                run = f"seed {seed}, life {life}, step {step}, {options}, {frame.rows()}"
                 plan = store.plan(frame, **options)
                 before = dict(models[kind].entities)
                 expected = models[kind].upsert(rows, absent, nulls)
                 words = {"create": "created", "update": "updated"}
-                assert [words.get(one, one) for one in plan.frame["action"].cast(pl.String)] == expected, said
+                assert [words.get(one, one) for one in plan.frame["action"].cast(pl.String)] == expected, run
                 changed = {
                     id: {name for name in {**old[1], **new[1]} if member(old[1], name) != member(new[1], name)}
                     for id, new in models[kind].entities.items()
                     if (old := before.get(id, ("", {})))
                 }
                 for row in plan.frame.filter(pl.col("action").is_in(["create", "update"])).iter_rows(named=True):
-                    assert {one["field"] for one in row["changes"]} == changed[row["id"]], said
+                    assert {one["field"] for one in row["changes"]} == changed[row["id"]], run
                 result = plan.apply(progress=False) if draw.random() < 0.3 else store.upsert(frame, **options)
-                assert statuses(result) == expected, said
+                assert statuses(result) == expected, run
                 assert {id: canonical(one) for id, one in held(store, kind).items()} == {
                     id: canonical(one) for id, one in models[kind].entities.items()
-                }, said
+                }, run
                 again = store.upsert(frame, progress=False, **options)
-                assert set(statuses(again)) <= {"unchanged", "duplicate"}, said
+                assert set(statuses(again)) <= {"unchanged", "duplicate"}, run
                 assert again.ok
             assert store.verify().is_empty()
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_columns_of_texts_are_what_the_texts_are(nested: bool) -> None:
-    """Case 56: many objects of the same fields are merged and compared by column, with the result of one by one."""
+def test_merging_by_column_equals_merging_one_by_one(nested: bool) -> None:
+    """Case 56: objects with equal fields are merged and compared by column, with the same result as one by one."""
     draw = random.Random(56)
     names = ["a", 'b"\\', "c.*(+)?[]{}|^$", "d e", "-#&~", "é", "\u0001\n", "", "ｚ", "null", ":null", '","a":']
     odd = ["", "x", 'a"b', "\\", '\\"', '","a":1', "}", "{", "[", ":null", "null", "é\n\u0001", "1", "😀"]
@@ -589,16 +589,16 @@ def test_columns_of_texts_are_what_the_texts_are(nested: bool) -> None:
             ]
             assert [error for error in canonical_json(found.to_list())[1] if error] == []
         assert new.to_list() == before
-        told = merging.differences(old, new).rows()
+        differences = merging.differences(old, new).rows()
         expected = []
         for place, (one, other) in enumerate(zip(old, new, strict=True)):
             was, now = merging.members(one), merging.members(other)
             for name in sorted(was.keys() | now.keys()):
                 if was.get(name) != now.get(name):
-                    texts = [None if (said := of.get(name)) is None else said for of in (was, now)]
+                    texts = [None if (text := of.get(name)) is None else text for of in (was, now)]
                     quoted = json.dumps(name, ensure_ascii=False) + ":"
                     expected.append((place, name, *(text and text.removeprefix(quoted) for text in texts)))
-        assert told == expected
+        assert differences == expected
 
 
 @pytest.mark.parametrize(
@@ -608,10 +608,10 @@ def test_columns_of_texts_are_what_the_texts_are(nested: bool) -> None:
         (('{"a":1}', '{"a":1}'), ("{}", '{"b":2}'), 1, None),
     ],
 )
-def test_many_objects_of_which_the_first_is_empty(
+def test_many_objects_the_first_of_which_is_empty(
     store: ef.EntityStore, stored: tuple[str, str], given: tuple[str, str], a: int | None, b: int | None
 ) -> None:
-    """JSON text is merged row by row: that one has no field says nothing of the others, in the store or in the frame."""
+    """JSON text is merged row by row: an object without fields does not affect others in the store or frame."""
     rows = pl.DataFrame({"entity_type": "note", "id": [f"{n:03}" for n in range(150)], "content": "x"})
     for first, others in (stored, given):
         assert store.upsert(rows.with_columns(metadata=pl.Series([first] + [others] * 149)), progress=False).ok

@@ -1,4 +1,4 @@
-"""The notebooks run in a real kernel, and what is committed is what they show."""
+"""The notebooks run in a real kernel, and the committed outputs exist."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_notebook(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert any(cell.outputs for cell in cells)
-    # Small enough to be shown by who hosts it.
+    # Small enough for code hosting sites to render.
     assert path.stat().st_size < 500_000
     monkeypatch.setenv("BENCH_SIZES", "10,20")
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
@@ -28,5 +28,5 @@ def test_notebook(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_there_is_a_notebook() -> None:
-    """So that an empty folder cannot pass."""
+    """Otherwise an empty folder would pass."""
     assert NOTEBOOKS

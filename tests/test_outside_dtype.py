@@ -1,4 +1,4 @@
-"""Values outside their own dtype, which Arrow lets through: their rows fail, and the type stays readable."""
+"""Values outside the range of their dtype, which Arrow allows: their rows fail, and the type stays readable."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def listed(items: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(range(len(items) + 1), pa.int32()), items)
 
 
-#: How deep the value is.
+#: The nesting of the value.
 DEPTHS: dict[str, Callable[[pa.Array], pa.Array]] = {
     "plain": lambda items: items,
     "list": listed,
@@ -38,7 +38,7 @@ DEPTHS: dict[str, Callable[[pa.Array], pa.Array]] = {
     "fixed size list": lambda items: pa.FixedSizeListArray.from_arrays(items, 1),
     "list of structs of lists": lambda items: listed(pa.StructArray.from_arrays([listed(items)], ["x"])),
 }
-WAYS: dict[str, Callable[[pa.Table], Any]] = {
+FORMS: dict[str, Callable[[pa.Table], Any]] = {
     "PyArrow": lambda table: table,
     "Polars": pl.from_arrow,
     "stream": pl.from_arrow,
@@ -46,14 +46,14 @@ WAYS: dict[str, Callable[[pa.Table], Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_decimals_over_their_precision(store: ef.EntityStore, way: str) -> None:
-    """The row fails with field and dtype, the others are stored, and what is stored can be read; at every depth."""
+@pytest.mark.parametrize("form", FORMS)
+def test_decimals_over_their_precision(store: ef.EntityStore, form: str) -> None:
+    """The row fails with field and dtype, the others are stored, and stored values can be read; at every depth."""
     for number, (dtype, nest) in enumerate(itertools.product(FAR, DEPTHS.values())):
         column = nest(decimals(dtype, 1, FAR[dtype], 10 ** dtype[0] - 1))
-        given, name = WAYS[way](pa.table({"id": IDS, "n": column})), f"t{number}"
+        given, name = FORMS[form](pa.table({"id": IDS, "n": column})), f"t{number}"
         frame = ef.entities(given, name, id="id")
-        result = store.upsert(frame.lazy() if way == "stream" else frame, progress=False)
+        result = store.upsert(frame.lazy() if form == "stream" else frame, progress=False)
         assert result.counts["created"] == 2
         assert "metadata field 'n' holds a value outside its dtype" in result.failed["error"].item()
         assert result.failed.select("id", "error_kind").rows() == [("b", "validation")]
@@ -64,7 +64,7 @@ def test_decimals_over_their_precision(store: ef.EntityStore, way: str) -> None:
 
 
 def test_a_hugeint_of_39_digits(store: ef.EntityStore) -> None:
-    """As DuckDB hands it out."""
+    """As DuckDB returns it."""
     rows = duckdb.sql(
         "SELECT * FROM (VALUES ('a', 1::HUGEINT), ('b', 170141183460469231731687303715884105727)) t(id, n)"
     )
@@ -74,8 +74,8 @@ def test_a_hugeint_of_39_digits(store: ef.EntityStore) -> None:
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_times_that_no_clock_shows(store: ef.EntityStore, depth: str) -> None:
-    """Polars makes nulls of them: the frame is refused, and nothing becomes null without a word."""
+def test_times_out_of_range(store: ef.EntityStore, depth: str) -> None:
+    """Polars turns them into nulls: the frame is refused, so that no value silently becomes null."""
     raw = np.array([0, 86_400_000_000, 5], np.int64).tobytes()
     times = pa.Array.from_buffers(pa.time64("us"), 3, [None, pa.py_buffer(raw)])
     with pytest.raises(ef.SchemaError, match=r"column 'at' holds times"):
@@ -85,7 +85,7 @@ def test_times_that_no_clock_shows(store: ef.EntityStore, depth: str) -> None:
 
 
 def test_a_day_of_24_hours_in_a_relation(store: ef.EntityStore) -> None:
-    """A relation is read again where a time came out null."""
+    """A relation is read again if a time became null."""
     with pytest.raises(ef.SchemaError, match=r"column 'at' holds times"):
         ef.entities(duckdb.sql("SELECT 'a' AS id, TIME '24:00:00' AS at"), "t", id="id")
     fine = ef.entities(duckdb.sql("SELECT 'a' AS id, NULL::TIME AS at, TIME '23:59:59' AS o"), "t", id="id")
@@ -104,12 +104,12 @@ def _broken() -> dict[str, pa.Array]:
 @pytest.mark.parametrize("name", ["dictionary", "negative"])
 @pytest.mark.parametrize("depth", ["plain", "list", "struct"])
 def test_arrow_that_contradicts_itself(name: str, depth: str) -> None:
-    """Indices that point outside of their dictionary: a SchemaError and no panic."""
+    """Indices outside of their dictionary: a SchemaError and no panic."""
     with pytest.raises(ef.SchemaError, match="not valid Arrow data"):
         ef.entities(pa.table({"id": IDS, "c": DEPTHS[depth](_broken()[name])}), "t", id="id")
 
 
-def test_text_that_is_none_at_every_depth(store: ef.EntityStore) -> None:
+def test_invalid_text_at_every_depth(store: ef.EntityStore) -> None:
     """Bytes that are not UTF-8 in lists and structs fail their row."""
     offsets, bytes_ = pa.py_buffer(np.array([0, 2, 4, 6], np.int32).tobytes()), pa.py_buffer(b"ok\xff\xfefi")
     for number, (depth, nest) in enumerate(DEPTHS.items()):

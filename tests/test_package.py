@@ -1,4 +1,4 @@
-"""The package itself: its names, what importing it costs, and which way its modules depend on each other."""
+"""The package itself: its names, the cost of importing it, and the dependencies between its modules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from entityframes.engines import queries
 
 PACKAGE = Path(ef.__file__).parent
 
-#: Lower layers know nothing of higher ones; a layer is a folder or a module of the package.
+#: Lower layers do not depend on higher ones; a layer is a folder or a module of the package.
 LAYERS = [
     {"errors", "visible", "progress"},
     {"interrupt", "forks", "threads"},
@@ -33,7 +33,7 @@ LAYERS = [
 
 
 def test_public_names() -> None:
-    """What the package offers is what it says."""
+    """The package exports exactly these names."""
     assert sorted(ef.__all__) == ef.__all__
     assert {"connect", "entities", "ids", "EntityStore", "UpsertResult", "EntityFramesError"} <= set(ef.__all__)
     for name in ef.__all__:
@@ -61,8 +61,8 @@ def test_completion_offers_public_names_only(module: str) -> None:
     assert ("__version__" in offered) == (module == "entityframes")
 
 
-def test_every_error_is_of_our_tree() -> None:
-    """One root catches all of them."""
+def test_every_error_has_our_base_class() -> None:
+    """One base class catches all of them."""
     errors = [getattr(ef, name) for name in ef.__all__ if name.endswith("Error")]
     assert all(issubclass(error, ef.EntityFramesError) for error in errors)
 
@@ -76,7 +76,7 @@ def test_import_is_light() -> None:
 
 
 def _module(path: Path) -> str:
-    """The dotted name of a file of the package."""
+    """The dotted module name of a file of the package."""
     return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -84,7 +84,7 @@ MODULES = {_module(path): path for path in PACKAGE.rglob("*.py")}
 
 
 def _imports(module: str) -> set[str]:
-    """Modules of the package that one imports, also inside functions; not those that only type checkers read."""
+    """Modules of the package that a file imports, also inside functions; except those for type checking only."""
     tree = ast.parse(MODULES[module].read_text("utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
@@ -98,7 +98,7 @@ def _imports(module: str) -> set[str]:
     return found - {module}
 
 
-def test_arrows_point_one_way() -> None:
+def test_layers_depend_in_one_direction() -> None:
     """A module imports only from layers below its own."""
     layer = {name: number for number, names in enumerate(LAYERS) for name in names}
 
@@ -111,13 +111,13 @@ def test_arrows_point_one_way() -> None:
             assert same or layer[room(imported)] < layer[room(module)], f"{module} imports {imported}"
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_no_circular_imports() -> None:
     """There is an order in which every module comes after those that it imports."""
     TopologicalSorter({module: _imports(module) for module in MODULES}).prepare()
 
 
-def test_both_engines_answer_the_same_methods() -> None:
-    """What one engine can be asked, the other can."""
+def test_both_engines_have_the_same_methods() -> None:
+    """Both engines have the same public methods."""
     from entityframes.engines.duckdb.directory import DuckDBDirectory
     from entityframes.engines.duckdb.embedding import DuckDBEmbedding
     from entityframes.engines.duckdb.engine import DuckDBEngine
@@ -141,7 +141,7 @@ def test_both_engines_answer_the_same_methods() -> None:
     [f"{engine}/{part}.sql" for engine in ("duckdb", "postgres") for part in ("engine", "checks", "embedding", "text")],
 )
 def test_every_statement_is_described_and_used(file: str) -> None:
-    """Each named statement has a line that says what it does, and code that runs it."""
+    """Each named statement has a description and is executed somewhere."""
     text = (PACKAGE / "engines" / file).read_text("utf-8")
     modules = (PACKAGE / "engines" / file).parent.glob("*.py")
     code = "".join(module.read_text("utf-8") for module in modules)
@@ -152,9 +152,9 @@ def test_every_statement_is_described_and_used(file: str) -> None:
 
 
 def test_both_engines_make_the_same_checks() -> None:
-    """What is found on one engine is found on the other, and what is mended on one is mended there.
+    """An inconsistency that is found or repaired on one engine is found or repaired on the other.
 
-    Only DuckDB keeps a hash of each key, because it has no index of them.
+    Only DuckDB stores a hash of each key, because it has no index of them.
     """
     checks = [
         [name for name in queries.names(f"{engine}/checks.sql") if name.startswith(("find_", "repair_"))]

@@ -1,4 +1,4 @@
-"""Plans and expected hashes: what would be done, doing just that, and leaving alone what somebody else changed."""
+"""Plans and expected hashes: what an upsert would do, applying exactly that, and respecting concurrent changes."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ WANTED = rows(
 )
 
 
-def test_a_plan_says_what_an_upsert_does(store: ef.EntityStore, sql) -> None:
-    """Row by row the action, both hashes and the fields that change; nothing is written until it is applied."""
+def test_a_plan_shows_what_an_upsert_does(store: ef.EntityStore, sql) -> None:
+    """For each row the action, both hashes and the fields that change; nothing is written until it is applied."""
     store.upsert(STORED)
-    # Of whole documents, so that a field can go as well.
+    # Of whole documents, so that a field can be removed as well.
     before = [sql(f"SELECT * FROM entityframes.{name}") for name in ("entities", "batches", "metadata_fields")]
     plan = store.plan(WANTED, absent="clear")
     assert plan.frame["action"].to_list() == [
@@ -80,8 +80,8 @@ def test_a_plan_says_what_an_upsert_does(store: ef.EntityStore, sql) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 5_000])
-def test_what_somebody_else_changed_is_left_alone(store: ef.EntityStore, count: int) -> None:
-    """Changed, created and deleted since, and changed in its metadata only: each a conflict, all others written."""
+def test_concurrent_changes_are_conflicts(store: ef.EntityStore, count: int) -> None:
+    """Changed, created and deleted since, and changed in its metadata only: all are conflicts; others are written."""
     store.upsert(STORED)
     more = rows(*((f"e{n:05}", "x", None) for n in range(count)))
     wanted = pl.concat([WANTED[:4], WANTED[5:6], rows(("gone", "x", None)), more])
@@ -90,9 +90,9 @@ def test_what_somebody_else_changed_is_left_alone(store: ef.EntityStore, count: 
     store.upsert(rows(("new", "theirs", None), ("same", "x", '{"a":7}'), ("text", "theirs", None)))
     store.delete(ef.ids("note", ["gone"]))
     result = plan.apply()
-    told = statuses(result)
-    assert {id for id, status in told.items() if status == "conflict"} == {"new", "same", "text", "gone"}
-    assert told["meta"] == told["both"] == "updated"
+    outcomes = statuses(result)
+    assert {id for id, status in outcomes.items() if status == "conflict"} == {"new", "same", "text", "gone"}
+    assert outcomes["meta"] == outcomes["both"] == "updated"
     assert result.counts["created"] == count
     assert not result.ok
     assert result.outcomes.filter(status="conflict")["error"].str.contains("somebody else").all()
@@ -101,15 +101,15 @@ def test_what_somebody_else_changed_is_left_alone(store: ef.EntityStore, count: 
     assert json.loads(left["metadata"][1]) == {"a": 7}
 
 
-def test_somebody_else_did_the_same(store: ef.EntityStore) -> None:
-    """An entity that is already as the plan wants it is no conflict: a plan may be applied twice."""
+def test_an_identical_concurrent_change_is_not_a_conflict(store: ef.EntityStore) -> None:
+    """An entity that already is as planned is not a conflict: a plan may be applied twice."""
     plan = store.plan(WANTED[:4])
     store.upsert(WANTED[:2])
     assert list(statuses(plan.apply()).values()) == ["unchanged", "unchanged", "created", "created"]
 
 
 def test_a_plan_of_typed_metadata_declares_nothing(store: ef.EntityStore) -> None:
-    """Typed columns are compared as they would be stored; a dtype that does not fit is refused."""
+    """Typed columns are compared as they would be stored; an incompatible dtype is refused."""
     frame = ef.entities(pl.DataFrame({"k": ["a", "b"], "n": [1, 2]}), "t", id="k")
     plan = store.plan(frame)
     with pytest.warns(UserWarning, match="no entities of type 't'"):
@@ -135,7 +135,7 @@ def test_plans_of_other_frames(store: ef.EntityStore) -> None:
 
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_expected_hash(store: ef.EntityStore, batch_size: int | None) -> None:
-    """A frame of one's own: compared with the content hash that get gave out, null where nothing should be."""
+    """A frame built by the user: compared with the content hash from `get`, null where no entity is expected."""
     store.upsert(rows(("a", "1", None), ("b", "1", None), ("c", "1", None)))
     mine = store.get(ef.ids("note", ["a", "b", "c", "d", "e"])).with_columns(content=pl.lit("2"))
     store.upsert(rows(("b", "theirs", None), ("e", "theirs", None)))
@@ -144,8 +144,8 @@ def test_expected_hash(store: ef.EntityStore, batch_size: int | None) -> None:
     assert store.get(mine)["content"].to_list() == ["2", "theirs", "2", "2", "theirs"]
 
 
-def test_expected_hashes_that_are_none(store: ef.EntityStore) -> None:
-    """A column that is missing or no text is refused, a text that is no hash fails its row."""
+def test_invalid_expected_hashes(store: ef.EntityStore) -> None:
+    """A column that is missing or not a string is refused; a string that is not a hash fails its row."""
     frame = rows(("a", "x", None), ("b", "x", None))
     with pytest.raises(ef.SchemaError, match="'seen'"):
         store.upsert(frame, expected_hash="seen")
@@ -158,7 +158,7 @@ def test_expected_hashes_that_are_none(store: ef.EntityStore) -> None:
 
 
 def test_expected_hashes_of_a_key_that_repeats(store: ef.EntityStore) -> None:
-    """The last row with a hash that can be one counts, whatever the column is called."""
+    """The last row with a valid hash counts, whatever the name of the column."""
     store.upsert(rows(("a", "1", None)))
     seen = store.get_entity("note", "a")["content_hash"]
     frame = rows(("a", "2", None), ("a", "3", None), ("a", "4", None))
@@ -167,8 +167,8 @@ def test_expected_hashes_of_a_key_that_repeats(store: ef.EntityStore) -> None:
     assert store.get_entity("note", "a")["content"] == "3"
 
 
-def test_of_many_writers_one_wins_each_step(store: ef.EntityStore) -> None:
-    """Counters raised by compare-and-swap from six threads: no step is lost and none is counted twice."""
+def test_one_of_many_writers_wins_each_step(store: ef.EntityStore) -> None:
+    """Counters incremented by compare-and-swap from six threads: no step is lost or counted twice."""
     keys = [f"k{n}" for n in range(30)]
     won = [0] * 6
 

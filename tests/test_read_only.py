@@ -1,4 +1,4 @@
-"""Stores that are only read: nothing is made, brought up to date or written; and namespaces in any case."""
+"""Read-only stores: nothing is created, migrated or written; and namespaces in any case."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def filled(connect: Callable[..., ef.EntityStore]) -> None:
 
 @pytest.fixture
 def reader(filled: None, url: str, engine: str, tmp_path: Path) -> str:
-    """The address of that store for somebody who may only read it."""
+    """The address of that store for a user with read-only access."""
     if engine == "duckdb":
         os.chmod(url, 0o444)
         return url
@@ -72,10 +72,10 @@ def test_everything_is_read(reader: str, tmp_path: Path) -> None:
 
 
 def test_no_call_writes(reader: str, tmp_path: Path) -> None:
-    """Every one that would is refused before it does anything; its source is not even read."""
+    """Every call that would write is refused before it does anything; its source is not even read."""
 
     def source():
-        raise AssertionError("it was read")
+        raise AssertionError("the source was read")
         yield
 
     with ef.connect(reader, read_only=True) as store:
@@ -106,8 +106,8 @@ def test_no_call_writes(reader: str, tmp_path: Path) -> None:
         assert store.get(FRAME)["content"].to_list() == FRAME["content"].to_list()
 
 
-def test_a_store_that_is_not_there(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """It is said, and not made."""
+def test_a_store_that_does_not_exist(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """It is reported, and not created."""
     postgresql = engine == "postgresql"
     address = request.getfixturevalue("empty_postgres_url") if postgresql else str(tmp_path / "mistyped.duckdb")
     with pytest.raises(ef.ConnectError, match="there is no store at"):
@@ -119,7 +119,7 @@ def test_a_store_that_is_not_there(engine: str, request: pytest.FixtureRequest, 
         ef.connect(":memory:", read_only=True)
 
 
-def test_another_namespace_is_not_made(filled: None, url: str) -> None:
+def test_another_namespace_is_not_created(filled: None, url: str) -> None:
     """A database that has a store in another namespace."""
     with pytest.raises(ef.ConnectError, match=r"there is no store at .* in the namespace 'other'"):
         ef.connect(url, namespace="other", read_only=True)
@@ -127,8 +127,8 @@ def test_another_namespace_is_not_made(filled: None, url: str) -> None:
         assert store.stats().height == 1
 
 
-def test_an_older_format_is_not_brought_up_to_date(store: ef.EntityStore, sql, url: str) -> None:
-    """The message says what does."""
+def test_an_older_format_is_not_migrated(store: ef.EntityStore, sql, url: str) -> None:
+    """The message explains how to migrate it."""
     sql("DELETE FROM entityframes.format WHERE version > 2")
     store.close()
     with pytest.raises(ef.FormatError, match=r"format 2, which is older.*once for writing"):
@@ -150,8 +150,8 @@ def test_an_older_format_is_not_brought_up_to_date(store: ef.EntityStore, sql, u
     ],
     ids=lambda words: words[0],
 )
-def test_commands_that_read_make_no_store(words: list[str], tmp_path: Path) -> None:
-    """A mistyped path is said, with exit status 2."""
+def test_commands_that_read_create_no_store(words: list[str], tmp_path: Path) -> None:
+    """A mistyped path is reported, with exit status 2."""
     (tmp_path / "rows.csv").write_text("id\na\n")
     run = run_command(*words, "--store", "mistyped.duckdb", cwd=tmp_path)
     assert (run.returncode, run.stdout) == (2, "")
@@ -160,8 +160,8 @@ def test_commands_that_read_make_no_store(words: list[str], tmp_path: Path) -> N
 
 
 @pytest.mark.duckdb
-def test_dry_runs_make_no_store(tmp_path: Path) -> None:
-    """They say that there is none yet, and what would become of an empty one."""
+def test_dry_runs_create_no_store(tmp_path: Path) -> None:
+    """They report that there is no store yet, and the effect on an empty one."""
     (tmp_path / "rows.csv").write_text("id\na\n")
     (tmp_path / "todo.md").write_text("text")
     for words in (["sync", "."], ["import", "rows.csv", "--type", "note", "--id", "id"]):
@@ -173,7 +173,7 @@ def test_dry_runs_make_no_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.duckdb
-def test_what_is_in_the_log_of_a_file_is_read(tmp_path: Path) -> None:
+def test_the_log_of_a_file_is_read(tmp_path: Path) -> None:
     """As after a crash; the log stays as it is."""
     with ef.connect(tmp_path / "x.duckdb") as store:
         store.upsert(FRAME, progress=False)
@@ -188,7 +188,7 @@ def test_what_is_in_the_log_of_a_file_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.duckdb
 def test_several_processes_read_a_file(tmp_path: Path) -> None:
-    """And one that has it open for writing is named."""
+    """And the error names a process that has it open for writing."""
     path = str(tmp_path / "x.duckdb")
     with ef.connect(path) as store:
         store.upsert(FRAME, progress=False)
@@ -204,7 +204,7 @@ def test_several_processes_read_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.duckdb
 def test_a_file_that_this_process_writes_too(tmp_path: Path) -> None:
-    """A reader shares it and writes nothing; a writer beside a reader is refused with the reason."""
+    """A reader shares it and writes nothing; a writer that joins a reader is refused with the reason."""
     path = tmp_path / "x.duckdb"
     with ef.connect(path) as writer, ef.connect(path, read_only=True) as reader:
         writer.upsert(FRAME, progress=False)
@@ -218,7 +218,7 @@ def test_a_file_that_this_process_writes_too(tmp_path: Path) -> None:
 
 
 def test_hashes_of_another_duckdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys that are hashed in another way are found all the same, though their hashes cannot be made anew."""
+    """Keys with different hashes are still found, although they cannot be rehashed."""
     monkeypatch.setattr(duckdb_engine, "SCANNED", 0)
     with ef.connect(tmp_path / "x.duckdb") as store:
         store.upsert(FRAME, progress=False)
@@ -232,7 +232,7 @@ def test_hashes_of_another_duckdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_namespace_in_another_case_is_the_same_store(url: str) -> None:
-    """Whatever it is used for: batches large and small, spaces, text search, folders, checks."""
+    """For all features: batches large and small, spaces, text search, folders, checks."""
     with ef.connect(url, namespace="Notes") as store:
         assert store.upsert(FRAME, progress=False).ok
     with ef.connect(url, namespace="NOTES") as store:
@@ -248,7 +248,7 @@ def test_a_namespace_in_another_case_is_the_same_store(url: str) -> None:
 
 
 def test_schemas_that_differ_in_case_only(postgres_url: str) -> None:
-    """Where PostgreSQL has several, the exact one is taken, and none is guessed."""
+    """If PostgreSQL has several, the exact match is used, and otherwise none is guessed."""
     execute(postgres_url, 'CREATE SCHEMA "App"', "CREATE SCHEMA app")
     with ef.connect(postgres_url, namespace="App") as store:
         store.upsert_entity("note", "a")
@@ -259,8 +259,8 @@ def test_schemas_that_differ_in_case_only(postgres_url: str) -> None:
             ef.connect(postgres_url, namespace="APP", read_only=read_only)
 
 
-def test_two_processes_make_a_namespace_in_two_cases(empty_postgres_url: str) -> None:
-    """They come to one."""
+def test_two_processes_create_a_namespace_in_two_cases(empty_postgres_url: str) -> None:
+    """They use the same one."""
     script = "import entityframes, sys; entityframes.connect(sys.argv[1], namespace=sys.argv[2]).stats()"
     racers = [
         subprocess.Popen([sys.executable, "-c", script, empty_postgres_url, name], stderr=subprocess.PIPE)

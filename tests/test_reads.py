@@ -86,8 +86,8 @@ def test_exists_and_missing(filled: ef.EntityStore) -> None:
     assert filled.missing(ef.ids("note", [])).height == 0
 
 
-def test_ids_are_looked_up_side_by_side(filled: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many ids are shared out among connections, in pieces that share a type, and of many types; the answer is one."""
+def test_ids_are_looked_up_concurrently(filled: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many ids are divided among connections, in pieces of one type or of many types; the result is the same."""
     filled.upsert(pl.DataFrame({"entity_type": [f"t{n}" for n in range(20)], "id": "a", "content": "x"}))
     ids = pl.concat(
         [
@@ -112,35 +112,35 @@ def test_ids_are_looked_up_side_by_side(filled: ef.EntityStore, monkeypatch: pyt
 
 @pytest.mark.parametrize("call", ["get", "exists", "read"])
 def test_progress_ends_at_its_total(filled: ef.EntityStore, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    """Also where the last piece is smaller than the others; it never goes back, and never beyond."""
+    """Even if the last piece is smaller than the others; it never decreases, and never exceeds the total."""
     monkeypatch.setattr(lookup, "LEAST_LOOKUP", 5)
     monkeypatch.setattr(filled._engine, "lookup_rows", 7)
-    told: list[tuple[int, int | None]] = []
+    reports: list[tuple[int, int | None]] = []
 
     def progress(done: int, total: int | None) -> None:
-        told.append((done, total))
+        reports.append((done, total))
 
     if call == "read":
         assert lookup.read(filled._engine, "note", progress).height == 100
     else:
         ids = ef.ids("note", [f"n{n:03}" for n in range(100)])
         getattr(lookup, call)(filled._engine, ids, filled._threads.submit, progress)
-    dones = [done for done, _ in told]
+    dones = [done for done, _ in reports]
     assert dones == sorted(set(dones))
-    assert {total for _, total in told} == {100}
+    assert {total for _, total in reports} == {100}
     assert dones[-1] == 100
     assert call == "read" or len(dones) > 10
 
 
 def test_null_ids_are_not_found(filled: ef.EntityStore) -> None:
-    """A null is no id, and no error."""
+    """A null is neither an id nor an error."""
     ids = ef.ids("note", ["n001", None])
     assert filled.exists(ids)["exists"].to_list() == [True, False]
     assert filled.get(ids)["found"].to_list() == [True, False]
 
 
-def test_bytes_that_are_no_text_are_not_found(filled: ef.EntityStore) -> None:
-    """Nor is what they are shown as, which may be an entity of its own."""
+def test_invalid_text_is_not_found(filled: ef.EntityStore) -> None:
+    """Nor is their escaped form, which may be the id of an entity."""
     filled.upsert_entity("note", "caf\ufffd", "the real one")
     ids = pl.DataFrame({"entity_type": ["note"] * 3, "id": [b"caf\xe9", "caf\ufffd".encode(), b"n\x00"]})
     assert filled.exists(ids)["exists"].to_list() == [False, True, False]
@@ -149,8 +149,8 @@ def test_bytes_that_are_no_text_are_not_found(filled: ef.EntityStore) -> None:
 
 
 @pytest.mark.parametrize("call", ["get", "exists", "missing", "delete"])
-def test_no_id_frame(filled: ef.EntityStore, call: str) -> None:
-    """A frame without the key is refused by name."""
+def test_a_frame_without_ids(filled: ef.EntityStore, call: str) -> None:
+    """The error names the missing key column."""
     with pytest.raises(ef.SchemaError, match="'entity_type'"):
         getattr(filled, call)(pl.DataFrame({"id": ["a"]}))
     with pytest.raises(ef.SchemaError, match="'id' is Int64"):
@@ -158,7 +158,7 @@ def test_no_id_frame(filled: ef.EntityStore, call: str) -> None:
 
 
 def test_read_gives_typed_columns(filled: ef.EntityStore) -> None:
-    """id, content, metadata as it went in, then hash and timestamps; a shadowed name gets a prefix."""
+    """id, content, the original metadata, then hash and timestamps; a shadowed name gets a prefix."""
     notes = filled.read("note")
     assert notes.columns == [
         "id", "content", "rank", "score", "day", "metadata.content", "content_hash", "created_at", "updated_at",
@@ -171,7 +171,7 @@ def test_read_gives_typed_columns(filled: ef.EntityStore) -> None:
 
 
 def test_read_infers_dtypes_of_json_text(filled: ef.EntityStore) -> None:
-    """Fields that came as JSON text have the dtype their values share, else their JSON text."""
+    """Fields from JSON text have the dtype that their values share, else they are JSON text."""
     tasks = filled.read("task")
     assert tasks.select("id", "n", "mixed", "s", "b").rows() == [
         ("a", 1.0, "[1]", "t", True),
@@ -181,7 +181,7 @@ def test_read_infers_dtypes_of_json_text(filled: ef.EntityStore) -> None:
 
 
 def test_dtypes_are_those_of_the_type_and_of_what_is_stored(store: ef.EntityStore) -> None:
-    """A type has no field or dtype of another one in its frame, nor of a row that failed or was refused."""
+    """A frame has no field or dtype of another type, nor of a row that failed or was refused."""
     given = [
         ("a", "1", '{"x": 1}'),
         ("b", "1", '{"x": "s", "y": 2}'),
@@ -200,7 +200,7 @@ def test_dtypes_are_those_of_the_type_and_of_what_is_stored(store: ef.EntityStor
         assert "x" not in store.scan("c").collect_schema()
 
 
-def test_read_of_a_type_that_is_not_there(filled: ef.EntityStore) -> None:
+def test_read_of_a_type_that_does_not_exist(filled: ef.EntityStore) -> None:
     """An empty frame with the columns that every type has."""
     with pytest.warns(UserWarning, match="no entities of type 'nothing'"):
         nothing = filled.read("nothing")
@@ -209,12 +209,12 @@ def test_read_of_a_type_that_is_not_there(filled: ef.EntityStore) -> None:
 
 
 def test_scan_is_read_made_lazy(filled: ef.EntityStore) -> None:
-    """Without a filter it gives the same rows and columns."""
+    """Without a filter it returns the same rows and columns."""
     assert filled.scan("note").collect().sort("id").equals(filled.read("note"))
 
 
 def test_scan_filters_on_keys_timestamps_and_metadata(filled: ef.EntityStore) -> None:
-    """A filter on the LazyFrame gives what it would give on the frame."""
+    """A filter on the LazyFrame returns the same as on the frame."""
     notes, lazy = filled.read("note"), filled.scan("note")
     for predicate in (
         pl.col("rank") >= 90,
@@ -233,7 +233,7 @@ def test_scan_filters_on_keys_timestamps_and_metadata(filled: ef.EntityStore) ->
 
 
 def test_scan_filters_on_a_field_of_mixed_kinds(filled: ef.EntityStore) -> None:
-    """Its values are JSON texts; a filter keeps what it keeps on the frame."""
+    """Its values are JSON texts; a filter keeps the same rows as on the frame."""
     whole = filled.read("task")
     for text in whole["mixed"].to_list():
         kept = filled.scan("task").filter(pl.col("mixed") == text).collect()
@@ -252,7 +252,7 @@ def test_scan_of_everything(filled: ef.EntityStore) -> None:
 
 
 def test_metadata_dtypes_survive_a_new_connection(filled: ef.EntityStore, connect) -> None:
-    """What read gives does not depend on who wrote."""
+    """The result of `read` does not depend on which connection wrote."""
     before = filled.read("note")
     filled.close()
     assert connect().read("note").equals(before)
@@ -268,20 +268,20 @@ def test_delete(filled: ef.EntityStore) -> None:
 
 
 def test_delete_writes_a_ledger_row(filled: ef.EntityStore, sql) -> None:
-    """The ledger says how many a batch deleted; a delete of nothing writes none."""
+    """The ledger has the number of deleted entities of a batch; deleting nothing writes no row."""
     filled.delete(ef.ids("note", ["n001", "n002"]))
     filled.delete(ef.ids("note", ["n001"]))
     assert sql("SELECT deleted FROM entityframes.batches WHERE deleted > 0") == [(2,)]
 
 
 def test_stats(filled: ef.EntityStore) -> None:
-    """One row a type; all content is due while nothing is embedded."""
+    """One row per type; all content is due while nothing is embedded."""
     assert filled.stats().rows() == [("note", 100, 0, 100, 0), ("task", 2, 0, 2, 0)]
     assert filled.stats().columns == ["entity_type", "entities", "embedded", "due", "failed"]
 
 
 def test_single_entity_calls(store: ef.EntityStore) -> None:
-    """They do what the bulk calls do, for one."""
+    """They do the same as the bulk calls, for one entity."""
     assert store.get_entity("note", "a") is None
     assert not store.entity_exists("note", "a")
     assert store.upsert_entity("note", "a", "text", {"tags": ["x"], "n": 1})["status"] == "created"

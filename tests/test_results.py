@@ -1,4 +1,4 @@
-"""What a result says to a person."""
+"""The display of a result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROWS = pl.DataFrame(
 
 
 def test_text(store: ef.EntityStore) -> None:
-    """Two lines: counts, and the pace with the first failure."""
+    """Two lines: counts, and the rate with the first failure."""
     first, second = repr(store.upsert(ROWS)).split("\n")
     assert first == "UpsertResult: 2 created, 1 duplicate, 1 failed"
     assert second.startswith("4 rows in 1 batch, ")
@@ -33,7 +33,7 @@ def test_html_is_escaped_and_has_no_script(store: ef.EntityStore) -> None:
 
 
 def test_raise_for_failures(store: ef.EntityStore) -> None:
-    """Quiet when all is well, else an error that counts and quotes."""
+    """Nothing happens if all rows succeeded, else an error with the count and the first failure."""
     store.upsert(ROWS[:1]).raise_for_failures()
     with pytest.raises(ef.EntityFramesError, match=r"of 4 rows 1 failed: row 1 .*NUL"):
         store.upsert(ROWS).raise_for_failures()
@@ -48,7 +48,7 @@ def test_succeeded_and_failed(store: ef.EntityStore) -> None:
 
 
 def test_html_of_an_empty_result(store: ef.EntityStore) -> None:
-    """Zero rows are no error."""
+    """Zero rows are not an error."""
     assert "no rows" in store.upsert(ROWS[:0])._repr_html_()
     assert "no rows" in repr(store.upsert(ROWS[:0]))
 
@@ -66,9 +66,9 @@ def test_progress_bar(store: ef.EntityStore, capsys: pytest.CaptureFixture[str])
 
 
 def test_reporter_without_a_total() -> None:
-    """A callable hears None where the length is not known."""
-    heard = []
-    with Reporter(lambda *call: heard.append(call), None) as reporter:
+    """The total of a callable is None if the length is unknown."""
+    calls = []
+    with Reporter(lambda *call: calls.append(call), None) as reporter:
         reporter.advance(5)
         reporter.advance(2)
-    assert heard == [(5, None), (7, None)]
+    assert calls == [(5, None), (7, None)]

@@ -1,4 +1,4 @@
-"""Bad rows land in `failed` with a reason; the others are committed."""
+"""Bad rows are in `failed` with a reason; the others are committed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import entityframes as ef
 MIB = 1 << 20
 
 
-def verdicts(store: ef.EntityStore, rows: pl.DataFrame, **options) -> list[tuple[str, str | None]]:
-    """(status, error) of each row; what is stored must be exactly the rows that did not fail."""
+def outcomes_of(store: ef.EntityStore, rows: pl.DataFrame, **options) -> list[tuple[str, str | None]]:
+    """(status, error) of each row; exactly the rows that did not fail must be stored."""
     result = store.upsert(rows, **options)
     outcomes = result.outcomes
     assert outcomes.height == rows.height
@@ -60,25 +60,25 @@ BAD_ROWS = [
 
 
 @pytest.mark.parametrize(("row", "reason"), BAD_ROWS)
-def test_a_bad_row_fails_alone_and_says_why(store: ef.EntityStore, row: tuple, reason: str) -> None:
-    """The rows around it are stored."""
+def test_a_bad_row_fails_alone_with_a_reason(store: ef.EntityStore, row: tuple, reason: str) -> None:
+    """The other rows of the frame are stored."""
     schema = dict.fromkeys(["entity_type", "id", "content", "metadata"], pl.String)
     rows = pl.DataFrame([GOOD, row, ("note", "after", "", None)], schema=schema, orient="row")
-    first, bad, last = verdicts(store, rows)
+    first, bad, last = outcomes_of(store, rows)
     assert first == last == ("created", None)
     assert bad[0] == "failed"
     assert reason in bad[1]
 
 
 def test_every_kind_of_bad_row_in_one_frame(store: ef.EntityStore) -> None:
-    """All good rows are stored, each bad one is listed with its own reason, and what is corrected goes in."""
-    # The two that are large are beside good rows above.
+    """All good rows are stored, each bad row is listed with its own reason, and corrected rows are accepted."""
+    # The two large ones are tested with good rows above.
     bad = [case.values for case in BAD_ROWS if "large" not in case.id]
     good = [("note", f"good {n}", "text", None) for n in range(len(bad))]
     mixed = [row for pair in zip(good, (row for row, _ in bad), strict=True) for row in pair]
     schema = dict.fromkeys(["entity_type", "id", "content", "metadata"], pl.String)
     rows = pl.DataFrame(mixed, schema=schema, orient="row")
-    found = verdicts(store, rows)
+    found = outcomes_of(store, rows)
     assert found[::2] == [("created", None)] * len(good)
     for (status, error), (_, reason) in zip(found[1::2], bad, strict=True):
         assert status == "failed"
@@ -90,7 +90,7 @@ def test_every_kind_of_bad_row_in_one_frame(store: ef.EntityStore) -> None:
 
 
 def test_bad_rows_with_typed_metadata(store: ef.EntityStore) -> None:
-    """Typed columns can hold a NUL too, in a text or deep inside; NaN and infinity they keep."""
+    """Typed columns can contain a NUL too, in a string or nested; NaN and infinity are kept."""
     metadata = [
         {"s": "fine", "x": float("nan"), "l": [{"t": "fine"}]},
         {"s": "a\0b", "x": 1.0, "l": []},
@@ -98,7 +98,7 @@ def test_bad_rows_with_typed_metadata(store: ef.EntityStore) -> None:
         {"s": None, "x": None, "l": [{"t": "fine"}, {"t": "\0"}]},
     ]
     rows = pl.DataFrame({"entity_type": ["t"] * 4, "id": list("abcd"), "content": ["x"] * 4, "metadata": metadata})
-    (fine, nul, text, deep) = verdicts(store, rows)
+    (fine, nul, text, deep) = outcomes_of(store, rows)
     assert fine == text == ("created", None)
     assert nul == deep == ("failed", "metadata holds a NUL character (\\u0000)")
     assert store.read("t")["s"].to_list() == ["fine", "\\u0000"]
@@ -106,21 +106,21 @@ def test_bad_rows_with_typed_metadata(store: ef.EntityStore) -> None:
 
 
 def test_ids_at_the_limit_are_stored(store: ef.EntityStore) -> None:
-    """1,024 bytes are enough for an index entry, compressible or not."""
+    """1,024 bytes fit into an index entry, compressible or not."""
     ids = ["i" * 1024, RANDOM[:1024], "€" * 341]
     rows = pl.DataFrame({"entity_type": ["t" * 255] * 3, "id": ids, "content": ["x"] * 3})
-    assert [status for status, _ in verdicts(store, rows)] == ["created"] * 3
+    assert [status for status, _ in outcomes_of(store, rows)] == ["created"] * 3
 
 
-def test_backslash_u0000_as_text_is_no_nul(store: ef.EntityStore) -> None:
-    """An escaped backslash before u0000 stands for itself."""
+def test_an_escaped_backslash_before_u0000_is_not_a_nul(store: ef.EntityStore) -> None:
+    """An escaped backslash before u0000 is a literal backslash."""
     rows = pl.DataFrame({"entity_type": ["t"], "id": ["a"], "content": ["x"], "metadata": ['{"k": "\\\\u0000"}']})
-    assert verdicts(store, rows) == [("created", None)]
+    assert outcomes_of(store, rows) == [("created", None)]
     assert store.get_entity("t", "a")["metadata"] == {"k": "\\u0000"}
 
 
 def test_invalid_utf8_in_an_arrow_buffer(store: ef.EntityStore) -> None:
-    """Arrow does not check its text; the row is found before anything reads it."""
+    """Arrow does not check its strings; the row is found before anything reads it."""
     text = pa.StringArray.from_buffers(
         3, pa.py_buffer(np.array([0, 1, 4, 5], dtype=np.int32)), pa.py_buffer(b"a\xff\xfeyc")
     )
@@ -139,7 +139,7 @@ def test_invalid_utf8_in_an_arrow_buffer(store: ef.EntityStore) -> None:
 
 
 def test_lone_surrogates_from_python(store: ef.EntityStore) -> None:
-    """pandas can hold text that no encoding can; the single-entity call judges it the same."""
+    """pandas can hold strings that cannot be encoded; the single-entity call validates in the same way."""
     rows = pd.DataFrame({"entity_type": "t", "id": ["a", "b\ud800"], "content": "x"}, dtype=object)
     result = store.upsert(rows)
     assert result.outcomes["status"].to_list() == ["created", "failed"]
@@ -157,7 +157,7 @@ def test_timestamps_at_the_ends_of_the_range(store: ef.EntityStore) -> None:
 
 
 def test_json_text_must_fit_the_declared_dtypes(store: ef.EntityStore) -> None:
-    """A type that has typed columns does not take JSON text that would not come back as them."""
+    """A type with typed columns does not accept JSON text that would not be restored with the same dtypes."""
     typed = pl.DataFrame({"k": ["a"], "n": [1], "day": [dt.date(2026, 1, 2)]})
     store.upsert(ef.entities(typed, "t", id="k"))
     rows = pl.DataFrame(
@@ -168,7 +168,7 @@ def test_json_text_must_fit_the_declared_dtypes(store: ef.EntityStore) -> None:
             "metadata": ['{"n": 2, "day": "2026-02-03"}', '{"n": "two"}', '{"day": "yesterday", "new": true}'],
         }
     )
-    (good, _), (two, why), (yesterday, why_too) = verdicts(store, rows)
+    (good, _), (two, why), (yesterday, why_too) = outcomes_of(store, rows)
     assert (good, two, yesterday) == ("created", "failed", "failed")
     assert "'n'" in why or "n holds" in why
     assert "yesterday" in why_too
@@ -183,8 +183,8 @@ def test_numbers_beyond_double_precision_keep_their_digits(store: ef.EntityStore
 
 
 @pytest.mark.parametrize("on_error", ["rollback", "raise"])
-def test_a_bad_row_can_take_its_batch_down(store: ef.EntityStore, on_error: str) -> None:
-    """rollback fails the whole batch and goes on; raise ends the run. The other batches stand."""
+def test_a_bad_row_can_fail_its_batch(store: ef.EntityStore, on_error: str) -> None:
+    """rollback fails the whole batch and continues; raise ends the run. The other batches are kept."""
     rows = pl.DataFrame(
         {"entity_type": "t", "id": [f"{n}" for n in range(6)], "content": ["x", "x", "x", "bad\0", "x", "x"]}
     )

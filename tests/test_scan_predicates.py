@@ -1,4 +1,4 @@
-"""A filter on a scan reaches the database and keeps exactly the rows that it keeps on the whole frame."""
+"""A filter on a scan is pushed down to the database and keeps exactly the rows that it keeps on the whole frame."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ INSTANTS = [
 ]  # fmt: skip
 NANO_INSTANTS = [moment for moment in INSTANTS if 1700 < moment.year < 2200]
 DAYS = [dt.date(1, 1, 1), dt.date(999, 12, 31), dt.date(1969, 12, 31), dt.date(2026, 1, 5), dt.date(9999, 12, 31)]
-#: Days and instants of the years 0, -1 and 10000 and at the ends of what there is, as Polars counts them.
+#: Days and instants of the years 0, -1 and 10000 and at the limits of the range, as integers of Polars.
 FAR_DAYS = [-719_163, -719_528, -720_000, 2_932_897, -(2**31) + 1, 2**31 - 1]
 INTS = [0, 1, -1, 5, 100, 2**53, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63)]
 
@@ -64,7 +64,7 @@ def _moments(dtype: pl.Datetime, far: list[int]) -> pl.Series:
     )
 
 
-#: Metadata fields by the values of their column.
+#: Metadata fields with the values of their column.
 FIELDS: dict[str, pl.Series] = {
     "i8": pl.Series([-128, -1, 0, 1, 5, 127], dtype=pl.Int8),
     "i64": pl.Series(INTS, dtype=pl.Int64),
@@ -95,7 +95,7 @@ FIELDS: dict[str, pl.Series] = {
 }  # fmt: skip
 ROWS = 61
 
-#: JSON that fits the fields and is not written as the package writes their values.
+#: JSON that fits the fields but is not formatted as the package writes their values.
 JSON_ROWS = [
     "{}",
     '{"s": null, "i64": null, "f64": null, "b": null, "day": null, "us": null, "list": null, "cat": null}',
@@ -103,24 +103,24 @@ JSON_ROWS = [
     '{"f64": 1' + "0" * 30 + ', "us": "2026-03-29T00:30:00.000000000", "utc": "2026-03-29T00:30:00.000000Z"}',
     '{"f64": 9007199254740993, "ms": 5, "day": 18262, "u64": 5, "i128": -7, "utc": "2026-03-29T00:30:00.000001"}',
 ]
-#: Another type with the same names, whose values are no numbers, days or instants.
+#: Another type with the same names, whose values are not numbers, days or instants.
 POISON = '{"i64": "none", "f64": "x", "b": "maybe", "day": "today", "us": "now", "dur": "long", "0": "zero"}'
 
 
 class Scanned(NamedTuple):
-    """A type of a store, and what its scans ask the engine."""
+    """A type of a store, with a record of the queries that its scans send to the engine."""
 
     #: A scan of it.
     lazy: pl.LazyFrame
     #: The same as a frame.
     eager: pl.DataFrame
-    #: The engine's dialect.
+    #: The engine's SQL dialect.
     dialect: predicates.Dialect
-    #: columns, where, limit and the number of rows that came back of each select since last cleared.
+    #: columns, where, limit and number of returned rows of each select since the last clear.
     asked: list[list[Any]]
 
     def check(self, query: Callable[[pl.LazyFrame], pl.LazyFrame], **options: Any) -> pl.DataFrame:
-        """Make sure that a query gives the same from the store and from the frame."""
+        """Assert that a query gives the same result on the scan and on the frame."""
         self.asked.clear()
         found = query(self.lazy).collect(**options)
         expected = query(self.eager.lazy()).collect()
@@ -131,7 +131,7 @@ class Scanned(NamedTuple):
 
 
 def _rows() -> pl.DataFrame:
-    """The typed rows; each column goes through its values and null at its own pace."""
+    """The typed rows; each column cycles through its values and null with its own period."""
     columns = {}
     for name, values in FIELDS.items():
         padded = pl.concat([values, pl.Series([None], dtype=values.dtype)])
@@ -144,7 +144,7 @@ def _rows() -> pl.DataFrame:
 
 @pytest.fixture(scope="module", params=ENGINES)
 def scanned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scanned]:
-    """A type with nasty values on each engine in turn."""
+    """A type with difficult values on each engine in turn."""
     engine, url = request.param, str(tmp_path_factory.mktemp("scan") / "store.duckdb")
     if engine == "postgresql":
         server, template = request.getfixturevalue("postgres_server"), request.getfixturevalue("postgres_template")
@@ -156,7 +156,7 @@ def scanned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         others = [("kind", f"json{n}", text) for n, text in enumerate(JSON_ROWS)] + [("other", "a'b", POISON)]
         frame = pl.DataFrame(others, ["entity_type", "id", "metadata"], orient="row")
         assert store.upsert(frame.with_columns(content=C("id") + " content")).ok
-        # Every hour from 2026 on, and a microsecond more at each third.
+        # Every hour from 2026 on, and one microsecond more for each third.
         hours = "created_at = timestamptz '2026-01-01 00:00:00+00' + length(id) * INTERVAL '1 hour'"
         statement = (
             f"UPDATE entityframes.entities SET {hours}, updated_at = timestamptz '2026-01-01 12:00:00.000001+00'"
@@ -192,7 +192,7 @@ UTC = dt.UTC
 EPOCH = dt.datetime(1970, 1, 1)
 ODD = "na'me/~ \"x\\"
 
-#: Predicates that the database decides alone: it returns just the rows that are kept.
+#: Predicates that the database evaluates completely: it returns exactly the matching rows.
 EXACT: dict[str, pl.Expr] = {
     "id": C("id") == "a'b",
     "id mirrored": pl.lit("a'b") == C("id"),
@@ -274,7 +274,7 @@ EXACT: dict[str, pl.Expr] = {
     "mixed": ((C("i64") == 5) | (C("s") == "a")) & (C("b") | C("s").is_null()),
 }  # fmt: skip
 
-#: Predicates of which the database decides a part, or keeps values in doubt.
+#: Predicates that the database evaluates in part, or for which it keeps uncertain rows.
 PART: dict[str, pl.Expr] = {
     "f64": C("f64") > 1,
     "f64 equal": C("f64") == 0.1,
@@ -346,8 +346,8 @@ LEFT: dict[str, pl.Expr] = {
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_the_database_decides_alone(scanned: Scanned, name: str) -> None:
-    """Only the rows that are kept come out of the database."""
+def test_predicates_that_the_database_evaluates(scanned: Scanned, name: str) -> None:
+    """Only matching rows are returned by the database."""
     expected = scanned.check(lambda lf: lf.filter(EXACT[name]))
     [[_, where, limit, rows]] = scanned.asked
     assert where is not None
@@ -356,8 +356,8 @@ def test_the_database_decides_alone(scanned: Scanned, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PART)
-def test_the_database_decides_in_part(scanned: Scanned, name: str) -> None:
-    """Fewer rows than all come out of the database, none of those missing that are kept."""
+def test_predicates_that_the_database_evaluates_in_part(scanned: Scanned, name: str) -> None:
+    """The database returns fewer than all rows, and all matching ones."""
     scanned.check(lambda lf: lf.filter(PART[name]))
     [[_, where, _, rows]] = scanned.asked
     assert where is not None
@@ -365,8 +365,8 @@ def test_the_database_decides_in_part(scanned: Scanned, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LEFT)
-def test_polars_decides(scanned: Scanned, name: str) -> None:
-    """What cannot be said in SQL with the same meaning is not said."""
+def test_predicates_that_are_left_to_polars(scanned: Scanned, name: str) -> None:
+    """A predicate that has no equivalent in SQL is not pushed down."""
     scanned.check(lambda lf: lf.filter(LEFT[name]))
     assert [where for _, where, _, _ in scanned.asked] in ([None], [])
 
@@ -401,12 +401,12 @@ QUERIES: dict[str, Callable[[pl.LazyFrame], pl.LazyFrame]] = {
 @pytest.mark.parametrize("engine", ["in-memory", "streaming"])
 @pytest.mark.parametrize("name", QUERIES)
 def test_queries(scanned: Scanned, name: str, engine: str) -> None:
-    """What Polars makes of a larger query (limits, hints, common subplans) changes no result."""
+    """The optimizations of Polars for a larger query (limits, hints, common subplans) change no result."""
     scanned.check(QUERIES[name], engine=engine)
 
 
 def test_projection_reaches_the_database(scanned: Scanned) -> None:
-    """Only the columns that are wanted or filtered are fetched, the metadata only if a field of it is."""
+    """Only the selected or filtered columns are fetched, and metadata only if one of its fields is."""
     scanned.check(lambda lf: lf.filter(C("content") == "a").select("id"))
     assert set(scanned.asked[0][0]) == {"id", "content"}
     scanned.check(lambda lf: lf.filter(C("i64") == 5).select("id"))
@@ -415,11 +415,11 @@ def test_projection_reaches_the_database(scanned: Scanned) -> None:
 
 @pytest.mark.parametrize("engine", ["in-memory", "streaming"])
 def test_limit_reaches_the_database(scanned: Scanned, engine: str) -> None:
-    """A limit is a LIMIT; below a filter it comes before it, above a filter after it."""
+    """A limit becomes a LIMIT; one below a filter applies before it, one above a filter after it."""
     scanned.asked.clear()
     assert scanned.lazy.head(5).collect(engine=engine).height == 5
     assert scanned.asked[-1][1:] == [None, 5, 5]
-    # Whichever five rows they are, all of them have an id, and a filter finds nothing beyond them.
+    # Whichever five rows are returned, all of them have an id, and a filter finds nothing else.
     assert scanned.lazy.head(5).filter(C("id") != "").collect(engine=engine).height == 5
     assert scanned.asked[-1][1:] == [None, 5, 5]
     expected = scanned.eager.filter(C("b")).height
@@ -429,7 +429,7 @@ def test_limit_reaches_the_database(scanned: Scanned, engine: str) -> None:
 
 
 def _leaf(column: str, values: list[Any], dtype: pl.DataType) -> st.SearchStrategy[pl.Expr]:
-    # A literal of 128 bits is made from a Series only.
+    # A 128-bit literal can only be made from a Series.
     literal = st.sampled_from(values).map(
         lambda value: pl.lit(pl.Series([value], dtype=dtype)) if "128" in str(dtype) else pl.lit(value, dtype)
     )
@@ -450,7 +450,7 @@ def _leaves() -> st.SearchStrategy[pl.Expr]:
         _leaf(name, [value for value in FIELDS[name].to_list() if value is not None], FIELDS[name].dtype)
         for name in ("i8", "i64", "u64", "i128", "u128", "f64", "f32", "s", "b", "dur", "dec", "0", ODD)
     ]
-    # Python has no years 0 and 10000: these literals stay within.
+    # Python has no years 0 and 10000, so these literals stay in range.
     kinds += [_leaf("day", DAYS, pl.Date())]
     kinds += [
         _leaf(name, NANO_INSTANTS if name == "ns" else INSTANTS, FIELDS[name].dtype) for name in ("ms", "us", "ns")
@@ -486,7 +486,7 @@ PREDICATES = st.recursive(
 )
 @given(predicate=PREDICATES)
 def test_any_predicate(scanned: Scanned, predicate: pl.Expr) -> None:
-    """Whatever is compared, combined and negated, the store gives the rows that the frame gives."""
+    """For every combination of comparisons, conjunctions and negations the store returns the rows of the frame."""
     scanned.check(lambda lf: lf.filter(predicate))
 
 
@@ -494,7 +494,7 @@ def test_any_predicate(scanned: Scanned, predicate: pl.Expr) -> None:
 @given(values=st.lists(st.floats(), min_size=1, max_size=3))
 @example(values=[-2.30654604825513e-95])
 def test_float_constants_keep_their_last_digit(values: list[float]) -> None:
-    """The constants that are compared are those that were written, in the database and in Polars."""
+    """Constants are compared exactly as written, in the database and in Polars."""
     frame = pl.DataFrame({"x": values})
     asked: list[ScanQuery] = []
 
@@ -509,7 +509,7 @@ def test_float_constants_keep_their_last_digit(values: list[float]) -> None:
 
 
 def test_type_errors_are_the_same(scanned: Scanned) -> None:
-    """What cannot be compared in a frame cannot be compared in a scan."""
+    """A comparison that is an error on a frame is an error on a scan."""
     elsewhere = pl.lit(dt.datetime(2026, 1, 1)).dt.replace_time_zone("Europe/Paris")
     for predicate in (C("created_at") > elsewhere, C("i64") == "a", C("s") > 1, C("id").is_in([1])):
         with pytest.raises(pl.exceptions.PolarsError) as lazily:
@@ -520,7 +520,7 @@ def test_type_errors_are_the_same(scanned: Scanned) -> None:
 
 @pytest.mark.parametrize("terms", [100, 300, 700])
 def test_long_chains(scanned: Scanned, terms: int) -> None:
-    """A chain of any length gives the right rows; one that is not too long reaches the database as one list."""
+    """A chain of any length returns the right rows; up to a certain length it is pushed down as one list."""
     predicate = reduce(or_, [C("i64") == number for number in range(terms)])
     scanned.check(lambda lf: lf.filter(predicate).select("id"))
     where = scanned.asked[0][1]
@@ -529,15 +529,15 @@ def test_long_chains(scanned: Scanned, terms: int) -> None:
 
 
 def test_large_lists(scanned: Scanned) -> None:
-    """Ten thousand ids are asked for, more are left to Polars."""
+    """Ten thousand ids are pushed down; larger lists are left to Polars."""
     for count, pushed in ((10_000, True), (10_001, False), (200_000, False)):
         ids = [f"k{number}" for number in range(count - 1)] + ["a'b"]
         scanned.check(lambda lf, ids=ids: lf.filter(C("id").is_in(ids)))
         assert (scanned.asked[0][1] is not None) == pushed
 
 
-def test_a_field_of_json_text_is_asked_only_for_nulls() -> None:
-    """Values without a common dtype are read as JSON text, which is not what the database would compare."""
+def test_a_field_of_json_text_is_only_compared_with_null() -> None:
+    """Values without a common dtype are read as JSON text, which the database would not compare in the same way."""
     field = MetadataField("x", None)
     assert predicates.literals(field, "=", pl.Series(["a"])) is None
     assert predicates.render(IsNull(field), predicates.POSTGRESQL) == "((metadata->>'x') COLLATE \"C\") IS NULL"
@@ -556,15 +556,15 @@ def test_dialects() -> None:
 
 
 @pytest.mark.parametrize("entity_type", ["a\0b", "a\udc00"])
-def test_a_type_that_cannot_be_is_asked_for_nowhere(entity_type: str) -> None:
-    """A text that would end or break the statement does not get into it."""
+def test_an_impossible_type_is_not_queried(entity_type: str) -> None:
+    """A type name that would end or break the statement is not part of it."""
     for dialect in (predicates.POSTGRESQL, predicates.DUCKDB):
         sql = predicates.select("{columns} {condition} {limit}", dialect, ["id"], entity_type, None, None)
         assert sql.split() == ["id", "false"]
 
 
 def test_the_reader_is_closed_early() -> None:
-    """A reader that has more rows is closed once no more are wanted, and when something fails."""
+    """A reader with remaining rows is closed once no more are needed, and when an error occurs."""
     for query, fails in ((lambda lf: lf.head(3), False), (lambda lf: lf.filter(C("x") > 0).head(3), False),
                          (lambda lf: lf.filter(C("x").cast(pl.String).str.to_integer() > 3), True)):  # fmt: skip
         state: list[str] = []
@@ -584,7 +584,7 @@ def test_the_reader_is_closed_early() -> None:
                 query(lf).collect()
         else:
             assert query(lf).collect()["x"].to_list() == [1, 2, 3]
-        # Polars lets go of a source in a thread of its own, and only when it is given something else to do.
+        # Polars releases a source in a separate thread, and only when it gets other work.
         deadline = time.monotonic() + 120
         while not state and time.monotonic() < deadline:
             time.sleep(0.01)

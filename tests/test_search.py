@@ -1,4 +1,4 @@
-"""Search by meaning, by words and by both: the same on both engines where both are exact."""
+"""Vector, text and hybrid search: the same results on both engines where both are exact."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ WORDS = np.array(
 
 
 def corpus(count: int) -> pl.DataFrame:
-    chance = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     return pl.DataFrame(
         {
             "entity_type": ["page"] * count,
             "id": [f"p{n:04}" for n in range(count)],
-            "content": [" ".join(chance.choice(WORDS, chance.integers(3, 12))) for _ in range(count)],
+            "content": [" ".join(rng.choice(WORDS, rng.integers(3, 12))) for _ in range(count)],
             "metadata": [{"n": n, "lang": "de" if n % 3 else "en"} for n in range(count)],
         }
     )
@@ -56,7 +56,7 @@ def filled(store: ef.EntityStore) -> ef.EntityStore:
 
 
 def exact(query: str, frame: pl.DataFrame, k: int) -> list[str]:
-    """What a search has to find, by numpy."""
+    """The expected result of a search, computed with numpy."""
     vectors = EMBEDDER.embed(frame["content"].to_list())
     scores = vectors @ EMBEDDER.embed([query])[0]
     return (
@@ -68,11 +68,11 @@ def exact(query: str, frame: pl.DataFrame, k: int) -> list[str]:
 
 
 def test_an_index_is_used_at_once(store: ef.EntityStore, sql: Any, engine: str) -> None:
-    """Where there is pgvector: most of the nearest are found, by the index, also of what is embedded afterwards."""
+    """With pgvector: the index finds most of the nearest, including those embedded later."""
     many = corpus(3_000)
     store.upsert(many, progress=False)
     store.embed(EMBEDDER, progress=False)
-    # A PostgreSQL that is not the tests' own may lack it.
+    # A PostgreSQL that the tests did not start may lack it.
     indexed = engine == "postgresql" and sql("SELECT DISTINCT storage FROM entityframes.spaces") == [("pgvector",)]
     assert store.index_space() == indexed
     assert store.index_space() == indexed
@@ -95,7 +95,7 @@ def test_an_index_is_used_at_once(store: ef.EntityStore, sql: Any, engine: str) 
 
 
 def test_vector_search_is_exact(filled: ef.EntityStore) -> None:
-    """The nearest by cosine, best first, with rank, score and the entity's columns."""
+    """The nearest by cosine similarity, best first, with rank, score and the entity's columns."""
     found = filled.search("green garden in winter", entity_type="page", k=20)
     assert found["id"].to_list() == exact("green garden in winter", corpus(600), 20)
     assert found["rank"].to_list() == list(range(1, 21))
@@ -108,8 +108,8 @@ def test_vector_search_is_exact(filled: ef.EntityStore) -> None:
     assert ("other", "x") in everywhere.select("entity_type", "id").rows()
 
 
-def test_the_filter_comes_before_the_limit(filled: ef.EntityStore) -> None:
-    """In the database where it judges like Polars, else after it, with as many rows in the end."""
+def test_the_filter_applies_before_the_limit(filled: ef.EntityStore) -> None:
+    """In the database if it evaluates the filter like Polars, else after it, with the same number of rows."""
     page = corpus(600).with_columns(pl.col("metadata").struct.unnest())
     for where, kept in (
         (pl.col("lang") == "en", pl.col("lang") == "en"),
@@ -123,7 +123,7 @@ def test_the_filter_comes_before_the_limit(filled: ef.EntityStore) -> None:
 
 @pytest.mark.parametrize("mode", ["text", "hybrid"])
 def test_words(filled: ef.EntityStore, mode: Any) -> None:
-    """A rare word decides; who has it stands before who has not; endings are no matter."""
+    """A rare word decides; entities that contain it rank before others; endings do not matter."""
     filled.upsert_entity("page", "rare", "a zebra in the garden", {"n": 1, "lang": "en"})
     filled.embed(EMBEDDER, progress=False)
     found = filled.search("zebras garden", entity_type="page", mode=mode, k=5)
@@ -141,14 +141,14 @@ def test_words(filled: ef.EntityStore, mode: Any) -> None:
 
 
 def test_a_vector_of_older_content_is_not_compared(filled: ef.EntityStore) -> None:
-    """Between an edit and its embedding the entity is not found by what it was."""
+    """Between an edit and its embedding the entity is not found by its old content."""
     filled.upsert_entity("page", "p0000", "entirely different now", {"n": 0, "lang": "en"})
     best = corpus(600)["content"][0]
     assert "p0000" not in filled.search(best, entity_type="page", k=5)["id"]
     assert "p0000" in filled.search("different", entity_type="page", mode="text", k=5)["id"]
 
 
-def test_what_cannot_be_searched_is_told(store: ef.EntityStore) -> None:
+def test_invalid_searches(store: ef.EntityStore) -> None:
     with pytest.raises(ef.SpaceError, match="nothing is embedded yet"):
         store.search("x", embedder=EMBEDDER)
     store.upsert(corpus(5), progress=False)
@@ -167,13 +167,13 @@ def test_what_cannot_be_searched_is_told(store: ef.EntityStore) -> None:
 @pytest.mark.parametrize(
     "query", ["'; DROP TABLE x; --", "a & b | !c", "\\ ' \" %", "", "(((", "ß 🦊 日本", "🦊", "-5"]
 )
-def test_any_query_is_taken(filled: ef.EntityStore, query: str) -> None:
+def test_any_query_is_accepted(filled: ef.EntityStore, query: str) -> None:
     for mode in ("vector", "text", "hybrid"):
         assert filled.search(query, mode=mode, k=3).height <= 3  # type: ignore[arg-type]
 
 
 def test_another_process_finds_the_embedder(connect: Any) -> None:
-    """A shipped embedder is known by the space's model."""
+    """A built-in embedder is identified by the space's model."""
     store = connect()
     store.upsert(corpus(50), progress=False)
     store.embed(EMBEDDER, progress=False)
@@ -182,7 +182,7 @@ def test_another_process_finds_the_embedder(connect: Any) -> None:
     assert connect().search("river", k=3).height == 3
 
 
-#: The handbook of a library that lends tools, and a question to each page.
+#: The handbook of a tool library, and a question for each page.
 HANDBOOK = {
     "joining": "Anybody who lives in the town can become a member. Bring a passport and a bill with your address. A year "
     "costs twenty euros, half of that for students and pensioners. You get a card with a number.",
@@ -192,7 +192,7 @@ HANDBOOK = {
     "cables and batteries and signs the slip. Drop boxes outside take hand tools at night.",
     "late": "Each day after the date costs one euro a tool. After three weeks we call you, after six the deposit is kept "
     "and the card is blocked until the debt is paid.",
-    "broken": "Things wear out, and an honest accident costs you nothing. Tell us what happened, and do not try to mend "
+    "broken": "Things wear out, and an honest accident costs you nothing. Tell us what happened, and do not try to fix "
     "it yourself. If you were careless you pay half of a new one.",
     "chainsaws": "Chainsaws and angle grinders are given only to those who have passed our safety course. Wear a helmet, "
     "goggles, gloves and trousers that stop a chain. Never work alone or on a ladder.",
@@ -226,7 +226,7 @@ QUESTIONS = {
 
 
 def test_questions_find_their_page(store: ef.EntityStore) -> None:
-    """By meaning and words together, with a model that runs here: the right page is among the first three."""
+    """Hybrid search with a local model: the right page is among the first three results."""
     pages = pl.DataFrame({"id": list(HANDBOOK), "text": list(HANDBOOK.values())})
     store.upsert(ef.entities(pages, "page", id="id", content="text"), progress=False)
     store.embed(ef.WordLlamaEmbedder(), progress=False)
@@ -235,16 +235,16 @@ def test_questions_find_their_page(store: ef.EntityStore) -> None:
 
 
 def windows() -> pl.DataFrame:
-    """Entities whose vectors are in an order that has nothing to do with n, many of them equal."""
-    chance = np.random.default_rng(8)
+    """Entities whose vectors are in an order unrelated to n, many of them equal."""
+    rng = np.random.default_rng(8)
     count = 900
     return pl.DataFrame(
         {
             "entity_type": "page",
-            "id": [f"p{n:04}" for n in chance.permutation(count)],
-            "content": [f"river {' '.join(chance.choice(WORDS, 2))}" for _ in range(count)],
+            "id": [f"p{n:04}" for n in rng.permutation(count)],
+            "content": [f"river {' '.join(rng.choice(WORDS, 2))}" for _ in range(count)],
             "metadata": [
-                {"n": int(chance.integers(0, 40)), "m": float(chance.normal()), "lang": str(chance.choice(["de", "en", "fr"]))}
+                {"n": int(rng.integers(0, 40)), "m": float(rng.normal()), "lang": str(rng.choice(["de", "en", "fr"]))}
                 for _ in range(count)
             ],
         }
@@ -252,7 +252,7 @@ def windows() -> pl.DataFrame:
 
 
 n, m = pl.col("n"), pl.col("m")
-#: Filters that look at more than a row: what they keep of a part of the rows is not a part of what they keep.
+#: Filters over more than one row: their result on a part of the rows is not a part of their result.
 WHOLE = {
     "maximum": n == n.max(),
     "group": m == m.max().over("lang"),
@@ -300,11 +300,11 @@ def windowed(tmp_path_factory: Any, postgres_server: str) -> Any:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_filter_that_looks_at_more_than_a_row(windowed: Any, engine: str, name: str) -> None:
-    """It keeps what `read` and then filter keep, in every mode, and the best of that come first (case 61)."""
+def test_a_filter_over_more_than_one_row(windowed: Any, engine: str, name: str) -> None:
+    """It keeps the same rows as `read` followed by filter, in every mode, and the best of them rank first (case 61)."""
     store = windowed[engine]
     kept = set(store.read("page").filter(WHOLE[name])["id"])
-    # What does not depend on the order of the rows, a scan keeps as well.
+    # A result that does not depend on the order of the rows is the same on a scan.
     if name not in ("first", "shift", "cumulated", "count", "length", "forward", "series"):
         assert set(store.scan("page").filter(WHOLE[name]).collect()["id"]) == kept
     for mode in ("vector", "text", "hybrid"):
@@ -314,7 +314,7 @@ def test_a_filter_that_looks_at_more_than_a_row(windowed: Any, engine: str, name
             found = store.search("river garden", entity_type="page", mode=mode, k=k, where=WHOLE[name])
             assert set(found["id"]) <= kept
             if mode != "hybrid":
-                # What of an order is the same without the filter: fused ranks are not.
+                # Ranks without a filter are the same, except for fused ranks.
                 assert found["id"].to_list() == ranked[:k], (mode, k)
         assert set(found["id"]) == set(ranked), mode
     by_row = store.search("river", entity_type="page", k=900, where=pl.col("id").is_in(sorted(kept)))
@@ -322,7 +322,7 @@ def test_a_filter_that_looks_at_more_than_a_row(windowed: Any, engine: str, name
     assert whole.drop("rank").equals(by_row.drop("rank"))
 
 
-def test_a_filter_over_all_types_that_looks_at_more_than_a_row(filled: ef.EntityStore) -> None:
+def test_a_filter_over_all_types_and_more_than_one_row(filled: ef.EntityStore) -> None:
     """Over the columns of `scan`, of entities of every type."""
     latest = pl.col("updated_at") == pl.col("updated_at").max()
     kept = filled.scan().collect().filter(latest).select("entity_type", "id").rows()
@@ -330,8 +330,8 @@ def test_a_filter_over_all_types_that_looks_at_more_than_a_row(filled: ef.Entity
     assert sorted(found.select("entity_type", "id").rows()) == sorted(kept)
 
 
-def test_what_counts_as_row_by_row() -> None:
-    """What the database, or a part of the rows, may decide; everything else is applied to all of them."""
+def test_filters_that_are_evaluated_row_by_row() -> None:
+    """Filters that the database may evaluate, or that may be evaluated on a part of the rows; others need all rows."""
     from entityframes.reading.rowwise import is_row_by_row
 
     assert not any(is_row_by_row(where) for name, where in WHOLE.items() if name != "sql")

@@ -1,6 +1,6 @@
-"""Case 47: what servers, databases, roles and the environment set does not change what is stored, found and told.
+"""Case 47: settings of servers, databases, roles and the environment do not change what is stored, found or reported.
 
-A run draws settings and where they are made; more of them by $ENTITYFRAMES_SESSION_EXAMPLES.
+A run draws random settings and where they are made; $ENTITYFRAMES_SESSION_EXAMPLES sets their number.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from entityframes.engines import predicates
 from tests.conftest import execute, with_database
 
 EXAMPLES = int(os.environ.get("ENTITYFRAMES_SESSION_EXAMPLES", "6"))
-#: How many connects the search for leaks makes.
+#: The number of connects in the search for leaks.
 TURNS = int(os.environ.get("ENTITYFRAMES_CONNECTS", "60"))
 EMBEDDER = ef.HashingEmbedder(32)
 _numbers = itertools.count()
 
-#: Whatever a server, a database or a role may say of how text, numbers, times and names are read and written.
+#: Settings of a server, database or role that affect how text, numbers, times and names are read and written.
 VALUES = {
     "client_encoding": ["LATIN1", "SQL_ASCII", "WIN1252", "EUC_JP", "UTF8"],
     "standard_conforming_strings": ["off"],
@@ -62,7 +62,7 @@ VALUES = {
     "default_statistics_target": ["1"],
     "jit": ["on"],
 }
-#: What libpq reads of the environment.
+#: Environment variables that libpq reads.
 ENVIRONMENT = {"client_encoding": "PGCLIENTENCODING", "datestyle": "PGDATESTYLE", "timezone": "PGTZ"}
 
 DRAWN = st.lists(
@@ -76,7 +76,7 @@ DRAWN = st.lists(
     unique_by=lambda drawn: drawn[0],
 )
 
-#: What hides behind other names where it comes first in the search path: a function, an operator's function, a table.
+#: Objects that shadow others if they come first in the search path: a function, an operator's function, a table.
 SHADOW = (
     "CREATE SCHEMA shadow",
     "CREATE FUNCTION shadow.now() RETURNS timestamptz LANGUAGE sql AS $$ SELECT timestamptz '1999-01-01 00:00Z' $$",
@@ -105,7 +105,7 @@ WORDS = [
 
 
 def frame(version: int, count: int) -> pl.DataFrame:
-    """Entities whose ids, contents and metadata hold what settings may change."""
+    """Entities whose ids, contents and metadata are sensitive to settings."""
     numbers = range(count)
     words = [WORDS[number % len(WORDS)] for number in numbers]
     metadata = pl.DataFrame(
@@ -123,21 +123,21 @@ def frame(version: int, count: int) -> pl.DataFrame:
         {
             "entity_type": ["note\\'s" if number % 3 else "note" for number in numbers],
             "id": [f"{word} {number}" for number, word in zip(numbers, words, strict=True)],
-            "content": [f"{word} said {version} of the running gardens {number}" for number, word in enumerate(words)],
+            "content": [f"{word} wrote {version} of the running gardens {number}" for number, word in enumerate(words)],
             "metadata": metadata.to_struct("metadata"),
         }
     )
 
 
-def life(store: ef.EntityStore) -> dict[str, Any]:
-    """A store's answers to all kinds of calls, without the times at which they were made."""
-    told: dict[str, Any] = {}
+def exercise(store: ef.EntityStore) -> dict[str, Any]:
+    """A store's answers to all kinds of calls, without timestamps."""
+    answers: dict[str, Any] = {}
 
     def keep(name: str, answer: pl.DataFrame) -> None:
         there = [
             column for column in answer.columns if column not in ("created_at", "updated_at", "batch_id", "job_id")
         ]
-        told[name] = answer.select(there).to_dicts()
+        answers[name] = answer.select(there).to_dicts()
 
     small, large = frame(1, 30), frame(2, 2_200)
     keep("small", store.upsert(small, progress=False).outcomes)
@@ -165,13 +165,13 @@ def life(store: ef.EntityStore) -> dict[str, Any]:
     keep("deleted", store.delete(ef.ids("note\\'s", ["back\\slash 2", "O'Brien 1", "none"])).outcomes)
     keep("stats", store.stats())
     keep("verify", store.verify())
-    return told
+    return answers
 
 
 FILTERS = [
     pl.col("word") == "back\\slash",
     pl.col("word").is_in(["\\'; DROP TABLE x; --", "a\\\\b'c", "日本語 🙂"]),
-    pl.col("id").str.starts_with("O'Brien") | (pl.col("content") == "\\x41 said 2 of the running gardens 1995"),
+    pl.col("id").str.starts_with("O'Brien") | (pl.col("content") == "\\x41 wrote 2 of the running gardens 1995"),
     pl.col("back\\'field") == "O'Brien",
     (pl.col("ratio") > 0.1 + 0.2 + 3 / 7) & (pl.col("ratio") <= 100.5),
     pl.col("day") >= dt.date(2026, 12, 3),
@@ -186,13 +186,13 @@ Made = tuple[str, str, str]
 
 
 class Databases:
-    """Databases with a store, a role and settings of their own."""
+    """Databases with a store, a role and different settings."""
 
     def __init__(self, server: str, template: str) -> None:
         self._server, self._template = server, template
 
-    def life(self, made: list[Made], *, pgvector: bool) -> dict[str, Any]:
-        """What a store answers under settings, given by name, value and where they are made."""
+    def exercise(self, made: list[Made], *, pgvector: bool) -> dict[str, Any]:
+        """The answers of a store with these settings, given by name, value and where they are made."""
         name = f"session_{os.getpid()}_{next(_numbers)}"
         admin = with_database(self._server, name)
         execute(
@@ -207,18 +207,18 @@ class Databases:
                 pytest.MonkeyPatch.context() as environment,
                 ef.connect(self._prepared(admin, name, made, environment)) as store,
             ):
-                told = life(store)
+                answers = exercise(store)
             execute(admin, f"ALTER DATABASE {name} RESET ALL")
-            # The same for whoever reads it without such settings.
-            told["stored"] = execute(admin, STORED)
+            # A reader without such settings sees the same.
+            answers["stored"] = execute(admin, STORED)
             with ef.connect(admin) as store:
-                told["verify by others"] = store.verify().to_dicts()
-            return told
+                answers["verify by others"] = store.verify().to_dicts()
+            return answers
         finally:
             execute(self._server, f"DROP DATABASE {name} WITH (FORCE)", f"DROP ROLE {name}")
 
     def _prepared(self, admin: str, name: str, made: list[Made], environment: pytest.MonkeyPatch) -> str:
-        """Make the settings; the URL to connect with."""
+        """Make the settings. Returns the URL to connect with."""
         options, texts = [], []
         for setting, value, where in made:
             text = value if setting == "search_path" else f"'{value}'"
@@ -260,7 +260,7 @@ def databases(postgres_server: str, postgres_template: str) -> Databases:
 
 
 class _Answers(dict[str, Any]):
-    """Answers by the name of the call; too many to be shown with each failure."""
+    """Answers by the name of the call, with a short repr, because failures would show all of them."""
 
     def __repr__(self) -> str:
         return f"{len(self)} answers"
@@ -268,14 +268,14 @@ class _Answers(dict[str, Any]):
 
 @pytest.fixture(scope="module")
 def reference(databases: Databases) -> dict[str, Any]:
-    """What a store answers where nothing is set."""
-    return _Answers(databases.life([], pgvector=True))
+    """The answers of a store without settings."""
+    return _Answers(databases.exercise([], pgvector=True))
 
 
 def _check(databases: Databases, reference: dict[str, Any], made: list[Made], *, pgvector: bool) -> None:
-    told = databases.life(made, pgvector=pgvector)
+    answers = databases.exercise(made, pgvector=pgvector)
     for name, answer in reference.items():
-        assert told[name] == answer, f"{name} under {made}"
+        assert answers[name] == answer, f"{name} under {made}"
 
 
 @settings(
@@ -284,14 +284,14 @@ def _check(databases: Databases, reference: dict[str, Any], made: list[Made], *,
     derandomize=EXAMPLES < 50,
     suppress_health_check=list(HealthCheck),
     database=None,
-    # What was drawn is short, and each try takes a second.
+    # The drawn settings are short, and each example takes a second.
     phases=[Phase.generate],
 )
 @given(made=DRAWN, pgvector=st.booleans())
 def test_settings_change_nothing(
     databases: Databases, reference: dict[str, Any], made: list[Made], pgvector: bool
 ) -> None:
-    """Equal outcomes, equal reads, equal rows in the table, whatever was set and where."""
+    """Equal outcomes, equal reads, equal rows in the table, whatever the settings and where they were made."""
     _check(databases, reference, made, pgvector=pgvector)
 
 
@@ -305,16 +305,16 @@ def test_settings_change_nothing(
     ],
     ids=["environment", "database", "url and role", "search path"],
 )
-def test_settings_that_did(databases: Databases, reference: dict[str, Any], made: list[Made]) -> None:
-    """Those under which text was stored garbled, or a value ran as SQL."""
+def test_settings_that_once_failed(databases: Databases, reference: dict[str, Any], made: list[Made]) -> None:
+    """Settings under which text was once stored garbled, or a value was executed as SQL."""
     _check(databases, reference, made, pgvector=True)
 
 
 def test_the_reference_is_right(reference: dict[str, Any]) -> None:
-    """The texts are those that were handed in, and the filters find something and not all."""
+    """The texts are those that were written, and the filters match some rows and not all."""
     frames = {row["id"]: row for row in frame(2, 2_200).drop("metadata").iter_rows(named=True)}
     for row in reference["read note\\'s"]:
-        assert row["content"].partition(" said")[0] == frames[row["id"]]["content"].partition(" said")[0]
+        assert row["content"].partition(" wrote")[0] == frames[row["id"]]["content"].partition(" wrote")[0]
     for number in range(len(FILTERS)):
         assert 0 < len(reference[f"where {number}"]) < len(reference["read note\\'s"]), number
     assert reference["verify"] == reference["verify by others"] == []
@@ -322,7 +322,7 @@ def test_the_reference_is_right(reference: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
 def test_a_database_of_another_encoding(postgres_server: str, encoding: str) -> None:
-    """It is refused by name, with what to do, and nothing is made in it."""
+    """The error names the encoding and explains what to do; nothing is created in the database."""
     name = f"encoded_{os.getpid()}_{next(_numbers)}"
     execute(
         postgres_server,
@@ -338,7 +338,7 @@ def test_a_database_of_another_encoding(postgres_server: str, encoding: str) -> 
 
 
 def test_names_in_quotes_behind_a_pooler(postgres_url: str) -> None:
-    """Where the driver cannot be given options, the one setting that it cannot bear is named."""
+    """If the driver cannot be given options, the error names the one setting that is incompatible."""
     name = urlsplit(postgres_url).path[1:]
     execute(postgres_url, f"ALTER DATABASE {name} SET quote_all_identifiers = on")
     with ef.connect(postgres_url) as store:
@@ -349,7 +349,7 @@ def test_names_in_quotes_behind_a_pooler(postgres_url: str) -> None:
 
 @pytest.mark.parametrize("conforming", ["on", "off"])
 def test_literals(postgres_url: str, conforming: str) -> None:
-    """A text in a rendered predicate is that text, whatever a backslash means to the session."""
+    """A string in a rendered predicate is exactly that string, whatever a backslash means in the session."""
     column = predicates.MetadataField("back\\'field", pl.String())
     for word in WORDS:
         condition = predicates.render(predicates.Compare(column, "=", word), predicates.POSTGRESQL)
@@ -363,8 +363,8 @@ def test_literals(postgres_url: str, conforming: str) -> None:
         assert found == [(1,)], word
 
 
-def test_repair_does_not_make_garbled_text_official(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client of another encoding reads, checks and repairs the text that others wrote, and leaves it alone."""
+def test_repair_does_not_change_garbled_text(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client with another encoding reads, checks and repairs a store without changing the text of others."""
     with ef.connect(postgres_url) as store:
         store.upsert(frame(1, 30), progress=False)
     before = execute(postgres_url, STORED)
@@ -376,16 +376,16 @@ def test_repair_does_not_make_garbled_text_official(postgres_url: str, monkeypat
     assert execute(postgres_url, STORED) == before
 
 
-def test_the_session_is_the_users_otherwise(postgres_url: str) -> None:
-    """A search path of the user's stays, so that triggers find their tables."""
+def test_other_settings_of_the_user_are_kept(postgres_url: str) -> None:
+    """A user's search path is kept, so that triggers find their tables."""
     name = urlsplit(postgres_url).path[1:]
     execute(postgres_url, "CREATE SCHEMA theirs", f"ALTER DATABASE {name} SET search_path = theirs, public")
     with ef.connect(postgres_url) as store, store._engine._pool.borrow() as connection:
         assert connection.at_once("SELECT current_setting('search_path') AS path").item() == "theirs, public"
 
 
-def test_connections_leave_nothing(url: str, engine: str, tmp_path: Path) -> None:
-    """Case 52: stores that are opened and closed, also while something is lent, keep neither memory nor descriptors."""
+def test_connections_do_not_leak(url: str, engine: str, tmp_path: Path) -> None:
+    """Case 52: opened and closed stores, also with streams in progress, leak neither memory nor descriptors."""
     process = psutil.Process()
 
     def turn() -> None:
@@ -402,5 +402,5 @@ def test_connections_leave_nothing(url: str, engine: str, tmp_path: Path) -> Non
     for _ in range(TURNS):
         turn()
     assert process.num_fds() <= descriptors + 2
-    # 0.85 MB for each were kept on PostgreSQL.
+    # PostgreSQL once leaked 0.85 MB for each.
     assert process.memory_info().rss - memory < TURNS * 0.3 * 1e6 + 10e6

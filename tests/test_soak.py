@@ -1,4 +1,4 @@
-"""The soak runs work and tell growth from none; how flat the package is, the long runs measure."""
+"""The soak runs work and distinguish growth from noise; only long runs measure how flat the package is."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from tests.torture.summary import EMBEDDING_NAMES, NAMES, summary
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_short_soak(engine: str) -> None:
-    """Each part ends by itself, and says of each figure how much it grew."""
+    """Each part ends by itself and reports the growth of each figure."""
     command = ["--connects", "4", "--watch-minutes", "0.02", "--pause", "0.1", "--engine", engine]
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.soak", *command], capture_output=True, text=True, timeout=300
     )
-    told = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-    assert [(line["soak"], line["engine"]) for line in told] == [("connects", engine), ("watch", engine)], run.stderr
-    for line in told:
+    reports = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    assert [(line["soak"], line["engine"]) for line in reports] == [("connects", engine), ("watch", engine)], run.stderr
+    for line in reports:
         assert line["growth"].keys() == {"rss_mb", "descriptors", "threads", "connections"}
-    # Of a few seconds only the connects are settled enough to be judged.
-    assert told[0]["growth"]["connections"] == 0
-    assert run.returncode == int(not all(line["flat"] for line in told)), run.stderr
+    # In a few seconds only the number of connections is stable enough to check.
+    assert reports[0]["growth"]["connections"] == 0
+    assert run.returncode == int(not all(line["flat"] for line in reports)), run.stderr
 
 
 @pytest.mark.parametrize("grown", ["rss_mb", "descriptors", "threads", "connections", None])
-def test_growth_is_told_from_what_is_flat(grown: str | None) -> None:
-    """A start that takes more and a figure that goes up and down are flat; what goes up for good is not."""
+def test_growth_is_detected(grown: str | None) -> None:
+    """A higher start and a fluctuating figure are flat; a steady increase is not."""
     rows = [
         {
             name: level + (turn % 2) + (20.0 if turn == 0 else 0.0) + (5.0 * turn if name == grown else 0.0)
@@ -45,7 +45,7 @@ def test_growth_is_told_from_what_is_flat(grown: str | None) -> None:
 
 
 def test_the_summary_of_a_torture_run_adds_up() -> None:
-    """One line with the sum of the engines, and what it was measured with."""
+    """One line with the sum of the engines, and the versions it was measured with."""
     figures = {engine: {name: number for number, name in enumerate(NAMES, 1)} | {"statuses": {}} for engine in ENGINES}
     line = json.loads(summary("torture", 7, figures, NAMES, "18.0"))
     assert [line[name] for name in NAMES.values()] == [2 * number for number in range(1, len(NAMES) + 1)]

@@ -1,4 +1,4 @@
-"""A source of any length in bounded memory, and outcomes that wait on disk."""
+"""A source of any length in bounded memory, and outcomes that are spilled to disk."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def entities(rows: int, start: int = 0, text: str = "x") -> pl.DataFrame:
 
 
 def peak_kib(script: str, *arguments: object, env: dict[str, str] | None = None) -> int:
-    """The most memory that a script has had; what getrusage tells starts with that of the process it came from."""
-    told = 'print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))'
-    words = [sys.executable, "-c", f"{script}\n{told}", *map(str, arguments)]
+    """The peak memory of a script; `getrusage` would include that of its parent process."""
+    report = 'print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))'
+    words = [sys.executable, "-c", f"{script}\n{report}", *map(str, arguments)]
     return int(subprocess.run(words, capture_output=True, text=True, check=True, env=env).stdout)
 
 
 def test_batches_by_rows() -> None:
-    """Rows keep their position; frames are joined and cut to size."""
+    """Rows keep their position; frames are joined and split to size."""
     cut = list(chunks(iter([entities(5), entities(1, 5), entities(9, 6)]), 4))
     assert [chunk.height for chunk in cut] == [4, 4, 4, 3]
     assert pl.concat(cut)["row"].to_list() == list(range(15))
@@ -50,8 +50,8 @@ def test_batches_by_bytes() -> None:
     assert [chunk.height for chunk in chunks(iter([huge]), None)] == [1, 1, 1]
 
 
-def test_batches_of_neighbouring_keys() -> None:
-    """By key each batch has keys of its own, and rows keep their position; one batch alone stays as it is."""
+def test_batches_of_neighboring_keys() -> None:
+    """Sorted by key, each batch has its own key range, and rows keep their position; a single batch is not sorted."""
     frame = entities(40_000, text="x" * 400).sample(fraction=1, shuffle=True, seed=1)
     sizes = {"max_bytes": 5 << 20, "max_rows": 50_000, "writers": 2}
     cut = pl.concat(shares(frame, **sizes, by_key=True))
@@ -62,7 +62,7 @@ def test_batches_of_neighbouring_keys() -> None:
 
 
 def test_writers_have_equal_shares_of_a_frame_in_memory() -> None:
-    """As many batches each, in order; not of a frame so small that connecting for its second half takes longer."""
+    """As many batches each, in order; except for a frame so small that another connection takes longer."""
     frame = entities(40_000, text="x" * 400)
     cut = list(shares(frame, max_bytes=5 << 20, max_rows=50_000, writers=2))
     assert len(cut) == 4
@@ -75,14 +75,14 @@ def test_writers_have_equal_shares_of_a_frame_in_memory() -> None:
 
 
 def test_a_change_of_schema_ends_a_batch() -> None:
-    """Frames with other metadata are not mixed."""
+    """Frames with different metadata are not combined."""
     one = entities(2).with_columns(metadata=pl.struct(a=1))
     two = entities(2, 2).with_columns(metadata=pl.struct(b=1))
     assert [chunk.height for chunk in chunks(iter([one, two]), 10)] == [2, 2]
 
 
-def test_outcomes_that_wait_on_disk() -> None:
-    """Past the limit they go to a file and come back in input order."""
+def test_outcomes_that_are_spilled_to_disk() -> None:
+    """Beyond the limit they are written to a file, and returned in input order."""
     log = OutcomeLog(keep=10)
     for start in (20, 0, 10, 30):
         rows = entities(10, start).with_columns(row=pl.int_range(start, start + 10, dtype=pl.UInt32))
@@ -95,7 +95,7 @@ def test_outcomes_that_wait_on_disk() -> None:
 
 
 def test_lazy_frame_of_many_batches(store: ef.EntityStore, tmp_path: Path) -> None:
-    """A scan of a file is streamed, in order, and again it is unchanged."""
+    """A scan of a file is streamed, in order, and a second run finds it unchanged."""
     entities(30_000, text="some text").write_parquet(tmp_path / "x.parquet", row_group_size=1_000)
     lazy = pl.scan_parquet(tmp_path / "x.parquet")
     result = store.upsert(lazy, batch_size=7_000)
@@ -106,7 +106,7 @@ def test_lazy_frame_of_many_batches(store: ef.EntityStore, tmp_path: Path) -> No
 
 
 def test_a_stream_whose_progress_fails(store: ef.EntityStore) -> None:
-    """Each batch that was taken from the stream has its outcomes, also the one that waited for a thread."""
+    """Each batch that was taken from the stream has its outcomes, including the one that waited for a thread."""
     taken = 0
 
     def stream() -> Iterator[pl.DataFrame]:
@@ -120,17 +120,17 @@ def test_a_stream_whose_progress_fails(store: ef.EntityStore) -> None:
 
     with pytest.raises(RuntimeError, match="no more"):
         store.upsert(stream(), batch_size=100, progress=fail)
-    told = store.last_result.outcomes
-    # The last frame was not cut into a batch yet.
-    assert told.height == 100 * (taken - 1)
-    assert told["row"].to_list() == list(range(told.height))
-    stored = store.exists(told)["exists"]
-    assert (stored == (told["status"] == "created")).all()
+    outcomes = store.last_result.outcomes
+    # The last frame was not split into batches yet.
+    assert outcomes.height == 100 * (taken - 1)
+    assert outcomes["row"].to_list() == list(range(outcomes.height))
+    stored = store.exists(outcomes)["exists"]
+    assert (stored == (outcomes["status"] == "created")).all()
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_memory_does_not_grow_with_the_stream(url: str, tmp_path: Path) -> None:
-    """Four times the rows cost about the same peak memory."""
+    """Four times the rows need about the same peak memory."""
     script = textwrap.dedent(
         """
         import sys
@@ -144,13 +144,13 @@ def test_memory_does_not_grow_with_the_stream(url: str, tmp_path: Path) -> None:
             assert store.upsert(source(int(sys.argv[2])), progress=False).ok
         """
     )
-    # Less than these do not fill the batches in flight.
+    # Fewer rows do not fill the batches in flight.
     peaks = [peak_kib(script, url, frames) for frames in (20, 80)]
     assert peaks[1] < peaks[0] * 1.3, peaks
 
 
 def test_duckdb_takes_the_memory_that_a_large_update_needs(tmp_path: Path) -> None:
-    """The small limit that a file starts with is no limit to what can be written."""
+    """The small memory limit that a file starts with does not limit the size of updates."""
     rows = 120_000
     frame = pl.select(entity_type=pl.lit("note"), id=pl.int_range(rows).cast(pl.String)).with_columns(
         content=pl.format("{} {}", "id", pl.lit("lorem ipsum " * 45))
@@ -163,7 +163,7 @@ def test_duckdb_takes_the_memory_that_a_large_update_needs(tmp_path: Path) -> No
 
 
 def test_a_scan_reads_little_ahead(tmp_path: Path) -> None:
-    """A Parquet file far larger than the batches in flight is not held while it is read; the environment is as it was."""
+    """A Parquet file far larger than the batches in flight is not loaded completely; the environment is restored."""
     path = tmp_path / "x.parquet"
     text = pl.format("{} {}", "id", pl.lit("lorem ipsum " * 40))
     pieces = (entities(50_000, start).with_columns(content=text) for start in range(0, 600_000, 50_000))

@@ -1,4 +1,4 @@
-"""Every dtype comes back as it went in, and the JSON in between is canonical."""
+"""Every dtype is restored exactly, and the JSON in between is canonical."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _ends(dtype: type[pl.DataType]) -> list[int]:
 
 
 def _physical(dtype: pl.DataType) -> pl.Series:
-    """Both ends of the range of a 64-bit temporal dtype, and what lies between."""
+    """Both ends of the range of a 64-bit temporal dtype, and values in between."""
     return pl.Series([-(2**63) + 1, -1, 0, 1, 2**40 + 123, 2**63 - 1], dtype=pl.Int64).cast(dtype)
 
 
@@ -87,7 +87,7 @@ SERIES = {
 
 @pytest.mark.parametrize("name", SERIES)
 def test_encode_and_decode(name: str) -> None:
-    """Values and dtype are the same, nulls included; the dtype survives its own text."""
+    """Values and dtype are the same, including nulls; the dtype can be serialized and parsed."""
     series = SERIES[name].alias("column")
     series = series.extend(pl.Series([None], dtype=series.dtype)) if series.dtype != pl.Null else series
     restored = dtypes.dtype_from_json(dtypes.dtype_to_json(series.dtype))
@@ -100,7 +100,7 @@ def test_encode_and_decode(name: str) -> None:
 
 
 def _exactly(left: pl.Series, right: pl.Series) -> bool:
-    """Equal, with -0.0 and 0.0 told apart."""
+    """Equal, with -0.0 and 0.0 distinguished."""
     return (
         left.equals(right, null_equal=True) and repr(left.to_list()) == repr(right.to_list())
         if _plain(left)
@@ -114,7 +114,7 @@ def _plain(series: pl.Series) -> bool:
 
 @pytest.mark.parametrize("name", SERIES)
 def test_through_the_store(store: ef.EntityStore, connect, name: str) -> None:
-    """read gives the column back from another connection, and the same again is unchanged."""
+    """`read` returns the same column on another connection, and writing it again changes nothing."""
     series = SERIES[name]
     frame = pl.DataFrame({"k": [f"{n:02}" for n in range(len(series))]}).with_columns(series.alias("column"))
     rows = ef.entities(frame, "t", id="k")
@@ -128,7 +128,7 @@ def test_through_the_store(store: ef.EntityStore, connect, name: str) -> None:
 
 
 def test_widening_with_a_null_column(store: ef.EntityStore) -> None:
-    """A column of nulls takes the dtype that comes later."""
+    """A column of nulls takes the later dtype."""
     first = pl.DataFrame({"k": ["a"], "n": pl.Series([None], dtype=pl.Null)})
     store.upsert(ef.entities(first, "t", id="k"))
     store.upsert(ef.entities(pl.DataFrame({"k": ["b"], "n": [1]}), "t", id="k"))
@@ -170,7 +170,7 @@ NONCONFORMING = [
 
 @pytest.mark.parametrize(("dtype", "bad", "good"), NONCONFORMING, ids=[str(case[0]) for case in NONCONFORMING])
 def test_nonconforming(dtype: pl.DataType, bad: list, good: list) -> None:
-    """JSON that would not come back as the declared dtype is found; the rest can be decoded."""
+    """JSON that would not be restored with the declared dtype is found; the rest can be decoded."""
     fields = {"f": dtype}
     wrong = conformance.nonconforming(pl.Series([json.dumps({"f": value}) for value in bad]), fields)
     assert wrong["row"].to_list() == list(range(len(bad)))
@@ -197,7 +197,7 @@ JSON = st.recursive(
     )
 )
 def test_canonical_json_is_equal_for_equal_values(value: dict) -> None:
-    """Any way of writing an object gives one text, which means the same and is its own canonical form."""
+    """All notations of an object have the same canonical text, which is equivalent and its own canonical form."""
     shuffled = json.dumps(dict(reversed(value.items())), indent=1)
     (one, two), errors, _ = canonical_json([json.dumps(value, ensure_ascii=False), shuffled])
     if errors[0] is not None:
@@ -224,7 +224,7 @@ def test_canonical_json_is_equal_for_equal_values(value: dict) -> None:
     )
 )
 def test_typed_and_textual_metadata_agree(rows: list[dict]) -> None:
-    """The JSON of typed columns is canonical, so the same values are equal however they came."""
+    """The JSON of typed columns is canonical, so equal values are equal whatever their source."""
     schema = {"b": pl.Float64, "a": pl.String, "é": pl.Int64, "l": pl.List(pl.Float32)}
     text = dtypes.encode(pl.DataFrame(rows, schema).to_struct("m")).to_list()
     canonical, errors, _ = canonical_json(text)
@@ -232,8 +232,8 @@ def test_typed_and_textual_metadata_agree(rows: list[dict]) -> None:
     assert canonical == text
 
 
-def test_fields_beside_each_other_whatever_their_names() -> None:
-    """Names are sorted and escaped as canonical JSON has them, and null structs among them stay empty objects."""
+def test_fields_with_any_names() -> None:
+    """Names are sorted and escaped as in canonical JSON, and null structs among them stay empty objects."""
     names = ["a", 'b"', "c\\", "d\n", "e\u2028", "f.g", "é", "\x01", "", "{", "}"]
     columns = {name: pl.Series([f"{name}}}", None, '{"']) for name in names}
     columns |= {"b": pl.Series([1.0, 1e-5, None]), "d": pl.Series([1, None, 3]), "g": pl.Series([True, None, False])}

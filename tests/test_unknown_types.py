@@ -1,4 +1,4 @@
-"""Types that the store does not have, and what is said to be stored when a run ends in an error."""
+"""Types that the store does not have, and the reported outcomes when a run ends in an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rows(count: int, *, kind: str = "note", **metadata: object) -> pl.DataFrame:
 
 
 def test_read_and_scan_of_an_unknown_type(store: ef.EntityStore) -> None:
-    """The empty answer stays, and the types that there are are named."""
+    """The result is empty, and a warning lists the existing types."""
     with pytest.warns(UserWarning, match="no entities of type 'note': the store has no entities"):
         assert store.read("note").is_empty()
     for kind in ("note", "person"):
@@ -35,7 +35,7 @@ def test_read_and_scan_of_an_unknown_type(store: ef.EntityStore) -> None:
 
 
 def test_types_that_are_known(store: ef.EntityStore) -> None:
-    """One with entities, one whose entities were deleted but whose fields are recorded, and all types at once."""
+    """A type with entities, one whose entities were deleted but whose fields are recorded, and all types at once."""
     store.upsert(rows(2), progress=False)
     store.upsert(rows(2, kind="gone", n=1), progress=False)
     store.delete(rows(2, kind="gone"))
@@ -51,7 +51,7 @@ def test_types_that_are_known(store: ef.EntityStore) -> None:
 
 
 def test_many_types(store: ef.EntityStore) -> None:
-    """Twenty are named."""
+    """Twenty are listed."""
     many = pl.DataFrame({"entity_type": [f"t{n:02}" for n in range(25)], "id": "a", "content": "x"})
     store.upsert(many, progress=False)
     message = lookup.unknown_type_message(store._engine, "other")
@@ -61,7 +61,7 @@ def test_many_types(store: ef.EntityStore) -> None:
 
 @pytest.mark.duckdb
 def test_the_command_line_of_unknown_types(tmp_path: Path) -> None:
-    """An export is an error; looking for ids notes it, and ends as it does for any id that is not there."""
+    """An export is an error; a lookup of ids prints a note, and ends as for any id that does not exist."""
     with ef.connect(tmp_path / "x.duckdb") as store:
         store.upsert(rows(2), progress=False)
     message = "no entities of type 'notes': the store has note"
@@ -81,8 +81,8 @@ def stream(*frames: pl.DataFrame) -> Iterator[pl.DataFrame]:
     yield from frames
 
 
-def test_what_is_said_when_a_stream_ends_in_an_error(store: ef.EntityStore) -> None:
-    """What was stored before is counted, and in last_result; a whole frame has stored nothing."""
+def test_the_message_when_a_stream_ends_in_an_error(store: ef.EntityStore) -> None:
+    """Rows stored before the error are counted and in last_result; with a whole frame none is stored."""
     wrong = rows(3, n="text")
     with pytest.raises(ef.SchemaError, match=r"other dtypes .*; before that 5 created, which stay: see store.last_res"):
         store.upsert(stream(rows(5, n=1), wrong), batch_size=5, progress=False)
@@ -96,8 +96,8 @@ def test_what_is_said_when_a_stream_ends_in_an_error(store: ef.EntityStore) -> N
         store.upsert(stream(rows(5, kind="b"), rows(2).with_columns(odd=1)), batch_size=5, progress=False)
 
 
-def test_what_is_said_of_repeated_keys(connect: Callable[..., ef.EntityStore]) -> None:
-    """In a stream what came before the batch with them is stored, where it is not worked on at the same time."""
+def test_the_message_for_repeated_keys(connect: Callable[..., ef.EntityStore]) -> None:
+    """In a stream, rows before the batch with the repeated keys are stored, unless batches are written concurrently."""
     store = connect(workers=1)
     twice = pl.concat([rows(3, kind="twice")] * 2)
     with pytest.raises(ef.DuplicateError, match=r"repeat.*; before that 4 created"):

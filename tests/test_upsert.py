@@ -1,4 +1,4 @@
-"""Upsert: every row gets one outcome, and the store holds what the outcomes say."""
+"""Upsert: every row gets one outcome, and the store contains what the outcomes report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def contents(store: ef.EntityStore, *ids: str) -> list[str | None]:
 
 
 def test_created_then_unchanged_then_updated(store: ef.EntityStore) -> None:
-    """A first run creates, the same again changes nothing, and a changed row is the only one updated."""
+    """A first run creates, a second run changes nothing, and a changed row is the only one updated."""
     rows = frame(("a", "one"), ("b", "two"), ("c", "three"))
     assert statuses(store.upsert(rows)) == ["created"] * 3
     assert statuses(store.upsert(rows)) == ["unchanged"] * 3
@@ -64,7 +64,7 @@ def test_outcome_columns_and_dtypes(store: ef.EntityStore) -> None:
 
 
 def test_created_at_stays_and_updated_at_moves_with_changes_only(store: ef.EntityStore) -> None:
-    """created_at never changes; updated_at does when content or metadata did."""
+    """created_at never changes; updated_at changes only with content or metadata."""
     store.upsert(frame(("a", "one"), ("b", "two")))
     before = store.get(ef.ids("note", ["a", "b"]))
     store.upsert(frame(("a", "one"), ("b", "changed")))
@@ -75,14 +75,14 @@ def test_created_at_stays_and_updated_at_moves_with_changes_only(store: ef.Entit
 
 
 def test_metadata_is_compared_as_json(store: ef.EntityStore) -> None:
-    """Key order, spaces, escapes and the way a number is written make no difference."""
+    """Key order, whitespace, escapes and the notation of numbers do not matter."""
     store.upsert(frame(("a", "x"), metadata=['{"b": 1, "a": "é", "c": [1.0, {"z": 1e2, "y": null}]}']))
     same = '{"a":"\\u00e9","c":[1,{"y":null,"z":100}],   "b":1.0}'
     assert statuses(store.upsert(frame(("a", "x"), metadata=[same]))) == ["unchanged"]
     assert statuses(store.upsert(frame(("a", "x"), metadata=['{"a":"é"}']), absent="clear")) == ["updated"]
 
 
-def test_metadata_alone_makes_no_job(store: ef.EntityStore) -> None:
+def test_metadata_alone_creates_no_job(store: ef.EntityStore) -> None:
     """A change of metadata is an update, but the content is still embedded."""
     first = store.upsert(frame(("a", "x"), metadata=['{"v": 1}'])).outcomes
     second = store.upsert(frame(("a", "x"), metadata=['{"v": 2}'])).outcomes
@@ -91,7 +91,7 @@ def test_metadata_alone_makes_no_job(store: ef.EntityStore) -> None:
     assert second["job_id"].null_count() == 1
 
 
-def test_one_job_a_batch_listing_the_keys_it_wrote(store: ef.EntityStore, sql, engine: str) -> None:
+def test_one_job_per_batch_with_the_written_keys(store: ef.EntityStore, sql, engine: str) -> None:
     """1,000 entities at batch_size=100 make 10 batches, 10 ledger rows and 10 jobs."""
     rows = frame(*((f"e{n}", f"text {n}") for n in range(1000)))
     result = store.upsert(rows, batch_size=100)
@@ -105,7 +105,7 @@ def test_one_job_a_batch_listing_the_keys_it_wrote(store: ef.EntityStore, sql, e
 
 
 def test_no_job_for_empty_content_or_without_embed(store: ef.EntityStore, sql) -> None:
-    """There is nothing to embed in an empty text, and embed=False makes no job."""
+    """There is nothing to embed in empty content, and embed=False creates no job."""
     assert store.upsert(frame(("a", ""))).outcomes["job_id"].to_list() == [None]
     assert store.upsert(frame(("b", "text")), embed=False).outcomes["job_id"].to_list() == [None]
     assert sql("SELECT count(*) FROM entityframes.embedding_jobs") == [(0,)]
@@ -126,7 +126,7 @@ def test_an_unchanged_run_writes_nothing(store: ef.EntityStore, sql) -> None:
 @pytest.mark.parametrize(("policy", "kept"), [("last", "three"), ("first", "one")])
 @pytest.mark.parametrize("batch_size", [None, 1, 2])
 def test_duplicates_in_a_frame(store: ef.EntityStore, policy: str, kept: str, batch_size: int | None) -> None:
-    """One row of a key counts, also across the batches of a frame; the others are duplicates."""
+    """One row of a key is written, also across the batches of a frame; the others are duplicates."""
     rows = frame(("a", "one"), ("b", "x"), ("a", "two"), ("a", "three"))
     result = store.upsert(rows, on_duplicate=policy, batch_size=batch_size)
     expected = (
@@ -145,15 +145,15 @@ def test_duplicates_can_be_refused(store: ef.EntityStore) -> None:
     assert contents(store, "a", "b") == [None, None]
 
 
-def test_a_bad_row_does_not_push_out_a_good_one(store: ef.EntityStore) -> None:
-    """Of two rows with one key the valid one is stored, although the other is the last."""
+def test_a_bad_row_does_not_replace_a_good_one(store: ef.EntityStore) -> None:
+    """Of two rows with one key the valid one is stored, even if the invalid one is last."""
     rows = frame(("a", "good"), ("a", "bad\0"))
     assert statuses(store.upsert(rows, batch_size=1)) == ["created", "failed"]
     assert contents(store, "a") == ["good"]
 
 
 def test_a_later_batch_of_a_stream_updates_an_earlier_one(store: ef.EntityStore) -> None:
-    """In a stream each batch stands for itself, and they take effect in order."""
+    """In a stream, duplicates across batches are allowed, and the batches take effect in order."""
     frames = (frame(("a", f"version {n}"), (f"other {n}", "x")) for n in range(20))
     result = store.upsert(frames, batch_size=2)
     assert result.counts["created"] == 21
@@ -162,7 +162,7 @@ def test_a_later_batch_of_a_stream_updates_an_earlier_one(store: ef.EntityStore)
 
 
 def test_keys_are_compared_by_bytes(store: ef.EntityStore) -> None:
-    """Composed and decomposed, upper and lower case are different ids."""
+    """Composed and decomposed characters, upper and lower case are different ids."""
     ids = ["é", "e\u0301", "A", "a", "a ", "ａ"]
     assert statuses(store.upsert(frame(*((id, id) for id in ids)))) == ["created"] * 6
     assert contents(store, *ids) == ids
@@ -176,7 +176,7 @@ def test_same_id_in_two_types(store: ef.EntityStore) -> None:
 
 
 def test_progress_callable_gets_rows_done_and_total(store: ef.EntityStore) -> None:
-    """It is called after each batch, with the total where it is known."""
+    """It is called after each batch, with the total if it is known."""
     seen: list[tuple[int, int | None]] = []
     store.upsert(frame(*((str(n), "x") for n in range(10))), batch_size=4, progress=lambda *call: seen.append(call))
     assert sorted(done for done, _ in seen)[-1] == 10
@@ -185,7 +185,7 @@ def test_progress_callable_gets_rows_done_and_total(store: ef.EntityStore) -> No
 
 
 def test_cancel_before_the_start_cancels_every_row(store: ef.EntityStore) -> None:
-    """The result accounts for all rows and the store is untouched."""
+    """The result has an outcome for all rows and the store is untouched."""
     cancel = threading.Event()
     cancel.set()
     result = store.upsert(frame(("a", "x"), ("b", "y")), cancel=cancel)
@@ -195,7 +195,7 @@ def test_cancel_before_the_start_cancels_every_row(store: ef.EntityStore) -> Non
 
 
 def test_cancel_in_the_middle_keeps_finished_batches(store: ef.EntityStore) -> None:
-    """What was committed is reported as created, the rest as cancelled, and the store agrees."""
+    """Committed rows are reported as created, the rest as cancelled, and the store agrees."""
     cancel = threading.Event()
     rows = frame(*((f"{n:05}", "x") for n in range(5000)))
     result = store.upsert(rows, batch_size=50, cancel=cancel, progress=lambda done, total: done > 500 and cancel.set())
@@ -206,8 +206,8 @@ def test_cancel_in_the_middle_keeps_finished_batches(store: ef.EntityStore) -> N
     assert (stored == (result.outcomes["status"] == "created")).all()
 
 
-def test_the_callers_exception_passes_and_the_result_is_kept(store: ef.EntityStore) -> None:
-    """An iterator that raises ends the run when all is written that it gave; a callback ends it; last_result tells."""
+def test_the_callers_exception_propagates_and_the_result_is_kept(store: ef.EntityStore) -> None:
+    """An iterator that raises ends the run after its rows are written; a callback ends it too; last_result is kept."""
 
     def source():
         yield frame(("a", "x"))
@@ -229,7 +229,7 @@ def test_the_callers_exception_passes_and_the_result_is_kept(store: ef.EntitySto
 
 
 def test_a_frame_that_has_row_numbers(store: ef.EntityStore) -> None:
-    """As frames have that the store gave out: rows are counted anew."""
+    """Like frames that the store returned: rows are numbered anew."""
     given = frame(("b", "z"), ("a", "z")).with_columns(row=pl.Series([7, 7], dtype=pl.UInt32))
     for again in (given, given.lazy(), iter([given])):
         assert store.upsert(again).outcomes["row"].to_list() == [0, 1]
@@ -255,7 +255,7 @@ def test_empty_frame_is_a_no_op(store: ef.EntityStore) -> None:
     ],
 )
 def test_options_out_of_range(store: ef.EntityStore, options: dict, message: str) -> None:
-    """A wrong option is named, and nothing is written."""
+    """An invalid option is named, and nothing is written."""
     with pytest.raises(ValueError, match=message):
         store.upsert(frame(("a", "x")), **options)
     assert contents(store, "a") == [None]
@@ -270,7 +270,7 @@ def test_the_callers_frame_is_not_changed(store: ef.EntityStore) -> None:
 
 
 def test_get_then_upsert_is_unchanged(store: ef.EntityStore) -> None:
-    """What the store gives out can be written back as it is."""
+    """The result of `get` can be written back as it is."""
     typed = ef.entities(pl.DataFrame({"k": ["a"], "n": [1.0], "x": [2.5], "s": ["é"]}), "note", id="k")
     store.upsert(typed)
     assert statuses(store.upsert(store.get(typed))) == ["unchanged"]

@@ -1,4 +1,4 @@
-"""Verifying: each thing corrupted by hand, behind the package's back, is found and, where it can be, mended."""
+"""Verifying: every kind of corruption, made without the package, is found and, where possible, repaired."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Sql = Callable[..., list]
 
 @pytest.fixture
 def filled(store: ef.EntityStore) -> ef.EntityStore:
-    """A store with a life behind it: batches, updates, deletions, typed and JSON metadata, rows without a job."""
+    """A store with a history: batches, updates, deletions, typed and JSON metadata, rows without a job."""
     notes = pl.DataFrame(
         {
             "entity_type": "note",
@@ -38,8 +38,8 @@ def filled(store: ef.EntityStore) -> ef.EntityStore:
     return store
 
 
-def test_a_sound_store(filled: ef.EntityStore, store: ef.EntityStore) -> None:
-    """No rows, and the documented columns; an empty store is sound too."""
+def test_a_consistent_store(filled: ef.EntityStore, store: ef.EntityStore) -> None:
+    """No rows, and the documented columns; an empty store is consistent too."""
     found = filled.verify()
     assert found.schema == VERIFY_SCHEMA
     assert found.rows() == []
@@ -49,7 +49,7 @@ def test_a_sound_store(filled: ef.EntityStore, store: ef.EntityStore) -> None:
 ONE_JOB = """(SELECT j.job_id::text FROM entityframes.embedding_jobs AS j
     JOIN entityframes.entities AS e ON e.batch_id = j.batch_id WHERE e.id = 'n39')"""
 
-#: What is done by hand (PostgreSQL's words, DuckDB's where they differ), and the checks that find it.
+#: Corruptions in SQL (for PostgreSQL, and for DuckDB where it differs), and the checks that find them.
 CORRUPTIONS: dict[str, tuple[str, str | None, set[str]]] = {
     "content": ("UPDATE entityframes.entities SET content = 'tampered' WHERE id = 'n1'", None, {"content_hash"}),
     "content hash": (
@@ -100,8 +100,8 @@ CORRUPTIONS: dict[str, tuple[str, str | None, set[str]]] = {
 
 
 @pytest.mark.parametrize("what", CORRUPTIONS)
-def test_what_is_corrupted_is_found_and_mended(filled: ef.EntityStore, sql: Sql, engine: str, what: str) -> None:
-    """The first look finds it and changes nothing, repairing mends it, and then the store is sound and in use."""
+def test_corruption_is_found_and_repaired(filled: ef.EntityStore, sql: Sql, engine: str, what: str) -> None:
+    """The first run finds it and changes nothing, --repair repairs it, and then the store is consistent and usable."""
     statement, on_duckdb, expected = CORRUPTIONS[what]
     if expected & {"vector_entity", "vector_space"}:
         filled.embed(ef.HashingEmbedder(16), progress=False)
@@ -125,7 +125,7 @@ def test_what_is_corrupted_is_found_and_mended(filled: ef.EntityStore, sql: Sql,
 
 
 def test_a_key_that_has_two_rows(filled: ef.EntityStore, sql: Sql, engine: str) -> None:
-    """On DuckDB no index forbids it to others, and on PostgreSQL an index may break; what was written last stays."""
+    """DuckDB has no index that prevents it, and an index of PostgreSQL may be corrupt; the last written row is kept."""
     later = f"'{hashlib.sha256(b'later').hexdigest()}'"
     if engine == "postgresql":
         sql("ALTER TABLE entityframes.entities DROP CONSTRAINT entities_pkey")
@@ -144,8 +144,8 @@ def test_a_key_that_has_two_rows(filled: ef.EntityStore, sql: Sql, engine: str) 
     assert filled.get_entity("note", "n1")["content"] == "later"
 
 
-def test_what_cannot_be_derived_is_told(filled: ef.EntityStore, sql: Sql) -> None:
-    """Metadata that is no object, and a value that is none of its declared dtype, are for a person to decide."""
+def test_what_cannot_be_derived_is_reported(filled: ef.EntityStore, sql: Sql) -> None:
+    """Metadata that is not an object, and a value that does not fit its declared dtype, need a human decision."""
     day = '{"big":1,"day":"yesterday"}'
     sql(
         "UPDATE entityframes.entities SET metadata = '[1]' WHERE id = 'n3'",
@@ -161,10 +161,10 @@ def test_what_cannot_be_derived_is_told(filled: ef.EntityStore, sql: Sql) -> Non
     assert set(filled.verify()["check"].cast(pl.String)) == {"metadata", "field_value"}
 
 
-def test_every_check_is_tried(engine: str) -> None:
-    """No check is without a corruption that it finds, and what mends has something to mend.
+def test_every_check_is_tested(engine: str) -> None:
+    """Every check has a corruption that it finds, and every repair has something to repair.
 
-    That of key_hash, which is DuckDB's alone, is in test_duckdb_keys.py.
+    The one for key_hash, which exists on DuckDB only, is in test_duckdb_keys.py.
     """
     tried = set().union(*(checks for _, _, checks in CORRUPTIONS.values()))
     assert tried | {"metadata", "field_value", "duplicate_key", "key_hash"} == set(CHECKS)
@@ -172,7 +172,7 @@ def test_every_check_is_tried(engine: str) -> None:
 
 
 def test_the_command_line(filled: ef.EntityStore, sql: Sql, url: str) -> None:
-    """Exit status 0 where the store is sound, 1 while something is inconsistent; --json for scripts."""
+    """Exit status 0 if the store is consistent, 1 while something is inconsistent; --json for scripts."""
 
     def verify(*words: str) -> tuple[int, str]:
         if not url.startswith("postgresql:"):
@@ -181,13 +181,13 @@ def test_the_command_line(filled: ef.EntityStore, sql: Sql, url: str) -> None:
         return ended.returncode, ended.stdout + ended.stderr
 
     sql("UPDATE entityframes.entities SET content = 'tampered' WHERE id = 'n1'")
-    code, told = verify("--json")
+    code, output = verify("--json")
     assert code == 1
-    report = json.loads(told)
+    report = json.loads(output)
     assert (report["ok"], report["counts"], report["inconsistencies"][0]["id"]) == (False, {"content_hash": 1}, "n1")
-    code, told = verify()
-    assert (code, "1 inconsistency: 1 content_hash" in told, "note/n1" in told) == (1, True, True), told
-    code, told = verify("--repair")
-    assert (code, "1 repaired" in told) == (0, True), told
+    code, output = verify()
+    assert (code, "1 inconsistency: 1 content_hash" in output, "note/n1" in output) == (1, True, True), output
+    code, output = verify("--repair")
+    assert (code, "1 repaired" in output) == (0, True), output
     assert verify()[0] == 0
     assert json.loads(verify("--json")[1]) == {"ok": True, "counts": {}, "inconsistencies": []}

@@ -22,7 +22,7 @@ def proxy(postgres_url: str) -> Iterator[WireProxy]:
 
 @pytest.fixture
 def warm(proxy: WireProxy) -> Iterator[ef.EntityStore]:
-    """A store whose connections stand."""
+    """A store with open connections."""
     with ef.connect(proxy.url) as store:
         store.upsert(sample(1_000, version=0), batch_size=100, progress=False)
         proxy.reset()
@@ -39,8 +39,8 @@ def test_one_batch_of_a_thousand(warm: ef.EntityStore, proxy: WireProxy) -> None
 def test_a_thousand_in_batches_of_a_hundred(
     warm: ef.EntityStore, proxy: WireProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two a batch, transaction included; right after another call the dtypes are known."""
-    # However long a busy machine takes.
+    """Two per batch, including the transaction; right after another call the dtypes are cached."""
+    # However slow a busy machine is.
     monkeypatch.setattr(fields, "RECENT_S", 3_600.0)
     warm.upsert(sample(1, version=1), progress=False)
     proxy.reset()
@@ -69,7 +69,7 @@ def test_looking_up_a_thousand(warm: ef.EntityStore, proxy: WireProxy, call: str
 
 
 def test_a_large_batch(warm: ef.EntityStore, proxy: WireProxy) -> None:
-    """Far more rows than one statement takes, half of them new, half changed: a number that does not grow with them."""
+    """Far more rows than one statement allows, half new, half changed: the number does not grow with the rows."""
     counted = []
     for size in (3_000, 6_000):
         warm.delete(sample(size, version=0).select("entity_type", "id"))
@@ -80,12 +80,12 @@ def test_a_large_batch(warm: ef.EntityStore, proxy: WireProxy) -> None:
         assert result.counts["created"] == result.counts["updated"] == size // 2
         assert result.batches == 1
         counted.append(proxy.round_trips)
-    # One of them looks for triggers that may leave rows out, of which a copy would not tell.
+    # One of them checks for triggers that may drop rows, which COPY would not report.
     assert counted == [22, 22]
 
 
 def test_a_run_that_changes_nothing(warm: ef.EntityStore, proxy: WireProxy) -> None:
-    """Keys and hashes go there once, whatever the size of the batch, and whether a large one is new to the store."""
+    """Keys and hashes are sent once, whatever the size of the batch, and whether or not a large one is new."""
     for size, trips in ((1_000, 2), (6_000, 4)):
         frame = sample(size, version=1).drop("metadata")
         warm.upsert(frame, absent="clear", progress=False)
@@ -95,7 +95,7 @@ def test_a_run_that_changes_nothing(warm: ef.EntityStore, proxy: WireProxy) -> N
 
 
 def test_the_proxy_counts_what_a_loop_costs(warm: ef.EntityStore, proxy: WireProxy) -> None:
-    """The one-by-one calls: two round trips each; so the counter can tell."""
+    """The calls for single entities need two round trips each; this proves that the counter works."""
     ids = [f"entity-{number}" for number in range(20)]
     for one in ids:
         assert warm.get_entity("bench", one) is not None
@@ -103,7 +103,7 @@ def test_the_proxy_counts_what_a_loop_costs(warm: ef.EntityStore, proxy: WirePro
 
 
 def test_latency_is_added(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many milliseconds for each round trip, half of them each way."""
+    """This number of milliseconds for each round trip, half of it in each direction."""
     slept: list[float] = []
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), sleep(0.0)))

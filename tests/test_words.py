@@ -1,4 +1,4 @@
-"""Search by words: one rule on both engines, an index that follows what is stored, and the order that BM25 gives."""
+"""Text search: the same rules on both engines, an index that follows the stored text, and ranking by BM25."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import entityframes as ef
 from entityframes.embedding import text_index, words
 
 GUIDE = Path(__file__).parent.parent / "notebooks" / "guide" / "words.md"
-#: The table of the guide: a text, what finds it, and what does not.
+#: The table of the guide: a text, words that find it, and words that do not.
 TABLE = [
     [re.findall(r"`([^`]+)`", cell) for cell in line.strip("|").split(" | ")]
     for line in GUIDE.read_text("utf-8").splitlines()
     if line.startswith("| `")
 ]
 
-#: A sentence in each language, a word of it, and one that is in none.
+#: A sentence in each language, a word in it, and a word that is not.
 LANGUAGES = {
     "English": ("The lighthouse keepers were watching the harbour.", "watch", "sailor"),
     "German": ("Die Größe des Gebäudes überraschte alle Gäste.", "größe", "bahnhof"),
@@ -60,7 +60,7 @@ def filled(store: ef.EntityStore) -> ef.EntityStore:
 
 
 def test_the_table_of_the_guide(filled: ef.EntityStore) -> None:
-    """What finds a text and what does not, by row, whatever the composition of text and query."""
+    """Words that find a text and words that do not, by row, for any Unicode composition of text and query."""
     assert len(TABLE) > 25
     wrong = [
         (text, form, query)
@@ -74,7 +74,7 @@ def test_the_table_of_the_guide(filled: ef.EntityStore) -> None:
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_languages(store: ef.EntityStore, form: str) -> None:
-    """A word finds its text and no other, in either composition and any case."""
+    """A word finds its text and no other, in any composition and case."""
     texts = {name: unicodedata.normalize(form, text) for name, (text, *_) in LANGUAGES.items()}
     store.upsert(notes(texts), progress=False)
     for name, (_, word, other) in LANGUAGES.items():
@@ -83,8 +83,8 @@ def test_languages(store: ef.EntityStore, form: str) -> None:
         assert search(store, other) == [], other
 
 
-def test_a_word_without_blanks_is_found_where_it_stands_together(store: ef.EntityStore) -> None:
-    """Not where all its pairs are, but apart; a shorter word of the query still finds its text."""
+def test_text_without_spaces_is_found_where_it_is_contiguous(store: ef.EntityStore) -> None:
+    """Not if all its character pairs occur separately; a shorter word of the query still finds its text."""
     together, apart = "ไปกรุงเทพวันนี้", "กรุ รุง งเ เท ทพ"
     store.upsert(notes({"together": together, "apart": apart, "other": "a plain python"}), progress=False)
     assert search(store, "กรุงเทพ") == ["together"]
@@ -94,7 +94,7 @@ def test_a_word_without_blanks_is_found_where_it_stands_together(store: ef.Entit
 
 
 def test_the_end_of_a_long_text_is_found(store: ef.EntityStore) -> None:
-    """Beyond the first 100,000 characters, and with more words than a tsvector holds; one word may be a megabyte."""
+    """Beyond the first 100,000 characters, and with more words than a tsvector allows; one word may be a megabyte."""
     many = " ".join(f"word{number}" for number in range(150_000))
     store.upsert(notes({"many": f"{many} needle", "one": f"{'x' * 1_000_000} haystack"}), progress=False)
     assert search(store, "needle") == ["many"]
@@ -104,7 +104,7 @@ def test_the_end_of_a_long_text_is_found(store: ef.EntityStore) -> None:
 
 
 def test_titles_are_searched(store: ef.EntityStore, tmp_path: Path) -> None:
-    """The field title, of any kind of metadata, also of a file whose front matter has it; a change of it counts."""
+    """The field title, in any kind of metadata, also from front matter; changes are indexed."""
     metadata = [{"title": "Ein Besuch in Zürich"}, {"title": "1984"}, {"title": None}]
     store.upsert(notes({"a": "text", "b": "", "c": "text"}, metadata=metadata), progress=False)
     store.upsert(
@@ -129,8 +129,8 @@ def test_titles_are_searched(store: ef.EntityStore, tmp_path: Path) -> None:
     assert search(store, "bern") == ["a"]
 
 
-def test_words_that_say_little(store: ef.EntityStore) -> None:
-    """Asked for alone they are searched; beside others they are left out, contracted or not."""
+def test_stop_words(store: ef.EntityStore) -> None:
+    """A query of stop words alone is searched; next to other words they are ignored, contracted or not."""
     store.upsert(notes({"a": "What is the name of the cat", "b": "who knows"}), progress=False)
     assert search(store, "what the") == ["a"]
     assert search(store, "the who") == ["b", "a"]
@@ -180,20 +180,20 @@ VOCABULARY = [
 ]
 
 
-def drawn(chance: random.Random, count: int) -> dict[str, str]:
-    return {f"n{n:03}": " ".join(chance.choices(VOCABULARY, k=chance.randint(0, 12))) for n in range(count)}
+def drawn(rng: random.Random, count: int) -> dict[str, str]:
+    return {f"n{n:03}": " ".join(rng.choices(VOCABULARY, k=rng.randint(0, 12))) for n in range(count)}
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_order_and_scores_are_those_of_the_model(connect: Any, seed: int) -> None:
-    """After inserts, edits, deletions and renames, in one call or several, with the index or beside it."""
-    chance = random.Random(seed)
+    """After inserts, edits, deletions and renames, in one call or several, with the index or without it."""
+    rng = random.Random(seed)
     store = connect()
-    texts = drawn(chance, 60)
+    texts = drawn(rng, 60)
     store.upsert(notes(texts), progress=False)
     for step in range(4):
         for _ in range(6):
-            query = " ".join(chance.choices(VOCABULARY, k=chance.randint(1, 4)))
+            query = " ".join(rng.choices(VOCABULARY, k=rng.randint(1, 4)))
             found = store.search(query, mode="text", k=500)
             expected = model(texts, query)
             assert found["id"].to_list() == [id for id, _ in expected], (seed, step, query)
@@ -201,15 +201,15 @@ def test_order_and_scores_are_those_of_the_model(connect: Any, seed: int) -> Non
             assert search(store, query, k=3) == [id for id, _ in expected[:3]]
             kept = sorted(texts)[:20]
             assert search(store, query, where=pl.col("id").is_in(kept)) == [id for id, _ in expected if id in kept]
-        changed = {id: " ".join(chance.choices(VOCABULARY, k=5)) for id in chance.sample(sorted(texts), 5)}
+        changed = {id: " ".join(rng.choices(VOCABULARY, k=5)) for id in rng.sample(sorted(texts), 5)}
         store.upsert(notes(changed | {f"new{step}": "river stone"}), progress=False)
-        gone = chance.sample(sorted(texts.keys() - changed), 4)
+        gone = rng.sample(sorted(texts.keys() - changed), 4)
         store.delete(ef.ids("note", gone))
         texts = {id: text for id, text in (texts | changed | {f"new{step}": "river stone"}).items() if id not in gone}
 
 
-def test_a_store_that_may_not_be_written_answers_alike(connect: Any) -> None:
-    """Whether its index has nothing, all, or what was before the last changes; of one type, and with a filter."""
+def test_a_read_only_store_gives_the_same_results(connect: Any) -> None:
+    """Whether its index is empty, complete or outdated; of one type, and with a filter."""
     store = connect()
     texts = drawn(random.Random(5), 40)
     store.upsert(notes(texts), progress=False)
@@ -234,8 +234,10 @@ def test_a_store_that_may_not_be_written_answers_alike(connect: Any) -> None:
         store.delete(ef.ids("note", ["n003"]))
 
 
-def test_what_is_written_meanwhile_is_found_next_time(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Words of a text that was replaced while they were counted are not kept as those of the new one."""
+def test_concurrent_changes_are_found_by_the_next_search(
+    store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words of a text that was replaced while they were counted are not stored as those of the new one."""
     store.upsert(notes({"a": "first", "b": "second"}), progress=False)
     count = words.count
     edits = iter(["changed", "changed again"])
@@ -254,8 +256,8 @@ def test_what_is_written_meanwhile_is_found_next_time(store: ef.EntityStore, mon
     assert search(store, "again") == ["a"]
 
 
-def test_an_interrupted_index_goes_on(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was counted stays; the next search does the rest."""
+def test_an_interrupted_index_is_resumed(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was counted is kept; the next search completes the index."""
     store.upsert(notes({f"n{n}": f"stone number{n}" for n in range(30)}), progress=False)
     monkeypatch.setattr(text_index, "_BYTES", 100)
     real, calls = words.count, []
@@ -277,7 +279,7 @@ def test_an_interrupted_index_goes_on(store: ef.EntityStore, monkeypatch: pytest
 
 
 def test_an_emptied_store_is_indexed_again(connect: Any, sql: Any) -> None:
-    """Whoever deletes all rows of all tables has a store without entities, whose index works."""
+    """After all rows of all tables are deleted there is a store without entities, whose index works."""
     store = connect()
     store.upsert(notes({"a": "stone"}), progress=False)
     assert search(store, "stone") == ["a"]
@@ -291,7 +293,7 @@ def test_an_emptied_store_is_indexed_again(connect: Any, sql: Any) -> None:
 
 
 def test_searches_and_upserts_at_once(connect: Any, engine: str) -> None:
-    """Threads that search while others write: every answer is of texts that were, and the last one of what is."""
+    """Threads that search while others write: every result has texts that existed, the last one the current ones."""
     store = connect()
     other = store if engine == "duckdb" else connect()
     store.upsert(notes({f"n{n}": "stone" for n in range(50)}), progress=False)
@@ -307,10 +309,10 @@ def test_searches_and_upserts_at_once(connect: Any, engine: str) -> None:
     def write(turn: int) -> None:
         store.upsert(notes({f"n{n}": f"stone turn{turn} river" for n in range(turn, 50, 3)}), progress=False)
 
-    def look(turn: int) -> None:
+    def read(turn: int) -> None:
         assert len((store if turn % 2 else other).search("stone", mode="text", k=100)) == 50
 
-    threads = [threading.Thread(target=run, args=(work,)) for work in (write, look, look)]
+    threads = [threading.Thread(target=run, args=(work,)) for work in (write, read, read)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,4 @@
-"""A server of the tests' own for those that harm it, a database for each test, and a proxy before it."""
+"""A private server for tests that damage it, a database for each test, and a proxy in front of the server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.faults.servers import Proxy, Server
 
 @pytest.fixture(scope="session")
 def own_server() -> Iterator[Server]:
-    """A PostgreSQL that may be killed; who kills it starts it again."""
+    """A PostgreSQL server that may be killed; a test that kills it must start it again."""
     server = Server()
     yield server
     server.stop()
@@ -22,7 +22,7 @@ def own_server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def own_databases(own_server: Server) -> Iterator[Databases]:
-    """Databases with an empty store on it, for one test after the other."""
+    """Databases with an empty store on that server, reused from test to test."""
     databases = Databases(own_server.url(), "fault")
     yield databases
     databases.close()
@@ -31,17 +31,17 @@ def own_databases(own_server: Server) -> Iterator[Databases]:
 @pytest.fixture
 def database(own_databases: Databases) -> Iterator[str]:
     """The name of a database with an empty store."""
-    # Nothing works on the server beside a test that may harm it.
-    own_databases.settle()
+    # Nothing else may work on the server during a test that may harm it.
+    own_databases.wait()
     name = own_databases.take()
     yield name
     own_databases.give_back(name)
-    own_databases.settle()
+    own_databases.wait()
 
 
 @pytest.fixture
 def proxy(own_server: Server) -> Iterator[Proxy]:
-    """A proxy before the server."""
+    """A proxy in front of the server."""
     proxy = Proxy(own_server)
     yield proxy
     proxy.close()
@@ -49,7 +49,7 @@ def proxy(own_server: Server) -> Iterator[Proxy]:
 
 @pytest.fixture
 def own_store(own_server: Server, database: str) -> Iterator[Callable[..., ef.EntityStore]]:
-    """Opens the test's database, by way of a proxy or as another user if wanted; closed at the end."""
+    """A function that opens the test's database, optionally through a proxy or as another user; closed at the end."""
     stores: list[ef.EntityStore] = []
 
     def connect(*, port: int | None = None, user: str = "postgres", **options: Any) -> ef.EntityStore:

@@ -1,4 +1,4 @@
-"""What has to hold after every fault."""
+"""The invariants that must hold after every fault."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STORED = ("created", "updated", "unchanged")
 
 
 def rows(count: int, text: str = "text", *, start: int = 0, size: int = 0, entity_type: str = "note") -> pl.DataFrame:
-    """An entity frame: ids in shuffled order, and contents that say which run wrote them."""
+    """An entity frame with ids in shuffled order and contents that identify the run that wrote them."""
     numbers = pl.Series(range(start, start + count)).shuffle(seed=count)
     return pl.DataFrame({"n": numbers}).select(
         entity_type=pl.lit(entity_type),
@@ -26,25 +26,25 @@ def rows(count: int, text: str = "text", *, start: int = 0, size: int = 0, entit
 
 
 class Model:
-    """What a store holds, going by what it told."""
+    """The expected contents of a store, derived from the reported outcomes."""
 
     def __init__(self) -> None:
         self.entities: dict[Key, tuple[str, Any]] = {}
-        #: Rows of which the store could not tell: they are as they were, or as they were to be.
+        #: Rows with the status "unknown": they have either their old value or the new one.
         self.unknown: dict[Key, tuple[str, Any]] = {}
 
     def upserted(self, frame: pl.DataFrame, result: ef.UpsertResult) -> None:
-        """Take over what a result says of each row, having checked that it says one thing of each."""
+        """Apply the outcome of each row, after checking that each row has exactly one."""
         outcomes = result.outcomes
-        assert outcomes["row"].to_list() == list(range(frame.height)), "an input row has no outcome, or two"
+        assert outcomes["row"].to_list() == list(range(frame.height)), "an input row has no outcome, or several"
         assert outcomes["id"].to_list() == frame["id"].to_list()
         counted = dict(outcomes["status"].cast(pl.String).value_counts().iter_rows())
         assert {status: count for status, count in result.counts.items() if count} == counted
         apart = [result.succeeded.height, result.failed.height]
         others = [counted.get(name, 0) for name in ("duplicate", "conflict", "cancelled", "unknown")]
         assert sum(apart) + sum(others) == frame.height
-        told = frame.with_columns(outcomes["status"].cast(pl.String), outcomes["error"])
-        for row in told.iter_rows(named=True):
+        reported = frame.with_columns(outcomes["status"].cast(pl.String), outcomes["error"])
+        for row in reported.iter_rows(named=True):
             key, value = (row["entity_type"], row["id"]), (row["content"], json.loads(row.get("metadata") or "{}"))
             if row["status"] in STORED:
                 self.entities[key] = value
@@ -55,12 +55,12 @@ class Model:
                 assert row["error"], "a failure without a reason"
 
     def deleted(self, result: ef.DeleteResult) -> None:
-        """Take over what a result says of each id."""
+        """Apply the outcome of each id."""
         for kind, id in result.succeeded.select("entity_type", "id").iter_rows():
             self.entities.pop((kind, id), None)
 
     def check(self, store: ef.EntityStore) -> None:
-        """The store equals the model, its books and its embedding work agree with it, and it goes on working."""
+        """The store equals the model, its ledger and embedding jobs are consistent with it, and it still works."""
         stored = {
             (row["entity_type"], row["id"]): (row["content"], json.loads(row["metadata"]))
             for row in store.scan().collect().iter_rows(named=True)
@@ -83,8 +83,8 @@ class Model:
 
 
 def check_jobs(outcomes: pl.DataFrame, jobs: list[tuple[str, list[str]]]) -> None:
-    """Every job that an outcome names is there and lists the row, and no job lists another one."""
-    told: dict[str, set[str]] = {}
+    """Every job that an outcome names exists and lists the row, and no job lists any other row."""
+    reported: dict[str, set[str]] = {}
     for job, id in outcomes.filter(pl.col("job_id").is_not_null()).select("job_id", "id").iter_rows():
-        told.setdefault(job, set()).add(id)
-    assert {str(job): set(ids) for job, ids in jobs} == told
+        reported.setdefault(job, set()).add(id)
+    assert {str(job): set(ids) for job, ids in jobs} == reported

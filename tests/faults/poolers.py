@@ -1,4 +1,4 @@
-"""Transaction poolers before a server of the tests' own: one that is as unkind as the protocol lets it be, and PgBouncer."""
+"""Transaction poolers in front of a private server: one as hostile as the protocol allows, and PgBouncer."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Message = tuple[bytes, bytes]
 
 
 class Pooler:
-    """Lends a few server connections to many clients, each for one transaction: until a ReadyForQuery that says idle.
+    """Lends a few server connections to many clients, each for one transaction: until a ReadyForQuery with status idle.
 
-    Who comes next gets another one than before wherever there is a choice, so that what a client prepared in one turn is
-    somebody else's in the next.
+    Whenever there is a choice, a client gets a different server connection than before, so that a statement which it
+    prepared in one transaction is on another client's connection in the next.
 
     Args:
-        server: what it stands before.
-        size: how many server connections it has.
-        options: what becomes of the ``options`` that a client sends when it starts: "swallowed", "refused" as older
-            PgBouncers do, "replayed" by SET whenever a server connection is lent, or "forwarded" when the first client
-            of a server connection starts it, which others get, too.
+        server: the server behind the pooler.
+        size: the number of server connections.
+        options: how the ``options`` of a client's startup message are handled: "swallowed", "refused" as by older
+            PgBouncers, "replayed" by SET whenever a server connection is lent, or "forwarded" when the first client of
+            a server connection starts it, so that later clients get them too.
     """
 
     def __init__(self, server: Server, size: int = 2, options: str = "swallowed") -> None:
@@ -46,14 +46,14 @@ class Pooler:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._clients: set[socket.socket] = set()
-        #: How often a client got another server connection than the last time.
+        #: How often a client got a different server connection than the last time.
         self.switches = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
         self._listener.close()
-        for one in [*self._clients, *self._free]:
-            _cut(one)
+        for connection in [*self._clients, *self._free]:
+            _cut(connection)
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -93,7 +93,7 @@ class Pooler:
             _cut(client)
             self._clients.discard(client)
             if lent is not None:
-                # It is in the middle of a transaction.
+                # The client left in the middle of a transaction.
                 _cut(lent)
                 self._lost()
 
@@ -109,7 +109,7 @@ class Pooler:
                 self._all += 1
                 forwarded = given.get("options", "") if self._options == "forwarded" else ""
                 return _server_connection(self._server.port, given, forwarded)
-            assert self._changed.wait_for(lambda: self._free, 60), "nobody gives a server connection back"
+            assert self._changed.wait_for(lambda: self._free, 60), "no server connection is given back"
             others = [one for one in self._free if one is not last] or self._free
             taken = self._random.choice(others)
             self._free.remove(taken)
@@ -148,9 +148,9 @@ def _server_connection(port: int, given: dict[str, str], options: str = "") -> s
 
 
 def _transaction(message: Message | None, stream: Any, client: socket.socket, server: socket.socket) -> bool:
-    """Pass on what a client says until its transaction has ended; whether it goes on."""
+    """Forward a client's messages until its transaction has ended. Returns whether the client is still connected."""
     while True:
-        # All up to a message that is answered with ReadyForQuery.
+        # Collect messages up to one that is answered with ReadyForQuery.
         turn = b""
         while message is not None:
             turn += message[1]
@@ -206,7 +206,7 @@ def _error(message: str) -> bytes:
 
 
 class PgBouncer:
-    """PgBouncer as the distribution has it, as another user than root."""
+    """PgBouncer as packaged by the distribution, running as a user other than root."""
 
     def __init__(self, server: Server, mode: str, *, size: int = 2, more: str = "") -> None:
         assert PGBOUNCER is not None

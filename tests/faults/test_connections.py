@@ -1,4 +1,4 @@
-"""PostgreSQL: backends that are terminated, answers that are lost, servers that are killed."""
+"""PostgreSQL: terminated backends, lost answers, killed servers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.faults.servers import COMMIT, WAITING, Background, Proxy, Server, bac
 
 @contextlib.contextmanager
 def locked(server: Server, database: str, statement: str) -> Iterator[None]:
-    """While inside, another session holds what a statement locks."""
+    """Another session holds the locks of a statement for the duration of the block."""
     import adbc_driver_postgresql.dbapi as adbc
 
     with adbc.connect(server.url(database), autocommit=True) as connection, connection.cursor() as cursor:
@@ -38,7 +38,7 @@ def terminate(server: Server, database: str, condition: str) -> None:
 
 @pytest.mark.parametrize("point", ["staging", "merge", "enqueue", "before COMMIT", "one statement"])
 def test_a_backend_is_terminated(own_server: Server, database: str, own_store, proxy: Proxy, point: str) -> None:
-    """In the middle of COPY, of the merge, before the job, at COMMIT, of a small batch: tried again, written once."""
+    """During COPY, the merge, the job, COMMIT, and a small batch: the batch is retried and written once."""
     model, store = Model(), own_store(port=proxy.port, workers=1)
     first = rows(20)
     model.upserted(first, store.upsert(first))
@@ -66,7 +66,7 @@ def test_a_backend_is_terminated(own_server: Server, database: str, own_store, p
 
 @pytest.mark.parametrize("count", [50, 6_000])
 def test_the_answer_to_a_commit_is_lost(own_server: Server, database: str, own_store, proxy: Proxy, count: int) -> None:
-    """Small batches and large ones: the ledger tells what was committed, nothing is written twice."""
+    """Small and large batches: the ledger shows what was committed, and nothing is written twice."""
     model, store = Model(), own_store(port=proxy.port, workers=1)
     first = rows(20)
     model.upserted(first, store.upsert(first))
@@ -89,8 +89,8 @@ def test_the_answer_to_a_commit_is_lost(own_server: Server, database: str, own_s
     model.check(store)
 
 
-def test_the_answer_is_lost_and_rows_were_refused(own_server: Server, database: str, own_store, proxy: Proxy) -> None:
-    """What the ledger does not tell, why rows were refused, is asked again."""
+def test_the_answer_is_lost_and_rows_were_rejected(own_server: Server, database: str, own_store, proxy: Proxy) -> None:
+    """The reasons of rejected rows are not in the ledger and are queried again."""
     own_server.sql(
         "ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (content NOT LIKE 'bad%')",
         database=database,
@@ -107,10 +107,10 @@ def test_the_answer_is_lost_and_rows_were_refused(own_server: Server, database: 
 
 
 @pytest.mark.parametrize("count", [60, 3_000])
-def test_the_answer_is_lost_and_somebody_wrote_since(
+def test_the_answer_is_lost_and_another_writer_wrote_since(
     own_server: Server, database: str, own_store, proxy: Proxy, count: int
 ) -> None:
-    """With expected hashes the rows that the batch wrote are told from those that met a conflict."""
+    """With expected hashes, rows that the batch wrote are distinguished from rows with a conflict."""
     model, store = Model(), own_store(port=proxy.port, workers=1)
     first = rows(50)
     model.upserted(first, store.upsert(first))
@@ -125,8 +125,8 @@ def test_the_answer_is_lost_and_somebody_wrote_since(
     model.check(store)
 
 
-def test_the_ledger_cannot_be_asked(own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then, and only then, the rows are unknown; a later run settles them."""
+def test_the_ledger_cannot_be_read(own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only in this case the rows are unknown; a later run resolves them."""
     monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 0.5)
     model, store = Model(), own_store(port=proxy.port, workers=1)
     frame = rows(50)
@@ -144,7 +144,7 @@ def test_the_ledger_cannot_be_asked(own_store, proxy: Proxy, monkeypatch: pytest
 def test_the_answer_to_a_delete_is_lost(
     own_server: Server, database: str, own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was deleted and what was missing is told, as the ledger has it; unknown are rows if it cannot be asked."""
+    """Deleted and missing ids are reported from the ledger; rows are unknown if the ledger cannot be read."""
     monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 0.5)
     model, store = Model(), own_store(port=proxy.port, workers=1)
     frame = rows(100)
@@ -177,10 +177,10 @@ def test_the_answer_to_a_delete_is_lost(
 
 
 @pytest.mark.parametrize("came_again", [False, True])
-def test_a_delete_is_committed_while_the_ledger_is_asked(
+def test_a_delete_is_committed_while_the_ledger_is_read(
     own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, came_again: bool
 ) -> None:
-    """The ledger does not have it yet, so it is tried again: the answer is the first one's, whatever came since."""
+    """The delete is not in the ledger yet, so it is retried: the first attempt's outcomes count, whatever followed."""
     model, store, other = Model(), own_store(port=proxy.port, workers=1), own_store()
     frame = rows(30)
     model.upserted(frame, store.upsert(frame))
@@ -200,7 +200,7 @@ def test_a_delete_is_committed_while_the_ledger_is_asked(
     assert proxy.dropped.is_set()
     assert asked == [None, 30]
     assert result.counts["deleted"] == 30
-    # Those that came again came after it.
+    # Rows that were created again were created after the delete.
     model.deleted(result)
     if came_again:
         model.entities |= {(kind, id): (text, {"n": int(id[1:])}) for kind, id, text, _ in frame[:3].iter_rows()}
@@ -221,7 +221,7 @@ def test_a_delete_that_fails_accounts_for_its_ids(own_server: Server, database: 
 
 
 def test_the_server_is_killed_in_a_merge(own_server: Server, database: str, own_store) -> None:
-    """SIGKILL and restart: nothing half-written, the store finds the server again, running again completes it."""
+    """SIGKILL and restart: nothing is half-written, the store reconnects, and a second run completes the import."""
     model, store = Model(), own_store(workers=2)
     first = rows(20)
     model.upserted(first, store.upsert(first))
@@ -243,7 +243,7 @@ def test_the_server_is_killed_in_a_merge(own_server: Server, database: str, own_
 
 
 def test_idle_connections_that_died(own_server: Server, database: str, own_store) -> None:
-    """Connections that were terminated while nobody used them: the next call takes new ones."""
+    """Idle connections that were terminated: the next call opens new ones."""
     model, store = Model(), own_store()
     for turn in range(3):
         frame = rows(100, f"turn {turn}")
@@ -254,7 +254,7 @@ def test_idle_connections_that_died(own_server: Server, database: str, own_store
 
 
 def test_what_a_pooler_does_between_transactions(own_store) -> None:
-    """DISCARD ALL takes settings, temporary tables and prepared statements away, and nothing is missed."""
+    """DISCARD ALL drops settings, temporary tables and prepared statements without any effect on the store."""
     model, store = Model(), own_store(workers=1)
     for turn, count in enumerate((50, 3_000, 50, 3_000)):
         frame = rows(count, f"turn {turn}")
@@ -268,7 +268,7 @@ def test_what_a_pooler_does_between_transactions(own_store) -> None:
 
 @pytest.mark.parametrize("setting", ["default_transaction_read_only = on", "lock_timeout = '1s'"])
 def test_a_read_only_server(own_server: Server, database: str, own_store, setting: str) -> None:
-    """Every row fails with the server's reason, reads go on; writing works again when the server lets it."""
+    """Every row fails with the server's reason, and reads still work; writes work again when the server allows them."""
     model, store = Model(), own_store()
     frame = rows(100)
     model.upserted(frame, store.upsert(frame))
@@ -292,7 +292,7 @@ def test_a_read_only_server(own_server: Server, database: str, own_store, settin
 
 
 def test_statement_timeout(own_server: Server, database: str, own_store) -> None:
-    """The server's own limit: tried once more, then failed for that reason; without the obstacle it succeeds."""
+    """The server's own limit: retried once, then failed with that reason; without the lock the write succeeds."""
     model, store = Model(), own_store()
     first = rows(20)
     model.upserted(first, store.upsert(first))
@@ -311,7 +311,7 @@ def test_statement_timeout(own_server: Server, database: str, own_store) -> None
 
 
 def test_a_transaction_that_idles_too_long(own_server: Server, database: str, own_store, proxy: Proxy) -> None:
-    """The server ends the session before COMMIT comes: not committed, so written by the next try."""
+    """The server ends the session before COMMIT arrives: not committed, so the next attempt writes it."""
     own_server.sql(f"ALTER DATABASE {database} SET idle_in_transaction_session_timeout = '1s'")
     model, store = Model(), own_store(port=proxy.port, workers=1)
     proxy.hold_before = COMMIT
@@ -351,7 +351,7 @@ def test_too_many_clients(own_server: Server, database: str, own_store) -> None:
 
 
 def test_a_second_application_holds_the_ledger(own_server: Server, database: str, own_store) -> None:
-    """A lock that goes away in time costs nothing but the wait."""
+    """A lock that is released in time only delays the call."""
     store = own_store(workers=1)
     with locked(own_server, database, "LOCK TABLE entityframes.batches IN EXCLUSIVE MODE"):
         run = Background(lambda: store.upsert(rows(10)))

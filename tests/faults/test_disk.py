@@ -1,4 +1,4 @@
-"""Disks that are full or may not be written, and logs that were torn off."""
+"""Full disks, read-only disks, and truncated logs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.faults.servers import Server, tmpfs
 
 
 def fill(store: ef.EntityStore, model: Model, ends_in: type[ef.EntityFramesError] = ef.ResourceError) -> pl.DataFrame:
-    """Write until the disk is full, and take account of it."""
+    """Write until the disk is full, and apply the outcomes to the model."""
     first = rows(100, size=1_000)
     model.upserted(first, store.upsert(first))
     for turn in range(100):
@@ -40,14 +40,14 @@ def fill(store: ef.EntityStore, model: Model, ends_in: type[ef.EntityFramesError
             model.upserted(frame, result)
             return frame
         model.upserted(frame, result)
-    raise AssertionError("the disk is larger than that")
+    raise AssertionError("the disk did not fill up")
 
 
 def test_postgresql_runs_out_of_disk(own_server: Server, database: str, own_store) -> None:
-    """The batch is rolled back and the run stops, saying so; with space again it goes on where it was."""
+    """The batch is rolled back and the run stops with that reason; with free space again the store works as before."""
     with tmpfs("24m") as disk:
         if disk is None:
-            pytest.skip("a file system of its own needs the right to mount one")
+            pytest.skip("mounting a file system needs privileges")
         shutil.chown(disk, own_server.user)
         own_server.sql(f"CREATE TABLESPACE small_{database} LOCATION '{disk}'")
         own_server.sql(f"ALTER TABLE entityframes.entities SET TABLESPACE small_{database}", database=database)
@@ -65,10 +65,10 @@ def test_postgresql_runs_out_of_disk(own_server: Server, database: str, own_stor
 
 
 def test_duckdb_runs_out_of_disk() -> None:
-    """The run stops, saying so; with space again the store goes on, no key is in the way, and it can be opened again."""
+    """The run stops with that reason; with free space the store works again without stale keys, and can be reopened."""
     with tmpfs("48m") as disk:
         if disk is None:
-            pytest.skip("a file system of its own needs the right to mount one")
+            pytest.skip("mounting a file system needs privileges")
         model = Model()
         with ef.connect(disk / "x.duckdb") as store:
             frame = fill(store, model)
@@ -83,14 +83,14 @@ def test_duckdb_runs_out_of_disk() -> None:
 
 
 def test_duckdb_gives_up_its_file() -> None:
-    """Full while the log is written into the file: the store says that it is closed, and opened again it is sound."""
+    """The disk is full during a checkpoint: the store reports that it is closed, and is consistent when reopened."""
     with tmpfs("32m") as disk:
         if disk is None:
-            pytest.skip("a file system of its own needs the right to mount one")
+            pytest.skip("mounting a file system needs privileges")
         model = Model()
         with ef.connect(disk / "x.duckdb") as store:
             with store._engine._file.cursor() as cursor:
-                # Written into the file after each batch.
+                # Checkpoint after each batch.
                 cursor.execute("SET wal_autocheckpoint = '1KB'")
             frame = fill(store, model, ef.ClosedError)
             for call in (store.stats, lambda: store.get(frame), lambda: store.upsert(frame)):
@@ -107,7 +107,7 @@ def test_duckdb_gives_up_its_file() -> None:
 
 @pytest.mark.duckdb
 def test_a_commit_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store closes, so that keys without a row do not reach the file; opened again, none is in the way."""
+    """The store closes, so that keys without a row do not reach the file; when reopened, none blocks an insert."""
     model = Model()
     with ef.connect(tmp_path / "x.duckdb") as store:
         first = rows(5_000, size=200)
@@ -115,8 +115,8 @@ def test_a_commit_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
         committing = store._engine._file.committing
 
         @contextlib.contextmanager
-        def squeezed() -> Iterator[None]:
-            """COMMIT with next to no memory more than is in use."""
+        def limited_memory() -> Iterator[None]:
+            """Run COMMIT with hardly more memory than is in use."""
             limit = 400_000
             with store._engine._file._root.cursor() as cursor, contextlib.suppress(duckdb.OutOfMemoryException):
                 while limit > 1_000:
@@ -125,7 +125,7 @@ def test_a_commit_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
             with committing():
                 yield
 
-        monkeypatch.setattr(store._engine._file, "committing", squeezed)
+        monkeypatch.setattr(store._engine._file, "committing", limited_memory)
         frame = rows(60_000, start=10_000, size=100)
         with pytest.raises(ef.ClosedError, match="COMMIT ran out of memory"):
             store.upsert(frame, batch_size=20_000)
@@ -143,7 +143,7 @@ def test_a_commit_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_duckdb_at_a_file_size_limit(tmp_path: Path) -> None:
-    """The same without mounting anything: a limit on the size of files that a child process has."""
+    """The same without mounting a file system: a limit on the file size of a child process."""
     script = textwrap.dedent(
         """
         import json, resource, signal, sys
@@ -171,14 +171,14 @@ def test_duckdb_at_a_file_size_limit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["file", "folder"])
 def test_a_duckdb_file_that_may_not_be_written(tmp_path: Path, what: str) -> None:
-    """Refused at once with the path; nothing is created and nothing changed."""
+    """Refused at once, with the path; nothing is created and nothing changed."""
     script = textwrap.dedent(
         """
         import os, sys
         import entityframes as ef
         ef.connect(":memory:").close()  # What is imported late, is imported now.
         if os.geteuid() == 0:
-            # Root may write anywhere.
+            # Root can write anywhere.
             os.setgid(65534)
             os.setuid(65534)
         try:
@@ -208,7 +208,7 @@ def test_a_duckdb_file_that_may_not_be_written(tmp_path: Path, what: str) -> Non
 
 @pytest.fixture
 def crashed(tmp_path: Path) -> Path:
-    """A DuckDB file with a write-ahead log: ten batches, and the process was killed."""
+    """A DuckDB file with a write-ahead log: ten batches, then the process was killed."""
     script = textwrap.dedent(
         """
         import os, signal, sys
@@ -229,7 +229,7 @@ def crashed(tmp_path: Path) -> Path:
 @pytest.mark.duckdb
 @pytest.mark.parametrize("cut", [1, 1_000, 20_000])
 def test_a_torn_log(crashed: Path, cut: int) -> None:
-    """A log that lost its end loses whole batches from the end on, never a part of one, and the books agree."""
+    """A truncated log loses whole batches from the end, never a part of one, and the ledger is consistent."""
     log = Path(f"{crashed}.wal")
     log.write_bytes(log.read_bytes()[:-cut])
     with ef.connect(crashed) as store:
@@ -242,7 +242,7 @@ def test_a_torn_log(crashed: Path, cut: int) -> None:
 
 @pytest.mark.duckdb
 def test_a_corrupt_log(crashed: Path) -> None:
-    """A log that is damaged in the middle: refused with the file's name, or sound up to there; never half a batch."""
+    """A log with corrupt bytes in the middle: refused with the file's name, or valid up to there; no half batch."""
     log = Path(f"{crashed}.wal")
     data = bytearray(log.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 64] = b"\xa5" * 64

@@ -1,4 +1,4 @@
-"""Embedding workers that are killed: what they had is taken over, and no vector is of older content (cases 33 to 35)."""
+"""Killed embedding workers: their jobs are taken over, and no vector is of older content (cases 33 to 35)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import execute
 from tests.faults.servers import Background, wait_until
 from tests.torture.embedding import sound, torture
 
-#: Works off what is due, slowly enough to be struck in the middle of it.
+#: Embeds what is due, slowly enough to be killed in between.
 WORKER = textwrap.dedent(
     """
     import sys, time
@@ -40,7 +40,7 @@ def notes(count: int, text: str) -> pl.DataFrame:
 
 
 def start(url: str, lease: float) -> subprocess.Popen[str]:
-    """A worker that is embedding."""
+    """Start a worker and wait until it is embedding."""
     worker = subprocess.Popen(
         [sys.executable, "-c", WORKER, url, str(lease)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -50,7 +50,7 @@ def start(url: str, lease: float) -> subprocess.Popen[str]:
 
 
 def check(store: ef.EntityStore, count: int) -> None:
-    """One vector for each entity, of its current content; no job that is not done; nothing inconsistent."""
+    """One vector for each entity, of its current content; no unfinished job; no inconsistency."""
     assert store.stats().select("entities", "embedded", "due", "failed").row(0) == (count, count, 0, 0)
     assert set(store.jobs()["state"].cast(pl.String)) == {"done"}
     assert store.verify().is_empty()
@@ -67,7 +67,7 @@ def test_workers_are_killed(url: str) -> None:
 
 
 def test_a_killed_worker_holds_its_job_no_longer_than_its_lease(url: str) -> None:
-    """On PostgreSQL another worker waits for the lease; on DuckDB the file's next owner knows that nobody else has it."""
+    """On PostgreSQL another worker waits for the lease; on DuckDB the file's next owner takes the job over."""
     with ef.connect(url) as store:
         store.upsert(notes(2_000, "text"), progress=False)
     worker = start(url, 1.0 if url.startswith("postgresql") else 3_600.0)
@@ -80,7 +80,7 @@ def test_a_killed_worker_holds_its_job_no_longer_than_its_lease(url: str) -> Non
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 def test_the_connection_is_lost_in_mid_job(url: str) -> None:
-    """Backends are terminated while workers write; the run goes on with new ones."""
+    """Backends are terminated while workers write; the run continues with new connections."""
     with ef.connect(url) as store:
         store.upsert(notes(3_000, "text"), batch_size=200, progress=False)
         struck = 0
@@ -106,7 +106,7 @@ def test_the_connection_is_lost_in_mid_job(url: str) -> None:
 
 
 def test_sigterm_ends_a_watching_worker(url: str) -> None:
-    """`embed --watch` takes what comes, and ends after the batch in flight."""
+    """`embed --watch` embeds new content as it arrives, and ends after the batch in flight."""
     duckdb = not url.startswith("postgresql")
     with ef.connect(url) as store:
         store.upsert(notes(100, "text"), progress=False)
@@ -119,7 +119,7 @@ def test_sigterm_ends_a_watching_worker(url: str) -> None:
     if not duckdb:
         with ef.connect(url) as store:
             store.upsert(notes(150, "later"), progress=False)
-            wait_until(lambda: not store.stats()["due"].item(), "what came later")
+            wait_until(lambda: not store.stats()["due"].item(), "the later content")
     worker.send_signal(signal.SIGTERM)
     _, errors = worker.communicate(timeout=120)
     assert worker.returncode == 0, errors

@@ -1,4 +1,4 @@
-"""PostgreSQL: what waits for what where vectors are written and jobs are claimed."""
+"""PostgreSQL: which operations wait for each other when vectors are written and jobs are claimed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.faults.servers import COMMIT, WAITING, Background, Proxy, Server, bac
 
 
 class Embedder(ef.HashingEmbedder):
-    """Does what a test wants before each call."""
+    """Runs a hook of the test before each call."""
 
     def __init__(self, before: Callable[[], Any] = lambda: None, max_batch: int = 100) -> None:
         super().__init__(16, max_batch=max_batch)
@@ -35,7 +35,7 @@ def notes(count: int, text: str = "text") -> pl.DataFrame:
 
 
 def vectors(server: Server, database: str) -> list[tuple[str, bool]]:
-    """The id of each vector, and whether it is of the content that is stored."""
+    """The id of each vector, and whether it belongs to the stored content."""
     return server.sql(
         "SELECT v.id, e.content_hash IS NOT DISTINCT FROM v.content_hash FROM entityframes.embeddings AS v "
         "LEFT JOIN entityframes.entities AS e USING (entity_type, id) ORDER BY 1",
@@ -48,7 +48,7 @@ def vectors(server: Server, database: str) -> list[tuple[str, bool]]:
 def test_a_change_waits_for_the_vector_that_is_being_written(
     own_server: Server, database: str, own_store, proxy: Proxy, change: str, stale: bool
 ) -> None:
-    """Between the look at an entity's hash and the COMMIT nobody edits or deletes it; then it is due again, or gone."""
+    """No entity is edited or deleted between the check of its hash and the COMMIT; then it is due or gone."""
     store, other = own_store(port=proxy.port, workers=1), own_store(workers=1)
     if stale:
         store.upsert(notes(3, "older"), progress=False)
@@ -68,7 +68,7 @@ def test_a_change_waits_for_the_vector_that_is_being_written(
         )
     )
     wait_until(lambda: backends(own_server, database, WAITING) or not changing.is_alive(), "the change to wait", 60)
-    assert changing.is_alive(), "it did not wait"
+    assert changing.is_alive(), "it does not wait"
     proxy.go.set()
     assert writing.outcome().counts["embedded"] == 3
     assert changing.outcome().ok
@@ -84,7 +84,7 @@ def test_a_change_waits_for_the_vector_that_is_being_written(
 def test_a_vector_waits_for_a_change_that_is_being_made(
     own_server: Server, database: str, own_store, ends: str
 ) -> None:
-    """Whether it is of the content that is stored is known when that is committed or rolled back; none is left out."""
+    """Whether the vector is current is decided after the change is committed or rolled back; no entity is skipped."""
     store = own_store(workers=1)
     store.upsert(notes(3), progress=False)
     edit = "UPDATE entityframes.entities SET content = 'newer', content_hash = sha256('newer') WHERE id = 'n1'"
@@ -96,7 +96,7 @@ def test_a_vector_waits_for_a_change_that_is_being_made(
 
         writing = Background(lambda: store.embed(Embedder(begin), progress=False))
         wait_until(lambda: backends(own_server, database, WAITING) or not writing.is_alive(), "the vector to wait", 60)
-        assert writing.is_alive(), "it did not wait"
+        assert writing.is_alive(), "it does not wait"
         cursor.execute(ends)
     result = writing.outcome()
     assert result.counts["embedded"] == (3 if ends == "ROLLBACK" else 2)
@@ -105,8 +105,8 @@ def test_a_vector_waits_for_a_change_that_is_being_made(
     assert vectors(own_server, database) == (written if ends == "ROLLBACK" else [written[0], written[2]])
 
 
-def test_nobody_waits_for_a_job_that_another_one_is_claiming(own_server: Server, database: str, own_store) -> None:
-    """The next one is taken; the first is left to whoever is about to have it."""
+def test_a_job_that_another_worker_is_claiming_is_skipped(own_server: Server, database: str, own_store) -> None:
+    """The worker takes the next job; the first one is left to the worker that is claiming it."""
     store = own_store()
     store.upsert(notes(40), batch_size=20, progress=False)
     done = "SELECT count(*) FROM entityframes.embedding_jobs WHERE state = 'done'"
@@ -125,7 +125,7 @@ def test_nobody_waits_for_a_job_that_another_one_is_claiming(own_server: Server,
 
 
 def test_two_claims_at_once(own_server: Server, database: str, own_store, proxy: Proxy) -> None:
-    """While one worker's claim is on its way, another one gets another job, and neither is worked off twice."""
+    """While one worker is claiming a job, another worker gets another job, and each job is processed once."""
     first, second = own_store(port=proxy.port, workers=1), own_store(workers=1)
     first.upsert(notes(40), batch_size=20, progress=False)
     embedders = [Embedder(), Embedder()]

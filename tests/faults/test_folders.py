@@ -1,4 +1,4 @@
-"""Folders with links, pipes and names that nobody expects, changed or unreadable at any moment, and full disks."""
+"""Folders with links, pipes and unexpected names, changed or unreadable at any moment, and full disks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from entityframes.directory.handles import Stat
 from entityframes.directory.tree import Tree, Write
 from tests.faults.servers import Background, tmpfs
 
-#: How often a process that writes is killed.
+#: How often a writing process is killed.
 KILLS = int(os.environ.get("ENTITYFRAMES_KILLS", "3"))
 
 
@@ -38,7 +38,7 @@ def state(path: Path) -> Stat:
 
 
 def seen(path: Path) -> bytes:
-    """What is expected of a file: the hash of its bytes."""
+    """The expected digest of a file: the hash of its bytes."""
     return hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest()
 
 
@@ -48,7 +48,7 @@ def refused(root: Path) -> dict[str, str]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder with a file, beside a secret."""
+    """A folder with a file, next to a secret."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "secret.md").write_text("secret")
     (tmp_path / "root" / "b").mkdir(parents=True)
@@ -58,7 +58,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A folder that another user reaches, too."""
+    """A folder that another user can reach, too."""
     folder = Path(tempfile.mkdtemp(prefix="ef-public-"))
     folder.chmod(0o755)
     yield folder
@@ -68,8 +68,8 @@ def public() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def as_nobody(script: str, *arguments: str | Path) -> str:
-    """Run a script as a user whom permissions bind."""
+def as_other_user(script: str, *arguments: str | Path) -> str:
+    """Run a script as a user without special permissions."""
     start = """
         import hashlib, json, os, sys
         from entityframes.directory.tree import Tree, Write
@@ -91,7 +91,7 @@ def as_nobody(script: str, *arguments: str | Path) -> str:
 
 
 def test_links_are_not_followed(root: Path) -> None:
-    """Out of the folder, within it, in a circle, to nothing: reported where a file could be meant, and never read."""
+    """Out of the folder, within it, in a cycle, or dangling: reported if it may be meant as a file, and never read."""
     links = {
         "out.md": "../outside/secret.md",
         "absolute.md": "/etc/passwd",
@@ -130,20 +130,20 @@ def test_links_are_not_followed(root: Path) -> None:
 
 
 def test_pipes_sockets_and_devices(root: Path) -> None:
-    """Nobody waits for a pipe, and none is opened to be written."""
+    """No call blocks on a pipe, and none is opened for writing."""
     os.mkfifo(root / "pipe.md")
     os.mkfifo(root / "pipe.png")
     expected = {"pipe.md": "is a pipe", "socket.md": "is a socket"}
     with socket.socket(socket.AF_UNIX) as unix:
         before = Path.cwd()
-        os.chdir(root)  # The path of a socket has to be short.
+        os.chdir(root)  # The path of a socket must be short.
         unix.bind("socket.md")
         os.chdir(before)
         if os.geteuid() == 0:
             os.mknod(root / "device.md", 0o020600, os.makedev(1, 3))
             expected["device.md"] = "is a device"
         assert refused(root) == expected
-        # Who opens a pipe to read it waits for a writer for ever.
+        # Opening a pipe for reading blocks until there is a writer.
         for read in Background(lambda: tree(root).read(list(expected))).outcome():
             assert read.data is None
             assert read.reason
@@ -153,7 +153,7 @@ def test_pipes_sockets_and_devices(root: Path) -> None:
 
 
 def test_a_file_becomes_a_link_between_walk_and_read(root: Path) -> None:
-    """What it leads to is not read."""
+    """The target of the link is not read."""
     assert tree(root).walk().files["path"].to_list() == ["b/a.md"]
     (root / "b" / "a.md").unlink()
     (root / "b" / "a.md").symlink_to(root.parent / "outside" / "secret.md")
@@ -161,8 +161,8 @@ def test_a_file_becomes_a_link_between_walk_and_read(root: Path) -> None:
     assert (read.data, read.reason, read.gone) == (None, "is a link", False)
 
 
-def test_a_folder_becomes_a_link_between_walk_and_what_follows(root: Path) -> None:
-    """Nothing is read, written, renamed or removed where it leads."""
+def test_a_folder_becomes_a_link_between_walk_and_write(root: Path) -> None:
+    """Nothing is read, written, renamed or removed in the target of the link."""
     assert tree(root).walk().files["path"].to_list() == ["b/a.md"]
     outside = root.parent / "outside"
     (outside / "a.md").write_text("mine")
@@ -184,7 +184,7 @@ def test_a_folder_becomes_a_link_between_walk_and_what_follows(root: Path) -> No
 
 
 def test_files_are_swapped_while_they_are_read(root: Path) -> None:
-    """A file and a folder that turn into links and back all the time: the secret is never read, nor overwritten."""
+    """A file and a folder that turn into links and back all the time: the secret is never read or overwritten."""
     secret = root.parent / "outside" / "secret.md"
     (root.parent / "outside" / "a.md").symlink_to("secret.md")
     script = textwrap.dedent(
@@ -194,7 +194,7 @@ def test_files_are_swapped_while_they_are_read(root: Path) -> None:
         os.chdir(root)
         os.symlink(outside, "link")
         while True:
-            # A write that had checked c.md before the swap has taken the place of the link.
+            # A write that checked c.md before the swap has replaced the link.
             if not os.path.islink("link.md"):
                 os.symlink(outside + "/secret.md", "new"); os.replace("new", "link.md")
             for real, link in (("b", "link"), ("c.md", "link.md")):
@@ -205,7 +205,7 @@ def test_files_are_swapped_while_they_are_read(root: Path) -> None:
     answers = set()
     with subprocess.Popen([sys.executable, "-c", script, root, secret.parent]) as swapping:
         try:
-            # A hundred rounds, and on until each of them was met.
+            # A hundred rounds, and more until each case has occurred.
             rounds, hangs = 0, time.monotonic() + 300
             met = {b"mine", "is a link", "is gone"}
             while rounds < 100 or (not met <= answers and time.monotonic() < hangs):
@@ -223,7 +223,7 @@ def test_files_are_swapped_while_they_are_read(root: Path) -> None:
 
 
 def test_unreadable_folders_and_files(public: Path) -> None:
-    """They are reported and not taken for missing; the others are read."""
+    """They are reported and not considered missing; the others are read."""
     for path in ("closed/a.md", "no_names/a.md", "no_entry/a.md", "open/a.md", "open/b.md"):
         (public / path).parent.mkdir(exist_ok=True)
         (public / path).write_text(path)
@@ -240,7 +240,7 @@ def test_unreadable_folders_and_files(public: Path) -> None:
         ]))
     """
     denied = "permission denied"
-    assert as_nobody(script, public) == (
+    assert as_other_user(script, public) == (
         '[["open/a.md", "open/b.md"], '
         f'[["closed", "{denied}"], ["no_entry", "its .efignore cannot be read: {denied}"], ["no_names", "{denied}"]], '
         '["closed", "no_entry", "no_names"], '
@@ -261,11 +261,11 @@ def test_an_unreadable_root(public: Path) -> None:
         except DirectoryError as error:
             print(error)
     """
-    assert as_nobody(script, public / "root") == f"the folder {public}/root cannot be opened: permission denied\n"
+    assert as_other_user(script, public / "root") == f"the folder {public}/root cannot be opened: permission denied\n"
 
 
 def test_a_folder_that_may_not_be_written(public: Path) -> None:
-    """Reported for its files, without anything left behind; the other folders are written."""
+    """Its files are reported as failed, without temporary files left behind; the other folders are written."""
     (public / "open").mkdir()
     (public / "open").chmod(0o777)
     (public / "closed").mkdir()
@@ -279,13 +279,13 @@ def test_a_folder_that_may_not_be_written(public: Path) -> None:
     public.chmod(0o555)
     (public / "closed").chmod(0o555)
     denied = '"permission denied"'
-    assert as_nobody(script, public) == f"[{denied}, {denied}, null, {denied}, {denied}, {denied}]\n"
+    assert as_other_user(script, public) == f"[{denied}, {denied}, null, {denied}, {denied}, {denied}]\n"
     files = {str(path.relative_to(public)): path.read_bytes() for path in public.rglob("*") if path.is_file()}
     assert files == {"closed/a.md": b"mine", "open/c.md": b"new"}
 
 
 def test_a_rename_where_hard_links_are_not_allowed(public: Path) -> None:
-    """A file of another user may be renamed in a folder of one's own, but not linked: it is renamed, over nothing."""
+    """A file of another user may be renamed but not hard-linked: it is renamed, without overwriting another file."""
     public.chmod(0o777)
     (public / "a.md").write_text("of another user")
     (public / "b.md").write_text("mine")
@@ -298,15 +298,15 @@ def test_a_rename_where_hard_links_are_not_allowed(public: Path) -> None:
         old = hashlib.sha256(b"of another user").digest()
         print(linked, tree.rename("a.md", "b.md", old), tree.rename("a.md", "c.md", old), sep=", ")
     """
-    said = as_nobody(script, public)
-    if said.startswith("True"):
+    output = as_other_user(script, public)
+    if output.startswith("True"):
         pytest.skip("this system does not protect hard links, or the tests' user owns the file")
-    assert said == "False, there is a file of that name already, None\n"
+    assert output == "False, there is a file of that name already, None\n"
     assert {path.name: path.read_text() for path in public.iterdir()} == {"b.md": "mine", "c.md": "of another user"}
 
 
 def test_too_many_open_files(root: Path) -> None:
-    """Files that cannot be opened for that are not gone, and folders not empty."""
+    """Files that cannot be opened for that reason are not considered missing, nor their folders empty."""
     script = textwrap.dedent(
         """
         import os, resource, sys
@@ -341,12 +341,12 @@ def test_too_many_open_files(root: Path) -> None:
     assert "too many open files False" in run.stdout
     assert lines[-2:] == ["4 ['b/a.md'] []", "4 b'mine' False"]
     for line in lines:
-        told = "b/a.md" in line or "['b']" in line or line.endswith(("too many open files", " False"))
-        assert told, run.stdout
+        expected = "b/a.md" in line or "['b']" in line or line.endswith(("too many open files", " False"))
+        assert expected, run.stdout
 
 
 def test_a_folder_becomes_a_file_between_walk_and_read(root: Path) -> None:
-    """Its files are not taken for deleted by the read; the next walk tells."""
+    """The read does not report its files as deleted; the next walk does."""
     shutil.rmtree(root / "b")
     (root / "b").write_text("a file now")
     read = tree(root).read(["b/a.md"])[0]
@@ -354,14 +354,14 @@ def test_a_folder_becomes_a_file_between_walk_and_read(root: Path) -> None:
     assert tree(root).walk().files.is_empty()
 
 
-def test_names_that_are_no_utf8(root: Path) -> None:
-    """Reported with their bytes escaped; the others are found."""
+def test_names_that_are_not_utf8(root: Path) -> None:
+    """Reported with the bytes escaped; the other files are found."""
     raw = os.fsencode(root)
     try:
         with open(raw + b"/b/\xff\xfe.md", "wb"):
             pass
     except OSError:
-        pytest.skip("this file system takes no such names")
+        pytest.skip("this file system does not allow such names")
     os.mkdir(raw + b"/caf\xe9")
     with open(raw + b"/caf\xe9/a.md", "wb"):
         pass
@@ -376,7 +376,7 @@ def test_names_that_are_no_utf8(root: Path) -> None:
 
 
 def test_a_file_grows_while_it_is_read(root: Path) -> None:
-    """Bytes of one state, or the reason; and a state that is said to be settled never has other bytes."""
+    """The bytes of one state, or the reason; and a state that is reported as stable never has other bytes."""
     script = textwrap.dedent(
         """
         import os, sys, time
@@ -394,18 +394,18 @@ def test_a_file_grows_while_it_is_read(root: Path) -> None:
             while state(root / "b" / "a.md").size == 4:
                 time.sleep(0.01)
             deadline = time.monotonic() + 300
-            while time.monotonic() < deadline and "changes while it is read" not in {one.reason for one in answers}:
+            while time.monotonic() < deadline and "changes while it is read" not in {read.reason for read in answers}:
                 answers += tree(root).read(["b/a.md"] * 50)
         finally:
             growing.kill()
-    assert "changes while it is read" in {one.reason for one in answers}
-    settled = {one.stat: one.digest for one in answers if one.settled}
-    for one in answers:
-        if one.data is not None:
-            assert settled.get(one.stat, one.digest) == one.digest
-            assert len(one.data) == one.stat.size
-            assert one.data.startswith(b"mine")
-            assert one.digest == hashlib.sha256(one.data).digest()
+    assert "changes while it is read" in {read.reason for read in answers}
+    stable = {read.stat: read.digest for read in answers if read.settled}
+    for read in answers:
+        if read.data is not None:
+            assert stable.get(read.stat, read.digest) == read.digest
+            assert len(read.data) == read.stat.size
+            assert read.data.startswith(b"mine")
+            assert read.digest == hashlib.sha256(read.data).digest()
 
 
 def test_a_file_changes_between_walk_and_write(root: Path) -> None:
@@ -419,7 +419,7 @@ def test_a_file_changes_between_walk_and_write(root: Path) -> None:
 
 
 def test_a_file_changes_while_it_is_written(root: Path) -> None:
-    """It is looked at once more when the new bytes are on the disk, just before it would be replaced."""
+    """The file is checked once more after the new bytes are on disk, just before it is replaced."""
     path = root / "b" / "a.md"
     edited = threading.Event()
 
@@ -439,10 +439,10 @@ def test_a_file_changes_while_it_is_written(root: Path) -> None:
 
 
 def test_a_full_disk() -> None:
-    """What does not fit is as it was, with the reason; what does is written, and nothing is left behind."""
+    """A file that does not fit stays as it was, with the reason; the others are written, without leftovers."""
     with tmpfs("1m") as disk:
         if disk is None:
-            pytest.skip("a file system of its own needs the right to mount one")
+            pytest.skip("mounting a file system needs privileges")
         small = [Write(f"s/{number}.md", b"x" * 4_000) for number in range(20)]
         assert all(one.stat for one in tree(disk).write(small))
         replaced, before = seen(disk / "s/0.md"), state(disk / "s/0.md")
@@ -467,7 +467,7 @@ def test_a_full_disk() -> None:
 
 
 def test_a_limit_on_the_size_of_files(root: Path) -> None:
-    """The same without mounting anything."""
+    """The same without mounting a file system."""
     script = textwrap.dedent(
         """
         import hashlib, os, resource, signal, sys
@@ -487,7 +487,7 @@ def test_a_limit_on_the_size_of_files(root: Path) -> None:
 
 
 def test_a_process_that_writes_is_killed(tmp_path: Path) -> None:
-    """Every file is one of the versions that were written, whole, and what is left over is found and removed."""
+    """Every file is one of the written versions, complete, and leftovers are found and removed."""
     script = textwrap.dedent(
         """
         import hashlib, os, sys
@@ -525,7 +525,7 @@ def test_a_process_that_writes_is_killed(tmp_path: Path) -> None:
         for read in reads:
             assert read.data is not None, read
             assert read.data[:32] == hashlib.sha256(read.data[32:]).digest(), f"{read.path} is torn"
-        # What was there is there still, under its old name or its new one.
+        # Existing files still exist, under the old name or the new one.
         paths = {read.path.removeprefix("renamed") for read in reads}
         assert files <= paths, kill
         files = paths
@@ -533,11 +533,11 @@ def test_a_process_that_writes_is_killed(tmp_path: Path) -> None:
         assert root.clean(walk.temporary, older_than=0) == len(walk.temporary)
         assert root.walk().temporary == []
     assert files
-    assert left_over or KILLS < 50, "no kill fell into a write"
+    assert left_over or KILLS < 50, "no process was killed during a write"
 
 
 def test_two_threads_write_at_once(root: Path) -> None:
-    """One of them makes a file, the other is told; all is whole, and the folders that both want are there."""
+    """One thread creates a file, the other gets an error; all files are complete, and the common folders exist."""
     written: list[list[str | None]] = []
     start = threading.Barrier(4)
 
@@ -561,7 +561,7 @@ def test_two_threads_write_at_once(root: Path) -> None:
 
 
 def test_two_threads_replace_the_same_file(root: Path) -> None:
-    """Whatever the order, the file is one of theirs, whole."""
+    """Whatever the order, the file is one of the two versions, complete."""
     start = threading.Barrier(2)
     refusals: list[str | None] = []
 

@@ -1,4 +1,4 @@
-"""A child that was forked is refused at once, and harms nothing of its parent's, not even by ending (case 49)."""
+"""A forked child is refused at once, and does not affect its parent, not even on exit (case 49)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-#: What a child tries: each call, and the error that it has to end with. `store` is the parent's, `frame` is plain.
+#: The calls that a child tries, with the expected error. `store` is the parent's, `frame` is an ordinary frame.
 CALLS = {
     "ef.connect(url)": "ConnectError",
     "ef.connect(':memory:')": "ConnectError",
@@ -49,7 +49,7 @@ CALLS = {
     "store.close() or store.close()": "None",
 }
 
-#: Forks, with os.fork or by multiprocessing, and tells what came of each call, or that it hangs.
+#: Forks, with os.fork or by multiprocessing, and prints the result of each call, or that it hangs.
 FORK = """
 import multiprocessing, os, signal, sys, warnings
 import polars as pl
@@ -85,7 +85,7 @@ def in_child(calls, how):
         if how == "unwind":
             raise SystemExit(0)
         if how == "exit":
-            # The whole end of an interpreter, with everything that it takes down.
+            # A complete interpreter shutdown, with all finalizers.
             sys.exit(0)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -102,7 +102,7 @@ folder = ef.DirectorySync(store, "folder")
 
 
 def run(script: str, url: str, folder: Path) -> str:
-    """What a script of its own process prints."""
+    """Run a script in a separate process and return its output."""
     done = subprocess.run(
         [sys.executable, "-c", FORK + textwrap.dedent(script), url],
         capture_output=True, text=True, timeout=120, cwd=folder, check=False,
@@ -113,7 +113,7 @@ def run(script: str, url: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("how", ["exit", "multiprocessing"])
 def test_every_call_in_a_child_is_refused_at_once(url: str, tmp_path: Path, how: str) -> None:
-    """With os.fork and with multiprocessing; the parent goes on as before."""
+    """With os.fork and with multiprocessing; the parent continues as before."""
     out = run(
         f"""
         {AT_WORK.replace(chr(10), chr(10) + " " * 8)}
@@ -128,15 +128,15 @@ def test_every_call_in_a_child_is_refused_at_once(url: str, tmp_path: Path, how:
     assert dict(line.split(" -> ") for line in lines[:-2]) == CALLS
 
 
-def test_the_end_of_a_child_ends_nothing_of_its_parent(url: str, tmp_path: Path) -> None:
-    """Children end in every way, in the middle of a transaction, a scan and a call of the embedder: all of it goes on."""
+def test_the_end_of_a_child_does_not_affect_its_parent(url: str, tmp_path: Path) -> None:
+    """Children end in all ways, during a transaction, a scan and a call of the embedder: all of these continue."""
     out = run(
         f"""
         {AT_WORK.replace(chr(10), chr(10) + " " * 8)}
-        ways = ["exit", "multiprocessing", "now"]
+        methods = ["exit", "multiprocessing", "now"]
         ended = []
         def strike(*_):
-            ended.extend(in_child(["store.read('t')", "store.close()"], how) for how in ways)
+            ended.extend(in_child(["store.read('t')", "store.close()"], how) for how in methods)
         class Forking(ef.HashingEmbedder):
             def embed(self, texts):
                 strike()
@@ -164,7 +164,7 @@ def test_the_end_of_a_child_ends_nothing_of_its_parent(url: str, tmp_path: Path)
 
 
 def test_a_child_that_unwinds_leaves_the_connection(url: str, tmp_path: Path) -> None:
-    """A fork in the middle of a write, of which the child raises its way out through the calls that it is in."""
+    """A fork in the middle of a write; the child raises an exception through the calls that it is in."""
     out = run(
         f"""
         {AT_WORK.replace(chr(10), chr(10) + " " * 8)}
@@ -196,7 +196,7 @@ def test_a_child_that_unwinds_leaves_the_connection(url: str, tmp_path: Path) ->
 @pytest.mark.parametrize("used", ["frame.sort('id')", "frame.lazy().filter(pl.col('id') == 'a').collect()",
                                   "frame.select(pl.col('id').sort())", "ef.entities(frame, 't', id='id')"])  # fmt: skip
 def test_a_parent_that_only_worked_with_frames(used: str, tmp_path: Path) -> None:
-    """Polars' threads are what a child lacks, whoever made them start; and they are lacking in its children too."""
+    """A child lacks the threads of Polars, whatever started them; and so do its own children."""
     out = run(
         f"""
         frame = pl.DataFrame({{"id": ["a", "b"], "n": [1, 2]}})
@@ -222,7 +222,7 @@ def test_a_parent_that_only_worked_with_frames(used: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("how", ["exit", "multiprocessing"])
 def test_a_fork_before_anything_was_used(url: str, tmp_path: Path, how: str) -> None:
-    """As servers do that load the application first: the children work, and so does the parent afterwards."""
+    """As in servers that load the application before forking: the children work, and so does the parent afterwards."""
     out = run(
         f"""
         def serve():
@@ -243,7 +243,7 @@ def test_a_fork_before_anything_was_used(url: str, tmp_path: Path, how: str) -> 
 
 
 @pytest.mark.duckdb
-def test_where_nothing_is_known_at_the_fork_the_threads_are_tried(tmp_path: Path) -> None:
+def test_without_information_at_the_fork_the_threads_are_tested(tmp_path: Path) -> None:
     """A system that does not name the threads of a process, or one whose threads have no name yet."""
     out = run(
         """
@@ -264,7 +264,7 @@ def test_where_nothing_is_known_at_the_fork_the_threads_are_tried(tmp_path: Path
 
 @pytest.mark.duckdb
 def test_a_child_that_imports_the_package_only_after_its_parent_used_polars(tmp_path: Path) -> None:
-    """Then nothing was noted at the fork, and it is tried whether the threads answer."""
+    """In that case nothing was recorded at the fork, and the child tests whether the threads respond."""
     script = """
         import os, sys
         import polars as pl
@@ -280,7 +280,7 @@ def test_a_child_that_imports_the_package_only_after_its_parent_used_polars(tmp_
             sys.exit(0)
         assert os.wait()[1] == 0
     """
-    for used, told in (("used", "refused"), ("unused", "created")):
+    for used, expected in (("used", "refused"), ("unused", "created")):
         words = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), used]
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
-        assert (done.returncode, done.stdout.strip()) == (0, told), done.stderr
+        assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr

@@ -1,4 +1,4 @@
-"""Case 47: a server that speaks another language: what became of a row is told by codes, not by words."""
+"""Case 47: a server with another language: outcomes depend on error codes, not on the text of messages."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def foreign(proxy: Proxy) -> Proxy:
 
 
 @pytest.mark.parametrize("count", [20, 3_000])
-def test_rows_that_are_refused(own_server: Server, database: str, own_store, foreign: Proxy, count: int) -> None:
-    """The bad row is found and named, without what the server quotes of it."""
+def test_rejected_rows(own_server: Server, database: str, own_store, foreign: Proxy, count: int) -> None:
+    """The bad row is found and named, without the values that the server quotes."""
     own_server.sql(
         "ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (id <> 'e000007')", database=database
     )
@@ -41,7 +41,7 @@ def test_rows_that_are_refused(own_server: Server, database: str, own_store, for
 
 
 def test_the_servers_timeout(own_server: Server, database: str, own_store, foreign: Proxy) -> None:
-    """A limit of the server's is a timeout, not a Ctrl-C or a run that was stopped."""
+    """A server-side timeout is a timeout, not a Ctrl-C or a cancelled run."""
     store = own_store(port=foreign.port)
     store.upsert(rows(20))
     own_server.sql(f"ALTER DATABASE {database} SET statement_timeout = '1s'")
@@ -52,12 +52,12 @@ def test_the_servers_timeout(own_server: Server, database: str, own_store, forei
     assert result.failed["error"].str.ends_with(WORDS).all()
     assert result.failed.height == 20
     with locked(own_server, database, TABLE), pytest.raises(ef.StatementTimeoutError):
-        # In the main thread, where a Ctrl-C would come.
+        # In the main thread, where a Ctrl-C would arrive.
         store.exists(rows(5).select("entity_type", "id"))
     own_server.sql(f"ALTER DATABASE {database} RESET ALL")
 
 
-def test_a_run_that_is_stopped(own_server: Server, database: str, own_store, foreign: Proxy) -> None:
+def test_a_cancelled_run(own_server: Server, database: str, own_store, foreign: Proxy) -> None:
     """Its rows are cancelled, and none of them is stored."""
     store = own_store(port=foreign.port, workers=1)
     store.upsert(rows(20))
@@ -72,7 +72,7 @@ def test_a_run_that_is_stopped(own_server: Server, database: str, own_store, for
 
 
 def test_ctrl_c_while_the_database_works(own_server: Server, database: str, own_store, foreign: Proxy) -> None:
-    """It is a KeyboardInterrupt, and the store goes on."""
+    """It is a KeyboardInterrupt, and the store still works."""
     store = own_store(port=foreign.port)
     store.upsert(rows(20))
 
@@ -89,7 +89,7 @@ def test_ctrl_c_while_the_database_works(own_server: Server, database: str, own_
 
 
 def test_the_server_is_away(own_server: Server, database: str, own_store, foreign: Proxy) -> None:
-    """What it says while it comes up again, which has no code where a connection is made, passes."""
+    """The error of a server that is starting up, which has no code while connecting, is temporary."""
     model, store = Model(), own_store(port=foreign.port, workers=1)
     frame = rows(50)
     model.upserted(frame, store.upsert(frame))

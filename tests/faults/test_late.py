@@ -1,4 +1,4 @@
-"""PostgreSQL: what arrives at the server later than was thought, and what others do between two statements of a batch."""
+"""PostgreSQL: commits that arrive later than expected, and changes by other sessions between statements of a batch."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ JOBS = "SELECT job_id::text, ids FROM entityframes.embedding_jobs"
 
 @pytest.mark.parametrize("on_error", ["isolate", "rollback"])
 @pytest.mark.parametrize("count", [50, 3_000])
-def test_a_commit_arrives_after_the_ledger_was_asked(
+def test_a_commit_arrives_after_the_ledger_was_read(
     own_server: Server, database: str, own_store, proxy: Proxy, count: int, on_error: str
 ) -> None:
-    """The next try meets what the first one has written: one of them counts, and the outcomes are those of that one."""
+    """The retry meets what the first attempt wrote: one of them counts, and the outcomes are those of that one."""
     model, store = Model(), own_store(port=proxy.port, workers=1)
     first = rows(20)
     model.upserted(first, store.upsert(first))
     own_server.sql("TRUNCATE entityframes.embedding_jobs", database=database)
     frame = pl.concat([rows(10), rows(count - 10, "changed", start=10)])
-    # A small batch is one statement, and its COMMIT with it.
+    # A small batch and its COMMIT are one message.
     proxy.hold_before = COMMIT if count > 2_000 else b"merged AS"
     run = Background(lambda: store.upsert(frame, on_error=on_error))
     assert proxy.held.wait(60)
     proxy.lose_client()
-    # A small one has written nothing yet that the next try would have to wait for.
-    wait_until(lambda: backends(own_server, database, WAITING) or not run.is_alive(), "the next try", 60)
+    # A small batch has not yet written anything that the retry would have to wait for.
+    wait_until(lambda: backends(own_server, database, WAITING) or not run.is_alive(), "the retry", 60)
     assert run.is_alive() == (count > 2_000)
     proxy.go.set()
     result = run.outcome()
@@ -46,7 +46,7 @@ def test_a_commit_arrives_after_the_ledger_was_asked(
 
 @pytest.mark.parametrize("on_error", ["isolate", "rollback"])
 @pytest.mark.parametrize("count", [60, 3_000])
-def test_somebody_wrote_between_a_late_commit_and_the_next_try(
+def test_another_writer_wrote_between_a_late_commit_and_the_retry(
     own_server: Server,
     database: str,
     own_store,
@@ -55,7 +55,7 @@ def test_somebody_wrote_between_a_late_commit_and_the_next_try(
     count: int,
     on_error: str,
 ) -> None:
-    """The ledger's row is there already, and its answer is the first one's; what was written since is written over."""
+    """The ledger row exists, and the first attempt's outcomes are reported; what was written since is overwritten."""
     model, store, other = Model(), own_store(port=proxy.port, workers=1), own_store()
     frame, theirs = rows(count), rows(5, "theirs")
     engine = type(store._engine)
@@ -83,8 +83,8 @@ def test_somebody_wrote_between_a_late_commit_and_the_next_try(
 
 
 @pytest.mark.parametrize("expecting", [False, True])
-def test_rows_are_deleted_between_the_look_and_the_update(own_store, proxy: Proxy, expecting: bool) -> None:
-    """By another session: they are created anew, and said to be; with expected hashes they are conflicts."""
+def test_rows_are_deleted_between_the_read_and_the_update(own_store, proxy: Proxy, expecting: bool) -> None:
+    """By another session: they are created anew and reported so; with expected hashes they are conflicts."""
     model, store, other = Model(), own_store(port=proxy.port, workers=1), own_store()
     first = rows(3_000)
     model.upserted(first, store.upsert(first))
@@ -92,10 +92,10 @@ def test_rows_are_deleted_between_the_look_and_the_update(own_store, proxy: Prox
     if expecting:
         seen = store.get(frame).select("entity_type", "id", "content_hash")
         frame = frame.join(seen, on=["entity_type", "id"], maintain_order="left")
-        # Asked, and not locked yet.
+        # The stored rows were read, and not locked yet.
         proxy.hold_before = b"FOR UPDATE OF e"
     else:
-        # Asked, and on their way to the update.
+        # The stored rows were read, and the update is on its way.
         proxy.hold_copy_after = 10_000
     run = Background(lambda: store.upsert(frame, expected_hash="content_hash" if expecting else None))
     assert proxy.held.wait(60)
@@ -110,12 +110,12 @@ def test_rows_are_deleted_between_the_look_and_the_update(own_store, proxy: Prox
 
 
 @pytest.mark.parametrize("trigger", [False, True])
-def test_an_entity_is_created_between_the_look_and_the_merge(
+def test_an_entity_is_created_between_the_read_and_the_merge(
     own_server: Server, database: str, own_store, proxy: Proxy, trigger: bool
 ) -> None:
-    """Where none was expected: a conflict, whichever way new rows are written; what the other one wrote stays."""
+    """A conflict if no entity was expected, whichever statement writes new rows; the other session's entity stays."""
     if trigger:
-        # Whoever has one is not copied past it.
+        # Rows with an expected hash are not copied without a conflict check.
         own_server.sql(
             "CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
             "CREATE TRIGGER look BEFORE INSERT ON entityframes.entities FOR EACH ROW EXECUTE FUNCTION look()",
@@ -140,8 +140,10 @@ def test_an_entity_is_created_between_the_look_and_the_merge(
     model.check(store)
 
 
-def test_a_late_commit_of_a_batch_with_refused_rows(own_server: Server, database: str, own_store, proxy: Proxy) -> None:
-    """What the ledger does not tell, why rows were refused, is asked again; the others are those of the first try."""
+def test_a_late_commit_of_a_batch_with_rejected_rows(
+    own_server: Server, database: str, own_store, proxy: Proxy
+) -> None:
+    """The reasons of rejected rows are not in the ledger, so they are queried; other outcomes are the first ones."""
     own_server.sql(
         "ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (content NOT LIKE 'bad%')",
         database=database,
@@ -152,7 +154,7 @@ def test_a_late_commit_of_a_batch_with_refused_rows(own_server: Server, database
     run = Background(lambda: store.upsert(frame))
     assert proxy.held.wait(60)
     proxy.lose_client()
-    wait_until(lambda: backends(own_server, database, WAITING), "the next try", 60)
+    wait_until(lambda: backends(own_server, database, WAITING), "the retry", 60)
     proxy.go.set()
     result = run.outcome()
     assert (result.counts["created"], result.counts["failed"]) == (3_000, 3)
@@ -161,14 +163,14 @@ def test_a_late_commit_of_a_batch_with_refused_rows(own_server: Server, database
     model.check(store)
 
 
-def test_a_late_commit_of_a_run_that_is_to_raise(own_store, proxy: Proxy, database: str, own_server: Server) -> None:
-    """Nothing is raised for what was stored."""
+def test_a_late_commit_of_a_run_with_on_error_raise(own_store, proxy: Proxy, database: str, own_server: Server) -> None:
+    """No error is raised for what was stored."""
     store = own_store(port=proxy.port, workers=1)
     proxy.hold_before = COMMIT
     run = Background(lambda: store.upsert(rows(3_000), on_error="raise"))
     assert proxy.held.wait(60)
     proxy.lose_client()
-    wait_until(lambda: backends(own_server, database, WAITING), "the next try", 60)
+    wait_until(lambda: backends(own_server, database, WAITING), "the retry", 60)
     proxy.go.set()
     result: ef.UpsertResult = run.outcome()
     assert result.counts["created"] == 3_000

@@ -1,4 +1,4 @@
-"""Narrow frames (case 56) when the connection is lost: what is not carried stays, whatever became of the answer."""
+"""Narrow frames (case 56) when the connection is lost: absent columns are not changed, whatever the server answered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.faults.servers import COMMIT, Proxy, Server
 def test_the_answer_to_a_commit_of_narrow_rows_is_lost(
     own_server: Server, database: str, own_store, proxy: Proxy, count: int
 ) -> None:
-    """Cases 22 and 56: the ledger tells what was merged and written; it is written once, and nothing is wiped."""
+    """Cases 22 and 56: the ledger shows what was merged and written; it is written once, and nothing is cleared."""
     store = own_store(port=proxy.port, workers=1)
     wide = rows(count).with_columns(metadata=pl.lit('{"n":1,"text":"stays"}'))
     store.upsert(wide[: count - 5])

@@ -1,4 +1,4 @@
-"""What the guide says of running a store: dumps, and logical replication to another server."""
+"""The procedures that the guide describes for operators: dumps, and logical replication to another server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def program(server: Server, name: str, *words: str) -> None:
 
 @pytest.mark.parametrize("kind", ["custom", "plain"])
 def test_a_dump_is_a_store(own_server: Server, database: str, own_store, tmp_path: Path, kind: str) -> None:
-    """pg_dump of the schema, pgvector's vectors included, restored elsewhere: sound, searchable, and goes on."""
+    """pg_dump of the schema, including pgvector's vectors, restored elsewhere: consistent, searchable, and writable."""
     store = own_store()
     store.upsert(rows(300))
     store.embed(ef.HashingEmbedder(16))
@@ -67,11 +67,11 @@ def publisher() -> Iterator[Server]:
 
 @pytest.mark.postgresql
 def test_logical_replication(publisher: Server, subscriber: Server) -> None:
-    """As the guide shows it: a space made later goes through, because partitions are published as their parent."""
+    """As shown in the guide: a space created later is replicated, because partitions are published as their parent."""
     with ef.connect(publisher.url("app")) as store, ef.connect(subscriber.url("app")) as copy:
         store.upsert(rows(50))
         store.embed(ef.HashingEmbedder(16))
-        # The rows of the subscriber's own format would come twice.
+        # Otherwise the rows of the subscriber's own format would be duplicated.
         names = "entities, batches, embedding_jobs, spaces, embeddings, metadata_fields, folders, files, renames"
         tables = ", ".join(f"entityframes.{name}" for name in names.split(", "))
         publisher.sql(

@@ -1,8 +1,8 @@
-"""What the owner of a database puts on the table of entities: policies, triggers, fewer rights, another shape.
+"""Changes by a database owner to the table of entities: policies, triggers, revoked privileges, another shape.
 
 Cases 62 and 64 of the fault catalogue: row-level security, triggers that rewrite keys, tables altered, renamed or
-truncated while a run goes on; a role that may only read and write. DuckDB has neither policies nor triggers nor roles,
-and a table that its store has open is altered by nobody else: all of this is of PostgreSQL.
+truncated during a run; a role that may only read and write. All of this is specific to PostgreSQL: DuckDB has no
+policies, triggers or roles, and a table that a store has open cannot be altered by another process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import entityframes as ef
 from tests.faults.invariants import Model, rows
 from tests.faults.servers import Server
 
-#: Batches that go as one statement, and those that are copied and staged.
+#: Batches that are sent as one statement, and batches that are copied and staged.
 SIZES = (20, 2_500)
 
 Sql = Callable[..., list]
@@ -24,13 +24,13 @@ Sql = Callable[..., list]
 
 @pytest.fixture
 def sql(own_server: Server, database: str) -> Sql:
-    """Runs SQL as the owner of the store."""
+    """A function that runs SQL as the owner of the store."""
     return lambda *statements: own_server.sql(*statements, database=database)
 
 
 @pytest.fixture
 def user(own_server: Server, database: str, own_store, sql: Sql) -> Iterator[Callable[..., ef.EntityStore]]:
-    """Opens the store as a mere user of it, with the privileges that the guide names."""
+    """A function that opens the store as an ordinary user, with the privileges that the guide names."""
     name = f"user_{database}"
     sql(f"CREATE ROLE {name} LOGIN", *(statement.replace("worker", name) for statement in privileges(database)))
     yield lambda **options: own_store(user=name, **options)
@@ -38,7 +38,7 @@ def user(own_server: Server, database: str, own_store, sql: Sql) -> Iterator[Cal
 
 
 def privileges(database: str) -> list[str]:
-    """The statements of the guide's page on engines."""
+    """The GRANT statements in the guide's page on engines."""
     from tests.test_guide import GUIDE, blocks, text_of
 
     [block] = [block.code for block in blocks(text_of(GUIDE / "engines.md")) if "GRANT USAGE" in block.code]
@@ -69,8 +69,8 @@ def some_bad(count: int, bad: set[int], text: str = "fine", kind: str = "forbidd
 
 
 @pytest.mark.parametrize("count", SIZES)
-def test_rows_that_a_policy_refuses(own_store, user, sql: Sql, count: int) -> None:
-    """62: WITH CHECK on INSERT and UPDATE, alone or among others, fails those rows and no others."""
+def test_rows_that_a_policy_rejects(own_store, user, sql: Sql, count: int) -> None:
+    """62: WITH CHECK on INSERT and UPDATE, alone or among other policies, fails the affected rows and no others."""
     policy(sql)
     model, store = Model(), user()
     bad = {3, count - 1}
@@ -90,7 +90,7 @@ def test_rows_that_a_policy_refuses(own_store, user, sql: Sql, count: int) -> No
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("expecting", [False, True])
 def test_rows_that_a_policy_hides(own_store, user, sql: Sql, count: int, expecting: bool) -> None:
-    """62: an entity that this user cannot see is there all the same: its row fails, the others are written."""
+    """62: an entity that this user cannot see still exists: its row fails, the others are written."""
     model, owner = Model(), own_store()
     hidden = some_bad(count, {1, 7}, kind="secret")
     model.upserted(hidden, owner.upsert(hidden))
@@ -110,8 +110,8 @@ def test_rows_that_a_policy_hides(own_store, user, sql: Sql, count: int, expecti
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_a_search_by_words_knows_only_what_the_policy_shows(own_store, user, sql: Sql, indexed: bool) -> None:
-    """62: hidden entities are not found, and do not count; what such a user searches leaves the index as it is."""
+def test_a_text_search_sees_only_what_the_policy_shows(own_store, user, sql: Sql, indexed: bool) -> None:
+    """62: hidden entities are not found and do not count; searches of this user leave the index as it is."""
     owner = own_store()
     owner.upsert(some_bad(20, {1, 7}, kind="secret"))
     if indexed:
@@ -129,13 +129,13 @@ def test_a_search_by_words_knows_only_what_the_policy_shows(own_store, user, sql
     assert store.search("new", mode="text").is_empty()
 
 
-@pytest.mark.parametrize("way", ["policy", "trigger"])
-def test_rows_that_may_not_be_deleted(own_store, user, sql: Sql, way: str) -> None:
-    """62: what a policy or a trigger keeps is not missing, and not deleted."""
+@pytest.mark.parametrize("rule", ["policy", "trigger"])
+def test_rows_that_may_not_be_deleted(own_store, user, sql: Sql, rule: str) -> None:
+    """62: an entity that a policy or a trigger retains is neither missing nor deleted."""
     model = Model()
     frame = some_bad(50, {4, 9}, kind="kept")
     model.upserted(frame, own_store().upsert(frame))
-    if way == "policy":
+    if rule == "policy":
         sql(
             "ALTER TABLE entityframes.entities ENABLE ROW LEVEL SECURITY",
             "CREATE POLICY all_of_it ON entityframes.entities USING (true)",
@@ -151,8 +151,8 @@ def test_rows_that_may_not_be_deleted(own_store, user, sql: Sql, way: str) -> No
 
 
 @pytest.mark.parametrize("code", ["P0001", "23503", "42501", "UE001"])
-def test_a_trigger_that_refuses_to_delete(own_store, user, sql: Sql, code: str) -> None:
-    """62: an error that is raised for some entities leaves only them undeleted."""
+def test_a_trigger_that_raises_on_delete(own_store, user, sql: Sql, code: str) -> None:
+    """62: only the entities that raise an error are left undeleted."""
     model = Model()
     frame = some_bad(300, {4, 9, 222}, kind="kept")
     model.upserted(frame, own_store().upsert(frame))
@@ -192,8 +192,8 @@ RAISED = {
 
 
 @pytest.mark.parametrize("code", RAISED)
-def test_what_a_trigger_raises_is_of_its_row(own_store, user, sql: Sql, code: str) -> None:
-    """62: whatever it is, in a small batch and a large one, the row fails alone, and a run of it alone goes on."""
+def test_an_error_of_a_trigger_fails_its_row(own_store, user, sql: Sql, code: str) -> None:
+    """62: whatever the error, in a small batch and a large one, only the row fails, and so does a run of it alone."""
     trigger(sql, f"IF NEW.content LIKE 'forbidden%' THEN {RAISED[code]} END IF;")
     model, store = Model(), user()
     for count in SIZES:
@@ -223,7 +223,7 @@ REKEYED = {
 @pytest.mark.parametrize("how", REKEYED)
 @pytest.mark.parametrize("calls", ["upsert", "plan"])
 def test_a_trigger_that_rewrites_keys(own_store, sql: Sql, count: int, how: str, calls: str) -> None:
-    """62: the outcome says that the row is stored, and under which key; again, and with a change, too."""
+    """62: the outcome reports that the row is stored, and under which key; also when repeated, and with a change."""
     body, key = REKEYED[how]
     trigger(sql, body, "BEFORE INSERT")
     store = own_store()
@@ -236,7 +236,7 @@ def test_a_trigger_that_rewrites_keys(own_store, sql: Sql, count: int, how: str,
             own = row["entity_type"], row["id"]
             other = key(*own)
             if other != own and calls == "plan" and status == "updated":
-                # The plan looked at no entity under that key.
+                # The plan found no entity under that key.
                 assert (row["status"], row["sqlstate"]) == ("failed", "EF002"), row
                 assert "/".join(other) in row["error"]
                 continue
@@ -247,14 +247,14 @@ def test_a_trigger_that_rewrites_keys(own_store, sql: Sql, count: int, how: str,
         assert {
             (kind, id): text for kind, id, text in stored.select("entity_type", "id", "content").iter_rows()
         } == contents
-        # What metadata a type has is recorded of the types that were sent.
+        # The metadata fields are recorded for the types that were sent.
         found = store.verify(repair=True)
         assert found.is_empty() or (how == "some" and found["check"].cast(pl.String).to_list() == ["field_missing"])
         assert store.stats()["due"].sum() == count
 
 
 def test_single_calls_with_rewritten_keys(own_store, sql: Sql) -> None:
-    """62: one entity, and on_error="raise": stored, with the other key; refused rows leave their batch unwritten."""
+    """62: one entity, and on_error="raise": stored under the other key; rejected rows leave their batch unwritten."""
     body = "NEW.id := lower(NEW.id); IF NEW.content LIKE 'forbidden%' THEN RAISE 'refused'; END IF;"
     trigger(sql, body, "BEFORE INSERT")
     store = own_store()
@@ -270,8 +270,8 @@ def test_single_calls_with_rewritten_keys(own_store, sql: Sql) -> None:
 
 
 @pytest.mark.parametrize("count", SIZES)
-def test_keys_that_become_one(own_store, sql: Sql, count: int) -> None:
-    """62: two rows that a trigger gives the same key: both are stored, one after the other, and it says so."""
+def test_two_keys_that_become_one(own_store, sql: Sql, count: int) -> None:
+    """62: a trigger gives two rows the same key: both are stored, one after the other, and reported so."""
     trigger(sql, "NEW.id := lower(NEW.id);", "BEFORE INSERT")
     store = own_store()
     frame = pl.concat([rows(count, "upper").with_columns(pl.col("id").str.to_uppercase()), rows(count, "lower")])
@@ -285,7 +285,7 @@ def test_keys_that_become_one(own_store, sql: Sql, count: int) -> None:
 
 @pytest.mark.parametrize("count", SIZES)
 def test_a_trigger_that_rewrites_contents(own_store, sql: Sql, count: int) -> None:
-    """62: verify names the entities whose hash is not that of what the trigger made of them; the same again is unchanged."""
+    """62: verify names the entities whose hash does not match what the trigger stored; a second run changes nothing."""
     trigger(sql, "IF NEW.id LIKE '%7' THEN NEW.content := upper(NEW.content); END IF;")
     store = own_store()
     frame = rows(count)
@@ -299,8 +299,8 @@ def test_a_trigger_that_rewrites_contents(own_store, sql: Sql, count: int) -> No
 
 
 @pytest.mark.parametrize("change", ["rename", "drop column", "truncate", "add column", "policy"])
-def test_the_table_changes_while_a_run_goes_on(own_store, sql: Sql, change: str) -> None:
-    """62: outcomes stay true, and the error says what is wrong."""
+def test_the_table_changes_during_a_run(own_store, sql: Sql, change: str) -> None:
+    """62: outcomes stay accurate, and the error names the cause."""
     statement = {
         "rename": "ALTER TABLE entityframes.entities RENAME TO hidden",
         "drop column": "ALTER TABLE entityframes.entities DROP COLUMN metadata_hash",
@@ -328,14 +328,14 @@ def test_the_table_changes_while_a_run_goes_on(own_store, sql: Sql, change: str)
         return
     result = store.upsert(frame, batch_size=100, progress=progress)
     assert result.counts["created"] == 500
-    # Truncated was what had been stored by then; the same again finds that.
+    # TRUNCATE removed what had been stored by then; repeating the run shows that.
     again = store.upsert(frame)
     assert (again.counts["created"] > 0) == (change == "truncate")
     assert store.upsert(frame).counts["unchanged"] == 500
 
 
 def test_a_role_that_may_only_read_and_write(own_store, user, sql: Sql, tmp_path) -> None:
-    """64: with the privileges that the guide names, every call that makes no object works, in spaces made later too."""
+    """64: with the privileges in the guide, every call that creates no object works, also in spaces created later."""
     owner = own_store()
     owner.upsert(rows(5))
     owner.embed(ef.HashingEmbedder())
@@ -354,7 +354,7 @@ def test_a_role_that_may_only_read_and_write(own_store, user, sql: Sql, tmp_path
     assert ef.DirectorySync(store, tmp_path, types=["note"]).import_files().ok
     assert store.delete(rows(3)).counts["deleted"] == 3
     assert store.verify().is_empty()
-    # A space that the owner makes after the privileges were given.
+    # A space that the owner creates after the privileges were granted.
     owner.embed(ef.HashingEmbedder(32), space="later")
     store.upsert(rows(20, "newer"))
     assert store.embed(ef.HashingEmbedder(32), space="later").ok

@@ -1,4 +1,4 @@
-"""Case 46: transaction poolers, which lend the server's side of a connection to others whenever they can."""
+"""Case 46: transaction poolers, which switch the server connection of a client whenever they can."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tests.faults.poolers import PGBOUNCER, PgBouncer, Pooler
 from tests.faults.servers import COMMIT, Background, Proxy, Server
 
 EMBEDDER = ef.HashingEmbedder(32)
-#: How many turns each client takes; more of them by the environment.
+#: The number of rounds of each client; an environment variable can raise it.
 TURNS = int(os.environ.get("ENTITYFRAMES_POOLER_TURNS", "2"))
 
-#: Statements that wait on the server connections for somebody's parameters: of the shapes that the package sends.
+#: Statements of other clients on the server connections that wait for parameters, shaped like those of the package.
 TRAPS = [
     "DELETE FROM app WHERE kind = $1::text OR id <> ALL ($2::text[])",
     "DELETE FROM app WHERE kind = $1::text",
@@ -38,7 +38,7 @@ TRAPS = [
 
 
 class Foreign:
-    """Another application on the same pooler: it owns a table, prepares statements, and does some work in one message."""
+    """Another application on the same pooler: it owns a table, prepares statements, and sends some as one message."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -47,13 +47,13 @@ class Foreign:
         self.written = 0
 
     def _work(self) -> None:
-        chance = random.Random(1)
+        rng = random.Random(1)
         with adbc.connect(self._url, autocommit=True) as connection, connection.cursor() as cursor:
             while not self._stop.is_set():
                 cursor.executescript(f"INSERT INTO app VALUES ('own', '{self.written}')")
                 self.written += 1
-                for trap in chance.sample(TRAPS, 2):
-                    # Prepared it is, on some server connection; when the driver asks about it, it may be on another.
+                for trap in rng.sample(TRAPS, 2):
+                    # The statement is prepared on some server connection; the driver may describe it on another one.
                     with contextlib.suppress(adbc_driver_manager.Error):
                         cursor.adbc_prepare(trap)
                 self._stop.wait(0.001)
@@ -65,7 +65,7 @@ class Foreign:
 
 
 class Client:
-    """One store's life, call after call, with every answer compared with what it has to be."""
+    """The calls of one store, one after another, with every answer compared with the expected one."""
 
     def __init__(self, url: str, name: str, folder: Path, seed: int) -> None:
         self.store = ef.connect(url, namespace=name, workers=2)
@@ -74,9 +74,17 @@ class Client:
         self._root.mkdir()
         self._random = random.Random(seed)
 
-    def live(self, turns: int) -> None:
+    def run(self, turns: int) -> None:
         for turn in range(turns):
-            for call in (self._small, self._large, self._single, self._look, self._planned, self._gone, self._refused):
+            for call in (
+                self._small,
+                self._large,
+                self._single,
+                self._read,
+                self._planned,
+                self._delete,
+                self._rejected,
+            ):
                 call(turn)
             self._embedded()
             self._folder(turn)
@@ -104,7 +112,7 @@ class Client:
             assert self.store.entity_exists("single", id)
             self.calls += 3
 
-    def _look(self, turn: int) -> None:
+    def _read(self, turn: int) -> None:
         known = {id: content for (kind, id), (content, _) in self.model.entities.items() if kind == "note"}
         ids = ef.ids("note", [*self._random.sample(sorted(known), 30), "nowhere"])
         assert self.store.exists(ids)["exists"].to_list() == [True] * 30 + [False]
@@ -129,15 +137,15 @@ class Client:
         assert result.counts["updated"] == 20
         self._upserted(frame.drop("content_hash"), result)
 
-    def _gone(self, turn: int) -> None:
+    def _delete(self, turn: int) -> None:
         ids = ef.ids("note", [f"e{number:06}" for number in range(5, 12)])
         result = self.store.delete(ids)
         assert result.counts["deleted"] == 7
         self.model.deleted(result)
         self.calls += 1
 
-    def _refused(self, turn: int) -> None:
-        """Rows that the database refuses: the batch is tried again on the same connection, and their reasons are named."""
+    def _rejected(self, turn: int) -> None:
+        """Rows that the database rejects: the batch is retried on the same connection, and the reasons are reported."""
         for count in (10, 2_100):
             frame = rows(count, f"{self.name} bad {turn}", start=50_000)
             bad = pl.col("id").is_in(["e050003", "e050007"])
@@ -173,8 +181,8 @@ class Client:
         self.calls += 6
 
 
-def _lives(own_server: Server, database: str, port: int, folder: Path, turns: int) -> tuple[int, int]:
-    """Two stores and another application on one pooler; how many calls there were, and foreign rows, which are none."""
+def _run_all(own_server: Server, database: str, port: int, folder: Path, turns: int) -> tuple[int, int]:
+    """Two stores and another application on one pooler. Returns the numbers of calls and foreign rows (must be 0)."""
     own_server.sql("CREATE TABLE app (kind text, id text)", "INSERT INTO app VALUES ('kept', 'x')", database=database)
     for name in ("apple", "pear"):
         ef.connect(own_server.url(database), namespace=name).close()
@@ -185,7 +193,7 @@ def _lives(own_server: Server, database: str, port: int, folder: Path, turns: in
     url = own_server.url(database, port=port)
     clients = [Client(url, name, folder, seed) for seed, name in enumerate(("apple", "pear"))]
     foreign = Foreign(url)
-    runs = [Background(lambda client=client: client.live(turns)) for client in clients]
+    runs = [Background(lambda client=client: client.run(turns)) for client in clients]
     try:
         for run in runs:
             run.outcome(300)
@@ -195,16 +203,16 @@ def _lives(own_server: Server, database: str, port: int, folder: Path, turns: in
             client.store.close()
     found = execute(own_server.url(database), "SELECT kind, count(*) FROM app GROUP BY kind ORDER BY kind")
     assert found == [("kept", 1), ("own", written)], "the other application's table is not what it wrote"
-    strangers = 0
+    foreign_rows = 0
     for client in clients:
         others = {"apple": "pear", "pear": "apple"}[client.name]
         query = f"SELECT count(*) FROM {client.name}.entities WHERE content LIKE '%{others}%'"
         [(count,)] = own_server.sql(query, database=database)
-        strangers += count
+        foreign_rows += count
         assert count == 0, f"{client.name} has {count} rows of {others}"
         with ef.connect(own_server.url(database), namespace=client.name) as direct:
             _same(client.model, direct)
-    return sum(client.calls for client in clients), strangers
+    return sum(client.calls for client in clients), foreign_rows
 
 
 def _same(model: Model, store: ef.EntityStore) -> None:
@@ -218,18 +226,18 @@ def _same(model: Model, store: ef.EntityStore) -> None:
 
 @pytest.fixture(params=["swallowed", "refused", "replayed", "forwarded"])
 def pooler(own_server: Server, request: pytest.FixtureRequest) -> Iterator[Pooler]:
-    """One of each kind by what it does with the options of a client."""
+    """One pooler for each way of handling a client's options."""
     pooler = Pooler(own_server, options=request.param)
     yield pooler
     pooler.close()
 
 
 def test_nothing_foreign(own_server: Server, database: str, pooler: Pooler, tmp_path: Path) -> None:
-    """Case 46: every kind of call of two stores beside another application: nobody meets anybody."""
-    calls, strangers = _lives(own_server, database, pooler.port, tmp_path, TURNS)
-    assert strangers == 0
+    """Case 46: every kind of call of two stores next to another application: no client sees data of another one."""
+    calls, foreign_rows = _run_all(own_server, database, pooler.port, tmp_path, TURNS)
+    assert foreign_rows == 0
     assert calls > 40 * TURNS
-    assert pooler.switches > calls, "the pooler has to have lent around"
+    assert pooler.switches > calls, "the pooler must have switched connections"
 
 
 needs_pgbouncer = pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed")
@@ -237,7 +245,7 @@ needs_pgbouncer = pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not
 
 @pytest.fixture
 def pgbouncer(own_server: Server) -> Iterator[Any]:
-    """Starts PgBouncer before the server, in a mode."""
+    """A function that starts PgBouncer in front of the server, in a given mode."""
     started: list[PgBouncer] = []
 
     def start(mode: str, **settings: Any) -> PgBouncer:
@@ -254,9 +262,9 @@ def pgbouncer(own_server: Server) -> Iterator[Any]:
 def test_nothing_foreign_behind_pgbouncer(
     own_server: Server, database: str, pgbouncer: Any, tmp_path: Path, more: str
 ) -> None:
-    """Case 46: the same behind PgBouncer itself, whether it refuses or ignores what a client sends when it starts."""
-    _, strangers = _lives(own_server, database, pgbouncer("transaction", more=more).port, tmp_path, 1)
-    assert strangers == 0
+    """Case 46: the same behind PgBouncer, whether it rejects or ignores the options of a client's startup message."""
+    _, foreign_rows = _run_all(own_server, database, pgbouncer("transaction", more=more).port, tmp_path, 1)
+    assert foreign_rows == 0
 
 
 def _pinned(store: ef.EntityStore) -> bool:
@@ -267,15 +275,15 @@ def _pinned(store: ef.EntityStore) -> bool:
 @needs_pgbouncer
 @pytest.mark.parametrize("word", ["", "&pool_mode=transaction", "&pool_mode=session"])
 def test_statement_pooling_is_refused(own_server: Server, database: str, pgbouncer: Any, word: str) -> None:
-    """Case 46: no batch can be kept together there, so the store does not open, whatever the URL says."""
+    """Case 46: it cannot keep a batch together, so the store does not open, whatever the URL says."""
     url = own_server.url(database, port=pgbouncer("statement").port)
     with pytest.raises(ef.ConnectError, match="statement pooling cannot be used"):
         ef.connect(url + word)
 
 
 @needs_pgbouncer
-def test_how_a_pooler_is_recognised(own_server: Server, database: str, pgbouncer: Any) -> None:
-    """Case 46: only a server process that was started for the connection is taken for its own, or the URL says so."""
+def test_how_a_pooler_is_recognized(own_server: Server, database: str, pgbouncer: Any) -> None:
+    """Case 46: a connection is direct only if its server process was started for it, unless the URL has a mode."""
     port = pgbouncer("session").port
     for url, pinned in (
         (own_server.url(database), False),
@@ -289,8 +297,8 @@ def test_how_a_pooler_is_recognised(own_server: Server, database: str, pgbouncer
             assert store.get_entity("note", "a")["content"] == url
 
 
-def test_the_word_for_a_pooler(own_server: Server, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``pool_mode`` in a URL is checked; options of the URL and of the environment are kept beside our own."""
+def test_pool_mode_in_the_url(own_server: Server, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``pool_mode`` in a URL is validated; options of the URL and of the environment are kept next to our own."""
     url = own_server.url(database)
     with pytest.raises(ef.ConnectError, match="pool_mode=statement"):
         ef.connect(url + "&pool_mode=statement")
@@ -310,7 +318,7 @@ def test_the_word_for_a_pooler(own_server: Server, database: str, monkeypatch: p
 def test_the_answer_to_a_commit_is_lost_behind_a_pooler(
     own_server: Server, database: str, proxy: Proxy, count: int
 ) -> None:
-    """The ledger tells what was committed, as on a connection of one's own."""
+    """The ledger shows what was committed, as on a direct connection."""
     model = Model()
     with ef.connect(own_server.url(database, port=proxy.port) + "&pool_mode=transaction", workers=1) as store:
         first = rows(20)
@@ -332,7 +340,7 @@ def test_the_answer_to_a_commit_is_lost_behind_a_pooler(
 
 @pytest.mark.parametrize("word", ["", "&pool_mode=transaction"])
 def test_what_fails_at_commit(own_server: Server, database: str, word: str) -> None:
-    """A deferred constraint fails its rows and no others, and a COMMIT after a swallowed error is not taken for one."""
+    """A deferred constraint fails its rows and no others; a COMMIT after a swallowed error is seen as a rollback."""
     own_server.sql(
         "CREATE TABLE allowed (id text PRIMARY KEY)",
         "INSERT INTO allowed SELECT 'e' || to_char(n, 'FM000000') FROM generate_series(0, 98) AS n",

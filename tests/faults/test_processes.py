@@ -1,4 +1,4 @@
-"""Processes that are interrupted or killed at work."""
+"""Processes that are interrupted or killed while they work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.faults.invariants import Model, rows
 from tests.faults.servers import WAITING, Background, Server, backends, wait_until
 from tests.faults.test_connections import ONE_ROW, locked
 
-#: Tells when it was interrupted, and later what the result says, and that the store goes on.
+#: Prints when it was interrupted, and later the outcomes of the result and that the store still works.
 INTERRUPTED = textwrap.dedent(
     """
     import contextlib, json, sys, time
@@ -34,7 +34,7 @@ INTERRUPTED = textwrap.dedent(
         try:
             store.scan().collect()
         except KeyboardInterrupt:
-            # Polars raises it, and Python's own handler once more.
+            # Polars raises it, and then Python's handler raises it again.
             with contextlib.suppress(KeyboardInterrupt):
                 time.sleep(0.1)
             raise
@@ -52,9 +52,9 @@ INTERRUPTED = textwrap.dedent(
         print("not interrupted")
     except KeyboardInterrupt:
         print("interrupted", flush=True)
-        told = store.last_result
+        result = store.last_result
         sys.stdin.readline()
-        statuses = told and told.outcomes.select("id", pl.col("status").cast(pl.String)).rows()
+        statuses = result and result.outcomes.select("id", pl.col("status").cast(pl.String)).rows()
         again = store.upsert_entity("probe", "after", "x")["status"]
         store.delete_entity("probe", "after")
         store.close()
@@ -66,9 +66,9 @@ INTERRUPTED = textwrap.dedent(
 def interrupted(
     url: str, condition, *words: object, call: str = "upsert", release: Callable[[], object] = lambda: None
 ) -> dict:
-    """Interrupt a child that upserts, or does what else is wanted, as soon as a condition holds.
+    """Interrupt a child that upserts, or makes another call, as soon as a condition holds.
 
-    Once it was interrupted, what stands in its way is released, and it shows that the store goes on.
+    After the interruption its obstacle is released, and the child shows that the store still works.
     """
     command = [sys.executable, "-c", INTERRUPTED, url, *map(str, words), call]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -88,11 +88,11 @@ def interrupted(
     return json.loads(out)
 
 
-def settle(model: Model, told: dict, frame) -> None:
-    """Take over what the child was told."""
+def apply(model: Model, report: dict, frame) -> None:
+    """Apply the outcomes that the child reported."""
     new = {row["id"]: row for row in frame.iter_rows(named=True)}
-    assert [id for id, _ in told["statuses"]] == frame["id"].to_list()
-    for id, status in told["statuses"]:
+    assert [id for id, _ in report["statuses"]] == frame["id"].to_list()
+    for id, status in report["statuses"]:
         assert status in ("created", "updated", "unchanged", "cancelled")
         if status != "cancelled":
             model.entities["note", id] = (new[id]["content"], json.loads(new[id]["metadata"]))
@@ -100,26 +100,26 @@ def settle(model: Model, told: dict, frame) -> None:
 
 @pytest.mark.parametrize("point", ["merge", "one statement", "copy"])
 def test_interrupt_on_postgresql(own_server: Server, database: str, own_store, point: str) -> None:
-    """Ctrl-C while a merge waits, a small batch waits, or rows stream in: KeyboardInterrupt before the wait or the rows end.
+    """Ctrl-C while a merge waits, a small batch waits, or rows stream in: KeyboardInterrupt before that ends.
 
-    All of a batch is stored or nothing.
+    A batch is stored completely or not at all.
     """
     model, store = Model(), own_store()
     first = rows(20)
     model.upserted(first, store.upsert(first))
     count, size = {"merge": (5_000, 0), "one statement": (20, 0), "copy": (50_000, 1_500)}[point]
     if point == "copy":
-        told = interrupted(
+        report = interrupted(
             own_server.url(database), lambda: backends(own_server, database, "query LIKE 'COPY %'"), count, size, 1
         )
     else:
         with locked(own_server, database, ONE_ROW):
-            told = interrupted(
+            report = interrupted(
                 own_server.url(database), lambda: backends(own_server, database, WAITING), count, size, 1
             )
-    assert told["again"] == "created"
-    assert "cancelled" in {status for _, status in told["statuses"]}
-    settle(model, told, rows(count, "changed", size=size))
+    assert report["again"] == "created"
+    assert "cancelled" in {status for _, status in report["statuses"]}
+    apply(model, report, rows(count, "changed", size=size))
     model.check(store)
 
 
@@ -138,36 +138,36 @@ def test_interrupt_of_other_calls(own_server: Server, database: str, own_store, 
         holding.enter_context(locked(own_server, database, hold))
 
         def release() -> None:
-            # It has given up, and does not wait any more.
+            # It has been cancelled, and no longer waits.
             assert not backends(own_server, database, WAITING)
             holding.close()
 
         url = own_server.url(database)
-        told = interrupted(url, lambda: backends(own_server, database, WAITING), 20, 0, 1, call=call, release=release)
-    assert told["again"] == "created"
+        report = interrupted(url, lambda: backends(own_server, database, WAITING), 20, 0, 1, call=call, release=release)
+    assert report["again"] == "created"
     if call == "delete":
-        assert told["statuses"] == [[id, "cancelled"] for id in frame["id"]]
+        assert report["statuses"] == [[id, "cancelled"] for id in frame["id"]]
     model.check(store)
 
 
 def test_interrupt_on_duckdb(tmp_path: Path) -> None:
-    """Ctrl-C while batches are written: KeyboardInterrupt before the last, whole batches or nothing."""
+    """Ctrl-C while batches are written: KeyboardInterrupt before the last; each is stored whole or not at all."""
     path = tmp_path / "x.duckdb"
     log = Path(f"{path}.wal")
 
     def grows() -> bool:
         return log.exists() and log.stat().st_size > 1 << 20
 
-    told = interrupted(str(path), grows, 200_000, 100, 2)
-    assert told["again"] == "created"
-    assert "cancelled" in {status for _, status in told["statuses"]}
+    report = interrupted(str(path), grows, 200_000, 100, 2)
+    assert report["again"] == "created"
+    assert "cancelled" in {status for _, status in report["statuses"]}
     model = Model()
-    settle(model, told, rows(200_000, "changed", size=100))
+    apply(model, report, rows(200_000, "changed", size=100))
     with ef.connect(path) as store:
         model.check(store)
 
 
-#: Writes batches of a hundred and says which one is committed, until it is killed.
+#: Writes batches of a hundred and prints the number of each committed batch, until it is killed.
 COMMITS = textwrap.dedent(
     """
     import sys
@@ -189,26 +189,26 @@ AT_WORK = """
 
 
 def kill_in_a_commit_loop(url: str, kills: int, seed: int) -> int:
-    """Kill a process that commits, again and again; every batch that it told is there, whole. Returns the batches."""
-    chance = random.Random(seed)
+    """Repeatedly kill a process that commits; every reported batch is stored whole. Returns the number of batches."""
+    rng = random.Random(seed)
     turn = 0
     for _ in range(kills):
         with subprocess.Popen(
             [sys.executable, "-c", COMMITS, url, str(turn)], stdout=subprocess.PIPE, text=True
         ) as child:
-            for _ in range(chance.randint(1, 20)):
+            for _ in range(rng.randint(1, 20)):
                 turn = int(child.stdout.readline()) + 1
-            # The moment is what is random.
-            time.sleep(chance.uniform(0, 0.02))
+            # Sleep for a random time.
+            time.sleep(rng.uniform(0, 0.02))
             child.kill()
-            told = child.stdout.read().split()
-            turn = int(told[-1]) + 1 if told else turn
+            reported = child.stdout.read().split()
+            turn = int(reported[-1]) + 1 if reported else turn
         if url.startswith("postgresql"):
-            # The server may still be at the last statement of a client that is gone.
+            # The server may still be executing the last statement of a disconnected client.
             wait_until(lambda: not execute(url, AT_WORK)[0][0], "the server")
         with ef.connect(url) as store:
             ids = store.scan("note").select("id").collect()["id"]
-            # The last batch may have been committed and not told.
+            # The last batch may have been committed and not reported.
             assert ids.len() in (turn * 100, turn * 100 + 100), (ids.len(), turn)
             turn = ids.len() // 100
             assert store.verify().is_empty()
@@ -219,7 +219,7 @@ def kill_in_a_commit_loop(url: str, kills: int, seed: int) -> int:
 
 
 def test_killed_in_a_commit_loop(url: str) -> None:
-    """No batch that was told is lost, and none is there in part."""
+    """No reported batch is lost, and none is stored in part."""
     assert kill_in_a_commit_loop(url, kills=3, seed=7) > 3
 
 

@@ -1,4 +1,4 @@
-"""PostgreSQL: what an error means for a batch, going by its SQLSTATE: tried again and how often, failed, or the end."""
+"""PostgreSQL: how a batch reacts to an error, depending on its SQLSTATE: retry, fail, or end the run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ALWAYS = 1_000
 
 @pytest.fixture
 def fails_with(own_server: Server, database: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Callable]:
-    """Makes the server refuse so many writes with a SQLSTATE; returns what tells how many there were."""
+    """Make the server reject a number of writes with a SQLSTATE. Returns a function that counts the rejections."""
     monkeypatch.setattr(retry, "BACKOFF", 0.001)
 
     def refuse(sqlstate: str, times: int) -> Callable[[], int]:
         own_server.sql(
-            # A sequence counts what was rolled back, too.
+            # A sequence also counts what was rolled back.
             "CREATE SEQUENCE tries",
             f"""CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                 IF nextval('tries') <= {times} THEN RAISE 'refused' USING ERRCODE = '{sqlstate}'; END IF;
@@ -42,10 +42,10 @@ PASSING = ["40001", "40P01", "53300", "55P03", "08006", "57P01", "57P02", "57P03
 
 @pytest.mark.parametrize("count", [20, 3_000])
 @pytest.mark.parametrize("sqlstate", PASSING)
-def test_what_may_pass_is_tried_again(
+def test_temporary_errors_are_retried(
     own_store: Callable[..., ef.EntityStore], fails_with: Callable[..., Any], sqlstate: str, count: int
 ) -> None:
-    """Several times, as the whole batch that it is; what passes is as if nothing had been."""
+    """Several times, as a whole batch; if the error goes away, the outcome is as if it had never occurred."""
     model, store = Model(), own_store(workers=1)
     tries = fails_with(sqlstate, 3)
     frame = rows(count)
@@ -57,10 +57,10 @@ def test_what_may_pass_is_tried_again(
 
 
 @pytest.mark.parametrize("sqlstate", PASSING)
-def test_what_does_not_pass_is_tried_five_times(
+def test_persistent_errors_are_retried_five_times(
     own_store: Callable[..., ef.EntityStore], fails_with: Callable[..., Any], sqlstate: str
 ) -> None:
-    """And not row by row: the rows are not at fault. The server is there, and the next batch is tried as often."""
+    """And not row by row: the rows are not the cause. The server is up, and the next batch gets as many attempts."""
     store = own_store(workers=1)
     tries = fails_with(sqlstate, ALWAYS)
     lost = sqlstate not in ("40001", "40P01", "53300", "55P03")
@@ -76,10 +76,10 @@ def test_what_does_not_pass_is_tried_five_times(
 
 @pytest.mark.parametrize("count", [20, 3_000])
 @pytest.mark.parametrize("passes", [True, False])
-def test_a_timeout_is_tried_once_more(
+def test_a_timeout_is_retried_once(
     own_store: Callable[..., ef.EntityStore], fails_with: Callable[..., Any], passes: bool, count: int
 ) -> None:
-    """It may have been a lock; the third time it would not be another one."""
+    """It may have been a lock; a third attempt would hardly be different."""
     store = own_store(workers=1)
     tries = fails_with("57014", 1 if passes else ALWAYS)
     result = store.upsert(rows(count))
@@ -100,14 +100,14 @@ def test_a_timeout_is_tried_once_more(
         ("XX000", ef.PermanentError, "database"),
     ],
 )
-def test_what_ends_the_run(
+def test_errors_that_end_the_run(
     own_store: Callable[..., ef.EntityStore],
     fails_with: Callable[..., Any],
     sqlstate: str,
     error: type[ef.DatabaseError],
     kind: str,
 ) -> None:
-    """Nothing is tried again, and no other batch is begun."""
+    """Nothing is retried, and no other batch is started."""
     store = own_store(workers=1)
     tries = fails_with(sqlstate, ALWAYS)
     with pytest.raises(error, match="refused"):
@@ -119,10 +119,10 @@ def test_what_ends_the_run(
 
 
 @pytest.mark.parametrize("sqlstate", ["23514", "22003", "P0001", "0A000", "21000", "54000", "TEST1"])
-def test_what_is_said_of_a_row(
+def test_errors_of_a_row(
     own_server: Server, database: str, own_store: Callable[..., ef.EntityStore], sqlstate: str
 ) -> None:
-    """Only the rows of which it is said fail, and with on_error="rollback" their batch."""
+    """Only the affected rows fail, or their batch with on_error="rollback"."""
     own_server.sql(
         f"""CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             IF NEW.id IN ('e000003', 'e000007') THEN RAISE 'refused' USING ERRCODE = '{sqlstate}'; END IF;
@@ -142,7 +142,7 @@ def test_what_is_said_of_a_row(
         ("database", "refused", sqlstate)
     ]
     assert result.counts["created"] == 18
-    # A row that failed was in a batch, too.
+    # A failed row names its batch too.
     assert result.outcomes["batch_id"].null_count() == 0
     assert result.outcomes["batch_id"].n_unique() == 1
     model.upserted(frame, result)
@@ -153,7 +153,7 @@ def test_what_is_said_of_a_row(
 def test_a_dead_server_ends_the_run(
     own_store: Callable[..., ef.EntityStore], proxy: Proxy, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    """What is in flight fails or is unknown, a batch for each writer; all others are cancelled, not tried one by one."""
+    """Rows in flight fail or are unknown, one batch per writer; the others are cancelled without an attempt each."""
     monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 0.2)
     monkeypatch.setattr(retry, "BACKOFF", 0.001)
     model, store = Model(), own_store(port=proxy.port, workers=workers)
@@ -169,7 +169,7 @@ def test_a_dead_server_ends_the_run(
     assert counts["created"] + counts["failed"] + counts["unknown"] + counts["cancelled"] == 600
     assert counts["cancelled"] > 0
     bad = result.outcomes.filter(pl.col("status").is_in(["failed", "unknown"]))
-    # Of what was committed before nobody knows whether the server still has it.
+    # Whether the server still has what was committed before cannot be known.
     met = bad.filter(~pl.col("error").str.contains("it was committed"))
     assert 0 < met.height <= 20 * workers
     assert met["error_kind"].unique().to_list() == ["connection"]
@@ -183,17 +183,17 @@ def test_a_dead_server_ends_the_run(
 
 
 @pytest.mark.parametrize("deleting", [False, True])
-def test_the_ledger_is_asked_until_the_server_is_back(
+def test_the_ledger_is_read_when_the_server_is_back(
     own_store: Callable[..., ef.EntityStore], proxy: Proxy, deleting: bool
 ) -> None:
-    """It does not let anybody in for a while after the COMMIT: what was committed is known all the same."""
+    """The server rejects connections for a while after the COMMIT: the commit is still confirmed."""
     model, store = Model(), own_store(port=proxy.port, workers=1)
     frame = rows(3_000)
     if deleting:
         model.upserted(frame, store.upsert(frame))
     proxy.drop_answer_to, proxy.refuse_after_drop = COMMIT, True
     run = Background(lambda: store.delete(frame) if deleting else store.upsert(frame))
-    wait_until(lambda: proxy.refused >= 3, "the third try", 60)
+    wait_until(lambda: proxy.refused >= 3, "the third attempt", 60)
     proxy.refuse = False
     result = run.outcome()
     assert result.counts["deleted" if deleting else "created"] == 3_000
@@ -204,8 +204,8 @@ def test_the_ledger_is_asked_until_the_server_is_back(
     model.check(store)
 
 
-def test_two_that_create_the_store_at_once(own_server: Server, proxy: Proxy) -> None:
-    """The second waits until the first one has made it, and finds it made."""
+def test_two_clients_create_the_store_at_once(own_server: Server, proxy: Proxy) -> None:
+    """The second one waits until the first one has created it, and then uses it."""
     own_server.sql("CREATE DATABASE twice")
     try:
         proxy.hold_before = b"CREATE TABLE"

@@ -1,8 +1,8 @@
-"""Standbys: reached by mistake, or promoted after the primary was killed; and a server that is away for a while.
+"""Standbys: contacted by mistake, or promoted after the primary was killed; and a server that is down for a while.
 
-Cases 51 and 65 of the fault catalogue: the server is away for some seconds in the middle of several batches; a primary
-is killed, and its standby, in step, behind or synchronous, is promoted or merely reached, in the middle of upserts and
-deletes and at COMMIT.
+Cases 51 and 65 of the fault catalogue: the server is down for some seconds in the middle of several batches; a primary
+is killed, and its standby, in sync, lagging or synchronous, is promoted or merely contacted, in the middle of upserts
+and deletes and at COMMIT.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _numbers = itertools.count()
 
 
 class Pair:
-    """A primary behind a proxy, its standby, and what opens stores on them."""
+    """A primary behind a proxy, its standby, and a function that opens stores on them."""
 
     def __init__(self, primary: Server, database: str) -> None:
         self.primary, self.database = primary, database
@@ -45,7 +45,7 @@ class Pair:
         return self._stores[-1]
 
     def both(self, attributes: str = "&target_session_attrs=any") -> str:
-        """The URL of the primary, by way of the proxy, and then of the standby."""
+        """The URL with two hosts: the primary, through the proxy, and then the standby."""
         hosts = f"127.0.0.1:{self.proxy.port},127.0.0.1:{self.standby.port}"
         return f"postgresql://postgres@{hosts}/{self.database}?sslmode=disable&gssencmode=disable{attributes}"
 
@@ -57,7 +57,7 @@ class Pair:
         self.proxy.server = self.standby
 
     def count(self, where: str = "true") -> int:
-        """How many entities the primary has."""
+        """The number of entities on the primary."""
         query = f"SELECT count(*)::int4 FROM entityframes.entities WHERE {where}"
         [(found,)] = self.primary.sql(query, database=self.database)
         return found
@@ -70,7 +70,7 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def primaries() -> Iterator[list[Server]]:
-    """The servers that there are, the last of which is a primary: what was promoted in one test is the next one's."""
+    """The servers; the last one is the primary. A server that one test promotes is the primary of the next test."""
     first = Server()
     first.sql("CREATE DATABASE template_of_pairs")
     ef.connect(first.url("template_of_pairs")).close()
@@ -83,7 +83,7 @@ def primaries() -> Iterator[list[Server]]:
 
 
 def _database(primary: Server, kind: str = "pair") -> str:
-    """A database of a primary, in place of those of earlier pairs, which a standby would have to copy too."""
+    """A database of a primary; those of earlier pairs are dropped, because a standby would have to copy them too."""
     earlier = primary.sql("SELECT datname::text FROM pg_database WHERE starts_with(datname, 'pair_')")
     name = f"{kind}_{next(_numbers)}"
     primary.sql(
@@ -108,7 +108,7 @@ def pair(primaries: list[Server]) -> Iterator[Pair]:
 
 @pytest.fixture(scope="module")
 def lasting(primaries: list[Server]) -> Iterator[Pair]:
-    """A primary that stays, and a standby that receives all it writes and shows nothing of it."""
+    """A primary that is not killed, and a standby that receives all it writes and replays none of it."""
     pair = Pair(primaries[-1], _database(primaries[-1], "lasting"))
     pair.standby.show_nothing_new()
     yield pair
@@ -118,7 +118,7 @@ def lasting(primaries: list[Server]) -> Iterator[Pair]:
 
 @pytest.fixture
 def behind(lasting: Pair) -> Iterator[Pair]:
-    """The same with a proxy of the test's own and no entities."""
+    """The same with a separate proxy and no entities."""
     if lasting.primary.is_dead():
         lasting.primary.start()
     names = ("entities", "batches", "embedding_jobs", "files", "folders", "renames")
@@ -130,8 +130,8 @@ def behind(lasting: Pair) -> Iterator[Pair]:
 
 
 @pytest.fixture
-def back_when_asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Proxy], list[bool]]:
-    """Lets a proxy through again as soon as a standby was asked something in its place."""
+def back_when_queried(monkeypatch: pytest.MonkeyPatch) -> Callable[[Proxy], list[bool]]:
+    """Reopen a proxy as soon as a standby was queried instead."""
 
     def watch(proxy: Proxy) -> list[bool]:
         met: list[bool] = []
@@ -153,10 +153,10 @@ def back_when_asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Proxy], list[b
 
 
 @pytest.mark.parametrize("count", [50, 3_000])
-def test_a_standby_is_not_asked_what_was_committed(behind: Pair, back_when_asked, count: int) -> None:
-    """65: the answer to COMMIT is lost and a standby that is behind answers: the primary is waited for."""
+def test_a_standby_is_not_queried_for_what_was_committed(behind: Pair, back_when_queried, count: int) -> None:
+    """65: the answer to COMMIT is lost and a lagging standby answers: the store waits for the primary."""
     model, store = Model(), behind.open(behind.both(), workers=1)
-    met = back_when_asked(behind.proxy)
+    met = back_when_queried(behind.proxy)
     frame = rows(count)
     behind.proxy.drop_answer_to = COMMIT if count > 2_000 else b"merged AS"
     behind.proxy.away_after_drop = True
@@ -174,7 +174,7 @@ def test_a_standby_is_not_asked_what_was_committed(behind: Pair, back_when_asked
 
 
 def test_only_a_standby_is_left(behind: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """65: nobody but a standby can be asked: unknown, and nothing else; deletions likewise."""
+    """65: only a standby can be queried: the rows are unknown, and nothing else; likewise for deletions."""
     monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 0.5)
     model, store = Model(), behind.open(behind.both(), workers=1)
     frame = rows(50)
@@ -192,12 +192,12 @@ def test_only_a_standby_is_left(behind: Pair, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("count", [50, 3_000])
-def test_a_write_that_meets_a_standby_is_tried_again(behind: Pair, back_when_asked, count: int) -> None:
-    """65: the primary is away for a moment and its standby answers: like a lost connection, not like missing rights."""
+def test_a_write_that_meets_a_standby_is_retried(behind: Pair, back_when_queried, count: int) -> None:
+    """65: the primary is down briefly and its standby answers: like a lost connection, not like missing privileges."""
     model, store = Model(), behind.open(behind.both(), workers=1)
     first = rows(count)
     model.upserted(first, store.upsert(first))
-    met = back_when_asked(behind.proxy)
+    met = back_when_queried(behind.proxy)
     for call in (lambda: store.upsert(rows(count, "changed")), lambda: store.delete(first[:7])):
         met.clear()
         behind.proxy.away()
@@ -211,22 +211,22 @@ def test_a_write_that_meets_a_standby_is_tried_again(behind: Pair, back_when_ask
     model.check(store)
 
 
-def test_a_standby_does_not_say_that_nothing_changed(behind: Pair, back_when_asked) -> None:
-    """65: a large batch is compared before it is written; what a standby shows of it is no outcome."""
+def test_a_standby_does_not_decide_that_nothing_changed(behind: Pair, back_when_queried) -> None:
+    """65: a large batch is compared before it is written; the state of a standby must not decide an outcome."""
     old, store = rows(3_000, "old"), behind.open(behind.both(), workers=1)
     behind.standby.sql("SELECT pg_wal_replay_resume()")
     store.upsert(old)
     behind.standby.catch_up()
     behind.standby.show_nothing_new()
     store.upsert(rows(3_000, "new"))
-    met = back_when_asked(behind.proxy)
+    met = back_when_queried(behind.proxy)
     behind.proxy.away()
     result = store.upsert(old)
     assert met
     assert result.counts["updated"] == 3_000, result
 
 
-def test_a_renaming_is_settled(behind: Pair, back_when_asked, tmp_path: Path) -> None:
+def test_a_renaming_is_resolved(behind: Pair, back_when_queried, tmp_path: Path) -> None:
     """65: the answer to the renaming of a synced file is lost, and a standby answers."""
     store = behind.open(behind.both(), workers=1)
     for name in ("a", "b", "c"):
@@ -234,20 +234,20 @@ def test_a_renaming_is_settled(behind: Pair, back_when_asked, tmp_path: Path) ->
     sync = ef.DirectorySync(store, tmp_path)
     assert sync.sync().counts["created"] == 3
     (tmp_path / "a.md").rename(tmp_path / "z.md")
-    met = back_when_asked(behind.proxy)
+    met = back_when_queried(behind.proxy)
     behind.proxy.drop_answer_to, behind.proxy.away_after_drop = b"renamed AS", True
     result = sync.sync()
     assert met
     assert result.counts["renamed"] == 1, result
     assert result.ok
-    # What was not remembered is found equal, and the path that is gone is forgotten.
+    # The unrecorded file is found equal, and the path that no longer exists is forgotten.
     assert sync.sync().counts["unchanged"] == 4
     assert sync.sync().counts["unchanged"] == 3
     assert store.exists(ef.ids("note", ["a", "z"]))["exists"].to_list() == [False, True]
 
 
 def test_a_store_on_a_standby_can_be_read(behind: Pair) -> None:
-    """A standby by itself is opened and read; a write says at once that it is read-only."""
+    """A standby alone is opened and read; a write reports at once that it is read-only."""
     behind.standby.sql("SELECT pg_wal_replay_resume()")
     behind.open().upsert(rows(20))
     behind.standby.catch_up()
@@ -260,7 +260,7 @@ def test_a_store_on_a_standby_can_be_read(behind: Pair) -> None:
 
 
 def test_a_url_of_several_hosts_asks_for_the_primary(behind: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless it says itself what it wants; a single host is taken as it is."""
+    """Unless the URL specifies the target itself; a single host is used as it is."""
     monkeypatch.delenv("PGTARGETSESSIONATTRS", raising=False)
     url = "postgresql://u@a:1,b:2/x"
     assert for_writing(url) == f"{url}?target_session_attrs=read-write"
@@ -275,22 +275,22 @@ def test_a_url_of_several_hosts_asks_for_the_primary(behind: Pair, monkeypatch: 
 
 
 def steps(pair: Pair, frame: pl.DataFrame, at: int) -> Iterator[pl.DataFrame]:
-    """A stream of ten batches: two are on both servers, the others up to `at` on the primary alone when it is killed."""
+    """A stream of ten batches: two reach both servers, the others up to `at` only the primary, which is then killed."""
     for number, piece in enumerate(frame.iter_slices(100)):
-        # A full batch is begun when the next frame has come.
+        # A full batch is started when the next frame arrives.
         if number == 3:
             wait_until(lambda: pair.count() == 200, "two batches")
             pair.standby.catch_up()
             pair.standby.receive_nothing()
         elif number == at + 1:
-            wait_until(lambda: pair.count() == 100 * at, "what is lost")
+            wait_until(lambda: pair.count() == 100 * at, "the loss")
             pair.fail_over()
         yield piece
 
 
 @pytest.mark.parametrize("spilled", [False, True])
 def test_a_standby_that_was_behind_takes_over(pair: Pair, monkeypatch: pytest.MonkeyPatch, spilled: bool) -> None:
-    """65: batches that were committed and are not on the server that took over are failed, wherever they are logged."""
+    """65: committed batches that the new primary does not have are failed, wherever they are logged."""
     if spilled:
         init = OutcomeLog.__init__
         monkeypatch.setattr(OutcomeLog, "__init__", lambda log, *a, **k: init(log, *a, **k | {"keep": 150}))
@@ -311,8 +311,8 @@ def test_a_standby_that_was_behind_takes_over(pair: Pair, monkeypatch: pytest.Mo
     model.check(store)
 
 
-def test_a_standby_in_step_takes_over(pair: Pair) -> None:
-    """65: nothing is lost, and nothing is said to be; typed metadata of a frame in memory too."""
+def test_a_standby_in_sync_takes_over(pair: Pair) -> None:
+    """65: nothing is lost, and nothing is reported as lost; also with typed metadata of an in-memory frame."""
     model, store = Model(), pair.open(workers=2)
     frame = rows(1_000)
 
@@ -329,7 +329,7 @@ def test_a_standby_in_step_takes_over(pair: Pair) -> None:
 
 
 def test_typed_metadata_is_recorded_again(pair: Pair) -> None:
-    """65: what was recorded of a new type's fields is lost with the server, and is there at the end of the run."""
+    """65: the recorded fields of a new type are lost with the server, and recorded again at the end of the run."""
     store = pair.open(workers=1)
     pair.standby.receive_nothing()
     frame = ef.entities(pl.DataFrame({"id": [f"p{n}" for n in range(40)], "born": range(40)}), "person", id="id")
@@ -347,7 +347,7 @@ def test_typed_metadata_is_recorded_again(pair: Pair) -> None:
 
 
 def test_deletions_that_were_lost(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """65: entities that are there again after a failover were not deleted."""
+    """65: entities that exist again after a failover were not deleted."""
 
     monkeypatch.setattr("entityframes.writing.delete.DELETE_ROWS", 100)
     model, store = Model(), pair.open(workers=1)
@@ -374,8 +374,8 @@ def test_deletions_that_were_lost(pair: Pair, monkeypatch: pytest.MonkeyPatch) -
     model.check(store)
 
 
-def test_a_sync_remembers_nothing_that_was_lost(pair: Pair, tmp_path: Path) -> None:
-    """65: files whose entities are gone with the old server are imported by the next sync, and no file is deleted."""
+def test_a_sync_does_not_record_what_was_lost(pair: Pair, tmp_path: Path) -> None:
+    """65: files whose entities were lost with the old server are imported by the next sync, and no file is deleted."""
     store = pair.open(workers=1)
     texts = {f"n{number:03}.md": f"text {number}" for number in range(30)}
     for name, text in texts.items():
@@ -426,7 +426,7 @@ def test_single_calls_and_plans(pair: Pair, monkeypatch: pytest.MonkeyPatch, cal
     assert store.stats().is_empty()
 
 
-def test_nobody_is_left_to_confirm(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server_is_left_to_confirm(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """65: the primary is killed after some batches, and nothing takes over: what was written is unknown."""
     monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 0.5)
     store = pair.open(workers=1)
@@ -440,13 +440,13 @@ def test_nobody_is_left_to_confirm(pair: Pair, monkeypatch: pytest.MonkeyPatch) 
 
     result = store.upsert(source(), batch_size=100)
     assert result.outcomes["status"].to_list()[:100] == ["unknown"] * 100
-    # Of the batch that was under way the server may have been killed in COMMIT.
+    # The server may have been killed during the COMMIT of the batch in flight.
     assert set(result.outcomes["status"][100:]) <= {"failed", "unknown", "cancelled"}
     assert result.outcomes["error"][0].startswith("it was committed")
 
 
 def test_vectors_that_were_lost_are_due(pair: Pair) -> None:
-    """65: what was embedded and is not on the server that took over is due, and is embedded again."""
+    """65: embedded content whose vectors are not on the new primary is due, and is embedded again."""
     store = pair.open(workers=1)
     store.upsert(rows(200))
     pair.standby.catch_up()
@@ -461,7 +461,7 @@ def test_vectors_that_were_lost_are_due(pair: Pair) -> None:
 
 @pytest.fixture
 def alone(lasting: Pair) -> Iterator[Pair]:
-    """A primary whose COMMIT waits for a standby that there is not."""
+    """A primary whose COMMIT waits for a standby that does not exist."""
     if lasting.primary.is_dead():
         lasting.primary.start()
     change = ["ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"]
@@ -476,7 +476,7 @@ def alone(lasting: Pair) -> Iterator[Pair]:
 
 
 def _waiting(pair: Pair) -> set[tuple[int, str]]:
-    """Backends whose COMMIT waits for a standby, and since when; not those that ask whether there is one."""
+    """Backends whose COMMIT waits for a standby, and since when; excluding queries for whether one exists."""
     return set(
         pair.primary.sql(
             "SELECT pid, query_start::text FROM pg_stat_activity"
@@ -488,13 +488,13 @@ def _waiting(pair: Pair) -> set[tuple[int, str]]:
 @pytest.mark.parametrize("count", [50, 3_000])
 @pytest.mark.parametrize("who", ["cancel_backend", "terminate_backend", "cancel"])
 def test_a_commit_that_was_not_replicated(alone: Pair, count: int, who: str) -> None:
-    """65: the wait for a synchronous standby is ended: the rows are stored, and it is said what that is worth."""
+    """65: the wait for a synchronous standby is cancelled: the rows are stored, and a warning reports the risk."""
     store, cancel, frame = alone.open(alone.primary.url(alone.database), workers=1), threading.Event(), rows(count)
     run = Background(lambda: store.upsert(frame, cancel=cancel))
     ended: set[tuple[int, str]] = set()
     while run.is_alive():
         for one in _waiting(alone) - ended:
-            # The metadata's fields are committed too, before the batch.
+            # The fields of the metadata are committed too, before the batch.
             if who == "cancel" and ended:
                 cancel.set()
             else:
@@ -509,7 +509,7 @@ def test_a_commit_that_was_not_replicated(alone: Pair, count: int, who: str) -> 
 
 
 def test_a_commit_that_was_replicated(pair: Pair) -> None:
-    """65: with a synchronous standby that answers nothing is said; nothing of it is lost with the primary."""
+    """65: with a synchronous standby that responds there is no warning; none of the batch is lost with the primary."""
     store = pair.open(workers=1)
     pair.primary.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{pair.standby.name}'", "SELECT pg_reload_conf()")
     wait_until(
@@ -529,11 +529,11 @@ def test_a_commit_that_was_replicated(pair: Pair) -> None:
     model.check(store)
 
 
-def test_one_batch_that_fails_does_not_hurry_another(
+def test_a_failing_batch_leaves_another_its_time(
     own_server: Server, own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """51: the server is away: a batch that gives up leaves another one its time to learn what its COMMIT did."""
-    # Who was hurried would give up at once, long before the server is back.
+    """51: the server is down: when one batch gives up, another batch still has time to learn what its COMMIT did."""
+    # Otherwise it would give up at once, long before the server is back.
     monkeypatch.setattr(retry, "LOOK_UP_SECONDS_WHEN_STOPPED", 0.0)
     monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 300.0)
     model, store = Model(), own_store(port=proxy.port, workers=2)
@@ -541,7 +541,7 @@ def test_one_batch_that_fails_does_not_hurry_another(
 
     def source() -> Iterator[pl.DataFrame]:
         yield frame[:50]
-        # A full batch is begun when the next frame has come.
+        # A full batch is started when the next frame arrives.
         yield frame[50:100]
         assert proxy.dropped.wait(120)
         yield frame[100:]

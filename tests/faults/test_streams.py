@@ -1,4 +1,4 @@
-"""The connection drops while rows stream out: ours to say, and read again where nothing was handed on (case 50)."""
+"""The connection drops while rows stream out: a retry if no row was returned yet, else a package error (case 50)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from entityframes.retry import PAUSES
 from tests.faults.servers import Proxy, Server, _messages
 
 ROWS = 30_000
-#: Of the answer to a question for all of it: nothing, the first bytes, the middle of the first piece (the driver hands
-#: on some 16 MiB at once), of the second, and the end, before and after the last row.
+#: Positions in the result of a full read: nothing, the first bytes, the middle of the first piece (the driver returns
+#: some 16 MiB at once), the middle of the second, and the end, before and after the last row.
 SHARES = (0.0, 0.001, 0.2, 0.45, 0.7, 0.95, 0.9999)
 
 
 class Cutting(Proxy):
-    """Cuts a connection once so many bytes of rows have gone through it.
+    """Closes a connection after a number of bytes of rows.
 
     Attributes:
-        cut_after: bytes of rows after which it cuts, or None.
-        cuts: how often it does.
-        cut_at_end: it lets all rows through, and cuts before the server says that these were all.
-        rows: bytes of rows in the longest answer so far.
+        cut_after: the number of bytes of rows after which it cuts, or None.
+        cuts: how often it cuts.
+        cut_at_end: whether it forwards all rows, and cuts before the server's end of the result.
+        rows: bytes of rows in the longest result so far.
     """
 
     def __init__(self, server: Server) -> None:
@@ -73,7 +73,7 @@ def filled(own_store: Callable[..., ef.EntityStore], cutting: Cutting) -> ef.Ent
 
 
 def positions(cutting: Cutting, ask: Callable[[], Any]) -> list[int | None]:
-    """Where to cut the answer to a question; None for its end."""
+    """Where to cut the result of a query; None for its end."""
     cutting.rows = 0
     ask()
     return [int(share * cutting.rows) for share in SHARES] + [None]
@@ -83,8 +83,8 @@ def strike(cutting: Cutting, at: int | None, cuts: int) -> None:
     cutting.cut_after, cutting.cut_at_end, cutting.cuts = at, at is None, cuts
 
 
-def test_read_begins_again(filled: ef.EntityStore, cutting: Cutting) -> None:
-    """Wherever the connection is cut, `read` answers what is stored; cut for good, it raises the error of this package."""
+def test_read_is_retried(filled: ef.EntityStore, cutting: Cutting) -> None:
+    """Wherever the connection is cut, `read` returns what is stored; after too many cuts it raises a package error."""
     whole = filled.read("p")
     assert whole.height == ROWS
     for at in positions(cutting, lambda: filled.read("p")):
@@ -98,10 +98,10 @@ def test_read_begins_again(filled: ef.EntityStore, cutting: Cutting) -> None:
 
 
 @pytest.mark.parametrize("engine_of_polars", ["in-memory", "streaming"])
-def test_scan_begins_again_while_nothing_was_handed_on(
+def test_scan_is_retried_if_no_row_was_returned(
     filled: ef.EntityStore, cutting: Cutting, engine_of_polars: Any
 ) -> None:
-    """Later it raises the error of this package, and says that rows had been handed on; it never answers with less."""
+    """Later it raises this package's error, which mentions that rows had been returned; it never returns fewer rows."""
 
     def ask() -> pl.DataFrame:
         return filled.scan("p").select("id", "content").collect(engine=engine_of_polars)
@@ -125,7 +125,7 @@ def test_scan_begins_again_while_nothing_was_handed_on(
 def test_the_backend_is_terminated_between_two_pieces(
     filled: ef.EntityStore, own_server: Server, database: str
 ) -> None:
-    """As an administrator does it: the same error, with what the server said."""
+    """As by an administrator: the same error, with the server's message."""
     pieces = filled._engine.select(["id", "content"], "p", None, None)
     next(pieces)
     own_server.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
@@ -135,7 +135,7 @@ def test_the_backend_is_terminated_between_two_pieces(
     assert filled.scan("p").select(pl.len()).collect().item() == ROWS
 
 
-def test_what_else_goes_wrong_while_rows_stream(own_server: Server, database: str, own_store: Any) -> None:
+def test_other_errors_while_rows_stream(own_server: Server, database: str, own_store: Any) -> None:
     """A statement timeout in the middle keeps its class and SQLSTATE."""
     store = own_store()
     store.upsert(people(), progress=False, embed=False)
@@ -149,7 +149,7 @@ def test_what_else_goes_wrong_while_rows_stream(own_server: Server, database: st
 
 
 class Numbered:
-    """Vectors of 512 numbers, far more than content."""
+    """Vectors of 512 numbers, far larger than the content."""
 
     name, dim, max_batch = "numbered", 512, 4_096
 
@@ -158,10 +158,10 @@ class Numbered:
 
 
 @pytest.mark.parametrize("pgvector", [True, False])
-def test_search_asks_again(
+def test_search_is_retried(
     filled: ef.EntityStore, cutting: Cutting, own_store: Any, monkeypatch: pytest.MonkeyPatch, pgvector: bool
 ) -> None:
-    """Whether the vectors are compared there or come here in pieces."""
+    """Whether the vectors are compared on the server or fetched in pieces."""
     if not pgvector:
         from entityframes.engines.postgres.embedding import PostgresEmbedding
 
@@ -179,7 +179,7 @@ def test_search_asks_again(
         strike(cutting, None, 0)
 
 
-def test_duckdb_tells_what_went_wrong_while_rows_stream(tmp_path: Any) -> None:
+def test_errors_of_duckdb_while_rows_stream(tmp_path: Any) -> None:
     """Its reader raises a bare OSError too: cancelled, closed or out of memory, it becomes an error of this package."""
     from entityframes.interrupt import Interrupt
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Change(NamedTuple):
-    """The bytes from `start` to `end` give way to `new`; `place` is the function or statement in which they are."""
+    """Replaces the bytes from `start` to `end` by `new`; `place` is the enclosing function or statement."""
 
     kind: str
     place: str
@@ -15,7 +15,7 @@ class Change(NamedTuple):
     new: str
 
     def apply(self, text: str) -> str:
-        """The text with the change."""
+        """The text with the change applied."""
         data = text.encode()
         return (data[: self.start] + self.new.encode() + data[self.end :]).decode()
 

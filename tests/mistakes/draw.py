@@ -1,4 +1,4 @@
-"""Draws mistakes of a tree by a seed, spread over its files and over the kinds of mistakes."""
+"""Draws random mistakes in a tree, spread over its files and over the kinds of mistakes, deterministic for a seed."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ class Mistake(NamedTuple):
     line: int
     kind: str
     place: str
-    #: The lines that go and those that come, without their indentation.
+    #: The lines before and after the change, without their indentation.
     was: str
     now: str
-    #: The whole file.
+    #: The text of the whole changed file.
     text: str
 
     @property
     def key(self) -> tuple[str, ...]:
-        """By what it is known again, also when it has another line."""
+        """Identifies the mistake, even if its line number changes."""
         return self.file, self.place, self.was, self.now
 
     def diff(self) -> str:
-        """What it changes."""
+        """The change as a diff."""
         lines = [f"-{line}" for line in self.was.split("\n")] + [f"+{line}" for line in self.now.split("\n")]
         return "\n".join(lines)
 
     def entry(self, name: str) -> str:
-        """As an entry of a TOML file."""
+        """The mistake as an entry of a TOML file."""
         values = {"file": self.file, "place": self.place, "was": self.was, "now": self.now, "reason": ""}
         return "\n".join([f"[[{name}]]", *(f"{key} = {_quoted(value)}" for key, value in values.items()), ""])
 
@@ -54,13 +54,13 @@ def _quoted(text: str) -> str:
 
 
 def listed(path: Path, name: str) -> dict[tuple[str, ...], str]:
-    """The mistakes of a TOML file by their key, with the reason that is given for each."""
+    """The mistakes in a TOML file: their key, and the reason that is given for each."""
     entries: list[dict[str, Any]] = tomllib.loads(path.read_text("utf-8")).get(name, []) if path.exists() else []
     return {(entry["file"], entry["place"], entry["was"], entry["now"]): entry["reason"] for entry in entries}
 
 
 def mistake(file: str, source: str, change: Change) -> Mistake | None:
-    """The mistake that a change makes; none where the file could not be read any more or stays the same."""
+    """The mistake that a change makes; None if the file becomes syntactically invalid or does not change."""
     text = change.apply(source)
     if text == source:
         return None
@@ -78,36 +78,36 @@ def mistake(file: str, source: str, change: Change) -> Mistake | None:
 
 
 def sources(only: str | None = None) -> dict[str, str]:
-    """The files in which mistakes are made, with their text; `only` those whose path fits a pattern."""
+    """The text of all files in which mistakes are made; with `only`, of those whose path matches the pattern."""
     paths = sorted(path for ext in ("py", "sql") for path in ROOT.glob(f"entityframes/**/*.{ext}"))
     files = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in paths}
     return {file: text for file, text in files.items() if only is None or fnmatch.fnmatch(file, f"*{only}*")}
 
 
 def changes(file: str, source: str) -> list[Change]:
-    """All changes of a file, each of them once."""
+    """All changes of a file, without repetitions."""
     found = in_python.changes(source) if file.endswith(".py") else in_sql.changes(source)
     unique = {(change.start, change.end, change.new): change for change in found}
     return sorted(unique.values(), key=lambda change: (change.start, change.end, change.new))
 
 
 def draw(files: dict[str, str], count: int, seed: int) -> list[Mistake]:
-    """`count` mistakes, or all there are; of each file as many as is its share, of each kind in turn."""
-    chance = random.Random(seed)
+    """`count` mistakes, or all if there are fewer: from each file in proportion to its size, kinds in turn."""
+    rng = random.Random(seed)
     pools = {file: changes(file, source) for file, source in files.items()}
-    shares = _shares({file: len(pool) for file, pool in pools.items()}, count, chance)
+    shares = _shares({file: len(pool) for file, pool in pools.items()}, count, rng)
     drawn = []
     for file, share in shares.items():
-        candidates = (mistake(file, files[file], change) for change in _by_turns(pools[file], chance))
+        candidates = (mistake(file, files[file], change) for change in _by_turns(pools[file], rng))
         drawn.extend(_first((found for found in candidates if found is not None), share))
     return drawn
 
 
-def _shares(sizes: dict[str, int], count: int, chance: random.Random) -> dict[str, int]:
-    """How many of each: at equal distances on the row of all, which starts at a place drawn by lot."""
+def _shares(sizes: dict[str, int], count: int, rng: random.Random) -> dict[str, int]:
+    """The number for each file: of equidistant positions in the concatenation of all, with a random start."""
     total = sum(sizes.values())
     count = min(count, total)
-    start = chance.random()
+    start = rng.random()
     places = [int((number + start) * total / count) for number in range(count)]
     shares, before = {}, 0
     for file, size in sizes.items():
@@ -116,16 +116,16 @@ def _shares(sizes: dict[str, int], count: int, chance: random.Random) -> dict[st
     return shares
 
 
-def _by_turns(pool: Iterable[Change], chance: random.Random) -> Iterator[Change]:
-    """All of them in an order drawn by lot, in which kinds take turns."""
+def _by_turns(pool: Iterable[Change], rng: random.Random) -> Iterator[Change]:
+    """All changes in random order, alternating between kinds."""
     kinds: dict[str, list[Change]] = defaultdict(list)
     for change in pool:
         kinds[change.kind].append(change)
     for of_kind in kinds.values():
-        chance.shuffle(of_kind)
+        rng.shuffle(of_kind)
     while kinds:
         names = list(kinds)
-        chance.shuffle(names)
+        rng.shuffle(names)
         for name in names:
             yield kinds[name].pop()
             if not kinds[name]:
@@ -139,7 +139,7 @@ def _first(found: Iterator[Mistake], count: int) -> Iterator[Mistake]:
 
 
 def again(entries: Iterable[tuple[str, ...]]) -> list[Mistake]:
-    """The mistakes of these keys, as far as they can be made still."""
+    """The mistakes with these keys, as far as they still can be made."""
     keys = set(entries)
     found: dict[tuple[str, ...], Mistake] = {}
     for file, source in sources().items():

@@ -1,7 +1,7 @@
-"""Mistakes in Python: found in the syntax tree, made in the text, so that each is one place of a diff.
+"""Mistakes in Python: located in the syntax tree, applied to the text, so that each is one change of a diff.
 
-Left out are docstrings, messages (what is given to an error that is raised, f-strings), annotations, decorators,
-`if TYPE_CHECKING` and how long something waits (numbers with a point).
+Docstrings, messages (arguments of raised errors, f-strings), annotations, decorators, `if TYPE_CHECKING` and
+durations (floating-point literals) are not changed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _OPERATORS: dict[type[ast.operator], tuple[str, str]] = {
     ast.Add: (r"\+", "-"), ast.Sub: (r"-", "+"), ast.Mult: (r"\*", "//"), ast.FloorDiv: (r"//", "*"),
     ast.Div: (r"/", "*"), ast.Mod: (r"%", "//"), ast.Pow: (r"\*\*", "*"), ast.BitAnd: (r"&", "|"), ast.BitOr: (r"\|", "&"),
 }  # fmt: skip
-#: Methods whose call is left out.
+#: Methods whose call is removed.
 _DROPPED = {"sort", "filter", "unique", "drop_nulls", "fill_null", "reverse", "strip", "lower", "casefold", "resolve"}
-#: Names of functions and methods that are mistaken for each other.
+#: Names of functions and methods that are confused with each other.
 _EXCHANGED = {
     "any": "all", "all": "any", "min": "max", "max": "min", "any_horizontal": "all_horizontal", "head": "tail",
     "all_horizontal": "any_horizontal", "first": "last", "last": "first", "is_null": "is_not_null", "tail": "head",
@@ -36,7 +36,7 @@ _OF_KEYWORDS = {
     "keep": {"last": "first", "first": "last", "any": "none", "none": "any"},
     "maintain_order": {"left": "none", "right": "none", "left_right": "none"},
 }
-#: Functions whose arguments are in any order, or cannot be mistaken for each other.
+#: Functions whose arguments are in any order, or cannot be confused with each other.
 _ANY_ORDER = {"min", "max", "isinstance", "hasattr", "getattr", "setattr", "cast", "suppress"}
 _COLUMNS = {"on", "by", "subset"}
 
@@ -98,13 +98,13 @@ class _Finder(ast.NodeVisitor):
         self._add(kind, self._start(node), self._end(node), new)
 
     def _token(self, pattern: str, start: int, end: int) -> tuple[int, int]:
-        """Where an operator is between two operands, comments aside."""
+        """The location of an operator between two operands, excluding comments."""
         gap = re.sub(rb"#[^\n]*", lambda comment: b" " * len(comment[0]), self._data[start:end])
         found = re.search(pattern.encode(), gap)
         assert found is not None, (pattern, gap)
         return start + found.start(), start + found.end()
 
-    # What is left out, and the names of places.
+    # Excluded nodes, and names of places.
 
     def _named(self, node: ast.FunctionDef | ast.ClassDef) -> None:
         self._names.append(node.name)
@@ -120,10 +120,10 @@ class _Finder(ast.NodeVisitor):
     visit_ClassDef = _named  # noqa: N815
 
     def visit_Raise(self, node: ast.Raise) -> None:
-        """What is raised holds a message."""
+        """The arguments of a raised error are a message."""
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        """A message, mostly."""
+        """Usually a message."""
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         self._statement(node, [node.target])
@@ -132,14 +132,14 @@ class _Finder(ast.NodeVisitor):
 
     def visit_Assign(self, node: ast.Assign) -> None:
         self._statement(node, node.targets)
-        # A name for a type is an annotation.
+        # An alias of a type is an annotation.
         if self._names or not (_is_types(node.value) or isinstance(node.value, ast.Subscript)):
             self.visit(node.value)
 
     # Statements.
 
     def _statement(self, node: ast.stmt, targets: Sequence[ast.expr]) -> None:
-        """An assignment to something that outlives the function, but for those of a constructor."""
+        """An assignment to anything but a local variable, except in a constructor."""
         if all(isinstance(target, ast.Attribute | ast.Subscript) for target in targets) and not (
             self._names and self._names[-1] in {"__init__", "__post_init__"}
         ):
@@ -201,7 +201,7 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def _operands(self, node: ast.expr, tokens: list[tuple[int, int]]) -> None:
-        """Leaves out each operand of a chain."""
+        """Remove each operand of a chain."""
         first = re.match(rb"\s*", self._data[tokens[0][1] : self._end(node)])
         assert first is not None
         self._add("operand", self._start(node), tokens[0][1] + first.end(), "")
@@ -264,7 +264,7 @@ class _Finder(ast.NodeVisitor):
             self.visit(argument)
 
     def _arguments(self, values: Sequence[ast.expr]) -> None:
-        """Swaps neighbours."""
+        """Swap neighboring arguments."""
         for one, other in itertools.pairwise(values):
             texts = self._of(one), self._of(other)
             if _is_simple(one) and _is_simple(other) and texts[0] != texts[1]:
@@ -272,7 +272,7 @@ class _Finder(ast.NodeVisitor):
                 self._add("swapped", self._start(one), self._end(other), texts[1] + between + texts[0])
 
     def _key(self, node: ast.expr) -> None:
-        """The columns of a key, one fewer."""
+        """Remove a column of a key."""
         value = node.value if isinstance(node, ast.Starred) else node
         if _name(value).endswith("KEY"):
             self._replace("columns", value, f"{self._of(value)}[1:]")
@@ -292,7 +292,7 @@ class _Finder(ast.NodeVisitor):
         self.visit(value)
 
     def _without_each(self, kind: str, elements: Sequence[ast.expr]) -> None:
-        """A list without each of its elements, if it has several."""
+        """Remove each element of a list that has several."""
         for index in range(len(elements) if len(elements) > 1 else 0):
             if index:
                 self._add(kind, self._end(elements[index - 1]), self._end(elements[index]), "")

@@ -1,4 +1,4 @@
-"""Mistakes in files of SQL statements, found by their words; definitions of tables are left out."""
+"""Mistakes in files of SQL statements, located by their tokens; definitions of tables are excluded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WORDS = {
     "content_hash": "metadata_hash", "metadata_hash": "content_hash", "DESC": "ASC",
 }  # fmt: skip
 
-#: Neighbours in a list of columns, which are swapped.
+#: Neighbors in a list of columns, which are swapped.
 _PAIRS = [[["entity_type"], ["id"]], [["created"], ["updated"]], [["created_at"], ["updated_at"]]]
 
 
@@ -93,7 +93,7 @@ def _in_statement(tokens: list[_Token]) -> Iterator[tuple[str, int, int, str]]:
 
 
 def _single(tokens: list[_Token], index: int) -> Iterator[tuple[str, int, int, str]]:
-    """Mistakes of one word or sign."""
+    """Mistakes of one word or symbol."""
     token = tokens[index]
     here = [after.text for after in tokens[index : index + 4]]
     before = [earlier.text for earlier in tokens[max(index - 2, 0) : index]]
@@ -136,7 +136,7 @@ def _single(tokens: list[_Token], index: int) -> Iterator[tuple[str, int, int, s
 
 
 def _assigns(tokens: list[_Token], index: int) -> bool:
-    """Whether a sign of equality stands in the list of a SET."""
+    """Whether an equals sign is in the list of a SET."""
     depth = tokens[index].depth
     for token in reversed(tokens[:index]):
         if token.depth < depth:
@@ -150,7 +150,7 @@ def _assigns(tokens: list[_Token], index: int) -> bool:
 
 
 def _until(tokens: list[_Token], index: int) -> tuple[int, int]:
-    """Where what begins at a token ends: the next token, and the place after the last one."""
+    """The end of what begins at a token: the next token, and the index after the last one."""
     depth = tokens[index].depth
     for place in range(index, len(tokens)):
         token = tokens[place]
@@ -161,7 +161,7 @@ def _until(tokens: list[_Token], index: int) -> tuple[int, int]:
 
 
 def _conditions(tokens: list[_Token], index: int) -> Iterator[tuple[str, int, int, str]]:
-    """Leaves out each part of a condition."""
+    """Remove each part of a condition."""
     kind = "join" if tokens[index - 1].text == "ON" else "where"
     depth = tokens[index].depth
     until, _ = _until(tokens, index)
@@ -175,7 +175,7 @@ def _conditions(tokens: list[_Token], index: int) -> Iterator[tuple[str, int, in
     ]  # fmt: skip
     kinds = {tokens[place].text for place in joints}
     if len(kinds) > 1:
-        # Only the parts at the top, which OR joins.
+        # Only the top-level parts, which OR combines.
         joints = [place for place in joints if tokens[place].text == "OR"]
         kinds = {"OR"}
     neutral = "false" if kinds == {"OR"} else "true"
@@ -187,7 +187,7 @@ def _conditions(tokens: list[_Token], index: int) -> Iterator[tuple[str, int, in
 
 
 def _listed(kind: str, tokens: list[_Token], index: int) -> Iterator[tuple[str, int, int, str]]:
-    """Leaves out each element of a list, if it has several."""
+    """Remove each element of a list that has several."""
     depth = tokens[index].depth
     until, _ = _until(tokens, index)
     commas = [place for place in range(index, until) if tokens[place].depth == depth and tokens[place].text == ","]

@@ -1,4 +1,4 @@
-"""A plugin of pytest: runs the tests that it is given, in that order; or writes down what each test touches."""
+"""A pytest plugin: runs the given tests in the given order, or records what each test touches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _failed: set[str] = set()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of the file of $ENTITYFRAMES_CHOSEN, in its order."""
+    """Keep only the tests listed in the file $ENTITYFRAMES_CHOSEN, in its order."""
     if path := os.environ.get("ENTITYFRAMES_CHOSEN"):
         place = {name: number for number, name in enumerate(json.loads(Path(path).read_text("utf-8")))}
         chosen = sorted((item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid])
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Give each test a file of its own for its marks."""
+    """Give each test a separate file for its marks."""
     folder = os.environ.get("ENTITYFRAMES_RECORD")
     if folder:
         os.environ["ENTITYFRAMES_TOUCHED"] = f"{folder}/{item.session.items.index(item)}"
@@ -32,14 +32,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """How long a test took with its fixtures, and whether it passed."""
+    """Record the duration of a test including its fixtures, and whether it passed."""
     _passed[report.nodeid] = _passed.get(report.nodeid, 0.0) + report.duration
     if report.failed or (report.skipped and not hasattr(report, "wasxfail")):
         _failed.add(report.nodeid)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Put together what was recorded."""
+    """Combine the records of all tests."""
     if folder := os.environ.get("ENTITYFRAMES_RECORD"):
         number = {item.nodeid: n for n, item in enumerate(session.items)}
         places: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The map: which tests touch which place, recorded once and kept outside the tree, file by file of the tests."""
+"""The map of which tests touch which locations, recorded for each test file and cached outside the tree."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SECONDS = 1800
 
 
 class Map:
-    """What is recorded, kept in a JSON file."""
+    """The recorded map, stored in a JSON file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -33,10 +33,10 @@ class Map:
         self._index()
 
     def renew(self, server: str, *, all_files: bool = False, jobs: int = 1) -> None:
-        """Record the test files that are new or have changed, `jobs` at a time; each is kept when it is done."""
-        there = {path.relative_to(ROOT).as_posix(): _hash(path) for path in sorted(ROOT.glob("tests/**/test_*.py"))}
-        self._files = {file: known for file, known in self._files.items() if file in there}
-        stale = [file for file, seen in there.items() if all_files or self._files.get(file, {}).get("hash") != seen]
+        """Record new and changed test files, `jobs` at a time; each is stored as soon as it is done."""
+        hashes = {path.relative_to(ROOT).as_posix(): _hash(path) for path in sorted(ROOT.glob("tests/**/test_*.py"))}
+        self._files = {file: known for file, known in self._files.items() if file in hashes}
+        stale = [file for file, seen in hashes.items() if all_files or self._files.get(file, {}).get("hash") != seen]
         copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
         made = [Copy(server) for _ in range(min(jobs, len(stale)))]
         for copy in made:
@@ -54,13 +54,13 @@ class Map:
         try:
             with ThreadPoolExecutor(jobs) as pool:
                 for number, (file, recorded, printed) in enumerate(pool.map(record, stale), 1):
-                    self._files[file] = {"hash": there[file], **recorded}
+                    self._files[file] = {"hash": hashes[file], **recorded}
                     self._path.write_text(json.dumps(self._files), "utf-8")
                     tests = recorded["tests"]
                     taken = sum(test["seconds"] for test in tests.values())
                     print(f"recorded {number}/{len(stale)} {file}: {len(tests)} tests, {taken:.0f} s", file=sys.stderr)
                     for name in recorded["failed"] or ([] if tests else [printed]):
-                        print(f"  did not pass, and is left out: {name}", file=sys.stderr)
+                        print(f"  did not pass, skipped: {name}", file=sys.stderr)
         finally:
             for copy in made:
                 copy.close()
@@ -77,10 +77,10 @@ class Map:
         self._by_mark = dict(by_mark)
 
     def touching(self, marks: Iterable[str], most: float, file: str) -> list[str]:
-        """The tests that touch one of these, as many as take `most` seconds, of each file in turn the quickest left.
+        """The tests that touch one of these marks, up to `most` seconds in total.
 
-        Those of test files that are called like `file` are taken before others. They come in an order in which a
-        mistake is noticed soon: three quick ones of each file, then file by file.
+        Tests of files with a name similar to `file` are chosen first; then the fastest remaining test of each file in
+        turn. They are ordered to notice a mistake early: three fast ones of each file, then file by file.
         """
         names = {name for mark in marks for name in self._by_mark.get(mark, ())}
         by_file: dict[str, list[str]] = defaultdict(list)
@@ -88,8 +88,8 @@ class Map:
             by_file[name.split("::")[0]].append(name)
         turns = {name: turn for of_file in by_file.values() for turn, name in enumerate(of_file)}
         chosen: list[str] = []
-        akin = {name for name in names if _words(name.split("::")[0]) & _words(file)}
-        for name in sorted(names, key=lambda name: (name not in akin, turns[name], self._seconds[name], name)):
+        related = {name for name in names if _words(name.split("::")[0]) & _words(file)}
+        for name in sorted(names, key=lambda name: (name not in related, turns[name], self._seconds[name], name)):
             if not chosen or self._seconds[name] <= most:
                 chosen.append(name)
                 most -= self._seconds[name]
@@ -99,16 +99,16 @@ class Map:
         )
 
     def seconds(self, tests: Iterable[str]) -> float:
-        """How long these tests took."""
+        """The total duration of these tests."""
         return sum(self._seconds[name] for name in tests)
 
     def marks(self) -> set[str]:
-        """All that some test touches."""
+        """All marks that some test touches."""
         return set(self._by_mark)
 
 
 class Places:
-    """Which marks stand for a place of a file, the nearest first."""
+    """The marks that represent a location in a file, the nearest first."""
 
     def __init__(self, file: str, text: str) -> None:
         self._file = file
@@ -121,7 +121,7 @@ class Places:
             self._runs, self._functions = touched.runs(file, tree), list(touched.functions(tree))
 
     def marks(self, line: int, place: str) -> list[list[str]]:
-        """Of a line in the function or statement `place`: itself, what is around it, and the whole file."""
+        """For a line in the function or statement `place`: its own mark, those around it, those of the whole file."""
         if self._statements:
             mark = f"{touched.engine_of(self._file)}.sql::"
             return [[f"{mark}{place}"], [f"{mark}{name}" for name in self._users(place)]]
@@ -131,28 +131,28 @@ class Places:
         return [before[-1:], [run.mark for run in own], [run.mark for run in self._runs]]
 
     def _users(self, part: str) -> set[str]:
-        """The statements into which a part is put, also by way of another part."""
+        """The statements that include a part, directly or through another part."""
         users = {name for name, body in self._statements.items() if f"{{{part}}}" in body}
         return users.union(*(self._users(name) for name in users))
 
 
 def _recorded(copy: Copy, file: str) -> tuple[dict[str, Any], str]:
-    """What the tests of a file touch, and the last lines that they printed."""
+    """What the tests of a file touch, and the last lines of the output."""
     folder = copy.folder / "touched"
     folder.mkdir()
     try:
-        # Tests of other users write their marks, too.
+        # Tests that run as another user write marks too.
         folder.chmod(0o777)
-        ended = copy.pytest([file], _SECONDS, ENTITYFRAMES_RECORD=str(folder))
+        run = copy.pytest([file], _SECONDS, ENTITYFRAMES_RECORD=str(folder))
         found = folder / "tests.json"
         none: dict[str, Any] = {"marks": [], "tests": {}, "failed": []}
-        return json.loads(found.read_text("utf-8")) if found.exists() else none, ended.said
+        return json.loads(found.read_text("utf-8")) if found.exists() else none, run.output
     finally:
         shutil.rmtree(folder)
 
 
 def _words(file: str) -> set[str]:
-    """The words of a path that tell what it is about."""
+    """The words of a path that name its subject."""
     return set(re.split(r"[/_.]", file)) - {
         "tests",
         "test",

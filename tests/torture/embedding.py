@@ -1,8 +1,8 @@
-"""Embedding workers are killed at random points while contents change; then each vector is held to its text.
+"""Embedding workers are killed at random moments while contents change; then each vector is checked against its text.
 
-On PostgreSQL two workers are processes of their own, and contents are edited here meanwhile. On DuckDB one process at a
-time has the file: two worker threads, and one that edits. Exit status 1 if an entity has no vector of its content, or
-one of an older text, or a job was left to a dead worker for longer than its lease.
+On PostgreSQL two workers are separate processes, and this process edits contents meanwhile. On DuckDB one process at a
+time has the file: two worker threads, and one thread that edits. The exit status is 1 if an entity has no vector of
+its content or one of an older text, or if a job stayed with a dead worker for longer than its lease.
 """
 
 from __future__ import annotations
@@ -33,46 +33,46 @@ from tests.torture.summary import EMBEDDING_NAMES, summary
 
 DIM = 16
 KEYS = 600
-#: Seconds of a lease, and how much longer a job may stay with a dead worker: the others are at work, or are killed too.
+#: The lease in seconds, and the grace period of a job with a dead worker: the others are busy, or are killed too.
 LEASE = 1.0
 GRACE = 60.0
 
 
 class Slow(ef.HashingEmbedder):
-    """Takes a while, so that a kill may strike while it embeds as well as while vectors are written; tells its start."""
+    """Slow, so that a kill may hit the embedding as well as the writing of vectors; prints a line when it starts."""
 
-    told = False
+    announced = False
 
     def embed(self, texts: Sequence[str], /) -> np.ndarray[Any, Any]:
-        if not Slow.told:
-            Slow.told = True
+        if not Slow.announced:
+            Slow.announced = True
             print("at work", flush=True)
         time.sleep(0.005)
         return super().embed(texts)
 
 
-def edit(store: ef.EntityStore, chance: random.Random) -> None:
+def edit(store: ef.EntityStore, rng: random.Random) -> None:
     """Change some contents, delete some entities, and store some again."""
-    numbers = chance.sample(range(KEYS), chance.choice([1, 20, 200]))
+    numbers = rng.sample(range(KEYS), rng.choice([1, 20, 200]))
     keys = ef.ids("note", [f"n{number:04}" for number in numbers])
-    if chance.random() < 0.2:
+    if rng.random() < 0.2:
         store.delete(keys)
     else:
-        version = str(chance.random())
+        version = str(rng.random())
         store.upsert(
             keys.with_columns(content=pl.format("version {} of {}", pl.lit(version), "id")),
-            batch_size=chance.choice([None, 30]),
+            batch_size=rng.choice([None, 30]),
             progress=False,
         )
 
 
-def edit_until(stopping: threading.Event, store: ef.EntityStore, chance: random.Random) -> None:
-    while not stopping.wait(chance.uniform(0, 0.1)):
-        edit(store, chance)
+def edit_until(stopping: threading.Event, store: ef.EntityStore, rng: random.Random) -> None:
+    while not stopping.wait(rng.uniform(0, 0.1)):
+        edit(store, rng)
 
 
 def work(url: str, seed: str, once: bool) -> None:
-    """A worker: until it is killed, or once until nothing is due."""
+    """A worker that runs until it is killed, or with `once` until nothing is due."""
     with ef.connect(url) as store:
         stopping = threading.Event()
         if not once and not url.startswith("postgresql"):
@@ -86,7 +86,7 @@ def work(url: str, seed: str, once: bool) -> None:
 
 
 class Workers:
-    """Worker processes; whichever is killed is followed by another one."""
+    """Worker processes; each killed one is replaced."""
 
     def __init__(self, url: str, count: int, seed: int) -> None:
         self._url, self._count, self._seed = url, count, seed
@@ -98,16 +98,16 @@ class Workers:
         command = [sys.executable, "-m", "tests.torture.embedding", "--worker", self._url, str(self._seed), *more]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def kill_one(self, chance: random.Random) -> None:
-        """Start what is missing, let it come to work, and kill one after a random while."""
+    def kill_one(self, rng: random.Random) -> None:
+        """Start missing workers, wait until they work, and kill one after a random time."""
         while len(self.running) < self._count:
             self.running.append(self.start())
             stdout = self.running[-1].stdout
             assert stdout is not None
             stdout.readline()
-        # The moment is what is random.
-        time.sleep(chance.uniform(0, 0.4))
-        self._end(self.running.pop(chance.randrange(len(self.running))))
+        # Sleep for a random time.
+        time.sleep(rng.uniform(0, 0.4))
+        self._end(self.running.pop(rng.randrange(len(self.running))))
 
     def kill_all(self) -> None:
         while self.running:
@@ -115,20 +115,20 @@ class Workers:
 
     def _end(self, worker: subprocess.Popen[str]) -> None:
         worker.send_signal(signal.SIGKILL)
-        self._judge(worker, -signal.SIGKILL)
+        self._check(worker, -signal.SIGKILL)
 
     def finish(self) -> None:
-        """A last worker that nobody kills."""
-        self._judge(self.start("--once"), 0)
+        """Run a last worker, which is not killed."""
+        self._check(self.start("--once"), 0)
 
-    def _judge(self, worker: subprocess.Popen[str], expected: int) -> None:
-        _, said = worker.communicate(timeout=120)
+    def _check(self, worker: subprocess.Popen[str], expected: int) -> None:
+        _, errors = worker.communicate(timeout=120)
         if worker.returncode != expected:
-            self.unexpected.append(said.strip()[-2_000:])
+            self.unexpected.append(errors.strip()[-2_000:])
 
 
 class Leases:
-    """Watches how long jobs stay with a worker whose lease has ended, on PostgreSQL."""
+    """Measures how long jobs stay with a worker whose lease has expired, on PostgreSQL."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -155,8 +155,8 @@ class Leases:
 
 
 def torture(url: str, kills: int, seed: int) -> dict[str, Any]:
-    """Kill workers of a store that nobody else uses; the figures."""
-    chance = random.Random(seed)
+    """Kill workers of a private store. Returns the figures."""
+    rng = random.Random(seed)
     postgres = url.startswith("postgresql")
     workers = Workers(url, 2 if postgres else 1, seed)
     with ef.connect(url) as store:
@@ -168,7 +168,7 @@ def torture(url: str, kills: int, seed: int) -> dict[str, Any]:
             editor = threading.Thread(target=edit_until, args=(stopping, store, random.Random(seed)))
             editor.start()
             for _ in range(kills):
-                workers.kill_one(chance)
+                workers.kill_one(rng)
             stopping.set()
             editor.join()
             workers.kill_all()
@@ -177,28 +177,28 @@ def torture(url: str, kills: int, seed: int) -> dict[str, Any]:
         longest = leases.longest
     else:
         for _ in range(kills):
-            workers.kill_one(chance)
+            workers.kill_one(rng)
         with ef.connect(url) as store:
             given_up = retry_given_up(store)
-        # What a killed process held is nobody's: the next one need not wait for a lease.
+        # A job of a killed process is abandoned: the next process does not wait for its lease.
         started = time.monotonic()
         workers.finish()
         longest = max(0.0, time.monotonic() - started - LEASE)
     with ef.connect(url) as store:
         more = {"given up": given_up, "longest past a lease": round(longest, 2), "unexpected": workers.unexpected}
-        return judged(store, kills) | more
+        return figures_of(store, kills) | more
 
 
 def retry_given_up(store: ef.EntityStore) -> int:
-    """Queue the jobs again that so many workers died at that they were failed; how many these are."""
+    """Queue the jobs again that failed because too many workers died. Returns their number."""
     given_up = store.jobs("failed").height
     if given_up:
         store.retry_failed()
     return given_up
 
 
-def judged(store: ef.EntityStore, kills: int) -> dict[str, Any]:
-    """What is wrong with the vectors and jobs of a store, if anything is."""
+def figures_of(store: ef.EntityStore, kills: int) -> dict[str, Any]:
+    """The counts of wrong vectors, unfinished jobs and inconsistencies of a store."""
     contents = store.scan("note").select("id", "content").collect()
     vectors = pl.DataFrame(stored_vectors(store), schema=["id", "vector"], orient="row")
     both = contents.join(vectors, on="id", how="left")
@@ -221,7 +221,7 @@ def judged(store: ef.EntityStore, kills: int) -> dict[str, Any]:
 
 
 def stored_vectors(store: ef.EntityStore) -> list[tuple[str, list[float]]]:
-    """Every vector, as the database has it."""
+    """Every vector as stored in the database."""
     engine: Any = store._engine
     if engine.name == "postgresql":
         url, stored = engine._pool._target, "FROM entityframes.embeddings WHERE error IS NULL"
@@ -245,7 +245,7 @@ def sound(figures: dict[str, Any]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture.embedding", description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200, help="on each engine")
+    parser.add_argument("--kills", type=int, default=200, help="number of kills on each engine")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=["postgresql", "duckdb"], action="append")
     given = parser.parse_args()

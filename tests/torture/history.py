@@ -1,4 +1,4 @@
-"""What the workers wrote down, and whether the store holds what they were told."""
+"""The calls that the workers logged, and a check of the store against the reported outcomes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import entityframes as ef
 
-#: Statuses after which a row's write has happened, and may have happened; after the others it has not.
+#: Statuses of rows whose write has happened, and of rows whose write may have happened; with others it has not.
 DONE = {"created", "updated", "unchanged", "deleted", "missing"}
 MAYBE = {"unknown"}
 
@@ -21,7 +21,7 @@ class Write:
     call: str
     began: float
     ended: float
-    #: The content that was to be stored; None for a deletion.
+    #: The content to be stored; None for a deletion.
     content: str | None
     status: str
 
@@ -33,16 +33,16 @@ class History:
     writes: dict[str, list[Write]] = field(default_factory=lambda: collections.defaultdict(list))
     calls: int = 0
     batches: int = 0
-    told: int = 0
-    #: Calls whose worker was killed before it could write down an answer.
+    reported: int = 0
+    #: Calls whose worker was killed before it could log an answer.
     cut_off: int = 0
     statuses: collections.Counter[str] = field(default_factory=collections.Counter)
-    #: Calls whose answer does not account for each of their rows once.
+    #: Calls whose answer does not have exactly one outcome for each row.
     unaccounted: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> History:
-        """Read what all workers of a run wrote down."""
+        """Read the logs of all workers of a run."""
         history = cls()
         for path in folder.glob("*.calls"):
             begun: dict[str, dict] = {}
@@ -64,7 +64,7 @@ class History:
     def _answered(self, call: dict, answer: dict) -> None:
         self.calls += 1
         self.batches += answer["batches"]
-        self.told += len(answer["statuses"])
+        self.reported += len(answer["statuses"])
         self.statuses.update(answer["statuses"])
         if answer["ids"] != call["keys"]:
             self.unaccounted.append(f"call {call['call']}: {len(answer['ids'])} outcomes for {len(call['keys'])} rows")
@@ -76,11 +76,11 @@ class History:
             content = None if call["kind"] == "delete" else f"{call['call']} {key}"
             self.writes[key].append(Write(call["call"], call["began"], ended, content, status))
 
-    def judge(self, store: ef.EntityStore) -> tuple[list[str], list[str]]:
-        """Rows that are lost, and rows of which something else was told than happened.
+    def check(self, store: ef.EntityStore) -> tuple[list[str], list[str]]:
+        """Rows that are lost, and rows whose reported outcome is wrong.
 
-        The content of a key is that of a write which may have been the last: one that was done or may have been, and
-        that was not over before another that was done began.
+        The content of a key must be that of a possible last write: one that happened or may have happened, and that did
+        not end before another write that happened began.
         """
         stored = dict(store.scan("t").select("id", "content").collect().iter_rows())
         lost, misreported = [], list(self.unaccounted)
@@ -94,24 +94,24 @@ class History:
                 continue
             if any(write.content == content for write in last):
                 continue
-            said = f"{key} is {content!r}, and may be one of {sorted({str(write.content) for write in last})[:5]}"
+            problem = f"{key} is {content!r}, expected one of {sorted({str(write.content) for write in last})[:5]}"
             refused = [w for w in writes if w.content == content and w.status not in DONE | MAYBE]
-            (misreported if refused and content is not None else lost).append(said)
+            (misreported if refused and content is not None else lost).append(problem)
         misreported += self._created_twice()
         return lost, misreported
 
     def _created_twice(self) -> list[str]:
-        """Keys that were created more often than they can have been gone."""
+        """Keys that were created more often than they can have been deleted or missing."""
         found = []
         for key, writes in self.writes.items():
             created = sum(write.status == "created" for write in writes)
-            gone = 1 + sum(
+            absent = 1 + sum(
                 write.status == "deleted" or (write.content is None and write.status in MAYBE) for write in writes
             )
-            if created > gone:
-                found.append(f"{key} was created {created} times and gone {gone} times")
-            born = created + sum(write.content is not None and write.status in MAYBE for write in writes)
+            if created > absent:
+                found.append(f"{key} was created {created} times and absent {absent} times")
+            created_at_most = created + sum(write.content is not None and write.status in MAYBE for write in writes)
             deleted = sum(write.status == "deleted" for write in writes)
-            if deleted > born:
-                found.append(f"{key} was deleted {deleted} times and created {born} times")
+            if deleted > created_at_most:
+                found.append(f"{key} was deleted {deleted} times and created {created_at_most} times")
         return found

@@ -1,4 +1,4 @@
-"""The last line of a run: all of its figures and what they were measured with, for machines and for the guide."""
+"""The last line of a run: all figures and the versions they were measured with, machine-readable and for the guide."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-#: Figures of a run, and what they are called in the summary.
+#: The figures of a run, and their names in the summary.
 NAMES = {
     "calls": "calls",
     "batches": "batches",
-    "rows told": "rows",
+    "rows reported": "rows",
     "kills": "kills",
     "rows lost": "lost",
     "rows misreported": "misreported",
@@ -35,10 +35,10 @@ def summary(
     """One line of JSON.
 
     Args:
-        run: What was run, `torture` or `torture.embedding`.
+        run: The name of the run, `torture` or `torture.embedding`.
         seed: Its seed.
-        figures: Of each engine.
-        names: The figures that count, and what they are called here.
+        figures: The figures of each engine.
+        names: The figures to include, and their names in the summary.
         postgresql: The version of the server, if there was one.
     """
     of_engines = {
@@ -60,10 +60,10 @@ def _count(value: Any) -> int:
 
 
 def commit() -> str | None:
-    """What git calls the state of the tree; None outside a clone."""
+    """The state of the tree as `git describe` names it; None outside a clone."""
     command = ["git", "describe", "--always", "--dirty", "--tags"]
     try:
-        said = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120)
+        run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120)
     except OSError:
         return None
-    return said.stdout.strip() or None if said.returncode == 0 else None
+    return run.stdout.strip() or None if run.returncode == 0 else None

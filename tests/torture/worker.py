@@ -1,4 +1,4 @@
-"""One worker of a torture run: calls on shared keys, each written down before it is made and after it was answered."""
+"""A worker of a torture run: calls on shared keys, each logged before it starts and after it returned."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SIZES = (1, 5, 40, 400)
 
 
 class Worker:
-    """Calls of one thread."""
+    """The calls of one thread."""
 
     def __init__(self, store: ef.EntityStore, path: Path, seed: str, name: str) -> None:
         self._store, self._name = store, name
         self._log = path.open("a")
-        self._chance = random.Random(seed)
+        self._rng = random.Random(seed)
         self._numbers = itertools.count()
         self.cancel = threading.Event()
 
@@ -39,11 +39,11 @@ class Worker:
 
     def _one_call(self) -> None:
         number = f"{self._name}-{next(self._numbers)}"
-        count = self._chance.choice(SIZES)
-        # Some keys are this worker's own: nobody else can have written them.
-        keys = [f"k{n:04}" for n in self._chance.sample(range(KEYS), count)]
-        keys = [key if self._chance.random() < 0.8 else f"own-{self._name}-{key}" for key in keys]
-        kind = self._chance.choices(["upsert", "delete", "read"], [6, 2, 1])[0]
+        count = self._rng.choice(SIZES)
+        # Some keys are private to this worker, so that no other one can have written them.
+        keys = [f"k{n:04}" for n in self._rng.sample(range(KEYS), count)]
+        keys = [key if self._rng.random() < 0.8 else f"own-{self._name}-{key}" for key in keys]
+        kind = self._rng.choices(["upsert", "delete", "read"], [6, 2, 1])[0]
         ids = ef.ids("t", keys)
         if kind == "read":
             with contextlib.suppress(ef.ConnectionLostError):
@@ -56,19 +56,19 @@ class Worker:
             else:
                 frame = ids.with_columns(content=pl.format("{} {}", pl.lit(number), "id"))
                 result = self._store.upsert(
-                    frame, batch_size=self._chance.choice([None, 50, 7]), progress=False, cancel=self.cancel
+                    frame, batch_size=self._rng.choice([None, 50, 7]), progress=False, cancel=self.cancel
                 )
         except ef.EntityFramesError:
             result = self._store.last_result
         except KeyboardInterrupt:
-            # Told, if it came before the end of the call; else what last_result has is of an earlier one.
+            # Valid only if it belongs to the interrupted call: otherwise last_result is that of an earlier call.
             result = self._store.last_result
             if result is not None and result.outcomes["id"].to_list() == keys:
-                self._tell(number, result)
+                self._log_outcomes(number, result)
             raise
-        self._tell(number, result)
+        self._log_outcomes(number, result)
 
-    def _tell(self, number: str, result: ef.UpsertResult) -> None:
+    def _log_outcomes(self, number: str, result: ef.UpsertResult) -> None:
         statuses = result.outcomes["status"].cast(pl.String).to_list()
         self._write(
             call=number,
@@ -88,7 +88,7 @@ def _opened(url: str, stopping: threading.Event) -> ef.EntityStore | None:
         try:
             return ef.connect(url, workers=2)
         except ef.ConnectError:
-            # The server recovers, or the process that had the file is not quite gone.
+            # The server recovers, or the killed process has not released the file yet.
             stopping.wait(0.05)
     return None
 
@@ -100,10 +100,10 @@ def main(url: str, path: str, seed: str, threads: str, name: str) -> None:
     if store is None:
         return
     if store._engine.name == "duckdb":
-        # Faults also meet a COMMIT that writes the log into the file.
+        # Let faults also hit a COMMIT that runs a checkpoint.
         with store._engine._file.cursor() as cursor:
             cursor.execute(f"SET wal_autocheckpoint = '{random.Random(seed).choice(['1KB', '256KB', '16MB'])}'")
-    # A store's last_result is of its last call, whoever made it: each thread has a handle of its own on the engine.
+    # last_result is that of the last call of a store, from any thread, so each thread has its own store on the engine.
     handles = [ef.EntityStore(store._engine) for _ in range(int(threads))]
     workers = [
         Worker(handle, Path(f"{path}.{n}.calls"), f"{seed}-{n}", f"{name}.{n}") for n, handle in enumerate(handles)
@@ -118,7 +118,7 @@ def main(url: str, path: str, seed: str, threads: str, name: str) -> None:
             helper.join()
         store.close()
     except KeyboardInterrupt:
-        # Struck again, it would end under the hands of its helpers.
+        # A second signal would end the process while its helpers still work.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         stopping.set()
         for helper in helpers:
@@ -140,6 +140,6 @@ def _guarded(worker: Worker, stopping: threading.Event) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Struck while it started or ended.
+    # Interrupted while it started or ended.
     with contextlib.suppress(KeyboardInterrupt, ef.ConnectError):
         main(*sys.argv[1:])

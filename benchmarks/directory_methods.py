@@ -1,6 +1,6 @@
-"""Ways to bring a folder into a database, one a process: `python -m benchmarks.directory_ways WAY TREE TARGET STATE`.
+"""Methods to import a folder into a database: `python -m benchmarks.directory_methods METHOD TREE TARGET STATE`.
 
-Each prints the seconds of what it did as JSON, from connecting to the end; importing packages is not counted.
+Each runs in its own process and prints the seconds from connecting to the end as JSON, excluding package imports.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.data import edit_note
 from benchmarks.measure import peak_mb
 
-#: How often the steps of a sync are measured in one process.
+#: How often each step of a sync is measured in one process.
 STEPS = 7
 
 _TABLES = (
@@ -41,7 +41,7 @@ _EMBED = (
 
 
 class DigestEmbedder:
-    """64 numbers out of a hash of the text: next to no work, so that the rest is what is measured."""
+    """64 numbers from a hash of the text: almost free, so that everything else is measured."""
 
     name, dim, max_batch = "digest-64", 64, 1024
 
@@ -51,7 +51,7 @@ class DigestEmbedder:
 
 
 def entityframes_import(tree: Path, target: str, state: Path) -> float:
-    """This package: the folder imported, and what is due embedded."""
+    """This package: import the folder, then embed what is due."""
     import entityframes as ef
 
     _load(target)
@@ -66,7 +66,7 @@ def entityframes_import(tree: Path, target: str, state: Path) -> float:
 
 
 def entityframes_sync(tree: Path, target: str, state: Path) -> dict[str, list[float]]:
-    """A sync with nothing to do, one after a file was edited, and a bare walk, in turns on one connection."""
+    """A sync with nothing to do, a sync after one file was edited, and a bare walk, in turn on one connection."""
     import entityframes as ef
 
     files = sorted(tree.rglob("*.md"))
@@ -82,7 +82,7 @@ def entityframes_sync(tree: Path, target: str, state: Path) -> dict[str, list[fl
             "nothing to do": (sync, {"unchanged": len(files)}),
             "one file edited": (sync, {"unchanged": len(files) - 1, "updated": 1}),
         }
-        # Others may have edited the files.
+        # The files may have been edited for another phase.
         sync()
         for turn in range(STEPS):
             for step, (do, expected) in steps.items():
@@ -92,7 +92,7 @@ def entityframes_sync(tree: Path, target: str, state: Path) -> dict[str, list[fl
                 done = do()
                 seconds.setdefault(step, []).append(time.perf_counter() - started)
                 if done != expected:
-                    raise AssertionError(f"{step}: {done} where {expected} was expected")
+                    raise AssertionError(f"{step}: {done}, expected {expected}")
     return seconds
 
 
@@ -123,7 +123,7 @@ def duckdb_loop(tree: Path, target: str, state: Path) -> float:
 
 
 def _loop(tree: Path, execute: Callable[..., Any], types: dict[str, str]) -> None:
-    """File by file: read it, ask for its entity, insert or update that where it differs, embed it, write the vector."""
+    """For each file: read it, select its entity, insert or update it if it differs, embed it, write the vector."""
     embedder = DigestEmbedder()
     for statement in _TABLES:
         execute(statement.format_map(types))
@@ -141,7 +141,7 @@ def _loop(tree: Path, execute: Callable[..., Any], types: dict[str, str]) -> Non
 
 
 def front_matter(text: str) -> tuple[dict[str, Any], str]:
-    """Metadata as JSON has it, and content."""
+    """Return the metadata, as JSON represents it, and the content."""
     import yaml
 
     if not text.startswith("---\n"):
@@ -151,7 +151,7 @@ def front_matter(text: str) -> tuple[dict[str, Any], str]:
 
 
 def cocoindex(tree: Path, target: str, state: Path) -> float:
-    """CocoIndex, which keeps what it has done in a folder of its own."""
+    """CocoIndex, which keeps its state in a separate folder."""
     os.environ["COCOINDEX_DB"] = str(state)
     return float(import_module("benchmarks.directory_cocoindex").update(tree, target))
 
@@ -161,7 +161,7 @@ def _plain(metadata: Any) -> Any:
 
 
 def _load(target: str) -> None:
-    """Import what is imported when it is needed, and load the driver's library, as psycopg does when it is imported."""
+    """Import the lazily imported modules and load the driver's library, as psycopg does on import."""
     modules = ["entityframes.directory", "entityframes.embedding.calls", "pyarrow"]
     if target.startswith("postgresql:"):
         modules += ["entityframes.engines.postgres.engine", "adbc_driver_postgresql.dbapi"]
@@ -174,7 +174,7 @@ def _load(target: str) -> None:
 
 
 def _walk(tree: Path) -> int:
-    """Name, size and time of every file, and nothing else."""
+    """Read only the name, size and time of every file."""
     found, folders = 0, [str(tree)]
     while folders:
         with os.scandir(folders.pop()) as entries:
@@ -187,24 +187,24 @@ def _walk(tree: Path) -> int:
     return found
 
 
-def _heed_modes() -> None:
-    """Let the mode of a file count for root too (Linux)."""
+def _respect_file_modes() -> None:
+    """Make file modes apply to root too (Linux)."""
     if sys.platform == "linux" and os.geteuid() == 0:
         libc = ctypes.CDLL(None)
-        # Version 3, this process; effective, permitted and inheritable capabilities, the lower 32 and then the upper.
+        # Version 3, this process; effective, permitted and inheritable capabilities, the lower 32 bits, then the upper.
         header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
         libc.capget(header, sets)
         sets[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
         libc.capset(header, sets)
 
 
-WAYS = {
-    way.__name__: way for way in (entityframes_import, entityframes_sync, psycopg_loop, duckdb_loop, cocoindex)
+METHODS = {
+    method.__name__: method for method in (entityframes_import, entityframes_sync, psycopg_loop, duckdb_loop, cocoindex)
 }  # fmt: skip
 
 if __name__ == "__main__":
     name, tree, target, state, *more = sys.argv[1:]
     if more:
-        _heed_modes()
-    seconds = WAYS[name](Path(tree), target, Path(state))
+        _respect_file_modes()
+    seconds = METHODS[name](Path(tree), target, Path(state))
     print(json.dumps({"seconds": seconds, "peak_mb": peak_mb()}))
