@@ -1,4 +1,4 @@
-"""DirectorySync: a folder of markdown and a store, kept in step."""
+"""DirectorySync: keeps a folder of markdown files and a store in sync."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".md", ".mdx", ".markdown", ".txt")
 MAX_BYTES = 5 << 20
-#: Seconds for which a sync holds its folder without being heard of; it renews the lease three times as often.
+#: Seconds after which the lock on a folder expires; a running sync renews it three times in that time.
 LEASE = 60.0
 
 
 @forks.guarded
 class DirectorySync:
-    """A folder whose files are entities, and the other way round.
+    """Synchronizes a folder of markdown files with the entities of a store.
 
-    A file ``<type>/<id>.md`` is the entity ``(type, id)``; sub-folders are part of the id, and a file in the root is of
-    the default type. The YAML front matter is the metadata, the rest the content, byte for byte. What each file and
-    entity were when they were last in step is kept in the store, so that a change on one side travels and a change on
-    both is a conflict.
+    A file ``<type>/<id>.md`` is the entity ``(type, id)``; subfolders are part of the id, and a file in the root has
+    the default type. The YAML front matter is the metadata, and the rest is the content, byte for byte. The store
+    records the state of each file and entity at the last sync, so that a change on one side is applied to the other,
+    and a change on both sides is a conflict.
     """
 
     def __init__(
@@ -57,22 +57,26 @@ class DirectorySync:
         types: Iterable[str] | None = None,
         name: str | None = None,
     ) -> None:
-        """Nothing is read or written yet.
+        """Create a sync; nothing is read or written yet.
 
         Args:
-            store: where the entities are.
-            root: the folder. It has to exist.
+            store: the store with the entities.
+            root: the folder. It must exist.
             default_type: the type of files in the root itself.
-            suffixes: of the files that are entities; the first one is that of new files, others are left alone.
-            ignore: patterns in the syntax of gitignore, in addition to names that begin with a dot or an underscore,
-                which ``!_*`` takes back in; an empty sequence takes in every name. ``.efignore`` files count too. What
-                is left out is in ``left_out`` of a result and of a plan.
-            max_bytes: of a file; larger ones are invalid.
-            types: the entity types that belong to the folder; None for all, but then a sync does not make files of
-                more than 1,000 entities of a type that the folder has nothing of. Files and entities of other types
-                are not looked at.
-            name: what the store knows the folder by; None for the name of this machine and the path. Give one to a
+            suffixes: the suffixes of files that are entities; new files get the first one. Files with other suffixes
+                are left out.
+            ignore: patterns in gitignore syntax of names to leave out, in addition to names that begin with a dot or an
+                underscore; ``!_*`` re-includes the latter, and an empty sequence includes every name. ``.efignore``
+                files are respected as well. What is left out is listed in ``left_out`` of a result and of a plan.
+            max_bytes: maximum size of a file; larger files are invalid.
+            types: the entity types that belong to the folder; None for all, but then a sync does not export more than
+                1,000 entities of a type without any file in the folder. Files and entities of other types are ignored.
+            name: the name under which the store records the folder; None for the host name and the path. Give one to a
                 folder that is synced from a container or may move.
+
+        Raises:
+            ValueError: `suffixes` is not a non-empty sequence of suffixes with a dot, or one ends in another.
+            DirectoryError: a pattern in `ignore` is not valid.
         """
         forks.check()
         _check_suffixes(suffixes)
@@ -82,7 +86,7 @@ class DirectorySync:
         known_as = name or printable(f"{socket.gethostname()}:{os.path.realpath(root)}")
         owned = None if types is None else frozenset(types)
         self._folder = Folder(known_as, self._tree, default_type, tuple(suffixes), owned)
-        #: The sync that was run last, if it came to begin.
+        #: The last sync, if it started.
         self._last: SyncRun | None = None
 
     @property
@@ -98,21 +102,22 @@ class DirectorySync:
         delete: bool = False,
         max_delete: int | None = None,
     ) -> SyncPlan:
-        """What a sync would do; nothing is written, in the store or in the folder.
+        """Show what a sync would do, without writing to the store or the folder.
 
         Args:
             direction: "both" for `sync`, "import" for `import_files`, "export" for `export_files`.
-            on_conflict, delete, max_delete: as for these.
+            on_conflict, delete, max_delete: as for these methods.
 
         Returns:
-            SyncPlan, with ``frame`` (a row for each file and each entity that is or should be one), ``counts``,
-            ``left_out``, ``summary()`` and ``apply()``, which does just that.
+            SyncPlan, with ``frame`` (a row for each file, and for each entity that has or should have a file),
+            ``counts``, ``left_out``, ``summary()``, and ``apply()``, which applies exactly this plan.
 
         Raises:
+            ValueError: `direction` is not one of these.
             DirectoryError: the folder is missing or cannot be read.
         """
         if direction not in get_args(Direction):
-            raise ValueError(f"direction is {direction!r}: it is {', '.join(map(repr, get_args(Direction)))}")
+            raise ValueError(f"direction must be one of {', '.join(map(repr, get_args(Direction)))}, got {direction!r}")
         options = _options(direction, on_conflict, delete, max_delete)
         run = SyncRun(self._store, self._folder, options)
         states = run.plan()
@@ -137,26 +142,26 @@ class DirectorySync:
         progress: Progress = None,
         cancel: threading.Event | None = None,
     ) -> SyncResult:
-        """Bring the files into the store; an entity that differs from its file becomes what the file is.
+        """Import the files into the store; an entity that differs from its file is overwritten.
 
-        Files whose size, times and inode are as they were are not read. A file that moved takes its entity along.
+        Files whose size, times and inode are unchanged are not read. If a file was moved, its entity is renamed.
 
         Args:
-            delete: whether an entity whose file is gone is deleted.
-            max_delete: how many deletions may travel; None for a fifth of the files, at most 100, at least one. More
-                are refused, and so is every one while the folder holds no file at all.
-            quarantine: rename files that can be no entities to ``<name>.invalid``, and back when they are repaired.
+            delete: whether to delete an entity whose file is gone.
+            max_delete: maximum number of deletions; None for a fifth of the files, at least 1 and at most 100. If there
+                are more, all deletions are refused. If the folder contains no files at all, every deletion is refused.
+            quarantine: rename files that cannot be entities to ``<name>.invalid``, and back once they are repaired.
             batch_size, embed: as for `EntityStore.upsert`.
-            progress: None shows a bar in a notebook or terminal, True, False, or a callable(done, total).
-            cancel: an event that stops the sync when set; what is in flight is rolled back.
+            progress: None shows a bar in a notebook or terminal; True, False, or a callable(done, total).
+            cancel: an event that stops the sync when set; the current batch is rolled back.
 
         Returns:
-            SyncResult, whose ``outcomes`` have one row for each file and each path that was remembered.
+            SyncResult, whose ``outcomes`` have one row for each file and each path recorded at the last sync.
 
         Raises:
-            DirectoryError: the folder is missing or cannot be read, or another sync is at work on it.
+            DirectoryError: the folder is missing or cannot be read, or is being synced by another process.
             DatabaseError: the database cannot be reached, or no batch could succeed.
-            KeyboardInterrupt: on Ctrl-C; `EntityStore.last_result` holds what was done.
+            KeyboardInterrupt: on Ctrl-C; `EntityStore.last_result` has the outcomes up to then.
         """
         options = SyncOptions("import", "report", delete, max_delete, quarantine, batch_size, embed)
         return self._run(options, progress, cancel)
@@ -170,21 +175,21 @@ class DirectorySync:
         progress: Progress = None,
         cancel: threading.Event | None = None,
     ) -> SyncResult:
-        """Bring the entities into the folder. A file whose entity did not change is not touched.
+        """Export the entities to the folder. A file whose entity has not changed is not touched.
 
-        A file is replaced as a whole or not at all, and only if its bytes still are what they were when last in step.
-        A front matter keeps its bytes while the metadata is what it says.
+        A file is replaced atomically, and only if its bytes have not changed since the last sync. Front matter that
+        still matches the metadata keeps its bytes.
 
         Args:
-            on_conflict: what becomes of a file that was edited and whose entity was changed: "report" leaves both
-                alone, "store" overwrites the file and keeps the old one beside it as ``<name>.conflict``.
-            delete: whether a file whose entity is gone is deleted.
+            on_conflict: what to do if a file was edited and its entity was changed: "report" leaves both unchanged,
+                "store" overwrites the file and saves the old one next to it as ``<name>.conflict``.
+            delete: whether to delete a file whose entity is gone.
             max_delete, progress, cancel: as for `import_files`.
 
-        Returns, Raises: as `import_files`.
+        Returns, Raises: as `import_files`; ValueError: `on_conflict` is not one of these.
         """
         if on_conflict not in ("report", "store"):
-            raise ValueError(f"on_conflict is {on_conflict!r}: an export can 'report' or let the 'store' win")
+            raise ValueError(f"on_conflict must be 'report' or 'store' for an export, got {on_conflict!r}")
         return self._run(_options("export", on_conflict, delete, max_delete), progress, cancel)
 
     def sync(
@@ -199,19 +204,20 @@ class DirectorySync:
         progress: Progress = None,
         cancel: threading.Event | None = None,
     ) -> SyncResult:
-        """Bring changes of either side to the other.
+        """Apply the changes of each side to the other.
 
         Args:
-            on_conflict: what becomes of a file and an entity that both changed: "report" leaves both alone, "files"
-                and "store" say who wins, "newer" takes the one that was changed last, and of a deletion and an edit the
-                edit. The other one is kept beside the file as ``<name>.conflict``.
-            delete: whether deletions travel, in either direction.
+            on_conflict: what to do if a file and its entity both changed: "report" leaves both unchanged, "files" and
+                "store" let that side win, "newer" lets the last change win, and an edit win over a deletion. The losing
+                version is saved next to the file as ``<name>.conflict``.
+            delete: whether deletions are applied, in both directions.
             max_delete, quarantine, batch_size, embed, progress, cancel: as for `import_files`.
 
-        Returns, Raises: as `import_files`.
+        Returns, Raises: as `import_files`; ValueError: `on_conflict` is not one of these.
         """
         if on_conflict not in get_args(OnConflict):
-            raise ValueError(f"on_conflict is {on_conflict!r}: it is {', '.join(map(repr, get_args(OnConflict)))}")
+            allowed = ", ".join(map(repr, get_args(OnConflict)))
+            raise ValueError(f"on_conflict must be one of {allowed}, got {on_conflict!r}")
         options = SyncOptions("both", on_conflict, delete, max_delete, quarantine, batch_size, embed)
         return self._run(options, progress, cancel)
 
@@ -230,33 +236,33 @@ class DirectorySync:
         on_result: Callable[[SyncResult], None] | None = None,
         on_error: Callable[[EntityFramesError], None] | None = None,
     ) -> None:
-        """Sync now, and then whenever the folder or the store changed, until `stop` is set or Ctrl-C.
+        """Sync now, and then whenever the folder or the store has changed, until `stop` is set or Ctrl-C is pressed.
 
-        A burst of changes is one sync, after the last of them; what the sync itself writes starts none. Needs the
-        extra ``[watch]``.
+        A burst of changes triggers one sync, after the last change; the writes of the sync itself trigger none.
+        Requires the extra ``[watch]``.
 
         Args:
             direction: "both" for `sync`, "import" for `import_files`, "export" for `export_files`.
             on_conflict, delete, max_delete, quarantine, embed: as for `sync`.
-            settle: seconds without a change after which files are taken to be written.
-            poll: seconds after which the store is looked at where no file has changed.
-            stop: ends the watch when set, after the sync that is at work.
-            on_result: gets the result of each sync that did something, once, and of one that could not do something for
-                the first time: what stays as it is (a bad file, a conflict) is not reported at every look. A sync that
-                was ended by an error gives what it had done by then.
-            on_error: gets the DirectoryError or DatabaseError of a sync, and every EntityFramesError that `on_result`
-                raises, such as that of an embedder; the watch goes on. None ends the watch with the error. Anything
-                else that `on_result` raises ends it.
+            settle: seconds without a change after which files are assumed to be completely written.
+            poll: seconds after which the store is checked for changes if no file has changed.
+            stop: ends the watch when set, after the current sync.
+            on_result: called with the result of each sync that changed something, or that failed to sync some rows.
+                Failures that persist (an invalid file, a conflict) are reported only once. If a sync ends with an
+                error, it is called with the result up to then.
+            on_error: called with the DirectoryError or DatabaseError of a sync, and with every EntityFramesError raised
+                by `on_result`, such as an error of an embedder; the watch then continues. If it is None, the error ends
+                the watch. Any other exception raised by `on_result` ends it, too.
 
         Raises:
-            DirectoryError: watchfiles is not installed, the folder is missing, or it is synced by another.
+            DirectoryError: watchfiles is not installed, the folder is missing, or is being synced by another process.
             KeyboardInterrupt: on Ctrl-C.
         """
         options = SyncOptions(direction, on_conflict, delete, max_delete, quarantine, None, embed)
-        watcher = Watcher(self._root, self._folder.suffixes, lambda: self._watched(options), settle, poll)
+        watcher = Watcher(self._root, self._folder.suffixes, lambda: self._sync_once(options), settle, poll)
         watcher.run(stop or threading.Event(), on_result, on_error)
 
-    def _watched(self, options: SyncOptions) -> Synced:
+    def _sync_once(self, options: SyncOptions) -> Synced:
         """One sync of a watch."""
         self._last = None
         error = None
@@ -291,22 +297,25 @@ class DirectorySync:
 
     @contextmanager
     def _locked(self) -> Iterator[str]:
-        """Keep other syncs off the folder; the lease is renewed while this one lives."""
+        """Hold the lock on the folder, and renew it in the background; yields the name of the holder."""
         folders, name = self._store._engine.directory, self._folder.name
         holder = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
         other = folders.lock(name, holder, LEASE)
         if other is not None:
             raise DirectoryError(
-                f"{self._root} is being synced by {other}: wait for it; if it died, its hold ends within {LEASE:.0f} s"
+                f"{self._root} is being synced by {other}: wait until it has finished; if it was killed, its lock "
+                f"expires within {LEASE:.0f} s"
             )
         done = threading.Event()
-        heart = threading.Thread(target=_beat, args=(lambda: folders.lock(name, holder, LEASE), done), daemon=True)
-        heart.start()
+        heartbeat = threading.Thread(
+            target=_renew_lock, args=(lambda: folders.lock(name, holder, LEASE), done), daemon=True
+        )
+        heartbeat.start()
         try:
             yield holder
         finally:
             done.set()
-            heart.join()
+            heartbeat.join()
             folders.unlock(name, holder)
 
     def __repr__(self) -> str:
@@ -314,29 +323,29 @@ class DirectorySync:
 
 
 def _check_suffixes(suffixes: Sequence[str]) -> None:
-    """A file has one suffix, whatever its id ends in.
+    """Check that a path has exactly one suffix, whatever its id ends in.
 
     Raises:
-        ValueError: there is none, one has no dot, or one ends in another.
+        ValueError: there are no suffixes, one does not begin with a dot, or one ends in another.
     """
     lower = [suffix.lower() for suffix in suffixes]
     if isinstance(suffixes, str) or not lower or not all(suffix.startswith(".") and suffix[1:] for suffix in lower):
-        raise ValueError(f"suffixes is {suffixes!r}: it is a sequence such as ('.md', '.txt')")
+        raise ValueError(f"suffixes must be a non-empty sequence such as ('.md', '.txt'), got {suffixes!r}")
     for suffix in lower:
         for other in lower:
             if other != suffix and other.endswith(suffix):
-                raise ValueError(f"the suffix {other!r} ends in {suffix!r}: ids could not be told from suffixes")
+                raise ValueError(f"the suffix {other!r} ends in {suffix!r}: ids would be ambiguous")
 
 
 def _options(direction: Direction, on_conflict: OnConflict, delete: bool, max_delete: int | None) -> SyncOptions:
     return SyncOptions(direction, on_conflict, delete, max_delete)
 
 
-def _beat(renew: Callable[[], str | None], done: threading.Event) -> None:
+def _renew_lock(renew: Callable[[], str | None], done: threading.Event) -> None:
     while not done.wait(LEASE / 3):
         try:
             if renew() is not None:
                 return
         except DatabaseError:
-            # Perhaps the next time; if not, the lease ends, and what was done is not recorded.
+            # Try again at the next interval; if that fails, too, the lock expires and the state is not recorded.
             continue
