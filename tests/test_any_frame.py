@@ -1,4 +1,4 @@
-"""Frames of any columns, dtypes and values, right and wrong: one verdict on both engines, and no error but ours.
+"""Frames of any columns, dtypes and values, valid or not: both engines agree, and raise only errors of this package.
 
 `python -m tests.test_any_frame COUNT [POSTGRESQL URL]` tries as many as wanted.
 """
@@ -58,7 +58,7 @@ FIELD_NAMES = st.sampled_from(
 
 @st.composite
 def any_series(draw: st.DrawFn, rows: int) -> pl.Series:
-    """A column of any dtype that Polars has."""
+    """A column of any Polars dtype."""
     if draw(st.integers(0, 30)) == 0:
         return pl.Series([object()] * rows, dtype=pl.Object)
     if draw(st.integers(0, 15)) == 0:
@@ -89,7 +89,7 @@ def metadata(draw: st.DrawFn, rows: int) -> pl.Series:
 
 @st.composite
 def frames(draw: st.DrawFn) -> pl.DataFrame:
-    """An entity frame in which anything may be wrong, most often nothing or one thing."""
+    """An entity frame with any number of mistakes, most often none or one."""
     rows = draw(st.integers(0, 5))
     columns = {
         "entity_type": draw(text_series(rows, KINDS)),
@@ -121,7 +121,7 @@ def _pandas(frame: pl.DataFrame) -> pd.DataFrame:
 
 
 def _broken_text(frame: pl.DataFrame) -> Any:
-    """Arrow text that is not UTF-8, which nobody has checked."""
+    """Unvalidated Arrow strings that are not UTF-8."""
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
     if "id" not in table.column_names or not frame.height:
         return table
@@ -136,7 +136,7 @@ def _broken_text(frame: pl.DataFrame) -> Any:
 
 
 def _twice(frame: pl.DataFrame) -> Any:
-    """A table in which a column bears the name of another one."""
+    """A table with duplicate column names."""
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
     return table.append_column(table.column_names[-1], table.column(0)) if table.num_columns else table
 
@@ -156,7 +156,7 @@ STREAMS = ("lazy", "iterator", "reader")
 
 
 class Given(NamedTuple):
-    """A frame and the form in which it is given; a stream can be read only once."""
+    """A frame and the form in which it is passed; a stream can be read only once."""
 
     form: str
     frame: pl.DataFrame
@@ -170,11 +170,11 @@ class Given(NamedTuple):
 
 @st.composite
 def given_frames(draw: st.DrawFn) -> Given:
-    """A frame in one of the forms that it has."""
+    """A frame in one of its forms."""
     frame = draw(frames())
     form = draw(st.sampled_from(["polars"] * 6 + sorted(FORMS)))
     if pl.Object in frame.dtypes or "\\x00" in repr(frame.schema):
-        # Polars panics when it is to hand out such names.
+        # Polars panics when it exports such names.
         form = "polars"
     try:
         FORMS[form](frame)
@@ -186,13 +186,13 @@ def given_frames(draw: st.DrawFn) -> Given:
         ValueError,
         OverflowError,
     ):
-        # Polars itself has no such form of it.
+        # Polars does not support this form.
         form = "polars"
     return Given(form, frame)
 
 
 class Twins:
-    """The same calls to an empty store on each engine."""
+    """Makes the same calls to an empty store on each engine."""
 
     def __init__(self, stores: list[ef.EntityStore]) -> None:
         self._stores = stores
@@ -200,7 +200,7 @@ class Twins:
         self.seen: collections.Counter[str] = collections.Counter()
 
     def both(self, call: Callable[[ef.EntityStore], Any]) -> Any:
-        """The verdict that a call has on both engines: what it returned, or what error of ours it raised."""
+        """The outcome of a call on both engines: its result, or the error of this package that it raised."""
         verdicts = [self._verdict(call, store) for store in self._stores]
         assert verdicts[0] == verdicts[1], verdicts
         return verdicts[0]
@@ -213,16 +213,16 @@ class Twins:
             return type(error).__name__, str(error)
 
     def clear(self) -> None:
-        """Make both stores as good as new."""
+        """Reset both stores."""
         for store in self._stores:
             store.delete(store.scan().select(KEY).collect())
             store._engine.forget_fields(store._engine.all_fields())
-            # What a run just learned of them, the next one would rely on.
+            # The next run would rely on what this one has cached.
             fields._recent.pop(store._engine, None)
 
 
-def told(result: ef.UpsertResult) -> list[tuple[Any, ...]]:
-    """What an upsert says of each row, all rows accounted for."""
+def outcomes(result: ef.UpsertResult) -> list[tuple[Any, ...]]:
+    """The outcome of each row of an upsert, with all rows accounted for."""
     outcomes = result.outcomes
     assert sum(result.counts.values()) == outcomes.height
     assert not outcomes["error_kind"].is_in(["database", "connection"]).any(), outcomes.rows()
@@ -239,10 +239,10 @@ def try_frame(twins: Twins, build: Given, options: dict[str, Any]) -> None:
         return store.plan(build(), on_duplicate=options["on_duplicate"]).frame.drop("changes").rows()
 
     def upsert(store: ef.EntityStore) -> list[tuple[Any, ...]]:
-        return told(store.upsert(build(), progress=False, **options))
+        return outcomes(store.upsert(build(), progress=False, **options))
 
     def accounted(store: ef.EntityStore) -> list[tuple[Any, ...]]:
-        return told(store.last_result)
+        return outcomes(store.last_result)
 
     planned = twins.both(plan)
     written = twins.both(upsert)
@@ -263,7 +263,7 @@ def try_frame(twins: Twins, build: Given, options: dict[str, Any]) -> None:
         twins.both(lambda store, kind=kind: _values(store.read(kind).drop("created_at", "updated_at")))
     for call in (
         lambda store: store.exists(build()).rows(),
-        # They come as they were given, also what is no text.
+        # They are returned as given, also values that are not strings.
         lambda store: store.missing(build()).select(pl.col(KEY).cast(pl.Binary)).rows(),
         lambda store: store.get(build()).drop("created_at", "updated_at").rows(),
         lambda store: store.delete(build()).outcomes.drop("batch_id").rows(),
@@ -273,7 +273,7 @@ def try_frame(twins: Twins, build: Given, options: dict[str, Any]) -> None:
 
 
 def _values(frame: pl.DataFrame) -> tuple[Any, ...]:
-    """Columns, dtypes and values; NaN is itself."""
+    """Columns, dtypes and values; NaN equals NaN."""
     return list(frame.schema.items()), repr(frame.rows())
 
 
@@ -294,7 +294,7 @@ def twins(postgres_server: str, postgres_template: str, tmp_path_factory: pytest
 
 
 def try_frames(twins: Twins, count: int) -> None:
-    """Try so many frames; the smallest one that fails is shown."""
+    """Try a number of frames; the smallest one that fails is shown."""
 
     @settings(
         max_examples=count,
@@ -322,7 +322,7 @@ def try_frames(twins: Twins, count: int) -> None:
 
 @pytest.mark.duckdb
 def test_any_frame(twins: Twins) -> None:
-    """Whatever is wrong with a frame, both engines say the same of it."""
+    """Whatever is wrong with a frame, both engines report the same."""
     try_frames(twins, int(os.environ.get("ENTITYFRAMES_FRAMES", "60")))
     assert {"SchemaError", "row created", "row failed"} <= set(twins.seen)
 

@@ -1,4 +1,4 @@
-"""The command line: what a person types, what is printed, and the exit status."""
+"""The command line: arguments, output, and exit status."""
 
 from __future__ import annotations
 
@@ -76,22 +76,22 @@ def test_an_import_without_embedding(run: Run) -> None:
 
 
 def test_a_column_that_a_few_values_make_text(run: Run) -> None:
-    """Is told before the type has that dtype for good, unless text is what is wanted."""
+    """It is reported before the type keeps that dtype, unless text was requested."""
     lines = [f"{n},{n / 2},word {n}" for n in range(30)] + ["30,abc,word"]
     (run.folder / "x.csv").write_text("k,lat,name\n" + "\n".join(lines) + "\n")
     options = ["x.csv", "--type", "t", "--id", "k", "--dry-run"]
-    said = run("import", *options)[2]
-    assert "column 'lat' is text, because 1 value is no number, such as 'abc'" in said
-    assert "name" not in said
+    message = run("import", *options)[2]
+    assert "column 'lat' is text, because 1 value is not a number, such as 'abc'" in message
+    assert "name" not in message
     assert "column 'lat'" not in run("import", *options, "--text", "lat")[2]
     run("import", *options[:-1])
     (run.folder / "x.csv").write_text("k,lat,name\n" + "\n".join(lines[:-1]) + "\n")
-    code, _, said = run("import", *options[:-1])
-    assert (code, "'lat' looks like Float64 here, and stays text as it is in the store" in said) == (0, True)
+    code, _, message = run("import", *options[:-1])
+    assert (code, "'lat' looks like Float64 here, but remains text as in the store" in message) == (0, True)
 
 
 def test_a_dry_run_writes_nothing(run: Run) -> None:
-    """What would be done, for a person and for scripts; exit status 1 where rows are invalid."""
+    """What would be done, for people and for scripts; exit status 1 if rows are invalid."""
     code, out, _ = run("import", "airports.dat", *OPTIONS, "--dry-run")
     assert (code, "3 to create" in out, "nothing was written" in out) == (0, True, True)
     assert run("stats")[1].splitlines() in ([], ["entity_type,entities,embedded,due,failed"])
@@ -107,7 +107,7 @@ def test_a_dry_run_writes_nothing(run: Run) -> None:
 
 
 def test_key_of_several_columns_and_repeats(run: Run) -> None:
-    """Routes have no id of their own; a repeated pair is a duplicate, or refuses the file."""
+    """Routes have composite ids; a repeated pair is a duplicate, or the file is rejected."""
     (run.folder / "routes.csv").write_text("airline,source,destination\nBA,LHR,JFK\nBA,LHR,CDG\nBA,LHR,JFK\n")
     words = ["routes.csv", "--type", "route", "--id", "airline,source,destination"]
     code, out, errors = run("import", *words, "--on-duplicate", "error")
@@ -118,13 +118,13 @@ def test_key_of_several_columns_and_repeats(run: Run) -> None:
     assert "2 created, 1 duplicate" in out
     (run.folder / "bad.csv").write_text("airline,source,destination\nBA,,JFK\nBA,LHR,JFK\n")
     code, _, errors = run("import", "bad.csv", *words[1:])
-    assert (code, "an id is null where any of its parts is: airline, source, destination" in errors) == (1, True)
+    assert (code, "an id is null if any of its parts is null: airline, source, destination" in errors) == (1, True)
     code, out, _ = run("get", "--type", "route", "BA|LHR|CDG", "--json")
     assert json.loads(json.loads(out)["metadata"]) == {"airline": "BA", "source": "LHR", "destination": "CDG"}
 
 
 def test_failed_rows_are_written_corrected_and_imported_again(run: Run) -> None:
-    """The file of rejects has the columns as they came and the reason, and goes in again once corrected."""
+    """The file of failed rows has the original columns and the error, and can be imported again once corrected."""
     rows = pl.DataFrame({"k": ["a", None, "c"], "n": [1, 2, 3], "day": [dt.date(2026, 1, 1)] * 3})
     rows.write_parquet(run.folder / "rows.parquet")
     code, out, errors = run("import", "rows.parquet", "--type", "t", "--id", "k", "--failed", "rejected.parquet")
@@ -150,12 +150,12 @@ def test_names_in_several_options(run: Run) -> None:
     assert run("import", "a.csv", "--type", "t", *options)[0] == 0
     code, out, _ = run("export", "t", "--format", "ndjson")
     assert code == 0
-    told = json.loads(out)
-    assert (told["id"], told["c"], told["d"]) == ("1|2", "3", "4")
+    entity = json.loads(out)
+    assert (entity["id"], entity["c"], entity["d"]) == ("1|2", "3", "4")
 
 
 def test_a_second_file_whose_columns_look_different(run: Run) -> None:
-    """Is read with the dtypes on record where that takes nothing from a value: rows that failed, whole numbers."""
+    """It is read with the recorded dtypes if no value is changed by that: rows that failed, integers."""
     options = ["--type", "shop", "--id", "id", "--content", "name"]
     (run.folder / "a.csv").write_text(
         "id,name,price,zip,day,row\n1,a,2.5,A1,2024-01-01,7\n,b,,12345,,8\n3,c,4.5,B2,,9\n"
@@ -173,67 +173,67 @@ def test_a_second_file_whose_columns_look_different(run: Run) -> None:
         ("1", 2.5, "A1", "2024-01-01"), ("2", None, "12345", None), ("3", 4.5, "B2", None), ("4", 3.0, None, None),
     ]  # fmt: skip
     (run.folder / "odd.csv").write_text("id,name,price\n5,e,much\n")
-    code, _, said = run("import", "odd.csv", *options)
-    assert (code, "'price' is Float64 there and String here" in said) == (2, True)
+    code, _, message = run("import", "odd.csv", *options)
+    assert (code, "'price' is Float64 there and String here" in message) == (2, True)
 
 
 @pytest.mark.duckdb
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("header.csv", b"id,caf\xe9\n1,2\n", "header.csv, line 1 (the header): not UTF-8"),
-        ("cut.csv.gz", gzip.compress(b"id,a\n1,x\n" * 9, mtime=0)[:-9], "cut.csv.gz ends too early"),
+        ("cut.csv.gz", gzip.compress(b"id,a\n1,x\n" * 9, mtime=0)[:-9], "cut.csv.gz is truncated"),
         ("empty.csv", b"", "empty.csv is empty"),
         ("empty.ndjson", b"\n", "empty.ndjson is empty"),
         ("no.parquet", b"PAR", "no.parquet cannot be read"),
     ],
 )
-def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, said: str) -> None:
-    """Is named, with the line and the reason, and no store is made for it."""
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    """It is named, with the line and the reason, and no store is created for it."""
     (tmp_path / name).write_bytes(content)
     ran = run_command("import", name, "--type", "t", "--id", "id", "--store", "new.duckdb", cwd=tmp_path)
     assert ran.returncode == 2
-    assert said in ran.stderr
+    assert message in ran.stderr
     assert not (tmp_path / "new.duckdb").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
-        ("ragged.csv", b"id,a\n1,2\n2,3,4\n", "ragged.csv, line 3: 3 values, where the first line has 2"),
+        ("ragged.csv", b"id,a\n1,2\n2,3,4\n", "ragged.csv, line 3: 3 values, but the first line has 2"),
         ("latin.csv", b"id,a\n0,0\n1,\xff\n", "latin.csv, line 3: not UTF-8"),
         ("latin.csv.gz", gzip.compress(b"id,a\n0,0\n1,\xff\n", mtime=0), "latin.csv.gz, line 3: not UTF-8"),
-        ("a.ndjson", b'{"id": "1"}\n{2}\n', "a.ndjson, line 2: no JSON"),
+        ("a.ndjson", b'{"id": "1"}\n{2}\n', "a.ndjson, line 2: not valid JSON"),
     ],
 )
 @pytest.mark.parametrize("engine", ["duckdb"])
-def test_a_line_that_cannot_be_read(run: Run, name: str, content: bytes, said: str) -> None:
-    """Is a failed row with file, line and reason; the others are stored."""
+def test_a_line_that_cannot_be_read(run: Run, name: str, content: bytes, message: str) -> None:
+    """It is a failed row with file, line and reason; the others are stored."""
     (run.folder / name).write_bytes(content)
     code, out, errors = run("import", name, "--type", "t", "--id", "id")
     assert (code, "1 created, 1 failed" in out) == (1, True)
-    assert said in errors
+    assert message in errors
 
 
 @pytest.mark.duckdb
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["a.csv", "--failed", "a.csv"], "a file to be imported"),
-        (["a.csv", "--failed", "no/such/x.csv"], "there is no such folder"),
+        (["a.csv", "--failed", "a.csv"], "one of the files to import"),
+        (["a.csv", "--failed", "no/such/x.csv"], "the folder does not exist"),
         (["a.csv", "--failed", "bad.weird"], "cannot infer the format"),
         (["a.csv", "--store", "a.csv"], "a file of rows: a DuckDB store needs"),
-        (["-"], "standard input has no name that tells its format"),
-        (["-", "-", "--format", "csv"], "standard input can be read once"),
-        (["-", "a.csv", "--format", "csv"], "a.csv has other columns than standard input"),
+        (["-"], "the format of standard input cannot be inferred"),
+        (["-", "-", "--format", "csv"], "standard input can be given only once"),
+        (["-", "a.csv", "--format", "csv"], "a.csv has different columns than standard input"),
     ],
 )
-def test_what_an_import_refuses_beforehand(tmp_path: Path, words: list[str], said: str) -> None:
+def test_what_an_import_refuses_beforehand(tmp_path: Path, words: list[str], message: str) -> None:
     """Nothing is stored, nothing is overwritten."""
     (tmp_path / "a.csv").write_text("id,b\n,2\n")
     store = [] if "--store" in words else ["--store", "new.duckdb"]
     ran = run_command("import", *words, "--type", "t", "--id", "id", *store, cwd=tmp_path, stdin=b"id\n1\n")
-    assert (ran.returncode, said in ran.stderr) == (2, True), ran.stderr
+    assert (ran.returncode, message in ran.stderr) == (2, True), ran.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
     assert (tmp_path / "a.csv").read_text() == "id,b\n,2\n"
 
@@ -243,7 +243,7 @@ def test_what_an_import_refuses_beforehand(tmp_path: Path, words: list[str], sai
 )
 @pytest.mark.parametrize("engine", ["duckdb"])
 def test_formats(run: Run, name: str) -> None:
-    """What export writes, import reads, compressed or not."""
+    """Exported files can be imported, compressed or not."""
     run("import", "airports.dat", *OPTIONS)
     code, _, errors = run("export", "airport", "--out", name)
     assert code == 0, errors
@@ -268,7 +268,7 @@ def test_patterns_and_standard_input(run: Run) -> None:
 
 
 def test_entity_files_need_no_type(run: Run) -> None:
-    """A file with entity_type, id and content is taken as it is."""
+    """A file with entity_type, id and content needs no options."""
     (run.folder / "e.csv").write_text('entity_type,id,content,metadata\nnote,1,x,"{""a"": 1}"\ntask,2,y,\n')
     code, _, errors = run("import", "e.csv")
     assert code == 0, errors
@@ -276,7 +276,7 @@ def test_entity_files_need_no_type(run: Run) -> None:
 
 
 def test_get_exists_delete(run: Run) -> None:
-    """Missing ids are shown and give exit status 1; deleting what is not there is no error."""
+    """Missing ids are shown, with exit status 1; deleting missing entities is not an error."""
     run("import", "airports.dat", *OPTIONS)
     code, out, _ = run("get", "--type", "airport", "2", "x")
     assert code == 1
@@ -292,7 +292,7 @@ def test_get_exists_delete(run: Run) -> None:
 
 
 def test_stats_and_export_to_standard_output(run: Run) -> None:
-    """CSV where standard output is no terminal, NDJSON with --json."""
+    """CSV if standard output is not a terminal, NDJSON with --json."""
     run("import", "airports.dat", *OPTIONS)
     assert run("stats")[1].splitlines() == ["entity_type,entities,embedded,due,failed", "airport,3,0,3,0"]
     assert json.loads(run("stats", "--json")[1])["due"] == 3
@@ -306,7 +306,7 @@ def test_stats_and_export_to_standard_output(run: Run) -> None:
         (["import", "nothing.csv", "--type", "t", "--id", "id"], "no such file: nothing.csv"),
         (["import", "airports.dat", "--type", "t", "--id", "id"], "no column 'id'"),
         (["import", "airports.dat", "--type", "t"], "--type needs --id"),
-        (["import", "airports.dat", "--type", "t", "--id", "a", "--columns", "a,b"], "6 columns, and 2 names"),
+        (["import", "airports.dat", "--type", "t", "--id", "a", "--columns", "a,b"], "6 columns, but 2 names"),
         (["import", "airports.unknown", "--type", "t", "--id", "id"], "no such file"),
         (["get", "--type", "t"], "give ids"),
         (["nonsense"], "No such command"),
@@ -330,7 +330,7 @@ def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
 
 
 def test_interrupt(run: Run) -> None:
-    """Ctrl-C: the rest is left undone, what was done is told, exit status 130, and the store holds just that."""
+    """Ctrl-C: the import stops with exit status 130, and reports exactly the rows that are stored."""
     with (run.folder / "many.csv").open("w") as file:
         file.write("id,text\n")
         file.writelines(f"{n},{'word ' * 20}{n}\n" for n in range(300_000))
@@ -344,7 +344,7 @@ def test_interrupt(run: Run) -> None:
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "interrupted" in errors
-    assert "the same command again goes on" in errors
+    assert "run the same command again to resume" in errors
     assert "Traceback" not in errors
     counts = json.loads(out)["counts"]
     assert counts["cancelled"] > 0
@@ -353,7 +353,7 @@ def test_interrupt(run: Run) -> None:
 
 
 def _wait_until_some_is_stored(url: str) -> None:
-    """Wait for the first batches of another process; DuckDB lets nobody look, but its files grow."""
+    """Wait for the first batches of another process; DuckDB locks its file, but the file grows."""
     file = Path(url)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -367,7 +367,7 @@ def _wait_until_some_is_stored(url: str) -> None:
 
 
 def test_every_command_has_help() -> None:
-    """Each command and each option says what it is for."""
+    """Each command and each option has a help text."""
     for name, command in cli.commands.items():
         assert command.help, name
         for parameter in command.params:
@@ -376,32 +376,32 @@ def test_every_command_has_help() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["frobnicate"], "No such command 'frobnicate'"),
         (["import"], "Missing argument 'FILE...'. (see entityframes import --help)"),
         (["import", "x.csv", "--batch-size", "0"], "'--batch-size': 0"),
         (["import", "x.csv", "--id", "k"], "--id needs --type"),
         (["import", "x.csv", "--type", "t", "--id", "z"], "no column 'z'; the file has 'k', 'v'"),
-        (["import", "x.csv", "y.csv", "--type", "t", "--id", "k"], "y.csv has other columns than x.csv"),
+        (["import", "x.csv", "y.csv", "--type", "t", "--id", "k"], "y.csv has different columns than x.csv"),
         (["import", "none*.csv", "--type", "t", "--id", "k"], "no such file: none*.csv"),
         (["get", "--type", "t"], "give ids as arguments"),
     ],
 )
-def test_an_error_is_one_line(tmp_path: Path, words: list[str], said: str) -> None:
-    """Exit status 2, and what to do about it, without the usage of the whole command."""
+def test_an_error_is_one_line(tmp_path: Path, words: list[str], message: str) -> None:
+    """Exit status 2 and a remedy, without the usage of the whole command."""
     (tmp_path / "x.csv").write_text("k,v\na,1\n")
     (tmp_path / "y.csv").write_text("k,w\nb,1\n")
     run = run_command(*words, cwd=tmp_path)
     assert (run.returncode, run.stdout) == (2, "")
-    assert said in run.stderr
+    assert message in run.stderr
     assert run.stderr.startswith("entityframes: ")
     assert run.stderr.count("\n") == 1
     assert not (tmp_path / "entities.duckdb").exists()
 
 
 def test_interrupted_while_the_files_are_read(tmp_path: Path) -> None:
-    """Ctrl-C before the first batch says that nothing was imported, and makes no store."""
+    """Ctrl-C before the first batch reports that nothing was imported, and creates no store."""
     pipe = tmp_path / "rows.csv"
     os.mkfifo(pipe)
     words = [sys.executable, "-m", "entityframes", "import", str(pipe), "--type", "t", "--id", "id"]
@@ -418,7 +418,7 @@ def test_interrupted_while_the_files_are_read(tmp_path: Path) -> None:
 
 
 def test_a_narrower_file_leaves_the_rest(run: Run) -> None:
-    """Case 56: without --content, with chosen --metadata or other columns, what the file lacks stays as it is."""
+    """Case 56: without --content, with chosen --metadata or other columns, what the file lacks is unchanged."""
     run("import", "airports.dat", *OPTIONS)
     (run.folder / "heights.csv").write_text("id,altitude,city\n1,1,Elsewhere\n2,,Elsewhere\n")
     some = ["heights.csv", "--type", "airport", "--id", "id", "--metadata", "altitude"]
@@ -442,7 +442,7 @@ def test_a_narrower_file_leaves_the_rest(run: Run) -> None:
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.ndjson"])
 def test_a_file_without_content_and_without_a_type(run: Run, name: str) -> None:
-    """Case 56: keys and metadata are enough; content is text where there is any, whatever it looks like."""
+    """Case 56: keys and metadata are enough; content, if there is any, is always text."""
     frame = pl.DataFrame(
         {"entity_type": ["n", "n"], "id": ["1", "2"], "content": ["007", "8"], "metadata": ['{"a":1}', "{}"]}
     )

@@ -1,4 +1,4 @@
-"""The commands around embeddings."""
+"""The embedding commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(url: str, tmp_path) -> Run:
 
 
 def test_embed_and_search(run: Run) -> None:
-    """What is due is embedded, once; searches find the model by themselves, and tell by status whether there is any."""
+    """Due entities are embedded once; searches find the model by themselves, and exit with 1 if nothing is found."""
     code, out, _ = run("embed", *HASHING)
     assert (code, "3 embedded" in out) == (0, True)
     report = json.loads(run("embed", "--json")[1])
@@ -40,7 +40,7 @@ def test_embed_and_search(run: Run) -> None:
 
 
 def test_a_search_by_words_leaves_its_index(run: Run, url: str, engine: str, tmp_path: Path) -> None:
-    """So that the next one is quick; a file that may not be written, or is being read, is searched all the same."""
+    """The next search is then quick; a file that is read-only, or is being read, can be searched all the same."""
     assert run("search", "x", "--mode", "text", "--namespace", "elsewhere")[0] == 2
     if engine == "duckdb":
         with ef.connect(url, read_only=True):
@@ -55,7 +55,7 @@ def test_a_search_by_words_leaves_its_index(run: Run, url: str, engine: str, tmp
 
 
 def test_jobs_and_spaces(run: Run) -> None:
-    """Jobs and spaces are listed; a second model gets a space of its own and takes over."""
+    """Jobs and spaces are listed; a second model gets its own space and becomes active."""
     assert run("jobs", "--state", "pending")[1].count("pending") == 3
     run("embed", *HASHING)
     assert run("jobs", "--state", "done")[1].count("done") == 3
@@ -72,7 +72,7 @@ def test_jobs_and_spaces(run: Run) -> None:
 
 @pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
 def test_a_watching_worker_waits_for_its_embedder(run: Run) -> None:
-    """It says so, goes on trying, and gives its job back when it is stopped."""
+    """It reports the error, retries, and releases its job when it is stopped."""
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         away = f"base_url=http://127.0.0.1:{server.server_address[1]}"
     options = ["--embedder", "openai", "--option", "model=m", "--option", "dim=8", "--option", away]
@@ -80,7 +80,7 @@ def test_a_watching_worker_waits_for_its_embedder(run: Run) -> None:
     worker = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert worker.stderr is not None
     assert "did not answer" in worker.stderr.readline()
-    assert "trying again" in worker.stderr.readline()
+    assert "retrying" in worker.stderr.readline()
     worker.send_signal(signal.SIGTERM)
     out, errors = worker.communicate(timeout=120)
     assert (worker.returncode, "Traceback" in errors) == (0, False)
@@ -89,13 +89,13 @@ def test_a_watching_worker_waits_for_its_embedder(run: Run) -> None:
 
 
 def test_embed_tells_what_is_left_and_how_to_go_on(run: Run) -> None:
-    """What is due but in no job, and what was tried in vain: the commands that it names queue it."""
+    """Due entities that are not in a job, and failed ones: the commands that it names queue them."""
     run("embed", *HASHING)
     with ef.connect(run.url) as store:
         store.upsert_entity("page", "p9", "a late page", embed=False)
     code, out, errors = run("embed")
     assert (code, "nothing is queued" in out) == (0, True)
-    assert "1 are due and in no open job: entityframes jobs --enqueue --space hashing-32" in errors
+    assert "1 due but not in an open job: entityframes jobs --enqueue --space hashing-32" in errors
     assert "1 entities queued" in run("jobs", "--enqueue", "--space", "hashing-32")[2]
     assert "1 embedded" in run("embed")[1]
     away = [
@@ -111,34 +111,34 @@ def test_embed_tells_what_is_left_and_how_to_go_on(run: Run) -> None:
     code, out, errors = run("embed", *away, "--space", "far", "--max-attempts", "1")
     assert (code, "4 failed" in out) == (1, True)
     assert "did not answer" in errors
-    assert "4 are due and in no open job: entityframes jobs --retry-failed --space far" in errors
+    assert "4 due but not in an open job: entityframes jobs --retry-failed --space far" in errors
     assert "4 entities queued again" in run("jobs", "--retry-failed", "--space", "far")[2]
 
 
 def test_a_search_before_anything_is_embedded(run: Run) -> None:
-    """Nothing is found because nothing is embedded yet: that is said, and what to do."""
+    """Nothing is found because nothing is embedded yet: a note names the command to run."""
     with ef.connect(run.url) as store:
         store.delete(store.scan().collect())
     run("embed", *HASHING)
     with ef.connect(run.url) as store:
         store.upsert(pl.DataFrame({"entity_type": "note", "id": ["a", "b"], "content": "text"}), progress=False)
-    code, _, said = run("search", "text")
-    assert (code, "note: 2 due for embedding: entityframes embed" in said) == (1, True)
+    code, _, message = run("search", "text")
+    assert (code, "note: 2 due for embedding: entityframes embed" in message) == (1, True)
 
 
 def test_what_is_in_no_job_is_queued_on_the_way(run: Run) -> None:
-    """A search says what is missing and names the command that does it, which does."""
+    """A search reports what is missing and names the command that embeds it, which works."""
     run("embed", *HASHING)
     with ef.connect(run.url) as store:
         store.delete(store.scan().collect())
         store.upsert(
             pl.DataFrame({"entity_type": "note", "id": ["a", "b"], "content": "text"}), progress=False, embed=False
         )
-    code, _, said = run("search", "text")
-    assert (code, "2 due for embedding, 2 of them in no job: entityframes embed --enqueue" in said) == (1, True)
+    code, _, message = run("search", "text")
+    assert (code, "2 due for embedding, 2 of them not in a job: entityframes embed --enqueue" in message) == (1, True)
     assert json.loads(run("embed", "--json")[1])["in_no_job"] == 2
-    code, out, said = run("embed", "--enqueue")
-    assert (code, "2 embedded" in out, "2 entities queued" in said) == (0, True, True)
+    code, out, message = run("embed", "--enqueue")
+    assert (code, "2 embedded" in out, "2 entities queued" in message) == (0, True, True)
     assert run("search", "text")[0] == 0
     code, out, _ = run("embed", "--enqueue", "--space", "second", "--embedder", "hashing", "--option", "dim=16")
     assert (code, "2 embedded" in out) == (0, True)
@@ -147,12 +147,12 @@ def test_what_is_in_no_job_is_queued_on_the_way(run: Run) -> None:
 @pytest.mark.parametrize("words", [["search", "x", "--mode", "text"], ["search", "x"], ["jobs", "--enqueue"]])
 def test_an_unknown_type_is_an_error(run: Run, words: list[str]) -> None:
     run("embed", *HASHING)
-    code, out, said = run(*words, "--type", "pages")
-    assert (code, out, "no entities of type 'pages': the store has page" in said) == (2, "", True)
+    code, out, message = run(*words, "--type", "pages")
+    assert (code, out, "no entities of type 'pages': the store has page" in message) == (2, "", True)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["embed", "--embedder", "nobody"], "no embedder is called 'nobody'"),
         (["embed", "--embedder", "hashing", "--option", "dim"], "NAME=VALUE"),
@@ -163,8 +163,8 @@ def test_an_unknown_type_is_an_error(run: Run, words: list[str]) -> None:
          "did not answer"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_one_line(run: Run, words: list[str], said: str) -> None:
+def test_what_cannot_be_done_is_one_line(run: Run, words: list[str], message: str) -> None:
     code, _, errors = run(*words)
     assert code == 2
-    assert said in errors
+    assert message in errors
     assert "Traceback" not in errors

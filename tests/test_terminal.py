@@ -1,4 +1,4 @@
-"""Data on a terminal: what a terminal or a browser would act on is shown as escapes, and scripts get it exactly."""
+"""Data on a terminal: control characters are shown as escapes, and scripts get the exact data."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ EVIL = (
 
 
 def acted_on(text: str) -> set[str]:
-    """The characters of a text that a terminal acts on, but for line ends as a terminal has them."""
+    """The characters of a text that a terminal would interpret, except for its own line endings."""
     rest = text.replace("\r\n", "")
     return {one for one in rest if unicodedata.category(one) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
 
 
 def in_terminal(*words: object, cwd: Path) -> str:
-    """What a command shows where standard output and standard error are a terminal."""
+    """The output of a command whose standard output and standard error are a terminal."""
     main, other = pty.openpty()
     environment = os.environ | {"TERM": "dumb", "COLUMNS": "200", "PYTHONUTF8": "1", "PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(
@@ -46,7 +46,7 @@ def in_terminal(*words: object, cwd: Path) -> str:
         try:
             piece = os.read(main, 65_536)
         except OSError:
-            # What Linux says once nobody writes any more.
+            # Linux raises this once the other end is closed.
             break
         if not piece:
             break
@@ -58,7 +58,7 @@ def in_terminal(*words: object, cwd: Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a store of such data, files of it, and notes whose names are such."""
+    """A folder with a store of such data, files of it, and notes with such names."""
     frame = pl.DataFrame(
         {
             "entity_type": ["note", f"t{EVIL}"],
@@ -119,20 +119,20 @@ def test_nothing_reaches_the_terminal(words: tuple[str, ...], folder: Path) -> N
     shown = in_terminal(*words, "--store", "x.duckdb", cwd=folder)
     assert shown
     assert "Traceback" not in shown
-    # What stands between the values of a TSV is a tab.
+    # The separator of a TSV is a tab.
     assert acted_on(shown) <= ({"\t"} if "tsv" in words else set()), shown
 
 
 @pytest.mark.duckdb
 def test_a_terminal_shows_what_is_there(folder: Path) -> None:
-    """Escapes, one line each; and JSON that still means the same."""
+    """Escapes, on one line each; and JSON with the same values."""
     shown = in_terminal("export", "note", "--store", "x.duckdb", cwd=folder)
     assert "a\\x1b[31mred\\x1b[0m\\x9b2J" in shown
-    # The columns are narrow: a word goes on in the next line.
+    # The columns are narrow: words are wrapped.
     assert "tru" in in_terminal("exists", "--type", "note", f"a{EVIL}", "--store", "x.duckdb", cwd=folder)
     shown = in_terminal("get", "--type", "note", f"a{EVIL}", "--json", "--store", "x.duckdb", cwd=folder)
     assert json.loads(shown)["id"] == f"a{EVIL}"
-    assert "nothing for a terminal" in in_terminal(
+    assert "cannot be printed to a terminal" in in_terminal(
         "export", "note", "--format", "parquet", "--store", "x.duckdb", cwd=folder
     )
 
@@ -154,7 +154,7 @@ def test_scripts_get_it_exactly(folder: Path) -> None:
 
 @pytest.mark.duckdb
 def test_results_and_their_html() -> None:
-    """What Python shows of failed rows, and the view of a notebook."""
+    """The repr of failed rows, and the view in a notebook."""
     with ef.connect(":memory:") as store:
         rows = pl.DataFrame({"entity_type": "note", "id": [f"<b>{EVIL}"], "content": ["nul\0"]})
         result = store.upsert(rows, progress=False)
@@ -168,7 +168,7 @@ def test_results_and_their_html() -> None:
 
 
 def test_what_is_readable_stays() -> None:
-    """Letters of every script, emoji and blanks are not touched; JSON keeps its meaning."""
+    """Letters of every script, emoji and blanks are unchanged; JSON keeps its meaning."""
     for text in ("plain", "größe", "日本語", "עברית", "naïve\u00a0x", "👍🏽"):
         assert visible(text) == text
     assert visible(None) == ""

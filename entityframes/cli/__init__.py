@@ -1,4 +1,4 @@
-"""The command line: thin, one function a command. Exit status 0, 1 (some rows failed) or 2 (could not run)."""
+"""The command line: one thin function per command. Exit status 0, 1 (some rows failed) or 2 (could not run)."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 import click
 
 from entityframes.cli import directory, embedding, entities, imports
-from entityframes.cli.common import say
+from entityframes.cli.common import echo
 from entityframes.visible import visible
 
 
-class _UnreadError(Exception):
-    """Whoever reads what is printed has seen enough."""
+class _OutputClosedError(Exception):
+    """The reader of standard output has closed the pipe."""
 
 
 class _Commands(click.Group):
-    """Commands of which click does not hear that nobody reads what they print: it would end them with status 1."""
+    """A group that hides BrokenPipeError from click, which would exit with status 1."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
         except BrokenPipeError as error:
-            raise _UnreadError from error
+            raise _OutputClosedError from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="entityframes")
 def cli() -> None:
-    """Bulk work on entities: import, look up, export and delete them by the thousands.
+    """Import, look up, export and delete entities in bulk.
 
     \b
     entityframes import people.csv --type person --id email
@@ -42,17 +42,17 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line and leave with its exit status."""
+    """Run the command line and exit with its status."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() in ("utf-8", "utf8"):
-        # A name of a file may hold other bytes, and printing it must not fail after the work is done.
+        # A file name may contain other bytes, and printing it must not fail after the work is done.
         sys.stdout.reconfigure(errors="backslashreplace")
-    with _told():
+    with _report_errors():
         sys.exit(cli(prog_name="entityframes", standalone_mode=False) or 0)
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Every expected error is one line on standard error and exit status 2, never a traceback."""
+def _report_errors() -> Iterator[None]:
+    """Print every expected error as one line on standard error and exit with status 2, without a traceback."""
     import polars as pl
 
     from entityframes.errors import EntityFramesError
@@ -67,15 +67,15 @@ def _told() -> Iterator[None]:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""
-        say(f"entityframes: {visible(' '.join(error.format_message().split()))}{hint}", err=True)
+        echo(f"entityframes: {visible(' '.join(error.format_message().split()))}{hint}", err=True)
         sys.exit(2)
-    except (_UnreadError, BrokenPipeError):
+    except (_OutputClosedError, BrokenPipeError):
         sys.stderr.close()
         sys.exit(0)
     except (EntityFramesError, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
-        # Polars goes on to show its plan.
-        said = str(error).split("Resolved plan")[0]
-        say(f"entityframes: {visible(' '.join(said.split())) or type(error).__name__}", err=True)
+        # Polars appends its query plan.
+        message = str(error).split("Resolved plan")[0]
+        echo(f"entityframes: {visible(' '.join(message.split())) or type(error).__name__}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("entityframes: interrupted", err=True)

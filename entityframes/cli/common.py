@@ -1,4 +1,4 @@
-"""What the commands share: options, opening the store, and how results and frames are printed."""
+"""Shared by the commands: options, opening the store, and printing results and frames."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")(command)
 
 
-def say(text: str, *, err: bool = False) -> None:
-    """Print lines for people; what comes from data can do nothing to their terminal.
+def echo(text: str, *, err: bool = False) -> None:
+    """Print lines for people, with control characters escaped, so that data cannot affect the terminal.
 
-    Text in which a line end may come from data is made `visible` before it is put between others.
+    Data that may contain line breaks must be passed through `visible` before it is embedded in the text.
     """
     click.echo(visible(text, keep="\n"), err=err)
 
 
 def print_exactly(text: str, *, json: bool = False) -> None:
-    """Print what a script reads: as it is, but for what a terminal would act on where standard output is one."""
+    """Print output for scripts: unchanged, except that control characters are escaped on a terminal."""
     if sys.stdout.isatty():
         text = visible_json(text) if json else visible(text, keep="\n\t")
     click.echo(text, nl=not text.endswith("\n"))
 
 
 def open_store(url: str | None, namespace: str, *, read_only: bool = False) -> Any:
-    """The store that the options name; it is not made for a command that only reads."""
+    """Open the store given by the options; a command that only reads does not create it."""
     import entityframes
 
     return entityframes.connect(url, namespace=namespace, read_only=read_only)
 
 
 def open_for_dry_run(url: str | None, namespace: str) -> Any:
-    """The store that the options name, to be read only; where there is none yet, an empty one in its place."""
+    """Open the store given by the options read-only; if it does not exist yet, an empty store in memory."""
     import entityframes
 
     try:
@@ -61,18 +61,18 @@ def open_for_dry_run(url: str | None, namespace: str) -> Any:
     except entityframes.ConnectError as error:
         if not error.missing:
             raise
-        say(f"note: {error}; this is what would become of an empty one", err=True)
+        echo(f"note: {error}; the dry run assumes an empty store", err=True)
         return entityframes.connect(":memory:")
 
 
 def print_summary(
     result: Any, files: Sequence[str], store: str, as_json: bool, rest: str | None = None, notes: Sequence[str] = ()
 ) -> None:
-    """What became of the rows: JSON on standard output for scripts, else a few lines for a person.
+    """Print the result of a command: JSON on standard output for scripts, else a few lines for people.
 
     Args:
         rest: how to see the failed rows that are not shown.
-        notes: what was done with the files that they do not say.
+        notes: notes about how the files were interpreted.
     """
     if as_json:
         failures = result.failed.select("row", "entity_type", "id", "error_kind", "rule", "error", "sqlstate")
@@ -86,32 +86,32 @@ def print_summary(
         }
         print_exactly(json.dumps(report, ensure_ascii=False), json=True)
         return
-    say(f"{' '.join(map(visible, files))} -> {visible(store)}")
-    say(repr(result).split("; first failure")[0].removeprefix("UpsertResult: ").removeprefix("DeleteResult: "))
+    echo(f"{' '.join(map(visible, files))} -> {visible(store)}")
+    echo(repr(result).split("; first failure")[0].removeprefix("UpsertResult: ").removeprefix("DeleteResult: "))
     if result.counts["failed"]:
         print_failures(result.failed, rest)
 
 
 def print_failures(failed: Any, rest: str | None = None, most: int = 10) -> None:
-    """The first failed rows as a table on standard error; `rest` is how to see the others."""
+    """Print the first failed rows as a table on standard error; `rest` is how to see the others."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     title = "1 row failed" if failed.height == 1 else f"{failed.height:,} rows failed"
-    say(f"{title} (the first row of the input is row 0)", err=True)
+    echo(f"{title} (the first row of the input is row 0)", err=True)
     table = Table("row", "type", "id", "error")
     for row in failed.head(most).iter_rows(named=True):
-        # Text, so that brackets in the data are not taken for markup.
+        # Text, so that brackets in the data are not interpreted as markup.
         table.add_row(*(Text(visible(row[name])) for name in ("row", "entity_type", "id", "error")))
-    # In a file a line is as long as what it says.
+    # Lines in a file are not wrapped.
     Console(stderr=True, width=None if sys.stderr.isatty() else 1_000).print(table)
     if failed.height > most:
-        say(f"and {failed.height - most:,} more{f': {rest}' if rest else ''}", err=True)
+        echo(f"and {failed.height - most:,} more{f': {rest}' if rest else ''}", err=True)
 
 
 def print_frame(frame: Any, as_json: bool, shown: Sequence[str] | None = None) -> None:
-    """A frame as NDJSON for scripts, as CSV where standard output is no terminal, else as a table of what is shown."""
+    """Print a frame: as NDJSON for scripts, as CSV if standard output is not a terminal, else as a table."""
     import polars as pl
 
     if as_json:
@@ -121,11 +121,11 @@ def print_frame(frame: Any, as_json: bool, shown: Sequence[str] | None = None) -
         click.echo(frame.write_csv(), nl=False)
     else:
         with pl.Config(tbl_rows=50, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, fmt_str_lengths=60):
-            say(str(_visible_frame(frame if shown is None else frame.select(shown))))
+            echo(str(_visible_frame(frame if shown is None else frame.select(shown))))
 
 
 def _visible_frame(frame: Any) -> Any:
-    """A frame for people: each text is one line."""
+    """The frame for display: control characters are escaped, and each string is on one line."""
     import polars as pl
 
     frame = frame.rename({name: visible(name) for name in frame.columns})

@@ -1,4 +1,4 @@
-"""The sync command: a folder of markdown and a store."""
+"""The sync command: syncs a folder of markdown files with a store."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import click
 
 from entityframes.cli.common import (
+    echo,
     json_option,
     open_for_dry_run,
     open_store,
     print_exactly,
     print_frame,
-    say,
     store_options,
 )
 from entityframes.visible import visible
@@ -24,37 +24,37 @@ from entityframes.visible import visible
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path())
-@click.option("--import", "direction", flag_value="import", help="Bring files into the store only.")
-@click.option("--export", "direction", flag_value="export", help="Bring entities into the folder only.")
+@click.option("--import", "direction", flag_value="import", help="Only import files into the store.")
+@click.option("--export", "direction", flag_value="export", help="Only export entities to the folder.")
 @click.option("--default-type", default="note", show_default=True, help="Entity type of files in DIR itself.")
 @click.option(
     "--type", "types", multiple=True, help="A type that belongs to the folder; may be repeated.  [default: all]"
 )
-@click.option(
-    "--suffix", "suffixes", multiple=True, help="Of files that are entities.  [default: .md .mdx .markdown .txt]"
-)
+@click.option("--suffix", "suffixes", multiple=True, help="Suffix of entity files.  [default: .md .mdx .markdown .txt]")
 @click.option(
     "--ignore",
     multiple=True,
     metavar="PATTERN",
-    help="Files to leave out, as in a .gitignore; '!_*' takes in names that begin with _. May be repeated.",
+    help="Files to leave out, as in .gitignore; '!_*' includes names that begin with _. May be repeated.",
 )
 @click.option(
     "--on-conflict",
     type=click.Choice(["report", "files", "store", "newer"]),
     default="report",
     show_default=True,
-    help="Who wins where a file and its entity both changed.",
+    help="Which side wins if a file and its entity both changed.",
 )
-@click.option("--delete", is_flag=True, help="Let deletions travel.")
+@click.option("--delete", is_flag=True, help="Apply deletions.")
 @click.option(
-    "--max-delete", type=click.IntRange(0), help="How many may travel.  [default: a fifth of the files, at most 100]"
+    "--max-delete", type=click.IntRange(0), help="Maximum deletions.  [default: a fifth of the files, at most 100]"
 )
-@click.option("--quarantine", is_flag=True, help="Rename bad files to NAME.invalid, and back when they are repaired.")
-@click.option("--no-embed", is_flag=True, help="Make no embedding jobs.")
-@click.option("--name", help="What the store knows the folder by.  [default: this machine and the path]")
-@click.option("--dry-run", is_flag=True, help="Tell what would be done, and write nothing.")
-@click.option("--watch", is_flag=True, help="Go on whenever something changes, until SIGTERM or Ctrl-C.")
+@click.option(
+    "--quarantine", is_flag=True, help="Rename invalid files to NAME.invalid, and back once they are repaired."
+)
+@click.option("--no-embed", is_flag=True, help="Do not create embedding jobs.")
+@click.option("--name", help="Name of the folder in the store.  [default: host name and path]")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, without writing anything.")
+@click.option("--watch", is_flag=True, help="Sync again whenever something changes, until SIGTERM or Ctrl-C.")
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
 @json_option
 @store_options
@@ -62,9 +62,9 @@ def sync(
     folder: str, direction: str | None, as_json: bool, url: str | None, namespace: str, dry_run: bool, watch: bool,
     progress: bool | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Bring changes of a folder of markdown to the store, and of the store to the folder.
+    """Sync a folder of markdown files with the store, in both directions.
 
-    DIR/TYPE/ID.md is the entity (TYPE, ID): its front matter is the metadata, the rest the content. Exit status 1 if
+    DIR/TYPE/ID.md is the entity (TYPE, ID): its front matter is the metadata, the rest is the content. Exit status 1 if
     files could not be synced, or changed on both sides.
 
     \b
@@ -74,11 +74,11 @@ def sync(
     """
     from entityframes.directory import DirectorySync
 
-    way = direction or "both"
-    if way == "import" and options["on_conflict"] != "report":
-        raise click.UsageError("--on-conflict: an --import takes the files")
-    if way == "export" and options["on_conflict"] not in ("report", "store"):
-        raise click.UsageError("--on-conflict: an --export can report, or let the store win")
+    chosen = direction or "both"
+    if chosen == "import" and options["on_conflict"] != "report":
+        raise click.UsageError("--on-conflict cannot be used with --import, in which the files always win")
+    if chosen == "export" and options["on_conflict"] not in ("report", "store"):
+        raise click.UsageError("--on-conflict must be report or store with --export")
     with (open_for_dry_run if dry_run else open_store)(url, namespace) as store:
         given = {"suffixes": options["suffixes"]} if options["suffixes"] else {}
         directory = DirectorySync(
@@ -87,17 +87,17 @@ def sync(
         )  # fmt: skip
         rules = {name: options[name] for name in ("on_conflict", "delete", "max_delete")}
         if dry_run:
-            sys.exit(_print_plan(directory.plan(direction=way, **rules), as_json))  # type: ignore[arg-type]
+            sys.exit(_print_plan(directory.plan(direction=chosen, **rules), as_json))  # type: ignore[arg-type]
         rules |= {"quarantine": options["quarantine"], "embed": not options["no_embed"]}
         if watch:
-            _watch(directory, way, rules, as_json)
+            _watch(directory, chosen, rules, as_json)
             return
         wanted = {
             "import": ("delete", "max_delete", "quarantine", "embed"),
             "export": ("on_conflict", "delete", "max_delete"),
             "both": tuple(rules),
-        }[way]
-        call = {"import": directory.import_files, "export": directory.export_files, "both": directory.sync}[way]
+        }[chosen]
+        call = {"import": directory.import_files, "export": directory.export_files, "both": directory.sync}[chosen]
         try:
             result = call(progress=progress, **{name: rules[name] for name in wanted})  # type: ignore[operator]
         except KeyboardInterrupt:
@@ -108,38 +108,38 @@ def sync(
     sys.exit(0 if result.ok else 1)
 
 
-def _tell_left_out(left_out: Any) -> None:
-    """Say what of the folder is left out, and why."""
+def _print_left_out(left_out: Any) -> None:
+    """Print notes about what is left out, and why."""
     from entityframes.directory.left_out import notes
 
     for line in notes(left_out):
-        say(f"note: {_said(line)}", err=True)
+        echo(f"note: {_in_options(line)}", err=True)
 
 
 def _print_plan(plan: Any, as_json: bool) -> int:
-    """What would be done, a line each; the exit status."""
+    """Print what would be done, one line per row; returns the exit status."""
     import polars as pl
 
     counts = dict(plan["action"].cast(pl.String).value_counts(sort=True).iter_rows())
     todo = plan.filter(pl.col("action") != "unchanged")
     if as_json:
         print_frame(todo, True)
-        _tell_left_out(plan.left_out)
+        _print_left_out(plan.left_out)
     else:
         for row in todo.iter_rows(named=True):
             arrow = {"import": "->", "export": "<-", None: "  "}[row["direction"]]
-            reason = f"  ({_said(row['reason'])})" if row["reason"] else ""
+            reason = f"  ({_in_options(row['reason'])})" if row["reason"] else ""
             entity = f"{visible(row['entity_type'])}/{visible(row['id'])}"
-            say(f"{row['action']:9} {visible(row['path'])} {arrow} {entity}{reason}")
-        told = ", ".join(f"{count:,} {action}" for action, count in counts.items()) or "no files and no entities"
-        say(f"{plan.height:,} files and entities: {told}; nothing was written")
-        _tell_left_alone(plan.filter(pl.col("action") == "unchanged")["reason"])
-        _tell_left_out(plan.left_out)
+            echo(f"{row['action']:9} {visible(row['path'])} {arrow} {entity}{reason}")
+        counted = ", ".join(f"{count:,} {action}" for action, count in counts.items()) or "no files and no entities"
+        echo(f"{plan.height:,} files and entities: {counted}; nothing was written")
+        _print_left_alone(plan.filter(pl.col("action") == "unchanged")["reason"])
+        _print_left_out(plan.left_out)
     return 1 if counts.get("conflict") or counts.get("invalid") else 0
 
 
-def _print_result(result: Any, folder: str, address: str, as_json: bool, *, tell_left_out: bool = True) -> None:
-    """What was done: JSON on standard output for scripts, else a few lines for a person."""
+def _print_result(result: Any, folder: str, address: str, as_json: bool, *, print_left_out: bool = True) -> None:
+    """Print the result of a sync: JSON on standard output for scripts, else a few lines for people."""
     import polars as pl
 
     done = result.outcomes.filter(pl.col("status") != "unchanged")
@@ -155,25 +155,25 @@ def _print_result(result: Any, folder: str, address: str, as_json: bool, *, tell
         print_exactly(json.dumps(report, ensure_ascii=False), json=True)
         return
     counted = ", ".join(f"{count:,} {status}" for status, count in result.counts.items() if count) or "no files"
-    say(f"{visible(folder)} <-> {visible(address)}: {counted}; {result.elapsed:.2f} s")
-    _tell_left_alone(result.outcomes.filter(pl.col("status") == "unchanged")["error"])
-    if tell_left_out:
-        _tell_left_out(result.left_out)
+    echo(f"{visible(folder)} <-> {visible(address)}: {counted}; {result.elapsed:.2f} s")
+    _print_left_alone(result.outcomes.filter(pl.col("status") == "unchanged")["error"])
+    if print_left_out:
+        _print_left_out(result.left_out)
     bad = done.filter(pl.col("status").is_in(["conflict", "failed", "unknown"]))
     for row in bad.head(20).iter_rows(named=True):
-        say(f"{row['status']}: {visible(row['path'])}: {_said(row['error'])}", err=True)
+        echo(f"{row['status']}: {visible(row['path'])}: {_in_options(row['error'])}", err=True)
     if bad.height > 20:
-        say(f"and {bad.height - 20:,} more: --json tells all of them", err=True)
+        echo(f"and {bad.height - 20:,} more: see them all with --json", err=True)
 
 
-def _tell_left_alone(reasons: Any) -> None:
-    """Say what is not in step and was left as it is, and why."""
+def _print_left_alone(reasons: Any) -> None:
+    """Print notes about rows that are not in sync and were left unchanged, and why."""
     for reason, count in reasons.drop_nulls().value_counts(sort=True).iter_rows():
-        say(f"note: {count:,} left alone: {_said(reason)}", err=True)
+        echo(f"note: {count:,} left alone: {_in_options(reason)}", err=True)
 
 
-def _said(reason: str) -> str:
-    """A reason in the words of the command line."""
+def _in_options(reason: str) -> str:
+    """A reason with Python arguments replaced by command line options."""
     words = {"delete=True": "--delete", "max_delete=": "--max-delete ", "ignore=['!_*']": "--ignore '!_*'"}
     reason = visible(reason)
     for python, option in words.items():
@@ -181,8 +181,8 @@ def _said(reason: str) -> str:
     return reason
 
 
-def _watch(directory: Any, way: str, rules: dict[str, Any], as_json: bool) -> None:
-    """Sync until a signal comes; the sync that is at work is finished first."""
+def _watch(directory: Any, chosen: str, rules: dict[str, Any], as_json: bool) -> None:
+    """Sync until a signal is received; the current sync is finished first."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -190,14 +190,14 @@ def _watch(directory: Any, way: str, rules: dict[str, Any], as_json: bool) -> No
 
     known: Any = None
 
-    def told(result: Any) -> None:
+    def report(result: Any) -> None:
         nonlocal known
-        anew = known is None or not result.left_out.equals(known)
+        changed = known is None or not result.left_out.equals(known)
         known = result.left_out
-        _print_result(result, str(directory.root), address, as_json, tell_left_out=anew)
+        _print_result(result, str(directory.root), address, as_json, print_left_out=changed)
 
     def failed(error: Exception) -> None:
-        say(f"entityframes: {' '.join(str(error).split())}", err=True)
+        echo(f"entityframes: {' '.join(str(error).split())}", err=True)
 
-    say(f"watching {visible(directory.root)}; Ctrl-C ends it", err=True)
-    directory.watch(direction=way, stop=stop, on_result=told, on_error=failed, **rules)
+    echo(f"watching {visible(directory.root)}; press Ctrl-C to stop", err=True)
+    directory.watch(direction=chosen, stop=stop, on_result=report, on_error=failed, **rules)

@@ -1,4 +1,4 @@
-"""The commands around embeddings: embed, search, jobs, spaces."""
+"""The embedding commands: embed, search, jobs, spaces."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Any
 import click
 
 from entityframes.cli.common import (
+    echo,
     json_option,
     open_store,
     print_exactly,
     print_failures,
     print_frame,
-    say,
     store_options,
 )
 from entityframes.visible import visible
 
-#: Seconds between two looks for work, doubled while there is none.
+#: Minimum and maximum seconds between two polls for work; doubled while there is none.
 POLL = (0.2, 5.0)
-#: Tries of a worker that goes on for as long as the embedder is busy.
-ENDLESS = 1_000_000
-#: The longest pause after the database or the embedder could not be reached.
-LONGEST_PAUSE = 60.0
+#: Number of attempts of a worker that retries for as long as the embedder is busy.
+UNLIMITED = 1_000_000
+#: Maximum seconds to wait after the database or the embedder could not be reached.
+MAX_PAUSE = 60.0
 
 
 def _embedder(store: Any, name: str | None, options: Sequence[str], space: str | None) -> Any:
-    """The named embedder, else the one of the space's model, else the small local one."""
+    """The named embedder, else that of the space's model, else the small local one."""
     from entityframes.embedding import embedder_of_model, load_embedder
     from entityframes.errors import EmbedderError
 
@@ -47,14 +47,14 @@ def _embedder(store: Any, name: str | None, options: Sequence[str], space: str |
     for option in options:
         key, equals, value = option.partition("=")
         if not equals:
-            raise click.UsageError(f"--option {option}: give it as NAME=VALUE")
+            raise click.UsageError(f"--option {option}: must be NAME=VALUE")
         given[key.replace("-", "_")] = int(value) if value.isdigit() else value
     return load_embedder(name or "wordllama", **given)
 
 
 @contextmanager
 def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM, and the first Ctrl-C, end the work after the batch in flight; a second Ctrl-C breaks it off."""
+    """SIGTERM and the first Ctrl-C stop the worker after the current batch; a second Ctrl-C interrupts it."""
 
     def request(number: int, frame: Any) -> None:
         stop.set()
@@ -72,26 +72,26 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
 @click.option(
     "--embedder",
     "name",
-    help="hashing, wordllama, openai, sentence-transformers, or what another package offers."
+    help="hashing, wordllama, openai, sentence-transformers, or an embedder of another package."
     "  [default: that of the space, else wordllama]",
 )
 @click.option(
     "--option", "options", multiple=True, metavar="NAME=VALUE", help="Passed to the embedder, such as model=NAME."
 )
-@click.option("--space", help="Where the vectors go.  [default: the active space]")
-@click.option("--batch-size", type=click.IntRange(1), help="Texts in a call.  [default: as many as the embedder takes]")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Jobs worked off at once.")
-@click.option("--max-attempts", type=click.IntRange(1), help="Tries while the embedder is busy, after which its job "
-              "fails.  [default: 3, and no end with --watch]")  # fmt: skip
+@click.option("--space", help="Space to store the vectors in.  [default: the active space]")
+@click.option("--batch-size", type=click.IntRange(1), help="Texts per call.  [default: the maximum of the embedder]")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Jobs processed in parallel.")
+@click.option("--max-attempts", type=click.IntRange(1), help="Attempts while the embedder is busy, before the job "
+              "fails.  [default: 3, unlimited with --watch]")  # fmt: skip
 @click.option("--lease", type=click.FloatRange(0.5), default=60.0, show_default=True, help="Seconds after which "
-              "the job of a worker that is not heard of is taken over.")  # fmt: skip
-@click.option("--enqueue", is_flag=True, help="First make jobs for everything that is due and in none.")
-@click.option("--watch", is_flag=True, help="Go on and wait for more, until SIGTERM or Ctrl-C.")
+              "the job of an unresponsive worker is taken over.")  # fmt: skip
+@click.option("--enqueue", is_flag=True, help="First create jobs for everything that is due and not in a job.")
+@click.option("--watch", is_flag=True, help="Keep waiting for new jobs, until SIGTERM or Ctrl-C.")
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
 @json_option
 @store_options
 def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **options: Any) -> None:
-    """Embed what is due. On PostgreSQL several may run at once, on several machines.
+    """Embed entities that are due. On PostgreSQL, several workers may run in parallel, on several machines.
 
     \b
     entityframes embed --embedder wordllama
@@ -99,8 +99,8 @@ def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **op
     """
     from entityframes.embedding.worker import EmbedOptions
 
-    attempts = options["max_attempts"] or (ENDLESS if options["watch"] else 3)
-    chosen = EmbedOptions(options["batch_size"], options["workers"], attempts, options["lease"], _say_trying_again)
+    attempts = options["max_attempts"] or (UNLIMITED if options["watch"] else 3)
+    chosen = EmbedOptions(options["batch_size"], options["workers"], attempts, options["lease"], _report_retry)
     stop = threading.Event()
     with open_store(url, namespace) as store, _stopped_by_signals(stop):
         embedder = _embedder(store, name, options["options"], options["space"])
@@ -112,11 +112,11 @@ def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **op
             try:
                 result = store._embed(embedder, options["space"], chosen, options["progress"], stop)
                 pauses = 0
-            except _passing() as error:
+            except _transient_errors() as error:
                 if not options["watch"]:
                     raise
-                _say_trying_again(error)
-                stop.wait(min(2.0**pauses, LONGEST_PAUSE))
+                _report_retry(error)
+                stop.wait(min(2.0**pauses, MAX_PAUSE))
                 pauses += 1
             else:
                 if result.rows or not options["watch"]:
@@ -128,14 +128,14 @@ def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **op
 
 
 def _enqueue_all(store: Any, space: str | None) -> None:
-    """Make jobs for everything that is due; a space that is not there yet begins with those of all that is due."""
+    """Create jobs for everything that is due; not needed for a new space, which starts with jobs for all entities."""
     known = store.spaces()["space"].to_list()
     if space is None or space in known or not known:
-        say(f"{store.enqueue(space=space if space in known else None):,} entities queued", err=True)
+        echo(f"{store.enqueue(space=space if space in known else None):,} entities queued", err=True)
 
 
 def _check_type(store: Any, entity_type: str | None) -> None:
-    """Refuse a type that the store has nothing of.
+    """Check that the store has entities of a type.
 
     Raises:
         EntityFramesError: it has none.
@@ -143,30 +143,30 @@ def _check_type(store: Any, entity_type: str | None) -> None:
     from entityframes.errors import EntityFramesError
     from entityframes.reading import lookup
 
-    said = None if entity_type is None else lookup.unknown_type_message(store._engine, entity_type)
-    if said is not None:
-        raise EntityFramesError(said)
+    message = None if entity_type is None else lookup.unknown_type_message(store._engine, entity_type)
+    if message is not None:
+        raise EntityFramesError(message)
 
 
-def _say_trying_again(error: object) -> None:
-    say(f"entityframes: {visible(error)}; trying again", err=True)
+def _report_retry(error: object) -> None:
+    echo(f"entityframes: {visible(error)}; retrying", err=True)
 
 
-def _passing() -> tuple[type[Exception], ...]:
+def _transient_errors() -> tuple[type[Exception], ...]:
     from entityframes.errors import EmbedderBusyError, TransientError
 
     return (EmbedderBusyError, TransientError)
 
 
 def _wait_for_jobs(store: Any, stop: threading.Event) -> bool:
-    """Wait until there is work; False when the worker is to end. The driver hears no NOTIFY, so this asks."""
+    """Wait until there is work; False if the worker is to stop. Polls, because the driver does not support NOTIFY."""
     pause = POLL[0]
     while not stop.wait(pause):
         try:
             if store.last_result is None or store._engine.embedding.open_jobs(store.last_result.space):
                 return True
-        except _passing() as error:
-            _say_trying_again(error)
+        except _transient_errors() as error:
+            _report_retry(error)
         pause = min(pause * 2, POLL[1])
     return False
 
@@ -188,34 +188,34 @@ def _report(result: Any, store: Any, as_json: bool) -> None:
         return
     from entityframes.results import UpsertResult
 
-    say(f"{visible(result.space)} -> {visible(store.address)}")
-    # What is left is told below, in the words of the command line.
-    said = UpsertResult.__repr__(result).split("; first failure")[0].removeprefix("EmbedResult: ")
-    say(said if result.rows else "nothing is queued")
+    echo(f"{visible(result.space)} -> {visible(store.address)}")
+    # Remaining work is reported below, with command line options.
+    summary = UpsertResult.__repr__(result).split("; first failure")[0].removeprefix("EmbedResult: ")
+    echo(summary if result.rows else "nothing is queued")
     if result.counts["failed"]:
         print_failures(result.failed, "see them all with --json")
-    _report_left(result, store)
+    _report_remaining(result, store)
 
 
-def _report_left(result: Any, store: Any) -> None:
-    """What is still to be done, and how: a job that failed waits to be told, and not all that is due is in a job."""
+def _report_remaining(result: Any, store: Any) -> None:
+    """Print what remains to be done, and how: failed jobs have to be retried, and due entities may not be queued."""
     stats = store.stats(space=result.space)
     due, refused = int(stats["due"].sum()), int(stats["failed"].sum())
     if due and not store._engine.embedding.open_jobs(result.space):
         how = "--retry-failed" if result.space in store.jobs("failed")["space"] else "--enqueue"
-        say(f"{due:,} are due and in no open job: entityframes jobs {how} --space {visible(result.space)}", err=True)
+        echo(f"{due:,} due but not in an open job: entityframes jobs {how} --space {visible(result.space)}", err=True)
     if refused:
-        say(f"{refused:,} were refused: entityframes jobs --retry-failed --space {visible(result.space)}", err=True)
+        echo(f"{refused:,} were rejected: entityframes jobs --retry-failed --space {visible(result.space)}", err=True)
 
 
 @click.command()
 @click.argument("query")
 @click.option("--type", "entity_type", help="Entity type to search.  [default: all]")
 @click.option("--mode", type=click.Choice(["vector", "text", "hybrid"]), default="vector", show_default=True,
-              help="By meaning, by words, or by both.")  # fmt: skip
-@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="How many entities.")
-@click.option("--where", metavar="SQL", help="Condition over the columns of the type, such as \"country = 'Iceland'\".")
-@click.option("--embedder", "name", help="What embeds the query.  [default: that of the active space]")
+              help="Search by meaning, by words, or by both.")  # fmt: skip
+@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Maximum number of entities.")
+@click.option("--where", metavar="SQL", help="Condition on the columns of the type, such as \"country = 'Iceland'\".")
+@click.option("--embedder", "name", help="Embedder for the query.  [default: that of the active space]")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Passed to the embedder.")
 @json_option
 @store_options
@@ -231,7 +231,7 @@ def search(
     url: str | None,
     namespace: str,
 ) -> None:
-    """Find entities by meaning, by words, or both, best first. Exit status 1 if there is none."""
+    """Find entities by meaning, by words, or both, best first. Exit status 1 if none is found."""
     import polars as pl
 
     with _open_to_search(url, namespace, mode) as store:
@@ -245,12 +245,12 @@ def search(
     else:
         _print_found(found)
     if note:
-        say(note, err=True)
+        echo(note, err=True)
     sys.exit(0 if found.height else 1)
 
 
 def _open_to_search(url: str | None, namespace: str, mode: str) -> Any:
-    """The store, to be read only unless the index of words is behind and can be written."""
+    """Open the store, read-only unless the text index is out of date and can be written."""
     from entityframes.errors import EntityFramesError
 
     store = open_store(url, namespace, read_only=True)
@@ -263,19 +263,19 @@ def _open_to_search(url: str | None, namespace: str, mode: str) -> Any:
 
 
 def _note_of_due(store: Any) -> str | None:
-    """That not everything is embedded that is searched, and the command that does it."""
+    """A note if some of the searched entities are not embedded yet, with the command that embeds them."""
     from entityframes.embedding import spaces
     from entityframes.embedding.jobs import Left
 
     due = int(store.stats()["due"].sum())
     unqueued = Left(store._engine, spaces.find(store._engine, None)["space"]).in_no_job()
     if unqueued:
-        return f"note: {due:,} due for embedding, {unqueued:,} of them in no job: entityframes embed --enqueue"
+        return f"note: {due:,} due for embedding, {unqueued:,} of them not in a job: entityframes embed --enqueue"
     return f"note: {due:,} due for embedding: entityframes embed" if due else None
 
 
 def _print_found(found: Any) -> None:
-    """What was found as a table for people: one line each, with as much of the content as there is room for."""
+    """Print the results as a table for people: one line each, with as much of the content as fits."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -295,11 +295,11 @@ def _print_found(found: Any) -> None:
 
 
 @click.command()
-@click.option("--state", type=click.Choice(["pending", "running", "done", "failed"]), help="Only these.")
-@click.option("--enqueue", is_flag=True, help="Make jobs for everything that is due or failed, of --type if given.")
+@click.option("--state", type=click.Choice(["pending", "running", "done", "failed"]), help="Only jobs in this state.")
+@click.option("--enqueue", is_flag=True, help="Create jobs for everything that is due or failed, of --type if given.")
 @click.option("--type", "entity_type", help="Entity type for --enqueue.")
-@click.option("--retry-failed", is_flag=True, help="Queue again what failed.")
-@click.option("--space", help="Where it is due or failed.  [default: the active space]")
+@click.option("--retry-failed", is_flag=True, help="Queue failed entities again.")
+@click.option("--space", help="Space to queue for.  [default: the active space]")
 @json_option
 @store_options
 def jobs(
@@ -312,31 +312,31 @@ def jobs(
     url: str | None,
     namespace: str,
 ) -> None:
-    """List the embedding jobs, oldest first, or make some."""
+    """List the embedding jobs, oldest first, or create jobs."""
     with open_store(url, namespace, read_only=not (enqueue or retry_failed)) as store:
         if enqueue:
             _check_type(store, entity_type)
-            say(f"{store.enqueue(entity_type, space=space):,} entities queued", err=True)
+            echo(f"{store.enqueue(entity_type, space=space):,} entities queued", err=True)
         if retry_failed:
-            say(f"{store.retry_failed(space=space):,} entities queued again", err=True)
+            echo(f"{store.retry_failed(space=space):,} entities queued again", err=True)
         print_frame(
             store.jobs(state), as_json, ["job_id", "space", "state", "entities", "attempts", "error", "updated_at"]
         )
 
 
 @click.command()
-@click.option("--activate", metavar="SPACE", help="Let searches use this space.")
-@click.option("--index", metavar="SPACE", help="Make the index for approximate search (PostgreSQL with pgvector).")
+@click.option("--activate", metavar="SPACE", help="Use this space for searches.")
+@click.option("--index", metavar="SPACE", help="Create the index for approximate search (PostgreSQL with pgvector).")
 @click.option("--drop", metavar="SPACE", help="Delete this space with its vectors.")
 @json_option
 @store_options
 def spaces(
     activate: str | None, index: str | None, drop: str | None, as_json: bool, url: str | None, namespace: str
 ) -> None:
-    """List the embedding spaces: model, dimension, and how much of the store each has."""
+    """List the embedding spaces: model, dimension, and how much of the store is embedded in each."""
     with open_store(url, namespace, read_only=not (index or activate or drop)) as store:
         if index and not store.index_space(index):
-            say(f"no index for {visible(index)}: it takes pgvector 0.8 and at most 2,000 dimensions; "
+            echo(f"no index for {visible(index)}: it requires pgvector 0.8 and at most 2,000 dimensions; "
                        "search stays exact", err=True)  # fmt: skip
         if activate:
             store.activate(activate)

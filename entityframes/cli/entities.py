@@ -1,4 +1,4 @@
-"""The commands about what is stored: get, exists, delete, export, stats, verify, bench."""
+"""The entity commands: get, exists, delete, export, stats, verify, bench."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import click
 
 from entityframes.cli.common import (
     F,
+    echo,
     json_option,
     open_store,
     print_exactly,
     print_frame,
     print_summary,
-    say,
     store_options,
 )
 from entityframes.visible import visible
@@ -55,9 +55,9 @@ def _unknown_type(store: Any, entity_type: str) -> str | None:
 
 
 def _note_unknown_type(store: Any, entity_type: str) -> None:
-    """Say that no id of a type can be found, as there is none of it."""
+    """Print a note if the store has no entities of a type."""
     if unknown := _unknown_type(store, entity_type):
-        say(f"note: {visible(unknown)}", err=True)
+        echo(f"note: {visible(unknown)}", err=True)
 
 
 def _ids_arguments(command: F) -> F:
@@ -92,7 +92,7 @@ def get(
 def exists(
     entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
 ) -> None:
-    """Tell which ids are stored. Exit status 1 if some are missing."""
+    """Check which ids are stored. Exit status 1 if some are missing."""
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace, read_only=True) as store:
         found = store.exists(wanted)
@@ -109,7 +109,7 @@ def exists(
 def delete(
     entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
 ) -> None:
-    """Delete entities by id. Ids that are not stored are no error."""
+    """Delete entities by id. Ids that are not stored are ignored."""
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace) as store:
         result = store.delete(wanted)
@@ -126,7 +126,7 @@ def delete(
     "--format",
     "file_format",
     type=click.Choice(["csv", "tsv", "ndjson", "json", "parquet", "ipc"]),
-    help="[default: by the file's name]",
+    help="[default: from the file name]",
 )
 @json_option
 @store_options
@@ -137,7 +137,7 @@ def export(
     from entityframes.files import check_writable, nonfinite, write_file
 
     if out is None and file_format in ("parquet", "ipc") and sys.stdout.isatty():
-        raise click.UsageError(f"--format {file_format} is nothing for a terminal: name a file with --out")
+        raise click.UsageError(f"--format {file_format} cannot be printed to a terminal: give a file with --out")
     with open_store(url, namespace, read_only=True) as store:
         if unknown := _unknown_type(store, entity_type):
             raise click.ClickException(unknown)
@@ -145,11 +145,11 @@ def export(
     kind = file_format or ("csv" if not as_json else "ndjson")
     if check_writable(frame.schema, out or f"standard output.{kind}", file_format) in ("ndjson", "json"):
         for name in nonfinite(frame):
-            said = f"column {name!r} holds NaN or infinities, which JSON has not: they come out as null"
-            say(f"note: {visible(said)}", err=True)
+            note = f"column {name!r} contains NaN or infinities, which JSON cannot represent: they are written as null"
+            echo(f"note: {visible(note)}", err=True)
     if out:
         write_file(frame, out, file_format)
-        say(f"{frame.height:,} rows of {visible(entity_type)} -> {visible(out)}", err=True)
+        echo(f"{frame.height:,} rows of {visible(entity_type)} -> {visible(out)}", err=True)
     elif as_json or file_format == "ndjson":
         print_frame(frame, True)
     else:
@@ -168,10 +168,10 @@ def export(
     "sizes",
     multiple=True,
     type=click.IntRange(min=1),
-    help="How many; may be repeated.  [default: 100 and 1000]",
+    help="Number of entities; may be repeated.  [default: 100 and 1000]",
 )
 @click.option("--latency-ms", default=0.0, help="Milliseconds added to each round trip (PostgreSQL).")
-@click.option("--repeat", default=3, show_default=True, help="How often each is measured.")
+@click.option("--repeat", default=3, show_default=True, help="Number of measurements.")
 @click.option("--chart", type=click.Path(dir_okay=False), help="Write a chart: .svg, .png or .html.")
 @json_option
 @store_options
@@ -179,9 +179,9 @@ def bench(
     sizes: Sequence[int], latency_ms: float, repeat: int, chart: str | None, as_json: bool, url: str | None,
     namespace: str,
 ) -> None:  # fmt: skip
-    """Time a loop over entities (N+1) against one batch, in a scratch namespace of the store's database.
+    """Compare a loop over entities (N+1) with one batch, in a temporary namespace of the store's database.
 
-    The namespace is removed again; nothing else is touched.
+    The namespace is removed afterwards; nothing else is changed.
     """
     from entityframes.bench.n_plus_one import n_plus_one, save_chart
 
@@ -195,18 +195,18 @@ def bench(
 @json_option
 @store_options
 def stats(as_json: bool, url: str | None, namespace: str) -> None:
-    """Count entities by type: how many, how many embedded, due for it, and failed."""
+    """Count entities by type: in total, embedded, due for embedding, and failed."""
     with open_store(url, namespace, read_only=True) as store:
         frame = store.stats()
     print_frame(frame, as_json)
 
 
 @click.command()
-@click.option("--repair", is_flag=True, help="Mend what can be derived from what is there.")
+@click.option("--repair", is_flag=True, help="Repair what can be derived from the stored data.")
 @json_option
 @store_options
 def verify(repair: bool, as_json: bool, url: str | None, namespace: str) -> None:
-    """Recompute hashes, ledger counts, jobs and recorded dtypes. Exit status 1 if something stays inconsistent."""
+    """Check hashes, ledger counts, jobs and recorded dtypes. Exit status 1 if inconsistencies remain."""
     from entityframes.cli import reports
 
     with open_store(url, namespace, read_only=not repair) as store:
@@ -215,5 +215,5 @@ def verify(repair: bool, as_json: bool, url: str | None, namespace: str) -> None
     if as_json:
         print_exactly(report, json=True)
     else:
-        say(report)
+        echo(report)
     sys.exit(0 if found["repaired"].all() else 1)

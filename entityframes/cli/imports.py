@@ -1,4 +1,4 @@
-"""The import command: files of rows become entities."""
+"""The import command: imports files of rows as entities."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Any, NoReturn
 import click
 
 from entityframes.cli.common import (
+    echo,
     json_option,
     open_for_dry_run,
     open_store,
     print_exactly,
     print_summary,
-    say,
     store_options,
 )
 from entityframes.visible import visible
 
-#: A column that --failed adds and that import leaves out again.
+#: The column with errors that --failed adds; import ignores it.
 ERROR_COLUMN = "entityframes_error"
-#: Where a row is in the input, beside the columns of the file.
+#: A temporary column with the position of a row in the input.
 ROW_COLUMN = "entityframes_row"
 
 
-#: The text of a row that could not be read, in the file of failed rows; import leaves it out as well.
+#: The column with the text of an unreadable row in the file of failed rows; import ignores it.
 RAW_COLUMN = "entityframes_line"
 
-#: An option that lists names: with commas between, or given several times.
+#: Settings of an option that takes names: comma-separated, or given several times.
 _LISTING: dict[str, Any] = {"multiple": True, "metavar": "TEXT"}
 
 
@@ -47,68 +47,69 @@ _LISTING: dict[str, Any] = {"multiple": True, "metavar": "TEXT"}
 @click.option(
     "--id",
     "id_columns",
-    help="Column with the ids, or several with commas between, joined by --id-separator.",
+    help="Column with the ids, or several, comma-separated and joined by --id-separator.",
     **_LISTING,
 )
 @click.option(
-    "--id-separator", default="|", show_default=True, help="Stands between the parts of an id made of several columns."
+    "--id-separator",
+    default="|",
+    show_default=True,
+    help="Separator between the parts of a composite id.",
 )
-@click.option(
-    "--content", help="Column with the text of each entity.  [default: none, what is stored keeps its content]"
-)
-@click.option("--metadata", help="Columns to keep as metadata, with commas between.  [default: all others]", **_LISTING)
+@click.option("--content", help="Column with the text of each entity.  [default: none, stored content is kept]")
+@click.option("--metadata", help="Columns to store as metadata, comma-separated.  [default: all others]", **_LISTING)
 @click.option(
     "--format",
     "file_format",
     type=click.Choice(["csv", "tsv", "ndjson", "json", "parquet", "ipc"]),
-    help="[default: by the file's name]",
+    help="[default: from the file name]",
 )
-@click.option("--columns", help="Names of the columns of a CSV without a header line, with commas between.", **_LISTING)
-@click.option("--separator", help=r"Stands between the values of a CSV, such as ; or \t.")
-@click.option("--quote", default='"', help='Stands around values of a CSV that hold a separator.  [default: "]')
+@click.option("--columns", help="Column names of a CSV without a header line, comma-separated.", **_LISTING)
+@click.option("--separator", help=r"Separator between the values of a CSV, such as ; or \t.")
+@click.option("--quote", default='"', help='Quote around values of a CSV that contain a separator.  [default: "]')
 @click.option("--no-quote", is_flag=True, help="Quotes are part of the values; the same as --quote ''.")
 @click.option(
     "--escape",
     metavar="CHARACTER",
-    help=r"Stands before a quote within a quoted value, such as \.  [default: a quote is doubled]",
+    help=r"Character before a quote within a quoted value, such as \.  [default: a quote is doubled]",
 )
-@click.option("--encoding", help="Encoding of CSV and JSON, such as cp1252.  [default: UTF-8, or what the file says]")
-@click.option("--decimal-comma", is_flag=True, help="1,5 is a number in a CSV.")
+@click.option("--encoding", help="Encoding of CSV and JSON, such as cp1252.  [default: from the BOM, else UTF-8]")
+@click.option("--decimal-comma", is_flag=True, help="Read 1,5 as a number in a CSV.")
 @click.option(
     "--null", "nulls", multiple=True, metavar="TEXT", help=r"Text that means null, such as \N; may be repeated."
 )
 @click.option(
     "--text",
-    help="CSV columns to keep as text whatever they look like (leading zeros), with commas between.",
+    help="Columns to read as text regardless of their values (leading zeros), comma-separated.",
     **_LISTING,
 )
 @click.option(
     "--number",
     "numbers",
-    help="Columns to keep as numbers where a text is changed by it (1.10 becomes 1.1), with commas between.",
+    help="Columns to read as numbers even if that changes the text (1.10 becomes 1.1), comma-separated.",
     **_LISTING,
 )
-@click.option("--batch-size", type=click.IntRange(1), help="Rows in a transaction.  [default: as many as fit 8 MiB]")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows per transaction.  [default: as many as fit 8 MiB]")
 @click.option(
     "--on-duplicate",
     type=click.Choice(["last", "first", "error"]),
     default="last",
     show_default=True,
-    help="Which row of a repeated key counts.",
+    help="Which row of a duplicate key to use.",
 )
 @click.option(
     "--on-error",
     type=click.Choice(["isolate", "rollback", "raise"]),
     default="isolate",
     show_default=True,
-    help="What a bad row takes down: itself, its batch, or the import.",
+    help="Scope of a bad row: fail only the row, roll back its batch, or stop the import.",
 )
 @click.option(
     "--absent",
     type=click.Choice(["keep", "clear"]),
     default="keep",
     show_default=True,
-    help="What becomes of stored content and metadata fields that the file does not have.",
+    help="What to do with stored content and metadata fields that are not in the file.",
 )
 @click.option(
     "--nulls",
@@ -116,24 +117,24 @@ _LISTING: dict[str, Any] = {"multiple": True, "metavar": "TEXT"}
     type=click.Choice(["write", "keep"]),
     default="write",
     show_default=True,
-    help="Whether a null is stored, or leaves what is stored alone.",
+    help="Whether a null overwrites the stored value or keeps it.",
 )
-@click.option("--no-embed", is_flag=True, help="Make no embedding jobs.")
+@click.option("--no-embed", is_flag=True, help="Do not create embedding jobs.")
 @click.option(
     "--failed",
     "failed_file",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Write rows that failed here, to be corrected and imported again.",
+    help="Write failed rows to this file, to be corrected and imported again.",
 )
-@click.option("--dry-run", is_flag=True, help="Tell what would be done, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, without writing anything.")
 @click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
 @json_option
 @store_options
 def import_command(files: Sequence[str], as_json: bool, url: str | None, namespace: str, **options: Any) -> None:
-    """Import rows as entities: CSV, TSV, NDJSON, JSON, Parquet or Arrow IPC, also packed, patterns, or - for stdin.
+    """Import rows as entities: CSV, TSV, NDJSON, JSON, Parquet or Arrow IPC, also compressed; patterns, or - for stdin.
 
-    Rows that exist and are equal are left alone, so an import that was stopped is simply run again.
+    Rows that are already stored are skipped, so to resume an interrupted import, run it again.
 
     \b
     entityframes import airports.dat --type airport --id id --content name \\
@@ -148,7 +149,7 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
         raise click.UsageError("--type needs --id, the column with the ids")
     _check_failed_file(options["failed_file"], files)
     with tempfile.TemporaryDirectory(prefix="entityframes-") as spool:
-        # What cannot be read is an error before a store is made for it.
+        # Errors in the files are raised before a store is created.
         with _nothing_imported():
             given = read_files(files, options["file_format"], _text_options(options), Path(spool))
             _name_columns(given, options)
@@ -161,12 +162,12 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
             if options["failed_file"]:
                 check_writable(rows.collect_schema(), options["failed_file"])
             for line in given.notes.lines():
-                say(f"note: {visible(line)}", err=True)
+                echo(f"note: {visible(line)}", err=True)
             with _named(files):
                 result = _import(store, frame, files, as_json, options, given)
         if options["failed_file"] and not result.ok:
             _write_failed(rows, result, given, options["failed_file"])
-            say(
+            echo(
                 f"wrote the failed rows to {visible(options['failed_file'])}: correct them and import that file",
                 err=True,
             )
@@ -175,29 +176,29 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
 
 @contextmanager
 def _nothing_imported() -> Iterator[None]:
-    """Say what a Ctrl-C leaves while the files are read."""
+    """Print a note if Ctrl-C is pressed while the files are read."""
     try:
         yield
     except KeyboardInterrupt:
-        say("note: nothing was imported: the files were still being read", err=True)
+        echo("note: nothing was imported: the files were still being read", err=True)
         raise
 
 
 @contextmanager
 def _named(files: Sequence[str]) -> Iterator[None]:
-    """Say of which files it is that the store refuses the rows, and what can be done here."""
+    """Add the names of the files, and the options to use, to a SchemaError of the store."""
     from entityframes.errors import SchemaError
 
     try:
         yield
     except SchemaError as error:
         names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
-        help = " (--text and --number say what a column is, --metadata which are kept)"
+        help = " (use --text and --number to choose dtypes, --metadata to choose columns)"
         raise SchemaError(f"{names}: {error}{help if 'other dtypes' in str(error) else ''}") from error
 
 
 def _text_options(options: dict[str, Any]) -> Any:
-    """How to read files of text."""
+    """The options for text files."""
     from entityframes.files import TextOptions
 
     return TextOptions(
@@ -212,12 +213,12 @@ def _text_options(options: dict[str, Any]) -> Any:
 
 
 def _listed(values: Sequence[str]) -> list[str]:
-    """Names that an option gives, in one value with commas or in several; one that holds a comma stands in quotes."""
+    """The names given by an option, comma-separated or repeated; a name that contains a comma must be quoted."""
     return [name.strip() for row in csv.reader(values, skipinitialspace=True) for name in row]
 
 
 def _chosen(values: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The columns that an option names: a value that is a name is one, whatever is in it; else it lists some."""
+    """The columns given by an option: a value is a column name if there is such a column, else a list of names."""
     found: list[str] = []
     for value in values:
         if value in names:
@@ -230,7 +231,7 @@ def _chosen(values: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _name_columns(given: Any, options: dict[str, Any]) -> None:
-    """Put the columns of the files in place of what the options say of them."""
+    """Replace the values of options by the columns that they refer to, and set their dtypes."""
     names = given.names
     for option in ("id_columns", "metadata", "text", "numbers"):
         options[option] = _chosen(options[option], names)
@@ -241,7 +242,7 @@ def _name_columns(given: Any, options: dict[str, Any]) -> None:
         missing = [name for name in keys[:2] if name not in names]
         if missing:
             raise click.UsageError(
-                f"the file has no column {', '.join(map(repr, missing))}: name the type of its rows, and the "
+                f"the file has no column {', '.join(map(repr, missing))}: give the type of its rows, and the "
                 "column with their ids: --type TYPE --id COLUMN [--content COLUMN]"
             )
         keys = [name for name in keys if name in names]
@@ -250,7 +251,7 @@ def _name_columns(given: Any, options: dict[str, Any]) -> None:
 
 
 def _read(rows: Any, given: Any, options: dict[str, Any]) -> Any:
-    """The entity frame: of files that fit at once, so that repeated keys are found in all of it, else lazy."""
+    """The entity frame: eager for small files, so that duplicate keys are found across all rows, else lazy."""
     from entityframes.files import reading_errors
 
     with reading_errors(given.files):
@@ -259,7 +260,7 @@ def _read(rows: Any, given: Any, options: dict[str, Any]) -> Any:
 
 
 def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options: dict[str, Any], given: Any) -> Any:
-    """Upsert an entity frame, and tell what came of the files that it is from."""
+    """Upsert an entity frame, and print the result for the files."""
     if options["dry_run"]:
         _dry_run(store, frame, options, as_json, given)
     rest = None if options["failed_file"] else "write them all with --failed FILE"
@@ -276,19 +277,19 @@ def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options
         )
     except KeyboardInterrupt:
         print_summary(of_files(store.last_result, given, options), files, store.address, as_json, rest)
-        say("note: the same command again goes on: what is stored is left as it is", err=True)
+        echo("note: run the same command again to resume: rows that are already stored are skipped", err=True)
         raise
     parts = options["id_columns"]
     some_null = len(parts) > 1 and (result.failed["error"] == "id is null").any()
     result = of_files(result, given, options)
     print_summary(result, files, store.address, as_json, rest, given.notes.all())
     if some_null:
-        say(f"note: an id is null where any of its parts is: {', '.join(map(visible, parts))}", err=True)
+        echo(f"note: an id is null if any of its parts is null: {', '.join(map(visible, parts))}", err=True)
     return result
 
 
 def of_files(result: Any, given: Any, options: dict[str, Any]) -> Any:
-    """A result to which the rows belong as well that could not be read, with file and line of each row that failed."""
+    """The result extended by the unreadable rows, with file and line of each failed row."""
     from dataclasses import replace
 
     if not given.unread.seen:
@@ -298,18 +299,18 @@ def of_files(result: Any, given: Any, options: dict[str, Any]) -> Any:
 
 
 class _OfFiles:
-    """Outcomes of the rows of files, those that could not be read among them, with file and line of what failed."""
+    """The outcomes of the rows of files, including unreadable rows, with file and line of each failed row."""
 
     def __init__(self, result: Any, unread: Any, entity_type: str | None) -> None:
         self._result, self._unread, self._entity_type = result, unread, entity_type
 
     def read(self) -> Any:
-        """Outcomes of the rows that could be read, numbered among themselves; input_row is their place among all."""
+        """The outcomes of the readable rows; row counts only these, input_row is the position among all rows."""
         import polars as pl
 
         outcomes = self._result.outcomes
         rows = pl.Series([each.row for each in self._unread.rows], dtype=pl.Int64)
-        # So many rows that could not be read come before the first, second, ... row that could.
+        # The number of unreadable rows before each readable row.
         before = (rows - pl.int_range(len(rows), eager=True)).search_sorted(
             outcomes["row"].cast(pl.Int64), side="right"
         )
@@ -353,21 +354,22 @@ def _dry_run(store: Any, frame: Any, options: dict[str, Any], as_json: bool, giv
         made = json.loads(report)
         report = json.dumps({**made, "ok": made["ok"] and not unread, **more}, ensure_ascii=False)
     elif unread:
-        said = "1 row cannot be read" if len(unread) == 1 else f"{len(unread):,} rows cannot be read"
-        report = "\n".join([f"{said}, such as row {each.row}: {visible(each.error)}" for each in unread[:1]] + [report])
+        count = "1 row cannot be read" if len(unread) == 1 else f"{len(unread):,} rows cannot be read"
+        first = unread[0]
+        report = f"{count}, such as row {first.row}: {visible(first.error)}\n{report}"
     if as_json:
         print_exactly(report, json=True)
     else:
-        say(report)
+        echo(report)
     sys.exit(1 if plan.counts["invalid"] or unread else 0)
 
 
-#: Files up to this size are read whole.
+#: Files up to this size are read eagerly.
 _SMALL = 512 << 20
 
 
 def _check_failed_file(path: str | None, files: Sequence[str]) -> None:
-    """Refuse a file for failed rows that could not be written, before anything is imported."""
+    """Check that the file for failed rows can be written, before anything is imported."""
     from entityframes.files import check_name, format_of
 
     if path is None:
@@ -375,13 +377,13 @@ def _check_failed_file(path: str | None, files: Sequence[str]) -> None:
     check_name(path)
     format_of(path)
     if not Path(path).resolve().parent.is_dir():
-        raise click.UsageError(f"--failed {path}: there is no such folder")
+        raise click.UsageError(f"--failed {path}: the folder does not exist")
     if any(Path(path).resolve() == Path(file).resolve() for file in files):
-        raise click.UsageError(f"--failed {path}: this is a file to be imported, give another name")
+        raise click.UsageError(f"--failed {path}: this is one of the files to import, give another name")
 
 
 def _known(store: Any, entity_type: str | None) -> dict[str, Any]:
-    """The dtypes that the store has for the metadata of a type, as long as it has entities of it."""
+    """The dtypes of the metadata of a type in the store; empty if it has no entities of the type."""
     from entityframes.frames.schema import ENTITY_COLUMNS
     from entityframes.metadata.fields import Fields
 
@@ -398,7 +400,7 @@ def _entity_frame(rows: Any, given: Any, options: dict[str, Any]) -> Any:
     rows = rows.drop(ERROR_COLUMN, RAW_COLUMN, strict=False)
     schema = rows.collect_schema()
     if options["entity_type"] is None:
-        # What import leaves out of other files is left out here too.
+        # Such a file is an entity frame already.
         return rows
     columns = options["id_columns"]
     if missing := [name for name in columns if name not in schema]:
@@ -406,15 +408,15 @@ def _entity_frame(rows: Any, given: Any, options: dict[str, Any]) -> Any:
     key: Any = columns[0] if len(columns) == 1 else joined(columns, schema, options["id_separator"])
     metadata = options["metadata"]
     if not metadata:
-        # A key made of several columns keeps them: the parts of an id are of use on their own.
+        # The columns of a composite id are kept as metadata, because they are useful on their own.
         taken = (columns[0] if len(columns) == 1 else None, options["content"])
         metadata = [name for name in schema if name not in taken and name not in ADDED_COLUMNS]
         left = [name for name in ADDED_COLUMNS if name in schema and name not in taken]
         if left and "content_hash" not in left:
             given.notes.add(
                 "left",
-                f"columns {', '.join(map(repr, left))} are left out, because the store has its own of these names: "
-                "name all columns to keep with --metadata, or rename them",
+                f"columns {', '.join(map(repr, left))} are ignored, because the store has columns with these names: "
+                "give all columns to store with --metadata, or rename them",
             )
     return entityframes.entities(rows, options["entity_type"], id=key, content=options["content"], metadata=metadata)
 
@@ -427,9 +429,9 @@ def _no_column(missing: list[str], names: list[str]) -> Any:
 
 
 def _write_failed(rows: Any, result: Any, given: Any, path: str) -> None:
-    """The failed input rows as they came, with the reason in a column that a later import leaves out.
+    """Write the failed input rows unchanged, with the error in a column that a later import ignores.
 
-    A row that could not be read has its text in a column of its own, and those of its values that belong to columns.
+    An unreadable row has its text in a separate column, and the values that could be assigned to columns.
     """
     import polars as pl
 
@@ -450,7 +452,7 @@ def _write_failed(rows: Any, result: Any, given: Any, path: str) -> None:
 
 
 def _unread_frame(given: Any, like: Any) -> Any:
-    """The rows that could not be read, with the columns of those that could."""
+    """The unreadable rows, with the columns of the readable ones."""
     import polars as pl
 
     rows = given.unread.rows
@@ -464,6 +466,6 @@ def _unread_frame(given: Any, like: Any) -> Any:
         if name in like.columns
     }
     texts = pl.DataFrame(values, dict.fromkeys(values, pl.String)) if values else pl.DataFrame()
-    # A value that is none of its column's dtype stays in the text of the line only.
+    # A value that cannot be cast to the dtype of its column is only in the text of the line.
     typed = [texts[name].cast(like.schema[name], strict=False) for name in values if not like.schema[name].is_nested()]
     return frame.hstack(typed)

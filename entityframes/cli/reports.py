@@ -1,4 +1,4 @@
-"""What the command line prints of a plan and of a verification: lines for a person, JSON for scripts."""
+"""Command line reports of a plan and of a verification: lines for people, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import polars as pl
 from entityframes.visible import visible
 from entityframes.writing.plan import Plan
 
-#: Rows that a report quotes at most, for a person and in JSON.
+#: Maximum number of rows in a report, for people and in JSON.
 _SHOWN, _LISTED = 20, 1_000
 
 
 def of_plan(plan: Plan, as_json: bool) -> str:
-    """What an import would do."""
+    """The report of what an import would do."""
     if not as_json:
         return f"{plan.summary()}\nnothing was written"
     invalid = plan.frame.filter(pl.col("action") == "invalid").select("row", "entity_type", "id", "error")
@@ -30,7 +30,7 @@ def of_plan(plan: Plan, as_json: bool) -> str:
 
 
 def of_verification(found: pl.DataFrame, as_json: bool) -> str:
-    """What does not agree in a store."""
+    """The report of inconsistencies in a store."""
     counts = dict(found["check"].cast(pl.String).value_counts(sort=True).iter_rows())
     if as_json:
         ok = bool(found["repaired"].all())
@@ -54,5 +54,5 @@ def of_verification(found: pl.DataFrame, as_json: bool) -> str:
     if repaired:
         lines.append(f"{repaired:,} repaired")
     elif found["repairable"].any():
-        lines.append(f"{int(found['repairable'].sum()):,} can be mended with --repair")
+        lines.append(f"{int(found['repairable'].sum()):,} can be repaired with --repair")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Folders of markdown as entities."""
+"""Folders of markdown files as entities."""
 
 from entityframes.directory.sync import DirectorySync
 

@@ -1,4 +1,4 @@
-"""The account of a sync: one outcome for each row, and what is to be remembered of files and entities in step."""
+"""The bookkeeping of a sync: one outcome per row, and the state to record for files and entities in sync."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from entityframes.writing.confirm import confirm
 SYNC_SCHEMA = pl.Schema(
     {
         **outcome_schema(SYNC_STATUSES),
-        # The file system can refuse a row, too.
+        # The file system can also reject a row.
         "error_kind": pl.Enum([*ERROR_KINDS, "file"]),
         "path": pl.String(),
         "action": PLAN_SCHEMA["action"],
@@ -30,14 +30,14 @@ SYNC_SCHEMA = pl.Schema(
 
 
 class Account:
-    """Collects what became of the rows of one sync."""
+    """Collects the outcomes of the rows of one sync, and the files whose state is to be recorded."""
 
     def __init__(self) -> None:
-        #: How many transactions wrote entities.
+        #: Number of transactions that wrote entities.
         self.batches = 0
-        #: Who is told how far it is.
+        #: Receives the progress.
         self.reporter: Reporter | None = None
-        #: What of the folder was left out.
+        #: Files and folders that the walk left out.
         self.left_out = pl.DataFrame(schema=LEFT_OUT)
         self._started = time.perf_counter()
         self._log = OutcomeLog(SYNC_STATUSES, schema=SYNC_SCHEMA)
@@ -45,18 +45,18 @@ class Account:
         self._gone: list[pl.Series] = [pl.Series("path", [], dtype=pl.String)]
 
     def result(self) -> SyncResult:
-        """What has happened so far."""
+        """The result so far."""
         elapsed = time.perf_counter() - self._started
         return SyncResult(dict(self._log.counts), self.batches, elapsed, self._log, self.left_out)
 
-    def tell(self, rows: pl.DataFrame, status: str | pl.Expr, *, advance: bool = True, **columns: Any) -> None:
+    def log(self, rows: pl.DataFrame, status: str | pl.Expr, *, advance: bool = True, **columns: Any) -> None:
         """Log the outcomes of rows.
 
         Args:
-            rows: with row, path, key, action and direction, and any column of an outcome.
-            status: what became of them.
-            advance: whether their progress is still to be told.
-            columns: of the outcomes; they go before those of `rows`.
+            rows: row, path, key, action and direction, and optionally other outcome columns.
+            status: their status.
+            advance: whether to report progress for them, too.
+            columns: outcome columns; they take precedence over those of `rows`.
         """
         if rows.is_empty():
             return
@@ -72,52 +72,61 @@ class Account:
             self.advance(rows.height)
 
     def advance(self, rows: int) -> None:
-        """Tell the progress of so many rows."""
+        """Report progress for a number of rows."""
         if self.reporter is not None:
             self.reporter.advance(rows, self._log.counts)
 
     def complete(self, rows: pl.DataFrame) -> None:
-        """Rows that nothing was said of were not come to."""
+        """Log rows without an outcome as cancelled: the sync ended before it reached them."""
         if sum(self._log.counts.values()) < rows.height:
-            told = self._log.collect()["row"]
-            left = rows.filter(~pl.col("row").is_in(told.implode()))
-            self.tell(left, "cancelled", action=None, direction=None)
+            logged = self._log.collect()["row"]
+            left = rows.filter(~pl.col("row").is_in(logged.implode()))
+            self.log(left, "cancelled", action=None, direction=None)
 
     def confirm(self, engine: Engine, losses: int, interrupt: Interrupt) -> None:
-        """Correct the outcomes of what was written to the store and is not there any more."""
+        """Correct the outcomes of rows that were written to the store and are no longer in it."""
         confirm(engine, self._log, losses, interrupt, lambda: None)
 
-    def file(self, rows: pl.DataFrame) -> None:
-        """Files that are in step with their entity: path, key, size, mark and header, and the hashes of now_...
+    def remember(self, rows: pl.DataFrame) -> None:
+        """Add files that are in sync with their entity.
 
-        The mark of a state that is not settled says nothing. The path that a file had before is forgotten.
+        A file whose state is not stable gets the mark -1, so that the next sync reads it. Its previous path is
+        forgotten.
+
+        Args:
+            rows: path, key, size, mark, header, the hashes now_hash, now_content and now_metadata, and stable.
         """
         values = {
-            "mark": pl.when("settled").then("mark").otherwise(-1),
+            "mark": pl.when("stable").then("mark").otherwise(-1),
             "file_hash": pl.col("now_hash"),
             "content_hash": pl.col("now_content"),
             "metadata_hash": pl.col("now_metadata"),
         }
-        self.filed(
+        self.remember_files(
             rows.select(values.get(name, pl.col(name)).cast(dtype).alias(name) for name, dtype in FILED.items()),
             rows,
         )
 
-    def filed(self, filed: pl.DataFrame, rows: pl.DataFrame) -> None:
-        """The same of what is given as it is to be remembered (`FILED`)."""
+    def remember_files(self, filed: pl.DataFrame, rows: pl.DataFrame) -> None:
+        """Add files in the form in which they are recorded (`FILED`), and forget their previous paths.
+
+        Args:
+            filed: the files.
+            rows: their path and base_path.
+        """
         self._filed.append(filed)
         self.forget(rows.filter(pl.col("base_path") != pl.col("path")))
 
     def forget(self, rows: pl.DataFrame) -> None:
-        """Paths (base_path) that are no file any more, or of no entity."""
+        """Add paths (base_path) that no longer belong to a file or to an entity."""
         self._gone.append(rows["base_path"].alias("path"))
 
     def files(self) -> dict[str, tuple[int, int]]:
-        """Size and mark of the files that are in step, as they are to be remembered."""
+        """Size and mark of the files that are in sync, by path."""
         filed = pl.concat(self._filed)
         return dict(zip(filed["path"], zip(filed["size"], filed["mark"], strict=True), strict=True))
 
     def record(self, folders: DirectoryEngine, folder: str, holder: str) -> bool:
-        """Let the store remember it; False if the lock was lost."""
+        """Write the state of the files to the store; False if the lock was lost."""
         filed, gone = pl.concat(self._filed), pl.concat(self._gone)
         return (filed.is_empty() and gone.is_empty()) or folders.record(folder, holder, filed, gone)

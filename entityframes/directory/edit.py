@@ -1,4 +1,4 @@
-"""Front matter changed where its fields differ: every other line keeps its bytes."""
+"""Edit front matter in place: lines whose fields do not change keep their bytes."""
 
 from __future__ import annotations
 
@@ -9,27 +9,36 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from entityframes.directory.frontmatter import UNSEEN, Node, core_json, nodes, plain_json
-from entityframes.directory.yaml_lines import UNQUOTED, Number, block, double_quoted, entry, string, taken_for, value_of
+from entityframes.directory.yaml_lines import (
+    UNQUOTED,
+    Number,
+    block,
+    double_quoted,
+    entry,
+    implicit_tag,
+    string,
+    value_of,
+)
 
 _COLON = re.compile(r"[ \t]*:")
 _BRACKETS = re.compile(r"[\[\]{},]")
 _SINGLE_QUOTED = re.compile(rf"[^{UNSEEN}]*")
 
 
-class _NoWayError(Exception):
-    """A value cannot be changed in its place: what it stands in is written anew."""
+class _NotInPlaceError(Exception):
+    """A value cannot be edited in place: the field or collection that contains it is rewritten."""
 
 
 def edited(front: str, fields: dict[str, Any], line_end: str, *, whole_fields: bool) -> str | None:
-    """The front matter with other fields, or None where that cannot be done in its place.
+    """The front matter with its fields changed to `fields`, or None if it cannot be edited in place.
 
-    The caller has to see whether it reads back.
+    The caller has to check that the result reads back as `fields`.
 
     Args:
         front: the front matter without its fences.
-        fields: what it is to say, as `yaml_lines.values` gives it.
-        line_end: what new lines end in.
-        whole_fields: write a field anew that differs in any way, and not only what in it differs.
+        fields: the new fields, as returned by `yaml_lines.values`.
+        line_end: the line ending of new lines.
+        whole_fields: rewrite the whole field if any part of it differs, not only the parts that differ.
     """
     root = nodes(front) or Node("mapping", len(front), len(front))
     edit = _Edit(front, whole_fields)
@@ -38,7 +47,7 @@ def edited(front: str, fields: dict[str, Any], line_end: str, *, whole_fields: b
             edit.value(root, fields)
         else:
             edit.mapping(root, fields, 0, root=True)
-    except _NoWayError:
+    except _NotInPlaceError:
         return None
     text = front
     for start, end, new in sorted(edit.changes, key=lambda change: change[:2], reverse=True):
@@ -52,7 +61,7 @@ class _Edit:
     def __init__(self, text: str, whole_fields: bool) -> None:
         self.text = text
         self.whole_fields = whole_fields
-        #: From where, to where, and what stands there afterwards; those of one place in the order of the text.
+        #: Replacements: start, end, new text. Those at the same position are in the order of the text.
         self.changes: list[tuple[int, int, str]] = []
 
     # Lines.
@@ -61,14 +70,15 @@ class _Edit:
         return self.text.rfind("\n", 0, at) + 1
 
     def line_end(self, at: int) -> int:
-        """Behind the line end of the line."""
+        """The position after the line and its line ending."""
         end = self.text.find("\n", at)
         return len(self.text) if end < 0 else end + 1
 
     def entry_end(self, at: int) -> int:
-        """Behind the lines of a field that is taken out.
+        """The position after the lines of a field that is removed.
 
-        Empty lines below it go as well if the field above would take them for its own (as a text that keeps them does).
+        Blank lines below it are removed too if they would become part of the field above, such as a block scalar that
+        keeps trailing line breaks.
         """
         end = self.line_end(at)
         if self.whole_fields:
@@ -82,13 +92,13 @@ class _Edit:
     # Blocks.
 
     def mapping(self, node: Node, wanted: dict[str, Any], column: int, *, root: bool = False) -> None:
-        """Change a mapping in lines."""
+        """Change a block mapping."""
         if not wanted and not root:
-            raise _NoWayError
+            raise _NotInPlaceError
         for (start, end, key), value in zip(node.keys, node.nodes, strict=True):
             if key not in wanted:
                 if not self.begins_line(start, "?"):
-                    raise _NoWayError
+                    raise _NotInPlaceError
                 self.changes.append((self.line_start(start), self.entry_end(max(end, value.end)), ""))
             elif value_of(value) != wanted[key]:
                 self.field(start, end, value, wanted[key], column)
@@ -105,23 +115,23 @@ class _Edit:
             try:
                 self.value(node, wanted)
                 return
-            except _NoWayError:
+            except _NotInPlaceError:
                 del self.changes[before:]
         colon = _COLON.match(self.text, end)
         if colon is None:
-            raise _NoWayError
+            raise _NotInPlaceError
         head, *lines = entry("", wanted, " " * column, False)
         comment = self.text[colon.end() : self.line_end(colon.end())].rstrip()
         stop = max(node.end, colon.end())
-        beside = self.text[stop : self.line_end(stop)].rstrip("\r\n")
+        trailing = self.text[stop : self.line_end(stop)].rstrip("\r\n")
         if comment.lstrip().startswith("#"):
             head, stop = head + comment, max(stop, colon.end() + len(comment))
-        elif beside and node.start != node.end and "\n" not in self.text[colon.end() : stop]:
-            head, stop = head + beside, stop + len(beside)
+        elif trailing and node.start != node.end and "\n" not in self.text[colon.end() : stop]:
+            head, stop = head + trailing, stop + len(trailing)
         self.changes.append((colon.end(), stop, "\n".join([head, *lines])))
 
     def value(self, node: Node, wanted: Any) -> None:
-        """Change a value in its place."""
+        """Change a value in place."""
         if node.kind == "mapping" and type(wanted) is dict:
             if node.flow:
                 self.flow_mapping(node, wanted)
@@ -134,19 +144,19 @@ class _Edit:
             else:
                 self.dashed(node, wanted)
         elif type(wanted) in (dict, list) and wanted:
-            raise _NoWayError
+            raise _NotInPlaceError
         elif (node.kind == "scalar" and node.style not in ("|", ">")) or node.flow:
             self.inline(node, wanted, in_brackets=False)
         else:
-            raise _NoWayError
+            raise _NotInPlaceError
 
     def inline(self, node: Node, wanted: Any, *, in_brackets: bool) -> None:
-        """Change a scalar, or a collection with brackets, to a value in one line."""
+        """Replace a scalar or a flow collection by a value on one line."""
         text = self.inline_text(node, wanted, in_brackets)
         self.changes.append((node.start, node.end, f" {text}" if node.start == node.end else text))
 
     def inline_text(self, node: Node, wanted: Any, in_brackets: bool) -> str:
-        """A value in one line, in the quotes of the one whose place it takes."""
+        """A value on one line, in the same style of quotes as the value that it replaces."""
         if type(wanted) is not str:
             return _flow(wanted)
         if node.style == "'" and _SINGLE_QUOTED.fullmatch(wanted):
@@ -157,16 +167,16 @@ class _Edit:
         if (
             node.kind == "scalar"
             and not node.style
-            and _as_plain_as(old, wanted)
+            and _same_plain_type(old, wanted)
             and not _needs_quotes(wanted, in_brackets)
         ):
             return wanted
         return _flow(wanted) if in_brackets else string(wanted, False)
 
     def dashed(self, node: Node, wanted: list[Any]) -> None:
-        """Change a list in lines."""
+        """Change a block list."""
         if not wanted or not self.begins_line(node.start):
-            raise _NoWayError
+            raise _NotInPlaceError
         dashes = self.dashes(node)
         spans = [
             (self.line_start(dash), self.line_end(max(item.end, dash + 1)))
@@ -184,33 +194,33 @@ class _Edit:
             self.changes += [(*span, "") for span in spans[i:j]]
 
     def dashes(self, node: Node) -> list[int]:
-        """Where the dash of each item stands."""
+        """The position of the dash of each item."""
         column = node.start - self.line_start(node.start)
         found, at = [], node.start
         dash = re.compile(rf"^ {{{column}}}-(?=\s|\Z)", re.MULTILINE)
         for item in node.nodes:
             match = dash.search(self.text, self.line_start(at))
             if match is None:
-                raise _NoWayError
+                raise _NotInPlaceError
             found.append(match.end() - 1)
             at = self.line_end(max(item.end, match.end()))
         return found
 
     def item(self, node: Node, span: tuple[int, int], wanted: Any, indent: str) -> None:
-        """Change an item of a list in lines."""
+        """Change an item of a block list."""
         before = len(self.changes)
         try:
             if node.start == node.end:
-                raise _NoWayError
+                raise _NotInPlaceError
             self.value(node, wanted)
-        except _NoWayError:
+        except _NotInPlaceError:
             del self.changes[before:]
             self.changes.append((*span, _lines(block([wanted], indent, False))))
 
     # Brackets.
 
     def flow_mapping(self, node: Node, wanted: dict[str, Any]) -> None:
-        """Change a mapping in brackets."""
+        """Change a flow mapping."""
         known = [key for _, _, key in node.keys]
         empty = any(value.start == value.end for value in node.nodes)
         if not known or empty or not wanted or any(key not in wanted for key in known):
@@ -227,7 +237,7 @@ class _Edit:
             self.changes.append((node.nodes[-1].end, node.nodes[-1].end, "".join(new)))
 
     def flow_list(self, node: Node, wanted: list[Any]) -> None:
-        """Change a list in brackets."""
+        """Change a flow list."""
         old = [value_of(item) for item in node.nodes]
         if len(old) == len(wanted) and all(item.start < item.end for item in node.nodes):
             for item, new in zip(node.nodes, wanted, strict=True):
@@ -254,13 +264,13 @@ class _Edit:
             self.inline(node, wanted, in_brackets=True)
 
     def slice(self, node: Node, number: int, wanted: Any) -> str:
-        """The text of a value in brackets, as it stands if it is the same."""
+        """The text of a value in a flow mapping: the existing text if the value is equal."""
         value = node.nodes[number]
         same = value_of(value) == wanted and value.start < value.end
         return self.text[value.start : value.end] if same else _flow(wanted)
 
     def bracketed(self, node: Node, parts: list[str]) -> str:
-        """Parts in the brackets of a node, and with its spaces inside of them."""
+        """The parts between the brackets of a node, with the same padding inside them."""
         text = self.text[node.start : node.end]
         space = " " if parts and text[1:2] == " " and text[-2:-1] == " " and node.nodes else ""
         return f"{text[0]}{space}{', '.join(parts)}{space}{text[-1]}"
@@ -276,7 +286,7 @@ def _differences(old: list[Any], new: list[Any]) -> list[tuple[str, int, int, in
 
 
 def _frozen(values: list[Any]) -> list[str]:
-    """A text for each value, equal where the values are."""
+    """A hashable string for each value; equal values have equal strings."""
     return [repr(_sorted(value)) for value in values]
 
 
@@ -286,11 +296,11 @@ def _sorted(value: Any) -> Any:
     return [[_sorted(item)] for item in value] if type(value) is list else value
 
 
-def _as_plain_as(old: str, new: str) -> bool:
-    """Whether a text may stand without quotes where another does: readers take both for the same, be it a date."""
+def _same_plain_type(old: str, new: str) -> bool:
+    """Whether a string may replace an unquoted one without quotes: YAML readers resolve both to the same type."""
     if not old or not UNQUOTED.fullmatch(new) or plain_json(new)[0] != '"' or core_json(new)[0] != '"':
         return False
-    return taken_for(old) == taken_for(new)
+    return implicit_tag(old) == implicit_tag(new)
 
 
 def _needs_quotes(text: str, in_brackets: bool) -> bool:
@@ -298,7 +308,7 @@ def _needs_quotes(text: str, in_brackets: bool) -> bool:
 
 
 def _flow(value: Any) -> str:
-    """A value in one line, in brackets where it is a collection."""
+    """A value on one line, a collection in flow style."""
     if type(value) is dict:
         return "{" + ", ".join(f"{_flow(key)}: {_flow(item)}" for key, item in value.items()) + "}"
     if type(value) is list:

@@ -1,9 +1,10 @@
-"""Front matter: YAML to JSON, by the rules of 1.2's core schema, near enough.
+"""Front matter: converts YAML to JSON, closely following the core schema of YAML 1.2.
 
-Only ``true`` and ``false`` are booleans. A number is one only if JSON writes it as it stands there; what a number would
-not give back (``3.10``, ``1.0``, ``1e5``, ``0x1F``) and what is neither null, boolean nor number (dates and times,
-``on``, ``007``, ``+49``) is the text that stands there, as every key is. What could stand for something far
-larger, or for something other than data, is refused: aliases and anchors, tags, merge keys, deep nesting.
+Only ``true`` and ``false`` are booleans. A scalar is a number only if JSON would write that number with the same
+characters. Numbers that would not round-trip (``3.10``, ``1.0``, ``1e5``, ``0x1F``) and scalars that are neither null,
+boolean nor number (dates and times, ``on``, ``007``, ``+49``) are strings, and so is every key. Constructs that can
+expand to something far larger, or that are more than data, are rejected: aliases and anchors, tags, merge keys, deep
+nesting.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from entityframes.metadata.canonical_json import number_text
 
 try:
     from yaml.cyaml import CParser as _Parser
-except ImportError:  # PyYAML without libyaml: the same, but slow
+except ImportError:  # PyYAML without libyaml: same results, but slow
     from yaml import SafeLoader as _Parser
 
 __all__ = [
@@ -46,9 +47,9 @@ __all__ = [
     "yaml_json",
 ]
 
-#: How deep mappings and lists may nest.
+#: Maximum nesting depth of mappings and lists.
 DEPTH = 50
-#: Characters, as the inside of a regular expression's brackets, that YAML has only as escapes.
+#: Characters that YAML can represent only as escapes, as the body of a regular expression's character class.
 UNSEEN = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff"
 
 _WORDS = {"": "null", "~": "null"} | {
@@ -57,14 +58,14 @@ _WORDS = {"": "null", "~": "null"} | {
 _NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 _BASED_NUMBER = re.compile(r"0(?:x[0-9a-fA-F]+|o[0-7]+)")
 _NO_NUMBER = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
-_DIGITS = 4300  # Python's JSON reads no integer with more
+_DIGITS = 4300  # Python's JSON parser rejects integers with more digits
 
 _CORE_TAGS = {f"tag:yaml.org,2002:{name}": name for name in ("str", "int", "float", "bool", "null")}
 _MAPPING_TAGS = (None, "tag:yaml.org,2002:map")
 _SEQUENCE_TAGS = (None, "tag:yaml.org,2002:seq")
 
-# A field that reads without a parser: a plain text, a text in quotes, words in brackets, texts in lines with a dash.
-# Possessive quantifiers: what does not match is known at once.
+# A field that can be read without a parser: a plain string, a quoted string, a flow list of words, a block list of
+# plain strings. Possessive quantifiers, so that a mismatch fails without backtracking.
 _TEXT = rf"(?:[^\W_]|[(/])(?:[^{UNSEEN}:#]|:(?=[^\s:#])|(?<=[^\s#])#)*+"
 _WORD = r"[^\W_](?:[\w./+-]| (?=[\w./+-]))*+"
 _SIMPLE_FIELD = re.compile(
@@ -77,7 +78,7 @@ class MarkdownError(ValueError):
     """A file that cannot be read, or metadata that cannot be written.
 
     Attributes:
-        line: the line of the file, the first being 1, or None.
+        line: the line of the file, counted from 1, or None.
     """
 
     def __init__(self, message: str, line: int | None = None) -> None:
@@ -86,14 +87,18 @@ class MarkdownError(ValueError):
 
 
 class NoMappingError(MarkdownError):
-    """YAML that is a text or a list: what is between two rules rather than front matter."""
+    """YAML that is a string or a list: text between two thematic breaks rather than front matter."""
 
 
 def yaml_json(front: str) -> str:
-    """The JSON object that front matter stands for, without its fences.
+    """Front matter as a JSON object.
+
+    Args:
+        front: the front matter without its fences.
 
     Raises:
-        MarkdownError: it is not YAML, not a mapping, or refused; lines count from the fence that is above.
+        MarkdownError: it is not YAML, not a mapping, or uses a construct that is rejected. Lines are counted from the
+            opening fence.
     """
     simple = _simple_json(front)
     if simple is not None:
@@ -112,19 +117,19 @@ _PLACEHOLDER = re.compile(r"^[^#\"'\n]{0,300}?(\{\{.{0,100}?\}\}|\{%.{0,100}?%\}
 
 
 def _refuse_template(front: str, error: MarkdownError) -> None:
-    """Say of a front matter that cannot be read that it is a template's."""
+    """If unreadable front matter contains a template placeholder, raise an error that names it."""
     found = _PLACEHOLDER.search(front)
     if found is not None:
         line = front.count("\n", 0, found.start(1)) + 2
         raise MarkdownError(
-            f"{found[1]} is a placeholder of a template and not YAML: put it in quotes, or leave templates out "
-            "(a line such as templates/ in .efignore)",
+            f"{found[1]} is a template placeholder, not YAML: put it in quotes, or ignore templates "
+            "(with a line such as templates/ in .efignore)",
             line,
         ) from error
 
 
 def _simple_json(front: str) -> str | None:
-    """JSON of front matter whose every field is simple (a quarter of the parser's time), or None."""
+    """JSON of front matter in which every field is simple (in a quarter of the parser's time), or None."""
     fields: dict[str, str] = {}
     position = 0
     while position < len(front):
@@ -139,8 +144,8 @@ def _simple_json(front: str) -> str | None:
         elif words:
             fields[key] = f"[{','.join([plain_json(word.strip()) for word in words.split(',')])}]"
         elif lines:
-            texts = [line.strip(" ")[2:].rstrip(" ") for line in lines.splitlines()[1:]]
-            fields[key] = f"[{','.join([plain_json(item) for item in texts])}]"
+            items = [line.strip(" ")[2:].rstrip(" ") for line in lines.splitlines()[1:]]
+            fields[key] = f"[{','.join([plain_json(item) for item in items])}]"
         else:
             fields[key] = plain_json(text.rstrip(" ")) if text else "null"
         position = field.end()
@@ -148,7 +153,7 @@ def _simple_json(front: str) -> str | None:
 
 
 def _parsed_json(front: str) -> str:
-    """JSON of front matter in YAML, from the parser's events: nothing is built that could be larger than the text."""
+    """JSON of front matter, built from the parser's events: nothing is built that could be larger than the input."""
     try:
         parser = _Parser(front)
         try:
@@ -156,13 +161,13 @@ def _parsed_json(front: str) -> str:
         finally:
             parser.dispose()
     except yaml.MarkedYAMLError as error:
-        # What is never closed is found at the end and began where the context says.
+        # An unclosed construct is reported at the end of the stream; the context mark is where it starts.
         closed = error.problem_mark and "end of stream" not in error.problem
         mark = error.problem_mark if closed else error.context_mark or error.problem_mark
         reason = ", ".join(part for part in (error.context, error.problem) if part)
         raise MarkdownError(reason, mark.line + 2 if mark else None) from None
     except yaml.reader.ReaderError as error:
-        # Both parsers count the characters or bytes before the one they do not like.
+        # Both parsers give the position of the invalid character, in characters or bytes.
         line = front.encode()[: error.position].count(b"\n") + 2
         raise MarkdownError(f"a character that YAML does not allow: {error.reason}", line) from None
 
@@ -171,7 +176,7 @@ def _events_json(parser: Any) -> str:
     parts: list[str] = []
     write = parts.append
     outer: list[set[str] | None] = []
-    names: set[str] | None = None  # the keys so far of the mapping that is open; None in a list
+    names: set[str] | None = None  # keys seen so far in the open mapping; None in a list
     at_key = False
     separator = ""
     while True:
@@ -194,9 +199,9 @@ def _events_json(parser: Any) -> str:
             write("}" if kind is MappingEndEvent else "]")
             names = outer.pop()
         elif kind is AliasEvent:
-            _refuse(event, f"the alias *{event.anchor}; a text that begins with * needs quotes")
+            _refuse(event, f"the alias *{event.anchor}; quote a string that begins with *")
         elif kind is ScalarEvent:
-            _refuse(event, "a text instead of a mapping of keys to values", NoMappingError)
+            _refuse(event, "a string instead of a mapping of keys to values", NoMappingError)
         elif kind is DocumentEndEvent:
             event = parser.get_event()
             if type(event) is not StreamEndEvent:
@@ -210,29 +215,29 @@ def _events_json(parser: Any) -> str:
 
 @dataclass
 class Node:
-    """A value of a front matter, and where it stands in it."""
+    """A value in front matter, and its position."""
 
     #: scalar, mapping or list.
     kind: str
-    #: Where it begins and ends; a block ends with the last of what is in it.
+    #: Start and end position; a block collection ends with its last element.
     start: int
     end: int
-    #: Whether a mapping or a list has brackets.
+    #: Whether a mapping or a list is in flow style.
     flow: bool = False
-    #: Of a scalar, how it is written (``'``, ``"``, ``|``, ``>``, or empty) and its JSON.
+    #: For a scalar: its style (``'``, ``"``, ``|``, ``>``, or empty) and its JSON.
     style: str = ""
     json: str = ""
-    #: Of a mapping: where each key begins and ends, and the key.
+    #: For a mapping: start and end position of each key, and the key.
     keys: list[tuple[int, int, str]] = field(default_factory=list)
-    #: What is in it.
+    #: The values of a mapping, or the items of a list.
     nodes: list[Node] = field(default_factory=list)
 
 
 def nodes(front: str) -> Node | None:
-    """The mapping that a front matter is, with the place of everything in it; None if it holds nothing.
+    """The mapping in front matter, with the positions of all its values; None if the front matter is empty.
 
     Args:
-        front: what `yaml_json` takes.
+        front: front matter that `yaml_json` accepts.
     """
     parser = _Parser(front)
     try:
@@ -252,7 +257,7 @@ def _node(parser: Any, event: Any, front: str) -> Node:
         style = event.style or ""
         if style in ("|", ">"):
             text = front[start:end]
-            # Blank lines at the end are part of it only if it says so.
+            # Trailing blank lines are part of it only with the + indicator.
             kept = "+" in text.split("\n", 1)[0].split("#", 1)[0]
             end = start + len(text.removesuffix("\n").removesuffix("\r") if kept else text.rstrip(" \t\r\n"))
         return Node("scalar", start, end, style=style, json=_scalar_json(event))
@@ -269,11 +274,11 @@ def _node(parser: Any, event: Any, front: str) -> Node:
 
 
 def _refuse(event: Any, what: str, error: type[MarkdownError] = MarkdownError) -> NoReturn:
-    raise error(f"front matter may not hold {what}", event.start_mark.line + 2)
+    raise error(f"front matter may not contain {what}", event.start_mark.line + 2)
 
 
 def _check_collection(event: Any, mapping: bool, at_key: bool, depth: int) -> None:
-    """Refuse a mapping or a list that has no JSON, or that goes too deep."""
+    """Reject a mapping or a list that JSON cannot represent, or that is nested too deeply."""
     if not mapping and not depth:
         _refuse(event, "a list instead of a mapping of keys to values", NoMappingError)
     if at_key:
@@ -287,13 +292,13 @@ def _check_collection(event: Any, mapping: bool, at_key: bool, depth: int) -> No
 
 
 def _key(event: Any, names: set[str]) -> str:
-    """A key: the text that stands there."""
+    """A key, always as a string."""
     key: str = event.value
     _kind_of(event)
     if key == "<<" and event.implicit[0]:
         _refuse(event, "the merge key <<")
     if key in names:
-        _refuse(event, f"the key {json.dumps(key, ensure_ascii=False)} a second time")
+        _refuse(event, f"the duplicate key {json.dumps(key, ensure_ascii=False)}")
     names.add(key)
     return key
 
@@ -303,35 +308,35 @@ def _scalar_json(event: Any) -> str:
     if kind == "str":
         return encode_basestring(event.value)
     if _NO_NUMBER.fullmatch(event.value):
-        _refuse(event, f"{event.value}, which is no number of JSON")
+        _refuse(event, f"{event.value}, which is not a valid JSON number")
     if kind == "plain":
         return plain_json(event.value)
     text = core_json(event.value)
     found = "str" if text[0] == '"' else "null" if text[0] == "n" else "bool" if text[0] in "tf" else "number"
     if kind != found and not (found == "number" and (kind == "float" or text.lstrip("-").isdigit())):
-        _refuse(event, f"the tag !!{kind} before a text that is none")
+        _refuse(event, f"the tag !!{kind} on a value of another type")
     return text
 
 
 def _kind_of(event: Any) -> str:
-    """What the text of a scalar is to be read as: plain (by its looks), or as its tag or its quotes say."""
+    """The type of a scalar: from its tag or its quotes, or ``plain`` if it is to be inferred from its characters."""
     if event.anchor is not None:
-        _refuse(event, f"the anchor &{event.anchor}; a text that begins with & needs quotes")
+        _refuse(event, f"the anchor &{event.anchor}; quote a string that begins with &")
     if event.tag is None:
         return "plain" if event.implicit[0] else "str"
     if event.tag not in _CORE_TAGS:
-        _refuse(event, f"the tag {event.tag}; a text that begins with ! needs quotes")
+        _refuse(event, f"the tag {event.tag}; quote a string that begins with !")
     return _CORE_TAGS[event.tag]
 
 
 def plain_json(text: str) -> str:
-    """JSON of a scalar without quotes: null, a boolean, a number that JSON writes just so, or else the text."""
+    """JSON of an unquoted scalar: null, a boolean, a number that JSON writes the same way, or else a string."""
     found = core_json(text)
     return found if found == text or found[0] not in "-0123456789" else encode_basestring(text)
 
 
 def core_json(text: str) -> str:
-    """JSON of a scalar by YAML's core schema, numbers as JSON would write them."""
+    """JSON of a scalar by YAML's core schema, with numbers in JSON notation."""
     word = _WORDS.get(text)
     if word is not None:
         return word

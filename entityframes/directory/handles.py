@@ -1,4 +1,4 @@
-"""Folders below a root by descriptor: opened component by component, never through a link, and what is done in them."""
+"""Folder operations by descriptor: paths are opened component by component, and links are never followed."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from typing import NamedTuple, Self
 
 from entityframes.errors import DirectoryError
 
-#: Names are looked up from the descriptor of their folder. Windows has no such thing: there it is by path.
+#: Whether names can be resolved relative to the descriptor of their folder. On Windows they are resolved by path.
 BY_DESCRIPTOR = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
-#: A file that is being written; one is left over where a process was killed.
+#: The name of a file that is being written; one is left behind if the process is killed.
 TEMPORARY = re.compile(r"\.ef-[0-9a-f]{16}\.tmp")
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
-#: Not blocking: what was a file when it was found may be a pipe by now.
+#: Non-blocking: what was a regular file during the walk may have been replaced by a pipe.
 _READ = os.O_RDONLY | _NO_FOLLOW | _BINARY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | _BINARY
-#: What a file system without hard links answers to a request for one, or a kernel that protects them.
+#: Errors of link() on file systems without hard links, or with a kernel that restricts them.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EINVAL}
-#: What a file system that cannot sync a folder answers.
+#: Errors of fsync() on file systems that cannot sync a folder.
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES}
-#: How long the time of a change may stay the same while a file changes on: the tick of a file system that keeps
-#: nanoseconds, and of one that keeps (even) seconds.
+#: Timestamp granularity in nanoseconds, within which further changes of a file may go unnoticed: of file systems with
+#: nanosecond timestamps, and of those that store (even) seconds.
 _TICK, _COARSE_TICK, _SECOND = 50_000_000, 2_000_000_000, 1_000_000_000
-#: What a file system answers that cannot exchange two names.
+#: Errors of renameat2() if two names cannot be exchanged.
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-#: On Windows the time of a change of the status is that of creation, and folders list no inodes.
+#: On Windows st_ctime is the creation time, and scandir() returns no inodes.
 HAS_IDENTITY = os.name == "posix"
-#: Odd numbers of 64 bits: where one of the times or the inode differs, the sum of the products does.
+#: Odd 64-bit factors: if one of the times or the inode differs, so does the sum of the products.
 MIX = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
 MARK_BITS = (1 << 63) - 1
 
 
 class Stat(NamedTuple):
-    """What tells one state of a file from another without reading it.
+    """The state of a file, by which changes are detected without reading it.
 
-    Size and mtime alone do not: ``cp -p``, ``rsync --times`` and a backup set the mtime, and a file that is moved over
-    another of equal size brings its own. No program can set the time of the last change of the status, and another
-    file has another inode.
+    Size and mtime alone are not enough: ``cp -p``, ``rsync --times`` and backups set the mtime, and a file that is
+    moved over another of equal size keeps its own. A program cannot set the ctime, and a different file has a
+    different inode.
     """
 
     size: int
@@ -60,27 +60,27 @@ class Stat(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Self:
-        """The part of a file's status that is compared."""
+        """The state from the result of `os.stat`."""
         if not HAS_IDENTITY:
             return cls(status.st_size, status.st_mtime_ns)
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
     @property
     def mark(self) -> int:
-        """One number for the times and the inode, as it is remembered; `marks` does many. It is never negative."""
+        """The times and the inode combined into one non-negative number; `walk._marks` computes many at once."""
         return sum(value * factor for value, factor in zip(self[1:], MIX, strict=True)) & MARK_BITS
 
-    def settled(self, now_ns: int) -> bool:
-        """Whether a change from ``now_ns`` on cannot go unnoticed by leaving the times as they are."""
+    def stable(self, now_ns: int) -> bool:
+        """Whether every change after ``now_ns`` is certain to change the times."""
         return self.written_before(now_ns) and (not self.ctime_ns or _past(self.ctime_ns, now_ns))
 
     def written_before(self, now_ns: int) -> bool:
-        """Whether a file that is written from ``now_ns`` on gets another mtime, unless somebody sets that."""
+        """Whether a write after ``now_ns`` changes the mtime, unless a program sets it explicitly."""
         return _past(self.mtime_ns, now_ns)
 
     @property
     def coarse(self) -> bool:
-        """Whether the file system seems to keep whole seconds."""
+        """Whether the file system seems to store whole seconds only."""
         return self.ctime_ns % _SECOND == 0 and self.ctime_ns != 0
 
 
@@ -88,19 +88,19 @@ def _past(at_ns: int, now_ns: int) -> bool:
     return now_ns - at_ns > (_TICK if at_ns % _SECOND else _COARSE_TICK)
 
 
-def outlast_tick(since_ns: int) -> None:
-    """Wait until a change cannot have the time of one that was made at ``since_ns`` (50 ms at most)."""
+def wait_for_tick(since_ns: int) -> None:
+    """Wait until a new change gets a later timestamp than one made at ``since_ns`` (at most 50 ms)."""
     left = since_ns + _TICK - time.time_ns()
     if 0 < left <= _TICK:
         time.sleep(left / 1e9)
 
 
 class RefusalError(Exception):
-    """Why something is not done with a file, in plain words."""
+    """A file operation is refused; the message is the reason, phrased to follow the name of the file."""
 
 
-def words(error: OSError | RefusalError) -> str:
-    """What an error says, to stand behind the name of a file."""
+def describe_error(error: OSError | RefusalError) -> str:
+    """The message of an error, phrased to follow the name of the file."""
     if isinstance(error, RefusalError):
         return str(error)
     if isinstance(error, FileNotFoundError):
@@ -112,7 +112,7 @@ def words(error: OSError | RefusalError) -> str:
 
 
 def is_text(name: str) -> bool:
-    """Whether a name is UTF-8 on the disk."""
+    """Whether a name is valid UTF-8 on disk."""
     if name.isascii():
         return True
     try:
@@ -123,18 +123,18 @@ def is_text(name: str) -> bool:
 
 
 def shown(path: str) -> str:
-    """A path for people to read: bytes of a name that are no UTF-8 are escaped with a backslash."""
+    """A path in printable form: bytes that are not UTF-8 are escaped with a backslash."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def kind(mode: int) -> str:
-    """What is not a regular file, in a word."""
+    """A description of a file type that is not a regular file."""
     kinds = {stat.S_IFLNK: "link", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
     return f"is a {kinds.get(stat.S_IFMT(mode), 'device')}"
 
 
 class Folder:
-    """An open folder. Every name in it is looked up from its descriptor, wherever its path leads by then."""
+    """An open folder. Names in it are resolved relative to its descriptor, even if the folder is moved meanwhile."""
 
     def __init__(self, path: str, fd: int | None) -> None:
         self.path = path
@@ -142,7 +142,7 @@ class Folder:
 
     @classmethod
     def open(cls, path: str, *, follow: bool = False) -> Self:
-        """Open by path; ``follow`` allows that it is a link."""
+        """Open a folder by path; `follow` allows the path to be a link."""
         if BY_DESCRIPTOR:
             return cls(path, os.open(path, _FOLDER | (0 if follow else _NO_FOLLOW)))
         status = os.stat(path, follow_symlinks=follow)
@@ -151,7 +151,7 @@ class Folder:
         return cls(path, None)
 
     def enter(self, name: str, *, create: bool = False) -> tuple[Self, bool]:
-        """Open a folder in this one, and say whether it was made for that."""
+        """Open a folder in this one; returns it, and whether it was created."""
         made = False
         if create:
             with contextlib.suppress(FileExistsError):
@@ -163,13 +163,13 @@ class Folder:
                 return type(self).open(path), made
             return type(self)(path, os.open(name, _FOLDER | _NO_FOLLOW, dir_fd=self.fd)), made
         except OSError as error:
-            # What a link gives depends on the system.
+            # The error for a link depends on the system.
             if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EMLINK):
                 raise RefusalError(f"{shown(name)!r} in its path is a link or a file, not a folder") from error
             raise
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         if self.fd is not None:
             os.close(self.fd)
 
@@ -183,15 +183,15 @@ class Folder:
         return name if self.fd is not None else os.path.join(self.path, name)
 
     def scan(self) -> contextlib.AbstractContextManager[Iterator[os.DirEntry[str]]]:
-        """The entries of the folder; its descriptor has to stay open for them."""
+        """The entries of the folder; it must stay open while they are used."""
         return os.scandir(self.path if self.fd is None else self.fd)
 
     def stat(self, name: str) -> os.stat_result:
-        """The status of a name, of a link itself."""
+        """The status of a name; links are not followed."""
         return os.stat(self._at(name), dir_fd=self.fd, follow_symlinks=False)
 
     def check(self, name: str, expected: bytes) -> os.stat_result:
-        """The status of a file whose bytes have the sha256 that is expected."""
+        """The status of a file; raises RefusalError unless its bytes have the expected sha256."""
         status = self.stat(name)
         if not stat.S_ISREG(status.st_mode):
             raise RefusalError(kind(status.st_mode))
@@ -200,11 +200,11 @@ class Folder:
             if not stat.S_ISREG(status.st_mode):
                 raise RefusalError(kind(status.st_mode))
             if hashlib.file_digest(file, "sha256").digest() != expected:
-                raise RefusalError("was changed by somebody else")
+                raise RefusalError("was changed by another process")
         return status
 
     def read(self, name: str, max_bytes: int) -> tuple[bytes, Stat, bool]:
-        """The bytes of a regular file, the state that they are of, and whether that is settled."""
+        """The bytes of a regular file, the state in which they were read, and whether that state is stable."""
         for _ in range(2):
             now = time.time_ns()
             fd = os.open(self._at(name), _READ, dir_fd=self.fd)
@@ -213,7 +213,7 @@ class Folder:
                 if not stat.S_ISREG(before.st_mode):
                     raise RefusalError(kind(before.st_mode))
                 if before.st_size > max_bytes:
-                    raise RefusalError(f"has {before.st_size:,} bytes; at most {max_bytes:,} are read")
+                    raise RefusalError(f"has {before.st_size:,} bytes, more than the limit of {max_bytes:,}")
                 data = os.read(fd, before.st_size + 1)
                 while len(data) <= before.st_size and (more := os.read(fd, before.st_size + 1 - len(data))):
                     data += more
@@ -221,21 +221,21 @@ class Folder:
             finally:
                 os.close(fd)
             if state[:2] == (before.st_size, before.st_mtime_ns) and len(data) == state.size:
-                # A change of the status alone is most often another name.
-                return data, state, state == Stat.of(before) and state.settled(now)
+                # A change of the ctime alone is usually a rename.
+                return data, state, state == Stat.of(before) and state.stable(now)
         raise RefusalError("changes while it is read")
 
     def put(self, name: str, data: bytes, mtime_ns: int | None, expected: bytes | None) -> tuple[Stat, bool]:
-        """Write a whole file, or leave what is there as it is.
+        """Write a file atomically: on failure the existing file is left unchanged.
 
         Args:
-            name: the file in this folder.
+            name: the name of the file in this folder.
             data: its bytes.
-            mtime_ns: the time of change that it gets; None is now.
-            expected: the sha256 of the bytes of the file that it replaces; None: there must not be one.
+            mtime_ns: the modification time to set; None for the current time.
+            expected: the sha256 of the bytes of the file to replace; None if there must not be a file of that name.
 
         Returns:
-            The file's new state, and whether it is settled once `outlast_tick` has waited.
+            The new state of the file, and whether it is stable after `wait_for_tick`.
         """
         replaced = None if expected is None else self.check(name, expected)
         temporary = _temporary()
@@ -247,7 +247,7 @@ class Folder:
                 while left:
                     left = left[os.write(fd, left) :]
                 if replaced is not None:
-                    _like(fd, replaced)
+                    _copy_mode(fd, replaced)
                 if mtime_ns is not None:
                     target = fd if os.utime in os.supports_fd else self._at(temporary)
                     os.utime(target, ns=(mtime_ns, mtime_ns))
@@ -263,15 +263,15 @@ class Folder:
             self._discard(temporary, own)
             raise
         state = Stat.of(self.stat(name))
-        # Its new name is a change of its status; anything else was done by somebody else.
+        # The rename changes the ctime; any other difference was caused by another process.
         same = (state.size, state.mtime_ns, state.inode) == (written.size, written.mtime_ns, written.inode)
         return state, same and state.written_before(time.time_ns()) and not state.coarse
 
     def _replace(self, temporary: str, name: str, expected: bytes, own: int) -> None:
-        """Give a file's name to the one that takes its place, if its bytes still are as expected.
+        """Replace a file by the temporary one, if its bytes are still as expected.
 
-        Where the system can exchange two names, what had the name is looked at when nobody can change it by that name
-        any more, and gets it back if it is not what was expected.
+        If the system can exchange two names, the replaced file is checked again after the exchange, when it can no
+        longer be changed by its name, and the exchange is undone if its bytes are not as expected.
         """
         self.check(name, expected)
         if not self._exchange(temporary, name):
@@ -282,13 +282,13 @@ class Folder:
         except (OSError, RefusalError):
             self._exchange(temporary, name)
             if self.stat(temporary).st_ino != own:
-                # Somebody was faster once more: neither of their files is removed.
+                # Another process has replaced the file once more: neither of its files is removed.
                 self._keep(temporary, name)
             raise
         self.unlink(temporary)
 
     def _exchange(self, first: str, second: str) -> bool:
-        """Let two names change places; False where the system or the file system cannot."""
+        """Exchange two names atomically; False if the system or the file system does not support it."""
         rename = _renameat2()
         if rename is None or self.fd is None:
             return False
@@ -298,18 +298,18 @@ class Folder:
         return not error
 
     def _discard(self, temporary: str, own: int) -> None:
-        """Remove a temporary file if it is the one that was made."""
+        """Remove a temporary file if it is still the one that was created."""
         with contextlib.suppress(OSError):
             if self.fd is None or self.stat(temporary).st_ino == own:
                 self.unlink(temporary)
 
     def _keep(self, temporary: str, name: str) -> None:
-        """Give a file of somebody else, which has a temporary name, one beside that it had."""
+        """Move a file of another process from its temporary name to a ``.conflict`` name next to its original one."""
         short = os.fsencode(name)[:200].decode("utf-8", "ignore")
         self.move(temporary, self, f"{short}.{secrets.token_hex(4)}.conflict")
 
-    def take(self, name: str, expected: bytes) -> None:
-        """Remove a file whose bytes are as expected; they are looked at again when it has no name any more."""
+    def remove(self, name: str, expected: bytes) -> None:
+        """Remove a file whose bytes are as expected; they are checked again after it has been renamed."""
         self.check(name, expected)
         temporary = _temporary()
         os.rename(self._at(name), self._at(temporary), src_dir_fd=self.fd, dst_dir_fd=self.fd)
@@ -324,7 +324,7 @@ class Folder:
         self.unlink(temporary)
 
     def move(self, old: str, other: Folder, new: str) -> None:
-        """Rename and never overwrite: the new name is a second one at first, where the file system has links."""
+        """Rename without overwriting: via a hard link, if the file system supports them."""
         source, target = self._at(old), other._at(new)
         rename = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
         if self.fd is None:
@@ -346,12 +346,12 @@ class Folder:
             self.unlink(old)
 
     def _same(self, old: str, other: Folder, new: str) -> bool:
-        """Whether two names are one file under one name: they differ in what the file system does not tell apart."""
+        """Whether two names are the same directory entry, because the file system ignores their difference."""
         first, second = self.stat(old), other.stat(new)
         return os.path.samestat(first, second) and first.st_nlink == 1
 
     def has(self, name: str) -> bool:
-        """Whether there is anything of that name."""
+        """Whether the name exists."""
         try:
             self.stat(name)
         except FileNotFoundError:
@@ -359,15 +359,15 @@ class Folder:
         return True
 
     def unlink(self, name: str) -> None:
-        """Remove a name that is no folder's."""
+        """Remove a name that is not a folder."""
         os.unlink(self._at(name), dir_fd=self.fd)
 
     def remove_folder(self, name: str) -> None:
-        """Remove a folder that holds nothing."""
+        """Remove an empty folder."""
         os.rmdir(self._at(name), dir_fd=self.fd)
 
     def sync(self) -> None:
-        """Have the names of this folder outlast a loss of power."""
+        """Flush the names in this folder to disk, so that they survive a power failure."""
         try:
             if self.fd is not None:
                 os.fsync(self.fd)
@@ -382,7 +382,7 @@ def _temporary() -> str:
 
 @cache
 def _renameat2() -> Callable[[int, bytes, int, bytes], int] | None:
-    """Linux's call that exchanges two names, which gives an errno or 0; None where there is none."""
+    """A function that exchanges two names on Linux and returns an errno or 0; None if it is not available."""
     if not sys.platform.startswith("linux"):
         return None
     import ctypes
@@ -400,8 +400,8 @@ def _renameat2() -> Callable[[int, bytes, int, bytes], int] | None:
     return rename
 
 
-def _like(fd: int, replaced: os.stat_result) -> None:
-    """Give a new file the mode of the one that it replaces, and the owner where that is allowed."""
+def _copy_mode(fd: int, replaced: os.stat_result) -> None:
+    """Give a new file the mode of the one that it replaces, and the owner if permitted."""
     if not hasattr(os, "fchmod"):
         return
     own = os.fstat(fd)
@@ -415,7 +415,7 @@ class Folders:
     """The folders of a root, one of them open at a time.
 
     Args:
-        root: the folder that everything stays in; it may be a link itself.
+        root: the folder that all paths are below; it may itself be a link.
 
     Raises:
         DirectoryError: the root cannot be opened.
@@ -424,8 +424,8 @@ class Folders:
     def __init__(self, root: str) -> None:
         self._root = open_root(root)
         self._last: tuple[str, Folder] = ("", self._root)
-        #: The folders in which others were made.
-        self.made_in: set[str] = set()
+        #: The folders in which folders were created.
+        self.created_in: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -440,13 +440,13 @@ class Folders:
         self._last = ("", self._root)
 
     def find(self, path: str, *, create: bool = False) -> tuple[Folder, str]:
-        """The folder of a path, which stays open until the next one is asked for, and the name in it."""
-        inside(path)
+        """The folder of a path, which stays open until the next call, and the name in it."""
+        check_inside(path)
         folder, _, name = path.rpartition("/")
         return self.open(folder, create=create), name
 
     def open(self, folder: str, *, create: bool = False) -> Folder:
-        """A folder by its path, the empty one being the root; ``create`` makes what is missing of it."""
+        """Open a folder by its path, empty for the root; `create` creates missing folders."""
         if folder == self._last[0]:
             return self._last[1]
         self._leave()
@@ -458,14 +458,14 @@ class Folders:
                 if at is not self._root:
                     at.close()
             if made:
-                self.made_in.add(reached)
+                self.created_in.add(reached)
             at, reached = following, f"{reached}/{part}" if reached else part
         self._last = (folder, at)
         return at
 
 
-def inside(path: str) -> None:
-    """Refuse a path that could lead anywhere but down."""
+def check_inside(path: str) -> None:
+    """Raise RefusalError for a path that could lead out of the root."""
     foreign = "\0" if os.sep == "/" else "\0\\:"
     parts = path.split("/")
     if not is_text(path) or not {"", ".", ".."}.isdisjoint(parts) or any(sign in path for sign in foreign):
@@ -473,7 +473,7 @@ def inside(path: str) -> None:
 
 
 def open_root(root: str) -> Folder:
-    """Open the folder that is to be synced, or say what is wrong with it."""
+    """Open the folder to be synced; raises DirectoryError if it is missing, not a folder, or cannot be opened."""
     try:
         return Folder.open(root, follow=True)
     except FileNotFoundError as error:
@@ -483,4 +483,4 @@ def open_root(root: str) -> Folder:
     except NotADirectoryError as error:
         raise DirectoryError(f"{shown(root)} is not a folder: give the folder that holds the files") from error
     except OSError as error:
-        raise DirectoryError(f"the folder {shown(root)} cannot be opened: {words(error)}") from error
+        raise DirectoryError(f"the folder {shown(root)} cannot be opened: {describe_error(error)}") from error

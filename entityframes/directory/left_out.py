@@ -1,4 +1,4 @@
-"""What a walk leaves out, and why: nothing of a folder is left out without a word."""
+"""What a walk leaves out, and why: everything that is left out of a folder is reported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import polars as pl
 
-#: Why a name is left out.
+#: Reasons why a name is left out.
 DOT = "its name begins with ."
 UNDERSCORE = "its name begins with _"
 RULE = "a rule ignores it"
@@ -14,30 +14,30 @@ SUFFIX = "it has another suffix"
 LINK = "it is a link"
 FOLDER_LINK = "it is a link to a folder"
 
-#: Columns of `SyncResult.left_out`: ``path`` (a folder ends in a slash, and nothing in it was taken), ``reason``, and
-#: ``files``: how many files of the folder's suffixes that is, null where they were not counted.
+#: Columns of `SyncResult.left_out`: ``path`` (a folder ends in a slash, and its whole content is left out), ``reason``,
+#: and ``files``: the number of files with one of the suffixes, null if they were not counted.
 LEFT_OUT = pl.Schema({"path": pl.String(), "reason": pl.String(), "files": pl.UInt32()})
 
-#: Names that are looked at to count the files of one folder that is left out.
-_MOST = 100_000
-#: Names that a note has.
+#: Maximum number of names visited to count the files of one ignored folder.
+_MAX_NAMES = 100_000
+#: Maximum number of names in a note.
 _SHOWN = 5
 
 
 def count_files(path: str, endings: tuple[str, ...]) -> int | None:
-    """How many files with one of the endings are in a folder, those with a dot aside; None where that is not known."""
-    found = looked = 0
+    """Number of files in a folder with one of the endings, hidden ones excluded; None if there are too many names."""
+    found = visited = 0
     for _, folders, names in os.walk(path):
         folders[:] = [name for name in folders if name[0] != "."]
         found += sum(name[0] != "." and name.lower().endswith(endings) for name in names)
-        looked += len(folders) + len(names)
-        if looked > _MOST:
+        visited += len(folders) + len(names)
+        if visited > _MAX_NAMES:
             return None
     return found
 
 
 def notes(left_out: pl.DataFrame) -> list[str]:
-    """What was left out in a line for each reason, the names of the first."""
+    """One line per reason, with the first few names that were left out for it."""
     lines = []
     for (reason,), rows in left_out.sort("path").group_by("reason", maintain_order=True):
         paths = rows["path"].to_list()

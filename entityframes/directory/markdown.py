@@ -1,4 +1,4 @@
-"""Markdown files: front matter in YAML as metadata, the body as content, bytes kept as they are."""
+"""Markdown files: YAML front matter is the metadata, the body is the content; bytes are preserved."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ BOM = b"\xef\xbb\xbf"
 _FOREIGN_BOM = re.compile(rb"\xff\xfe\0\0|\0\0\xfe\xff|\xff\xfe|\xfe\xff")
 _OPENING = re.compile(rb"---[ \t]*(?:\r?\n|\Z)")
 _CLOSING = re.compile(rb"^(?:---|\.\.\.)[ \t]*(?:\r?\n|\r?\Z)", re.MULTILINE)
-# What a second line looks like where a first line "---" is not a thematic break.
+# A second line that shows that "---" on the first line is not a thematic break.
 _FIELD = re.compile(rb"""(?:(?:[\w.-]|[\x80-\xff])+|"[^"\n]*"|'[^'\n]*')[ \t]*:(?:[ \t\r\n]|\Z)""")
 
 
-# What the line below the first rule is, comments aside, if the rule begins a front matter that is broken: a key, or
-# what only YAML begins with. Below a rule that divides a text stands an empty line, or a sentence.
+# The first line below "---", after any comments, if it begins front matter that is broken: a key, or a character that
+# only YAML begins with. Below a thematic break there is a blank line or a sentence.
 _FIRST_LINE = re.compile(
     rb"""(?:[ \t]*+\#[^\n]*+\n)*+[ \t]*+
     (?: [?{&!%] | <<[ \t]*: | (?:[\w"'] | [\x80-\xff])(?:[\w .,/()&+'"-] | [\x80-\xff]){0,200}+:(?:\s|\Z) )""",
@@ -38,15 +38,16 @@ class Document(NamedTuple):
     """The parts of a markdown file."""
 
     header: bytes  #: everything before the body: byte order mark, front matter with its fences; b"" if none
-    content: str  #: the body, as it stands: line ends are kept
+    content: str  #: the body; line endings are preserved
     metadata: str  #: the front matter as a JSON object
 
 
 def parse(data: bytes) -> Document:
-    """Take a file apart. Where the first rule (``---``) begins no mapping of keys to values, all of it is the body.
+    """Split a file into its parts. If the leading ``---`` does not begin a mapping, the whole file is the body.
 
     Raises:
-        MarkdownError: the file is not UTF-8, or its front matter is not closed, not YAML, not a mapping, or refused.
+        MarkdownError: the file is not UTF-8, or its front matter is not closed, not YAML, not a mapping, or uses a
+            construct that is rejected.
     """
     foreign = _FOREIGN_BOM.match(data)
     if foreign:
@@ -59,7 +60,8 @@ def parse(data: bytes) -> Document:
     if closing is None:
         if _FIELD.match(data, opening.end()):
             raise MarkdownError(
-                "the front matter that begins in line 1 has no closing ---; if that is a rule, leave line 1 empty",
+                "the front matter that begins on line 1 has no closing ---; if line 1 is a thematic break, put a blank "
+                "line before it",
                 1,
             )
         return Document(data[:start], _text(data, start, len(data)), "{}")
@@ -70,16 +72,16 @@ def parse(data: bytes) -> Document:
     try:
         return Document(data[: closing.end()], content, yaml_json(front))
     except MarkdownError as error:
-        # A rule, some text, and another rule.
+        # A thematic break, some text, and another thematic break.
         if isinstance(error, NoMappingError) or not _FIRST_LINE.match(data, opening.end()):
             return Document(data[:start], _text(data, start, len(data)), "{}")
         raise
 
 
 def join(header: bytes, content: str) -> bytes:
-    """A file with the header of another and a body, which reads back as it is.
+    """A file with an existing header and a body, which reads back as these.
 
-    A line end is added to a header that has none, and an empty front matter where the body would be taken for one.
+    A line ending is added to a header without one, and an empty front matter if the body itself would be read as one.
     """
     body = _encoded(content)
     if header not in (b"", BOM):
@@ -99,14 +101,14 @@ def render(metadata: str, content: str, header: bytes = b"") -> bytes:
     """A file with other metadata.
 
     Args:
-        metadata: a JSON object; ``{}`` makes no front matter unless the content needs one to be told from it, or the
-            header holds comments.
+        metadata: a JSON object; ``{}`` produces no front matter unless the content would be read as front matter
+            without it, or the header contains comments.
         content: the body.
-        header: what the file had before the body. Only the lines of what changed are written anew, new keys follow the
-            others; comments, blank lines, quotes, order and line ends stay.
+        header: the header that the file had. Only the lines of changed fields are rewritten, and new keys are appended;
+            comments, blank lines, quotes, order and line endings are preserved.
 
     Raises:
-        MarkdownError: YAML, or this module's limits, cannot hold the metadata.
+        MarkdownError: the metadata cannot be represented in YAML, or exceeds the limits of this module.
     """
     mark = BOM if header.startswith(BOM) else b""
     try:
@@ -128,7 +130,7 @@ def render(metadata: str, content: str, header: bytes = b"") -> bytes:
 
 
 def _changed(header: bytes, fields: dict[str, Any]) -> bytes | None:
-    """A header whose front matter holds other fields, changed where they differ; None if there is none, or no way."""
+    """The header with its fields changed to `fields`; None if it has no front matter, or cannot be edited in place."""
     try:
         if parse(header).header in (b"", BOM):
             return None
@@ -166,7 +168,7 @@ def _encoded(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise MarkdownError("a lone surrogate is no character") from None
+        raise MarkdownError("it contains a lone surrogate, which is not a character") from None
 
 
 def _line_end(header: bytes) -> bytes:
@@ -181,7 +183,7 @@ def _old_values(header: bytes) -> dict[str, Any]:
 
 
 def _in_order(new: Any, old: Any) -> Any:
-    """`new` with the keys of its mappings in the order that they have in `old`, the others behind them."""
+    """`new` with the keys of its mappings in the order of `old`, followed by the keys that are new."""
     if type(new) is dict and type(old) is dict:
         keys = [*(key for key in old if key in new), *(key for key in new if key not in old)]
         return {key: _in_order(new[key], old.get(key)) for key in keys}

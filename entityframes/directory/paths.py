@@ -1,14 +1,14 @@
-"""The path codec: every key of an entity has one path below the root, and the path reads back as the key.
+"""The path codec: each entity key maps to exactly one path below the root, and the path decodes to the key.
 
-An entity is the file ``<type>/<id>.md``; the slashes of the id are folders, those of the type are not. Ordinary names
-stand as they are. What some file system forbids, drops or takes for something else is percent-escaped (``%3A``: bytes
-of UTF-8, upper-case hex), as is a ``%`` that would read as an escape. A component over 200 bytes goes on in the next
-one, which the mark ``%~`` at its end announces.
+An entity is the file ``<type>/<id>.md``. Slashes in the id separate folders, slashes in the type do not. Ordinary names
+are left as they are. Characters that some file system forbids, drops or interprets are percent-escaped (``%3A``: UTF-8
+bytes, upper-case hex), and so is a ``%`` that would read as an escape. A component over 200 bytes is continued in the
+next one, and marked with ``%~`` at its end.
 
-File systems normalise names in their own ways. So only text in NFC stands literally, what is not is escaped, and
-reading brings the literal stretches back to NFC. An escape is never followed by a literal character that could
-compose with its last digit. Two paths of different keys can therefore meet only where a file system ignores the case
-of letters or characters that cannot be seen; `folded` tells.
+File systems normalise names in different ways. Therefore only NFC text is literal, other text is escaped, and decoding
+normalises the literal parts to NFC. An escape is never followed by a literal character that could compose with its
+last digit. So the paths of two different keys can collide only on a file system that ignores letter case or invisible
+characters; `folded` detects that.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ from unicodedata import category, is_normalized, normalize
 
 __all__ = ["folded", "key_of", "path_of"]
 
-#: Bytes of a component, mark included and suffix not: file systems allow 255.
+#: Maximum bytes of a component, including the continuation mark and excluding the suffix: file systems allow 255.
 COMPONENT_BYTES = 200
-#: Ends a component that the next one continues.
+#: The end of a component that is continued in the next one.
 CONTINUED = "%~"
-#: First characters of names that are no entities, unless told otherwise.
+#: First characters of names that are not entities, by default.
 SKIPPED = "._"
 TYPE_BYTES = 255
 ID_BYTES = 1024
 
-# Windows takes these names for devices, also when a dot and anything follow.
+# Device names on Windows, also with an extension.
 _DEVICE = r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[1-9¹²³]) *(?:\.|/|\Z)"
 _DEVICE_NAME = re.compile(_DEVICE, re.IGNORECASE)
 
-# Folders and a name that need no escape: ASCII, no "._ " first, no ". " last in a folder, nothing forbidden.
+# A path that needs no escapes: ASCII, no leading "._ ", no folder with a trailing ". ", nothing forbidden.
 _FIRST = r"[^\W_]|[!#$&'()+,;=@\[\]^`{}~-]"
 _COMPONENT = rf"(?!{_DEVICE})(?:{_FIRST})"
 _INNER = r"[\w !#$&'()+,;=@\[\]^`{}~.-]"
 _LAST = r"[\w!#$&'()+,;=@\[\]^`{}~-]"
 _PLAIN = re.compile(rf"(?:{_COMPONENT}(?:{_INNER}*{_LAST})?/)*{_COMPONENT}{_INNER}*", re.ASCII | re.IGNORECASE)
 
-# Characters that are escaped wherever they stand: control characters, what Windows forbids, marks of writing
-# direction and others that cannot be seen, and code points that are no characters. Joiners and variation selectors
-# are not among them: emoji and several scripts need them.
+# Characters that are always escaped: control characters, characters that Windows forbids, bidirectional formatting and
+# other invisible characters, and noncharacters. Joiners and variation selectors are not among them: emoji and several
+# scripts need them.
 _FORBIDDEN = re.compile(
     r'[\x00-\x1f\x7f-\x9f<>:"\\|?*/\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\ufdd0-\ufdef'
     + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0, 0x110000, 0x10000))
     + "]"
 )
-# What a file system that ignores case may ignore with it (Unicode's Default_Ignorable_Code_Point).
+# Characters that a case-insensitive file system may ignore, too (Unicode's Default_Ignorable_Code_Point).
 _IGNORED = re.compile(
     r"[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     r"\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-# A character of UTF-8 in escapes, NUL aside.
+# A UTF-8 encoded character in escapes, except NUL.
 _TAIL = "%[89AB][0-9A-F]"
 _CHARACTER = re.compile(
     rf"(?:%0[1-9A-F]|%[1-7][0-9A-F]|%(?:C[2-9A-F]|D[0-9A-F]){_TAIL}|%E0%[AB][0-9A-F]{_TAIL}|%ED%[89][0-9A-F]{_TAIL}"
@@ -66,10 +66,11 @@ _ESCAPES = re.compile(f"({_CHARACTER.pattern}+)")
 def path_of(entity_type: str, id: str, suffix: str = ".md", skipped: str = SKIPPED) -> str:
     """The canonical path of an entity, relative to the root and with ``/`` between its components.
 
-    A leading dot is escaped whether or not it is among `skipped`, the first characters of names that are no entities.
+    A leading dot is always escaped, even if it is not in `skipped`, the first characters of names that are not
+    entities.
 
     Raises:
-        ValueError: the type or the id is empty, or holds a NUL or a lone surrogate.
+        ValueError: the type or the id is empty, or contains a NUL or a lone surrogate.
     """
     if suffix and len(id) <= COMPONENT_BYTES and _PLAIN.fullmatch(id):
         return f"{_folder_of(entity_type, skipped)}/{id}{suffix}"
@@ -81,17 +82,17 @@ def path_of(entity_type: str, id: str, suffix: str = ".md", skipped: str = SKIPP
 
 
 def key_of(path: str, default_type: str, suffixes: Sequence[str], skipped: str = SKIPPED) -> tuple[str, str]:
-    """The type and the id of the entity that a file is; a file in the root is of the default type.
+    """The type and the id of the entity at a path; a file in the root is of the default type.
 
-    Suffixes match in any case, the longest first. One that ends in another would make ids of the other ambiguous.
+    Suffixes match case-insensitively, the longest first. No suffix may end in another one: ids would be ambiguous.
 
     Raises:
-        ValueError: the file can be no entity; the message is the reason.
+        ValueError: the file cannot be an entity; the message is the reason.
     """
     suffix = _suffix_of(path, tuple(suffixes))
     stem = path[: len(path) - len(suffix)]
     if not stem or stem[-1] == "/":
-        raise ValueError("the name is nothing but a suffix")
+        raise ValueError("the name consists of a suffix only")
     if stem[0] in "._/" or "/." in stem or "/_" in stem or "//" in stem:
         _check_components(stem.split("/"), skipped)
     if stem.isascii() and "%" not in stem and "\0" not in stem:
@@ -108,9 +109,9 @@ def key_of(path: str, default_type: str, suffixes: Sequence[str], skipped: str =
 
 
 def folded(path: str) -> str:
-    """A text that is equal for paths which one file system or another takes for the same.
+    """A string that is equal for paths that some file system treats as the same.
 
-    Canonical caseless matching of Unicode, without the characters that some file systems ignore.
+    This is Unicode's canonical caseless matching, without the characters that some file systems ignore.
     """
     if path.isascii():
         return path.lower()
@@ -119,13 +120,13 @@ def folded(path: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _folder_of(entity_type: str, skipped: str) -> str:
-    """The folder of a type; several components if its name is long."""
+    """The folder of a type; a long type takes several components."""
     _check_text("type", entity_type)
     return "/".join(_encode(entity_type, skipped))
 
 
 def _split(id: str) -> list[str]:
-    """The pieces of an id, none of them empty: a slash that would make one stands in the next piece or in the last."""
+    """The non-empty pieces of an id: a slash that would make an empty piece becomes part of a neighboring piece."""
     pieces = [""]
     last = len(id) - 1
     for position, character in enumerate(id):
@@ -137,12 +138,12 @@ def _split(id: str) -> list[str]:
 
 
 def _encode(piece: str, skipped: str, followed: bool = False) -> list[str]:
-    """The component for a piece of a key, or the components where it is long.
+    """The component for a piece of a key, or several components for a long piece.
 
     Args:
-        piece: text in which a slash separates nothing.
-        skipped: characters, besides a dot and a space, that no component may begin with.
-        followed: whether a suffix follows, so that a dot or a space at the end is not at the end of a file's name.
+        piece: the text; slashes in it are not separators.
+        skipped: characters, in addition to dot and space, that no component may begin with.
+        followed: whether a suffix follows, so that a trailing dot or space does not end the file name.
     """
     whole = followed or piece[-1] not in ". "
     if whole and len(piece) <= COMPONENT_BYTES and "/" not in piece and _PLAIN.fullmatch(piece):
@@ -164,8 +165,8 @@ def _tokens(piece: str, start: int, escaped: set[int], skipped: str) -> tuple[li
     """The characters of one component, each literal or escaped, and whether they reach the end of the piece."""
     tokens: list[str] = []
     used = 0
-    continuing = 0  # how many of them a component holds that is continued
-    after_escape = True  # at the beginning, too, there is nothing to compose with
+    continuing = 0  # number of tokens that fit if the component is continued
+    after_escape = True  # at the start, too, there is nothing to compose with
     for position in range(start, len(piece)):
         character = piece[position]
         if (
@@ -190,13 +191,13 @@ def _tokens(piece: str, start: int, escaped: set[int], skipped: str) -> tuple[li
 
 
 def _reads_as_code(piece: str, position: int) -> bool:
-    """Whether a ``%`` that stood here would begin an escape or the mark, be it in NFD or in other letter case."""
+    """Whether a literal ``%`` here would read as an escape or as the mark, also in NFD or in another letter case."""
     ahead = normalize("NFD", piece[position : position + 12]).upper()
     return ahead == CONTINUED or _CHARACTER.match(ahead) is not None
 
 
 def _not_composed(piece: str) -> Iterator[int]:
-    """The positions to escape so that only text in NFC stays; what composes after an escape is escaped anyway."""
+    """The positions to escape so that only NFC text remains; `_tokens` escapes what would compose with an escape."""
     starts = [position for position, character in enumerate(piece) if not position or not _composes(character)]
     for start, end in zip(starts, [*starts[1:], len(piece)], strict=True):
         if not is_normalized("NFC", piece[start:end]):
@@ -204,9 +205,9 @@ def _not_composed(piece: str) -> Iterator[int]:
 
 
 def _composes(character: str) -> bool:
-    """Whether a character may compose or change places with what is before it: marks, and vowels and finals of Hangul.
+    """Whether a character may compose or be reordered with the one before it: marks, Hangul vowels and finals.
 
-    The last range is of the Kirat Rai script, whose vowels compose as well.
+    The last range belongs to the Kirat Rai script, whose vowels compose as well.
     """
     return character >= "\u0300" and (
         category(character)[0] == "M" or "\u1160" <= character <= "\u11ff" or "\U00016d63" <= character <= "\U00016d6a"
@@ -214,20 +215,20 @@ def _composes(character: str) -> bool:
 
 
 def _decode_key(components: list[str], default_type: str) -> tuple[str, str]:
-    """Type and id from components without the suffix."""
+    """The type and the id from the components of a path without its suffix."""
     pieces = []
-    begun = ""
+    partial = ""
     for component in components[:-1]:
         if component.endswith(CONTINUED):
-            begun += component[: -len(CONTINUED)]
+            partial += component[: -len(CONTINUED)]
         else:
-            pieces.append(_decode(begun + component))
-            begun = ""
-    pieces.append(_decode(begun + components[-1]))
+            pieces.append(_decode(partial + component))
+            partial = ""
+    pieces.append(_decode(partial + components[-1]))
     if len(components) == 1:
         return default_type, pieces[0]
     if len(pieces) == 1:
-        raise ValueError(f"the folder's name ends in {CONTINUED}, so that the type has no end")
+        raise ValueError(f"the name of the folder ends in {CONTINUED}, so the type is incomplete")
     return pieces[0], "/".join(pieces[1:])
 
 
@@ -257,7 +258,7 @@ def _longest_first(suffixes: tuple[str, ...]) -> list[str]:
 def _check_components(components: list[str], skipped: str) -> None:
     for component in components:
         if component in ("", ".", ".."):
-            raise ValueError("a component of the path is empty or a dot or two")
+            raise ValueError("a component of the path is empty, '.' or '..'")
         if component[0] in skipped:
             raise ValueError(f"a component of the path begins with {component[0]!r}")
 
@@ -266,7 +267,7 @@ def _check_text(what: str, text: str) -> None:
     if not text:
         raise ValueError(f"the {what} is empty")
     if "\0" in text:
-        raise ValueError(f"the {what} holds a NUL")
+        raise ValueError(f"the {what} contains a NUL")
     try:
         text.encode()
     except UnicodeEncodeError:

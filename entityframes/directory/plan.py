@@ -1,7 +1,7 @@
-"""What is to be done with a file and its entity: decided from what became of each since they were last in step.
+"""The action for a file and its entity, decided from how each has changed since they were last in sync.
 
-A row is a file, or an entity that should be one. `survey` brings together what the folder and the store say now with
-what was remembered; `decide` looks the answer up in one table.
+A row is a file, or an entity that should have one. `survey` joins the current state of the folder and the store with
+the state recorded at the last sync; `decide` looks up the action in one table.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from entityframes.results import SyncResult
 Direction = Literal["import", "export", "both"]
 OnConflict = Literal["report", "files", "store", "newer"]
 
-#: What is done with a row:
+#: The actions of a row:
 #: create, update: the entity is written from the file;
-#: export: the file is written from the entity; delete: the entity goes, or the file;
-#: rename: the entity gets the key that the file's new path means, or the file the path that the entity's new key means;
-#: conflict: both changed; invalid: the file cannot be an entity, or the entity no file; unchanged: nothing.
+#: export: the file is written from the entity; delete: the entity or the file is deleted;
+#: rename: the entity gets the key of the file's new path, or the file gets the path of the entity's new key;
+#: conflict: both changed; invalid: the file cannot be an entity, or the entity cannot be a file; unchanged: nothing.
 ACTIONS = ("create", "update", "delete", "rename", "export", "conflict", "invalid", "unchanged")
 #: import: from the folder to the store; export: from the store to the folder.
 DIRECTIONS = ("import", "export")
 
-#: A sync makes files of no more entities than this of a type that the folder has no file of.
-MANY_STRANGERS = 1_000
+#: Maximum number of entities that a sync exports of a type without any file in the folder.
+MAX_NEW_TYPE = 1_000
 
 #: Columns of `SyncPlan.frame`.
 PLAN_SCHEMA = pl.Schema(
@@ -47,7 +47,7 @@ PLAN_SCHEMA = pl.Schema(
 
 
 class Move(NamedTuple):
-    """An action, the way it goes, and why, where that needs a word."""
+    """An action with its direction, and the reason if it needs one."""
 
     action: str
     direction: str | None = None
@@ -61,33 +61,33 @@ _DELETE_ENTITY = Move("delete", "import", "the file is gone")
 _DELETE_FILE = Move("delete", "export", "the entity is gone")
 _NOTHING = Move("unchanged")
 _BOTH = Move("conflict", None, "both the file and the entity changed")
-_APART = Move("conflict", None, "the file and the entity differ, and were never in step")
-_EDITED_GONE = Move("conflict", None, "the file was edited, and the entity deleted")
-_GONE_EDITED = Move("conflict", None, "the file is gone, and the entity was changed")
+_DIFFERENT = Move("conflict", None, "the file and the entity differ, and have never been synced")
+_EDITED_GONE = Move("conflict", None, "the file was edited and the entity was deleted")
+_GONE_EDITED = Move("conflict", None, "the file is gone and the entity was changed")
 
 
-def _left(reason: str) -> Move:
+def _skip(reason: str) -> Move:
     return Move("unchanged", None, reason)
 
 
-#: By what became of the file and of the entity since they were last in step: what import, export and sync do.
-#: A file or entity is the same, changed, gone, new (known to one side only until now) or none (never was).
+#: The moves of import, export and sync, by the changes of the file and of the entity since they were last in sync.
+#: A file or an entity is the same, changed, gone, new (not synced before) or none (it never existed).
 TABLE: dict[tuple[str, str], tuple[Move, Move, Move]] = {
     ("same", "same"): (_NOTHING, _NOTHING, _NOTHING),
-    ("same", "changed"): (_left("the entity was changed: export or sync brings that to the file"), _EXPORT, _EXPORT),
+    ("same", "changed"): (_skip("the entity was changed: use export or sync to update the file"), _EXPORT, _EXPORT),
     ("same", "gone"): (_CREATE, _DELETE_FILE, _DELETE_FILE),
-    ("changed", "same"): (_UPDATE, _left("the file was edited: import or sync brings that to the store"), _UPDATE),
+    ("changed", "same"): (_UPDATE, _skip("the file was edited: use import or sync to update the store"), _UPDATE),
     ("changed", "changed"): (_UPDATE, _BOTH, _BOTH),
-    ("changed", "gone"): (_CREATE, _left("the file was edited, and the entity deleted"), _EDITED_GONE),
-    ("new", "none"): (_CREATE, _left("not in the store: import or sync brings it there"), _CREATE),
-    ("new", "new"): (_UPDATE, _APART, _APART),
+    ("changed", "gone"): (_CREATE, _skip("the file was edited and the entity was deleted"), _EDITED_GONE),
+    ("new", "none"): (_CREATE, _skip("not in the store: use import or sync to add it"), _CREATE),
+    ("new", "new"): (_UPDATE, _DIFFERENT, _DIFFERENT),
     ("gone", "same"): (_DELETE_ENTITY, _EXPORT, _DELETE_ENTITY),
     ("gone", "changed"): (_GONE_EDITED, _EXPORT, _GONE_EDITED),
     ("gone", "gone"): (_NOTHING, _NOTHING, _NOTHING),
-    ("none", "new"): (_left("no file yet: export or sync makes one"), _EXPORT, _EXPORT),
+    ("none", "new"): (_skip("no file yet: use export or sync to create it"), _EXPORT, _EXPORT),
 }
 
-#: What a conflict comes to if the file wins, and if the entity does.
+#: How a conflict is resolved if the file wins, and if the entity wins.
 _FILE_WINS = {"changed changed": _UPDATE, "changed gone": _CREATE, "new new": _UPDATE, "gone changed": _DELETE_ENTITY}
 _STORE_WINS = {
     "changed changed": _EXPORT,
@@ -101,17 +101,17 @@ _TWO_SIDES = pl.concat_str("file", "entity", separator=" ")
 
 
 def decide(rows: pl.DataFrame, direction: Direction, on_conflict: OnConflict, delete: bool) -> pl.DataFrame:
-    """Say what is to be done with rows that have no action yet.
+    """Decide the action of rows that have none yet.
 
     Args:
-        rows: with file, entity, and `equal` (Boolean: what the file holds is what the entity is), `newer` (Boolean:
-            the file was changed after the entity; null where that is not known).
-        direction: which way changes travel.
-        on_conflict: who wins where both changed.
-        delete: whether deletions travel.
+        rows: with file, entity, `equal` (Boolean: file and entity have the same content and metadata), and `newer`
+            (Boolean: the file was changed after the entity; null if not known).
+        direction: the direction in which changes are applied.
+        on_conflict: which side wins if both changed.
+        delete: whether deletions are applied.
 
     Returns:
-        The rows with action, direction, reason, and resolved (Boolean: a conflict was decided).
+        The rows with action, direction, reason, and resolved (Boolean: a conflict was resolved).
     """
     column = _COLUMN[direction]
     table = _lookup({f"{file} {entity}": moves[column] for (file, entity), moves in TABLE.items()})
@@ -122,7 +122,7 @@ def decide(rows: pl.DataFrame, direction: Direction, on_conflict: OnConflict, de
         file_wins = {
             "files": pl.lit(True),
             "store": pl.lit(False),
-            # Of a deletion nobody knows the time: what is there still is kept.
+            # The time of a deletion is not known: the side that still exists is kept.
             "newer": pl.when(pl.col("file") == "gone").then(False).when(pl.col("entity") == "gone").then(True)
             .otherwise(pl.col("newer")),
         }[on_conflict]  # fmt: skip
@@ -142,21 +142,22 @@ def decide(rows: pl.DataFrame, direction: Direction, on_conflict: OnConflict, de
         reason=pl.when(equal)
         .then(None)
         .when(kept)
-        .then(pl.format("{}; deletions travel only with delete=True", "reason"))
+        .then(pl.format("{}; deletions are applied only with delete=True", "reason"))
         .otherwise("reason"),
         resolved=pl.col("resolved") & ~equal,
     )
     return decided.with_columns(pl.coalesce("reason", "note").alias("reason")).drop("sides", "note")
 
 
-def bounded(settled: pl.DataFrame, known: int, max_delete: int | None, *, empty: bool) -> pl.DataFrame:
-    """Refuse deletions that are too many to be meant.
+def limit_deletions(rows: pl.DataFrame, known: int, max_delete: int | None, *, empty: bool) -> pl.DataFrame:
+    """Refuse deletions if there are too many of them to be intended.
 
     Args:
-        settled: rows with an action.
-        known: how many files were remembered.
-        max_delete: how many deletions may travel each way; None for a fifth of the files, at most 100, at least one.
-        empty: whether the folder holds no file at all, as if it were not mounted.
+        rows: rows with an action.
+        known: number of files recorded at the last sync.
+        max_delete: maximum number of deletions in each direction; None for a fifth of the files, at least 1 and at most
+            100.
+        empty: whether the folder contains no files at all, which may mean that it is not mounted.
 
     Returns:
         The rows with refused (Boolean), and the reason.
@@ -164,42 +165,42 @@ def bounded(settled: pl.DataFrame, known: int, max_delete: int | None, *, empty:
     most = max(1, min(100, known // 5)) if max_delete is None else max_delete
     for direction, what in (("import", "files"), ("export", "entities")):
         which = (pl.col("action") == "delete") & (pl.col("direction") == direction) & ~pl.col("resolved")
-        count = settled.filter(which).height
+        count = rows.filter(which).height
         if direction == "import" and empty and count:
-            reason = "refused: the folder holds no file at all, so nothing is deleted; is it mounted?"
+            reason = "refused: the folder contains no files at all, so nothing is deleted; is it mounted?"
         elif count > most:
             reason = (
-                f"refused: {count:,} of {known:,} {what} are gone, and at most {most:,} deletions travel at once; "
+                f"refused: {count:,} of {known:,} {what} are gone, more than the limit of {most:,} deletions per sync; "
                 f"max_delete={count} allows them"
             )
         else:
             continue
-        told = pl.when(which).then(pl.lit(reason)).otherwise("reason")
-        settled = settled.with_columns(refused=which | pl.col("refused"), reason=told)
-    return settled
+        explained = pl.when(which).then(pl.lit(reason)).otherwise("reason")
+        rows = rows.with_columns(refused=which | pl.col("refused"), reason=explained)
+    return rows
 
 
-def at_home(settled: pl.DataFrame, types: pl.Series) -> pl.DataFrame:
-    """Refuse to fill a folder with entities of a type that it has nothing of, where they are very many.
+def limit_new_types(rows: pl.DataFrame, types: pl.Series) -> pl.DataFrame:
+    """Refuse to export large numbers of entities of a type without any file in the folder.
 
     Args:
-        settled: rows with an action.
-        types: those that the folder has files of.
+        rows: rows with an action.
+        types: the types that have files in the folder.
 
     Returns:
         The rows with refused (Boolean), and the reason.
     """
     which = (pl.col("action") == "export") & (pl.col("file") == "none") & ~pl.col("entity_type").is_in(types.implode())
-    strange = settled.filter(which).group_by("entity_type").len("count").filter(pl.col("count") > MANY_STRANGERS)
-    for entity_type, count in strange.sort("entity_type").iter_rows():
+    new = rows.filter(which).group_by("entity_type").len("count").filter(pl.col("count") > MAX_NEW_TYPE)
+    for entity_type, count in new.sort("entity_type").iter_rows():
         reason = (
-            f"refused: {count:,} entities of type {entity_type!r}, of which the folder has no file: "
-            "name the types that belong to it (types=, --type), or export them"
+            f"refused: {count:,} entities of type {entity_type!r}, which has no files in this folder: "
+            "name the types that belong to the folder (types=, --type), or export them"
         )
-        own = which & (pl.col("entity_type") == entity_type)
-        told = pl.when(own).then(pl.lit(reason)).otherwise("reason")
-        settled = settled.with_columns(refused=own | pl.col("refused"), reason=told)
-    return settled
+        of_type = which & (pl.col("entity_type") == entity_type)
+        explained = pl.when(of_type).then(pl.lit(reason)).otherwise("reason")
+        rows = rows.with_columns(refused=of_type | pl.col("refused"), reason=explained)
+    return rows
 
 
 def _lookup(moves: dict[str, Move]) -> pl.DataFrame:
@@ -210,7 +211,7 @@ def _lookup(moves: dict[str, Move]) -> pl.DataFrame:
     )
 
 
-#: What a row has to be still when its plan is carried out.
+#: The columns that must be unchanged when a plan is applied.
 _SEEN = ("action", "direction", "file_hash", "stored_content", "stored_metadata")
 STATES = (*PLAN_SCHEMA, "file_hash", "stored_content", "stored_metadata")
 _SINCE = "changed since the plan was made: plan again"
@@ -325,7 +326,7 @@ class SyncPlan:
         return self.frame.height
 
 
-#: How a summary counts actions.
+#: The labels of the actions in a summary.
 _COUNTED = {
     "create": "to create", "update": "to update", "delete": "to delete", "rename": "to rename", "export": "to export",
     "conflict": "in conflict", "invalid": "invalid", "unchanged": "unchanged",
@@ -333,11 +334,11 @@ _COUNTED = {
 
 
 def as_planned(rows: pl.DataFrame, planned: pl.DataFrame) -> pl.DataFrame:
-    """Make conflicts of what is to be done now and is not what a plan says, or not done to what it was made from.
+    """Turn rows into conflicts if their action or their state differs from the plan.
 
     Args:
         rows: with an action and file_hash.
-        planned: `STATES` of the plan.
+        planned: the `STATES` of the plan.
     """
     states = planned.select("path", *(pl.col(name).alias(f"planned_{name}") for name in _SEEN))
     joined = rows.join(states, on="path", how="left", maintain_order="left")
@@ -354,7 +355,7 @@ def as_planned(rows: pl.DataFrame, planned: pl.DataFrame) -> pl.DataFrame:
 
 
 def vanished(rows: pl.DataFrame, planned: pl.DataFrame) -> pl.DataFrame:
-    """Rows of a plan whose file and entity are both gone: what was to be deleted is; the others are conflicts.
+    """Rows of a plan whose file and entity are both gone: deletions are already done, other actions are conflicts.
 
     Returns:
         path, entity_type, id, file, entity, action, reason.

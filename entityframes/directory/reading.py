@@ -1,4 +1,4 @@
-"""Files into frames: read in threads, a chunk at a time, hashed and taken apart."""
+"""Reading files into frames: in threads, in chunks, hashed and parsed."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from entityframes.directory.tree import Read, Tree
 from entityframes.metadata.canonical_json import canonical_json
 from entityframes.writing.entities.validation import sha256
 
-#: A chunk is read by one thread: so many files, or so many bytes.
+#: Maximum size of a chunk, which is read by one thread, in files and in bytes.
 CHUNK_FILES = 128
 CHUNK_BYTES = 8 << 20
-#: Threads that read, and chunks that are read ahead of the one that is worked on.
+#: Number of reader threads, and of chunks that are read ahead.
 THREADS = 4
 
-#: What reading tells of a file: how it is now, what it holds, or why it holds no entity.
+#: Columns added by reading a file: its current state, its content, or why it cannot be an entity.
 READ = pl.Schema(
     {
         "path": pl.String(),
         "size": pl.Int64(),
         "mtime_ns": pl.Int64(),
         "mark": pl.Int64(),
-        # Whether a later change could not bear the same time.
-        "settled": pl.Boolean(),
+        # Whether any later change gets a different timestamp.
+        "stable": pl.Boolean(),
         "now_hash": pl.Binary(),
         "header": pl.Binary(),
         "content": pl.String(),
@@ -36,19 +36,19 @@ READ = pl.Schema(
         "now_content": pl.Binary(),
         "now_metadata": pl.Binary(),
         "problem": pl.String(),
-        # Whether the file system refused it, not what it holds.
+        # Whether the file system failed to read it, as opposed to a problem with its content.
         "unread": pl.Boolean(),
     }
 )
 
 
 def read_in_chunks(tree: Tree, rows: pl.DataFrame, stopping: Callable[[], bool]) -> Iterator[pl.DataFrame]:
-    """Read the files of some rows, and give the rows back with what was read (`READ`), chunk by chunk, in order.
+    """Read the files of some rows, and yield the rows with the columns `READ`, in chunks, ordered by path.
 
     Args:
         tree: the folder.
         rows: with path, size, mtime_ns and mark.
-        stopping: whether no more chunks are wanted.
+        stopping: returns whether to stop before the next chunk.
     """
     rows = rows.sort("path")
     pieces = _cut(rows)
@@ -80,7 +80,7 @@ def _cut(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
 
 @dataclass
 class _Parts:
-    """A file taken apart, or why it cannot be."""
+    """The parts of a file, or the reason why it cannot be read or parsed."""
 
     header: bytes | None = None
     content: str | None = None
@@ -91,7 +91,7 @@ class _Parts:
 
 def _read(tree: Tree, paths: list[str]) -> pl.DataFrame:
     reads = tree.read(paths)
-    parts = [_taken_apart(read) for read in reads]
+    parts = [_parse(read) for read in reads]
     canonical, errors, _ = canonical_json([part.metadata for part in parts])
     for part, error in zip(parts, errors, strict=True):
         part.problem = part.problem or error
@@ -101,7 +101,7 @@ def _read(tree: Tree, paths: list[str]) -> pl.DataFrame:
             "size": [read.stat and read.stat.size for read in reads],
             "mtime_ns": [read.stat and read.stat.mtime_ns for read in reads],
             "mark": [read.stat and read.stat.mark for read in reads],
-            "settled": [read.settled for read in reads],
+            "stable": [read.stable for read in reads],
             "now_hash": [read.digest for read in reads],
             "header": [part.header for part in parts],
             "content": [part.content for part in parts],
@@ -115,7 +115,7 @@ def _read(tree: Tree, paths: list[str]) -> pl.DataFrame:
     return frame.with_columns(hashes[0].alias("now_content"), hashes[1].alias("now_metadata")).select(*READ)
 
 
-def _taken_apart(read: Read) -> _Parts:
+def _parse(read: Read) -> _Parts:
     if read.data is None:
         return _Parts(problem=read.reason, unread=True)
     try:

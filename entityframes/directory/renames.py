@@ -1,4 +1,4 @@
-"""Renames: an entity gets the key that its file's new path means, or a file the path of its entity's new key."""
+"""Renames: an entity gets the key of its file's new path, or a file gets the path of its entity's new key."""
 
 from __future__ import annotations
 
@@ -20,46 +20,47 @@ _OLD_KEY = {"entity_type": pl.col("old_type"), "id": pl.col("old_id")}
 
 
 def rename(engine: Engine, tree: Tree, rows: pl.DataFrame, batch: Batch, account: Account) -> None:
-    """Rename the entities, or the files, of rows whose action that is, and tell what became of them.
+    """Rename the entities or the files of rows with that action, and log the outcomes.
 
-    Entities are renamed in one transaction; their vectors, created_at and jobs go with them.
+    Entities are renamed in one transaction; they keep their vectors, created_at and jobs.
 
     Raises:
-        DatabaseError: the database refused, or cannot be reached.
+        DatabaseError: the database rejected the renames, or cannot be reached.
     """
     if rows.is_empty():
         return
     origins = engine.directory.origins(rows.select(**_OLD_KEY))
-    # Another folder may have had it last, with other metadata: then its front matter is written anew when it is due.
+    # Another folder may have synced the entity last, with other metadata: then its front matter is rewritten at the
+    # next export.
     origins = origins.filter(origins["metadata_hash"] == rows["base_metadata"].gather(origins["position"]))
     header = pl.Series("header", [b""] * rows.height, dtype=pl.Binary).scatter(origins["position"], origins["header"])
     rows = rows.with_columns(
         header,
-        settled=pl.lit(True),
+        stable=pl.lit(True),
         now_hash="base_hash",
         now_content="base_content",
         now_metadata="base_metadata",
     )
-    _entities(engine, rows.filter(pl.col("direction") == "import"), batch, account)
+    _rename_entities(engine, rows.filter(pl.col("direction") == "import"), batch, account)
     for piece in rows.filter(pl.col("direction") == "export").iter_slices(1):
         row = piece.row(0, named=True)
-        said = tree.rename(row["base_path"], row["path"], row["base_hash"])
-        account.tell(piece, "failed" if said else "renamed", error_kind="file" if said else None, error=said)
-        if said is None:
-            account.file(_as_it_is(tree, piece))
+        error = tree.rename(row["base_path"], row["path"], row["base_hash"])
+        account.log(piece, "failed" if error else "renamed", error_kind="file" if error else None, error=error)
+        if error is None:
+            account.remember(_current_state(tree, piece))
 
 
-def _as_it_is(tree: Tree, renamed: pl.DataFrame) -> pl.DataFrame:
-    """A file with the state that it has under its new name, not settled if its bytes are others by now."""
+def _current_state(tree: Tree, renamed: pl.DataFrame) -> pl.DataFrame:
+    """A renamed file with its current state; the state is not stable if its bytes have changed meanwhile."""
     (read,) = tree.read(renamed["path"].to_list())
     if read.stat is None or read.digest != renamed["base_hash"].item():
-        return renamed.with_columns(settled=pl.lit(False))
-    settled = read.stat.written_before(time.time_ns()) and not read.stat.coarse
-    return renamed.with_columns(mark=pl.lit(read.stat.mark), settled=pl.lit(settled))
+        return renamed.with_columns(stable=pl.lit(False))
+    stable = read.stat.written_before(time.time_ns()) and not read.stat.coarse
+    return renamed.with_columns(mark=pl.lit(read.stat.mark), stable=pl.lit(stable))
 
 
-def _entities(engine: Engine, rows: pl.DataFrame, batch: Batch, account: Account) -> None:
-    rows = _fitting(engine, rows, account)
+def _rename_entities(engine: Engine, rows: pl.DataFrame, batch: Batch, account: Account) -> None:
+    rows = _validate_type_changes(engine, rows, account)
     if rows.is_empty():
         return
     pairs = rows.select("old_type", "old_id", new_type="entity_type", new_id="id")
@@ -74,18 +75,18 @@ def _entities(engine: Engine, rows: pl.DataFrame, batch: Batch, account: Account
     try:
         found = transaction.run(lambda: engine.directory.rename(pairs, batch))
     except CommitUnknownError as error:
-        account.tell(rows, "unknown", error_kind=error.kind, error=str(error))
+        account.log(rows, "unknown", error_kind=error.kind, error=str(error))
         raise
     account.batches += 1
     renamed = found["position"].cast(pl.Int64)
     moved = pl.int_range(rows.height).is_in(renamed.implode())
-    account.tell(rows.filter(moved), "renamed", batch_id=batch.batch_id)
-    account.file(rows.filter(moved))
-    account.tell(rows.filter(~moved), "conflict", error="changed while it was synced: sync again")
+    account.log(rows.filter(moved), "renamed", batch_id=batch.batch_id)
+    account.remember(rows.filter(moved))
+    account.log(rows.filter(~moved), "conflict", error="changed during the sync: sync again")
 
 
-def _fitting(engine: Engine, rows: pl.DataFrame, account: Account) -> pl.DataFrame:
-    """An entity that changes its type has to fit the metadata fields of the new one."""
+def _validate_type_changes(engine: Engine, rows: pl.DataFrame, account: Account) -> pl.DataFrame:
+    """The rows whose entities fit the metadata fields of their new type; the others are logged as failed."""
     across = rows.filter(pl.col("old_type") != pl.col("entity_type"))
     if across.is_empty():
         return rows
@@ -95,6 +96,6 @@ def _fitting(engine: Engine, rows: pl.DataFrame, account: Account) -> pl.DataFra
     fields = Fields(engine)
     valid = validate(chunk, fields, Options(absent="clear"))
     bad = across[valid.invalid["row"]].with_columns(valid.invalid["error"].alias("reason"))
-    account.tell(bad, "failed", error_kind="validation", error=pl.col("reason"))
+    account.log(bad, "failed", error_kind="validation", error=pl.col("reason"))
     fields.infer(valid.inferred)
     return rows.join(bad, on="row", how="anti", maintain_order="left")

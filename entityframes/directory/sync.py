@@ -1,4 +1,4 @@
-"""DirectorySync: a folder of markdown and a store, kept in step."""
+"""DirectorySync: keeps a folder of markdown files and a store in sync."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".md", ".mdx", ".markdown", ".txt")
 MAX_BYTES = 5 << 20
-#: Seconds for which a sync holds its folder without being heard of; it renews the lease three times as often.
+#: Seconds after which the lock on a folder expires; a running sync renews it three times in that time.
 LEASE = 60.0
 
 
@@ -67,7 +67,7 @@ class DirectorySync:
         types: Iterable[str] | None = None,
         name: str | None = None,
     ) -> None:
-        """Nothing is read or written yet.
+        """Create a sync; nothing is read or written yet.
 
         Args:
             store: the store with the entities.
@@ -97,7 +97,7 @@ class DirectorySync:
         known_as = name or printable(f"{socket.gethostname()}:{os.path.realpath(root)}")
         owned = None if types is None else frozenset(types)
         self._folder = Folder(known_as, self._tree, default_type, tuple(suffixes), owned)
-        #: The sync that was run last, if it came to begin.
+        #: The last sync, if it started.
         self._last: SyncRun | None = None
 
     @property
@@ -124,7 +124,7 @@ class DirectorySync:
 
         Args:
             direction: "both" for `sync`, "import" for `import_files`, "export" for `export_files`.
-            on_conflict, delete, max_delete: as for these.
+            on_conflict, delete, max_delete: as for these methods.
 
         Returns:
             SyncPlan: ``frame`` has one row per file and per entity that has or should have one, ordered by path;
@@ -142,7 +142,7 @@ class DirectorySync:
             [('note/a.md', 'export'), ('note/b.md', 'export'), ('note/c.md', 'export')]
         """
         if direction not in get_args(Direction):
-            raise ValueError(f"direction is {direction!r}: it is {', '.join(map(repr, get_args(Direction)))}")
+            raise ValueError(f"direction must be one of {', '.join(map(repr, get_args(Direction)))}, got {direction!r}")
         options = _options(direction, on_conflict, delete, max_delete)
         run = SyncRun(self._store, self._folder, options)
         states = run.plan()
@@ -241,7 +241,7 @@ class DirectorySync:
             Ada wrote the first program
         """
         if on_conflict not in ("report", "store"):
-            raise ValueError(f"on_conflict is {on_conflict!r}: an export can 'report' or let the 'store' win")
+            raise ValueError(f"on_conflict must be 'report' or 'store' for an export, got {on_conflict!r}")
         return self._run(_options("export", on_conflict, delete, max_delete), progress, cancel)
 
     def sync(
@@ -286,7 +286,8 @@ class DirectorySync:
             (1, 3)
         """
         if on_conflict not in get_args(OnConflict):
-            raise ValueError(f"on_conflict is {on_conflict!r}: it is {', '.join(map(repr, get_args(OnConflict)))}")
+            allowed = ", ".join(map(repr, get_args(OnConflict)))
+            raise ValueError(f"on_conflict must be one of {allowed}, got {on_conflict!r}")
         options = SyncOptions("both", on_conflict, delete, max_delete, quarantine, batch_size, embed)
         return self._run(options, progress, cancel)
 
@@ -341,10 +342,10 @@ class DirectorySync:
             3
         """
         options = SyncOptions(direction, on_conflict, delete, max_delete, quarantine, None, embed)
-        watcher = Watcher(self._root, self._folder.suffixes, lambda: self._watched(options), settle, poll)
+        watcher = Watcher(self._root, self._folder.suffixes, lambda: self._sync_once(options), settle, poll)
         watcher.run(stop or threading.Event(), on_result, on_error)
 
-    def _watched(self, options: SyncOptions) -> Synced:
+    def _sync_once(self, options: SyncOptions) -> Synced:
         """One sync of a watch."""
         self._last = None
         error = None
@@ -379,22 +380,25 @@ class DirectorySync:
 
     @contextmanager
     def _locked(self) -> Iterator[str]:
-        """Keep other syncs off the folder; the lease is renewed while this one lives."""
+        """Hold the lock on the folder, and renew it in the background; yields the name of the holder."""
         folders, name = self._store._engine.directory, self._folder.name
         holder = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
         other = folders.lock(name, holder, LEASE)
         if other is not None:
             raise DirectoryError(
-                f"{self._root} is being synced by {other}: wait for it; if it died, its hold ends within {LEASE:.0f} s"
+                f"{self._root} is being synced by {other}: wait until it has finished; if it was killed, its lock "
+                f"expires within {LEASE:.0f} s"
             )
         done = threading.Event()
-        heart = threading.Thread(target=_beat, args=(lambda: folders.lock(name, holder, LEASE), done), daemon=True)
-        heart.start()
+        heartbeat = threading.Thread(
+            target=_renew_lock, args=(lambda: folders.lock(name, holder, LEASE), done), daemon=True
+        )
+        heartbeat.start()
         try:
             yield holder
         finally:
             done.set()
-            heart.join()
+            heartbeat.join()
             folders.unlock(name, holder)
 
     def __repr__(self) -> str:
@@ -402,29 +406,29 @@ class DirectorySync:
 
 
 def _check_suffixes(suffixes: Sequence[str]) -> None:
-    """A file has one suffix, whatever its id ends in.
+    """Check that a path has exactly one suffix, whatever its id ends in.
 
     Raises:
-        ValueError: there is none, one has no dot, or one ends in another.
+        ValueError: there are no suffixes, one does not begin with a dot, or one ends in another.
     """
     lower = [suffix.lower() for suffix in suffixes]
     if isinstance(suffixes, str) or not lower or not all(suffix.startswith(".") and suffix[1:] for suffix in lower):
-        raise ValueError(f"suffixes is {suffixes!r}: it is a sequence such as ('.md', '.txt')")
+        raise ValueError(f"suffixes must be a non-empty sequence such as ('.md', '.txt'), got {suffixes!r}")
     for suffix in lower:
         for other in lower:
             if other != suffix and other.endswith(suffix):
-                raise ValueError(f"the suffix {other!r} ends in {suffix!r}: ids could not be told from suffixes")
+                raise ValueError(f"the suffix {other!r} ends in {suffix!r}: ids would be ambiguous")
 
 
 def _options(direction: Direction, on_conflict: OnConflict, delete: bool, max_delete: int | None) -> SyncOptions:
     return SyncOptions(direction, on_conflict, delete, max_delete)
 
 
-def _beat(renew: Callable[[], str | None], done: threading.Event) -> None:
+def _renew_lock(renew: Callable[[], str | None], done: threading.Event) -> None:
     while not done.wait(LEASE / 3):
         try:
             if renew() is not None:
                 return
         except DatabaseError:
-            # Perhaps the next time; if not, the lease ends, and what was done is not recorded.
+            # Try again at the next interval; if that fails, too, the lock expires and the state is not recorded.
             continue

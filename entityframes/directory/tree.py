@@ -1,4 +1,4 @@
-"""The files under a root: walking, reading, and writing them whole. Nothing else touches the file system there."""
+"""The files under a root: walking, reading, and atomic writes. All access to the synced folder goes through here."""
 
 from __future__ import annotations
 
@@ -11,67 +11,68 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from entityframes.directory.handles import TEMPORARY, Folders, RefusalError, Stat, shown, words
+from entityframes.directory.handles import TEMPORARY, Folders, RefusalError, Stat, describe_error, shown
 from entityframes.directory.ignore import HIDDEN, Rules
 from entityframes.directory.walk import Walk, walk
 from entityframes.errors import DirectoryError
 
-#: The longest name of a file on common file systems, in bytes.
+#: Maximum length of a file name on common file systems, in bytes.
 NAME_BYTES = 255
 
 
 class Read(NamedTuple):
-    """What reading a file gave: its bytes, or the reason why not."""
+    """The result of reading a file: its bytes, or the reason why it could not be read."""
 
     path: str
     data: bytes | None = None
     reason: str | None = None
-    #: Whether the file is not there any more. Another walk tells whether it was deleted.
+    #: Whether the file no longer exists. Only the next walk shows whether it was deleted or replaced.
     gone: bool = False
     #: sha256 of the bytes.
     digest: bytes | None = None
-    #: The state that the bytes are of.
+    #: The state in which the bytes were read.
     stat: Stat | None = None
-    #: Whether the same state means the same bytes from now on. If not, it changed too recently to tell.
-    settled: bool = False
+    #: Whether an equal state implies equal bytes from now on; False if the file changed too recently.
+    stable: bool = False
 
 
 class Write(NamedTuple):
-    """A file to be written."""
+    """A file to write."""
 
     path: str
     data: bytes
-    #: The time of change that it gets; None is now.
+    #: The modification time to set; None for the current time.
     mtime_ns: int | None = None
-    #: The sha256 of the bytes of the file that it replaces; None: there must not be one.
+    #: The sha256 of the bytes of the file to replace; None if there must not be a file at that path.
     expected: bytes | None = None
 
 
 class Written(NamedTuple):
-    """What became of a file that was to be written: its new state, or the reason why it is as it was."""
+    """The outcome of a write: the new state of the file, or the reason why it was not written."""
 
     path: str
     stat: Stat | None = None
     reason: str | None = None
-    #: Whether the same state means the same bytes once `outlast_tick` has waited.
-    settled: bool = False
+    #: Whether an equal state implies equal bytes after `wait_for_tick`.
+    stable: bool = False
 
 
 class Tree:
-    """The files under a root whose names end in one of the suffixes.
+    """The files under a root whose names end in one of the suffixes. The methods are thread-safe.
 
-    Links are not followed, the root itself apart. The calls may be made from several threads.
+    Links are not followed, except for the root itself.
 
     Args:
         root: the folder.
-        suffixes: what names end in, with the dot.
-        ignore: patterns in gitignore's syntax of what is left out besides names that begin with a dot or an
-            underscore; a pattern such as ``!_*`` takes those back in. None: no patterns; an empty sequence: nothing is
-            left out, names with a dot or an underscore neither. Files named ``.efignore`` add rules for their folder.
+        suffixes: the suffixes of the files, with the dot.
+        ignore: patterns in gitignore syntax of names to leave out, in addition to names that begin with a dot or an
+            underscore; a pattern such as ``!_*`` re-includes those. None for no patterns. An empty sequence leaves out
+            nothing, not even names that begin with a dot or an underscore. Files named ``.efignore`` add rules for
+            their folder.
         max_bytes: larger files are not read.
 
     Raises:
-        DirectoryError: a pattern is not understood.
+        DirectoryError: a pattern is not valid.
     """
 
     def __init__(
@@ -82,34 +83,35 @@ class Tree:
         self._suffixes = tuple(suffixes)
         self._patterns = tuple(ignore or ())
         self._hidden = HIDDEN if ignore is None or self._patterns else ""
-        #: When a file was last written or renamed.
+        #: The time when a file was last written or renamed, in nanoseconds since 1970.
         self.wrote_ns = 0
         if self._patterns:
             Rules(self._patterns, hidden=self._hidden)
 
     def walk(self) -> Walk:
-        """Find the files, with size and time of change.
+        """Find the files, with their sizes and times.
 
         Returns:
-            Files, what is no file or could not be looked at, and what was left by an earlier process.
+            The files, the paths that are not regular files or could not be read, and temporary files left behind by
+            earlier processes.
 
         Raises:
-            DirectoryError: the root is missing, no folder, or cannot be read; a rule is not understood.
+            DirectoryError: the root is missing, not a folder, or cannot be read; a pattern is not valid.
         """
         return walk(self.root, self._suffixes, self._patterns, hidden=self._hidden, rules_bytes=self.max_bytes)
 
     def read(self, paths: Sequence[str], cancel: threading.Event | None = None) -> list[Read]:
-        """Read and hash files, fastest if the files of a folder stand together.
+        """Read and hash files; fastest if the paths are grouped by folder.
 
         Args:
-            paths: paths of a walk.
-            cancel: when it is set, the rest is not read.
+            paths: paths found by a walk.
+            cancel: when set, no more files are read.
 
         Returns:
-            One answer for each path, in order; for the first ones only after ``cancel``.
+            One result per path, in order; fewer if `cancel` was set.
 
         Raises:
-            DirectoryError: the root cannot be opened any more.
+            DirectoryError: the root can no longer be opened.
         """
         found: list[Read] = []
         with Folders(self.root) as folders:
@@ -118,22 +120,22 @@ class Tree:
                     break
                 try:
                     folder, name = folders.find(path)
-                    data, state, settled = folder.read(name, self.max_bytes)
+                    data, state, stable = folder.read(name, self.max_bytes)
                 except (OSError, RefusalError) as error:
-                    found.append(Read(path, reason=words(error), gone=isinstance(error, FileNotFoundError)))
+                    found.append(Read(path, reason=describe_error(error), gone=isinstance(error, FileNotFoundError)))
                 else:
                     digest = hashlib.sha256(data).digest()
-                    found.append(Read(path, data, digest=digest, stat=state, settled=settled))
+                    found.append(Read(path, data, digest=digest, stat=state, stable=stable))
         return found
 
     def write(self, files: Sequence[Write]) -> list[Written]:
-        """Write files, each whole or not at all, and on the disk when this returns.
+        """Write files, each of them atomically; they are flushed to disk when this returns.
 
-        A file is replaced only if its bytes are those that are expected, and keeps its mode; a new one replaces
-        nothing. Folders are made as they are needed.
+        An existing file is replaced only if its bytes are as expected, and keeps its mode; a new file never overwrites
+        another one. Folders are created as needed.
 
         Returns:
-            What became of each, in order.
+            One result per file, in order.
 
         Raises:
             DirectoryError: the root cannot be opened.
@@ -144,37 +146,37 @@ class Tree:
                 file = files[number]
                 try:
                     folder, name = folders.find(file.path, create=file.expected is None)
-                    state, settled = folder.put(name, file.data, file.mtime_ns, file.expected)
+                    state, stable = folder.put(name, file.data, file.mtime_ns, file.expected)
                     self.wrote_ns = time.time_ns()
-                    done[number] = Written(file.path, state, settled=settled)
+                    done[number] = Written(file.path, state, stable=stable)
                 except (OSError, RefusalError) as error:
-                    done[number] = Written(file.path, reason=words(error))
-            touched = {_folder_of(one.path) for one in done if one.stat} | folders.made_in
+                    done[number] = Written(file.path, reason=describe_error(error))
+            touched = {_folder_of(one.path) for one in done if one.stat} | folders.created_in
             unsafe = _sync(folders, touched)
         return [_unsafe(one, unsafe) if one.stat else one for one in done]
 
     def remove(self, path: str, expected: bytes) -> str | None:
-        """Remove a file whose bytes have the sha256 that is expected, and the folders that hold nothing any more.
+        """Remove a file if its bytes have the expected sha256, and folders that are empty afterwards.
 
         Returns:
-            None, or the reason why the file is still there.
+            None, or the reason why the file was not removed.
         """
         with Folders(self.root) as folders:
             try:
                 folder, name = folders.find(path)
-                folder.take(name, expected)
+                folder.remove(name, expected)
             except (OSError, RefusalError) as error:
-                return words(error)
+                return describe_error(error)
             _sync(folders, {_clear(folders, _folder_of(path))})
         return None
 
     def rename(self, old: str, new: str, expected: bytes) -> str | None:
-        """Rename a file whose bytes have the sha256 that is expected to a name that is not taken.
+        """Rename a file if its bytes have the expected sha256 and the new name does not exist.
 
-        Folders are made as they are needed, and removed if they hold nothing any more.
+        Folders are created as needed, and removed if they are empty afterwards.
 
         Returns:
-            None, or the reason why the file is where it was.
+            None, or the reason why the file was not renamed.
         """
         with Folders(self.root) as source, Folders(self.root) as target:
             try:
@@ -184,29 +186,29 @@ class Tree:
                 before.move(name, after, new_name)
                 self.wrote_ns = time.time_ns()
             except (OSError, RefusalError) as error:
-                if target.made_in:
+                if target.created_in:
                     _clear(target, _folder_of(new))
-                return words(error)
-            _sync(target, {_folder_of(new), _clear(source, _folder_of(old))} | target.made_in)
+                return describe_error(error)
+            _sync(target, {_folder_of(new), _clear(source, _folder_of(old))} | target.created_in)
         return None
 
     def set_aside(self, path: str, data: bytes, ending: str = ".conflict") -> str:
-        """Keep bytes beside a file, under its name with an ending, and a number where that is taken by other bytes.
+        """Save bytes next to a file, under its name with an ending, and a number if that name has other bytes.
 
         Returns:
-            The path where they are, which may have been there before.
+            The path of the saved bytes, which may have existed before.
 
         Raises:
-            DirectoryError: they could not be written. Do not overwrite what they are the only copy of.
+            DirectoryError: they could not be written. The caller must not overwrite the only other copy of them.
         """
         folder, slash, name = path.rpartition("/")
         stem = name.encode()[: NAME_BYTES - len(ending) - 8].decode("utf-8", "ignore")
         for number in range(10_000):
-            beside = f"{folder}{slash}{stem}{f'.{number}' if number else ''}{ending}"
-            written = self.write([Write(beside, data)])[0]
-            if written.stat is not None or self._holds(beside, data):
-                return beside
-            if not self._taken(beside):
+            target = f"{folder}{slash}{stem}{f'.{number}' if number else ''}{ending}"
+            written = self.write([Write(target, data)])[0]
+            if written.stat is not None or self._holds(target, data):
+                return target
+            if not self._taken(target):
                 break
         raise DirectoryError(f"{shown(path)}{ending} could not be written: {written.reason}; nothing was overwritten")
 
@@ -227,11 +229,11 @@ class Tree:
                 return False
 
     def exists(self, path: str) -> bool:
-        """Whether there is anything at a path, whatever a walk leaves out."""
+        """Whether a path exists, even if a walk leaves it out."""
         return self._taken(path)
 
     def ignores_case(self) -> bool:
-        """Whether the file system takes names for the same that differ only in letter case."""
+        """Whether the file system treats names that differ only in letter case as the same."""
         probe = f".ef-{secrets.token_hex(8)}.tmp"
         with Folders(self.root) as folders:
             root = folders.open("")
@@ -246,25 +248,25 @@ class Tree:
 
     @property
     def skipped(self) -> str:
-        """What the names begin with that are left out where no pattern says otherwise."""
+        """First characters of names that are left out unless a pattern re-includes them."""
         return self._hidden
 
     def clean(self, temporary: Sequence[str], older_than: float = 3600.0) -> int:
-        """Remove what killed processes left behind.
+        """Remove temporary files left behind by killed processes.
 
         Args:
-            temporary: what a walk found.
-            older_than: seconds since the last change; a younger one may still be written.
+            temporary: the temporary files found by a walk.
+            older_than: minimum age in seconds; newer files may still be being written.
 
         Returns:
-            How many were removed.
+            The number of files removed.
         """
         removed = 0
         with Folders(self.root) as folders:
             for path in temporary:
                 with contextlib.suppress(OSError, RefusalError):
                     folder, name = folders.find(path)
-                    # Its time of change may be set already.
+                    # The mtime may already have been set.
                     if TEMPORARY.fullmatch(name) and time.time() - folder.stat(name).st_ctime >= older_than:
                         folder.unlink(name)
                         removed += 1
@@ -276,7 +278,7 @@ def _folder_of(path: str) -> str:
 
 
 def _clear(folders: Folders, folder: str) -> str:
-    """Remove a folder and those above it as far as they hold nothing; the first that stays is returned."""
+    """Remove a folder and its parents as long as they are empty; returns the first folder that is kept."""
     while folder:
         above, _, name = folder.rpartition("/")
         try:
@@ -288,16 +290,16 @@ def _clear(folders: Folders, folder: str) -> str:
 
 
 def _sync(folders: Folders, touched: set[str]) -> dict[str, str]:
-    """Have the names in folders outlast a loss of power; returns why not, by folder."""
+    """Flush the names in folders to disk, so that they survive a power failure; returns the failures by folder."""
     unsafe = {}
     for folder in sorted(touched):
         try:
             folders.open(folder).sync()
         except (OSError, RefusalError) as error:
-            unsafe[folder] = words(error)
+            unsafe[folder] = describe_error(error)
     return unsafe
 
 
 def _unsafe(one: Written, unsafe: dict[str, str]) -> Written:
     reason = unsafe.get(_folder_of(one.path))
-    return one if reason is None else Written(one.path, reason=f"may not outlast a loss of power: {reason}")
+    return one if reason is None else Written(one.path, reason=f"may be lost in a power failure: {reason}")

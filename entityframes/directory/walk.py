@@ -17,17 +17,17 @@ from entityframes.directory.handles import (
     TEMPORARY,
     Folder,
     RefusalError,
+    describe_error,
     is_text,
     kind,
     open_root,
     shown,
-    words,
 )
 from entityframes.directory.ignore import RULES_FILE, Rules, by_name
 from entityframes.directory.left_out import FOLDER_LINK, LEFT_OUT, LINK, SUFFIX, UNDERSCORE, count_files
 from entityframes.errors import DirectoryError
 
-#: What the name of a file that was set aside as invalid ends in.
+#: The ending of the name of a quarantined file.
 INVALID = ".invalid"
 
 _FILES = {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64, "mark": pl.Int64}
@@ -35,21 +35,21 @@ _FILES = {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64, "mark": pl.
 
 @dataclass(frozen=True)
 class Walk:
-    """What is under a root. What is at or below a refused path is not known, and so not deleted."""
+    """The content of a root. The content at and below a refused path is unknown, and therefore not deleted."""
 
-    #: path (relative, with slashes), size, mtime_ns, mark (as that of a `Stat`), in no particular order.
+    #: path (relative, with slashes), size, mtime_ns, mark (`Stat.mark`), in no particular order.
     files: pl.DataFrame
-    #: The same of files named ``<path>.invalid``, by the path without that.
+    #: The same for files named ``<path>.invalid``; path is without that ending.
     quarantined: pl.DataFrame
-    #: path, reason: what bears a matching name or could hold such, and is not read.
+    #: path, reason: files with a matching name and folders that cannot be read.
     refused: pl.DataFrame
-    #: Those of the refused paths that are, or lead to, folders: nothing below them is known.
+    #: The refused paths that are folders: their content is unknown.
     unreadable: list[str]
-    #: What is left out (`LEFT_OUT`).
+    #: Files and folders that are left out (`LEFT_OUT`).
     left_out: pl.DataFrame
-    #: Links to folders: nothing below them is known either.
+    #: Links to folders: their content is unknown, too.
     links: list[str]
-    #: Files that were being written when a process was killed, for :meth:`Tree.clean`.
+    #: Temporary files of killed processes, for :meth:`Tree.clean`.
     temporary: list[str]
 
 
@@ -58,10 +58,10 @@ def walk(root: str, suffixes: Sequence[str], patterns: Sequence[str], *, hidden:
 
     Args:
         root: the folder.
-        suffixes: what names end in.
-        patterns: of what is left out.
-        hidden: what the names begin with that are left out where no pattern says otherwise.
-        rules_bytes: the size that a file of rules may have.
+        suffixes: the suffixes of the files.
+        patterns: patterns of names to leave out.
+        hidden: first characters of names that are left out unless a pattern re-includes them.
+        rules_bytes: maximum size of a file of rules.
     """
     endings = [suffix.lower() for suffix in suffixes]
     found = _Found((*endings, *(ending + INVALID for ending in endings)), tuple(patterns), hidden, rules_bytes)
@@ -69,20 +69,20 @@ def walk(root: str, suffixes: Sequence[str], patterns: Sequence[str], *, hidden:
         try:
             found.scan(folder, "", Rules(patterns, hidden=hidden) if patterns else None)
         except (OSError, RefusalError) as error:
-            raise DirectoryError(f"the folder {shown(root)} cannot be read: {words(error)}") from error
+            raise DirectoryError(f"the folder {shown(root)} cannot be read: {describe_error(error)}") from error
     while found.folders:
         prefix, rules = found.folders.pop()
         try:
             with Folder.open(os.path.join(root, prefix[:-1])) as folder:
                 found.scan(folder, prefix, rules)
         except (OSError, RefusalError) as error:
-            found.refuse(prefix[:-1], words(error), folder=True)
+            found.refuse(prefix[:-1], describe_error(error), folder=True)
     return found.result(root)
 
 
 @dataclass
 class _Found:
-    """What a walk has found so far."""
+    """The findings of a walk in progress."""
 
     names: tuple[str, ...]
     patterns: tuple[str, ...]
@@ -98,11 +98,11 @@ class _Found:
     temporary: list[str] = field(default_factory=list)
     left_out: list[tuple[str, str, int | None]] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
-    #: Folders that are still to be looked at, with the rules that hold there.
+    #: Folders still to be scanned, with the rules of their parents.
     folders: list[tuple[str, Rules | None]] = field(default_factory=list)
 
     def scan(self, folder: Folder, prefix: str, rules: Rules | None) -> None:
-        """Look at the entries of one folder."""
+        """Scan the entries of one folder."""
         rules = self._rules_of(folder, prefix, rules)
         names, hidden = self.names, self.hidden
         add_path, add_size, add_time = self.paths.append, self.sizes.append, self.times.append
@@ -130,27 +130,27 @@ class _Found:
                 except FileNotFoundError:
                     continue
                 except OSError as error:
-                    self.refuse(prefix + name, words(error))
+                    self.refuse(prefix + name, describe_error(error))
 
     def _rules_of(self, folder: Folder, prefix: str, above: Rules | None) -> Rules | None:
-        """The rules of a folder: those above it, and its own file's."""
+        """The rules of a folder: those of its parents, and those in its own file of rules."""
         try:
             data = folder.read(RULES_FILE, self.rules_bytes)[0]
         except FileNotFoundError:
             return above
         except (OSError, RefusalError) as error:
-            # What it would leave out is not known, so that nothing here is taken.
-            raise RefusalError(f"its {RULES_FILE} cannot be read: {words(error)}") from error
+            # It is not known what the file would leave out, so nothing in this folder is read.
+            raise RefusalError(f"its {RULES_FILE} cannot be read: {describe_error(error)}") from error
         try:
             lines = data.decode("utf-8-sig").split("\n")
             if prefix:
                 return Rules(lines, hidden=self.hidden, folder=prefix, above=above)
             return Rules([*self.patterns, *lines], hidden=self.hidden)
         except (UnicodeDecodeError, DirectoryError) as error:
-            raise RefusalError(f"its {RULES_FILE} is not understood: {error}") from error
+            raise RefusalError(f"its {RULES_FILE} is not valid: {error}") from error
 
     def leave_out(self, prefix: str, entry: os.DirEntry[str], reason: str) -> None:
-        """A name that is left out; what is none of the user's is not mentioned."""
+        """Record an entry that is left out, unless it is a file of this package."""
         name = entry.name
         if name.startswith(".ef-") and TEMPORARY.fullmatch(name):
             self.temporary.append(prefix + name)
@@ -164,14 +164,14 @@ class _Found:
             self.left_out.append((shown(prefix + name), SUFFIX, 0))
 
     def folder(self, path: str, rules: Rules | None) -> None:
-        """A folder to look at."""
+        """Add a folder to scan."""
         if is_text(path):
             self.folders.append((f"{path}/", rules))
         else:
             self.refuse(path, "its name is not UTF-8", folder=True)
 
     def other(self, prefix: str, entry: os.DirEntry[str]) -> None:
-        """What is neither a file with a matching name nor a folder."""
+        """Record an entry that is neither a file with a matching name nor a folder."""
         if entry.is_symlink():
             folder = False
             with contextlib.suppress(OSError):
@@ -186,7 +186,7 @@ class _Found:
             self.leave_out(prefix, entry, SUFFIX)
 
     def refuse(self, path: str, reason: str, *, folder: bool = False) -> None:
-        """What is not taken."""
+        """Record a path that cannot be read."""
         self.refused.append((shown(path), reason))
         if folder:
             self.unreadable.append(shown(path))
@@ -195,7 +195,7 @@ class _Found:
         return is_text("\n".join(self.paths))
 
     def _counted(self, root: str) -> list[tuple[str, str, int | None]]:
-        """What is left out, with the number of files in folders that many sites keep their pages in."""
+        """What is left out, with the number of files in ``_`` folders, in which many static sites keep their pages."""
         return [
             (
                 path,
@@ -206,7 +206,7 @@ class _Found:
         ]
 
     def result(self, root: str) -> Walk:
-        """All of it as frames."""
+        """The result as frames."""
         columns = [self.paths, self.sizes, self.times, _marks(self.times, self.changes, self.inodes)]
         files = pl.DataFrame(dict(zip(_FILES, columns, strict=True)), schema=_FILES) if self._are_text() else None
         if files is None:
@@ -226,7 +226,7 @@ class _Found:
 
 
 def _marks(times: list[int], changes: list[int], inodes: list[int]) -> pl.Series:
-    """What `Stat.mark` is, for many files at once."""
+    """`Stat.mark` for many files at once."""
     total = np.zeros(len(times), dtype=np.uint64)
     columns = (times, changes, inodes) if HAS_IDENTITY else (times,)
     for column, dtype, factor in zip(columns, (np.int64, np.int64, np.uint64), MIX, strict=False):
@@ -235,6 +235,6 @@ def _marks(times: list[int], changes: list[int], inodes: list[int]) -> pl.Series
 
 
 def _ruled_out(rules: Rules, prefix: str, entry: os.DirEntry[str]) -> str | None:
-    """Why the rules leave an entry out, or None; a quarantined file is asked about as it is named else."""
+    """The reason why the rules leave an entry out, or None; quarantined files are checked under their original name."""
     folder = entry.is_dir(follow_symlinks=False)
     return rules.leave_out(prefix + (entry.name if folder else entry.name.removesuffix(INVALID)), folder=folder)

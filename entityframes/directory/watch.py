@@ -1,4 +1,4 @@
-"""Watching a folder: wait until changes have settled, sync, and take no notice of what the sync itself wrote."""
+"""Watching a folder: wait until a burst of changes is over, sync, and ignore the writes of the sync itself."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from entityframes.directory.handles import Stat, open_root
 from entityframes.errors import DirectoryError, EntityFramesError
 from entityframes.results import SyncResult
 
-#: Seconds within which changes that do not stop coming are synced all the same.
+#: Maximum seconds until a sync while changes keep arriving.
 LONGEST = 30.0
 
-#: What leaves a file as it is, and may be the same at every look.
+#: Statuses that leave a file unchanged, and may be the same after every sync.
 _STANDING = ("conflict", "failed", "cancelled", "unknown")
 
 
 class Synced(NamedTuple):
-    """What a sync of a watched folder did, and how it ended."""
+    """The result of one sync of a watched folder, and how it ended."""
 
-    #: None if it did not begin.
+    #: None if the sync did not start.
     result: SyncResult | None
-    #: Size and mark (`Stat.mark`) of the files as it knows them, by path.
+    #: Size and mark (`Stat.mark`) of the files that are in sync, by path.
     files: dict[str, tuple[int, int]]
-    #: What ended it before its end.
+    #: The error that ended the sync early, or None.
     error: EntityFramesError | None
 
 
 class Watcher:
-    """Syncs a folder whenever it, or the store, has changed.
+    """Syncs a folder whenever the folder or the store has changed.
 
     Args:
         root: the folder.
-        suffixes: of the files that matter.
-        sync: does it once; DirectoryError and DatabaseError are in what it gives.
-        settle: seconds without a change after which a burst of them is over.
-        poll: seconds between two looks at the store, which tells nobody that it changed.
+        suffixes: the suffixes of the files to watch.
+        sync: runs one sync; returns DirectoryError and DatabaseError in its result.
+        settle: seconds without a change after which a burst of changes is over.
+        poll: seconds between two syncs without a change in the folder; the store does not notify of changes.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Watcher:
         self._root = root
         self._endings = (*(suffix.lower() for suffix in suffixes), ".efignore", ".invalid")
         self._sync = sync
-        self._settle = settle
+        self._quiet = settle
         self._poll = poll
-        #: Files as the last sync left them.
+        #: The files as the last sync left them.
         self._own: dict[str, tuple[int, int]] = {}
-        #: What could not be done, as it was reported last.
+        #: The rows that could not be synced, as last reported.
         self._standing = pl.DataFrame()
 
     def run(
@@ -63,11 +63,11 @@ class Watcher:
         on_result: Callable[[SyncResult], None] | None,
         on_error: Callable[[EntityFramesError], None] | None,
     ) -> None:
-        """Sync once, and then whenever something changed, until `stop` is set.
+        """Sync once, and then after every change, until `stop` is set.
 
         Raises:
-            DirectoryError: watchfiles is not installed, or the folder is missing when it begins.
-            EntityFramesError: what a sync or `on_result` raised, if there is no `on_error`.
+            DirectoryError: watchfiles is not installed, or the folder is missing at the start.
+            EntityFramesError: raised by a sync or by `on_result`, if `on_error` is None.
         """
         try:
             import watchfiles
@@ -77,17 +77,17 @@ class Watcher:
         changes = watchfiles.watch(
             self._root,
             watch_filter=lambda _, path: path.lower().endswith(self._endings),
-            step=int(self._settle * 1000),
+            step=int(self._quiet * 1000),
             debounce=int(LONGEST * 1000),
-            rust_timeout=int(min(self._settle, self._poll) * 1000),
+            rust_timeout=int(min(self._quiet, self._poll) * 1000),
             yield_on_timeout=True,
             stop_event=stop,
             raise_interrupt=True,
             ignore_permission_denied=True,
         )
         open_root(str(self._root)).close()
-        # The generator begins to watch when it is first asked. Its first answer comes after that, so that the first
-        # sync misses nothing that is saved while it runs.
+        # The generator starts watching at the first call of next(). The first sync runs after that, so that changes
+        # made during the sync are not missed.
         due = 0.0
         for batch in changes:
             if stop.is_set():
@@ -116,17 +116,17 @@ class Watcher:
             on_error(synced.error)
 
     def _report(self, result: SyncResult, on_result: Callable[[SyncResult], None] | None) -> None:
-        """Give a result to `on_result`, unless nothing was done and nothing new could not be done."""
+        """Pass a result to `on_result`, unless nothing was done and the rows that could not be synced are the same."""
         status = pl.col("status")
         rows = result.outcomes.filter(status != "unchanged").select("path", "status", "error")
         standing = rows.filter(status.is_in(_STANDING))
-        news = rows.height > standing.height or (standing.height and not standing.equals(self._standing))
+        report = rows.height > standing.height or (standing.height and not standing.equals(self._standing))
         self._standing = standing
-        if news and on_result is not None:
+        if report and on_result is not None:
             on_result(result)
 
     def _foreign(self, path: str) -> bool:
-        """Whether a change is not the echo of the last sync."""
+        """Whether a change was not made by the last sync."""
         relative = Path(os.path.relpath(path, self._root)).as_posix()
         return relative not in self._own or self._own[relative] != self._state(Path(path))
 

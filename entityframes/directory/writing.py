@@ -1,4 +1,4 @@
-"""Entities into files: fetched, rendered and written in threads, a chunk at a time."""
+"""Writing entities to files: fetched, rendered and written in threads, in chunks."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from entityframes.engines.base import Engine
 from entityframes.engines.directory import FILED
 from entityframes.frames.schema import KEY
 
-#: Entities fetched and written at once by one thread, and threads: waiting for the disk is most of it.
+#: Entities per chunk, which is written by one thread, and number of threads: most of the time is spent on disk I/O.
 CHUNK = 128
 THREADS = 8
 
 
 class Rendered(NamedTuple):
-    """An entity as the bytes of a file."""
+    """An entity rendered as a file."""
 
     data: bytes
-    #: What of it comes before the content.
+    #: The bytes before the content.
     header: bytes
     content_hash: bytes
     metadata_hash: bytes
@@ -32,12 +32,12 @@ class Rendered(NamedTuple):
     updated_at: int
 
 
-def rendered(engine: Engine, keys: pl.DataFrame) -> list[Rendered | str]:
-    """Each entity as a file, or why it cannot be one.
+def render(engine: Engine, keys: pl.DataFrame) -> list[Rendered | str]:
+    """Each entity as a file, or the reason why it cannot be one, in the order of `keys`.
 
-    A front matter stays as it was, byte for byte, where the metadata is still what it says.
+    Front matter that still matches the metadata is preserved byte for byte.
     """
-    files: list[Rendered | str] = ["the entity was deleted just now"] * keys.height
+    files: list[Rendered | str] = ["the entity was deleted during the sync"] * keys.height
     origins = {row["position"]: row for row in engine.directory.origins(keys).iter_rows(named=True)}
     entities = engine.lookup(keys).with_columns(pl.col("updated_at").dt.epoch("us"))
     for entity in entities.iter_rows(named=True):
@@ -54,10 +54,10 @@ def rendered(engine: Engine, keys: pl.DataFrame) -> list[Rendered | str]:
 
 
 def _file(entity: dict[str, Any], origin: dict[str, Any] | None, metadata_hash: bytes) -> tuple[bytes, bytes]:
-    """Bytes and header of an entity's file."""
+    """The bytes and the header of an entity's file."""
     known: bytes = b"" if origin is None else origin["header"]
-    told = b"---" in known or entity["metadata"] == "{}"
-    if origin is not None and origin["metadata_hash"] == metadata_hash and told:
+    explicit = b"---" in known or entity["metadata"] == "{}"
+    if origin is not None and origin["metadata_hash"] == metadata_hash and explicit:
         data = markdown.join(known, entity["content"])
     else:
         data = markdown.render(entity["metadata"], entity["content"], known)
@@ -70,17 +70,18 @@ def write_in_chunks(
     """Write entities to the paths of some rows.
 
     Args:
-        engine, tree: where the entities are, and where they go.
-        rows: path, entity_type, id; file_hash of the bytes of the file that is to be replaced, null for a new one.
-        stopping: whether no more chunks are wanted.
+        engine: the source of the entities.
+        tree: the folder to write to.
+        rows: path, entity_type, id; file_hash of the bytes of the file to replace, null for a new file.
+        stopping: returns whether to stop before the next chunk.
 
     Yields:
-        Rows with problem (null where the file was written), and what is to be remembered of those written (`FILED`);
-        in the order in which they are done.
+        Chunks in order of completion: the rows with problem (null if the file was written), and the state to record
+        for the files that were written (`FILED`).
     """
     pieces = list(rows.sort("path").with_row_index("place").iter_slices(CHUNK))
     with ThreadPoolExecutor(min(THREADS, max(len(pieces), 1)), thread_name_prefix="entityframes-write") as threads:
-        # A thread that has not begun looks before it does.
+        # Each chunk checks `stopping` before it starts.
         work = [threads.submit(_write, engine, tree, piece, stopping) for piece in pieces]
         for done in as_completed(work):
             if (answer := done.result()) is not None:
@@ -92,12 +93,12 @@ def _write(
 ) -> tuple[pl.DataFrame, pl.DataFrame] | None:
     if stopping():
         return None
-    files = rendered(engine, rows.select(KEY))
+    files = render(engine, rows.select(KEY))
     writes = []
     for row, file in zip(rows.iter_rows(named=True), files, strict=True):
         if isinstance(file, Rendered):
-            # Entities of one batch have one time. Their files have several, a microsecond apart: others than we, too,
-            # tell files by size and time.
+            # The entities of one batch share a timestamp. Their files get timestamps a microsecond apart, because other
+            # programs, too, detect changes by size and time.
             mtime_ns = (file.updated_at - row["place"]) * 1000
             writes.append(Write(row["path"], file.data, mtime_ns, row["file_hash"]))
     written = iter(tree.write(writes))
@@ -107,11 +108,11 @@ def _write(
         if isinstance(file, str):
             problems.append(file)
             continue
-        told = next(written)
-        problems.append(told.reason)
-        if told.stat is not None:
-            mark = told.stat.mark if told.settled else -1
+        outcome = next(written)
+        problems.append(outcome.reason)
+        if outcome.stat is not None:
+            mark = outcome.stat.mark if outcome.stable else -1
             hashes = (hashlib.sha256(file.data).digest(), file.content_hash, file.metadata_hash)
-            filed.append((row["path"], row["entity_type"], row["id"], told.stat.size, mark, *hashes, file.header))
+            filed.append((row["path"], row["entity_type"], row["id"], outcome.stat.size, mark, *hashes, file.header))
     problem = pl.Series("problem", problems, dtype=pl.String)
     return rows.drop("place").with_columns(problem), pl.DataFrame(filed, FILED, orient="row")

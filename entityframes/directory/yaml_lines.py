@@ -1,4 +1,4 @@
-"""Values of front matter as lines of YAML."""
+"""Formatting of front matter values as lines of YAML."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from entityframes.metadata.canonical_json import number_text
 
 
 class Number(NamedTuple):
-    """A number as canonical JSON writes it."""
+    """A number in the notation of canonical JSON."""
 
     text: str
 
@@ -25,26 +25,26 @@ def _number(text: str) -> Number:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 _decode = json.JSONDecoder(parse_int=_number, parse_float=_number, parse_constant=_refuse_constant).decode
 
 
 def values(metadata: str) -> dict[str, Any]:
-    """The values of a JSON object, numbers as `Number`.
+    """The values of a JSON object, with numbers as `Number`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `metadata` is not a JSON object.
     """
     found = _decode(metadata)
     if type(found) is not dict:
-        raise ValueError("it is not a JSON object")
+        raise ValueError("metadata is not a JSON object")
     return found
 
 
 def value_of(node: Node) -> Any:
-    """The value of a node, as `values` gives it."""
+    """The value of a node, in the form returned by `values`."""
     if node.kind == "scalar":
         return _decode(node.json)
     parts = [value_of(child) for child in node.nodes]
@@ -52,13 +52,13 @@ def value_of(node: Node) -> Any:
 
 
 def block(value: Any, indent: str, quoted: bool) -> Iterator[str]:
-    """Lines of YAML for a mapping or a list that is not empty."""
+    """Lines of YAML for a non-empty mapping or list."""
     if len(indent) >= 2 * DEPTH:
         raise ValueError(f"nesting deeper than {DEPTH}")
     if type(value) is dict:
         for key, item in value.items():
             name = _name(key, quoted)
-            if len(name) > 1000:  # YAML looks for the colon within 1,024 characters
+            if len(name) > 1000:  # YAML requires the colon within 1,024 characters
                 yield f"{indent}? {double_quoted(key)}"
                 name = ""
             yield from entry(f"{indent}{name}:", item, indent, quoted)
@@ -73,7 +73,7 @@ def block(value: Any, indent: str, quoted: bool) -> Iterator[str]:
 
 
 def entry(head: str, item: Any, indent: str, quoted: bool) -> Iterator[str]:
-    """A key's or a list's item, beginning on the line of `head`."""
+    """Lines of YAML for the value of a key, or for an item of a list, beginning on the line of `head`."""
     kind = type(item)
     if item and kind in (dict, list):
         yield head
@@ -90,7 +90,7 @@ def entry(head: str, item: Any, indent: str, quoted: bool) -> Iterator[str]:
         yield f"{head} {item.text if kind is Number else json.dumps(item)}"
 
 
-# Text in several lines that reads well as a literal block: it does not begin with a space, and no line ends in one.
+# Multi-line text that can be written as a literal block: it does not begin with a space, and no line ends in one.
 _LITERAL = re.compile(rf"[^\s{UNSEEN}](?:[^{UNSEEN}]|\t|(?<![ \t])\n)*+(?<![ \t])")
 UNQUOTED = re.compile(rf"[\w(/$+.](?:[^{UNSEEN}:#]|:(?! |\Z)|(?<! )#)*(?<! )")
 _ESCAPED = re.compile(rf'["\\{UNSEEN}]')
@@ -98,14 +98,14 @@ _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def string(text: str, quoted: bool) -> str:
-    """A string of YAML, in quotes where a reader of YAML 1.1 or 1.2 might take it for something else."""
-    if quoted or not UNQUOTED.fullmatch(text) or core_json(text)[0] != '"' or taken_for(text) is not None:
+    """A YAML string, quoted if a YAML 1.1 or 1.2 reader could resolve it to another type."""
+    if quoted or not UNQUOTED.fullmatch(text) or core_json(text)[0] != '"' or implicit_tag(text) is not None:
         return double_quoted(text)
     return text
 
 
-def taken_for(text: str) -> str | None:
-    """What a reader of YAML 1.1 takes a text without quotes for, None if for a text."""
+def implicit_tag(text: str) -> str | None:
+    """The tag that a YAML 1.1 reader resolves an unquoted string to; None if it remains a string."""
     if text in ("y", "Y", "n", "N"):
         return "tag:yaml.org,2002:bool"
     return next(
@@ -113,12 +113,12 @@ def taken_for(text: str) -> str | None:
     )
 
 
-#: Keys come again and again.
+#: Keys repeat from file to file.
 _name = lru_cache(maxsize=1024)(string)
 
 
 def double_quoted(text: str) -> str:
-    """A string of YAML in double quotes."""
+    """A YAML string in double quotes."""
     return f'"{_ESCAPED.sub(_escape, text)}"'
 
 

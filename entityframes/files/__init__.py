@@ -1,4 +1,4 @@
-"""Files of rows: CSV, TSV, NDJSON, JSON, Parquet and Arrow IPC, plain or packed."""
+"""Tabular files: CSV, TSV, NDJSON, JSON, Parquet and Arrow IPC, plain or compressed."""
 
 from entityframes.files.formats import FORMATS, Format, format_of
 from entityframes.files.opening import check_name, expanded

@@ -1,4 +1,4 @@
-"""What the texts of a column are: numbers, if the text of each comes back from its number, else text."""
+"""Type inference for columns of text: numbers if every value round-trips, else text."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Sequence
 
 import polars as pl
 
-#: Whole numbers up to this one are each a double.
+#: Integers up to this one are represented exactly by a double.
 EXACT = 1 << 53
 
-#: Values after which a column that is mostly no numbers is text, and looked at no more.
+#: Number of non-numeric values after which a mostly non-numeric column is text, and is not examined any further.
 _ENOUGH = 1_000
 
-#: Values of a chunk up to which Python looks at them faster than Polars.
+#: Size of a chunk up to which Python is faster than Polars.
 _FEW = 32
-#: A whole number that a double holds too, as it comes back; and a text that begins like no number or boolean.
+#: An integer and a fraction that round-trip through a double, and a character that no number or boolean begins with.
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,14}", re.ASCII)
 _PLAIN_FRACTION = re.compile(r"-?(?:0|[1-9][0-9]{0,7})\.[0-9]{0,5}[1-9]", re.ASCII)
 _WORD = re.compile(r"[^-+.0-9iInNtTfF\s,]", re.ASCII)
 
 
 class ColumnStats:
-    """Counts of a column of text, over all its values."""
+    """Counts of the kinds of values in a column of text."""
 
     def __init__(self, decimal_comma: bool = False) -> None:
         self.decimal_comma = decimal_comma
         self.values = 0
         self.whole = 0
         self.fractions = 0
-        #: Values that are numbers whose text would be another one: 01234, 1.10, 1e5.
+        #: Values that are numbers but do not round-trip: 01234, 1.10, 1e5.
         self.altered = 0
-        #: Values that are no numbers: true and false, and all others.
+        #: Values that are not numbers: true and false, and all others.
         self.booleans = 0
         self.odd = 0
-        #: Whether a whole number is too large to be a double.
+        #: Whether there is an integer that a double cannot represent exactly.
         self.large = False
         #: The first value of each kind, with its place.
         self.first: dict[str, tuple[str, str]] = {}
@@ -45,7 +45,7 @@ class ColumnStats:
         return self.odd > _ENOUGH and 2 * self.odd > self.values
 
     def update(self, values: pl.Series, file: str, lines: Sequence[int]) -> None:
-        """Count values, which stand on these lines of a file."""
+        """Count values, which are on these lines of a file."""
         if self.is_text:
             self.values += len(values) - values.null_count()
             return
@@ -68,7 +68,7 @@ class ColumnStats:
         self._others(given.filter(~whole), _Places(values, present, whole, file, lines))
 
     def _few(self, given: list[str], values: pl.Series, file: str, lines: Sequence[int]) -> bool:
-        """Count values that are plain numbers or words; files of many columns have few rows."""
+        """Count plain numbers and words in a small chunk; False if there are other values."""
         kinds = []
         for text in given:
             if _WHOLE.fullmatch(text):
@@ -90,7 +90,7 @@ class ColumnStats:
         return True
 
     def _others(self, rest: pl.Series, places: _Places) -> None:
-        """Count values that are no plain whole numbers."""
+        """Count values that are not plain integers."""
         points = rest
         if self.decimal_comma:
             comma = rest.str.contains(r"^-?\d+,\d+$")
@@ -117,7 +117,7 @@ class ColumnStats:
         self.first = {**other.first, **self.first}
 
     def dtype(self) -> pl.DataType:
-        """What the column is: Null without a value, a number where every text comes back, else text."""
+        """The dtype of the column: Null if it has no values, a number if every value round-trips, else text."""
         if not self.values:
             return pl.Null()
         if self.odd or self.altered or self.is_text:
@@ -130,13 +130,13 @@ class ColumnStats:
 
     @property
     def number(self) -> pl.DataType | None:
-        """The number that the values are, whether or not their texts come back; None where one is no number."""
+        """The numeric dtype of the values, even if they do not round-trip; None if one is not a number."""
         if not self.values or self.odd or self.booleans or self.is_text:
             return None
         return pl.Int64() if self.whole == self.values else pl.Float64()
 
     def expression(self, name: str, dtype: pl.DataType) -> pl.Expr:
-        """The column with a dtype."""
+        """An expression for the column with a dtype."""
         text = pl.col(name)
         if self.decimal_comma and dtype.is_float():
             text = text.str.replace(",", ".", literal=True)
@@ -146,7 +146,7 @@ class ColumnStats:
 
 
 class _Places:
-    """Where the values of a filtered column are."""
+    """The positions of the values of a filtered column."""
 
     def __init__(
         self, values: pl.Series, present: pl.Series, whole: pl.Series, file: str, lines: Sequence[int]
@@ -154,7 +154,7 @@ class _Places:
         self._values, self._present, self._whole, self._file, self._lines = values, present, whole, file, lines
 
     def of(self, at: int) -> str:
-        """File and line of the value at a position among those that are no plain whole numbers."""
+        """File and line of the value at a position among those that are not plain integers."""
         rows = self._present.arg_true() if self._values.null_count() else pl.int_range(len(self._values), eager=True)
         row = int(rows.filter(~self._whole)[at])
         return f"{self._file}, line {self._lines[row]:,}"

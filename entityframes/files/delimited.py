@@ -1,8 +1,8 @@
-"""CSV and TSV: records found line by line, so that one that cannot be read takes down itself only.
+"""CSV and TSV: records are parsed line by line, so that an unreadable record does not affect the others.
 
-The parser is Python's `csv` in its strict mode. Polars' and DuckDB's were tried on the same odd files: one ends at the
-first bad line and takes numbers for codes, the other drops the end of a value after a closing quote, and a value where
-line ends are mixed, without a word.
+The parser is Python's `csv` in strict mode. The parsers of Polars and DuckDB were tried on the same malformed files:
+one stops at the first bad line and reads codes as numbers; the other silently drops the end of a value after a closing
+quote, and a value if line endings are mixed.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from entityframes.files.notes import Notes
 from entityframes.files.opening import MAX_RECORD, CutLine, check_room, display_name, line_chunks, text_blocks
 from entityframes.files.unread import Unread, is_text, why_not_text
 
-#: About as many characters of rows are made columns at once.
+#: Approximate number of characters of rows that are converted to columns at once.
 PIECE = 8 << 20
 
-#: Characters of one value; a content may have as many bytes.
+#: Maximum characters of one value; this is also the limit of content in bytes.
 MAX_VALUE = 64 << 20
 
-#: More columns than this are refused: each is a field of the metadata.
+#: Maximum number of columns: each is a field of the metadata.
 MAX_COLUMNS = 20_000
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How the values of a line are told from each other."""
+    """The options for parsing delimited files."""
 
     separator: str
     #: None: quotes are part of the values.
     quote: str | None
-    #: What stands before a quote in a quoted value; None: a quote is doubled.
+    #: The character before a quote in a quoted value; None: a quote is doubled.
     escape: str | None = None
     columns: Sequence[str] | None = None
     nulls: Sequence[str] = ()
@@ -51,10 +51,10 @@ class Dialect:
 
 @dataclass
 class TextRows:
-    """Rows of files as text, on disk."""
+    """Rows of files as columns of text, on disk."""
 
     names: list[str]
-    #: The file that has them.
+    #: The first file, which defines the columns.
     first: str
     files: list[str] = field(default_factory=list)
     stats: dict[str, ColumnStats] = field(default_factory=dict)
@@ -62,12 +62,12 @@ class TextRows:
     bytes: int = 0
 
 
-#: The line on which a record begins, its lines, its values (none for a blank line).
+#: A record: its first line number, its lines, its values (none for a blank line).
 _Record = tuple[int, list[str], list[str]]
 
 
 class _BackslashQuotes(Exception):  # noqa: N818
-    """A file turned out to have ``\\"`` for a quote within a quoted value."""
+    """A file turned out to use ``\\"`` for a quote within a quoted value."""
 
 
 def read_delimited(paths: Sequence[str], dialect: Dialect, spool: Path, unread: Unread, notes: Notes) -> TextRows:
@@ -77,50 +77,50 @@ def read_delimited(paths: Sequence[str], dialect: Dialect, spool: Path, unread: 
         paths: the files, which have the same columns.
         dialect: how to read them.
         spool: a folder for the rows.
-        unread: takes the rows that cannot be read.
-        notes: takes what was done that the files do not say.
+        unread: collects the rows that cannot be read.
+        notes: collects notes about how the files were interpreted.
 
     Raises:
-        SchemaError: a file has no header line, too many columns, or others than the first file.
+        SchemaError: a file has no header line, too many columns, or different columns than the first file.
     """
-    made: TextRows | None = None
+    result: TextRows | None = None
     for number, path in enumerate(paths):
         before = (len(unread.rows), unread.seen)
-        reader = _File(path, dialect, unread, notes, made)
+        reader = _File(path, dialect, unread, notes, result)
         target = spool / f"text-{number}.arrow"
         try:
-            made = reader.read(target)
+            result = reader.read(target)
         except _BackslashQuotes:
             unread.forget(*before)
             escaped = replace(dialect, escape="\\")
-            made = _File(path, escaped, unread, notes, made).read(target)
+            result = _File(path, escaped, unread, notes, result).read(target)
             notes.add(
                 "escape",
                 f"{display_name(path)}: \\\" is read as a quote within a quoted value, as with --escape '\\'",
             )
-    assert made is not None
-    return made
+    assert result is not None
+    return result
 
 
 class _File:
     """One file of delimited values."""
 
-    def __init__(self, path: str, dialect: Dialect, unread: Unread, notes: Notes, made: TextRows | None) -> None:
+    def __init__(self, path: str, dialect: Dialect, unread: Unread, notes: Notes, result: TextRows | None) -> None:
         self.path, self.dialect, self.unread, self.notes = path, dialect, unread, notes
         self.name = display_name(path)
-        self.made = made
+        self.result = result
         #: The columns in the order of this file; None before its first record.
         self.names: list[str] | None = None
-        #: The line after the one on which the last chunk ended.
+        #: The line number after the last chunk.
         self.line = 1
-        #: Lines up to this one were swallowed by a quote that was not closed, and are read as rows of their own.
+        #: Lines up to this one followed an unclosed quote, and are read as separate rows.
         self.suspect = 0
-        #: Blank lines, and those of them after which only others have come so far: how many, and the first.
+        #: Blank lines that were followed by a row, and those at the end so far: number and first line.
         self.blank = (0, 0)
         self.blank_last = (0, 0)
-        #: Lines with too few values: how many, the first, and how many values it has.
+        #: Lines with too few values: number, first line, and its number of values.
         self.short = (0, 0, 0)
-        #: Lines with empty values beyond the last column: how many, and the first.
+        #: Lines with empty values beyond the last column: number and first line.
         self.wide = (0, 0)
 
     def read(self, target: Path) -> TextRows:
@@ -144,36 +144,36 @@ class _File:
                 height += frame.height
                 self._result().bytes += table.nbytes
                 check_room(target, self.name)
-        made = self._result()
-        made.rows += height
+        result = self._result()
+        result.rows += height
         if height:
-            made.files.append(str(target))
+            result.files.append(str(target))
         for name, counted in stats.items():
-            made.stats[name].merge(counted)
+            result.stats[name].merge(counted)
         self._add_notes()
-        return made
+        return result
 
     def _result(self) -> TextRows:
-        """The rows of all files so far; the first file with a header makes it."""
-        if self.made is None:
+        """The rows of all files so far; created by the first file with a header."""
+        if self.result is None:
             if self.names is None:
-                raise SchemaError(f"{self.name} is empty: it has not even a header line")
-            self.made = TextRows(list(self.names), self.name)
-            self.made.stats = {name: ColumnStats(self.dialect.decimal_comma) for name in self.names}
-        return self.made
+                raise SchemaError(f"{self.name} is empty: it does not have a header line")
+            self.result = TextRows(list(self.names), self.name)
+            self.result.stats = {name: ColumnStats(self.dialect.decimal_comma) for name in self.names}
+        return self.result
 
     def _frame(self, rows: list[list[str]]) -> pl.DataFrame:
         """Rows as columns of text, in the order of the first file."""
         assert self.names is not None
-        made = self._result()
+        result = self._result()
         columns = dict(zip(self.names, zip(*rows, strict=True), strict=True))
         nulls = pl.Series(["", *self.dialect.nulls], dtype=pl.String)
-        # A dict, because a list of Series gives a column without a name another one.
-        frame = pl.DataFrame({name: pl.Series(list(columns[name]), dtype=pl.String) for name in made.names})
+        # A dict, because with a list of Series a column with an empty name is renamed.
+        frame = pl.DataFrame({name: pl.Series(list(columns[name]), dtype=pl.String) for name in result.names})
         return frame.with_columns(pl.when(~pl.all().is_in(nulls.implode())).then(pl.all()))
 
     def _chunks(self) -> Iterator[tuple[list[int], list[list[str]]]]:
-        """Rows in pieces, with the line on which each begins."""
+        """Rows in chunks, with the line number of each."""
         starts: list[int] = []
         rows: list[list[str]] = []
         size = 0
@@ -188,13 +188,13 @@ class _File:
             yield starts, rows
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
-        """The rows that can be stored: with as many values as there are columns."""
+        """The readable rows, with as many values as there are columns."""
         for start, lines, row in self._records():
             if not row or (len(row) == 1 and not row[0].strip() and not lines[0].strip(" \r\n")):
                 self.blank_last = (self.blank_last[0] + 1, self.blank_last[1] or start)
                 continue
             if self.blank_last[0]:
-                # Those at the end of a file are nobody's rows.
+                # Blank lines at the end of a file are not reported.
                 self.blank = (self.blank[0] + self.blank_last[0], self.blank[1] or self.blank_last[1])
                 self.blank_last = (0, 0)
             if self.names is None:
@@ -206,10 +206,10 @@ class _File:
                 self._refuse(start, why_not_text("".join(lines), self.dialect.encoding), lines)
             elif len(row) > len(self.names) and any(row[len(self.names) :]):
                 what = "the first line has" if self.dialect.columns is None else "--columns names"
-                said = f"{len(row)} values, where {what} {len(self.names)}"
+                reason = f"{len(row)} values, but {what} {len(self.names)}"
                 if self.dialect.quote and self.dialect.quote in "".join(lines):
-                    said += "; a separator within a value needs quotes around the whole value"
-                self._refuse(start, said, lines, row)
+                    reason += "; a value that contains a separator must be quoted as a whole"
+                self._refuse(start, reason, lines, row)
             elif start <= self.suspect and (len(row) < len(self.names) or self._has_quote(row, lines)):
                 self._refuse(start, "within a value whose quote is not closed", lines)
             else:
@@ -223,7 +223,7 @@ class _File:
                 yield start, row
 
     def _has_quote(self, row: list[str], lines: list[str]) -> bool:
-        """Whether a quote stands within a value that is not quoted."""
+        """Whether a value that is not quoted contains a quote."""
         quote = self.dialect.quote or ""
         return any(quote in value for value in row) and '""' not in "".join(lines)
 
@@ -231,34 +231,34 @@ class _File:
         self.unread.add(self.name, start, reason, "".join(lines), row)
 
     def _begin(self, start: int, row: list[str]) -> None:
-        """Take the first record as the header, or count the values of a file without one."""
+        """Read the header from the first record, or check its number of values if the column names are given."""
         given = self.dialect.columns
         if given is not None:
             if len(given) != len(row):
                 raise SchemaError(
-                    f"the file {self.name} has {len(row)} columns, and {len(given)} names were given for them"
+                    f"the file {self.name} has {len(row)} columns, but {len(given)} names were given for them"
                 )
             names = list(given)
         else:
             if not all(map(is_text, row)):
                 raise SchemaError(f"{self.name}, line {start} (the header): {why_not_text(''.join(row), None)}")
             if any("\0" in name for name in row):
-                raise SchemaError(f"{self.name}, line {start}: the name of a column holds a NUL character (U+0000)")
+                raise SchemaError(f"{self.name}, line {start}: a column name contains a NUL character (U+0000)")
             names = _distinct(row, self.name, self.notes)
         if len(names) > MAX_COLUMNS:
             raise SchemaError(
                 f"{self.name} has {len(names):,} columns, more than the {MAX_COLUMNS:,} that an entity can have: "
-                "cut it into files of fewer columns, or turn columns into rows"
+                "split it into files with fewer columns, or turn columns into rows"
             )
-        if self.made is not None and set(names) != set(self.made.names):
+        if self.result is not None and set(names) != set(self.result.names):
             raise SchemaError(
-                f"{self.name} has other columns than {self.made.first}{_unlike(self.made.names, names)}: "
-                "import files of one kind at a time, or name the columns of files without a header line"
+                f"{self.name} has different columns than {self.result.first}{_unlike(self.result.names, names)}: "
+                "import files with the same columns together, or name the columns of files without a header line"
             )
         self.names = names
 
     def _records(self) -> Iterator[_Record]:
-        """Each record: the line on which it begins, its lines, its values (none for a blank line)."""
+        """The records of the file."""
         carry: list[str] = []
         want = 0
         for chunk in line_chunks(text_blocks(self.path, self.dialect.encoding)):
@@ -266,7 +266,7 @@ class _File:
             if sum(map(len, carry)) < want:
                 continue
             left = yield from self._parsed(carry, final=False)
-            # A record that is not complete is looked at again once there is twice as much of it.
+            # An incomplete record is parsed again once twice as much of it has been read.
             want = 2 * sum(map(len, left))
             self.line += len(carry) - len(left)
             carry = left
@@ -274,7 +274,7 @@ class _File:
             yield from self._parsed(carry, final=True)
 
     def _parsed(self, lines: list[str], final: bool) -> Generator[_Record, None, list[str]]:
-        """The records of lines; returns those lines at the end that are no whole record yet."""
+        """The records in `lines`; returns the lines at the end that are not a complete record yet."""
         position = 0
         while position < len(lines):
             cut = next((n for n in range(position, len(lines)) if type(lines[n]) is CutLine), len(lines))
@@ -289,7 +289,7 @@ class _File:
         return []
 
     def _segment(self, lines: list[str], begin: int, end: int, whole: bool) -> Generator[_Record, None, int]:
-        """Records of ``lines[begin:end]``; returns where a record begins that needs more lines."""
+        """The records in ``lines[begin:end]``; returns the position of the first record that needs more lines."""
         if self.dialect.quote is None:
             for position in range(begin, end):
                 text = lines[position].rstrip("\r\n")
@@ -326,15 +326,13 @@ class _File:
             what = f"a value is longer than {MAX_VALUE >> 20} MiB, or a quote is not closed"
         else:
             what = "a quote is not closed" if open_end else "a quote within a quoted value is not doubled"
-        return (
-            f"{what}; where quotes are part of the values say --no-quote, where \\\" stands for one say --escape '\\'"
-        )
+        return f"{what}; use --no-quote if quotes are part of the values, or --escape '\\' if \\\" stands for a quote"
 
     def _may_have_backslashes(self, lines: list[str]) -> bool:
-        """Whether more lines would tell if a record has backslashes before its quotes.
+        """Whether more lines are needed to decide if a record has backslashes before its quotes.
 
         Raises:
-            _BackslashQuotes: it has, and the file is to be read again with them.
+            _BackslashQuotes: it has, and the file must be read again with backslash escapes.
         """
         if self.dialect.quote is None or self.names is None or f"\\{self.dialect.quote}" not in "".join(lines):
             return False
@@ -349,7 +347,7 @@ class _File:
         return True
 
     def _escaped(self, lines: list[str], begin: int, end: int, whole: bool) -> Generator[_Record, None, int]:
-        """As `_segment`, where a character stands before quotes within quoted values."""
+        """As `_segment`, for files with an escape character before quotes within quoted values."""
         quote, escape = self.dialect.quote or '"', self.dialect.escape or "\\"
         while begin < end:
             following = begin + 1
@@ -360,7 +358,7 @@ class _File:
                 step *= 2
                 row = _split_escaped("".join(lines[begin:following]), self.dialect.separator, quote, escape)
             if isinstance(row, _Values):
-                # A longer piece than the record was looked at.
+                # The parsed piece may be longer than the record.
                 length, following = row.length, begin
                 while length > 0:
                     length -= len(lines[following])
@@ -373,7 +371,7 @@ class _File:
                 what = "a quote is not closed" if row is None else row
                 self._refuse(
                     self.line + begin,
-                    f"{what}; where quotes are part of the values say --no-quote",
+                    f"{what}; use --no-quote if quotes are part of the values",
                     lines[begin : begin + 1],
                 )
                 if following > begin + 1:
@@ -387,23 +385,23 @@ class _File:
             self.notes.add(
                 "short",
                 f"{self.name}: {lines:,} {'line has' if lines == 1 else 'lines have'} fewer values than there are "
-                f"columns, such as line {line:,} ({values} of {len(self.names or [])}); what is missing is null",
+                f"columns, such as line {line:,} ({values} of {len(self.names or [])}); missing values are null",
             )
         lines, line = self.wide
         if lines:
-            said = "1 line has" if lines == 1 else f"{lines:,} lines have"
+            count = "1 line has" if lines == 1 else f"{lines:,} lines have"
             self.notes.add(
                 "wide",
-                f"{self.name}: {said} empty values beyond the last column, such as line {line:,}: they are left out",
+                f"{self.name}: {count} empty values beyond the last column, such as line {line:,}: they are ignored",
             )
         lines, line = self.blank
         if lines:
-            said = "1 blank line is" if lines == 1 else f"{lines:,} blank lines are"
-            self.notes.add("blank", f"{self.name}: {said} left out, such as line {line:,}")
+            count = "1 blank line is" if lines == 1 else f"{lines:,} blank lines are"
+            self.notes.add("blank", f"{self.name}: {count} ignored, such as line {line:,}")
         if self.suspect:
             self.notes.add(
                 "quote",
-                f"{self.name}: lines after a quote that is not closed are read as rows (up to line {self.suspect:,})",
+                f"{self.name}: lines after an unclosed quote are read as rows (up to line {self.suspect:,})",
             )
 
 
@@ -411,15 +409,15 @@ _LINE_END = re.compile(r"\r\n|\n|\r|\Z")
 
 
 class _Values(NamedTuple):
-    """A record with escaped quotes."""
+    """The values of a record with escaped quotes."""
 
     values: list[str]
-    #: How many characters it has, its line end included.
+    #: Its length in characters, including the line ending.
     length: int
 
 
 def _split_escaped(text: str, separator: str, quote: str, escape: str) -> _Values | str | None:
-    """The first record of a text; None if a quote is open at its end, or what is wrong with it."""
+    """The first record of a text; None if a quote is not closed at its end, or a string that describes the error."""
     q, e, s = re.escape(quote), re.escape(escape), re.escape(separator)
     values = []
     position = 0
@@ -448,35 +446,35 @@ def _split_escaped(text: str, separator: str, quote: str, escape: str) -> _Value
 
 
 def _distinct(names: list[str], file: str, notes: Notes) -> list[str]:
-    """Names of columns, each once; a repeated one gets a number."""
+    """Unique column names; a repeated name gets a number."""
     taken = set(names)
     seen: dict[str, int] = {}
-    made = []
+    result = []
     for name in names:
         if name not in seen:
             seen[name] = 0
-            made.append(name)
+            result.append(name)
             continue
         while (other := f"{name}_duplicated_{seen[name]}") in taken:
             seen[name] += 1
         taken.add(other)
-        made.append(other)
-        notes.add("names", f"{file}: the header has a column {name!r} more than once; another one is called {other!r}")
-    return made
+        result.append(other)
+        notes.add("names", f"{file}: duplicate column name {name!r} in the header; it is renamed to {other!r}")
+    return result
 
 
 def _unlike(known: list[str], names: list[str]) -> str:
-    said = []
+    parts = []
     if more := [name for name in names if name not in known]:
-        said.append(f"has {', '.join(map(repr, more[:5]))}")
+        parts.append(f"has {', '.join(map(repr, more[:5]))}")
     if less := [name for name in known if name not in names]:
-        said.append(f"lacks {', '.join(map(repr, less[:5]))}")
-    return f" ({', '.join(said)})"
+        parts.append(f"lacks {', '.join(map(repr, less[:5]))}")
+    return f" ({', '.join(parts)})"
 
 
 @contextmanager
 def _long_values() -> Iterator[None]:
-    """Let the parser take values as long as a record."""
+    """Raise the parser's limit on the length of a value."""
     before = csv.field_size_limit(MAX_VALUE)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Formats of files of rows, and how one is told from the name of a file."""
+"""File formats, and inferring them from file names."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _SUFFIXES: dict[str, Format] = {
     ".ipc": "ipc",
     ".feather": "ipc",
 }
-_PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz", ".zip")
+_COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz", ".zip")
 
 
 def format_of(path: str | Path) -> Format:
-    """The format that a file name tells.
+    """The format of a file, inferred from its name.
 
     Raises:
-        SchemaError: it tells none.
+        SchemaError: the format cannot be inferred.
     """
     name = Path(path)
-    suffix = name.with_suffix("").suffix if name.suffix.lower() in _PACKED else name.suffix
+    suffix = name.with_suffix("").suffix if name.suffix.lower() in _COMPRESSED else name.suffix
     found = _SUFFIXES.get(suffix.lower())
     if found is None:
         raise SchemaError(

@@ -1,7 +1,7 @@
-"""NDJSON and JSON: every object is looked at before a column gets its dtype, so that none is cut to fit.
+"""NDJSON and JSON: all objects are inspected before the dtypes are chosen, so that no value is truncated.
 
-Objects are checked with Python's `json` (repeated keys, lone surrogates, digits that a double does not keep), and then
-parsed by Polars with the dtypes that all of them together need.
+Objects are checked with Python's `json` (duplicate keys, lone surrogates, numbers that exceed the precision of a
+double), and then parsed by Polars with dtypes that fit all of them.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ from entityframes.files.opening import BLOCK, MAX_RECORD, CutLine, check_room, d
 from entityframes.files.pieces import in_pieces
 from entityframes.files.unread import Unread, is_text, why_not_text
 
-#: Sets of keys and types of objects that are remembered, so that others like them are not looked into.
+#: Maximum number of combinations of keys and types that are cached, so that similar objects are not inspected again.
 MAX_SHAPES = 100_000
 
-#: Characters of objects that are made columns at once.
+#: Bytes of objects that are converted to columns at once.
 PIECE = 8 << 20
 
-#: An escape that is half of a character.
+#: An escaped surrogate.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Raw(str):
-    """A number as its text, which a double would not give back."""
+    """A number as a string, because it does not round-trip through a double."""
 
     __slots__ = ()
 
 
 class _BadObject(ValueError):  # noqa: N818
-    """An object that JSON allows and that cannot be kept."""
+    """A valid JSON object that cannot be stored."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _BadObject(f"the key {twice[:100]!r} comes more than once in an object")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise _BadObject(f"duplicate key {duplicate[:100]!r} in an object")
     return found
 
 
 def _constant(name: str) -> Any:
-    raise _BadObject(f"{name} is no JSON number; leave the field out or use null")
+    raise _BadObject(f"{name} is not a JSON number; omit the field or use null")
 
 
 def _fraction(text: str) -> Any:
-    """A double, or the text where the double is another number."""
+    """A double, or the number as a string if the double would be a different number."""
     number = float(text)
     if math.isinf(number):
         raise _BadObject(f"the number {text[:40]} is beyond the range of a double")
@@ -66,13 +66,13 @@ def _fraction(text: str) -> Any:
 
 
 _exact = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_fraction)
-#: Numbers stay the text that they are.
+#: Keeps numbers as strings.
 _digits = json.JSONDecoder(parse_int=Raw, parse_float=Raw)
 
 
 @dataclass
 class JsonRows:
-    """Objects of files, one a line, on disk; and what they hold."""
+    """The objects of files on disk, one per line, and a summary of their values."""
 
     path: Path
     root: Node = field(default_factory=Node)
@@ -81,50 +81,50 @@ class JsonRows:
 
     @property
     def names(self) -> list[str]:
-        """The keys of all objects, in the order in which they first come."""
+        """The keys of all objects, in order of first occurrence."""
         return list(self.root.fields)
 
 
 def read_json(paths: Sequence[str], encoding: str | None, spool: Path, unread: Unread, notes: Notes) -> JsonRows:
-    """Read files of JSON objects: one a line, elements of an array, or one after the other.
+    """Read files of JSON objects: one per line, as elements of an array, or concatenated.
 
     Args:
         paths: the files.
-        encoding: None for UTF-8, or what a byte order mark says.
+        encoding: None for UTF-8, or the encoding given by a byte order mark.
         spool: a folder for the rows.
-        unread: takes the rows that cannot be read.
-        notes: takes what was done that the files do not say.
+        unread: collects the rows that cannot be read.
+        notes: collects notes about how the files were interpreted.
 
     Raises:
-        SchemaError: there is no object, or nearly nothing can be read.
+        SchemaError: there is no object, or most objects cannot be read.
     """
-    made = JsonRows(spool / "rows.ndjson")
+    result = JsonRows(spool / "rows.ndjson")
     shapes: set[Any] = set()
-    with made.path.open("w", encoding="utf-8", newline="") as file:
+    with result.path.open("w", encoding="utf-8", newline="") as file:
         for path in paths:
             name = display_name(path)
-            for line, text, whole in _texts(path, encoding):
+            for line, text, whole in _objects(path, encoding):
                 if not whole:
                     unread.add(name, line, text if isinstance(text, str) else "", "")
                     continue
-                kept = _checked(text, name, line, encoding, unread, made.root, shapes)
+                kept = _checked(text, name, line, encoding, unread, result.root, shapes)
                 if kept is not None:
                     file.write(kept)
                     file.write("\n")
-                    made.rows += 1
-                    made.bytes += len(kept)
-                    if made.rows % 10_000 == 0:
-                        check_room(made.path, name)
+                    result.rows += 1
+                    result.bytes += len(kept)
+                    if result.rows % 10_000 == 0:
+                        check_room(result.path, name)
     if not unread.seen:
         names = ", ".join(map(display_name, paths[:5]))
-        raise SchemaError(f"{names} {'is' if len(paths) == 1 else 'are'} empty: there is no JSON object")
-    return made
+        raise SchemaError(f"{names} {'is' if len(paths) == 1 else 'are'} empty: no JSON object found")
+    return result
 
 
 def _checked(
     text: str, file: str, line: int, encoding: str | None, unread: Unread, root: Node, shapes: set[Any]
 ) -> str | None:
-    """The object as one line, once it is known that it can be kept; None if not, and `unread` has it."""
+    """The object as one line if it can be stored; otherwise None, and it is added to `unread`."""
     reason: str | None = None
     try:
         if not text.isascii() and not is_text(text):
@@ -137,7 +137,7 @@ def _checked(
     except RecursionError:
         reason = "nested too deeply"
     except ValueError as error:
-        reason = f"no JSON: {error}".replace(": line 1 column", ": column")
+        reason = f"not valid JSON: {error}".replace(": line 1 column", ": column")
     if reason is not None:
         unread.add(file, line, reason, text)
         return None
@@ -155,7 +155,7 @@ def _checked(
 def _why_not_object(value: Any, text: str) -> str | None:
     if type(value) is not dict:
         words = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-        return f"no JSON object but {words.get(type(value), 'a number')}"
+        return f"not a JSON object but {words.get(type(value), 'a number')}"
     depth = text.count("[") + text.count("{")
     if depth > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         return f"nested deeper than {MAX_DEPTH} levels"
@@ -163,9 +163,9 @@ def _why_not_object(value: Any, text: str) -> str | None:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            return "a lone surrogate (such as \\ud800), which is no character"
+            return "a lone surrogate (such as \\ud800), which is not a character"
     if "\\u0000" in text and _has_nul_key(value):
-        return "a key holds a NUL character (U+0000)"
+        return "a key contains a NUL character (U+0000)"
     return None
 
 
@@ -185,14 +185,14 @@ def _depth(value: Any) -> int:
     return deepest
 
 
-def _texts(path: str, encoding: str | None) -> Iterator[tuple[int, str, bool]]:
-    """The text of each object with its line; not whole: why a piece of the file is none."""
+def _objects(path: str, encoding: str | None) -> Iterator[tuple[int, str, bool]]:
+    """Yield (line, text, True) for each object, and (line, reason, False) for text that cannot be split."""
     first, lines = _first_lines(path, encoding)
     if first.startswith("[") or (first.startswith("{") and not _is_json(first)):
-        # An array, or objects that are spread over lines.
+        # An array, or objects that span several lines.
         values = _Values(text_blocks(path, encoding), first.startswith("["))
-        # One broken line at the start of a file of lines is no sign of objects spread over lines.
-        if first.startswith("[") or values.begins_well():
+        # A broken first line of NDJSON does not mean that objects span several lines.
+        if first.startswith("[") or values.begins_with_value():
             yield from values
             return
         lines = _lines(path, encoding)
@@ -223,7 +223,7 @@ def _is_json(text: str) -> bool:
     try:
         json.loads(text)
     except (ValueError, RecursionError):
-        # Broken within is another thing than continued on the next line.
+        # A value may be invalid, or it may continue on the next line.
         return not _open_end(text)
     return True
 
@@ -237,7 +237,7 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]|"', re.DOTALL)
 
 
 def _end_of_value(text: str, begin: int) -> int | None:
-    """Where the brackets that open at a position are closed; None if they are not."""
+    """The position after the bracket that closes the one at `begin`; None if it is not closed."""
     depth = 0
     for token in _TOKEN.finditer(text, begin):
         mark = token[0]
@@ -253,7 +253,7 @@ def _end_of_value(text: str, begin: int) -> int | None:
 
 
 class _Values:
-    """The elements of an array, or values one after the other, in a text that is read piece by piece."""
+    """The elements of an array, or concatenated values, of a text that is read in blocks."""
 
     def __init__(self, blocks: Iterator[str], array: bool) -> None:
         self._blocks = blocks
@@ -263,8 +263,8 @@ class _Values:
         self._line = 1
         self._over = False
 
-    def begins_well(self) -> bool:
-        """Whether the first value is a whole one."""
+    def begins_with_value(self) -> bool:
+        """Whether the first value is complete and valid."""
         if self._next() is None:
             return False
         while len(self._text) - self._at <= MAX_RECORD:
@@ -288,16 +288,17 @@ class _Values:
             line = self._line
             end = self._value()
             if end is None:
-                whole = len(self._text) - self._at <= MAX_RECORD
-                said = "the file ends within a value: it may be truncated"
-                yield line, said if whole else f"a value is longer than {MAX_RECORD >> 20} MiB, or is not closed", False
+                if len(self._text) - self._at <= MAX_RECORD:
+                    yield line, "the file ends within a value: it may be truncated", False
+                else:
+                    yield line, f"a value is longer than {MAX_RECORD >> 20} MiB, or is not closed", False
                 return
             text = self._text[self._at : end]
             self._move(end)
             yield line, text, True
             if self._array and not self._separated():
                 if self._next() is None:
-                    yield self._line, "the array ends too early, without its ]: the file may be truncated", False
+                    yield self._line, "the array is not closed with ]: the file may be truncated", False
                     return
                 if self._text[self._at] != "]":
                     yield self._line, "a comma is missing between two values of the array", False
@@ -319,7 +320,7 @@ class _Values:
         self._at = to
 
     def _next(self) -> int | None:
-        """The position of the next character that is no blank; what is before it is done with."""
+        """Move to the next non-blank character; returns its position, or None at the end."""
         while True:
             found = re.compile(r"[^\s]").search(self._text, self._at)
             if found is not None:
@@ -330,7 +331,7 @@ class _Values:
                 return None
 
     def _value(self) -> int | None:
-        """The end of the value that begins here, read as far as it needs; what is done with is let go of then."""
+        """The end of the value that begins here, reading more as needed; text before it is then discarded."""
         while True:
             end = self._end(self._at)
             if end is not None and (end < len(self._text) or self._over):
@@ -350,7 +351,7 @@ class _Values:
             return None if found is None else found.start()
 
     def _more(self, least: int = BLOCK) -> bool:
-        """Read on; whether there was more."""
+        """Read at least this many more characters; returns whether there were any."""
         pieces = [self._text[self._at :]]
         self._at = 0
         size = 0
@@ -370,17 +371,17 @@ def _line_ends(text: str, begin: int, end: int) -> int:
     return ends if ends else text.count("\r", begin, end)
 
 
-def as_frame(rows: JsonRows, dtypes: dict[str, pl.DataType], texts: dict[str, Change], spool: Path) -> pl.LazyFrame:
-    """The rows with these dtypes.
+def as_frame(rows: JsonRows, dtypes: dict[str, pl.DataType], changes: dict[str, Change], spool: Path) -> pl.LazyFrame:
+    """The rows as a LazyFrame with these dtypes.
 
     Args:
-        rows: what `read_json` made.
+        rows: the result of `read_json`.
         dtypes: the dtype of each key.
-        texts: for the keys in which values become their text, which of them do (see `kinds.resolve`).
-        spool: a folder.
+        changes: for keys with values that are converted to strings, the conversion (see `kinds.resolve`).
+        spool: a folder for the converted rows.
     """
     path = rows.path
-    if texts:
+    if changes:
         path = spool / f"texts-{len(list(spool.iterdir()))}.ndjson"
         with (
             rows.path.open(encoding="utf-8", newline="\n") as given,
@@ -388,7 +389,7 @@ def as_frame(rows: JsonRows, dtypes: dict[str, pl.DataType], texts: dict[str, Ch
         ):
             for line in given:
                 value = _digits.decode(line)
-                for name, change in texts.items():
+                for name, change in changes.items():
                     if value.get(name) is not None:
                         value[name] = change(value[name])
                 file.write(json_text(value))

@@ -1,4 +1,4 @@
-"""Which dtype holds all values that JSON files have in one place, at every depth; and which are kept as text."""
+"""Type inference for JSON: the dtype for all values at a path, at any depth, and which values are kept as strings."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from typing import Any
 
 import polars as pl
 
-#: Levels of nesting that typed metadata has.
+#: Maximum nesting depth of typed metadata.
 MAX_DEPTH = 64
-#: Keys of one nested object, over all rows, up to which they are fields of a struct.
+#: Maximum number of distinct keys of a nested object, over all rows, for it to become a struct.
 MAX_FIELDS = 1_000
 
-#: Whole numbers up to this one are each a double.
+#: Integers up to this one are represented exactly by a double.
 EXACT = 1 << 53
 
-#: What a value is called in a note.
+#: Names of the kinds of values in notes.
 _WORDS = {
     "bool": "booleans",
-    "int": "whole numbers",
-    "long": "whole numbers",
-    "big": "whole numbers beyond 64 bits",
-    "huge": "whole numbers of more than 38 digits",
+    "int": "integers",
+    "long": "integers",
+    "big": "integers beyond 64 bits",
+    "huge": "integers of more than 38 digits",
     "float": "fractions",
-    "inexact": "numbers with more digits than a double has",
-    "str": "texts",
+    "inexact": "numbers that exceed the precision of a double",
+    "str": "strings",
     "list": "arrays",
     "dict": "objects",
 }
 
 
 class Node:
-    """The values in one place of all objects."""
+    """The values at one path of all objects."""
 
     __slots__ = ("fields", "item", "kinds")
 
     def __init__(self) -> None:
-        #: Each kind of value that came, with the first example and its place.
+        #: The kinds of values, each with its first example, file and line.
         self.kinds: dict[str, tuple[str, str, int]] = {}
-        #: The values of each key of objects, and of the items of arrays.
+        #: The values of each key of objects, and the items of arrays.
         self.fields: dict[str, Node] = {}
         self.item: Node | None = None
 
     def add(self, value: Any, file: str, line: int) -> None:
-        """Take in a value."""
+        """Add a value."""
         kind = kind_of(value)
         if kind is None:
             return
@@ -66,7 +66,7 @@ class Node:
 
 
 def kind_of(value: Any) -> str | None:
-    """What a value is; None for null."""
+    """The kind of a value; None for null."""
     if value is None:
         return None
     kind = type(value)
@@ -84,24 +84,24 @@ def _example(value: Any) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-#: Puts the text in place of a value that has to become one.
+#: Converts a value to a string, or converts the values inside of it.
 Change = Callable[[Any], Any]
 
 
 def resolve(
-    node: Node, path: str, known: pl.DataType | None, numbers: bool, say: Callable[[str], None]
+    node: Node, path: str, known: pl.DataType | None, numbers: bool, note: Callable[[str], None]
 ) -> tuple[pl.DataType, Change | None]:
-    """The dtype of the values in one place.
+    """The dtype for the values at one path.
 
     Args:
         node: the values.
-        path: the place, for notes.
-        known: the dtype that the store has for it.
+        path: the path, for notes.
+        known: the dtype of the field in the store, or None.
         numbers: whether numbers may lose digits.
-        say: takes a note about values that become text.
+        note: receives notes about values that are converted to strings.
 
     Returns:
-        The dtype, and how a value becomes one of it; None if it is one.
+        The dtype, and the conversion of a value to it, or None if no conversion is needed.
     """
     kinds = set(node.kinds)
     if not kinds:
@@ -109,7 +109,7 @@ def resolve(
     if numbers:
         kinds = {"float" if kind == "inexact" else kind for kind in kinds}
     if isinstance(known, pl.String) and kinds != {"str"}:
-        say(f"{path!r} holds {_found(node)}: they stay text as in the store, each as it is in the file")
+        note(f"{path!r} contains {_found(node)}: stored as text, like the existing column, each as it is in the file")
         return pl.String(), _as_text
     if kinds <= {"int", "long", "big"}:
         return _whole(kinds, known), None
@@ -121,19 +121,16 @@ def resolve(
     if kinds == {"list"}:
         assert node.item is not None
         inner = known.inner if isinstance(known, pl.List) else None
-        dtype, change = resolve(node.item, f"{path}[]", inner, numbers, say)  # type: ignore[arg-type]
+        dtype, change = resolve(node.item, f"{path}[]", inner, numbers, note)  # type: ignore[arg-type]
         return pl.List(dtype), None if change is None else _each(change)
     if kinds == {"dict"} and 0 < len(node.fields) <= MAX_FIELDS:
-        return _struct(node, path, known, numbers, say)
+        return _struct(node, path, known, numbers, note)
     if kinds == {"dict"} and node.fields:
-        say(f"{path!r} has {len(node.fields):,} different keys: its objects are kept as JSON text")
+        note(f"{path!r} has {len(node.fields):,} distinct keys: its objects are stored as JSON text")
     elif kinds == {"dict"}:
-        say(f"{path!r} holds objects without a key only: they are kept as JSON text")
+        note(f"{path!r} contains only empty objects: they are stored as JSON text")
     else:
-        say(
-            f"{path!r} holds {_found(node)}: it is kept as text, in which a text is itself, and every other value its "
-            "JSON"
-        )
+        note(f"{path!r} contains {_found(node)}: stored as text, strings as they are and all other values as JSON")
     return pl.String(), _as_text
 
 
@@ -144,19 +141,19 @@ def _whole(kinds: set[str], known: pl.DataType | None) -> pl.DataType:
 
 
 def _struct(
-    node: Node, path: str, known: pl.DataType | None, numbers: bool, say: Callable[[str], None]
+    node: Node, path: str, known: pl.DataType | None, numbers: bool, note: Callable[[str], None]
 ) -> tuple[pl.DataType, Change | None]:
     fields: dict[str, Any] = {}
     if isinstance(known, pl.Struct):
         fields = {field.name: field.dtype for field in known.fields}
     changes: dict[str, Change] = {}
-    made: dict[str, pl.DataType] = dict(fields)
+    dtypes: dict[str, pl.DataType] = dict(fields)
     for name, inner in node.fields.items():
-        dtype, change = resolve(inner, f"{path}.{name}", fields.get(name), numbers, say)
-        made[name] = dtype
+        dtype, change = resolve(inner, f"{path}.{name}", fields.get(name), numbers, note)
+        dtypes[name] = dtype
         if change is not None:
             changes[name] = change
-    return pl.Struct(made), _members(changes) if changes else None
+    return pl.Struct(dtypes), _members(changes) if changes else None
 
 
 def _each(change: Change) -> Change:
@@ -182,12 +179,12 @@ def _found(node: Node) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """A text as it is, everything else as JSON text."""
+    """A string unchanged, any other value as JSON."""
     return value if type(value) is str else json_text(value)
 
 
 def json_text(value: Any) -> str:
-    """JSON, in which a number that came as its text is as it was."""
+    """JSON, with numbers that were read as strings unchanged."""
     return "".join(_pieces(value))
 
 
@@ -211,5 +208,5 @@ def _pieces(value: Any) -> Iterator[str]:
     elif value is None or kind is bool:
         yield {None: "null", True: "true", False: "false"}[value]
     else:
-        # A number, or its text.
+        # A number, or a number read as a string.
         yield repr(value) if kind is float else str(value)

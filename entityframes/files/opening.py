@@ -1,4 +1,4 @@
-"""Files as bytes and as lines of text: unpacked, decoded and cut in pieces of bounded size, whatever they hold."""
+"""Opening files as bytes or lines of text: decompressed, decoded, and split into blocks of bounded size."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from entityframes.errors import SchemaError
 from entityframes.files.formats import FORMATS
 from entityframes.frames.utf8 import printable
 
-#: Bytes that are read, unpacked and decoded at once.
+#: Bytes that are read, decompressed and decoded at once.
 BLOCK = 1 << 20
 
-#: Characters of one record; content and metadata may have 64 MiB each.
+#: Maximum characters of one record; content and metadata may have 64 MiB each.
 MAX_RECORD = 136 << 20
 
-#: Bytes that the temporary folder keeps free.
+#: Bytes to keep free in the temporary folder.
 ROOM = 256 << 20
 
-#: Seconds to wait for a program that writes into a named pipe.
+#: Seconds to wait for a program to write to a named pipe.
 PIPE_WAIT = 5.0
-#: Seconds of waiting for a pipe after which Ctrl-C is looked for.
-LOOK_AFTER = 0.1
+#: Seconds between two checks for Ctrl-C while waiting for a pipe.
+CHECK_INTERVAL = 0.1
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -50,28 +50,28 @@ _BYTE_ORDER_MARKS = (
 
 
 class CutLine(str):
-    """The beginning of a line that is longer than a record may be; the rest was skipped."""
+    """The beginning of a line that exceeds the maximum length of a record; the rest was skipped."""
 
     __slots__ = ()
 
 
 def expanded(sources: Sequence[str], file_format: str | None = None, spool: Path | None = None) -> list[str]:
-    """The paths that sources name: a path, a pattern, or ``-``; what can be read only once is put into `spool`.
+    """The paths of sources: paths, patterns, or ``-``. Pipes and standard input are copied to `spool`.
 
     Raises:
-        SchemaError: a pattern matches nothing; it is a folder or a device; standard input comes twice, or without its
-            format.
+        SchemaError: a pattern matches nothing; a source is a folder or a device; standard input is given twice, or
+            without its format.
     """
     if "-" in sources and file_format is None:
         raise SchemaError(
-            f"standard input has no name that tells its format: give one of {', '.join(FORMATS)} with --format"
+            f"the format of standard input cannot be inferred: give one of {', '.join(FORMATS)} with --format"
         )
     if sources.count("-") > 1:
-        raise SchemaError("standard input can be read once")
+        raise SchemaError("standard input can be given only once")
     paths: list[str] = []
     for source in sources:
         if source == "-":
-            paths.append(_spooled(_Begun(b"", sys.stdin.buffer), spool, "standard input"))
+            paths.append(_spooled(_InterruptibleStream(b"", sys.stdin.buffer), spool, "standard input"))
         elif os.path.exists(source):
             paths.append(_usable(source, spool))
         elif found := sorted(path for path in glob.glob(source, recursive=True) if not os.path.isdir(path)):
@@ -84,57 +84,57 @@ def expanded(sources: Sequence[str], file_format: str | None = None, spool: Path
 
 
 def check_name(path: str | Path) -> None:
-    """Refuse a name that Polars cannot open.
+    """Reject a name that Polars cannot open.
 
     Raises:
-        SchemaError: it holds bytes that are not UTF-8.
+        SchemaError: it contains bytes that are not UTF-8.
     """
     if printable(str(path)) != str(path):
-        raise SchemaError(f"{printable(str(path))}: the name of the file is not UTF-8: rename it")
+        raise SchemaError(f"{printable(str(path))}: the file name is not UTF-8: rename the file")
 
 
 def _usable(path: str, spool: Path | None) -> str:
-    """The path of a file that can be read more than once."""
+    """The path of a file that can be read more than once: the path itself, or that of a copy."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
-        raise SchemaError(f"{path} is a folder: name its files, for example with a pattern such as '{path}/*.csv'")
+        raise SchemaError(f"{path} is a folder: give its files, for example with a pattern such as '{path}/*.csv'")
     if stat.S_ISFIFO(mode):
         with _opened_pipe(path) as pipe:
             return _spooled(pipe, spool, Path(path).name)
     if stat.S_ISCHR(mode) and os.path.realpath(path) == os.devnull:
         return path
     if not stat.S_ISREG(mode):
-        raise SchemaError(f"{path} is no file but a device or a socket: name a file, or pipe the rows into -")
+        raise SchemaError(f"{path} is a device or a socket, not a file: give a file, or pipe the rows to -")
     return path
 
 
 @contextmanager
 def _opened_pipe(path: str) -> Iterator[Any]:
-    """A named pipe once a program writes into it."""
+    """A named pipe, opened once a program writes to it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb", buffering=0) as pipe:
         deadline = time.monotonic() + PIPE_WAIT
         first: bytes | None = b""
         while first == b"" and time.monotonic() < deadline:
-            # None: a program has it open and has written nothing yet.
+            # None: a program has opened it and has not written anything yet.
             first = pipe.read(BLOCK)
             if first == b"":
                 time.sleep(0.02)
         if first == b"":
-            raise SchemaError(f"{path} is a pipe into which no program writes")
+            raise SchemaError(f"no program writes to the pipe {path}")
         os.set_blocking(descriptor, True)
-        yield _Begun(first or b"", pipe)
+        yield _InterruptibleStream(first or b"", pipe)
 
 
-class _Begun:
-    """A pipe, or standard input, of which a piece may have been read already; Ctrl-C ends the wait for the next one.
+class _InterruptibleStream:
+    """A pipe or standard input, with a first block that was already read. Ctrl-C interrupts the wait for data.
 
-    Polars has a read that a signal interrupts go on, so that Python would not hear of it.
+    Polars installs its signal handler so that interrupted reads are restarted, and Python would not see the signal.
     """
 
     def __init__(self, first: bytes, rest: Any) -> None:
         self._first, self._rest = first, rest
-        # What stands for standard input in Python need not be a file.
+        # sys.stdin may be replaced by an object without a file descriptor.
         self._descriptor: int | None = None
         with suppress(AttributeError, OSError):
             self._descriptor = rest.fileno()
@@ -145,7 +145,7 @@ class _Begun:
             return first
         if self._descriptor is None or os.name == "nt":
             return bytes(self._rest.read(size))
-        while not select.select([self._descriptor], [], [], LOOK_AFTER)[0]:
+        while not select.select([self._descriptor], [], [], CHECK_INTERVAL)[0]:
             pass
         return os.read(self._descriptor, size)
 
@@ -163,10 +163,10 @@ def _spooled(stream: Any, spool: Path | None, name: str) -> str:
 
 
 def copy(stream: Any, file: BinaryIO, name: str) -> None:
-    """Copy a stream into a file in the temporary folder, as long as there is room.
+    """Copy a stream to a file in the temporary folder.
 
     Raises:
-        SchemaError: the folder is nearly full.
+        SchemaError: the disk is nearly full.
     """
     copied = 0
     while block := stream.read(BLOCK):
@@ -177,61 +177,61 @@ def copy(stream: Any, file: BinaryIO, name: str) -> None:
 
 
 def check_room(folder: str | Path, name: str) -> None:
-    """Make sure that the disk of a temporary folder is not nearly full.
+    """Check that the disk of a temporary folder has enough free space.
 
     Raises:
-        SchemaError: it is.
+        SchemaError: the disk is nearly full.
     """
     place = os.path.dirname(os.path.abspath(folder))
     if shutil.disk_usage(place).free < ROOM:
         raise SchemaError(
-            f"{name} is larger than the temporary folder has room for ({place} has less than {ROOM >> 20} MiB left): "
-            "set TMPDIR to a folder with more room, or split the file"
+            f"not enough space for {name} in the temporary folder ({place} has less than {ROOM >> 20} MiB left): "
+            "set TMPDIR to a folder with more space, or split the file"
         )
 
 
 def display_name(path: str | Path) -> str:
-    """What a file is called in messages."""
+    """The name of a file in messages."""
     return Path(path).name
 
 
-def is_packed(path: str) -> bool:
-    """Whether a file is an archive that `unpacked` unpacks."""
+def is_compressed(path: str) -> bool:
+    """Whether a file is compressed in a format that `decompressed` supports."""
     with open(path, "rb") as file:
-        return _packing(file.read(8)) is not None
+        return _compression(file.read(8)) is not None
 
 
-def _packing(head: bytes) -> str | None:
+def _compression(head: bytes) -> str | None:
     magic = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"PK\x03\x04": "zip"}
     return next((name for start, name in magic.items() if head.startswith(start)), None)
 
 
 @contextmanager
-def unpacked(path: str) -> Iterator[Any]:
-    """The bytes of a file as a stream, unpacked if its first bytes say that it is packed.
+def decompressed(path: str) -> Iterator[Any]:
+    """The bytes of a file as a stream, decompressed if its first bytes identify a compressed format.
 
     Raises:
-        SchemaError: it is damaged, ends too early, or holds several files.
+        SchemaError: it is damaged, truncated, encrypted, or an archive with several files.
     """
     name = display_name(path)
     with ExitStack() as stack:
         raw = stack.enter_context(open(path, "rb"))
-        packing = _packing(raw.read(8))
+        compression = _compression(raw.read(8))
         raw.seek(0)
         try:
-            yield _Checked(_stream(raw, packing, name, path, stack), name) if packing else raw
+            yield _Checked(_stream(raw, compression, name, path, stack), name) if compression else raw
         except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile) as error:
             raise _damaged(name, error) from error
 
 
 def _damaged(name: str, error: BaseException) -> SchemaError:
     early = isinstance(error, EOFError) or "truncated" in str(error).lower() or "end" in str(error).lower()
-    what = "ends too early: it is truncated" if early else "is damaged"
-    return SchemaError(f"{name} {what}, and cannot be unpacked; nothing of it was stored: get the file again")
+    what = "is truncated" if early else "is damaged"
+    return SchemaError(f"{name} {what} and cannot be decompressed; nothing was stored: get the file again")
 
 
 class _Checked:
-    """A stream that says what is wrong with its archive."""
+    """A decompressed stream that raises SchemaError if the compressed data is invalid."""
 
     def __init__(self, stream: Any, name: str) -> None:
         self._stream, self._name = stream, name
@@ -243,19 +243,19 @@ class _Checked:
             raise _damaged(self._name, error) from error
 
 
-def _stream(raw: BinaryIO, packing: str, name: str, path: str, stack: ExitStack) -> Any:
-    if packing == "gzip":
+def _stream(raw: BinaryIO, compression: str, name: str, path: str, stack: ExitStack) -> Any:
+    if compression == "gzip":
         return stack.enter_context(gzip.GzipFile(fileobj=raw))
-    if packing == "bz2":
+    if compression == "bz2":
         return stack.enter_context(bz2.BZ2File(raw))
-    if packing == "xz":
+    if compression == "xz":
         return stack.enter_context(lzma.LZMAFile(raw))
-    if packing == "zip":
+    if compression == "zip":
         archive = stack.enter_context(zipfile.ZipFile(raw))
         members = [member for member in archive.infolist() if not member.is_dir()]
         if len(members) != 1:
             names = ", ".join(repr(member.filename) for member in members[:5])
-            raise SchemaError(f"{name} holds {len(members)} files ({names}): unpack it, and import them one by one")
+            raise SchemaError(f"{name} contains {len(members)} files ({names}): unpack it, and import them one by one")
         if members[0].flag_bits & 1:
             raise SchemaError(f"{name} is encrypted: unpack it first")
         return stack.enter_context(archive.open(members[0]))
@@ -265,16 +265,16 @@ def _stream(raw: BinaryIO, packing: str, name: str, path: str, stack: ExitStack)
 
 
 def text_blocks(path: str, encoding: str | None) -> Iterator[str]:
-    """The text of a file in pieces; a byte that cannot be decoded is a lone surrogate (``surrogateescape``).
+    """The text of a file in blocks; bytes that cannot be decoded become lone surrogates (``surrogateescape``).
 
     Args:
-        path: a file, packed or not.
-        encoding: None for UTF-8, or what a byte order mark says.
+        path: a file, compressed or not.
+        encoding: None for UTF-8, or the encoding given by a byte order mark.
 
     Raises:
-        SchemaError: the encoding is not known, or the bytes are plainly of another one.
+        SchemaError: the encoding is not known, or the file is clearly in another one.
     """
-    with unpacked(path) as stream:
+    with decompressed(path) as stream:
         first = stream.read(BLOCK)
         if first[257:262] == b"ustar":
             raise SchemaError(f"{display_name(path)} is a tar archive: unpack it first")
@@ -298,7 +298,7 @@ def _encoding(path: str, first: bytes, encoding: str | None) -> str:
         except (LookupError, ValueError):
             known = None
         if known is None or not known._is_text_encoding:
-            raise SchemaError(f"no encoding {encoding!r}: --encoding takes names such as cp1252, latin-1, utf-16")
+            raise SchemaError(f"unknown encoding {encoding!r}: --encoding takes names such as cp1252, latin-1, utf-16")
         return known.name
     for mark, found in _BYTE_ORDER_MARKS:
         if first.startswith(mark):
@@ -308,19 +308,19 @@ def _encoding(path: str, first: bytes, encoding: str | None) -> str:
         for number, guess in ((1, "utf-16-le"), (0, "utf-16-be")):
             if head[number::2].count(0) > len(head) // 2 * 0.7 and head[1 - number :: 2].count(0) < len(head) // 20 + 1:
                 raise SchemaError(
-                    f"{display_name(path)} looks like UTF-16 without a byte order mark: say --encoding {guess}"
+                    f"{display_name(path)} looks like UTF-16 without a byte order mark: use --encoding {guess}"
                 )
     return "utf-8"
 
 
 def line_chunks(blocks: Iterator[str]) -> Iterator[list[str]]:
-    """Lines with their ends (LF, CR LF or CR), some at a time; one that is too long is a `CutLine`."""
+    """Lines with their line endings (LF, CR LF or CR), in chunks; a line that is too long is a `CutLine`."""
     carry: list[str] = []
     carried = 0
     cutting = False
     held = ""
     for block in blocks:
-        # Whether an LF follows a CR is known with the next block only.
+        # Only the next block shows whether an LF follows the CR.
         block, held = held + block, ""
         if block.endswith("\r"):
             block, held = block[:-1], "\r"

@@ -1,4 +1,4 @@
-"""A LazyFrame over pieces of a file, of which one at a time is in memory."""
+"""A LazyFrame over chunks of a file, with one chunk in memory at a time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from polars.io.plugins import register_io_source
 
 
 def in_pieces(read: Callable[[list[str] | None], Iterator[pl.DataFrame]], schema: pl.Schema, name: str) -> pl.LazyFrame:
-    """The frames that `read` yields for some columns, or for all, as one LazyFrame; it may be collected repeatedly.
+    """A LazyFrame of the frames that `read` yields for some columns, or for all (None); it may be collected repeatedly.
 
-    The scans of Polars map their files into memory, of which as much is held as fits.
+    Unlike this, the scans of Polars map their files into memory, and keep as much of them there as fits.
     """
 
     def source(
@@ -33,7 +33,7 @@ def in_pieces(read: Callable[[list[str] | None], Iterator[pl.DataFrame]], schema
 
 
 def arrow_pieces(paths: Sequence[str | Path], columns: list[str] | None) -> Iterator[pl.DataFrame]:
-    """The record batches of Arrow files as frames."""
+    """The record batches of Arrow IPC files as frames."""
     import pyarrow as pa
 
     for path in paths:

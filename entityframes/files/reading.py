@@ -1,7 +1,7 @@
-"""Reading files of rows.
+"""Reading tabular files.
 
-A file comes in as it is, or the difference is said: a row that cannot be read is one of `Rows.unread`, with file, line
-and reason, and what was done that the file does not say is one of `Rows.notes`.
+Rows are read exactly as they are in the file, or the difference is reported: unreadable rows are in `Rows.unread`, with
+file, line and reason, and decisions about how the file was interpreted are in `Rows.notes`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from entityframes.files.formats import format_of
 from entityframes.files.json_rows import JsonRows, as_frame, read_json
 from entityframes.files.kinds import Change, Node, resolve
 from entityframes.files.notes import Notes
-from entityframes.files.opening import copy, display_name, expanded, is_packed, unpacked
+from entityframes.files.opening import copy, decompressed, display_name, expanded, is_compressed
 from entityframes.files.pieces import arrow_pieces, in_pieces
 from entityframes.files.unread import Unread
 from entityframes.metadata import dtypes
@@ -29,31 +29,31 @@ from entityframes.metadata import dtypes
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How to read files of text."""
+    """Options for reading text files."""
 
     #: The columns of a file without a header line, in order.
     columns: Sequence[str] | None = None
-    #: What stands between two values; None is a comma, or a tab in TSV.
+    #: The separator between two values; None for a comma, or a tab in TSV.
     separator: str | None = None
-    #: What stands around a value that holds a separator; empty: quotes are part of the values.
+    #: The character around values that contain a separator; empty: quotes are part of the values.
     quote: str = '"'
-    #: What stands before a quote within a quoted value; None: it is doubled.
+    #: The character before a quote within a quoted value; None: a quote is doubled.
     escape: str | None = None
-    #: None is UTF-8, or what a byte order mark says.
+    #: None for UTF-8, or the encoding given by a byte order mark.
     encoding: str | None = None
     #: Whether 1,5 is a number.
     decimal_comma: bool = False
-    #: Texts that stand for null, besides the empty one.
+    #: Strings that mean null, in addition to the empty string.
     nulls: Sequence[str] = ()
-    #: Columns that are kept as text whatever they look like, such as ids with leading zeros.
+    #: Columns that are always read as text, such as ids with leading zeros.
     text: Sequence[str] = ()
-    #: Columns that are numbers also where the text of a number would not come back, as that of 1.10.
+    #: Columns that are read as numbers even if they do not round-trip, such as 1.10.
     numbers: Sequence[str] = ()
 
 
 @dataclass
 class Rows:
-    """Rows of files: what could be read, what could not, and what was done that the files do not say."""
+    """The rows of files: the readable rows, the unreadable ones, and notes about how the files were interpreted."""
 
     kind: str
     files: list[str]
@@ -72,42 +72,42 @@ class Rows:
         return self.source.names
 
     def choose(self, text: Sequence[str], numbers: Sequence[str] = (), kept: Sequence[str] = ()) -> None:
-        """Say which columns are text, and which are numbers, whatever they look like.
+        """Set the columns that are read as text and as numbers, regardless of their values.
 
         Args:
-            text, numbers: these.
-            kept: other columns that have to be there.
+            text, numbers: the names of these columns.
+            kept: other columns that must exist.
 
         Raises:
-            SchemaError: a column is not there.
+            SchemaError: a column does not exist.
         """
         if isinstance(self.source, JsonRows) and not self.source.rows:
-            # No object could be read, so that nothing is known of its keys.
+            # No object could be read, so the keys are not known.
             for name in (*text, *numbers, *kept):
                 self.source.root.fields.setdefault(name, Node())
         names = set(self.names)
         missing = [name for name in dict.fromkeys([*text, *numbers, *kept]) if name not in names]
         if missing:
-            raise SchemaError(self._not_there(missing))
+            raise SchemaError(self._missing_message(missing))
         self.options = replace(self.options, text=text, numbers=numbers)
 
-    def _not_there(self, missing: list[str]) -> str:
+    def _missing_message(self, missing: list[str]) -> str:
         names = self.names
         found = ", ".join(map(repr, names[:50])) + (", ..." if len(names) > 50 else "")
-        said = f"no column {', '.join(map(repr, missing))}; the file has {found}"
+        message = f"no column {', '.join(map(repr, missing))}; the file has {found}"
         if self.kind not in ("csv", "tsv"):
-            return said
+            return message
         if not self.options.columns:
-            said += " in its first line; a file without a header line needs --columns"
+            message += " in its first line; a file without a header line needs --columns"
         other = next((mark for mark in ";\t|," if len(names) == 1 and mark in names[0]), None)
-        return f"{said}; {other!r} seems to stand between its values: say --separator {other!r}" if other else said
+        return f"{message}; its separator seems to be {other!r}: use --separator {other!r}" if other else message
 
     def scan(self, known: Mapping[str, pl.DataType] | None = None) -> pl.LazyFrame:
-        """The rows that could be read.
+        """The readable rows.
 
         Args:
-            known: the dtypes that columns of these names have in the store: they are read so where that takes nothing
-                from a value, and a note says where a value becomes another text.
+            known: the dtypes of columns in the store, by name. Columns are read with these dtypes if no value is
+                changed by that; a note reports values whose text is changed.
         """
         known = known or {}
         if isinstance(self.source, TextRows):
@@ -142,7 +142,7 @@ class Rows:
         return typed.with_columns(_parsed(typed, others))
 
     def _dtype_of_text(self, rows: TextRows, name: str, known: pl.DataType | None) -> pl.DataType:
-        """The dtype of a column of text; what is not plain about it is a note."""
+        """The dtype of a column of text; adds notes if it is not obvious."""
         stats = rows.stats[name]
         found = stats.dtype()
         if not stats.values:
@@ -150,64 +150,62 @@ class Rows:
         if name in self.options.numbers:
             if stats.number is None:
                 what, place = stats.first.get("odd", ("true or false", "its first rows"))
-                raise SchemaError(f"column {name!r} cannot be numbers: {what[:40]!r} ({place}) is none")
+                raise SchemaError(f"column {name!r} cannot be read as numbers: {what[:40]!r} ({place}) is not a number")
             found = stats.number
         elif isinstance(known, pl.String):
             if found != pl.String:
-                self.notes.add(
-                    "known", f"column {name!r} looks like {found} here, and stays text as it is in the store"
-                )
+                self.notes.add("known", f"column {name!r} looks like {found} here, but remains text as in the store")
             return known
         elif known == pl.Float64 and stats.number is not None:
             if stats.altered:
                 value, place = stats.first["altered"]
                 self.notes.add(
                     "known",
-                    f"column {name!r} is {known} in the store: {stats.altered:,} values are numbers there and not the "
-                    f"text that they are here, such as {value[:40]!r} ({place})",
+                    f"column {name!r} is {known} in the store: {stats.altered:,} values are stored as numbers that do "
+                    f"not round-trip to their text, such as {value[:40]!r} ({place})",
                 )
             return known
         elif known is not None and known.is_numeric() and stats.odd and not stats.is_text:
             value, place = stats.first["odd"]
             self.notes.add(
                 "known",
-                f"column {name!r} is {known} in the store, and {value[:40]!r} ({place}) is no number: correct it, say "
-                f"--null {value[:40]!r} if it stands for no value, or import the file as another type",
+                f"column {name!r} is {known} in the store, but {value[:40]!r} ({place}) is not a number: correct it, "
+                f"use --null {value[:40]!r} if it means null, or import the file as another type",
             )
         elif known is None:
             self._note_text(name, stats, found)
         if found == pl.Float64 and stats.whole and known is None:
             self.notes.add(
-                "whole", f"column {name!r} has fractions and whole numbers: all are fractions, and 1 comes out as 1.0"
+                "whole", f"column {name!r} has fractions and integers: all are stored as floats, so 1 becomes 1.0"
             )
         return found
 
     def _note_text(self, name: str, stats: Any, found: pl.DataType) -> None:
-        """Say why a column that is mostly numbers is text: the type will keep that dtype."""
+        """Add a note about a mostly numeric column that is read as text: the entity type will keep that dtype."""
         if found != pl.String or not (stats.altered or stats.odd or stats.large):
             return
         if stats.odd:
             if 20 * stats.odd > stats.values:
                 return
             value, place = stats.first["odd"]
-            said = "1 value is no number" if stats.odd == 1 else f"{stats.odd:,} values are no numbers"
+            count = "1 value is not a number" if stats.odd == 1 else f"{stats.odd:,} values are not numbers"
             self.notes.add(
                 "text",
-                f"column {name!r} is text, because {said}, such as {value[:40]!r} ({place}); a type keeps its dtypes "
-                f"while it has entities: correct the file, say --null {value[:40]!r} if it stands for no value, or "
+                f"column {name!r} is text, because {count}, such as {value[:40]!r} ({place}); a type keeps its dtypes "
+                f"while it has entities: correct the file, use --null {value[:40]!r} if it means null, or use "
                 f"--text {name!r}",
             )
         elif stats.altered and not stats.booleans:
             value, place = stats.first["altered"]
-            said = "1 value" if stats.altered == 1 else f"{stats.altered:,} values"
+            count = "1 value does" if stats.altered == 1 else f"{stats.altered:,} values do"
             self.notes.add(
                 "text",
-                f"column {name!r} is text, because {said} would be another text as a number, such as {value[:40]!r} "
-                f"({place}); for numbers say --number {name!r}",
+                f"column {name!r} is text, because {count} not round-trip as a number, such as {value[:40]!r} "
+                f"({place}); to read numbers use --number {name!r}",
             )
         elif stats.large and stats.fractions:
             self.notes.add(
-                "text", f"column {name!r} is text, because it has fractions and whole numbers of more than 15 digits"
+                "text", f"column {name!r} is text, because it has fractions and integers of more than 15 digits"
             )
 
     def _typed_json(self, rows: JsonRows, known: Mapping[str, pl.DataType]) -> pl.LazyFrame:
@@ -226,23 +224,23 @@ class Rows:
             dtypes[name] = dtype
             if change is not None:
                 changes[name] = change
-        # What is written as a text and another dtype in the store is parsed below.
+        # Strings that have another dtype in the store are parsed below.
         made = as_frame(rows, dtypes, changes, self.spool)
         return made.with_columns(_parsed(made, known))
 
 
 def read_files(sources: Sequence[str], file_format: str | None, options: TextOptions, spool: Path) -> Rows:
-    """Read files of one kind.
+    """Read files with the same format and the same columns.
 
     Args:
         sources: paths, patterns such as ``data/*.csv.gz``, or ``-`` for standard input.
-        file_format: one of `FORMATS`; None tells it by the name.
-        options: how to read text.
-        spool: a folder for what is unpacked and parsed; the rows are there until they are no longer wanted.
+        file_format: one of `FORMATS`; None to infer it from the name.
+        options: options for text files.
+        spool: a folder for decompressed and parsed data; it must exist as long as the rows are used.
 
     Raises:
-        SchemaError: a pattern matches nothing; the formats differ or are not known; a file is empty, damaged, not of
-            its format, or has other columns than the first.
+        SchemaError: a pattern matches nothing; the formats differ or cannot be inferred; a file is empty, damaged, in
+            another format, or has different columns than the first.
     """
     paths = expanded(sources, file_format, spool)
     formats = {file_format or format_of(path) for path in paths}
@@ -263,7 +261,7 @@ def read_files(sources: Sequence[str], file_format: str | None, options: TextOpt
     if len(rows.names) > MAX_COLUMNS:
         raise SchemaError(
             f"{display_name(paths[0])} has {len(rows.names):,} columns, more than the {MAX_COLUMNS:,} that an entity "
-            "can have: cut it into files of fewer columns, or turn columns into rows"
+            "can have: split it into files with fewer columns, or turn columns into rows"
         )
     return rows
 
@@ -271,13 +269,13 @@ def read_files(sources: Sequence[str], file_format: str | None, options: TextOpt
 def _dialect(options: TextOptions, kind: str) -> Dialect:
     separator = {"\\t": "\t", None: "\t" if kind == "tsv" else ","}.get(options.separator, options.separator)
     if not separator or any(mark in "\r\n" for mark in separator):
-        raise SchemaError(f"--separator {separator!r}: give the character that stands between two values")
+        raise SchemaError(f"--separator {separator!r}: give the character between two values")
     if len(separator) > 1 and options.quote:
-        raise SchemaError(f"--separator {separator!r}: more than one character can be read only with --no-quote")
+        raise SchemaError(f"--separator {separator!r}: more than one character is supported only with --no-quote")
     if len(options.quote) > 1 or options.quote == separator:
-        raise SchemaError(f"--quote {options.quote!r}: give one character, another one than the separator")
+        raise SchemaError(f"--quote {options.quote!r}: give one character that differs from the separator")
     if options.escape is not None and (len(options.escape) != 1 or options.escape in (separator, options.quote)):
-        raise SchemaError(f"--escape {options.escape!r}: give one character, another one than separator and quote")
+        raise SchemaError(f"--escape {options.escape!r}: give one character that differs from separator and quote")
     return Dialect(
         separator,
         options.quote or None,
@@ -290,38 +288,38 @@ def _dialect(options: TextOptions, kind: str) -> Dialect:
 
 
 def _plain(path: str, number: int, spool: Path) -> str:
-    """The path of a file, unpacked."""
-    if not is_packed(path):
+    """The path of a file, decompressed if necessary."""
+    if not is_compressed(path):
         return path
-    target = spool / f"unpacked-{number}"
-    with unpacked(path) as stream, target.open("wb") as file:
+    target = spool / f"decompressed-{number}"
+    with decompressed(path) as stream, target.open("wb") as file:
         copy(stream, file, display_name(path))
     return str(target)
 
 
 def _tables(paths: list[str], names: Sequence[str], kind: str) -> list[pl.LazyFrame]:
-    """Parquet and Arrow files with the dtypes that hold the values of all of them."""
+    """Scans of Parquet or Arrow IPC files, cast to dtypes that fit the values of all of them."""
     word = "Parquet" if kind == "parquet" else "Arrow IPC"
     scan: Any = pl.scan_parquet if kind == "parquet" else pl.scan_ipc
     scans: list[pl.LazyFrame] = []
     wide: dict[str, pl.DataType] = {}
     for path, name in zip(paths, names, strict=True):
         if not os.path.getsize(path):
-            raise SchemaError(f"{display_name(name)} is empty: it is no {word} file")
+            raise SchemaError(f"{display_name(name)} is empty: it is not a valid {word} file")
         with reading_errors([name], word):
             rows = scan(path, glob=False)
             schema = dict(rows.collect_schema())
         if scans and set(schema) != set(wide):
             raise SchemaError(
-                f"{display_name(name)} has other columns than {display_name(names[0])}"
-                f"{_differing(list(wide), list(schema))}: import files of one kind at a time"
+                f"{display_name(name)} has different columns than {display_name(names[0])}"
+                f"{_differing(list(wide), list(schema))}: import files with the same columns together"
             )
         for column, dtype in schema.items():
             held = dtypes.widened(wide.get(column, pl.Null()), dtype)
             if held is None:
                 raise SchemaError(
                     f"column {column!r} is {dtype} in {display_name(name)} and {wide[column]} in "
-                    f"{display_name(names[0])}: give it one dtype in all files, or import them one by one"
+                    f"{display_name(names[0])}: use the same dtype in all files, or import them one by one"
                 )
             wide[column] = held
         scans.append(rows)
@@ -329,12 +327,12 @@ def _tables(paths: list[str], names: Sequence[str], kind: str) -> list[pl.LazyFr
     return [rows.select(list(wide)).cast(common) for rows in scans] if len(scans) > 1 else scans
 
 
-#: Bytes of one table up to which it is counted.
+#: Bytes after which the size of a table is not counted any further.
 _ENOUGH = 1 << 30
 
 
 def _decoded_size(path: str, kind: str) -> int:
-    """About how many bytes a table has in memory, which may be a thousand times those of its file."""
+    """Approximate size of a table in memory in bytes, which may be a thousand times the size of its file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -354,7 +352,7 @@ def _decoded_size(path: str, kind: str) -> int:
                     break
         return int(max(size, decoded))
     except (pa.ArrowException, OSError):
-        # Polars reads what it can.
+        # Polars may still be able to read it.
         return size
 
 
@@ -366,23 +364,23 @@ def _differing(known: list[str], names: list[str]) -> str:
 
 @contextmanager
 def reading_errors(paths: Sequence[str], word: str = "") -> Iterator[None]:
-    """Name the files that turn out not to be what they are called.
+    """Convert errors raised while reading files to SchemaError with the names of the files.
 
     Raises:
-        SchemaError: Polars cannot read them.
+        SchemaError: Polars cannot read the files.
     """
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         names = ", ".join(map(display_name, paths[:5])) + (", ..." if len(paths) > 5 else "")
         raise SchemaError(
-            f"{names} cannot be read{f' as {word}' if word else ''}: truncated, damaged, or of another format "
-            "(--format says which)"
+            f"{names} cannot be read{f' as {word}' if word else ''}: truncated, damaged, or in another format "
+            "(see --format)"
         ) from error
 
 
 def _as_known(rows: pl.LazyFrame, known: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
-    """The columns that can have the dtype they are known with, and have not: whole numbers, and columns of nulls."""
+    """Casts to the dtypes in the store that are always safe: of integers to floats, and of columns of nulls."""
     schema = rows.collect_schema()
     other = {name: dtype for name, dtype in known.items() if name in schema and schema[name] != dtype}
     whole = {name: dtype for name, dtype in other.items() if schema[name].is_integer() and dtype.is_float()}
@@ -393,12 +391,12 @@ def _as_known(rows: pl.LazyFrame, known: Mapping[str, pl.DataType]) -> dict[str,
     return whole | {name: other[name] for name in texts if not values[name]}
 
 
-#: Dtypes whose values may come out of CSV and JSON as texts.
+#: Dtypes whose values may be strings in CSV and JSON.
 _AS_TEXT = (pl.Date, pl.Datetime, pl.Time, pl.Duration, pl.Decimal, pl.Enum, pl.Categorical, pl.UInt64, pl.Int128)
 
 
 def _parsed(rows: pl.LazyFrame, known: Mapping[str, pl.DataType]) -> list[pl.Expr]:
-    """Columns of text, and of numbers, that are all values of another dtype in the store, as that dtype."""
+    """Expressions for columns whose values can all be parsed as the dtype that they have in the store."""
     schema = rows.collect_schema()
 
     def may_be(name: str, dtype: pl.DataType) -> bool:
@@ -423,7 +421,7 @@ _FRACTION = {"ms": 3, "us": 6, "ns": 9}
 
 
 def _value(text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """Values of a dtype out of the texts that they have in files; null where a text is none, or says more."""
+    """Values of a dtype parsed from strings; null if a string is not valid, or has more digits than the dtype."""
     if isinstance(dtype, pl.Date):
         return text.str.to_date("%Y-%m-%d", strict=False)
     if isinstance(dtype, pl.Time):

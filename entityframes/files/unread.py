@@ -1,4 +1,4 @@
-"""Rows that a reader cannot take: each with its file, its line and the reason, and where those are that it can."""
+"""Unreadable rows, each with its file, line and reason, and the positions of the readable rows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import NamedTuple
 from entityframes.errors import SchemaError
 from entityframes.frames.utf8 import printable
 
-#: Characters of unread rows that are kept; of those beyond only place and reason are.
+#: Maximum characters of unreadable rows that are kept; beyond that, only position and reason are kept.
 MAX_RAW = 64 << 20
-#: More rows than this that cannot be read, and more than can: the file is not what it is taken for.
+#: With more unreadable rows than this, and more than readable ones, the file is assumed to be in another format.
 MAX_UNREAD = 100_000
 
 
@@ -20,36 +20,36 @@ class UnreadRow(NamedTuple):
 
     #: Its position among all rows of the input, counted from 0.
     row: int
-    #: Where it is and why it cannot be read.
+    #: File, line, and reason.
     error: str
-    #: The row as it is in the file; bytes that are no text as ``\\xe9``.
+    #: The row as it is in the file, with undecodable bytes as ``\\xe9``.
     raw: str | None
-    #: Its values, where it has some that belong to columns.
+    #: Its values, if they can be assigned to columns.
     values: list[str] | None
 
 
-#: Of so many rows that do not begin on the line after the one before it is kept where they are.
+#: Maximum number of rows whose position is recorded because they do not begin on the line after the previous row.
 MAX_PLACES = 5_000_000
 
 
 class Unread:
-    """The rows that could not be read, how many rows there have been, and on which lines of which files."""
+    """Collects unreadable rows, and the number and the positions of all rows."""
 
     def __init__(self) -> None:
         self.rows: list[UnreadRow] = []
-        #: Rows so far, those that could not be read among them.
+        #: Number of rows so far, including unreadable ones.
         self.seen = 0
         self._kept = 0
         self._files: list[str] = []
-        # Of each row that does not begin on the line after the one before: its position, its file, its line.
+        # For each row that does not begin on the line after the previous row: its position, its file, its line.
         self._places = array("q"), array("i"), array("q")
         self._next: tuple[str, int] | None = None
 
     def add(self, file: str, line: int, reason: str, raw: str, values: list[str] | None = None) -> None:
-        """Count a row that cannot be read.
+        """Add an unreadable row.
 
         Raises:
-            SchemaError: nearly nothing of the input can be read.
+            SchemaError: most of the input cannot be read.
         """
         self._kept += len(raw)
         shown = printable(raw).rstrip("\r\n") if self._kept <= MAX_RAW else None
@@ -58,7 +58,7 @@ class Unread:
         self.take(file, line)
         if len(self.rows) > MAX_UNREAD and len(self.rows) > self.seen // 2:
             raise SchemaError(
-                "most lines cannot be read, so that the file may be of another format; the first is "
+                f"most lines cannot be read, so the file may be in another format; the first error is "
                 f"{self.rows[0].error}"
             )
 
@@ -73,7 +73,7 @@ class Unread:
         self.seen += 1
 
     def place(self, row: int) -> str | None:
-        """The file and the line of a row; None where they are not known."""
+        """The file and the line of a row; None if not known."""
         rows, files, lines = self._places
         at = bisect_right(rows, row) - 1
         if at < 0 or len(rows) == MAX_PLACES:
@@ -81,7 +81,7 @@ class Unread:
         return f"{self._files[files[at]]}, line {lines[at] + row - rows[at]:,}"
 
     def forget(self, rows: int, seen: int) -> None:
-        """Go back to when there were so many unread rows, and rows in all."""
+        """Reset to a previous number of unreadable rows and of rows."""
         del self.rows[rows:]
         kept = bisect_right(self._places[0], seen - 1)
         for places in self._places:
@@ -90,7 +90,7 @@ class Unread:
 
 
 def is_text(text: str) -> bool:
-    """Whether a text holds nothing that could not be decoded."""
+    """Whether a text contains no undecodable bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -99,9 +99,9 @@ def is_text(text: str) -> bool:
 
 
 def why_not_text(text: str, encoding: str | None) -> str:
-    """The reason of a row that holds bytes which could not be decoded."""
+    """The reason for a row with undecodable bytes."""
     bad = next((ord(letter) - 0xDC00 for letter in text if 0xDC80 <= ord(letter) <= 0xDCFF), None)
     which = "" if bad is None else f" (byte 0x{bad:02X})"
     if encoding is not None:
-        return f"not {encoding}{which}: say the file's encoding with --encoding, or correct the line"
-    return f"not UTF-8{which}: say the file's encoding, for example --encoding cp1252, or save the file as UTF-8"
+        return f"not {encoding}{which}: give the encoding of the file with --encoding, or correct the line"
+    return f"not UTF-8{which}: give the encoding of the file, such as --encoding cp1252, or save the file as UTF-8"

@@ -1,4 +1,4 @@
-"""Writing frames into files of rows."""
+"""Writing frames to files."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from entityframes.files.opening import check_name
 
 
 def check_writable(schema: Mapping[str, pl.DataType], path: str | Path, file_format: str | None = None) -> str:
-    """The format of a file that a frame is to be written into.
+    """The format of a file to write a frame to.
 
     Raises:
-        SchemaError: the format is not known, or it has no place for a column.
+        SchemaError: the format cannot be inferred, or it cannot represent a column.
     """
     check_name(path)
     kind = file_format or format_of(path)
     suffix = Path(path).suffix.lower()
     if suffix in (".bz2", ".xz", ".zip"):
-        raise SchemaError(f"{Path(path).name}: files are written plain, or packed as .gz or .zst")
+        raise SchemaError(f"{Path(path).name}: cannot write this compression format, use .gz or .zst")
     binary = [name for name, dtype in schema.items() if _holds(dtype, pl.Binary)]
     if kind in ("csv", "tsv"):
         unfit = [name for name, dtype in schema.items() if dtype.is_nested() or dtype == pl.Binary]
@@ -33,12 +33,12 @@ def check_writable(schema: Mapping[str, pl.DataType], path: str | Path, file_for
         better = "Parquet or Arrow IPC"
     if unfit:
         shown = ", ".join(map(repr, unfit[:10])) + (", ..." if len(unfit) > 10 else "")
-        raise SchemaError(f"columns {shown} have no place in {kind}: write {better} (--format)")
+        raise SchemaError(f"{kind} cannot represent the columns {shown}: write {better} (--format)")
     return kind
 
 
 def _holds(dtype: Any, kind: Any) -> bool:
-    """Whether a dtype is of a kind, or has it within."""
+    """Whether a dtype is of a kind, or contains one."""
     if isinstance(dtype, pl.List | pl.Array):
         return _holds(dtype.inner, kind)
     if isinstance(dtype, pl.Struct):
@@ -47,17 +47,17 @@ def _holds(dtype: Any, kind: Any) -> bool:
 
 
 def nonfinite(frame: pl.DataFrame) -> list[str]:
-    """The columns whose NaN and infinities JSON has no number for."""
+    """The columns with NaN or infinities, which JSON cannot represent."""
     floats = [column for column in frame.get_columns() if column.dtype.is_float()]
     return [column.name for column in floats if not column.is_finite().all()]
 
 
 def write_file(frame: pl.DataFrame, path: str | Path, file_format: str | None = None) -> None:
-    """Write a frame; a name that ends in ``.gz`` or ``.zst`` packs CSV, TSV, NDJSON and JSON.
+    """Write a frame; CSV, TSV, NDJSON and JSON are compressed if the name ends in ``.gz`` or ``.zst``.
 
     Raises:
-        SchemaError: the format is not known, or it has no place for a column: nested ones in CSV and TSV, binary ones
-            in all formats of text.
+        SchemaError: the format cannot be inferred, or it cannot represent a column: nested ones in CSV and TSV, binary
+            ones in all text formats.
     """
     kind = check_writable(frame.schema, path, file_format)
     suffix = Path(path).suffix.lower()
@@ -78,6 +78,6 @@ def _write_json(frame: pl.DataFrame, path: Path, suffix: str) -> None:
     import pyarrow as pa
 
     lines = frame.write_ndjson().encode().rstrip(b"\n").replace(b"\n", b",\n")
-    packing = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}.get(suffix)
-    with pa.output_stream(str(path), compression=packing) as file:
+    codec = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}.get(suffix)
+    with pa.output_stream(str(path), compression=codec) as file:
         file.write(b"[" + lines + b"]\n")

@@ -1,1 +1,1 @@
-"""Folders of markdown as entities."""
+"""Tests of folders of markdown files as entities."""

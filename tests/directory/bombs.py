@@ -1,4 +1,4 @@
-"""Front matter that costs a careless reader of YAML all its time or memory."""
+"""Front matter that exhausts the time or memory of a careless YAML reader."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from math import isqrt
 
 
 def bombs(size: int) -> dict[str, str]:
-    """Each of about so many bytes, by name; but for those that are as bad when they are short."""
+    """Documents of about the given size in bytes, by name; some are short, because they are just as harmful then."""
     laughs = (f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(9))
     return {
         "laughs": "a: &a [x]\n" + "".join(laughs),

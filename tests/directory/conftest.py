@@ -1,4 +1,4 @@
-"""A folder of notes, in step with nothing yet."""
+"""A folder of notes that has not been synced yet."""
 
 from __future__ import annotations
 

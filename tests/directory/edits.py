@@ -1,4 +1,4 @@
-"""Random edits on both sides of a folder, synced in between: nothing that somebody wrote may be lost.
+"""Random edits on both sides of a folder, synced in between: no edit may be lost.
 
 `python -m tests.directory.edits --scripts 200 [--tree DIR] [--url URL]` runs many scripts on copies of a folder; the
 default tests run a few.
@@ -20,12 +20,12 @@ import entityframes as ef
 from entityframes.directory import markdown
 
 POLICIES = ("report", "files", "store", "newer")
-#: Deletions are made by the script itself, so that they are meant.
+#: Deletions are made by the script itself, so they are intended.
 MANY = 10_000
 
 
 class Script:
-    """One random life of one folder and one store."""
+    """A random sequence of edits of one folder and one store."""
 
     def __init__(self, store: ef.EntityStore, root: Path, seed: int) -> None:
         self.chance = random.Random(seed)
@@ -34,19 +34,19 @@ class Script:
         self.root = root
         self.folder = ef.DirectorySync(store, root)
         self.written = 0
-        #: Bodies that somebody wrote since the last sync, by where: "file" and path, or "entity" and key.
+        #: Bodies written since the last sync, by where: "file" and path, or "entity" and key.
         self.fresh: dict[tuple[str, str], str] = {}
         self.clock = 2_000_000_000_000_000_000
 
     def run(self, rounds: int) -> None:
-        """Edit and sync, and hold what is there afterwards to what was written."""
+        """Edit and sync, and compare the result with what was written."""
         self.folder.import_files(progress=False).raise_for_failures()
         for _ in range(rounds):
             self.fresh.clear()
             for _ in range(self.chance.randrange(1, 8)):
                 self.chance.choice(self.edits())()
             self.sync()
-        self.settle()
+        self.sync_until_stable()
 
     def edits(self) -> list[Callable[[], None]]:
         return [
@@ -141,28 +141,28 @@ class Script:
         if (body := self.fresh.pop(("entity", "/".join(key)), None)) is not None:
             self.fresh["entity", "/".join(new)] = body
 
-    # What has to hold.
+    # Invariants.
 
     def sync(self) -> None:
         policy = self.chance.choice(POLICIES)
         delete = self.chance.random() < 0.6
         planned = self.folder.plan(on_conflict=policy, delete=delete, max_delete=MANY)
         result = self.folder.sync(on_conflict=policy, delete=delete, max_delete=MANY, progress=False)
-        told = result.outcomes
-        assert told["path"].to_list() == planned["path"].to_list()
-        assert told["action"].to_list() == planned["action"].to_list(), "the plan was another"
+        outcomes = result.outcomes
+        assert outcomes["path"].to_list() == planned["path"].to_list()
+        assert outcomes["action"].to_list() == planned["action"].to_list(), "the plan was another"
         assert result.counts["cancelled"] == result.counts["unknown"] == 0
         left = self.bodies()
         lost = {where: body for where, body in self.fresh.items() if body not in left}
-        assert not lost, f"seed {self.seed}: lost {lost}; {told.filter(pl.col('status') != 'unchanged')}"
+        assert not lost, f"seed {self.seed}: lost {lost}; {outcomes.filter(pl.col('status') != 'unchanged')}"
 
     def bodies(self) -> set[str]:
-        """Every body in a file, whatever its name, and in the store."""
+        """All bodies in files of any name, and in the store."""
         found = {_parts(path.read_bytes())[1] for path in self.root.rglob("*") if path.is_file()}
         return found | set(self.store.scan().select("content").collect()["content"])
 
-    def settle(self) -> None:
-        """In the end both sides are brought together and are the same, and the store is sound."""
+    def sync_until_stable(self) -> None:
+        """At the end, sync until both sides are equal, and verify the store."""
         for path in self.files():
             if b"broken: [" in path.read_bytes():
                 path.unlink()

@@ -23,7 +23,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_sync(url: str, root: Path) -> None:
-    """A dry run, the real one, and one with nothing to do; a line for a person and JSON for a script."""
+    """A dry run, a sync, and one with nothing to do; lines for people and JSON for scripts."""
     (root / "post").mkdir()
     (root / "post/a.md").write_text("---\ntitle: A\n---\ntext\n")
     planned = run("sync", root, "--dry-run", "--store", url)
@@ -40,8 +40,8 @@ def test_sync(url: str, root: Path) -> None:
 
 
 @pytest.mark.duckdb
-def test_folders_that_are_left_out_are_told(root: Path, tmp_path: Path) -> None:
-    """Not in silence: what to say to take them in, until somebody has said what is to be left out."""
+def test_folders_that_are_left_out_are_reported(root: Path, tmp_path: Path) -> None:
+    """A note names the option that includes them, until the user has chosen what is left out."""
     store = tmp_path / "store.duckdb"
     (root / "_posts").mkdir()
     (root / "_posts/a.md").write_text("text")
@@ -56,8 +56,8 @@ def test_folders_that_are_left_out_are_told(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.duckdb
-def test_what_is_left_as_it_is_is_told(root: Path, tmp_path: Path) -> None:
-    """Files that are gone are no news like any other: what takes their entities along is said."""
+def test_what_is_left_unchanged_is_reported(root: Path, tmp_path: Path) -> None:
+    """For files that are gone, a note names the option that deletes their entities."""
     store = tmp_path / "store.duckdb"
     for name in "abc":
         (root / f"{name}.md").write_text(name)
@@ -65,9 +65,9 @@ def test_what_is_left_as_it_is_is_told(root: Path, tmp_path: Path) -> None:
     for name in "ab":
         (root / f"{name}.md").unlink()
     for words in (["--dry-run"], []):
-        said = run("sync", root, "--store", store, *words).stderr
-        assert "note: 2 left alone" in said
-        assert "deletions travel only with --delete" in said
+        stderr = run("sync", root, "--store", store, *words).stderr
+        assert "note: 2 left alone" in stderr
+        assert "deletions are applied only with --delete" in stderr
     assert "--max-delete 2 allows them" in run("sync", root, "--store", store, "--delete").stderr
 
 
@@ -96,7 +96,7 @@ def test_the_exit_status_says_what_is_wrong(
 
 @pytest.mark.parametrize("command", [("sync", "--dry-run"), ("sync", "--dry-run", "--json")])
 def test_nobody_reads_what_a_sync_prints(root: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
-    """Whoever reads has seen enough, as `head` has: no error, and nothing said of it."""
+    """The reader of the output stops early, as `head` does: no error, and no message."""
     for number in range(1_000):
         (root / f"{'a long name ' * 10}{number}.md").write_text("text")
     words = [sys.executable, "-m", "entityframes", *command, str(root), "--store", str(tmp_path / "store.duckdb")]
@@ -105,14 +105,14 @@ def test_nobody_reads_what_a_sync_prints(root: Path, tmp_path: Path, command: tu
         assert process.stderr is not None
         assert process.stdout.readline()
         process.stdout.close()
-        said = process.stderr.read().decode()
-        assert process.wait(60) == 0, said
-    assert "Traceback" not in said
-    assert "Broken" not in said
+        stderr = process.stderr.read().decode()
+        assert process.wait(60) == 0, stderr
+    assert "Traceback" not in stderr
+    assert "Broken" not in stderr
 
 
 def test_conflicts_and_bad_files_end_with_1(url: str, root: Path) -> None:
-    """Each is told with its path and its reason."""
+    """Each is reported with its path and its reason."""
     (root / "a.md").write_text("one")
     (root / "bad.md").write_bytes(b"caf\xe9")
     assert run("sync", root, "--store", url).returncode == 1
@@ -129,7 +129,7 @@ def test_conflicts_and_bad_files_end_with_1(url: str, root: Path) -> None:
 
 @pytest.mark.duckdb
 def test_what_cannot_be_done_ends_with_2(root: Path, tmp_path: Path) -> None:
-    """A folder that is not there, and options that do not go together, are one line."""
+    """A missing folder and incompatible options are reported in one line."""
     for words in (
         ("nowhere",),
         (root, "--import", "--on-conflict", "store"),
@@ -142,7 +142,7 @@ def test_what_cannot_be_done_ends_with_2(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.duckdb
 def test_watch_stops_at_a_signal(root: Path, tmp_path: Path) -> None:
-    """SIGTERM ends it after the sync at work, with exit status 0."""
+    """SIGTERM ends it after the current sync, with exit status 0."""
     (root / "a.md").write_text("one")
     store = tmp_path / "x.duckdb"
     command = [sys.executable, "-m", "entityframes", "sync", str(root), "--watch", "--store", str(store)]
@@ -155,8 +155,8 @@ def test_watch_stops_at_a_signal(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.duckdb
-def test_what_is_left_out_is_told_at_every_depth(root: Path, tmp_path: Path) -> None:
-    """Folders below the top, hidden ones, files with other suffixes, links: named with their reason, and no failure."""
+def test_what_is_left_out_is_reported_at_every_depth(root: Path, tmp_path: Path) -> None:
+    """Subfolders, hidden ones, files with other suffixes, links: listed with their reason, and not failures."""
     for path in ("a.md", "docs/_posts/b.md", "docs/x.png", ".git/c.md"):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text("text")
@@ -166,17 +166,17 @@ def test_what_is_left_out_is_told_at_every_depth(root: Path, tmp_path: Path) -> 
     for words in (["--dry-run"], [], ["--json"]):
         ended = run("sync", root, "--store", store, *words)
         assert ended.returncode == 0, ended.stderr
-        told = ended.stderr + ended.stdout
+        output = ended.stderr + ended.stdout
         for name in ("docs/_posts", ".git", ".png", "nothing.md", "docs/folder"):
-            assert name in told, (words, told)
+            assert name in output, (words, output)
     assert "1 file in all (docs/_posts): --ignore '!_*' takes them in" in run("sync", root, "--store", store).stderr
 
 
 @pytest.mark.duckdb
-def test_a_template_is_told_with_its_file(root: Path, tmp_path: Path) -> None:
-    """File, line, and what to do."""
+def test_a_template_is_reported_with_its_file(root: Path, tmp_path: Path) -> None:
+    """With file, line, and remedy."""
     (root / "t.md").write_text("---\ntitle: {{title}}\n---\n")
     ended = run("sync", root, "--store", tmp_path / "store.duckdb")
     assert ended.returncode == 1
-    assert "failed: t.md: line 2: {{title}} is a placeholder of a template" in ended.stderr
+    assert "failed: t.md: line 2: {{title}} is a template placeholder" in ended.stderr
     assert ".efignore" in ended.stderr

@@ -1,4 +1,4 @@
-"""What a sync reports as written survives a loss of power."""
+"""What a sync reports as written survives a power failure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.parametrize("engine", ["duckdb"])
 
 
 class Synced(NamedTuple):
-    """One fsync: of what, and what was there at that moment."""
+    """One fsync: the path, and its content at that moment."""
 
     inode: int
     #: The bytes of a file, or the names in a folder.
@@ -26,7 +26,7 @@ class Synced(NamedTuple):
 
 
 class Disk:
-    """Hears of every fsync, and may refuse some."""
+    """Records every fsync, and may fail some of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.synced: list[Synced] = []
@@ -47,11 +47,11 @@ class Disk:
         monkeypatch.setattr(os, "fsync", heard)
 
     def has_bytes(self, path: Path) -> bool:
-        """Whether a file that is there had all of its bytes when it was synced."""
+        """Whether an existing file had all of its bytes when it was flushed."""
         return Synced(path.stat().st_ino, path.read_bytes()) in self.synced
 
     def has_name(self, path: Path) -> bool:
-        """Whether the last fsync of the folder had the name as it is now."""
+        """Whether the last fsync of the folder included the current state of the name."""
         names = [had for inode, had in self.synced if inode == path.parent.stat().st_ino and isinstance(had, frozenset)]
         return bool(names) and (path.name in names[-1]) == path.exists()
 
@@ -62,7 +62,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 def test_new_and_changed_files(store: ef.EntityStore, root: Path, folder: ef.DirectorySync, disk: Disk) -> None:
-    """Their bytes, their names, and the folders that were made for them, up to one that was there."""
+    """Their bytes, their names, and the folders created for them, up to one that existed."""
     store.upsert_entity("note", "a/b/c", "deep", {"title": "x"})
     store.upsert_entity("note", "top", "text")
     assert folder.sync().counts["exported"] == 2
@@ -79,7 +79,7 @@ def test_new_and_changed_files(store: ef.EntityStore, root: Path, folder: ef.Dir
 
 
 def test_names_that_go_and_move(store: ef.EntityStore, root: Path, folder: ef.DirectorySync, disk: Disk) -> None:
-    """A file that is deleted, one that moves to another folder, and one that is kept beside the one that won."""
+    """A file that is deleted, one that moves to another folder, and one that is saved next to the winner."""
     put(root / "note/gone.md", "gone")
     put(root / "note/moved.md", "moved")
     put(root / "note/old/last.md", "last")
@@ -112,7 +112,7 @@ def test_names_that_go_and_move(store: ef.EntityStore, root: Path, folder: ef.Di
 def test_bytes_that_the_disk_refuses(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync, disk: Disk, new: bool
 ) -> None:
-    """The file is not written, or stays what it was; it is reported, nothing is left behind, and the next sync writes it."""
+    """The file is not written, or stays unchanged; it is reported, nothing is left behind, and the next sync writes it."""
     store.upsert_entity("note", "a", "one")
     if not new:
         folder.sync().raise_for_failures()
@@ -130,12 +130,12 @@ def test_bytes_that_the_disk_refuses(
 
 
 def test_names_that_the_disk_refuses(store: ef.EntityStore, root: Path, folder: ef.DirectorySync, disk: Disk) -> None:
-    """The file is there, and may not be there after a loss of power: it is not reported as exported."""
+    """The file exists, but may be lost in a power failure: it is not reported as exported."""
     store.upsert_entity("note", "a", "one")
     disk.refuses = lambda folder: errno.EIO if folder else None
     result = folder.sync()
     assert statuses(result) == {"note/a.md": "failed"}
-    assert "may not outlast a loss of power" in result.failed["error"].item()
+    assert "may be lost in a power failure" in result.failed["error"].item()
     disk.refuses = lambda folder: None
     assert folder.sync().ok
     assert tree(root) == {"note/a.md": b"one"}
@@ -145,7 +145,7 @@ def test_names_that_the_disk_refuses(store: ef.EntityStore, root: Path, folder: 
 def test_a_file_system_that_syncs_no_folders(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync, disk: Disk
 ) -> None:
-    """It has no such thing: that is no failure."""
+    """fsync of a folder is not supported: this is not a failure."""
     store.upsert_entity("note", "a", "one")
     disk.refuses = lambda folder: errno.EINVAL if folder else None
     assert statuses(folder.sync()) == {"note/a.md": "exported"}

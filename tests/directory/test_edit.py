@@ -1,4 +1,4 @@
-"""Front matter in which one field changes: every other line keeps its bytes, and the whole says what it should."""
+"""Front matter in which one field changes: all other lines keep their bytes, and the result has the expected values."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ empty:  # nothing yet
 
 
 def changed(front: str, **fields: Any) -> str:
-    """The front matter with other fields (`...` takes one out), which reads back as just that."""
+    """The front matter with changed fields (`...` removes one), which reads back as exactly these."""
     header = f"---\n{front}---\n".encode()
     metadata = json.loads(parse(header).metadata)
     for name, value in fields.items():
@@ -102,7 +102,7 @@ def changed(front: str, **fields: Any) -> str:
 )  # fmt: skip
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_only_what_changed_is_another(fields: dict[str, Any], old: str, new: str, line_end: str) -> None:
-    """Quotes, comments, order, dates and digits of all the rest stay."""
+    """Quotes, comments, order, dates and digits of all other fields are preserved."""
     if new.startswith("# between"):
         new = new.replace("-   - 1", "- - 1")
     front = FRONT.replace("\n", line_end)
@@ -118,19 +118,19 @@ def test_only_what_changed_is_another(fields: dict[str, Any], old: str, new: str
 
 
 def test_a_field_below_a_text_that_keeps_empty_lines() -> None:
-    """Taken out, it takes the empty lines below it along; all else stays."""
+    """When removed, the blank lines below it are removed, too; everything else is preserved."""
     front = "kept: |+\n  one\n\ngone: x\n\n# a comment\nlast: text  # beside\n"
     assert changed(front, gone=...) == "kept: |+\n  one\n\n# a comment\nlast: text  # beside\n"
 
 
 def test_nothing_left_but_comments() -> None:
-    """They stay; a front matter without any is taken out."""
+    """They are preserved; front matter without any is removed."""
     assert render("{}", "body", b"---\n# why\na: 1\n---\n") == b"---\n# why\n---\nbody"
     assert render("{}", "body", b"---\na: 1\n\n---\n") == b"body"
     assert render('{"a":1}', "body", b"---\n# why\n---\n") == b"---\n# why\na: 1\n---\nbody"
 
 
-#: A field in one spelling or another, with what may stand around it.
+#: A field in different spellings, with different surroundings.
 VALUES = st.one_of(
     st.sampled_from(
         [
@@ -164,7 +164,7 @@ NEW = st.recursive(
 @settings(max_examples=examples(400), deadline=None)
 @given(FIELDS, st.data(), st.sampled_from(["\n", "\r\n"]))
 def test_other_lines_are_never_touched(fields: list[tuple[str, str, str]], data: st.DataObject, line_end: str) -> None:
-    """Whatever a front matter looks like, and whatever one of its fields becomes."""
+    """For any front matter, and any new value of one of its fields."""
     chunks = []
     for number, (comment, value, beside) in enumerate(fields):
         one_line = "\n" not in value and not value.startswith(("#", "|", ">"))
@@ -177,7 +177,7 @@ def test_other_lines_are_never_touched(fields: list[tuple[str, str, str]], data:
     old = metadata.get(key)
     what = data.draw(st.sampled_from(["value", "inside", "delete"]))
     if what == "delete" and key in metadata and len(metadata) > 1:
-        # An empty line below the field would become one of the text above it.
+        # A blank line below the field would become part of the string above it.
         assume(not (number and chunks[number - 1][1].split(": ")[1].startswith("|+")))
         del metadata[key]
     elif what == "inside" and isinstance(old, list):
@@ -202,7 +202,7 @@ def test_other_lines_are_never_touched(fields: list[tuple[str, str, str]], data:
 
 
 def test_digits_and_dates_through_the_store(store: ef.EntityStore, tmp_path: Path) -> None:
-    """One field changed in the store, by somebody who takes all of the metadata out and puts it in again."""
+    """One field changed in the store, by a program that reads all of the metadata and writes it back."""
     root = tmp_path / "notes"
     (root / "note").mkdir(parents=True)
     (root / "note/a.md").write_text(f"---\n{FRONT}---\nbody\n")

@@ -1,4 +1,4 @@
-"""Files whose bytes changed and whose size and time did not: found, told, and never overwritten unseen."""
+"""Files whose bytes changed and whose size and time did not: detected, reported, and never overwritten unseen."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["imported", "exported"])
 def folder(request: pytest.FixtureRequest, store: ef.EntityStore, root: Path) -> ef.DirectorySync:
-    """A folder and a store in step: note/mon.md and note/tue.md, of equal size and, if they can be, of equal time."""
+    """A folder and a store in sync: note/mon.md and note/tue.md, of equal size and, if they can be, of equal time."""
     folder = ef.DirectorySync(store, root)
     if request.param == "exported":
         rows = pl.DataFrame({"entity_type": "note", "id": NAMES, "content": [f"of {name}\n" for name in NAMES]})
@@ -46,7 +46,7 @@ def folder(request: pytest.FixtureRequest, store: ef.EntityStore, root: Path) ->
 
 
 def keeping_times(path: Path, change: Callable[[Path], object]) -> None:
-    """Change a file, and set its times as they were."""
+    """Change a file, and restore its times."""
     before = path.stat()
     change(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -54,7 +54,7 @@ def keeping_times(path: Path, change: Callable[[Path], object]) -> None:
 
 
 def in_place(mon: Path, _: Path) -> None:
-    """As `rsync --inplace --times` does, and programs that mean to hide what they did."""
+    """As `rsync --inplace --times` does, and programs that hide their changes."""
     keeping_times(mon, lambda path: path.write_text("edited\n"))
 
 
@@ -69,19 +69,19 @@ def new_inode(mon: Path, _: Path) -> None:
 
 
 def copied(mon: Path, tue: Path) -> None:
-    """`cp -p` of a file that has the same time."""
+    """`cp -p` of a file with the same time."""
     os.utime(tue, ns=(tue.stat().st_atime_ns, mon.stat().st_mtime_ns))
     shutil.copy2(tue, mon)
 
 
 def moved_over(mon: Path, tue: Path) -> None:
-    """One file over the other."""
+    """Move one file over the other."""
     os.utime(tue, ns=(tue.stat().st_atime_ns, mon.stat().st_mtime_ns))
     tue.rename(mon)
 
 
 def swapped(mon: Path, tue: Path) -> None:
-    """Two files change names."""
+    """Exchange the names of two files."""
     os.utime(tue, ns=(tue.stat().st_atime_ns, mon.stat().st_mtime_ns))
     mon.rename(mon.with_name("kept"))
     tue.rename(mon)
@@ -89,7 +89,7 @@ def swapped(mon: Path, tue: Path) -> None:
 
 
 def linked(mon: Path, tue: Path) -> None:
-    """One name more of the other file takes the place of the first."""
+    """Replace the first file by a hard link to the other one."""
     os.utime(tue, ns=(tue.stat().st_atime_ns, mon.stat().st_mtime_ns))
     os.link(tue, mon.with_name("link"))
     mon.with_name("link").replace(mon)
@@ -106,7 +106,7 @@ def contents(store: ef.EntityStore) -> dict[str, str]:
 def test_it_reaches_the_store(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync, change: Callable[[Path, Path], None]
 ) -> None:
-    """Case 55 of the fault catalogue: the next sync finds what is in the files."""
+    """Case 55 of the fault catalogue: the next sync detects the changes."""
     change(root / "note/mon.md", root / "note/tue.md")
     there = {path.stem: path.read_text() for path in (root / "note").iterdir()}
     planned = folder.plan()
@@ -122,7 +122,7 @@ def test_it_reaches_the_store(
 def test_it_is_a_conflict_where_the_entity_changed_too(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync, change: Callable[[Path, Path], None]
 ) -> None:
-    """It is told, and the file is left as it is; so is one whose entity was deleted."""
+    """It is reported, and the file is left unchanged; so is a file whose entity was deleted."""
     store.upsert_entity("note", "mon", "of the store\n")
     change(root / "note/mon.md", root / "note/tue.md")
     there = (root / "note/mon.md").read_text()
@@ -139,7 +139,7 @@ def test_it_is_a_conflict_where_the_entity_changed_too(
 def test_bytes_are_compared_before_anything_is_overwritten(
     store: ef.EntityStore, root: Path, monkeypatch: pytest.MonkeyPatch, entity: str
 ) -> None:
-    """A file that changes between the look at its status and the write, by whatever means, is left as it is."""
+    """A file that changes between the check of its status and the write, by any means, is left unchanged."""
     (root / "note").mkdir()
     path = root / "note/mon.md"
     path.write_text("of mon\n")
@@ -163,7 +163,7 @@ def test_bytes_are_compared_before_anything_is_overwritten(
     monkeypatch.setattr(Tree, "walk", late)
     result = folder.sync(delete=True)
     assert result.counts["failed"] == 1
-    assert "was changed by somebody else" in result.failed["error"].item()
+    assert "was changed by another process" in result.failed["error"].item()
     assert path.read_text() == "edited\n"
     monkeypatch.undo()
     assert folder.plan()["action"].to_list() != ["unchanged"]
@@ -171,7 +171,7 @@ def test_bytes_are_compared_before_anything_is_overwritten(
 
 
 def test_another_status_alone_is_no_change(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """A backup that was restored, a clone, a checkout: the bytes are read, found to be the same, and remembered."""
+    """A restored backup, a clone, a checkout: the bytes are read, found to be equal, and recorded."""
     again = root.with_name("again")
     shutil.copytree(root, again)
     shutil.rmtree(root)
@@ -183,7 +183,7 @@ def test_another_status_alone_is_no_change(store: ef.EntityStore, root: Path, fo
 
 
 def test_another_status_is_no_edit(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """An export does not take it for one, and an entity that got another key takes its file along all the same."""
+    """An export does not treat it as changed, and the file of an entity that was renamed is still moved."""
     front = "---\ntitle: A  # kept\n---\n"
     path = root / "note/front.md"
     path.write_text(f"{front}text\n")
@@ -230,7 +230,7 @@ def test_a_checkout(store: ef.EntityStore, root: Path) -> None:
 
 
 def test_exported_files_have_several_times(store: ef.EntityStore, root: Path) -> None:
-    """Others than we tell files by size and time: the files of one batch are not all alike to them."""
+    """Other programs detect changes by size and time: the files of one batch must differ for them."""
     ids = [str(number) for number in range(300)]
     store.upsert(pl.DataFrame({"entity_type": "note", "id": ids, "content": "text"}), progress=False)
     ef.DirectorySync(store, root).export_files().raise_for_failures()

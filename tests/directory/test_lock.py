@@ -1,4 +1,4 @@
-"""A folder that another sync has taken over: what the first one still does is not taken for what is in step."""
+"""A folder that another sync has taken over: what the first one still does is not recorded as in sync."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENDED = "UPDATE entityframes.folders SET lease_until = now() - INTERVAL '1 minut
 def test_a_sync_that_was_not_heard_of(
     connect: Callable[..., ef.EntityStore], store: ef.EntityStore, tmp_path: Path, sql: Callable[..., Any]
 ) -> None:
-    """Another one holds the folder then: the first remembers nothing, does not give the other's hold back, and says so."""
+    """Another sync then holds the lock: the first one records nothing, does not release the lock, and reports it."""
     root = tmp_path / "notes"
     put(root / "a.md", "one")
     put(root / "kept.md", "kept")
@@ -43,7 +43,7 @@ def test_a_sync_that_was_not_heard_of(
     try:
         with pytest.raises(ef.DirectoryError, match="took over"):
             first.sync(progress=once(take_over))
-        # What it did stands.
+        # Its changes were kept.
         assert store.get_entity("note", "a")["content"] == "two"
         assert sql(remembered) == before
         with pytest.raises(ef.DirectoryError, match="is being synced by"):
@@ -58,7 +58,7 @@ def test_a_sync_that_was_not_heard_of(
 
 
 def test_a_hold_that_ended_and_that_nobody_took(store: ef.EntityStore, tmp_path: Path, sql: Callable[..., Any]) -> None:
-    """It is this sync's still: what it did is remembered."""
+    """This sync still holds the lock: its changes are recorded."""
     root = tmp_path / "notes"
     put(root / "a.md", "one")
     folder = ef.DirectorySync(store, root)

@@ -1,4 +1,4 @@
-"""Markdown files taken apart and put together: no byte changes that nobody changed, and nothing is guessed."""
+"""Parsing and rendering markdown files: no byte changes without an edit, and nothing is guessed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def metadata(yaml_text: str) -> str:
     ],
 )
 def test_parts_of_a_file(data: bytes, document: tuple[bytes, str, str]) -> None:
-    """Where the header ends and the body begins; both are kept as they stand."""
+    """Where the header ends and the body begins; both are preserved."""
     assert parse(data) == Document(*document)
 
 
@@ -83,7 +83,7 @@ def test_parts_of_a_file(data: bytes, document: tuple[bytes, str, str]) -> None:
     ],
 )  # fmt: skip
 def test_what_values_stand_for(text: str, value: str | None) -> None:
-    """What a number would not give back, and what is not surely something else, is text, on both ways of reading."""
+    """Values that do not round-trip as numbers, and ambiguous values, are strings, in both code paths."""
     if value is None:
         with pytest.raises(MarkdownError):
             metadata(f"key: {text}")
@@ -93,7 +93,7 @@ def test_what_values_stand_for(text: str, value: str | None) -> None:
 
 
 def test_keys_are_text() -> None:
-    """As it stands there, whatever it looks like."""
+    """Always a string, even if it looks like another type."""
     text = "2024: a\non: b\n~: c\nnull: d\n1.0: e\n'<<': f\n? long\n: g\n?\n: h\n!!int 7: i\n\"q\\t\": j"
     assert list(json.loads(metadata(text)).items()) == [
         ("2024", "a"), ("on", "b"), ("~", "c"), ("null", "d"), ("1.0", "e"), ("<<", "f"), ("long", "g"), ("", "h"), ("7", "i"),
@@ -104,13 +104,13 @@ def test_keys_are_text() -> None:
 @pytest.mark.parametrize(
     ("data", "line", "reason"),
     [
-        (b"---\na: 1\n", 1, "the front matter that begins in line 1 has no closing ---"),
+        (b"---\na: 1\n", 1, "the front matter that begins on line 1 has no closing ---"),
         (b"---\r\ntitle:\r\n", 1, "no closing ---"),
-        (b"---\na: 1\ntitle: {{title}}\n---\n", 3, "{{title}} is a placeholder of a template.*in quotes.*efignore"),
-        (b"---\ntags: [a, {{ tag }}]\n---\n", 2, "{{ tag }} is a placeholder"),
-        (b"---\na: b\n{% if x %}\nb: c\n{% endif %}\n---\n", 3, "{% if x %} is a placeholder"),
-        (b"---\ndate: {{date}} {{time}}\n---\n", 2, "{{date}} is a placeholder"),
-        (b"---\n{{ front }}\n---\n", 2, "{{ front }} is a placeholder"),
+        (b"---\na: 1\ntitle: {{title}}\n---\n", 3, "{{title}} is a template placeholder.*in quotes.*efignore"),
+        (b"---\ntags: [a, {{ tag }}]\n---\n", 2, "{{ tag }} is a template placeholder"),
+        (b"---\na: b\n{% if x %}\nb: c\n{% endif %}\n---\n", 3, "{% if x %} is a template placeholder"),
+        (b"---\ndate: {{date}} {{time}}\n---\n", 2, "{{date}} is a template placeholder"),
+        (b"---\n{{ front }}\n---\n", 2, "{{ front }} is a template placeholder"),
         (b"---\nlong key: b: c\n---\n", 2, "mapping values"),
         (b"---\n\"a b\": 1\ntext", 1, "no closing ---"),
         (b"---\na: 1\nb: *x\n---\n", 3, "the alias \\*x"),
@@ -119,21 +119,21 @@ def test_keys_are_text() -> None:
         (b"---\na: &x [1]\n---\n", 2, "the anchor &x"),
         (b"---\n&x a: 1\n---\n", 2, "the anchor &x"),
         (b"---\na: !!python/object/apply:os.system ['true']\n---\n", 2, "the tag tag:yaml.org,2002:python/object"),
-        (b"---\na: ! important\n---\n", 2, "the tag !; a text that begins with ! needs quotes"),
+        (b"---\na: ! important\n---\n", 2, "the tag !; quote a string that begins with !"),
         (b"---\na: !secret x\n---\n", 2, "the tag !secret"),
         (b"---\n!x a: 1\n---\n", 2, "the tag !x"),
         (b"---\n!!set\na: 1\n---\n", 2, "the tag tag:yaml.org,2002:set"),
         (b"---\na: !!binary eA==\n---\n", 2, "the tag tag:yaml.org,2002:binary"),
-        (b"---\na: !!int x\n---\n", 2, "the tag !!int before a text that is none"),
+        (b"---\na: !!int x\n---\n", 2, "the tag !!int on a value of another type"),
         (b"---\na: !!int 1.5\n---\n", 2, "the tag !!int"),
         (b"---\na: !!bool yes\n---\n", 2, "the tag !!bool"),
         (b"---\nb: 1\n<<: {a: 1}\n---\n", 3, "the merge key"),
-        (b"---\na: 1\nb: 2\na: 3\n---\n", 4, 'the key "a" a second time'),
-        (b"---\na: {b: 1, 'b': 2}\n---\n", 2, 'the key "b" a second time'),
+        (b"---\na: 1\nb: 2\na: 3\n---\n", 4, 'the duplicate key "a"'),
+        (b"---\na: {b: 1, 'b': 2}\n---\n", 2, 'the duplicate key "b"'),
         (b"---\n? [a]\n: 1\n---\n", 2, "a key that is a list or a mapping"),
         (b"---\n{a: 1}: 1\n---\n", 2, "a key that is a list or a mapping"),
-        (b"---\na: .inf\n---\n", 2, "no number of JSON"),
-        (b"---\na: [-.INF, .nan]\n---\n", 2, "no number of JSON"),
+        (b"---\na: .inf\n---\n", 2, "which is not a valid JSON number"),
+        (b"---\na: [-.INF, .nan]\n---\n", 2, "which is not a valid JSON number"),
         (b"---\na: " + b"[" * 60 + b"]" * 60 + b"\n---\n", 2, "nesting deeper than 50"),
         (b"---\na: b: c\n---\n", 2, "mapping values are not allowed"),
         (b"---\na: 1\n\tb: 2\n---\n", 3, "tab character"),
@@ -155,7 +155,7 @@ def test_keys_are_text() -> None:
     ids=lambda value: ascii(value)[:40],
 )  # fmt: skip
 def test_refusals_say_where_and_why(data: bytes, line: int, reason: str) -> None:
-    """With the line of the file, the first being 1."""
+    """With the line of the file, counted from 1."""
     with pytest.raises(MarkdownError, match=reason) as caught:
         parse(data)
     assert caught.value.line == line
@@ -163,7 +163,7 @@ def test_refusals_say_where_and_why(data: bytes, line: int, reason: str) -> None
 
 
 def test_fifty_levels_are_read_and_written() -> None:
-    """The limit itself is allowed, both ways."""
+    """The limit itself is allowed, for reading and writing."""
     nested: Any = "x"
     for level in range(49):
         nested = [nested] if level % 2 else {"k": nested}
@@ -193,7 +193,7 @@ for name, bomb in bombs((1 << 20) - 100).items():
 
 
 def test_bombs_end_and_take_little_memory() -> None:
-    """Case 43 of the fault catalogue: each is read or refused, within 256 MB more than the package takes itself.
+    """Case 43 of the fault catalogue: each is read or rejected, with at most 256 MB more than the package itself needs.
 
     That none takes much longer when it is longer is measured by `python -m benchmarks guard`.
     """
@@ -207,11 +207,11 @@ def test_bombs_end_and_take_little_memory() -> None:
 
 
 class Digits(str):
-    """A number of JSON, digit by digit."""
+    """A random JSON number, digit by digit."""
 
 
 def dumped(value: Any) -> str:
-    """JSON text in which the numbers stand as drawn."""
+    """JSON in which the numbers are written as drawn."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(key)}: {dumped(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
@@ -289,7 +289,7 @@ HEADERS = st.one_of(
 @example({"a" * 2000: {"b" * 2000: [["c", {"d" * 1100: 1}]]}}, "", b"")
 @example({"k": [[], {}, [[]], [{}], {"a": []}, "", None]}, "x", b"")
 def test_what_is_rendered_reads_back(value: dict[str, Any], content: str, header: bytes) -> None:
-    """Whatever the metadata and whatever the body: both come back, numbers to the last digit."""
+    """Any metadata and any body round-trip, numbers to the last digit."""
     text = dumped(value)
     assume(canonical_json([text])[1] == [None])
     data = render(text, content, header)
@@ -313,7 +313,7 @@ def test_what_is_rendered_reads_back(value: dict[str, Any], content: str, header
     )
 )
 def test_another_reader_of_yaml_sees_the_same(value: Any) -> None:
-    """A reader of YAML 1.1, which takes many more words for something else, loads the same text."""
+    """A YAML 1.1 reader, which resolves many more words to other types, loads the same strings."""
     text = json.dumps({"k": value})
     front = parse(render(text, "")).header.decode().split("---\n", 1)[1].rsplit("---\n", 1)[0]
     assert yaml.load(front, yaml.CSafeLoader) == json.loads(text)
@@ -322,7 +322,7 @@ def test_another_reader_of_yaml_sees_the_same(value: Any) -> None:
 @settings(max_examples=examples(500), deadline=None)
 @given(st.one_of(st.binary(max_size=60), st.tuples(HEADERS, CONTENTS).map(lambda parts: parts[0] + parts[1].encode())))
 def test_no_byte_is_lost(data: bytes) -> None:
-    """A file is its header and its body, or an error; and its parts make the file again."""
+    """A file is split into its header and body, or is an error; and the parts make up the file again."""
     try:
         document = parse(data)
     except MarkdownError as error:
@@ -335,7 +335,7 @@ def test_no_byte_is_lost(data: bytes) -> None:
 @settings(max_examples=examples(150), deadline=None)
 @given(HEADERS, CONTENTS)
 def test_another_body_below_the_same_header(header: bytes, content: str) -> None:
-    """The header stays byte for byte unless it lacks a line end, or the body would be taken for a header."""
+    """The header is preserved byte for byte unless it lacks a line ending, or the body would be read as a header."""
     try:
         before = parse(header)
     except MarkdownError:
@@ -403,14 +403,14 @@ LINES = st.lists(
 @settings(max_examples=examples(1000), deadline=None)
 @given(LINES)
 def test_the_short_way_reads_what_the_parser_reads(front: str) -> None:
-    """Fields that are read without the YAML parser mean what they mean to it."""
+    """Fields that are read without the YAML parser have the same values as with it."""
     short = frontmatter._simple_json(front)
     if short is not None:
         assert short == frontmatter._parsed_json(front)
 
 
 def test_order_line_ends_and_mark_of_the_old_header() -> None:
-    """Keys stay where they were, new ones follow; also in nested mappings and lists of them."""
+    """Keys keep their order, and new ones are appended; also in nested mappings and lists of mappings."""
     header = BOM + b"---\r\nz: 1\r\nb: {v: 1, x: 2}\r\na: [{d: 1, c: 2}]\r\n---\r\n"
     text = '{"a":[{"c":3,"d":"4"}],"b":{"u":0,"v":1,"x":2},"new":null,"z":1.50}'
     expected = BOM + b'---\r\nz: 1.5\r\nb: {v: 1, x: 2, u: 0}\r\na: [{d: "4", c: 3}]\r\nnew: null\r\n---\r\nbody\n'
@@ -418,7 +418,7 @@ def test_order_line_ends_and_mark_of_the_old_header() -> None:
 
 
 def test_text_in_lines_is_a_literal_block() -> None:
-    """People read it so; what a literal block would bend is quoted."""
+    """It is written as a readable literal block, or quoted if a block would change it."""
     text = json.dumps({"a": "one\ntwo\n", "b": ["x\n\n y", "z\n\n"], "c": " x\ny", "d": "x \ny"})
     assert render(text, "").decode() == (
         '---\na: |\n  one\n  two\nb:\n  - |-\n    x\n\n     y\n  - |+\n    z\n\nc: " x\\ny"\nd: "x \\ny"\n---\n'
@@ -429,7 +429,7 @@ def test_text_in_lines_is_a_literal_block() -> None:
     "text", ["[]", "1", '{"a": NaN}', '{"a": "\\ud800"}', '{"a":', json.dumps({"a": "x" * (1 << 20)})]
 )
 def test_metadata_that_cannot_be_written(text: str) -> None:
-    """An error, never something else."""
+    """It is an error, and never written as another value."""
     with pytest.raises(MarkdownError, match="the metadata cannot be written as front matter: "):
         render(text, "body")
     with pytest.raises(MarkdownError):
@@ -437,7 +437,7 @@ def test_metadata_that_cannot_be_written(text: str) -> None:
 
 
 def test_without_libyaml(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyYAML's own parser gives the same, and refuses in the same lines."""
+    """PyYAML's own parser gives the same results, and errors on the same lines."""
     front = "a: [1, 'x', {b: 1.5}]\nc: |\n  one\n  two\ne: \"\\u00e9\"\n? f\n: ~\n"
     expected = metadata(front)
     monkeypatch.setattr(frontmatter, "_Parser", yaml.SafeLoader)

@@ -1,4 +1,4 @@
-"""Edits of metadata alone: as much an edit as one of the text, wherever it is made and whenever it comes."""
+"""Edits of metadata alone: treated like edits of the text, wherever and whenever they are made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(store: ef.EntityStore, root: Path) -> ef.DirectorySync:
-    """Three notes in step."""
+    """Three notes in sync."""
     for name in "abc":
         put(root / f"{name}.md", FRONT.format("one") + f"text of {name}\n")
     folder = ef.DirectorySync(store, root)
@@ -33,7 +33,7 @@ def titles(store: ef.EntityStore) -> dict[str, str]:
 
 
 def test_it_reaches_the_file_and_stays(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """Edited in the store, it is in the file after the next sync, and still there after the next edit of the text."""
+    """Edited in the store, it is in the file after the next sync, and is kept by the next edit of the text."""
     store.upsert_entity("note", "a", metadata={"title": "two", "stars": 5})
     assert statuses(folder.sync()) == {"a.md": "exported", "b.md": "unchanged", "c.md": "unchanged"}
     front = "---\n# kept\ntitle: two\nstars: 5\n---\n"
@@ -57,7 +57,7 @@ def test_it_is_a_conflict_with_an_edit_of_the_text(store: ef.EntityStore, root: 
 
 
 def test_it_comes_while_the_file_is_imported(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """Between the look and the write: a conflict, and not undone."""
+    """Between the survey and the write: a conflict, and the edit is kept."""
     edit(root / "a.md", FRONT.format("one") + "edited\n")
     result = folder.sync(progress=once(lambda: store.upsert_entity("note", "a", metadata={"title": "two"})))
     assert statuses(result)["a.md"] == "conflict"
@@ -69,7 +69,7 @@ def test_it_comes_while_the_file_is_imported(store: ef.EntityStore, root: Path, 
 def test_it_comes_while_the_entity_is_deleted(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync, call: str
 ) -> None:
-    """The file is gone, but what was edited just now is not deleted; the others are."""
+    """The files are gone, but an entity edited during the sync is not deleted; the others are."""
     for name in "ab":
         (root / f"{name}.md").unlink()
     result = getattr(folder, call)(
@@ -81,7 +81,7 @@ def test_it_comes_while_the_entity_is_deleted(
 
 @pytest.mark.parametrize("gone", [False, True])
 def test_it_comes_while_the_file_wins(store: ef.EntityStore, root: Path, folder: ef.DirectorySync, gone: bool) -> None:
-    """What would be kept beside the file is not what would be overwritten: a conflict again."""
+    """The saved version would not be the overwritten one: a conflict again."""
     store.upsert_entity("note", "a", "edited\n")
     if gone:
         (root / "a.md").unlink()
@@ -98,7 +98,7 @@ def test_it_comes_while_the_file_wins(store: ef.EntityStore, root: Path, folder:
 
 
 def test_it_comes_after_the_plan(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """What was planned for the entity as it was is not done to another one."""
+    """The plan is not applied to an entity that has changed since."""
     edit(root / "a.md", FRONT.format("one") + "edited\n")
     (root / "b.md").unlink()
     store.upsert_entity("note", "c", "edited\n")
@@ -113,7 +113,7 @@ def test_it_comes_after_the_plan(store: ef.EntityStore, root: Path, folder: ef.D
 
 
 def test_another_title_is_another_entity(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """An entity that is new and one that is gone are the same one under another key only with the same metadata."""
+    """A new and a deleted entity are only treated as a rename if their metadata is equal."""
     store.delete_entity("note", "a")
     store.upsert_entity("note", "moved", "text of a\n", {"title": "two"})
     plan = folder.plan(delete=True)
@@ -127,7 +127,7 @@ def test_another_title_is_another_entity(store: ef.EntityStore, root: Path, fold
 
 
 def test_a_key_that_was_a_file_before(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """An entity that was deleted and made again with other metadata gets a front matter that says so."""
+    """An entity that was deleted and created again with other metadata gets new front matter."""
     store.delete_entity("note", "a")
     folder.sync(delete=True).raise_for_failures()
     store.upsert_entity("note", "a", "text of a\n", {"title": "two"})

@@ -1,4 +1,4 @@
-"""The path codec: every key has one path, and the path reads back as the key wherever it was written."""
+"""The path codec: every key has one path, and the path decodes to the key on every file system."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMS = (
     lambda path: unicodedata.normalize("NFC", path),
 )
 
-#: Case 40 of the fault catalogue, and its kin.
+#: Case 40 of the fault catalogue, and similar ones.
 HOSTILE = [
     "../../etc/passwd", "/etc/passwd", "a/../../b", "..", ".", "/", "//", "///", "a//b", "a/", "/a", "a/./b", "a//",
     "CON", "con", "Con.txt", "aux.", "nul ", "NUL .x", "COM1", "lpt9.md", "com¹", "LPT³.x", "CONIN$", "a/prn/b", "com10",
@@ -46,7 +46,7 @@ ALPHABET = st.one_of(
 
 
 def keys(limit: int) -> st.SearchStrategy[str]:
-    """Legal text of 1 to `limit` bytes, of every length."""
+    """Valid text of every length from 1 to `limit` bytes."""
     short = st.text(ALPHABET, min_size=1, max_size=min(limit // 4, 40))
     return st.one_of(
         short,
@@ -56,7 +56,7 @@ def keys(limit: int) -> st.SearchStrategy[str]:
 
 
 def forbidden(component: str) -> str | None:
-    """Why a component cannot stand on Linux, macOS and Windows, or in a folder that the walk enters; or None."""
+    """The reason why a component is not valid on Linux, macOS or Windows, or is skipped by the walk; or None."""
     stem = component.split(".")[0].rstrip(" ").upper()
     devices = {
         "CON",
@@ -88,7 +88,7 @@ def forbidden(component: str) -> str | None:
 @example("/", "/" * 1024, "._")
 @example("CON." * 63, ("CON." + "x" * 300) * 3, "._")
 def test_every_key_has_a_path_that_reads_back(entity_type: str, id: str, skipped: str) -> None:
-    """Also when the file system normalises names, and every component may stand on every common file system."""
+    """Also if the file system normalises names; and every component is valid on every common file system."""
     path = path_of(entity_type, id, skipped=skipped)
     for component in path.split("/"):
         reason = forbidden(component)
@@ -119,7 +119,7 @@ def test_hostile_ids_are_files_in_the_folder(tmp_path: Path, id: str) -> None:
 
 
 def test_hostile_ids_have_paths_of_their_own() -> None:
-    """No two meet, unless in letter case, and then `folded` tells."""
+    """No two paths collide, except in letter case, which `folded` detects."""
     paths: dict[str, str] = {}
     for id in HOSTILE:
         for form in FORMS[1:]:
@@ -140,13 +140,13 @@ def test_hostile_ids_have_paths_of_their_own() -> None:
     )
 )
 def test_only_case_and_unseen_characters_make_paths_meet(ids: list[str]) -> None:
-    """Different ids with paths that fold to one differ in nothing else."""
+    """Different ids whose folded paths are equal differ only in what folding ignores."""
     first, second = (folded(path_of("n", id)) for id in ids)
     assert (folded(ids[0]) == folded(ids[1])) or first != second
 
 
 def test_every_character_that_normalises_survives() -> None:
-    """Each on its own, after a base, after an escape, after a digit that could be an escape's, and at a cut."""
+    """Each alone, after a base, after an escape, after a digit that could belong to an escape, and at a split."""
     characters = [
         character
         for character in map(chr, itertools.chain(range(1, 0xD800), range(0xE000, sys.maxunicode + 1)))
@@ -191,13 +191,13 @@ def test_every_character_that_normalises_survives() -> None:
     ],
 )
 def test_paths_are_these(key: tuple[str, str], path: str) -> None:
-    """The format of folders that exist: names change only where they must."""
+    """The format of existing folders: names change only if necessary."""
     assert path_of(*key) == path
     assert key_of(path, "default", SUFFIXES) == key
 
 
 def test_a_suffix_that_is_empty_leaves_no_dot_at_the_end() -> None:
-    """What a suffix protects is escaped where there is none."""
+    """A trailing dot or space is escaped if there is no suffix."""
     assert path_of("note", "etc.", suffix="") == "note/etc%2E"
     assert path_of("note", "CON", suffix="") == "note/%43ON"
     assert path_of("note", "a", suffix=".txt") == "note/a.txt"
@@ -218,12 +218,12 @@ def test_a_suffix_that_is_empty_leaves_no_dot_at_the_end() -> None:
     ],
 )
 def test_files_that_people_made(path: str, key: tuple[str, str]) -> None:
-    """Any suffix in any case, the root as the default type, and names that the codec would write in another way."""
+    """Any suffix in any case, the default type in the root, and names that the codec would write differently."""
     assert key_of(path, "default", SUFFIXES) == key
 
 
 def test_underscores_may_be_names() -> None:
-    """Where the walk does not skip them they stand as they are; dots are always escaped."""
+    """They are not escaped if the walk does not skip them; dots are always escaped."""
     assert key_of("_posts/_a.md", "d", SUFFIXES, skipped=".") == ("_posts", "_a")
     assert path_of("_posts", "_a", skipped=".") == "_posts/_a.md"
     assert path_of("_posts", "_a") == "%5Fposts/%5Fa.md"
@@ -232,7 +232,7 @@ def test_underscores_may_be_names() -> None:
 
 
 def test_the_longest_suffix_counts() -> None:
-    """``a.post.md`` is a post where posts have a suffix of their own."""
+    """``a.post.md`` is a post if posts have their own suffix."""
     assert key_of("a.post.md", "note", (".md", ".post.md")) == ("note", "a")
 
 
@@ -240,36 +240,36 @@ def test_the_longest_suffix_counts() -> None:
     ("path", "reason"),
     [
         ("note/a.rst", "the name does not end in .md or .mdx or .markdown or .txt"),
-        ("note/.md", "nothing but a suffix"),
-        (".md", "nothing but a suffix"),
+        ("note/.md", "consists of a suffix only"),
+        (".md", "consists of a suffix only"),
         ("note/.hidden.md", "begins with '.'"),
         ("_drafts/a.md", "begins with '_'"),
-        ("../a.md", "a dot or two"),
-        ("note/./a.md", "a dot or two"),
+        ("../a.md", r"is empty, '\.' or '\.\.'"),
+        ("note/./a.md", r"is empty, '\.' or '\.\.'"),
         ("/etc/a.md", "is empty"),
         ("note//a.md", "is empty"),
         ("note/caf\udce9.md", "the name is not UTF-8"),
         ("note/a\0.md", "a NUL"),
-        ("note%~/a.md", "the type has no end"),
+        ("note%~/a.md", "the type is incomplete"),
         ("x" * 256 + "/a.md", "the type is over the limit of 255 bytes"),
         ("note/" + "é" * 513 + ".md", "the id is over the limit of 1024 bytes"),
     ],
 )
 def test_files_that_are_no_entity(path: str, reason: str) -> None:
-    """Refused with the reason."""
+    """Rejected with the reason."""
     with pytest.raises(ValueError, match=reason):
         key_of(path, "note", SUFFIXES)
 
 
 @pytest.mark.parametrize("key", [("", "a"), ("note", ""), ("no\0te", "a"), ("note", "a\0"), ("note", "\ud800")])
 def test_keys_that_no_store_holds(key: tuple[str, str]) -> None:
-    """Refused rather than written to a path that reads back as another."""
-    with pytest.raises(ValueError, match="the (type|id) (is empty|holds a NUL|is not UTF-8)"):
+    """Rejected rather than written to a path that decodes to another key."""
+    with pytest.raises(ValueError, match="the (type|id) (is empty|contains a NUL|is not UTF-8)"):
         path_of(*key)
 
 
 def test_folded() -> None:
-    """Letter case, forms of normalisation and what some file systems overlook."""
+    """Letter case, normalisation forms, and characters that some file systems ignore."""
     assert folded("Note/README.md") == folded("note/readme.MD")
     assert folded("note/É") == folded("note/e\u0301")
     assert folded("Straße") == folded("STRASSE")

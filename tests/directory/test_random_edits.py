@@ -1,4 +1,4 @@
-"""Random edits of files and entities: nothing that somebody wrote is lost, on both engines."""
+"""Random edits of files and entities: no edit is lost, on both engines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.directory.edits import Script, make_tree
 
 @pytest.mark.parametrize("seed", range(4))
 def test_nothing_written_is_lost(store: ef.EntityStore, tmp_path: Path, seed: int) -> None:
-    """Whatever is edited, moved, broken and deleted on either side, and whoever wins."""
+    """For any edits, moves, invalid files and deletions on either side, whichever side wins."""
     root = tmp_path / "root"
     root.mkdir()
     make_tree(root, seed)

@@ -1,4 +1,4 @@
-"""A folder and a store in step: what travels, what does not, and what is told, on both engines."""
+"""A folder and a store in sync: what is applied, what is not, and what is reported, on both engines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write(root: Path, **files: str | bytes) -> None:
 
 
 def once(do: Callable[[], object]) -> Callable[[int, int | None], None]:
-    """A progress callback that does something at its first call: every file was read, and nothing is written yet."""
+    """A progress callback that acts on its first call: all files have been read, and nothing is written yet."""
     left = [do]
 
     def progress(done: int, total: int | None) -> None:
@@ -40,13 +40,13 @@ def once(do: Callable[[], object]) -> Callable[[int, int | None], None]:
 def put(path: Path, text: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    # As if it had been written a while ago, so that its time of change can be relied on.
+    # As if it had been written a while ago, so that its state is stable.
     at = path.stat().st_mtime_ns - 10_000_000_000
     os.utime(path, ns=(at, at))
 
 
 def edit(path: Path, text: str) -> None:
-    """Write a file anew, somewhat later than it was."""
+    """Rewrite a file, with a later modification time."""
     at = path.stat().st_mtime_ns + 1_000_000_000 if path.exists() else None
     put(path, text)
     if at is not None:
@@ -88,7 +88,7 @@ def test_a_first_import(store: ef.EntityStore, root: Path, folder: ef.DirectoryS
 
 
 def test_again_there_is_nothing_to_do(root: Path, folder: ef.DirectorySync) -> None:
-    """A second sync of the same files writes nothing, here or there."""
+    """A second sync of the same files writes nothing on either side."""
     put(root / "a.md", FRONT.format("A") + "a")
     folder.sync()
     before = {path: (root / path).stat().st_mtime_ns for path in tree(root)}
@@ -102,7 +102,7 @@ def test_again_there_is_nothing_to_do(root: Path, folder: ef.DirectorySync) -> N
 def test_an_unchanged_file_is_not_read(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its status is as it was at the last sync: the bytes are not looked at, nor when other entities are new."""
+    """Its status has not changed since the last sync: it is not read, even if there are new entities."""
     put(root / "a.md", "aaa")
     time.sleep(0.1)
     folder.sync()
@@ -135,7 +135,7 @@ def test_a_young_file_is_read_again(store: ef.EntityStore, root: Path, folder: e
 
 
 def test_export_to_an_empty_folder_is_byte_for_byte(store: ef.EntityStore, root: Path, tmp_path: Path) -> None:
-    """What came from files goes back as it came: comments, byte order mark, line ends, suffix and place."""
+    """Imported files are exported unchanged: comments, byte order mark, line endings, suffix and path."""
     write(
         root,
         readme_md=b"",
@@ -157,7 +157,7 @@ def test_export_to_an_empty_folder_is_byte_for_byte(store: ef.EntityStore, root:
     assert set(ef.DirectorySync(store, other).plan()["action"]) == {"unchanged"}
 
 
-def test_changes_of_either_side_travel(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+def test_changes_of_either_side_are_applied(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
     """An edited file updates its entity, a changed entity its file; the front matter keeps its bytes."""
     put(root / "note/a.md", FRONT.format("A") + "a\n")
     put(root / "note/b.md", FRONT.format("B") + "b\n")
@@ -175,7 +175,7 @@ def test_changes_of_either_side_travel(store: ef.EntityStore, root: Path, folder
 
 
 def test_a_conflict_is_reported_and_left_alone(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """Both sides changed: nothing is written until somebody says who wins."""
+    """Both sides changed: nothing is written until the caller decides which side wins."""
     put(root / "a.md", "one")
     folder.sync()
     edit(root / "a.md", "file")
@@ -192,7 +192,7 @@ def test_a_conflict_is_reported_and_left_alone(store: ef.EntityStore, root: Path
 def test_a_conflict_is_resolved_and_the_loser_kept(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync, policy: str, wins: str
 ) -> None:
-    """Whoever loses is beside the file afterwards."""
+    """The losing version is saved next to the file."""
     put(root / "a.md", "one")
     folder.sync()
     edit(root / "a.md", "file")
@@ -207,7 +207,7 @@ def test_a_conflict_is_resolved_and_the_loser_kept(
 def test_the_same_change_on_both_sides_is_no_conflict(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync
 ) -> None:
-    """What is equal is in step, whoever wrote it."""
+    """Equal files and entities are in sync, whichever side was written first."""
     put(root / "a.md", "one")
     folder.sync()
     edit(root / "a.md", "two")
@@ -216,8 +216,8 @@ def test_the_same_change_on_both_sides_is_no_conflict(
     assert set(folder.plan()["action"]) == {"unchanged"}
 
 
-def test_deletions_travel_only_if_wanted(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """Either way, and only with delete=True."""
+def test_deletions_are_applied_only_if_wanted(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """In both directions, and only with delete=True."""
     for name in "abcdefghijkl":
         put(root / f"{name}.md", name)
     folder.sync()
@@ -234,7 +234,7 @@ def test_deletions_travel_only_if_wanted(store: ef.EntityStore, root: Path, fold
 
 
 def test_too_many_deletions_are_refused(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """Above a fifth of the files nothing is deleted unless it is said how many."""
+    """Above a fifth of the files nothing is deleted unless max_delete allows it."""
     for number in range(10):
         put(root / f"{number}.md", "x")
     folder.sync()
@@ -248,7 +248,7 @@ def test_too_many_deletions_are_refused(store: ef.EntityStore, root: Path, folde
 
 
 def test_an_empty_folder_deletes_nothing(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """A folder without any file may not be mounted; one that is not there is an error."""
+    """A folder without any files may not be mounted; a missing folder is an error."""
     put(root / "a.md", "a")
     folder.sync()
     shutil.rmtree(root)
@@ -263,7 +263,7 @@ def test_an_empty_folder_deletes_nothing(store: ef.EntityStore, root: Path, fold
 
 
 def test_a_file_that_moved_takes_its_entity_along(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """created_at and vectors stay; nothing is deleted, nothing is due."""
+    """created_at and vectors are kept; nothing is deleted, nothing is due."""
     put(root / "note/a.md", FRONT.format("A") + "text of a")
     put(root / "note/b.md", "text of b")
     folder.sync()
@@ -290,7 +290,7 @@ def test_a_file_that_moved_takes_its_entity_along(store: ef.EntityStore, root: P
 def test_an_entity_that_moved_is_due_where_it_was_due(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync
 ) -> None:
-    """A job lists the old key; under the new one each space embeds what it has not."""
+    """A job lists the old key; each space embeds missing vectors under the new key."""
     put(root / "note/a.md", "text of a")
     folder.sync()
     store.embed(ef.HashingEmbedder(16), progress=False)
@@ -307,7 +307,7 @@ def test_an_entity_that_moved_is_due_where_it_was_due(
 
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_a_rename_that_has_to_wait(store: ef.EntityStore, root: Path, folder: ef.DirectorySync, sql, url: str) -> None:
-    """A lock that another session holds for a while is tried for again, as by an upsert."""
+    """A lock that another session holds for a while is retried, as in an upsert."""
     put(root / "note/a.md", "text of a")
     folder.sync()
     (root / "note/a.md").rename(root / "note/moved.md")
@@ -323,7 +323,7 @@ def test_a_rename_that_has_to_wait(store: ef.EntityStore, root: Path, folder: ef
 def test_an_entity_with_another_key_takes_its_file_along(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync
 ) -> None:
-    """Stored anew under another id and deleted under the old one: the file moves, bytes and all."""
+    """Stored under another id and deleted under the old one: the file is moved, with the same bytes."""
     data = FRONT.format("A") + "text"
     put(root / "note/a.md", data)
     folder.sync()
@@ -349,7 +349,7 @@ def test_another_suffix_is_the_same_entity(store: ef.EntityStore, root: Path, fo
 
 
 def test_two_files_of_one_entity_are_a_collision(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """Neither is taken, and the others are."""
+    """Neither is imported, and the others are."""
     write(root, **{"a.md": "one", "a.txt": "two", "note__a.md": "three", "b.md": "b"})
     result = folder.sync()
     assert statuses(result) == {"a.md": "failed", "a.txt": "failed", "note/a.md": "failed", "b.md": "created"}
@@ -357,8 +357,8 @@ def test_two_files_of_one_entity_are_a_collision(store: ef.EntityStore, root: Pa
     assert not store.entity_exists("note", "a")
 
 
-def test_a_bad_file_is_told_and_left(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """With line and reason; it does not lose its entity, and the others go through."""
+def test_a_bad_file_is_reported_and_left(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """With line and reason; its entity is kept, and the others are synced."""
     write(root, **{"a.md": "good", "b.md": "good too"})
     folder.sync()
     edit(root / "a.md", "---\ntitle: [\n---\n")
@@ -370,7 +370,7 @@ def test_a_bad_file_is_told_and_left(store: ef.EntityStore, root: Path, folder: 
 
 
 def test_quarantine(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """A bad file is renamed, keeps its entity, and comes back when it is repaired."""
+    """An invalid file is renamed, keeps its entity, and gets its name back when it is repaired."""
     put(root / "a.md", "good")
     folder.sync()
     edit(root / "a.md", "---\na: [\n---\n")
@@ -384,7 +384,7 @@ def test_quarantine(store: ef.EntityStore, root: Path, folder: ef.DirectorySync)
 
 
 def test_hostile_ids_stay_inside_and_come_back(store: ef.EntityStore, root: Path, tmp_path: Path) -> None:
-    """Every id has a file inside the folder, and is read back from it as itself."""
+    """Every id has a file inside the folder, and is read back unchanged."""
     ids = ["../../etc/passwd", "/etc/passwd", "a/../../b", "CON", "new\nline", "dots...", "-rf", "x" * 300, "Case", "case",
            ".hidden", "_under", "a//b", "%41", "é", "e\u0301", "a\\b", "c:d", " ", "sub/.git/config"]  # fmt: skip
     store.upsert(pl.DataFrame({"entity_type": ["note"] * len(ids), "id": ids, "content": ids}), progress=False)
@@ -400,7 +400,7 @@ def test_hostile_ids_stay_inside_and_come_back(store: ef.EntityStore, root: Path
 
 
 def test_only_the_wanted_types(store: ef.EntityStore, root: Path) -> None:
-    """Entities of other types make no files, and their files are no entities."""
+    """Entities of other types are not exported, and their files are not imported."""
     store.upsert_entity("airport", "FRA", "Frankfurt")
     put(root / "airport/HAM.md", "Hamburg")
     put(root / "note/a.md", "a")
@@ -410,7 +410,7 @@ def test_only_the_wanted_types(store: ef.EntityStore, root: Path) -> None:
 
 
 def test_a_front_matter_without_a_line_end(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """A file that is nothing but front matter, and whose entity then gets a body, is still closed."""
+    """Front matter without a body and without a final line ending stays closed when the entity gets a body."""
     put(root / "a.md", "---\ntitle: x\n---")
     folder.sync()
     store.upsert_entity("note", "a", "a body", {"title": "x"})
@@ -420,7 +420,7 @@ def test_a_front_matter_without_a_line_end(store: ef.EntityStore, root: Path, fo
 
 
 def test_new_files_get_the_first_suffix(store: ef.EntityStore, root: Path) -> None:
-    """And suffixes that could be mistaken for one another are refused."""
+    """And ambiguous suffixes are rejected."""
     store.upsert_entity("note", "a", "text")
     folder = ef.DirectorySync(store, root, suffixes=(".txt", ".md"))
     assert statuses(folder.export_files()) == {"note/a.txt": "exported"}
@@ -431,7 +431,7 @@ def test_new_files_get_the_first_suffix(store: ef.EntityStore, root: Path) -> No
 
 
 def test_a_folder_is_not_filled_with_strangers(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """A store that holds many other things does not pour them into a folder of notes unless that is said."""
+    """A store with many entities of other types does not export them to a folder of notes unless asked to."""
     put(root / "note/a.md", "a")
     others = pl.DataFrame({"id": [str(number) for number in range(1_001)]})
     store.upsert(ef.entities(others, "airport", id="id"), progress=False)
@@ -444,7 +444,7 @@ def test_a_folder_is_not_filled_with_strangers(store: ef.EntityStore, root: Path
 
 
 def test_a_second_sync_is_kept_off(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """One at a time; which one has it is told."""
+    """One at a time; the error names the holder of the lock."""
     put(root / "a.md", "a")
     met: list[Exception] = []
 
@@ -461,7 +461,7 @@ def test_a_second_sync_is_kept_off(store: ef.EntityStore, root: Path, folder: ef
 
 
 def test_cancelling(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """Every row has an outcome; what was not come to is cancelled, and the next sync does it."""
+    """Every row has an outcome; unprocessed rows are cancelled, and done by the next sync."""
     for number in range(1_000):
         put(root / f"{number:04}.md", f"text {number}")
     cancel = threading.Event()
@@ -480,20 +480,20 @@ def test_cancelling(store: ef.EntityStore, root: Path, folder: ef.DirectorySync)
 def test_an_entity_changed_meanwhile_is_not_overwritten(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Changed by somebody else between the look and the write: a conflict, not a loss."""
+    """Changed by another writer between the survey and the write: a conflict, not a loss."""
     put(root / "a.md", "one")
     folder.sync()
     edit(root / "a.md", "file")
     execute = Upsert.execute
 
     def late(run: Upsert, *rest: Any) -> ef.UpsertResult:
-        if run.options.expected:
-            store.upsert_entity("note", "a", "somebody else")
+        if run._options.expected:
+            store.upsert_entity("note", "a", "another writer")
         return execute(run, *rest)
 
     monkeypatch.setattr(Upsert, "execute", late)
     assert statuses(folder.sync()) == {"a.md": "conflict"}
-    assert store.get_entity("note", "a")["content"] == "somebody else"
+    assert store.get_entity("note", "a")["content"] == "another writer"
 
 
 def test_where_a_folder_lives_is_no_secret_but_its_store_password_is(root: Path, folder: ef.DirectorySync) -> None:
@@ -503,7 +503,7 @@ def test_where_a_folder_lives_is_no_secret_but_its_store_password_is(root: Path,
 
 
 def test_a_plan_is_carried_out(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """It has what a plan of an upsert has, reads as a frame, and does what it says, once."""
+    """It has the interface of an upsert plan, behaves like a frame, and is applied once."""
     write(root, **{"a.md": "a", "b.md": "b", "bad.md": b"\xff", "p.png": "picture"})
     folder.sync()
     edit(root / "a.md", "edited")
@@ -532,7 +532,7 @@ def test_a_plan_is_carried_out(store: ef.EntityStore, root: Path, folder: ef.Dir
 
 
 def test_a_plan_leaves_alone_what_changed_since(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """On either side, also what came or went; the rest of the plan is done."""
+    """On either side, also what was created or deleted; the rest of the plan is applied."""
     names = ("edited", "touched", "there", "entity", "deleted", "gone", "renamed", "kept")
     write(root, **{f"{name}.md": f"of {name}" for name in names})
     folder.sync()
@@ -546,7 +546,7 @@ def test_a_plan_leaves_alone_what_changed_since(store: ef.EntityStore, root: Pat
     assert plan.counts == plan.counts | {"update": 3, "export": 1, "delete": 2, "rename": 1, "unchanged": 1}
     edit(root / "edited.md", "again")
     os.utime(root / "touched.md")
-    store.upsert_entity("note", "there", "somebody else")
+    store.upsert_entity("note", "there", "another writer")
     store.upsert_entity("note", "entity", "second")
     edit(root / "deleted.md", "edited")
     store.upsert_entity("note", "gone", "edited")
@@ -568,14 +568,14 @@ def test_a_plan_leaves_alone_what_changed_since(store: ef.EntityStore, root: Pat
     assert "plan again" in result.outcomes.filter(pl.col("path") == "edited.md")["error"].item()
     contents = dict(store.read("note").select("id", "content").rows())
     assert contents == {
-        "edited": "of edited", "touched": "first", "there": "somebody else", "entity": "second", "gone": "edited",
+        "edited": "of edited", "touched": "first", "there": "another writer", "entity": "second", "gone": "edited",
         "renamed": "of renamed", "kept": "of kept",
     }  # fmt: skip
     assert (root / "deleted.md").read_text() == "edited"
 
 
 def test_a_plan_of_deletions_is_done_once(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """The second time there is nothing left of them."""
+    """When planned a second time, both sides are gone."""
     write(root, **{f"{number}.md": f"{number}" for number in range(10)})
     folder.sync()
     (root / "0.md").unlink()
@@ -587,7 +587,7 @@ def test_a_plan_of_deletions_is_done_once(store: ef.EntityStore, root: Path, fol
 
 
 def test_failures_name_their_files(root: Path, folder: ef.DirectorySync) -> None:
-    """In the text of a result, in that of its error, and in its view in a notebook."""
+    """In the repr of a result, in the message of its error, and in its notebook view."""
     write(root, **{"a/b.md": b"\xff", "c.md": "fine"})
     result = folder.sync()
     assert "first failure: a/b.md: line 1" in repr(result)
@@ -597,8 +597,8 @@ def test_failures_name_their_files(root: Path, folder: ef.DirectorySync) -> None
         result.raise_for_failures()
 
 
-def test_what_is_left_out_is_told(root: Path, folder: ef.DirectorySync) -> None:
-    """By result and plan, with its reason, at every depth."""
+def test_what_is_left_out_is_reported(root: Path, folder: ef.DirectorySync) -> None:
+    """In result and plan, with its reason, at every depth."""
     write(
         root,
         **{
@@ -626,7 +626,7 @@ def test_what_is_left_out_is_told(root: Path, folder: ef.DirectorySync) -> None:
 
 
 def test_links_are_no_failures(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """One to a file, a folder, nothing: named as left out. What was a file or a folder once keeps its entities."""
+    """Links to a file, a folder, nothing: listed as left out. Paths that were files or folders keep their entities."""
     write(root, **{"a.md": "a", "b.md": "b", "sub/c.md": "c", "sub/d.md": "d"})
     folder.sync()
     (root / "file.md").symlink_to("a.md")
@@ -639,9 +639,9 @@ def test_links_are_no_failures(store: ef.EntityStore, root: Path, folder: ef.Dir
     for result in (folder.sync(delete=True, max_delete=10), folder.import_files(delete=True, max_delete=10)):
         assert result.ok
         assert statuses(result) == dict.fromkeys(("a.md", "b.md", "sub/c.md", "sub/d.md"), "unchanged")
-        told = dict(result.outcomes.select("path", "error").rows())
-        assert "link" in told["b.md"]
-        assert "link" in told["sub/c.md"]
+        errors = dict(result.outcomes.select("path", "error").rows())
+        assert "link" in errors["b.md"]
+        assert "link" in errors["sub/c.md"]
         assert dict(result.left_out.select("path", "reason").rows()) == {
             "b.md": "it is a link", "file.md": "it is a link", "nothing.md": "it is a link",
             "folder": "it is a link to a folder", "sub": "it is a link to a folder",
@@ -650,19 +650,19 @@ def test_links_are_no_failures(store: ef.EntityStore, root: Path, folder: ef.Dir
 
 
 def test_a_rule_and_a_template(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """Two rules with text in between are text; a template says where it is one, and what to do with it."""
+    """Two thematic breaks with text in between are text; a template is reported with its line and the remedy."""
     text = "---\n\nSome text: with a colon: or two\n\n---\nand more\n"
     write(root, **{"rule.md": text, "list.md": "---\n- a\n---\n", "template.md": "---\na: 1\ntitle: {{title}}\n---\n"})
     result = folder.sync()
     assert statuses(result) == {"rule.md": "created", "list.md": "created", "template.md": "failed"}
     assert store.get_entity("note", "rule")["content"] == text
-    assert "first failure: template.md: line 3: {{title}} is a placeholder of a template" in repr(result)
+    assert "first failure: template.md: line 3: {{title}} is a template placeholder" in repr(result)
 
 
 def test_a_sync_whose_hold_has_ended_leaves_the_hold_of_the_next(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync, sql
 ) -> None:
-    """It was asleep for longer than its lease, and another one began: it says so, and a third is still kept off."""
+    """It was suspended for longer than its lease, and another one began: it reports that, and a third one cannot start."""
     put(root / "a.md", "a")
     began, ended = threading.Event(), threading.Event()
     results: list[ef.SyncResult] = []

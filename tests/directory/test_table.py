@@ -1,4 +1,4 @@
-"""Every state that a file and its entity can be in, with what becomes of both: each way, with and without deletions."""
+"""All states of a file and its entity, with the outcome for both: in each direction, with and without deletions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import entityframes as ef
 from tests.directory.test_sync import edit, put
 
-#: What became of a file, and of its entity, since they were last in step, and then what each call does without and with
+#: The changes of a file and of its entity since they were last in sync, then what each call does without and with
 #: delete=True. ">" is from the file to the entity, "<" from the entity to the file; "." is nothing, "-" not even a row.
 TABLE = """
     file     entity     import    with delete    export    with delete    sync      with delete
@@ -29,7 +29,7 @@ TABLE = """
     new      new        update>   update>        conflict  conflict       conflict  conflict
     none     new        -         -              export<   export<        export<   export<
 """
-#: The same of what is a conflict, where it is said who wins; the last that was written is the entity.
+#: The same for conflicts, with a winning side; the last write is that of the entity.
 WINNERS = """
     file     entity     files     with delete    store     with delete    newer     with delete
     changed  changed    update>   update>        export<   export<        export<   export<
@@ -42,14 +42,14 @@ ANSWERS = {"update": "updated", "create": "created", "export": "exported", "dele
 
 
 class Side(NamedTuple):
-    """What a file holds, or an entity is."""
+    """The content of a file or an entity."""
 
     title: str
     body: str
 
 
 def cells(table: str, column: int) -> dict[str, tuple[str, str | None] | None]:
-    """What one call does with each file: the action and the way it goes; None where it has no row."""
+    """The outcome of one call for each file: action and direction; None if it has no row."""
     found: dict[str, tuple[str, str | None] | None] = {}
     for line in table.strip().splitlines()[1:]:
         file, entity, *moves = line.split()
@@ -98,7 +98,7 @@ class Sides:
 
     @staticmethod
     def side(state: str, version: str) -> Side:
-        """What one of both is: as it was when they were in step, or as it was made to differ."""
+        """The state of one side: as it was when they were in sync, or as it was changed."""
         title = f"{version} of {state}" if state.endswith("metadata") else f"title of {state}"
         return Side(title, f"{version} of {state}\n" if state.endswith("content") else f"body of {state}\n")
 
@@ -110,7 +110,7 @@ class Sides:
         return f"---\n# kept\ntitle: {side.title}\n---\n{side.body}"
 
     def files(self) -> dict[str, Side]:
-        """What the files hold."""
+        """The content of the files."""
         found = {}
         for path in self.root.rglob("*.md"):
             _, front, body = path.read_text().split("---\n")
@@ -118,13 +118,13 @@ class Sides:
         return found
 
     def entities(self) -> dict[str, Side]:
-        """What the entities are."""
+        """The content of the entities."""
         rows = self.store.read("note").select("id", "title", "content").rows()
         return {id: Side(title, body) for id, title, body in rows}
 
 
 def check(sides: Sides, expected: dict[str, Any], run: Callable[..., ef.SyncResult], plan: ef.SyncPlan) -> None:
-    """What is planned is what the table says, it is done, and nothing else."""
+    """The plan is what the table specifies, it is applied, and nothing else."""
     files, entities = sides.files(), sides.entities()
     planned = {Path(path).stem: (action, way) for path, _, _, action, way, _ in plan.frame.rows()}
     assert planned == {state: move for state, move in expected.items() if move is not None}
@@ -145,7 +145,7 @@ def check(sides: Sides, expected: dict[str, Any], run: Callable[..., ef.SyncResu
 @pytest.mark.parametrize("delete", [False, True])
 @pytest.mark.parametrize("direction", ["import", "export", "both"])
 def test_every_state_of_both(store: ef.EntityStore, tmp_path: Path, direction: str, delete: bool) -> None:
-    """Each of a file and its entity is the same, changed, gone, new or was never there: what travels, and which way."""
+    """A file and its entity are each the same, changed, gone, new or never existed: what is applied, and where to."""
     expected = cells(TABLE, ["import", "export", "both"].index(direction) * 2 + delete)
     sides = Sides(store, tmp_path / "root", list(expected))
     call = {"import": "import_files", "export": "export_files", "both": "sync"}[direction]
@@ -157,7 +157,7 @@ def test_every_state_of_both(store: ef.EntityStore, tmp_path: Path, direction: s
 @pytest.mark.parametrize("delete", [False, True])
 @pytest.mark.parametrize("policy", ["files", "store", "newer"])
 def test_every_conflict_that_is_decided(store: ef.EntityStore, tmp_path: Path, policy: str, delete: bool) -> None:
-    """Who wins takes what the other has, and a deletion wins only with delete=True."""
+    """The winning side overwrites the other, and a deletion wins only with delete=True."""
     expected = cells(WINNERS, ["files", "store", "newer"].index(policy) * 2 + delete)
     sides = Sides(store, tmp_path / "root", list(expected))
     given: dict[str, Any] = {"on_conflict": policy, "delete": delete, "max_delete": 0}
@@ -176,7 +176,7 @@ def test_every_conflict_that_is_decided(store: ef.EntityStore, tmp_path: Path, p
 
 
 def test_an_export_may_let_the_store_win(store: ef.EntityStore, tmp_path: Path) -> None:
-    """Over files that were edited; that an entity is gone is no reason to take an edited file."""
+    """Over edited files; but an edited file is not deleted because its entity is gone."""
     wins = ("export", "export")
     expected = {
         "changed changed": wins,
@@ -191,7 +191,7 @@ def test_an_export_may_let_the_store_win(store: ef.EntityStore, tmp_path: Path) 
 
 
 def test_the_same_edit_of_both(store: ef.EntityStore, tmp_path: Path) -> None:
-    """Both became the same: no conflict, and in step from then on, so that the next edit of either travels."""
+    """Both became the same: no conflict, and in sync from then on, so that the next edit of either is applied."""
     states = [f"{state} same {differ}" for state in ("changed", "same") for differ in ("content", "metadata")]
     sides = Sides(store, tmp_path / "root", states)
     for state in states:
@@ -212,7 +212,7 @@ def test_the_same_edit_of_both(store: ef.EntityStore, tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_looked_at_takes_nothing_along(
     store: ef.EntityStore, tmp_path: Path, why: str, call: str
 ) -> None:
-    """A sub-folder that is a link now, or unreadable: what is in it, at any depth, is not taken for deleted."""
+    """A subfolder that is now a link, or unreadable: its content, at any depth, is not taken for deleted."""
     root = tmp_path / "root"
     for path in ("note/a.md", "note/b.md", "sub/c.md", "sub/deep/d.md", "sub/deep/er/e.md"):
         put(root / path, f"of {path}")
@@ -223,7 +223,7 @@ def test_a_folder_that_cannot_be_looked_at_takes_nothing_along(
         (root / "sub").rename(tmp_path / "elsewhere")
         (root / "sub").symlink_to(tmp_path / "elsewhere")
     else:
-        # Not understood, and so it is not known what it would leave out.
+        # Not valid, so it is not known what it would leave out.
         (root / "sub/.efignore").write_bytes(b"\xff\n")
     deleting = folder.plan(delete=True, max_delete=10).filter(pl.col("action") == "delete")
     assert deleting["path"].to_list() == ["note/b.md"]
@@ -233,7 +233,7 @@ def test_a_folder_that_cannot_be_looked_at_takes_nothing_along(
     assert set(inside["status"]) == {"unchanged" if why == "link" else "failed"}
     assert store.stats()["entities"].to_list() == ([2, 3] if call == "export_files" else [1, 3])
     assert (root / "sub/deep/er/e.md").read_text() == "of sub/deep/er/e.md"
-    # Looked at again, it is in step as it was.
+    # Readable again, it is in sync as before.
     if why == "link":
         (root / "sub").unlink()
         (tmp_path / "elsewhere").rename(root / "sub")

@@ -26,7 +26,7 @@ OLD = 1_600_000_000_123_456_789
 
 
 def fill(root: Path, *paths: str) -> None:
-    """Files that hold their own path."""
+    """Create files that contain their own path."""
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(path)
@@ -37,7 +37,7 @@ def tree(root: Path, ignore: list[str] | None = None, max_bytes: int = 1_000) ->
 
 
 def found(root: Path, ignore: list[str] | None = None) -> list[str]:
-    """The paths that a walk finds, in order."""
+    """The paths found by a walk, in order."""
     return tree(root, ignore).walk().files["path"].sort().to_list()
 
 
@@ -46,7 +46,7 @@ def state(path: Path) -> Stat:
 
 
 def seen(path: Path) -> bytes:
-    """What is expected of a file: the hash of its bytes."""
+    """The expected hash of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).digest()
 
 
@@ -56,7 +56,7 @@ def everything(root: Path) -> dict[str, bytes]:
 
 
 def test_a_walk_finds_files_with_size_and_time(tmp_path: Path) -> None:
-    """Files of the suffixes, in folders however named, with what the file system says of them."""
+    """Files with the suffixes, in folders of any name, with their status."""
     fill(tmp_path, "a.md", "b/c.txt", "b/d/e.markdown", "b/f.mdx", "b.md/g.md", "picture.png", "b/A.MD", "ü/ß.md")
     os.utime(tmp_path / "a.md", ns=(OLD, OLD))
     walk = tree(tmp_path).walk()
@@ -80,14 +80,14 @@ def test_a_walk_finds_files_with_size_and_time(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    """Frames of no rows, with their dtypes."""
+    """Empty frames, with their dtypes."""
     walk = tree(tmp_path).walk()
     assert walk.files.schema == walk.quarantined.schema == FILES
     assert walk.files.is_empty()
 
 
 def test_the_root_may_be_a_link(tmp_path: Path) -> None:
-    """What the caller names is what is meant; and it stays that when the working directory changes."""
+    """The root may be a link or a relative path, and does not change with the working directory."""
     fill(tmp_path, "real/a.md")
     (tmp_path / "link").symlink_to("real")
     assert found(tmp_path / "link") == ["a.md"]
@@ -109,19 +109,19 @@ def test_a_root_that_is_no_folder(tmp_path: Path, what: str) -> None:
 
 
 def test_hidden_names(tmp_path: Path) -> None:
-    """Names with a dot or an underscore are left out, files and folders; patterns take back in, and () takes all."""
+    """Names with a dot or an underscore are left out, files and folders; patterns re-include, and () includes all."""
     visible, hidden = ["a.md", "d/b.md"], [".h.md", "_u.md", ".git/c.md", "_site/e.md", "d/_f/g.md", "d/_f/_h.md"]
     fill(tmp_path, *visible, *hidden)
     assert found(tmp_path) == visible
     assert found(tmp_path, []) == sorted(visible + hidden)
     assert found(tmp_path, ["!_*"]) == sorted(["_u.md", "_site/e.md", "d/_f/g.md", "d/_f/_h.md", *visible])
     assert found(tmp_path, ["!_site"]) == ["_site/e.md", *visible]
-    # A folder that is taken in does not take in what is hidden in it.
+    # Including a folder does not include hidden names in it.
     assert found(tmp_path, ["!_f/"]) == ["a.md", "d/_f/g.md", "d/b.md"]
 
 
 def test_patterns(tmp_path: Path) -> None:
-    """Patterns as in gitignore: anchored or not, for folders only, the last one that matches decides."""
+    """Patterns as in gitignore: anchored or not, for folders only, the last matching one wins."""
     fill(tmp_path, "a.md", "drafts/a.md", "x/drafts/b.md", "x/keep.md", "x/c.txt", "drafts.md")
     assert found(tmp_path, ["drafts/"]) == ["a.md", "drafts.md", "x/c.txt", "x/keep.md"]
     assert found(tmp_path, ["/drafts/"]) == ["a.md", "drafts.md", "x/c.txt", "x/drafts/b.md", "x/keep.md"]
@@ -130,7 +130,7 @@ def test_patterns(tmp_path: Path) -> None:
 
 
 def test_rules_in_a_folder(tmp_path: Path) -> None:
-    """An .efignore holds for its folder and below, and outweighs those above it."""
+    """An .efignore applies to its folder and below, and takes precedence over those above it."""
     fill(tmp_path, "a.md", "b/a.md", "b/c/a.md", "b/c/n.md", "n.md", "_u.md")
     (tmp_path / ".efignore").write_bytes(b"\xef\xbb\xbfn.md\r\n!_u.md\r\n")
     (tmp_path / "b" / ".efignore").write_text("/a.md\n!n.md")
@@ -142,7 +142,7 @@ def test_rules_in_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["", "b"])
 @pytest.mark.parametrize("what", ["link", "folder", "not UTF-8"])
 def test_rules_that_cannot_be_read(tmp_path: Path, where: str, what: str) -> None:
-    """What they would leave out is not known, so that nothing of that folder is taken, and nothing taken for deleted."""
+    """What they would leave out is not known, so nothing in that folder is read, and nothing is treated as deleted."""
     fill(tmp_path, "a.md", "b/c.md")
     rules = tmp_path / where / ".efignore"
     if what == "link":
@@ -162,7 +162,7 @@ def test_rules_that_cannot_be_read(tmp_path: Path, where: str, what: str) -> Non
 
 
 def test_a_pattern_that_is_none(tmp_path: Path) -> None:
-    """Said at once, with the pattern."""
+    """Raised at once, with the pattern."""
     with pytest.raises(ef.DirectoryError, match="!"):
         tree(tmp_path, ["!"])
 
@@ -211,7 +211,7 @@ def test_rules_mean_what_git_makes_of_them(tmp_path: Path, seed: int) -> None:
 
 
 def test_quarantined_files(tmp_path: Path) -> None:
-    """They are told apart by their ending, and rules mean the name that they have else."""
+    """They are recognized by their ending, and rules apply to their original name."""
     fill(tmp_path, "a.md", "b/c.md.invalid", "d.md.invalid", "e.png.invalid", "f.md.conflict")
     walk = tree(tmp_path, ["d.md"]).walk()
     assert walk.files["path"].to_list() == ["a.md"]
@@ -220,7 +220,7 @@ def test_quarantined_files(tmp_path: Path) -> None:
 
 
 def test_reading(tmp_path: Path) -> None:
-    """Bytes as they are, with hash and state, in order."""
+    """The exact bytes, with hash and state, in order."""
     (tmp_path / "b").mkdir()
     contents = {"b/1.md": b"\xef\xbb\xbfa\r\n", "2.md": b"", "b/3.md": b"\xff\x00", "4.md": b"x" * 1_000}
     for path, data in contents.items():
@@ -235,7 +235,7 @@ def test_reading(tmp_path: Path) -> None:
         assert read.digest == hashlib.sha256(data).digest()
         assert read.stat == state(tmp_path / read.path)
         assert read.stat[:2] == (len(data), OLD)
-        assert read.settled
+        assert read.stable
 
 
 def test_what_is_not_read(tmp_path: Path) -> None:
@@ -243,8 +243,8 @@ def test_what_is_not_read(tmp_path: Path) -> None:
     fill(tmp_path, "a.md", "b.md/c.md")
     (tmp_path / "large.md").write_bytes(b"x" * 1_001)
     reads = tree(tmp_path).read(["large.md", "gone.md", "gone/a.md", "b.md", "a.md/a.md", "a.md"])
-    assert [read.reason and read.reason.split(";")[0] for read in reads] == [
-        "has 1,001 bytes",
+    assert [read.reason for read in reads] == [
+        "has 1,001 bytes, more than the limit of 1,000",
         "is gone",
         "is gone",
         "is a folder",
@@ -259,7 +259,7 @@ def test_what_is_not_read(tmp_path: Path) -> None:
     "path", ["../a.md", "/etc/passwd", "b/../../a.md", "b//a.md", "./a.md", "", "a.md/", "a\0.md", "a\udc80.md"]
 )
 def test_paths_that_lead_out(tmp_path: Path, path: str) -> None:
-    """Never followed, whoever asks."""
+    """Never followed, in any operation."""
     fill(tmp_path, "a.md", "root/b/a.md")
     before = everything(tmp_path)
     root = tree(tmp_path / "root")
@@ -275,7 +275,7 @@ def test_paths_that_lead_out(tmp_path: Path, path: str) -> None:
 
 
 def test_reading_is_cancelled(tmp_path: Path) -> None:
-    """What follows is not read."""
+    """The remaining files are not read."""
     fill(tmp_path, "a.md")
     cancel = threading.Event()
     assert len(tree(tmp_path).read(["a.md"] * 3, cancel)) == 3
@@ -284,11 +284,11 @@ def test_reading_is_cancelled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("age", "settled"),
+    ("age", "stable"),
     [(0.0, False), (0.2, True), (-60.0, False), ("whole second", False), ("three whole seconds", True)],
 )
-def test_whether_a_state_is_settled(
-    tmp_path: Path, age: float | str, settled: bool, monkeypatch: pytest.MonkeyPatch
+def test_whether_a_state_is_stable(
+    tmp_path: Path, age: float | str, stable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that changed within the tick of its file system's clock may change again and look the same."""
     fill(tmp_path, "a.md")
@@ -299,14 +299,14 @@ def test_whether_a_state_is_settled(
     os.utime(tmp_path / "a.md", ns=(mtime, mtime))
     changed = state(tmp_path / "a.md").ctime_ns
     monkeypatch.setattr(time, "time_ns", lambda: changed + 1_000_000)
-    assert not tree(tmp_path).read(["a.md"])[0].settled, "its status has just changed"
-    if settled:
+    assert not tree(tmp_path).read(["a.md"])[0].stable, "its status has just changed"
+    if stable:
         monkeypatch.setattr(time, "time_ns", lambda: changed + 100_000_000)
-        assert tree(tmp_path).read(["a.md"])[0].settled
+        assert tree(tmp_path).read(["a.md"])[0].stable
 
 
 def test_writing_new_files(tmp_path: Path) -> None:
-    """Whole, with the time that is asked for, the mode that the umask leaves, in folders that are made for it."""
+    """Complete, with the requested time, with the mode given by the umask, in folders created for them."""
     files = [Write("b/c/1.md", b"one", OLD), Write("2.md", b""), Write("b/3.md", b"\r\n\xff", OLD)]
     umask = os.umask(0o027)
     try:
@@ -319,14 +319,14 @@ def test_writing_new_files(tmp_path: Path) -> None:
         assert one.reason is None
         assert one.stat == state(tmp_path / one.path)
         assert stat.S_IMODE((tmp_path / one.path).stat().st_mode) == 0o640
-    # Whether a file of just now is, depends on how long the others took.
-    assert (written[0].settled, written[2].settled) == (True, True)
+    # Whether a file with the current time is stable depends on how long the others took.
+    assert (written[0].stable, written[2].stable) == (True, True)
     assert written[0].stat[:2] == (3, OLD)
     assert [read.stat for read in tree(tmp_path).read([file.path for file in files])] == [one.stat for one in written]
 
 
 def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
-    """What is there stays, and the others are written."""
+    """Existing files are kept, and the others are written."""
     fill(tmp_path, "a.md", "d.md/e.md")
     files = [Write("a.md", b"new"), Write("b.md", b"new"), Write("d.md", b"new"), Write("a.md/c.md", b"new")]
     written = tree(tmp_path).write(files)
@@ -341,7 +341,7 @@ def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
 
 
 def test_replacing_a_file(tmp_path: Path) -> None:
-    """The mode stays, the file is another one: who reads the old one reads on."""
+    """The mode is kept, the inode changes: processes that read the old file are not affected."""
     fill(tmp_path, "a.md")
     path = tmp_path / "a.md"
     path.chmod(0o604)
@@ -360,7 +360,7 @@ def test_replacing_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["bytes", "size", "gone", "folder"])
 def test_a_file_in_another_state(tmp_path: Path, what: str) -> None:
-    """It is neither replaced, removed nor renamed, whatever its size and time say."""
+    """It is neither replaced, removed nor renamed, even if size and time are equal."""
     fill(tmp_path, "a.md", "b.md")
     path = tmp_path / "a.md"
     expected, times = seen(path), path.stat().st_mtime_ns
@@ -372,7 +372,7 @@ def test_a_file_in_another_state(tmp_path: Path, what: str) -> None:
         if what == "folder":
             fill(tmp_path, "a.md/c.md")
     before = everything(tmp_path)
-    reason = {"gone": "is gone", "folder": "is a folder"}.get(what, "was changed by somebody else")
+    reason = {"gone": "is gone", "folder": "is a folder"}.get(what, "was changed by another process")
     written = tree(tmp_path).write([Write("a.md", b"new", None, expected), Write("c.md", b"new")])
     assert [one.reason for one in written] == [reason, None]
     assert tree(tmp_path).remove("a.md", expected) == reason
@@ -386,7 +386,7 @@ def test_a_file_in_another_state(tmp_path: Path, what: str) -> None:
 def test_a_file_that_changes_at_the_last_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, what: str
 ) -> None:
-    """After the last look at it and before its name is another file's, or nobody's: it is there afterwards."""
+    """After the last check and before its name is replaced or removed: the changed file is kept."""
     if what == "write" and handles._renameat2() is None:
         pytest.skip("this system cannot exchange two names")
     fill(tmp_path, "a.md")
@@ -408,11 +408,11 @@ def test_a_file_that_changes_at_the_last_moment(
 
     monkeypatch.setattr(Folder, "check", late)
     root = tree(tmp_path)
-    told = (
+    reason = (
         root.remove("a.md", expected) if what == "remove" else root.write([Write("a.md", b"new", None, expected)])[0][2]
     )
-    assert told is not None
-    assert told.endswith({"link": "is a link", "gone": "is gone"}.get(how, "was changed by somebody else"))
+    assert reason is not None
+    assert reason.endswith({"link": "is a link", "gone": "is gone"}.get(how, "was changed by another process"))
     assert [entry.name for entry in tmp_path.iterdir()] == ([] if how == "gone" else ["a.md"])
     if how == "link":
         assert os.readlink(path) == "elsewhere"
@@ -421,17 +421,17 @@ def test_a_file_that_changes_at_the_last_moment(
 
 
 def test_where_names_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file is replaced all the same, if it is as expected when it is looked at last."""
+    """A file is replaced all the same, if it is as expected at the last check."""
     fill(tmp_path, "a.md")
     expected = seen(tmp_path / "a.md")
     monkeypatch.setattr(handles, "_renameat2", lambda: None)
     assert tree(tmp_path).write([Write("a.md", b"new", None, expected)])[0].reason is None
-    assert tree(tmp_path).write([Write("a.md", b"newer", None, expected)])[0].reason == "was changed by somebody else"
+    assert tree(tmp_path).write([Write("a.md", b"newer", None, expected)])[0].reason == "was changed by another process"
     assert everything(tmp_path) == {"a.md": b"new"}
 
 
 def test_removing(tmp_path: Path) -> None:
-    """With the folders that hold nothing any more, the root excepted."""
+    """With the folders that are empty afterwards, except the root."""
     fill(tmp_path, "a/b/c/d.md", "a/e.png", "f.md")
     (tmp_path / "a/empty").mkdir()
     assert tree(tmp_path).remove("a/b/c/d.md", seen(tmp_path / "a/b/c/d.md")) is None
@@ -445,7 +445,7 @@ def test_removing(tmp_path: Path) -> None:
 
 
 def test_renaming(tmp_path: Path) -> None:
-    """Into a folder that is made for it, out of one that goes with it; the state stays."""
+    """Into a folder created for it, out of one that is then removed; the state is kept."""
     fill(tmp_path, "a/b/c.md")
     before, bytes_ = state(tmp_path / "a/b/c.md"), seen(tmp_path / "a/b/c.md")
     assert tree(tmp_path).rename("a/b/c.md", "d/e.md", bytes_) is None
@@ -468,7 +468,7 @@ def test_renaming_overwrites_nothing(tmp_path: Path) -> None:
 
 
 def test_setting_aside(tmp_path: Path) -> None:
-    """Under a name beside the file, a new one for other bytes, none for the same."""
+    """Under a name next to the file, another one for other bytes, the same one for the same bytes."""
     fill(tmp_path, "b/a.md")
     root = tree(tmp_path)
     assert root.set_aside("b/a.md", b"one") == "b/a.md.conflict"
@@ -488,7 +488,7 @@ def test_setting_aside(tmp_path: Path) -> None:
 
 
 def test_setting_aside_beside_a_long_name(tmp_path: Path) -> None:
-    """A name that leaves no room for the ending is cut, between letters."""
+    """A name that is too long for the ending is truncated, between characters."""
     name = "ü" * 126 + ".md"
     (tmp_path / name).write_text("mine")
     first = tree(tmp_path).set_aside(name, b"one")
@@ -500,14 +500,14 @@ def test_setting_aside_beside_a_long_name(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_set_aside(tmp_path: Path) -> None:
-    """An error, so that nobody overwrites the only copy."""
+    """An error, so that the caller does not overwrite the only copy."""
     fill(tmp_path, "a.md")
     with pytest.raises(ef.DirectoryError, match=r"a\.md/b\.md"):
         tree(tmp_path).set_aside("a.md/b.md", b"one")
 
 
 def test_cleaning(tmp_path: Path) -> None:
-    """Only temporary files, and only those that nobody writes any more."""
+    """Only temporary files, and only those that are no longer being written."""
     left = f".ef-{'0' * 16}.tmp"
     fill(tmp_path, left, f"b/{left}", ".ef-mine.tmp", "b/a.md")
     os.utime(tmp_path / left, ns=(OLD, OLD))

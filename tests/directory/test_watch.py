@@ -1,4 +1,4 @@
-"""Watching a folder: bursts, echoes, an editor's way of saving, and the end."""
+"""Watching a folder: bursts, its own writes, saving by replacing a file, and stopping."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import watchfiles
 
 import entityframes as ef
 
-#: Seconds after which something hangs.
+#: Timeout in seconds.
 PATIENCE = 120.0
 
 
@@ -28,7 +28,7 @@ def root(tmp_path: Path) -> Path:
 
 @contextmanager
 def watching(folder: ef.DirectorySync, **rules: object) -> Iterator[queue.Queue[ef.SyncResult]]:
-    """A watch in a thread; its results in a queue. It ends with the block, and must end without an error."""
+    """Run a watch in a thread, with its results in a queue; it ends with the block, and must not raise."""
     results: queue.Queue[ef.SyncResult] = queue.Queue()
     stop = threading.Event()
     ended: list[BaseException | None] = []
@@ -51,7 +51,7 @@ def watching(folder: ef.DirectorySync, **rules: object) -> Iterator[queue.Queue[
 
 
 def done(results: queue.Queue[ef.SyncResult]) -> dict[str, str]:
-    """The next result, as path and status of what was not unchanged."""
+    """The next result, as path and status of the rows that are not unchanged."""
     rows = results.get(timeout=PATIENCE).outcomes.filter(pl.col("status") != "unchanged")
     return dict(rows.select("path", pl.col("status").cast(pl.String)).rows())
 
@@ -64,7 +64,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def counted(folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Gets an item at the end of each sync of a folder."""
+    """A queue that receives an item at the end of each sync of a folder."""
     run, syncs = folder._run, []
 
     def counting(*given: object) -> ef.SyncResult:
@@ -77,7 +77,7 @@ def counted(folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch) -> list[i
 
 
 def test_a_burst_is_one_sync(store: ef.EntityStore, root: Path) -> None:
-    """Files written one after the other come in together, and what was there before comes at once."""
+    """Files written in quick succession are synced together, and existing files immediately."""
     (root / "first.md").write_text("first")
     # Far longer than the burst takes.
     with watching(ef.DirectorySync(store, root), settle=1.0) as results:
@@ -88,7 +88,7 @@ def test_a_burst_is_one_sync(store: ef.EntityStore, root: Path) -> None:
 
 
 def test_an_editor_that_saves_by_renaming_deletes_nothing(store: ef.EntityStore, root: Path) -> None:
-    """The file is away for a moment; the entity is updated, not deleted."""
+    """The file is missing for a moment; the entity is updated, not deleted."""
     (root / "a.md").write_text("one")
     with watching(ef.DirectorySync(store, root), delete=True, settle=1.0) as results:
         assert done(results) == {"a.md": "created"}
@@ -102,7 +102,7 @@ def test_an_editor_that_saves_by_renaming_deletes_nothing(store: ef.EntityStore,
 
 
 def test_its_own_files_start_no_sync(store: ef.EntityStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is exported is not taken for a change."""
+    """An export is not treated as a change."""
     folder = ef.DirectorySync(store, root)
     syncs, dealt_with = counted(folder, monkeypatch), []
     watch = watchfiles.watch
@@ -125,7 +125,7 @@ def test_its_own_files_start_no_sync(store: ef.EntityStore, root: Path, monkeypa
 
 
 def test_every_save_is_reported(store: ef.EntityStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same file, again and again, and beside a bad one: each time once."""
+    """The same file, repeatedly, and together with an invalid one: once each time."""
     (root / "bad.md").write_bytes(b"\xff")
     folder = ef.DirectorySync(store, root)
     syncs = counted(folder, monkeypatch)
@@ -143,7 +143,7 @@ def test_every_save_is_reported(store: ef.EntityStore, root: Path, monkeypatch: 
 
 
 def test_every_change_of_the_store_is_reported(store: ef.EntityStore, root: Path) -> None:
-    """As is what travels the other way: the same file is exported twice."""
+    """In the other direction, too: the same file is exported twice."""
     with watching(ef.DirectorySync(store, root), poll=0.05) as results:
         for text in ("one", "two", "six"):
             store.upsert_entity("note", "a", text)
@@ -152,7 +152,7 @@ def test_every_change_of_the_store_is_reported(store: ef.EntityStore, root: Path
 
 
 def test_embedding_what_was_synced(store: ef.EntityStore, root: Path) -> None:
-    """What stands in the guide: after every save the note is found."""
+    """The example in the guide: after every save the note is found."""
     stop, embedder = threading.Event(), ef.HashingEmbedder(32)
     folder = ef.DirectorySync(store, root)
 
@@ -175,7 +175,7 @@ def test_embedding_what_was_synced(store: ef.EntityStore, root: Path) -> None:
 
 
 def test_a_save_while_a_sync_runs(store: ef.EntityStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is saved just after it was read, or written, is synced and reported without waiting for a look."""
+    """A file that is saved just after it was read or written is synced and reported without waiting for a poll."""
     folder = ef.DirectorySync(store, root)
     run = folder._run
     late = [b"of the file\n", b"anew, longer\n"]
@@ -201,24 +201,24 @@ def test_a_save_while_a_sync_runs(store: ef.EntityStore, root: Path, monkeypatch
 
 @pytest.mark.parametrize("handled", [True, False])
 def test_errors_of_on_result(store: ef.EntityStore, root: Path, handled: bool) -> None:
-    """They go where those of a sync go, and end the watch where they go nowhere; the change counts as reported."""
+    """They are passed to on_error like those of a sync, or end the watch without it; the change counts as reported."""
     (root / "a.md").write_text("one")
-    stop, told = threading.Event(), []
+    stop, reported = threading.Event(), []
 
     def failing(result: ef.SyncResult) -> None:
-        told.append(result.counts["created"] or result.counts["updated"])
-        if len(told) == 1:
+        reported.append(result.counts["created"] or result.counts["updated"])
+        if len(reported) == 1:
             raise ef.EntityFramesError("no embedder")
         stop.set()
 
     def mind(error: ef.EntityFramesError) -> None:
-        told.append(str(error))
+        reported.append(str(error))
         (root / "a.md").write_text("two")
 
     watch = ef.DirectorySync(store, root).watch
     if handled:
         watch(stop=stop, on_result=failing, on_error=mind, settle=0.05, poll=0.05)
-        assert told == [1, "no embedder", 1]
+        assert reported == [1, "no embedder", 1]
     else:
         with pytest.raises(ef.EntityFramesError, match="no embedder"):
             watch(stop=stop, on_result=failing, settle=0.05, poll=0.05)
@@ -227,22 +227,24 @@ def test_errors_of_on_result(store: ef.EntityStore, root: Path, handled: bool) -
 def test_what_was_done_before_an_error_is_reported(
     store: ef.EntityStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next sync finds it in step and would say nothing of it."""
+    """The next sync finds it in sync and would not report it."""
     (root / "a.md").write_text("one")
     folder = ef.DirectorySync(store, root)
     monkeypatch.setattr(type(store._engine.directory), "record", lambda *_: False)
-    stop, told = threading.Event(), []
+    stop, reported = threading.Event(), []
 
     def mind(error: ef.EntityFramesError) -> None:
-        told.append(type(error))
+        reported.append(type(error))
         stop.set()
 
-    folder.watch(stop=stop, on_result=lambda result: told.append(result.counts["created"]), on_error=mind, poll=0.05)
-    assert told == [1, ef.DirectoryError]
+    folder.watch(
+        stop=stop, on_result=lambda result: reported.append(result.counts["created"]), on_error=mind, poll=0.05
+    )
+    assert reported == [1, ef.DirectoryError]
 
 
-def test_a_bad_file_is_told_once(store: ef.EntityStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not at every look; and errors go to on_error, and the watch goes on."""
+def test_a_bad_file_is_reported_once(store: ef.EntityStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after every sync; errors are passed to on_error, and the watch continues."""
     (root / "a.md").write_bytes(b"\xff")
     folder = ef.DirectorySync(store, root)
     syncs = counted(folder, monkeypatch)

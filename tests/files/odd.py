@@ -27,8 +27,8 @@ class Odd:
     rows: list[dict[str, Any]] | None = None
     #: The lines that cannot be read.
     failed: tuple[int, ...] = ()
-    #: What has to be said, besides what a difference demands.
-    said: str = ""
+    #: Text that the output must contain, in addition to the notes for differences.
+    message: str = ""
     #: Columns with the id.
     id: tuple[str, ...] = ("id",)
 
@@ -50,7 +50,7 @@ def delimited(
     *options: str,
     encoding: str = "utf-8",
     failed: tuple[int, ...] = (),
-    said: str = "",
+    message: str = "",
     pack: Any = bytes,
     rows: list[dict[str, Any]] | None = None,
     id: tuple[str, ...] = ("id",),
@@ -60,17 +60,17 @@ def delimited(
     """A CSV; its rows are read with the dialect unless they are given."""
     found = rows if rows is not None else read_csv(text, failed, **dialect)
     content = raw if raw is not None else text.encode(encoding)
-    return Odd(name, pack(content), options, found, failed, said, id)
+    return Odd(name, pack(content), options, found, failed, message, id)
 
 
-def lines(name: str, *objects: Any, failed: dict[int, str] | None = None, end: str = "\n", said: str = "") -> Odd:
-    """NDJSON; what is given as text is written as it is, and lines in `failed` stand at these numbers."""
+def lines(name: str, *objects: Any, failed: dict[int, str] | None = None, end: str = "\n", message: str = "") -> Odd:
+    """NDJSON; strings are written unchanged, and the lines in `failed` are inserted at these numbers."""
     texts = [each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for each in objects]
     rows = [json.loads(text) for text in texts]
     for number, bad in sorted((failed or {}).items()):
         texts.insert(number - 1, bad)
     content = "".join(text + end for text in texts).encode("utf-8", "surrogateescape")
-    return Odd(name, content, (), rows, tuple(failed or ()), said)
+    return Odd(name, content, (), rows, tuple(failed or ()), message)
 
 
 def zipped(*members: tuple[str, bytes]) -> bytes:
@@ -83,7 +83,7 @@ def zipped(*members: tuple[str, bytes]) -> bytes:
 
 
 def zstandard(content: bytes) -> bytes:
-    """A file of Zstandard."""
+    """Data compressed with Zstandard."""
     return pa.compress(content, codec="zstd", asbytes=True)
 
 
@@ -113,11 +113,11 @@ def _line_ends() -> list[Odd]:
         delimited("mixed.csv", "id,a\r\n1,x\n2,y\r3,z\r\n"),
         delimited("no_last_end.csv", "id,a\n1,x\n2,y"),
         delimited("trailing_blank.csv", "id,a\n1,x\n\n\n"),
-        delimited("blank_between.csv", "id,a\n1,x\n\n2,y\n", said="1 blank line is left out"),
+        delimited("blank_between.csv", "id,a\n1,x\n\n2,y\n", message="1 blank line is ignored"),
         delimited(
             "line_of_blanks.csv",
             "id,a\n1,x\n   \n2,y\n",
-            said="1 blank line is left out",
+            message="1 blank line is ignored",
             rows=read_csv("id,a\n1,x\n2,y\n", ()),
         ),
         delimited("cr_in_value.csv", 'id,a\n1,"x\ry"\n2,"x\r\ny"\n3,"x\ny"\n'),
@@ -131,24 +131,24 @@ def _quotes() -> list[Odd]:
     return [
         delimited("doubled.csv", 'id,a\n1,"say ""hi"""\n2,"a,b"\n'),
         delimited(
-            "backslash.csv", backslash, said="escape",
+            "backslash.csv", backslash, message="escape",
             rows=[{"id": "1", "a": 'say "hi", she'}, {"id": "2", "a": "C:\\dir"}, {"id": "3", "a": "plain"}],
         ),
         delimited("backslash_asked.csv", backslash, "--escape", "\\", escapechar="\\", doublequote=False),
         delimited(
-            "backslash_lines.csv", 'id,a\n1,"say \\"hi\\"\n\nthere"\n2,"and \\"so\n on\\""\n3,plain\n', said="escape",
+            "backslash_lines.csv", 'id,a\n1,"say \\"hi\\"\n\nthere"\n2,"and \\"so\n on\\""\n3,plain\n', message="escape",
             rows=[
                 {"id": "1", "a": 'say "hi"\n\nthere'}, {"id": "2", "a": 'and "so\n on"'}, {"id": "3", "a": "plain"},
             ],
         ),
         delimited(
-            "wide.csv", "id,a\n1,x,,\n2,y\n3,z,\n", said="2 lines have empty values beyond the last column, such as line 2",
+            "wide.csv", "id,a\n1,x,,\n2,y\n3,z,\n", message="2 lines have empty values beyond the last column, such as line 2",
             rows=[{"id": "1", "a": "x"}, {"id": "2", "a": "y"}, {"id": "3", "a": "z"}],
         ),
         delimited("windows_path.csv", 'id,a\n1,"C:\\dir\\"\n2,\\N\n'),
         delimited("inches.csv", 'id,a\n1,5" disk\n2,3\'5"\n'),
-        delimited("stray.csv", 'id,a\n1,"open\n2,b\n3,c\n', failed=(2,), said="a quote is not closed"),
-        delimited("stray_closed.csv", 'id,a\n1,"x" y\n2,b\n', failed=(2,), said="--no-quote"),
+        delimited("stray.csv", 'id,a\n1,"open\n2,b\n3,c\n', failed=(2,), message="a quote is not closed"),
+        delimited("stray_closed.csv", 'id,a\n1,"x" y\n2,b\n', failed=(2,), message="--no-quote"),
         delimited("stray_none.csv", 'id,a\n1,"open\n2,b"\n', "--no-quote", quoting=csv.QUOTE_NONE),
         delimited("apostrophes.csv", "id,a\n1,'x,y'\n2,\"z\"\n", "--quote", "'", quotechar="'"),
         delimited("stray.tsv", 'id\ta\n1\t"open\n2\tb "c"\n', "--quote", "", delimiter="\t", quoting=csv.QUOTE_NONE),
@@ -173,19 +173,19 @@ def _encodings() -> list[Odd]:
         delimited("cp1251.tsv", "id\ta\n1\tпривет\n", "--encoding", "cp1251", encoding="cp1251", delimiter="\t"),
         delimited("sjis.csv", "id,a\n1,日本語表\n", "--encoding", "shift_jis", encoding="shift_jis"),
         delimited(
-            "latin_lines.csv", "id,a\n1,x\n2,?\n3,y\n", failed=(3,), said="--encoding cp1252",
+            "latin_lines.csv", "id,a\n1,x\n2,?\n3,y\n", failed=(3,), message="--encoding cp1252",
             raw=b"id,a\n1,x\n2,caf\xe9\n3,y\n",
         ),
-        delimited("nul.csv", "id,a\n1,x\0y\n2,z\n", failed=(2,), rows=[{"id": "2", "a": "z"}], said="NUL"),
+        delimited("nul.csv", "id,a\n1,x\0y\n2,z\n", failed=(2,), rows=[{"id": "2", "a": "z"}], message="NUL"),
     ]  # fmt: skip
 
 
 def _ragged() -> list[Odd]:
     return [
-        delimited("long.csv", "id,a\n1,x\n2,y,z\n3,w\n", failed=(3,), said="3 values, where the first line has 2"),
-        delimited("short.csv", "id,a,b\n1,x\n2,x,y\n3\n", said="2 lines have fewer values"),
+        delimited("long.csv", "id,a\n1,x\n2,y,z\n3,w\n", failed=(3,), message="3 values, but the first line has 2"),
+        delimited("short.csv", "id,a,b\n1,x\n2,x,y\n3\n", message="2 lines have fewer values"),
         delimited(
-            "twice.csv", "", said="more than once", raw=b"id,a,a\n1,x,y\n",
+            "twice.csv", "", message="duplicate column name 'a'", raw=b"id,a,a\n1,x,y\n",
             rows=[{"id": "1", "a": "x", "a_duplicated_0": "y"}],
         ),
         delimited("no_name.csv", "id,,b\n1,x,y\n"),
@@ -199,19 +199,19 @@ def _ragged() -> list[Odd]:
 def _codes() -> list[Odd]:
     late = "id,n\n" + "".join(f"{n},{n}\n" for n in range(2_000)) + "x,abc\ny,01\n"
     return [
-        delimited("zeros.csv", "id,zip\n1,01234\n2,99999\n", said="'zip' is text"),
-        delimited("prices.csv", "id,price\n1,1.10\n2,2.5\n", said="'price' is text"),
+        delimited("zeros.csv", "id,zip\n1,01234\n2,99999\n", message="'zip' is text"),
+        delimited("prices.csv", "id,price\n1,1.10\n2,2.5\n", message="'price' is text"),
         delimited("prices_as_numbers.csv", "id,price\n1,1.10\n2,2.5\n", "--number", "price",
                   rows=[{"id": "1", "price": "1.1"}, {"id": "2", "price": "2.5"}]),
         delimited("exponents.csv", "id,a,b\n1,1e5,+1\n2,1E-3,-0\n"),
         delimited("fractions.csv", "id,a\n1,1.5\n2,-0.25\n3,1e22\n"),
-        delimited("mixed_numbers.csv", "id,a\n1,1\n2,2.5\n", said="fractions and whole numbers"),
+        delimited("mixed_numbers.csv", "id,a\n1,1\n2,2.5\n", message="fractions and integers"),
         delimited("huge.csv", f"id,n\n1,{HUGE}\n2,5\n"),
         delimited("beyond_double.csv", "id,n\n1,9007199254740993\n2,0.5\n"),
         delimited("booleans.csv", "id,a,b\n1,true,True\n2,false,False\n"),
         delimited("dates.csv", "id,day\n1,2024-01-02\n2,02/01/2024\n"),
         delimited("late.csv", late),
-        delimited("formulas.csv", "id,n\n1,5\n2,#N/A\n" + "".join(f"{n},{n}\n" for n in range(3, 50)), said="--null '#N/A'"),
+        delimited("formulas.csv", "id,n\n1,5\n2,#N/A\n" + "".join(f"{n},{n}\n" for n in range(3, 50)), message="--null '#N/A'"),
         delimited("nan.csv", "id,n\n1,nan\n2,1.5\n3,NaN\n4,inf\n"),
         delimited("blanks.csv", "id,n\n1, 5\n2,6 \n"),
         delimited("underscores.csv", "id,n\n1,1_000\n2,2\n"),
@@ -223,7 +223,7 @@ def _dialects() -> list[Odd]:
         delimited("semicolon.csv", "id;a\n1;x,y\n", "--separator", ";", delimiter=";"),
         delimited(
             "excel.csv", "id;n;p\n1;1,5;2,50\n2;-0,25;3,00\n", "--separator", ";", "--decimal-comma",
-            rows=[{"id": "1", "n": "1.5", "p": "2,50"}, {"id": "2", "n": "-0.25", "p": "3,00"}], said="'p' is text",
+            rows=[{"id": "1", "n": "1.5", "p": "2,50"}, {"id": "2", "n": "-0.25", "p": "3,00"}], message="'p' is text",
         ),
         delimited("mysql.csv", "id,n\n1,\\N\n2,5\n", "--null", "\\N", rows=[{"id": "1", "n": None}, {"id": "2", "n": "5"}]),
         delimited("pipes.txt", "id|a\n1|x\n", "--separator", "|", delimiter="|"),
@@ -242,22 +242,22 @@ def _json() -> list[Odd]:
         lines("nested_lists.ndjson", {"id": "1", "t": [[]]}, {"id": "2", "t": [[{"a": []}], []]}, {"id": "3", "t": [[{"b": 1}]]}),
         lines("bool_number.ndjson", {"id": "1", "v": True}, {"id": "2", "v": 1}, {"id": "3", "v": None}),
         lines("anything.ndjson", {"id": "1", "v": "x"}, {"id": "2", "v": [1]}, {"id": "3", "v": {"a": 1.5}}),
-        lines("deep_mix.ndjson", {"id": "1", "o": {"v": [True]}}, {"id": "2", "o": {"v": [1, "x"]}}, said="'o.v[]'"),
+        lines("deep_mix.ndjson", {"id": "1", "o": {"v": [True]}}, {"id": "2", "o": {"v": [1, "x"]}}, message="'o.v[]'"),
         lines("huge.ndjson", f'{{"id": "1", "v": {HUGE}}}', {"id": "2", "v": 1}),
         lines("huger.ndjson", f'{{"id": "1", "v": {HUGE * 2}}}', {"id": "2", "v": 1}),
         lines("digits.ndjson", '{"id": "1", "v": 0.1234567890123456789}', {"id": "2", "v": 1.5}),
         lines("large_and_fraction.ndjson", '{"id": "1", "v": 9007199254740993}', {"id": "2", "v": 0.5}),
         lines("number_ids.ndjson", {"id": 1, "v": 1}, {"id": "a", "v": 2}),
-        lines("surrogate.ndjson", {"id": "1", "v": "x"}, failed={2: '{"id": "2", "v": "\\ud800"}'}, said="surrogate"),
+        lines("surrogate.ndjson", {"id": "1", "v": "x"}, failed={2: '{"id": "2", "v": "\\ud800"}'}, message="surrogate"),
         lines("pair.ndjson", '{"id": "1", "v": "\\ud83d\\ude00"}'),
         lines("crlf.ndjson", {"id": "1"}, {"id": "2", "v": "é"}, end="\r\n"),
         Odd("bom.ndjson", b"\xef\xbb\xbf" + b'{"id": "1", "v": 1}\n\n', (), [{"id": "1", "v": 1}]),
         lines("cr.ndjson", {"id": "1"}, {"id": "2", "v": 1}, end="\r"),
-        lines("deep.ndjson", {"id": "1"}, {"id": "3", "v": None}, failed={2: deep}, said="deep"),
-        lines("broken.ndjson", {"id": "1"}, {"id": "4"}, failed={2: "{2}", 3: "[1]"}, said="no JSON"),
-        lines("twice.ndjson", {"id": "1"}, failed={2: '{"id": "2", "a": 1, "a": 2}'}, said="more than once"),
+        lines("deep.ndjson", {"id": "1"}, {"id": "3", "v": None}, failed={2: deep}, message="deep"),
+        lines("broken.ndjson", {"id": "1"}, {"id": "4"}, failed={2: "{2}", 3: "[1]"}, message="not valid JSON"),
+        lines("twice.ndjson", {"id": "1"}, failed={2: '{"id": "2", "a": 1, "a": 2}'}, message="duplicate key 'a'"),
         lines("nan.ndjson", {"id": "1"}, failed={2: '{"id": "2", "v": NaN}', 3: '{"id": "3", "v": 1e999}'}),
-        lines("bytes.ndjson", {"id": "1"}, failed={2: '{"id": "2", "v": "caf\udce9"}'}, said="not UTF-8"),
+        lines("bytes.ndjson", {"id": "1"}, failed={2: '{"id": "2", "v": "caf\udce9"}'}, message="not UTF-8"),
         lines("empty_objects.ndjson", {"id": "1", "v": {}}, {"id": "2", "v": {}}),
         Odd("array.json", json.dumps(late[:5], indent=1).encode(), (), late[:5]),
         Odd("array_in_lines.ndjson", json.dumps(late[:5]).encode(), (), late[:5]),
@@ -283,18 +283,18 @@ def _packed() -> list[Odd]:
 def _refused() -> list[Odd]:
     text = PLAIN.encode() * 500
     return [
-        Odd("empty.csv", b"", said="is empty"),
-        Odd("empty.csv.gz", gzip.compress(b""), said="is empty"),
-        Odd("blank.ndjson", b"\n\n", said="is empty"),
-        Odd("empty.parquet", b"", said="is empty"),
-        Odd("cut.csv.gz", gzip.compress(text)[:-20], said="truncated"),
-        Odd("cut.csv.zst", zstandard(text)[:-20], said="cannot be unpacked"),
-        Odd("cut.csv.bz2", bz2.compress(text)[:-20], said="truncated"),
-        Odd("cut.csv.xz", lzma.compress(text)[:-20], said="truncated"),
-        Odd("damaged.csv.gz", gzip.compress(text)[:60] + b"x" * 60, said="cannot be unpacked"),
-        Odd("two.csv.zip", zipped(("a.csv", b"id\n1\n"), ("b.csv", b"id\n2\n")), said="2 files"),
-        Odd("header.csv", b"id,caf\xe9\n1,x\n", said="--encoding"),
-        Odd("utf16.csv", PLAIN.encode("utf-16-le"), said="--encoding utf-16-le"),
-        Odd("semicolons.csv", b"id;a\n1;x\n", said="--separator ';'"),
-        Odd("cut.parquet", b"PAR1" + b"\0" * 50, said="cannot be read as Parquet"),
+        Odd("empty.csv", b"", message="is empty"),
+        Odd("empty.csv.gz", gzip.compress(b""), message="is empty"),
+        Odd("blank.ndjson", b"\n\n", message="is empty"),
+        Odd("empty.parquet", b"", message="is empty"),
+        Odd("cut.csv.gz", gzip.compress(text)[:-20], message="truncated"),
+        Odd("cut.csv.zst", zstandard(text)[:-20], message="cannot be decompressed"),
+        Odd("cut.csv.bz2", bz2.compress(text)[:-20], message="truncated"),
+        Odd("cut.csv.xz", lzma.compress(text)[:-20], message="truncated"),
+        Odd("damaged.csv.gz", gzip.compress(text)[:60] + b"x" * 60, message="cannot be decompressed"),
+        Odd("two.csv.zip", zipped(("a.csv", b"id\n1\n"), ("b.csv", b"id\n2\n")), message="2 files"),
+        Odd("header.csv", b"id,caf\xe9\n1,x\n", message="--encoding"),
+        Odd("utf16.csv", PLAIN.encode("utf-16-le"), message="--encoding utf-16-le"),
+        Odd("semicolons.csv", b"id;a\n1;x\n", message="--separator ';'"),
+        Odd("cut.parquet", b"PAR1" + b"\0" * 50, message="cannot be read as Parquet"),
     ]

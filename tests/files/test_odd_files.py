@@ -1,4 +1,4 @@
-"""A folder of odd files goes in and comes out; an independent reader finds no difference that was not said."""
+"""A folder of odd files is imported and exported; an independent reader finds no unreported difference."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_there_are_many() -> None:
 
 @pytest.fixture(scope="module")
 def stored(imported: tuple[Path, dict[str, Ran]]) -> dict[str, str]:
-    """What is exported of each file: as CSV, and as NDJSON where the file is JSON or CSV has no place for it."""
+    """The export of each file: as CSV, or as NDJSON if the file is JSON or CSV cannot represent it."""
     folder, _ = imported
     texts = {}
     with ef.connect(folder / "entities.duckdb") as store:
@@ -51,9 +51,9 @@ def stored(imported: tuple[Path, dict[str, Ran]]) -> dict[str, str]:
 
 @pytest.mark.parametrize("odd", FILES, ids=lambda odd: odd.name)
 def test_an_odd_file(odd: Odd, imported: tuple[Path, dict[str, Ran]], stored: dict[str, str]) -> None:
-    """FAULTS 57 and 58: its values come out as they went in, or the difference is said; bad lines are failed rows."""
+    """FAULTS 57 and 58: values are exported as they were imported, or the difference is reported; bad lines are failed rows."""
     code, out, errors = imported[1][odd.name]
-    assert odd.said in out + errors
+    assert odd.message in out + errors
     if odd.rows is None:
         assert (code, out) == (2, "")
         assert odd.name in errors or "no column" in errors
@@ -63,7 +63,7 @@ def test_an_odd_file(odd: Odd, imported: tuple[Path, dict[str, Ran]], stored: di
     failures = [failure["error"] for failure in report["failed"]]
     named = [int(found[1]) for error in failures if (found := re.search(r", line ([\d,]+):", error))]
     assert len(failures) == len(odd.failed)
-    assert sorted(named) == sorted(odd.failed) or "NUL" in odd.said
+    assert sorted(named) == sorted(odd.failed) or "NUL" in odd.message
     found = _exported(odd, stored[odd.name])
     expected = {_key(odd, row): row for row in odd.rows}
     assert found.keys() == expected.keys()
@@ -75,12 +75,12 @@ def test_an_odd_file(odd: Odd, imported: tuple[Path, dict[str, Ran]], stored: di
     }
     extra = {name for row in found.values() for name in row} - {name for row in odd.rows for name in row}
     assert extra <= {"id", "content"}
-    unsaid = {name for name in differing if not any(repr(name)[1:-1] in note for note in report.get("notes", []))}
-    assert not unsaid, (unsaid, report)
+    unreported = {name for name in differing if not any(repr(name)[1:-1] in note for note in report.get("notes", []))}
+    assert not unreported, (unreported, report)
 
 
 def _key(odd: Odd, row: dict[str, Any]) -> str:
-    """The id that a row has to have."""
+    """The expected id of a row."""
     parts = [str(row[name]) for name in odd.id]
     if len(parts) == 1:
         return parts[0]
@@ -97,7 +97,7 @@ def _exported(odd: Odd, text: str) -> dict[str, dict[str, Any]]:
 
 
 def _same(given: Any, found: Any, is_json: bool) -> bool:
-    """Whether a value came out as it went in; in JSON a key that is not there is null."""
+    """Whether a value was exported as it was imported; in JSON a missing key is null."""
     if not is_json:
         return bool(given == found)
     if isinstance(given, dict) and isinstance(found, dict):

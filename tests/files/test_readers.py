@@ -1,4 +1,4 @@
-"""What the readers of files promise beyond single odd files: bounded memory, any kind of file, ids, rounds, messages."""
+"""Guarantees of the readers beyond single odd files: bounded memory, any kind of file, ids, round trips, messages."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_dry_run_tells_of_rows_that_cannot_be_read(run: Run) -> None:
 
 
 def test_a_later_csv_whose_texts_are_dtypes_of_the_store(run: Run) -> None:
-    """A number that the store has is a number, with a note where its text changes; what is no number is told."""
+    """A column that is numeric in the store is read as numbers, with a note if its text changes or is not a number."""
     run.write("a.csv", "id,price,n\n1,2.5,1\n")
     run.write("b.csv", "id,price,n\n2,3.10,\n")
     run.write("c.csv", "id,price,n\n3,#N/A,7\n")
@@ -130,7 +130,7 @@ def test_a_later_csv_whose_texts_are_dtypes_of_the_store(run: Run) -> None:
 
 
 def test_an_array_that_ends_anywhere_in_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FAULTS 57: values are cut out of an array rightly wherever a block ends, and lines are counted."""
+    """FAULTS 57: the values of an array are split correctly wherever a block ends, and lines are counted."""
     objects = [{"id": str(n), "v": ["x,]" * n], "o": {"a": '"\\'}} for n in range(12)]
     text = json.dumps(objects, indent=1).replace('"id": "7"', '"id": bad')
     line = text[: text.index("bad")].count("\n")
@@ -150,7 +150,7 @@ def test_an_array_that_ends_anywhere_in_a_block(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("engine", ["duckdb"])
 def test_a_pipe_a_device_and_a_folder(run: Run) -> None:
-    """FAULTS 53: what is no file is read once, or refused with a message; nothing waits for ever."""
+    """FAULTS 53: what is not a regular file is read once, or rejected with a message; nothing blocks forever."""
     words = ["--type", "t", "--id", "id", "--format", "csv"]
     pipe = run.folder / "pipe"
     os.mkfifo(pipe)
@@ -159,11 +159,11 @@ def test_a_pipe_a_device_and_a_folder(run: Run) -> None:
     assert "1 created" in run("import", "pipe", *words).stdout
     thread.join()
     (run.folder / "folder.csv").mkdir()
-    for source, said in (
+    for source, message in (
         ("/dev/null", "is empty"), ("/dev/zero", "a device"), ("folder.csv", "is a folder"), (".", "is a folder"),
     ):  # fmt: skip
         ran = run("import", source, *words)
-        assert (ran.returncode, said in ran.stderr) == (2, True), ran.stderr
+        assert (ran.returncode, message in ran.stderr) == (2, True), ran.stderr
 
 
 @pytest.mark.parametrize("engine", ["duckdb"])
@@ -177,7 +177,7 @@ def test_a_pipe_into_which_nobody_writes(run: Run, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("kind", ["csv", "ndjson"])
 def test_too_many_columns(tmp_path: Path, kind: str) -> None:
-    """FAULTS 53: 200,000 columns are refused with what to do."""
+    """FAULTS 53: 200,000 columns are rejected with a remedy."""
     names = [f"c{number}" for number in range(200_000)]
     text = ",".join(names) + "\n" if kind == "csv" else json.dumps(dict.fromkeys(names, 1)) + "\n"
     (tmp_path / f"a.{kind}").write_text(text)
@@ -186,11 +186,11 @@ def test_too_many_columns(tmp_path: Path, kind: str) -> None:
 
 
 def packed(path: Path, head: bytes, lines: bytes, times: int) -> None:
-    """A gzip file with a head and the same lines so many times, which are compressed once."""
+    """A gzip file with a header and repeated lines, which are compressed only once."""
     packing = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
     with path.open("wb") as file:
         file.write(b"\x1f\x8b\x08" + bytes(7) + packing.compress(head) + packing.flush(zlib.Z_FULL_FLUSH))
-        # What follows a full flush leans on nothing that is before it.
+        # Data after a full flush does not depend on the data before it.
         file.write((packing.compress(lines) + packing.flush(zlib.Z_FULL_FLUSH)) * times + packing.flush())
         check = zlib.crc32(head)
         for _ in range(times):
@@ -223,7 +223,7 @@ with tempfile.TemporaryDirectory() as spool:
 
 
 def test_a_file_that_does_not_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FAULTS 53: it ends before the disk is full, and says which folder it is."""
+    """FAULTS 53: it fails before the disk is full, and names the folder."""
     (tmp_path / "a.csv").write_text("id\n1\n")
     monkeypatch.setattr(opening, "ROOM", 1 << 60)
     with pytest.raises(ef.SchemaError, match="TMPDIR"):
@@ -231,7 +231,7 @@ def test_a_file_that_does_not_fit_on_the_disk(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FAULTS 53: more than a record may have is skipped up to the next line, and the row fails."""
+    """FAULTS 53: a record that is too long is skipped up to the next line, and the row fails."""
     blocks = ["id\n", "x" * 50, "y" * 60, "z\n2\n3", "4\n"]
     monkeypatch.setattr(opening, "MAX_RECORD", 100)
     found = [line for chunk in line_chunks(iter(blocks)) for line in chunk]
@@ -252,7 +252,7 @@ def test_a_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_names_with_commas_and_blanks(run: Run) -> None:
-    """A name given as a whole wins before an option is taken apart at its commas."""
+    """A value that is a column name takes precedence over splitting it at its commas."""
     run.write("a.csv", '"a,b", c ,d,e\n1,2,01,4\n')
     words = ["import", "a.csv", "--type", "t", "--id", "a,b", "--metadata", " c ", "--metadata", "d,e"]
     assert run(*words, "--text", "d", "--number", "e").returncode == 0
@@ -268,7 +268,7 @@ def test_names_with_commas_and_blanks(run: Run) -> None:
 
 
 def test_parts_of_an_id_never_run_into_each_other(run: Run) -> None:
-    """FAULTS 59: whatever the parts hold, other parts make another id, in the library and on the command line."""
+    """FAULTS 59: different parts always make different ids, in the library and on the command line."""
     texts = ["a", "|", "a|", "|a", "\\", "\\|", "a\\", ":", "::", "a:", ":a", "x::y"]
     pairs = [(one, other) for one in texts for other in texts]
     rows = pl.DataFrame({"k": [f"k{n}" for n in range(len(pairs))]}).with_columns(
@@ -304,7 +304,7 @@ def test_floats_in_an_id(store: ef.EntityStore) -> None:
 
 @pytest.mark.parametrize("name", ["x.csv", "x.tsv.gz", "x.ndjson", "x.json", "x.parquet"])
 def test_export_and_import_twice(run: Run, name: str) -> None:
-    """FAULTS 60: nothing of the store's own becomes metadata, nothing is hidden, nothing changes; no note but a true one."""
+    """FAULTS 60: the store's own columns do not become metadata, nothing is hidden or changed, and notes are correct."""
     run.write("a.csv", "k,text,created_at,day,n,price,zip\n1,one,x,2024-01-02,5,1.5,01234\n2,,y,,6,2.5,99999\n")
     first = ["import", "a.csv", "--type", "t", "--id", "k", "--content", "text"]
     names = ["--metadata", "created_at,day,n,price,zip"]
@@ -328,7 +328,7 @@ def test_export_and_import_twice(run: Run, name: str) -> None:
 
 
 def test_typed_columns_go_out_and_in_again(store: ef.EntityStore, url: str, tmp_path: Path) -> None:
-    """FAULTS 60: dates, times and decimals are read as the store has them."""
+    """FAULTS 60: dates, times and decimals are read with the dtypes of the store."""
     import datetime as dt
 
     utc = dt.UTC
@@ -357,10 +357,10 @@ def test_typed_columns_go_out_and_in_again(store: ef.EntityStore, url: str, tmp_
 
 
 def test_own_columns_of_the_names_of_the_store(run: Run) -> None:
-    """FAULTS 60: a column that is left out is told; named, it is kept."""
+    """FAULTS 60: an ignored column is reported; given in --metadata, it is stored."""
     run.write("a.csv", "id,created_at\n1,x\n")
     ran = run("import", "a.csv", "--type", "t", "--id", "id")
-    assert (ran.returncode, "'created_at' are left out" in ran.stderr) == (0, True)
+    assert (ran.returncode, "'created_at' are ignored" in ran.stderr) == (0, True)
     assert run("import", "a.csv", "--type", "t", "--id", "id", "--metadata", "created_at").returncode == 0
     rows = pl.DataFrame({"k": ["a"], "updated_at": ["x"], "n": [1]})
     with pytest.warns(UserWarning, match="'updated_at' are left out"):
@@ -406,7 +406,7 @@ def test_nested_dtypes_widen(store: ef.EntityStore, first: list[Any], second: li
 
 
 def test_json_text_widens_what_was_null(store: ef.EntityStore) -> None:
-    """FAULTS 57: a declared dtype that was Null at some depth takes the first values that come as JSON text."""
+    """FAULTS 57: a declared dtype that was Null at some depth is set by the first values given as JSON text."""
     rows = pl.DataFrame({"k": ["a"], "v": [{"x": None, "y": []}], "n": [None]})
     assert store.upsert(ef.entities(rows, "t", id="k")).ok
     metadata = json.dumps({"v": {"x": 1, "y": [1, 2.5], "z": {"q": "new"}}, "n": True})
@@ -419,7 +419,7 @@ def test_json_text_widens_what_was_null(store: ef.EntityStore) -> None:
 
 
 def test_two_writers_widen_one_field(store: ef.EntityStore, url: str) -> None:
-    """FAULTS 57: what each of them has seen of the field may be old; it holds what both have written."""
+    """FAULTS 57: the dtype that each of them has read may be outdated; the field holds what both have written."""
 
     def frame(id: str, value: Any) -> pl.DataFrame:
         return ef.entities(pl.DataFrame({"k": [id], "v": [value]}), "t", id="k")
@@ -453,7 +453,7 @@ def test_the_deepest_typed_value(run: Run) -> None:
 
 
 def test_a_header_alone(run: Run) -> None:
-    """Has no rows, and is no fault."""
+    """It has no rows, and is not an error."""
     run.write("a.csv", "id,v\n\n")
     ran = run("import", "a.csv", "--type", "t", "--id", "id")
     assert (ran.returncode, "no rows" in ran.stdout) == (0, True), ran.stderr
@@ -491,7 +491,7 @@ def test_columns_cost_what_they_hold(store: ef.EntityStore, monkeypatch: pytest.
 
 
 def test_types_that_polars_has_not(store: ef.EntityStore) -> None:
-    """INTERVAL, UNION and 256-bit decimals are refused with the column and what to do, also within lists and streams."""
+    """INTERVAL, UNION and 256-bit decimals are rejected with the column and a remedy, also in lists and streams."""
     import decimal
 
     import duckdb
@@ -514,24 +514,24 @@ def test_types_that_polars_has_not(store: ef.EntityStore) -> None:
 
 
 def test_binary_in_json(run: Run) -> None:
-    """Is refused before anything is written, also as the file of failed rows, and nested."""
+    """It is rejected before anything is written, also as the file of failed rows, and nested."""
     pl.DataFrame({"k": ["a", None], "v": [{"b": b"x"}, None]}).write_parquet(run.folder / "a.parquet")
     words = ["import", "a.parquet", "--type", "t", "--id", "k"]
     for name in ("bad.ndjson", "bad.json", "bad.csv"):
         ran = run(*words, "--failed", name)
-        assert (ran.returncode, "'v' have no place" in ran.stderr) == (2, True)
+        assert (ran.returncode, "cannot represent the columns 'v'" in ran.stderr) == (2, True)
     assert run("stats").stdout.count("\n") == 1
     assert run(*words, "--failed", "bad.parquet").returncode == 1
     for options in (["--out", "x.ndjson"], ["--json"], ["--format", "ndjson"]):
         ran = run("export", "t", *options)
-        assert (ran.returncode, "have no place" in ran.stderr) == (2, True), ran.stderr
+        assert (ran.returncode, "cannot represent the columns" in ran.stderr) == (2, True), ran.stderr
 
 
 # Messages that name the option that helps.
 
 
 def test_messages_that_help(run: Run) -> None:
-    """What is missing is named with the option that gives it."""
+    """The message names what is missing, and the option that provides it."""
     run.write("a.csv", "k,v\n1,2\n")
     ran = run("import", "a.csv")
     assert (ran.returncode, "--type TYPE --id COLUMN" in ran.stderr) == (2, True)
@@ -540,19 +540,19 @@ def test_messages_that_help(run: Run) -> None:
     assert (ran.returncode, "- < ids.csv" in ran.stderr) == (2, True)
     run.write("n.ndjson", '{"id": "1", "v": [1]}\n{"v": [2]}\n')
     ran = run("import", "n.ndjson", "--type", "t", "--id", "id", "--failed", "bad.csv")
-    assert (ran.returncode, "'v' have no place in csv" in ran.stderr) == (2, True)
+    assert (ran.returncode, "csv cannot represent the columns 'v'" in ran.stderr) == (2, True)
     assert run("stats").stdout.count("\n") == 1
-    for options, said in (
+    for options, message in (
         (["--encoding", "no"], "cp1252"), (["--encoding", "hex"], "cp1252"), (["--separator", "xy"], "--no-quote"),
         (["--quote", "ab"], "--quote"), (["--escape", "ab"], "--escape"), (["--number", "q"], "no column 'q'"),
         (["--metadata", "q"], "no column 'q'"), (["--content", "q"], "no column 'q'"),
     ):  # fmt: skip
         ran = run("import", "a.csv", "--type", "t", "--id", "k", *options)
-        assert (ran.returncode, said in ran.stderr) == (2, True), ran.stderr
+        assert (ran.returncode, message in ran.stderr) == (2, True), ran.stderr
 
 
 def test_tables_of_other_columns_or_dtypes(run: Run) -> None:
-    """Names the file, the column and both dtypes, and no advice of another library; what widens goes together."""
+    """It names the file, the column and both dtypes, without hints of another library; compatible dtypes are widened."""
     pl.DataFrame({"k": ["1"], "v": [[None]], "n": [1]}).write_parquet(run.folder / "a.parquet")
     pl.DataFrame({"k": ["2"], "v": [["x"]], "n": [2]}).write_parquet(run.folder / "b.parquet")
     pl.DataFrame({"k": ["3"], "n": [2]}).write_parquet(run.folder / "c.parquet")
@@ -560,7 +560,7 @@ def test_tables_of_other_columns_or_dtypes(run: Run) -> None:
     words = ["--type", "t", "--id", "k"]
     assert "2 created" in run("import", "a.parquet", "b.parquet", *words).stdout
     ran = run("import", "a.parquet", "c.parquet", *words)
-    assert (ran.returncode, "c.parquet has other columns than a.parquet (lacks 'v')" in ran.stderr) == (2, True)
+    assert (ran.returncode, "c.parquet has different columns than a.parquet (lacks 'v')" in ran.stderr) == (2, True)
     ran = run("import", "a.parquet", "d.parquet", *words)
     assert (ran.returncode, "'n' is String in d.parquet and Int64 in a.parquet" in ran.stderr) == (2, True)
 
@@ -576,7 +576,7 @@ def test_notes_are_counted(run: Run) -> None:
 
 
 def test_line_ends_at_the_edges_of_blocks() -> None:
-    """A CR LF that two blocks share is one end; the lines are those of Python."""
+    """A CR LF that is split between two blocks is one line ending; the lines equal those of Python."""
     text = "a\r\nb\rc\n\r\n\rd\u2028e\x85f"
     for size in range(1, 8):
         blocks = [text[at : at + size] for at in range(0, len(text), size)]
