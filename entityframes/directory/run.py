@@ -1,4 +1,4 @@
-"""A sync run: survey, rename, import, delete, export, and record the state of what is now in sync.
+"""A sync: plan -> rename -> import -> delete -> export -> record the state of what is now in sync.
 
 Nothing is written before the survey of all paths is complete. Each file and each entity is written only if it has not
 changed since the survey, and each row has exactly one outcome. The state is recorded at the end, even if the run fails;
@@ -9,29 +9,17 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from entityframes.directory.account import Account
 from entityframes.directory.handles import wait_for_tick
-from entityframes.directory.plan import (
-    PLAN_SCHEMA,
-    STATES,
-    Direction,
-    OnConflict,
-    as_planned,
-    decide,
-    limit_deletions,
-    limit_new_types,
-    vanished,
-)
+from entityframes.directory.planning import Planner, SyncOptions, with_file_hash
 from entityframes.directory.reading import read_in_chunks
 from entityframes.directory.renames import rename
-from entityframes.directory.survey import Folder, survey, to_rows
+from entityframes.directory.survey import Folder
 from entityframes.directory.writing import Rendered, render, write_in_chunks
 from entityframes.engines.base import Batch
 from entityframes.errors import ConnectionLostError, DirectoryError
@@ -57,21 +45,8 @@ _DEFERRED = (
 _CHANGED_SINCE = "changed during the sync: sync again"
 
 
-@dataclass(frozen=True)
-class SyncOptions:
-    """The options of a sync."""
-
-    direction: Direction
-    on_conflict: OnConflict = "report"
-    delete: bool = False
-    max_delete: int | None = None
-    quarantine: bool = False
-    batch_size: int | None = None
-    embed: bool = True
-
-
 class SyncRun:
-    """One sync of one folder, or the planning of one."""
+    """One sync of one folder."""
 
     def __init__(
         self,
@@ -87,17 +62,14 @@ class SyncRun:
         self._tree = folder.tree
         self._options = options
         self._cancel = cancel
-        #: The plan to apply (`STATES`), or None.
-        self._planned = planned
+        self._planner = Planner(self._engine, folder, options, planned, self._stopping)
+        #: Whether entities may only be overwritten if they are as the survey found them.
+        self._compared = options.direction == "both" or planned is not None
         self._run_id = str(uuid.uuid4())
         self._losses = self._engine.losses
         self._account = Account()
         #: Exports and deletions, to be done after the imports.
         self._deferred: list[pl.DataFrame] = []
-        #: Number of files in the folder.
-        self._files = 0
-        #: Temporary files left behind by killed processes.
-        self._temporary: list[str] = []
 
     def result(self) -> SyncResult:
         """The result so far."""
@@ -106,13 +78,6 @@ class SyncRun:
     def files(self) -> dict[str, tuple[int, int]]:
         """Size and mark of the files that are now in sync, by path."""
         return self._account.files()
-
-    def plan(self) -> pl.DataFrame:
-        """What `execute` would do (`STATES`), ordered by path; writes nothing."""
-        decided, unread = self._decide_unread(self._survey())
-        pieces = [decided, *(piece for piece in self._read(unread))]
-        columns = [pl.col(name).cast(PLAN_SCHEMA.get(name, pl.Binary())) for name in STATES]
-        return pl.concat([_with_file_hash(piece).select(columns) for piece in pieces]).sort("path")
 
     def execute(self, holder: str, reporting: Callable[[int], Reporter]) -> SyncResult:
         """Run the sync; `result` is valid even if an error is raised.
@@ -128,11 +93,12 @@ class SyncRun:
         """
         if self._options.quarantine:
             self._restore()
-        rows = self._survey()
-        if self._temporary:
-            self._tree.clean(self._temporary)
+        rows = self._planner.survey()
+        self._account.left_out = self._planner.left_out
+        if self._planner.temporary:
+            self._tree.clean(self._planner.temporary)
         with reporting(rows.height) as self._account.reporter:
-            decided, unread = self._decide_unread(rows)
+            decided, unread = self._planner.decide(rows)
             try:
                 self._dispatch(decided)
                 if not self._stopping():
@@ -165,107 +131,13 @@ class SyncRun:
         self._account.confirm(self._engine, self._losses, Interrupt(self._cancel))
         return True
 
-    # Planning.
-
-    def _survey(self) -> pl.DataFrame:
-        """The current state of the folder and the store, as rows numbered in the order of their paths."""
-        folder, remembered = self._folder, self._engine.directory
-        with ThreadPoolExecutor(2) as threads:
-            # The database is queried while the folder is walked.
-            filed = threads.submit(remembered.filed, folder.name)
-            wanted = self._options.direction != "import"
-            unfiled = threads.submit(remembered.unfiled, folder.name, folder.types) if wanted else None
-            walk = self._tree.walk()
-            self._temporary = walk.temporary
-            self._account.left_out = walk.left_out
-            self._files = walk.files.height
-            rows = survey(
-                folder, walk, filed.result(), unfiled.result() if unfiled else None, self._engine,
-                self._options.direction,
-            )  # fmt: skip
-        if self._planned is not None:
-            rows = pl.concat([rows, to_rows(vanished(rows, self._planned))])
-        return rows.sort("path").with_columns(row=pl.int_range(pl.len(), dtype=pl.UInt32))
-
-    def _decide_unread(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Rows with an action that was decided without reading the file, and rows whose file has to be read first."""
-        direction = self._options.direction
-        touched = pl.col("file").is_in(["changed", "new"])
-        if direction == "export":
-            # Only files that may conflict with an entity, or whose status may have changed but not their bytes.
-            touched &= (pl.col("file") == "changed") | pl.col("entity").is_in(["changed", "new"])
-        elif direction == "import":
-            touched |= (pl.col("file") == "same") & (pl.col("entity") == "gone")
-        unread = pl.col("action").is_null() & touched
-        open_ = pl.col("action").is_null() & ~touched
-        rows = rows.with_columns(
-            equal=pl.lit(None, pl.Boolean),
-            newer=pl.lit(None, pl.Boolean),
-            resolved=pl.lit(False),
-            refused=pl.lit(False),
-            unread=pl.lit(False),
-        )
-        decided = self._decide(rows.filter(open_))
-        decided = pl.concat([decided, rows.filter(pl.col("action").is_not_null()).select(decided.columns)])
-        known = rows.filter(pl.col("base_path").is_not_null()).height
-        decided = limit_deletions(decided, known, self._options.max_delete, empty=self._files == 0)
-        if direction == "both" and self._folder.types is None:
-            types = rows.filter(pl.col("file") != "none")["entity_type"].unique()
-            decided = limit_new_types(decided, types.extend(pl.Series([self._folder.default_type])))
-        return self._as_planned(decided), rows.filter(unread).drop("unread")
-
-    def _as_planned(self, rows: pl.DataFrame) -> pl.DataFrame:
-        if self._planned is None:
-            return rows
-        return as_planned(_with_file_hash(rows), self._planned).drop("file_hash")
-
-    def _decide(self, rows: pl.DataFrame) -> pl.DataFrame:
-        options = self._options
-        return decide(rows, options.direction, options.on_conflict, options.delete)
-
-    def _read(self, unread: pl.DataFrame) -> Iterator[pl.DataFrame]:
-        """Read the files of rows and decide their actions, in chunks."""
-        for piece in read_in_chunks(self._tree, unread, self._stopping):
-            in_step = (pl.col("now_content") == pl.col("base_content")) & (
-                pl.col("now_metadata") == pl.col("base_metadata")
-            )
-            equal = (pl.col("now_content") == pl.col("stored_content")) & (
-                pl.col("now_metadata") == pl.col("stored_metadata")
-            )
-            good = piece.filter(pl.col("problem").is_null()).with_columns(
-                equal=equal.fill_null(False),
-                file=pl.when(in_step)
-                .then(pl.lit("same"))
-                .when(pl.col("base_path").is_null())
-                .then(pl.lit("new"))
-                .otherwise(pl.lit("changed")),
-            )
-            if self._options.on_conflict == "newer":
-                good = self._with_newer(good)
-            good = self._decide(good)
-            bad = piece.filter(pl.col("problem").is_not_null())
-            bad = bad.with_columns(action=pl.lit("invalid"), reason=pl.col("problem"))
-            yield self._as_planned(pl.concat([good, bad.select(good.columns)]))
-
-    def _with_newer(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """The rows with newer: whether the file was changed after its entity."""
-        found = self._engine.lookup(rows.select(KEY))
-        at = pl.DataFrame(
-            {"position": found["position"].cast(pl.Int64), "updated_ns": found["updated_at"].dt.epoch("ns")}
-        )
-        rows = rows.with_columns(position=pl.int_range(pl.len(), dtype=pl.Int64))
-        rows = rows.join(at, on="position", how="left", maintain_order="left")
-        return rows.with_columns(newer=pl.col("mtime_ns") > pl.col("updated_ns")).drop("position", "updated_ns")
-
-    # Execution.
-
     def _dispatch(self, rows: pl.DataFrame) -> None:
         """Log rows without anything to do, remember rows that are in sync, and defer exports and deletions."""
         action = pl.col("action")
         refused = rows.filter("refused")
         self._account.log(refused, "failed", error_kind="validation", error=pl.col("reason"))
         rows = rows.filter(~pl.col("refused"))
-        self._deferred.append(_with_file_hash(rows.filter(action.is_in(["export", "delete"]))).select(*_DEFERRED))
+        self._deferred.append(with_file_hash(rows.filter(action.is_in(["export", "delete"]))).select(*_DEFERRED))
         self._account.log(rows.filter(action == "conflict"), "conflict", error=pl.col("reason"))
         self._log_invalid(rows.filter(action == "invalid"))
         unchanged = rows.filter(action == "unchanged")
@@ -294,16 +166,15 @@ class SyncRun:
         if unread.is_empty():
             return
         if self._options.direction == "export":
-            for piece in self._read(unread):
+            for piece in self._planner.read(unread):
                 self._dispatch(piece.drop(_CONTENT))
             return
         sent: list[pl.DataFrame] = []
-        compared = self._options.direction == "both" or self._planned is not None
         options = Options(
             self._options.batch_size,
             self._options.embed,
-            expected_hash="expected_content" if compared else None,
-            expected_metadata_hash="expected_metadata" if compared else None,
+            expected_hash="expected_content" if self._compared else None,
+            expected_metadata_hash="expected_metadata" if self._compared else None,
             # A file contains the complete entity.
             absent="clear",
         )
@@ -315,7 +186,7 @@ class SyncRun:
             done = rows
 
         run = Upsert(self._engine, options, Interrupt(self._cancel))
-        source = self._entity_frames(unread, sent, compared)
+        source = self._entity_frames(unread, sent)
         with Reporter(progress, None) as reporter:
             try:
                 run.execute(source, reporter, self._store._threads.submit)
@@ -324,9 +195,9 @@ class SyncRun:
                 if sent:
                     self._log_imported(pl.concat(sent), run.result())
 
-    def _entity_frames(self, unread: pl.DataFrame, sent: list[pl.DataFrame], compared: bool) -> Generator[pl.DataFrame]:
+    def _entity_frames(self, unread: pl.DataFrame, sent: list[pl.DataFrame]) -> Generator[pl.DataFrame]:
         """Yield entity frames of the rows to import; other rows are dispatched along the way."""
-        for piece in self._read(unread):
+        for piece in self._planner.read(unread):
             wanted = pl.col("action").is_in(["create", "update"])
             self._dispatch(piece.filter(~wanted).drop(_CONTENT))
             rows = self._keep_entities(piece.filter(wanted))
@@ -336,7 +207,7 @@ class SyncRun:
             hashes = [
                 pl.col(stored).bin.encode("hex").alias(name)
                 for stored, name in (("stored_content", "expected_content"), ("stored_metadata", "expected_metadata"))
-                if compared
+                if self._compared
             ]
             yield rows.select(*KEY, "content", "metadata", *hashes)
 
@@ -439,9 +310,3 @@ class SyncRun:
 
     def _stopping(self) -> bool:
         return self._cancel is not None and self._cancel.is_set()
-
-
-def _with_file_hash(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows with file_hash: of the bytes that this sync read, else of the last sync; null if there is no file."""
-    seen = pl.col("now_hash") if "now_hash" in rows.columns else pl.col("base_hash")
-    return rows.with_columns(file_hash=pl.when(pl.col("size").is_not_null()).then(seen))

@@ -16,7 +16,8 @@ import polars as pl
 
 from entityframes import forks
 from entityframes.directory.plan import PLAN_SCHEMA, Direction, OnConflict, SyncPlan
-from entityframes.directory.run import SyncOptions, SyncRun
+from entityframes.directory.planning import Planner, SyncOptions
+from entityframes.directory.run import SyncRun
 from entityframes.directory.survey import Folder
 from entityframes.directory.tree import Tree
 from entityframes.directory.watch import Synced, Watcher
@@ -144,8 +145,8 @@ class DirectorySync:
         if direction not in get_args(Direction):
             raise ValueError(f"direction must be one of {', '.join(map(repr, get_args(Direction)))}, got {direction!r}")
         options = _options(direction, on_conflict, delete, max_delete)
-        run = SyncRun(self._store, self._folder, options)
-        states = run.plan()
+        planner = Planner(self._store._engine, self._folder, options, None, lambda: False)
+        states = planner.plan()
 
         def apply(
             planned: pl.DataFrame, quarantine: bool, batch_size: int | None, embed: bool, progress: Progress,
@@ -154,7 +155,7 @@ class DirectorySync:
             wanted = replace(options, quarantine=quarantine, batch_size=batch_size, embed=embed)
             return self._run(wanted, progress, cancel, planned)
 
-        return SyncPlan(states.select(*PLAN_SCHEMA), run.result().left_out, states, apply)
+        return SyncPlan(states.select(*PLAN_SCHEMA), planner.left_out, states, apply)
 
     def import_files(
         self,
