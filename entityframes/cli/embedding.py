@@ -336,7 +336,7 @@ def spaces(
     """List the embedding spaces: model, dimension, and how much of the store is embedded in each."""
     with open_store(url, namespace, read_only=not (index or activate or drop)) as store:
         if index and not store.index_space(index):
-            echo(f"no index for {visible(index)}: it requires pgvector 0.8 and at most 2,000 dimensions; "
+            echo(f"no index for {visible(index)}: it takes pgvector 0.8 and at most 2,000 dimensions; "
                        "search stays exact", err=True)  # fmt: skip
         if activate:
             store.activate(activate)
