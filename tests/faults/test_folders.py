@@ -413,8 +413,8 @@ def test_a_file_changes_between_walk_and_write(root: Path) -> None:
     files = {path: seen(root / path) for path in tree(root).walk().files["path"]}
     (root / "b" / "a.md").write_text("edited")
     written = tree(root).write([Write("b/a.md", b"new", None, files["b/a.md"])])[0]
-    assert written.reason == "was changed by somebody else"
-    assert tree(root).remove("b/a.md", files["b/a.md"]) == "was changed by somebody else"
+    assert written.reason == "was changed by another process"
+    assert tree(root).remove("b/a.md", files["b/a.md"]) == "was changed by another process"
     assert (root / "b" / "a.md").read_text() == "edited"
 
 
@@ -434,7 +434,7 @@ def test_a_file_changes_while_it_is_written(root: Path) -> None:
     written = tree(root).write([Write("b/a.md", b"x" * 100_000_000, None, seen(path))])[0]
     editing.join()
     assert edited.is_set()
-    assert written.reason == "was changed by somebody else"
+    assert written.reason == "was changed by another process"
     assert [(one.name, one.read_text()) for one in path.parent.iterdir()] == [("a.md", "edited")]
 
 
@@ -578,7 +578,7 @@ def test_two_threads_replace_the_same_file(root: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(refusals) == 100
-    assert set(refusals) <= {None, "was changed by somebody else"}
+    assert set(refusals) <= {None, "was changed by another process"}
     data = (root / "b" / "a.md").read_bytes()
     assert len(data) == 50_000
     assert len(set(data)) == 1
