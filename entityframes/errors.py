@@ -1,26 +1,26 @@
-"""The error tree.
+"""The exception hierarchy.
 
     EntityFramesError
     ├── SchemaError          a frame, column or dtype that cannot be stored; nothing of that frame was written
-    ├── ValidationError      rows that break the rules of the data, where the caller asked to be stopped
+    ├── ValidationError      invalid rows, where the caller asked for an exception
     │   └── DuplicateError   the same key twice in a frame, with ``on_duplicate="error"``
     ├── ConnectError         the store cannot be opened: address, credentials, locks, versions
-    │   └── FormatError      the store was written by a newer version of this package, or an older one
-    ├── ClosedError          the store was closed, or the process was forked from one that was at work
-    ├── DirectoryError       a folder cannot be synced: missing, unreadable, or another sync is at work on it
-    ├── SpaceError           there is no such embedding space, or it is of another model or dimension
-    ├── EmbedderError        the embedder cannot work at all: credentials, model, shape of its vectors
-    │   └── EmbedderBusyError   it asks to be tried again later: rate limit, overload, timeout
-    └── DatabaseError        the database refused a statement; ``sqlstate`` says why
-        ├── RowError         a value that the database refuses: constraint, trigger, domain
-        ├── TransientError   worth another try: deadlock, serialization, lock timeout, lost connection
-        │   └── ConnectionLostError   the connection ended; during COMMIT the outcome is unknown
+    │   └── FormatError      the store was written by a newer version of this package, or by an older one
+    ├── ClosedError          the store was closed, or the process was forked after it had opened a store or used frames
+    ├── DirectoryError       a folder cannot be synced: missing, unreadable, or locked by another sync
+    ├── SpaceError           the embedding space does not exist, or has another model or dimension
+    ├── EmbedderError        the embedder cannot embed any text: credentials, model, shape of its vectors
+    │   └── EmbedderBusyError   the embedder asks to retry later: rate limit, overload, timeout
+    └── DatabaseError        the database rejected a statement; ``sqlstate`` holds the reason
+        ├── RowError         the database rejected a value: constraint, trigger, domain
+        ├── TransientError   worth a retry: deadlock, serialization failure, lock timeout, lost connection
+        │   └── ConnectionLostError   the connection was lost; during COMMIT the outcome is unknown
         ├── StatementTimeoutError     the server's statement timeout ended a statement
-        ├── ResourceError    disk or memory of the server is full: stop, do not hammer it
-        ├── StatementCancelledError   a statement that this side cancelled
+        ├── ResourceError    the server is out of disk space or memory; do not retry at once
+        ├── StatementCancelledError   the client cancelled a statement
         └── PermanentError   no retry can help: permissions, missing tables, a read-only server
 
-A message says what happened, to which rows or columns, and what to do next. It never holds a password.
+A message states what happened, to which rows or columns, and what to do next. It never contains a password.
 """
 
 from __future__ import annotations
@@ -51,59 +51,60 @@ __all__ = [
 
 
 class EntityFramesError(Exception):
-    """The root of every error that this package raises on purpose."""
+    """Base class of all exceptions that this package raises."""
 
 
 class SchemaError(EntityFramesError):
-    """A frame, column or dtype cannot be stored as it is. Nothing of that frame was written.
+    """A frame, column or dtype cannot be stored. Nothing of that frame was written.
 
-    Where it is one of a stream, the message says what was stored before, and `EntityStore.last_result` holds it.
+    If the frame is part of a stream, the message states what was stored before it, and `EntityStore.last_result` holds
+    the result.
     """
 
 
 class ValidationError(EntityFramesError):
-    """Rows break the rules of the data and the caller asked to be stopped (``on_error="raise"``)."""
+    """Rows are invalid and the caller asked for an exception (``on_error="raise"``)."""
 
 
 class DuplicateError(ValidationError):
-    """A key stands more than once in a frame and ``on_duplicate="error"``."""
+    """A key occurs more than once in a frame and ``on_duplicate="error"``."""
 
 
 class ConnectError(EntityFramesError):
     """The store cannot be opened.
 
     Attributes:
-        missing: whether there is none at this address, and none could be made because it was to be read only.
+        missing: whether no store exists at this address, and none was created because it was opened read-only.
     """
 
     missing = False
 
 
 class FormatError(ConnectError):
-    """The store has a newer format than this version of the package knows, or an older one and is to be read only."""
+    """The store has a newer format than this version supports, or an older one and was opened read-only."""
 
 
 class ClosedError(EntityFramesError):
-    """The store was closed, or belongs to another process: neither a store nor work on frames survives a fork."""
+    """The store was closed, or was opened in another process: neither a store nor work on frames survives a fork."""
 
 
 class DirectoryError(EntityFramesError):
-    """A folder cannot be synced: it is missing or unreadable, or another sync is at work on it."""
+    """A folder cannot be synced: it is missing or unreadable, or another sync holds its lock."""
 
 
 class SpaceError(EntityFramesError):
-    """There is no such embedding space, or its model or dimension is another one."""
+    """The embedding space does not exist, or has another model or dimension."""
 
 
 class EmbedderError(EntityFramesError):
-    """The embedder cannot work at all, whatever the text: credentials, an unknown model, vectors of another shape."""
+    """The embedder cannot embed any text: wrong credentials, an unknown model, vectors of another shape."""
 
 
 class EmbedderBusyError(EmbedderError):
-    """The embedder asks to be tried again: rate limit, overload, timeout.
+    """The embedder asks to retry later: rate limit, overload, timeout.
 
     Attributes:
-        retry_after: seconds that it asks to wait, or None.
+        retry_after: seconds to wait, as requested by the embedder, or None.
     """
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
@@ -112,15 +113,15 @@ class EmbedderBusyError(EmbedderError):
 
 
 class DatabaseError(EntityFramesError):
-    """The database refused a statement.
+    """The database rejected a statement.
 
     Attributes:
-        sqlstate: the five-character SQLSTATE, or None where the engine gives none.
+        sqlstate: the five-character SQLSTATE, or None if the engine provides none.
     """
 
-    #: The word for this error in an outcome's ``error_kind``.
+    #: The value of ``error_kind`` in the outcome of a row.
     kind = "database"
-    #: Whether it struck while a transaction was being committed, so that its fate is unknown.
+    #: Whether it occurred during COMMIT, so that the outcome of the transaction is unknown.
     committing = False
 
     def __init__(self, message: str, sqlstate: str | None = None) -> None:
@@ -129,39 +130,39 @@ class DatabaseError(EntityFramesError):
 
 
 class RowError(DatabaseError):
-    """A value that the database refuses: a constraint, a trigger, a domain, a limit."""
+    """The database rejected a value: a constraint, a trigger, a domain, a limit."""
 
-    #: Whether nothing is refused: a trigger stores rows under other keys, and it has to be found which and where.
+    #: Whether no row was rejected, but a trigger stores rows under other keys. Those rows have yet to be identified.
     rekeyed = False
 
 
 class TransientError(DatabaseError):
-    """Worth another try: deadlock, serialization failure, lock timeout, server starting up."""
+    """Worth a retry: deadlock, serialization failure, lock timeout, server starting up."""
 
 
 class ConnectionLostError(TransientError):
-    """The connection ended. If it was during COMMIT, only the ledger knows what became of the batch."""
+    """The connection was lost. If it was lost during COMMIT, only the ledger shows whether the batch was written."""
 
     kind = "connection"
-    #: What the database had answered before that COMMIT, where the ledger does not tell it.
+    #: The result of the statements before that COMMIT, if it cannot be recovered from the ledger.
     answer: Any = None
 
 
 class StatementTimeoutError(DatabaseError):
-    """The server's own statement timeout ended a statement."""
+    """The server's statement timeout ended a statement."""
 
     kind = "timeout"
 
 
 class StatementCancelledError(DatabaseError):
-    """A statement that was cancelled from this side."""
+    """The client cancelled a statement."""
 
 
 class ResourceError(DatabaseError):
-    """The server's disk or memory is exhausted. Trying again at once would not help."""
+    """The server is out of disk space or memory. An immediate retry would not help."""
 
     kind = "resource"
 
 
 class PermanentError(DatabaseError):
-    """No retry can help: missing permission or table, read-only server, a defect."""
+    """No retry can help: a missing permission or table, a read-only server, a bug."""

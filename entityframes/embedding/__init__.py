@@ -1,4 +1,4 @@
-"""Embedding and search: embedders, the workers that keep spaces up to date, and what searches them."""
+"""Embedding and search: embedders, the workers that keep spaces up to date, and the search itself."""
 
 from entityframes.embedding.embedders.base import Embedder, embedder_of_model, load_embedder
 from entityframes.embedding.embedders.hashing import HashingEmbedder

@@ -1,4 +1,4 @@
-"""What an embedder is, and how one is found by its name."""
+"""The interface of embedders, and the lookup of an embedder by name."""
 
 from __future__ import annotations
 
@@ -8,70 +8,72 @@ from typing import Any, Protocol, runtime_checkable
 
 from entityframes.errors import EmbedderError
 
-#: Packages offer embedders under this entry-point group: a class that is called with the options.
+#: The entry-point group under which packages register embedders: classes that are called with the options.
 GROUP = "entityframes.embedders"
 
 
 @runtime_checkable
 class Embedder(Protocol):
-    """Turns texts into vectors. May be used from several threads.
+    """Turns texts into vectors. Must be thread-safe.
 
-    A class may have ``from_model(name)``, which makes the embedder of a model's name, or None if it is not its own:
-    that is how a search finds the embedder of a space.
+    A class may define ``from_model(name)``, which returns the embedder for the name of a model, or None if the model is
+    not supported by this class. A search uses it to find the embedder of a space.
     """
 
     @property
     def name(self) -> str:
-        """The model, so that vectors of two models are never mixed."""
+        """The name of the model, which keeps vectors of different models apart."""
 
     @property
     def dim(self) -> int:
-        """How many numbers a vector has."""
+        """The dimension of the vectors."""
 
     @property
     def max_batch(self) -> int:
-        """How many texts a call may have."""
+        """The maximum number of texts in a call."""
 
     def embed(self, texts: Sequence[str], /) -> Any:
-        """The vectors of some texts.
+        """Embed texts.
 
         Returns:
-            An array (texts, dim) that numpy can make float32, in the order of the texts. Its vectors are scaled to
-            length 1 when they are stored.
+            An array (texts, dim) that numpy can convert to float32, in the order of the texts. Its vectors are scaled
+            to length 1 when they are stored.
 
         Raises:
-            EmbedderBusyError: try again later; TimeoutError and ConnectionError mean the same.
-            EmbedderError: no text can be embedded.
-            Exception: any other one means that a text in the batch cannot be embedded.
+            EmbedderBusyError: retry later; TimeoutError and ConnectionError mean the same.
+            EmbedderError: the embedder cannot embed any text.
+            Exception: any other exception means that a text of the batch cannot be embedded.
         """
 
 
 def load_embedder(name: str, **options: Any) -> Embedder:
-    """The embedder that a package offers under a name: hashing, wordllama, openai, sentence-transformers, ...
+    """Create the embedder that a package has registered under a name: hashing, wordllama, openai, ...
 
     Args:
-        options: what its class is called with.
+        name: the name of the entry point.
+        options: the arguments of the embedder's class.
 
     Raises:
-        EmbedderError: there is none of that name, or it cannot be made.
+        EmbedderError: no embedder has this name, or it cannot be created.
     """
-    offered = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
-    if name not in offered:
-        raise EmbedderError(f"no embedder is called {name!r}: there are {', '.join(sorted(offered)) or 'none'}")
+    registered = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+    if name not in registered:
+        names = ", ".join(sorted(registered)) or "none"
+        raise EmbedderError(f"no embedder named {name!r}; available embedders: {names}")
     try:
-        embedder = offered[name].load()(**options)
+        embedder = registered[name].load()(**options)
     except (ImportError, TypeError, ValueError) as error:
-        raise EmbedderError(f"the embedder {name} cannot be made: {error}") from error
+        raise EmbedderError(f"cannot create the embedder {name}: {error}") from error
     if not isinstance(embedder, Embedder):
-        raise EmbedderError(f"the embedder {name} lacks one of name, dim, max_batch and embed")
+        raise EmbedderError(f"the embedder {name} must have the attributes name, dim, max_batch and embed")
     return embedder
 
 
 def load(embedder: Embedder) -> None:
-    """Have an embedder of this package load its model; others do so when they are made, or with their first call.
+    """Load the model of an embedder of this package; other embedders load theirs on creation or on the first call.
 
     Raises:
-        EmbedderError: it is not installed.
+        EmbedderError: the package of the model is not installed.
     """
     loaded = getattr(embedder, "_loaded", None)
     if callable(loaded):
@@ -79,7 +81,7 @@ def load(embedder: Embedder) -> None:
 
 
 def embedder_of_model(model: str) -> Embedder | None:
-    """The embedder of a space's model, if a package knows it."""
+    """The embedder for the model of a space, or None if no package supports the model."""
     for entry in metadata.entry_points(group=GROUP):
         try:
             kind = entry.load()

@@ -1,4 +1,4 @@
-"""SentenceTransformerEmbedder: any model that the installed sentence-transformers can load."""
+"""SentenceTransformerEmbedder: any model that sentence-transformers can load."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PREFIX = "sentence-transformers:"
 
 
 class SentenceTransformerEmbedder:
-    """A model of sentence-transformers, which you install yourself.
+    """A model of sentence-transformers. Needs the package sentence-transformers.
 
     Args:
-        model: a name on the hub that is already downloaded or may be, or the path of a local folder.
-        max_batch: how many texts a call may have.
-        options: what ``sentence_transformers.SentenceTransformer`` is called with besides, such as ``device``.
+        model: the name of a model on the Hugging Face Hub, which is downloaded if necessary, or a local folder.
+        max_batch: the maximum number of texts in a call.
+        options: further arguments of ``sentence_transformers.SentenceTransformer``, such as ``device``.
     """
 
     def __init__(self, model: str | os.PathLike[str], *, max_batch: int = 64, **options: Any) -> None:
@@ -32,7 +32,7 @@ class SentenceTransformerEmbedder:
 
     @classmethod
     def from_model(cls, model: str) -> SentenceTransformerEmbedder | None:
-        """The embedder of a name such as sentence-transformers:all-MiniLM-L6-v2."""
+        """The embedder for a name such as sentence-transformers:all-MiniLM-L6-v2, or None."""
         return cls(model.removeprefix(PREFIX)) if model.startswith(PREFIX) else None
 
     def embed(self, texts: Sequence[str], /) -> Any:

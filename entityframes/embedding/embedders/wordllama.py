@@ -1,4 +1,4 @@
-"""WordLlamaEmbedder: a small static model whose weights come with its package."""
+"""WordLlamaEmbedder: a small static model whose weights are part of its package."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from typing import Any
 from entityframes.errors import EmbedderError
 
 NAME = "wordllama-l2-supercat-256"
-#: Also bounds memory: the model fills every text of a call up to the longest.
+#: Also limits memory: the model pads every text of a call to the length of the longest.
 MAX_CHARS = 800
 
 
 class WordLlamaEmbedder:
     """Averages of word vectors that were distilled from a large language model: 256 dimensions, no download, no GPU.
 
-    Needs the package wordllama (``pip install wordllama``). The weights (l2_supercat, 16 MB) are part of it.
+    Needs the package wordllama (``pip install wordllama``), which includes the weights (l2_supercat, 16 MB).
 
     Args:
-        max_batch: how many texts a call may have.
-        max_chars: how many characters of a text count. What a text is about stands at its beginning; the average of
-            all words of a long one is near to everything. Part of the model's name where it is not the default.
+        max_batch: the maximum number of texts in a call.
+        max_chars: the number of characters of a text that are used. The topic of a text is usually at its beginning,
+            and the average over all words of a long text is close to everything. Unless it is the default, it is part
+            of the name of the model.
     """
 
     dim = 256
 
     def __init__(self, *, max_batch: int = 256, max_chars: int = MAX_CHARS) -> None:
         if int(max_chars) < 1:
-            raise ValueError(f"max_chars is {max_chars!r}: it is a number of characters, at least 1")
+            raise ValueError(f"max_chars must be a positive integer, got {max_chars!r}")
         self.max_batch = int(max_batch)
         self._max_chars = int(max_chars)
         self.name = NAME if self._max_chars == MAX_CHARS else f"{NAME}@{self._max_chars}"
@@ -39,7 +40,7 @@ class WordLlamaEmbedder:
 
     @classmethod
     def from_model(cls, model: str) -> WordLlamaEmbedder | None:
-        """The embedder, if the name is its own."""
+        """The embedder for a name such as wordllama-l2-supercat-256, or None."""
         match = re.fullmatch(rf"{NAME}(?:@(\d{{1,9}}))?", model)
         return cls(max_chars=int(match[1] or MAX_CHARS)) if match else None
 
@@ -54,7 +55,7 @@ class WordLlamaEmbedder:
                     import wordllama
                 except ImportError as error:
                     raise EmbedderError("wordllama is not installed: pip install wordllama") from error
-                # Its own folder as the cache: it would download the tokenizer that lies there.
+                # With another cache folder it would download the tokenizer, which is part of the package.
                 here = Path(wordllama.__file__).parent
                 self._model = wordllama.WordLlama.load(dim=self.dim, cache_dir=here, disable_download=True)
         return self._model

@@ -163,7 +163,7 @@ class File:
         try:
             yield
             # A COMMIT that is interrupted while it writes the log into the file has happened and says that it has not.
-            with interrupt.held_back(), self.committing():
+            with interrupt.uncancelled(), self.committing():
                 cursor.commit()
         except ResourceError:
             # It may be tried again on this cursor; any other error ends with the cursor, which rolls back too.

@@ -90,14 +90,14 @@ def aside(call: Callable[[], T], cancel: Callable[[], None]) -> T:
     work = _Work(call)
     given = False
     stopped: BaseException | None = None
-    held_before = CtrlC.is_held_back()
+    held_before = CtrlC.is_deferred()
     while not work.ended:
         try:
             if not given:
                 # Twice, where a signal comes before that is noted; it is done once.
                 helper.give(work)
                 given = True
-            if stopped is not None or (CtrlC.is_held_back() and not held_before):
+            if stopped is not None or (CtrlC.is_deferred() and not held_before):
                 with suppress(adbc_driver_manager.Error):
                     cancel()
             work.wait(LOOK_AFTER)
@@ -111,7 +111,7 @@ def aside(call: Callable[[], T], cancel: Callable[[], None]) -> T:
         return value
     cancelled = getattr(work.error, "sqlstate", None) == "57014"
     try:
-        if cancelled and CtrlC.is_held_back() and not held_before:
+        if cancelled and CtrlC.is_deferred() and not held_before:
             raise KeyboardInterrupt from work.error
         raise work.error
     finally:
