@@ -117,7 +117,7 @@ FROM {schema}.embedding_jobs WHERE $1::VARCHAR IS NULL OR state = $1 ORDER BY cr
 SELECT count(*) FROM {schema}.embedding_jobs
 WHERE state IN ('pending', 'running') AND (space = $1 OR space IS NULL)
 
--- name: bury
+-- name: fail_abandoned
 -- A job that worker after worker died at is failed. $1 space, $2 most rescues, $3 state, $4 the new one, $5 process
 UPDATE {schema}.embedding_jobs
 SET state = $4, error = rescues || ' workers died at it', lease_until = NULL, updated_at = now()
