@@ -222,7 +222,7 @@ def test_a_line_that_cannot_be_read(run: Run, name: str, content: bytes, said: s
         (["a.csv", "--failed", "a.csv"], "a file to be imported"),
         (["a.csv", "--failed", "no/such/x.csv"], "there is no such folder"),
         (["a.csv", "--failed", "bad.weird"], "cannot infer the format"),
-        (["a.csv", "--store", "a.csv"], "a file of rows: a DuckDB store needs"),
+        (["a.csv", "--store", "a.csv"], "use a separate file for a DuckDB store"),
         (["-"], "standard input has no name that tells its format"),
         (["-", "-", "--format", "csv"], "standard input can be read once"),
         (["-", "a.csv", "--format", "csv"], "a.csv has other columns than standard input"),
