@@ -1,26 +1,26 @@
-"""The error tree.
+"""The exception hierarchy.
 
     EntityFramesError
     ├── SchemaError          a frame, column or dtype that cannot be stored; nothing of that frame was written
-    ├── ValidationError      rows that break the rules of the data, where the caller asked to be stopped
+    ├── ValidationError      invalid rows, where the caller asked for an exception
     │   └── DuplicateError   the same key twice in a frame, with ``on_duplicate="error"``
     ├── ConnectError         the store cannot be opened: address, credentials, locks, versions
-    │   └── FormatError      the store was written by a newer version of this package, or an older one
-    ├── ClosedError          the store was closed, or the process was forked from one that was at work
-    ├── DirectoryError       a folder cannot be synced: missing, unreadable, or another sync is at work on it
-    ├── SpaceError           there is no such embedding space, or it is of another model or dimension
-    ├── EmbedderError        the embedder cannot work at all: credentials, model, shape of its vectors
-    │   └── EmbedderBusyError   it asks to be tried again later: rate limit, overload, timeout
-    └── DatabaseError        the database refused a statement; ``sqlstate`` says why
-        ├── RowError         a value that the database refuses: constraint, trigger, domain
-        ├── TransientError   worth another try: deadlock, serialization, lock timeout, lost connection
-        │   └── ConnectionLostError   the connection ended; during COMMIT the outcome is unknown
+    │   └── FormatError      the store was written by a newer version of this package, or by an older one
+    ├── ClosedError          the store was closed, or the process was forked after it had opened a store or used frames
+    ├── DirectoryError       a folder cannot be synced: missing, unreadable, or locked by another sync
+    ├── SpaceError           the embedding space does not exist, or has another model or dimension
+    ├── EmbedderError        the embedder cannot embed any text: credentials, model, shape of its vectors
+    │   └── EmbedderBusyError   the embedder asks to retry later: rate limit, overload, timeout
+    └── DatabaseError        the database rejected a statement; ``sqlstate`` holds the reason
+        ├── RowError         the database rejected a value: constraint, trigger, domain
+        ├── TransientError   worth a retry: deadlock, serialization failure, lock timeout, lost connection
+        │   └── ConnectionLostError   the connection was lost; during COMMIT the outcome is unknown
         ├── StatementTimeoutError     the server's statement timeout ended a statement
-        ├── ResourceError    disk or memory of the server is full: stop, do not hammer it
-        ├── StatementCancelledError   a statement that this side cancelled
+        ├── ResourceError    the server is out of disk space or memory; do not retry at once
+        ├── StatementCancelledError   the client cancelled a statement
         └── PermanentError   no retry can help: permissions, missing tables, a read-only server
 
-A message says what happened, to which rows or columns, and what to do next. It never holds a password.
+A message states what happened, to which rows or columns, and what to do next. It never contains a password.
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ class DatabaseError(EntityFramesError):
         rule: a short stable name for the cause, such as ``check:positive_price``, or None if it is not known.
     """
 
-    #: The word for this error in an outcome's ``error_kind``.
+    #: The value of ``error_kind`` in the outcome of a row.
     kind = "database"
-    #: Whether it struck while a transaction was being committed, so that its fate is unknown.
+    #: Whether it occurred during COMMIT, so that the outcome of the transaction is unknown.
     committing = False
 
     def __init__(self, message: str, sqlstate: str | None = None, rule: str | None = None) -> None:
@@ -133,7 +133,7 @@ class DatabaseError(EntityFramesError):
 class RowError(DatabaseError):
     """The database refused a value: a constraint, a trigger, a domain, a limit."""
 
-    #: Whether nothing is refused: a trigger stores rows under other keys, and it has to be found which and where.
+    #: Whether no row was rejected, but a trigger stores rows under other keys. Those rows have yet to be identified.
     rekeyed = False
 
 
@@ -145,7 +145,7 @@ class ConnectionLostError(TransientError):
     """The connection was lost. If that happened during COMMIT, only the ledger shows whether the batch was stored."""
 
     kind = "connection"
-    #: What the database had answered before that COMMIT, where the ledger does not tell it.
+    #: The result of the statements before that COMMIT, if it cannot be recovered from the ledger.
     answer: Any = None
 
 

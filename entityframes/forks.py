@@ -1,9 +1,9 @@
-"""What a forked process may not do: it has none of the threads of Polars, and what its parent has open is not its own.
+"""Protection of forked processes, in which neither Polars nor open connections work.
 
-A fork copies the memory of a process and one of its threads. Polars then waits for ever for its other threads, DuckDB
-takes the parent's file for one of its own, and a connection that is closed at the end of the child is closed under the
-parent. So a child is refused at once, unless its parent had neither made Polars start its threads nor opened a store:
-importing the package is no use of it.
+A fork copies the memory of a process and only one of its threads. In the child Polars waits forever for its other
+threads, DuckDB treats the parent's file as its own, and closing an inherited connection closes the connection of the
+parent. Calls in a child therefore fail immediately, unless the parent had neither used Polars nor opened a store.
+Importing the package does not count as use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from inspect import isfunction
 from typing import Any, ClassVar, TypeVar
 from weakref import WeakSet
 
-import numpy as np  # noqa: F401  (its threads, too, are there from the import on)
+import numpy as np  # noqa: F401  (starts its threads on import)
 import polars as pl
 
 from entityframes.errors import ClosedError, EntityFramesError
@@ -29,57 +29,57 @@ HOW = (
     "Start the process with the method 'spawn' or 'forkserver' of multiprocessing (or with subprocess), and call "
     "entityframes.connect() in it"
 )
-#: Seconds after which threads of Polars that have not answered are not there.
-PATIENCE = 5.0
+#: Seconds after which the threads of Polars are considered missing.
+TIMEOUT = 5.0
 _TASKS = "/proc/self/task"
-#: Public names of guarded classes that may be used in a child as well.
+#: Public names of guarded classes that may also be used in a child.
 _HARMLESS = ("close", "address", "root")
 
 
 class _State:
-    """Of this process."""
+    """The state of this process."""
 
-    #: Whether a store was opened here.
+    #: Whether this process has opened a store.
     opened = False
-    #: Whether frame calls would hang here: None if that has to be tried.
+    #: Whether calls of Polars would hang in this process; None if that has yet to be tested.
     hangs: bool | None = False
-    #: Whether a parent had opened a store.
+    #: Whether a parent process had opened a store.
     inherited = False
-    #: What must not come to an end in a child, and the process that this is.
+    #: Objects that must not be finalized in a child.
     kept: ClassVar[WeakSet[Any]] = WeakSet()
-    #: What is known just before a fork: whether Polars' threads run.
+    #: Whether the threads of Polars were running just before a fork.
     running: bool | None = None
-    #: What is given to each child, so that it stays there to the end.
+    #: Objects that a child keeps alive until it exits.
     given: tuple[Any, ...] = ()
 
 
 def keep(thing: T) -> T:
-    """Have children leave a connection alone: what closes it at their end would close it under this process."""
+    """Prevent children from finalizing a connection, which would close it for this process too."""
     _State.kept.add(thing)
     return thing
 
 
 def opened() -> None:
-    """Note that this process has opened a store."""
+    """Record that this process has opened a store."""
     _State.opened = True
 
 
 def check(error: type[EntityFramesError] = ClosedError) -> None:
-    """Refuse what would hang, or harm the parent, in a forked process.
+    """Raise if a call would hang, or harm the parent, because this process was forked.
 
     Raises:
-        ClosedError: or `error`; this process was forked from one that had used Polars or opened a store.
+        ClosedError: (or `error`) the process was forked from one that had used Polars or opened a store.
     """
     if _State.hangs is None:
-        _State.hangs = not _answers()
+        _State.hangs = not _polars_works()
     if _State.hangs or _State.inherited:
         what = "opened a store" if _State.inherited else "worked with frames"
-        why = "their threads and connections do not survive that, and calls would hang or harm the other process"
-        raise error(f"this process was forked from one that had {what}, and {why}. {HOW}")
+        why = "threads and connections do not survive a fork, and calls would hang or harm the parent process"
+        raise error(f"this process was forked from one that had {what}: {why}. {HOW}")
 
 
 def guarded(kind: type[T]) -> type[T]:
-    """A class whose public methods and properties begin with `check`, but for those that do no harm anywhere."""
+    """Class decorator: call `check` first in every public method and property, except for harmless ones."""
     for name, member in list(vars(kind).items()):
         if name.startswith("_") or name in _HARMLESS:
             continue
@@ -99,18 +99,18 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _answers() -> bool:
-    """Whether Polars' threads do what they are asked for."""
-    asked = threading.Thread(target=pl.LazyFrame({"n": [0]}).filter(pl.col("n") == 0).collect, daemon=True)
-    asked.start()
-    asked.join(PATIENCE)
-    return not asked.is_alive()
+def _polars_works() -> bool:
+    """Whether the threads of Polars complete a query within `TIMEOUT`."""
+    query = threading.Thread(target=pl.LazyFrame({"n": [0]}).filter(pl.col("n") == 0).collect, daemon=True)
+    query.start()
+    query.join(TIMEOUT)
+    return not query.is_alive()
 
 
 def _running() -> bool | None:
-    """Whether the threads of Polars run that work on frames; None if that cannot be told.
+    """Whether the worker threads of Polars are running; None if unknown.
 
-    They are named when they begin to run. One that has no name yet, and is none of Python's, may be one of them.
+    A thread is named when it starts to run. An unnamed thread that was not started by Python may be one of them.
     """
     try:
         names = {int(task): _name(task) for task in os.listdir(_TASKS)}
@@ -142,28 +142,28 @@ def _in_child() -> None:
     if _State.hangs or _State.running:
         _State.hangs = True
     elif _State.hangs is None or _State.running is None:
-        # Where it was not known of the parent, it is not known of the child.
+        # Unknown in the parent means unknown in the child.
         _State.hangs = None
     _State.inherited = _State.inherited or _State.opened
     _State.opened = False
     for thing in _State.given:
-        # Nothing in this process takes the last reference away, not even its end.
+        # An extra reference, so that the object is not finalized even when this process exits.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
     _State.given = ()
 
 
 def _at_import() -> set[int]:
-    """The threads that there are before any frame was worked on."""
+    """The threads that exist before Polars is used."""
     with suppress(OSError, ValueError):
         return {int(task) for task in os.listdir(_TASKS)}
     return set()
 
 
-#: A thread that Polars starts when it is imported, and that nothing waits for; the kernel keeps 15 bytes of a name.
+#: A thread that Polars starts on import and never waits for; the kernel truncates names to 15 bytes.
 _AT_IMPORT = "polars-ooc-clea"
 _before_use = _at_import()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
     if not any(_name(str(task)) == _AT_IMPORT for task in _before_use):
-        # Polars was imported by a parent, or is of another version: what it has done there is not known.
+        # Polars was imported by a parent, or is another version: its state is unknown.
         _State.hangs = None

@@ -1,4 +1,4 @@
-"""Stopping a run: one flag that its batches look at, and the statements in flight that it ends."""
+"""Stopping a run: a flag that its batches check, and the cancellation of statements in flight."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from entityframes.errors import StatementCancelledError
 
 T = TypeVar("T")
 
-#: Seconds after which a second Ctrl-C is not held back.
-PATIENCE = 3.0
-#: Seconds for which a COMMIT is not cancelled: where it waits for a standby it would succeed without that.
+#: Seconds after which a second Ctrl-C is no longer deferred.
+DEFER_SECONDS = 3.0
+#: Seconds for which a COMMIT is not cancelled: cancelling one that waits for a standby makes it succeed without the
+#: standby.
 COMMIT_SECONDS = 1.0
 
 
 class Interrupt:
-    """Asks the batches of a run to stop, also those that wait for the database.
+    """Stops the batches of a run, including those that wait for the database.
 
     Args:
-        cancel: an event of the caller's that stops the run as well when it is set.
+        cancel: an event of the caller that also stops the run when it is set.
     """
 
     def __init__(self, cancel: threading.Event | None = None) -> None:
@@ -35,21 +36,21 @@ class Interrupt:
         self._lock = threading.Lock()
         self._in_flight: set[Callable[[], None]] = set()
         self._committing: set[Callable[[], None]] = set()
-        #: When it was fired first, by the monotonic clock.
+        #: When `fire` was first called, by the monotonic clock.
         self.fired_at: float | None = None
 
     @property
     def requested(self) -> bool:
-        """Whether the run is to stop."""
+        """Whether the run should stop."""
         return self._fired.is_set() or (self._cancel is not None and self._cancel.is_set())
 
     @property
     def forked(self) -> bool:
-        """Whether this is a child that was forked in the middle of the run: it has none of the threads at work."""
+        """Whether this process was forked during the run; it has none of the running threads."""
         return self._process != os.getpid()
 
     def fire(self) -> None:
-        """Stop the run: set the flag and cancel what the database is doing for it. May be called again."""
+        """Stop the run: set the flag and cancel its statements in flight. May be called repeatedly."""
         self.fired_at = self.fired_at or time.monotonic()
         self._fired.set()
         with self._lock:
@@ -58,17 +59,21 @@ class Interrupt:
                     cancel()
 
     def check(self) -> None:
-        """Raise if the run is to stop.
+        """Raise if the run should stop.
 
         Raises:
-            StatementCancelledError: it is.
+            StatementCancelledError: the run was stopped.
         """
         if self.requested:
             raise StatementCancelledError("the run was stopped")
 
     @contextmanager
-    def held_back(self) -> Iterator[None]:
-        """While inside, `fire` cancels nothing and waits; raises as `check` does if it came before."""
+    def uncancelled(self) -> Iterator[None]:
+        """Make `fire` wait until this context ends, without cancelling anything.
+
+        Raises:
+            StatementCancelledError: the run was stopped before.
+        """
         with self._lock:
             self.check()
             yield
@@ -78,11 +83,11 @@ class Interrupt:
         self._fired.wait(seconds)
 
     def cancelling(self, cancel: Callable[[], None]) -> AbstractContextManager[None]:
-        """While inside, `fire` calls `cancel`, which has to end the statement in flight and may be called late."""
+        """Within this context `fire` calls `cancel`, which must end the statement in flight and may be called late."""
         return self._while_in(self._in_flight, cancel)
 
     def committing(self, cancel: Callable[[], None]) -> AbstractContextManager[None]:
-        """While inside, `fire` calls `cancel`, which is that of `cancelling`, not at once."""
+        """Within this context `fire` delays its call of `cancel`, the function that was passed to `cancelling`."""
         return self._while_in(self._committing, cancel)
 
     @contextmanager
@@ -96,10 +101,10 @@ class Interrupt:
                 calls.discard(cancel)
 
 
-def handler_of_ctrl_c() -> Any:
-    """What Python has set for SIGINT, put in place again where it is to be ignored.
+def sigint_handler() -> Any:
+    """Return Python's handler for SIGINT, and reinstall it if it ignores the signal.
 
-    Polars takes the signal over when it is imported, and would end a call of a background job, which ignores it.
+    Polars installs its own handler on import, which would interrupt a call in a background job that ignores SIGINT.
     """
     handler = signal.getsignal(signal.SIGINT)
     if handler in (signal.SIG_IGN, signal.SIG_DFL) and threading.current_thread() is threading.main_thread():
@@ -108,21 +113,21 @@ def handler_of_ctrl_c() -> Any:
 
 
 class CtrlC:
-    """Holds Ctrl-C back, so that it never falls between what a batch did and the account of it.
+    """Defers Ctrl-C, so that it never occurs between the write of a batch and the recording of its outcome.
 
-    Python raises KeyboardInterrupt after any bytecode of the main thread. In here it is delivered, to whatever handler
-    was set, where `check` is called, while `let_through` waits for an item, or at the end.
+    Python raises KeyboardInterrupt after any bytecode of the main thread. Within this context it is delivered, to the
+    handler that was installed before, when `check` is called, while `let_through` waits for an item, or at the end.
     """
 
-    #: The one that holds Ctrl-C back now.
+    #: The active context that defers Ctrl-C.
     _current: ClassVar[CtrlC | None] = None
 
     def __enter__(self) -> CtrlC:
         self._pressed: tuple[int, FrameType | None] | None = None
         self._pressed_at = float("inf")
         self._through = False
-        self._before = handler_of_ctrl_c()
-        # Signals go to the main thread, and only to handlers that are Python's.
+        self._before = sigint_handler()
+        # Python runs signal handlers in the main thread, and only handlers that were installed from Python.
         self._held = callable(self._before) and threading.current_thread() is threading.main_thread()
         if self._held:
             self._outer, CtrlC._current = CtrlC._current, self
@@ -137,27 +142,27 @@ class CtrlC:
             self.check()
 
     def check(self) -> None:
-        """Deliver a Ctrl-C that was held back.
+        """Deliver a deferred Ctrl-C.
 
         Raises:
-            KeyboardInterrupt: there was one, and the handler raises it, as Python's own does.
+            KeyboardInterrupt: a Ctrl-C was deferred, and the handler raises this, as Python's default handler does.
         """
         if self._pressed is not None:
             pressed, self._pressed = self._pressed, None
             self._deliver(*pressed)
 
     @classmethod
-    def is_held_back(cls) -> bool:
-        """Whether a Ctrl-C waits to be delivered in the main thread."""
+    def is_deferred(cls) -> bool:
+        """Whether a deferred Ctrl-C is pending in the main thread."""
         return cls._current is not None and cls._current.pressed
 
     @property
     def pressed(self) -> bool:
-        """Whether a Ctrl-C is held back."""
+        """Whether a deferred Ctrl-C is pending."""
         return self._pressed is not None
 
     def let_through(self, items: Iterable[T]) -> Iterator[T]:
-        """The items; Ctrl-C is delivered at once while the next one is awaited."""
+        """Yield the items; while the next one is awaited, Ctrl-C is delivered immediately."""
         following = iter(items)
         while True:
             self._through = True
@@ -171,7 +176,7 @@ class CtrlC:
             yield item
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._through or time.monotonic() - self._pressed_at > PATIENCE:
+        if self._through or time.monotonic() - self._pressed_at > DEFER_SECONDS:
             self._deliver(number, frame)
         elif self._pressed is None:
             self._pressed = (number, frame)

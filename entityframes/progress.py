@@ -1,4 +1,4 @@
-"""Progress: the only module that knows tqdm."""
+"""Progress reporting. The only module that uses tqdm."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-#: None shows a bar where a person looks, True always, False never; a callable gets (done, total or None).
+#: None shows a progress bar in notebooks and terminals, True always, False never. A callable receives the rows done and
+#: the total (or None).
 Progress = bool | Callable[[int, int | None], None] | None
 
 
@@ -16,13 +17,13 @@ DELAY = 1.0
 
 
 class Reporter:
-    """Tells a person or a callable how far a run is; closes its bar on exit.
+    """Reports the progress of a run with a bar or through a callable; a context manager that closes the bar.
 
     Args:
         progress: see `Progress`.
-        total: how many rows there will be, or None; a function that counts them is called only if somebody is told.
-        unit: what is counted.
-        delay: seconds before a bar is made, so that quick calls make none: one in a notebook is several widgets.
+        total: the number of rows, or None; a function that counts them is called only if progress is reported.
+        unit: the unit of the count.
+        delay: seconds before the bar appears, so that short calls show none: in a notebook a bar is several widgets.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Reporter:
             self._show()
 
     def advance(self, rows: int, counts: Mapping[str, int] | None = None) -> None:
-        """Report `rows` more as done; `counts` are shown beside the bar."""
+        """Report that `rows` more rows are done; `counts` are shown next to the bar."""
         self._show()
         self._done += rows
         if self._bar is not None:

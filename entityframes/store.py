@@ -518,7 +518,7 @@ class EntityStore:
         from entityframes.embedding.worker import EmbedRun
 
         check_writable(self._engine)
-        name, made = spaces.settle(self._engine, embedder, space)
+        name, made = spaces.resolve(self._engine, embedder, space)
         self._embedders[embedder.name] = embedder
         run = EmbedRun(self._engine, embedder, name, options)
         if not self._engine.embedding.open_jobs(name):

@@ -1,4 +1,4 @@
-"""The threads of a store: each works on one batch, or on one piece of what is asked."""
+"""The thread pool of a store: each thread processes one batch, or one chunk of a query."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ import polars as pl
 
 from entityframes.errors import ClosedError
 
-#: Has a thread do some work on a frame.
+#: Submits a function and its frame to a thread pool.
 Submit = Callable[[Callable[[pl.DataFrame], pl.DataFrame], pl.DataFrame], Future[pl.DataFrame]]
 
 
 class Threads:
-    """They are kept, because starting one takes longer than a small batch."""
+    """A thread pool that is reused, because starting a thread takes longer than writing a small batch."""
 
     def __init__(self) -> None:
         self._process = 0
         self._pool: ThreadPoolExecutor | None = None
 
     def submit(self, work: Callable[[pl.DataFrame], pl.DataFrame], chunk: pl.DataFrame) -> Future[pl.DataFrame]:
-        """Have a frame worked on. Each caller bounds its own frames; after a fork the old pool has no threads.
+        """Run `work` on a frame in the pool. Callers limit the number of their own frames in flight.
+
+        After a fork the inherited pool has no threads, so a new pool is created.
 
         Raises:
-            ClosedError: there is no thread to be had.
+            ClosedError: no thread is available.
         """
         if self._pool is None or self._process != os.getpid():
             self._process = os.getpid()
@@ -34,22 +36,22 @@ class Threads:
         try:
             return self._pool.submit(work, chunk)
         except RuntimeError as error:
-            # A thread of the caller's that goes on while Python ends, or a machine without another thread.
-            raise ClosedError(f"there is no thread to be had: {error}") from None
+            # The interpreter is shutting down, or the system cannot start another thread.
+            raise ClosedError(f"no thread available: {error}") from None
 
 
-def side_by_side(
+def map_concurrently(
     work: Callable[[pl.DataFrame], pl.DataFrame], pieces: Iterator[pl.DataFrame], submit: Submit, at_once: int
 ) -> Iterator[pl.DataFrame]:
-    """What comes of each piece, in order, with several worked on at once."""
-    begun: deque[Future[pl.DataFrame]] = deque()
+    """Apply `work` to each frame, up to `at_once` of them concurrently, and yield the results in order."""
+    running: deque[Future[pl.DataFrame]] = deque()
     try:
         for piece in pieces:
-            if len(begun) == at_once:
-                yield begun.popleft().result()
-            begun.append(submit(work, piece))
-        while begun:
-            yield begun.popleft().result()
+            if len(running) == at_once:
+                yield running.popleft().result()
+            running.append(submit(work, piece))
+        while running:
+            yield running.popleft().result()
     finally:
-        for future in begun:
+        for future in running:
             future.cancel()

@@ -1,34 +1,34 @@
-"""Text from data, shown to people: characters that a terminal or a browser acts on are written as escapes."""
+"""Text from data made safe to display: characters that a terminal or a browser interprets are escaped."""
 
 from __future__ import annotations
 
 import unicodedata
 
-#: Controls (escape, bell, backspace, line ends), formats (bidi overrides, zero width, tags), surrogates, and the
-#: separators of lines and paragraphs.
-_ACTED_ON = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+#: Unicode categories: control characters (escape, bell, backspace, line breaks), format characters (bidi overrides,
+#: zero width, tags), surrogates, and line and paragraph separators.
+_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def visible(text: object, keep: str = "") -> str:
-    """A text whose control and format characters are escapes such as ``\\x1b`` and ``\\u202e``.
+    """Replace control and format characters by escapes such as ``\\x1b`` and ``\\u202e``.
 
     Args:
-        text: anything; None is an empty text.
-        keep: characters that stay as they are, such as line ends where there may be several lines.
+        text: any object, which is converted with `str`; None becomes an empty string.
+        keep: characters to leave unchanged, such as line breaks in text of several lines.
     """
     shown = "" if text is None else str(text)
     if shown.isprintable():
         return shown
     return "".join(
-        ascii(one)[1:-1] if unicodedata.category(one) in _ACTED_ON and one not in keep else one for one in shown
+        ascii(one)[1:-1] if unicodedata.category(one) in _UNSAFE and one not in keep else one for one in shown
     )
 
 
 def visible_json(text: str) -> str:
-    """JSON that means the same, with such characters in its strings as JSON's own escapes."""
+    """Equivalent JSON in which these characters are written as JSON escapes."""
     return "".join(
         "".join(f"\\u{unit:04x}" for unit in _utf16(one))
-        if one not in "\n\t" and unicodedata.category(one) in _ACTED_ON
+        if one not in "\n\t" and unicodedata.category(one) in _UNSAFE
         else one
         for one in text
     )

@@ -222,7 +222,7 @@ def test_a_line_that_cannot_be_read(run: Run, name: str, content: bytes, message
         (["a.csv", "--failed", "a.csv"], "one of the files to import"),
         (["a.csv", "--failed", "no/such/x.csv"], "the folder does not exist"),
         (["a.csv", "--failed", "bad.weird"], "cannot infer the format"),
-        (["a.csv", "--store", "a.csv"], "a file of rows: a DuckDB store needs"),
+        (["a.csv", "--store", "a.csv"], "use a separate file for a DuckDB store"),
         (["-"], "the format of standard input cannot be inferred"),
         (["-", "-", "--format", "csv"], "standard input can be given only once"),
         (["-", "a.csv", "--format", "csv"], "a.csv has different columns than standard input"),

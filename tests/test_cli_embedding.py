@@ -79,7 +79,7 @@ def test_a_watching_worker_waits_for_its_embedder(run: Run) -> None:
     words = [sys.executable, "-m", "entityframes", "embed", "--watch", *options, "--store", run.url]
     worker = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert worker.stderr is not None
-    assert "did not answer" in worker.stderr.readline()
+    assert "did not respond" in worker.stderr.readline()
     assert "retrying" in worker.stderr.readline()
     worker.send_signal(signal.SIGTERM)
     out, errors = worker.communicate(timeout=120)
@@ -110,7 +110,7 @@ def test_embed_tells_what_is_left_and_how_to_go_on(run: Run) -> None:
     ]
     code, out, errors = run("embed", *away, "--space", "far", "--max-attempts", "1")
     assert (code, "4 failed" in out) == (1, True)
-    assert "did not answer" in errors
+    assert "did not respond" in errors
     assert "4 due but not in an open job: entityframes jobs --retry-failed --space far" in errors
     assert "4 entities queued again" in run("jobs", "--retry-failed", "--space", "far")[2]
 
@@ -160,7 +160,7 @@ def test_an_unknown_type_is_an_error(run: Run, words: list[str]) -> None:
         (["search", "x"], "nothing is embedded yet"),
         (["spaces", "--activate", "nowhere"], "no space is called 'nowhere'"),
         (["embed", "--embedder", "openai", "--option", "model=m", "--option", "base_url=http://127.0.0.1:9/v1"],
-         "did not answer"),
+         "did not respond"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_one_line(run: Run, words: list[str], message: str) -> None:

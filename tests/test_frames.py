@@ -46,7 +46,7 @@ def test_duplicate_columns(refused, kind: str) -> None:
     """Arrow and pandas allow duplicate column names, which are ambiguous."""
     table = pa.Table.from_arrays([pa.array(["t"])] * 4, names=["entity_type", "id", "content", "content"])
     forms = {"table": table, "pandas": table.to_pandas(), "reader": table.to_reader(), "iterator": iter([table])}
-    refused(forms[kind], "'content'.*more than once")
+    refused(forms[kind], "duplicate column names: .*'content'")
 
 
 def test_duplicate_metadata_columns(refused) -> None:
@@ -57,7 +57,7 @@ def test_duplicate_metadata_columns(refused) -> None:
         pa.Table.from_arrays([*columns, struct], names=["entity_type", "id", "content", "metadata"]),
         "'same'",
     )
-    with pytest.raises(ef.SchemaError, match="'v'.*more than once"):
+    with pytest.raises(ef.SchemaError, match="duplicate column names: 'v'"):
         ef.entities(pa.Table.from_arrays(columns, names=["k", "v", "v"]), "t", id="k")
 
 
@@ -239,10 +239,10 @@ def test_entities_refuses_unstable_ids() -> None:
 @pytest.mark.parametrize(
     ("frame", "entity_type", "id", "message"),
     [
-        (pd.DataFrame({"k": ["a"], "n": [1]}).set_index("k"), "t", "k", "'k', which are the index of the frame"),
-        (pd.DataFrame({"k": ["a"]}), "t", 0, "id is int: it is the name of a column"),
-        (pd.DataFrame({"k": ["a"]}), 5, "k", "entity_type is int: it is the text"),
-        (pd.DataFrame({"k": ["a"]}), pl.col("k"), "k", "a frame with columns entity_type, id and content"),
+        (pd.DataFrame({"k": ["a"], "n": [1]}).set_index("k"), "t", "k", "'k', which are in the index of the frame"),
+        (pd.DataFrame({"k": ["a"]}), "t", 0, "id must be a column name or an expression, got int"),
+        (pd.DataFrame({"k": ["a"]}), 5, "k", "entity_type must be a string, got int"),
+        (pd.DataFrame({"k": ["a"]}), pl.col("k"), "k", "a frame with the columns entity_type, id and content"),
         (pd.DataFrame({"k": ["a", "b"], "n": [1, 2**70]}), "t", "k", "column 'n' cannot be read"),
         (pd.DataFrame({"k": ["a", "b"], "n": [1, "x"]}), "t", "k", "column 'n' cannot be read"),
     ],

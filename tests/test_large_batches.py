@@ -81,13 +81,13 @@ def test_neighboring_keys_are_scanned_and_scattered_keys_looked_up(store: ef.Ent
     stored = pl.concat([notes(range(40_000)), notes(range(40_000)).with_columns(entity_type=pl.lit("task"))])
     store.upsert(stored.sort("id"), progress=False)
     asked: list[str] = []
-    ask = Session.ask
+    ask = Session.query
 
     def listen(self, name, *parameters, **options):
         asked.append(name)
         return ask(self, name, *parameters, **options)
 
-    monkeypatch.setattr(Session, "ask", listen)
+    monkeypatch.setattr(Session, "query", listen)
 
     def check(frame: pl.DataFrame, *, dense: int, by_key: int) -> None:
         changed = pl.int_range(pl.len()) % 7 == 3

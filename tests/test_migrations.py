@@ -329,7 +329,7 @@ if engine == "postgresql":
     from entityframes.engines.postgres.session import Session
 else:
     from entityframes.engines.duckdb.session import Session
-real = Session.run
+real = Session.execute
 def run(self, name, *parameters, **more):
     migrates = name.startswith(("reshape_", "migrate_"))
     if migrates and when == "first" and engine == "postgresql" and name != f"migrate_{FORMAT}":
@@ -340,7 +340,7 @@ def run(self, name, *parameters, **more):
     if when == "first" and migrates or when == "last" and name == f"migrate_{FORMAT}":
         die()
     return changed
-Session.run = run
+Session.execute = run
 store = ef.connect(url)
 assert when == "committed", when
 die()
@@ -396,5 +396,5 @@ def test_a_store_without_a_format_is_refused(engine: str, place) -> None:
     url = place(engine)
     make("format 3", engine, url)
     _run(url, "DELETE FROM entityframes.format")
-    with pytest.raises(ef.FormatError, match="does not say what format"):
+    with pytest.raises(ef.FormatError, match="has no format number"):
         ef.connect(url)

@@ -55,7 +55,7 @@ def test_decimals_over_their_precision(store: ef.EntityStore, form: str) -> None
         frame = ef.entities(given, name, id="id")
         result = store.upsert(frame.lazy() if form == "stream" else frame, progress=False)
         assert result.counts["created"] == 2
-        assert "metadata field 'n' holds a value outside its dtype" in result.failed["error"].item()
+        assert "metadata field 'n' contains a value outside its dtype" in result.failed["error"].item()
         assert result.failed.select("id", "error_kind").rows() == [("b", "validation")]
         read = store.read(name)
         assert read["id"].to_list() == ["a", "c"]
@@ -78,7 +78,7 @@ def test_times_out_of_range(store: ef.EntityStore, depth: str) -> None:
     """Polars turns them into nulls: the frame is refused, so that no value silently becomes null."""
     raw = np.array([0, 86_400_000_000, 5], np.int64).tobytes()
     times = pa.Array.from_buffers(pa.time64("us"), 3, [None, pa.py_buffer(raw)])
-    with pytest.raises(ef.SchemaError, match=r"column 'at' holds times"):
+    with pytest.raises(ef.SchemaError, match=r"column 'at' contains times"):
         store.upsert(ef.entities(pa.table({"id": IDS, "at": DEPTHS[depth](times)}), "t", id="id"), progress=False)
     fine = pa.table({"id": IDS, "at": DEPTHS[depth](pa.array([0, None, 5], pa.time64("us")))})
     assert store.upsert(ef.entities(fine, "t", id="id"), progress=False).ok
@@ -86,7 +86,7 @@ def test_times_out_of_range(store: ef.EntityStore, depth: str) -> None:
 
 def test_a_day_of_24_hours_in_a_relation(store: ef.EntityStore) -> None:
     """A relation is read again if a time became null."""
-    with pytest.raises(ef.SchemaError, match=r"column 'at' holds times"):
+    with pytest.raises(ef.SchemaError, match=r"column 'at' contains times"):
         ef.entities(duckdb.sql("SELECT 'a' AS id, TIME '24:00:00' AS at"), "t", id="id")
     fine = ef.entities(duckdb.sql("SELECT 'a' AS id, NULL::TIME AS at, TIME '23:59:59' AS o"), "t", id="id")
     assert store.upsert(fine, progress=False).ok

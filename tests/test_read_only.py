@@ -213,7 +213,7 @@ def test_a_file_that_this_process_writes_too(tmp_path: Path) -> None:
             reader.delete(FRAME)
         with pytest.raises(ef.PermanentError, match="read-only"), reader._engine._file.writer(None):
             pass
-    with ef.connect(path, read_only=True), pytest.raises(ef.ConnectError, match="to be read only"):
+    with ef.connect(path, read_only=True), pytest.raises(ef.ConnectError, match="open read-only"):
         ef.connect(path)
 
 

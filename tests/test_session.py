@@ -330,7 +330,7 @@ def test_a_database_of_another_encoding(postgres_server: str, encoding: str) -> 
     )
     url = with_database(postgres_server, name)
     try:
-        with pytest.raises(ef.ConnectError, match=f"keeps its text in {encoding}.*ENCODING 'UTF8'"):
+        with pytest.raises(ef.ConnectError, match=f"the encoding of the database is {encoding}.*ENCODING 'UTF8'"):
             ef.connect(url)
         assert execute(url, "SELECT count(*) FROM pg_namespace WHERE nspname = 'entityframes'") == [(0,)]
     finally:
@@ -381,7 +381,7 @@ def test_other_settings_of_the_user_are_kept(postgres_url: str) -> None:
     name = urlsplit(postgres_url).path[1:]
     execute(postgres_url, "CREATE SCHEMA theirs", f"ALTER DATABASE {name} SET search_path = theirs, public")
     with ef.connect(postgres_url) as store, store._engine._pool.borrow() as connection:
-        assert connection.at_once("SELECT current_setting('search_path') AS path").item() == "theirs, public"
+        assert connection.query_at_once("SELECT current_setting('search_path') AS path").item() == "theirs, public"
 
 
 def test_connections_do_not_leak(url: str, engine: str, tmp_path: Path) -> None:

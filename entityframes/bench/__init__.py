@@ -1,4 +1,4 @@
-"""N+1 against batch, measured on one's own database."""
+"""Benchmark of N+1 queries against batches, on your own database."""
 
 from entityframes.bench.n_plus_one import chart, n_plus_one
 

@@ -1,4 +1,4 @@
-"""N+1 against batch, measured in a scratch namespace of one's own database."""
+"""Benchmark of N+1 queries against batches, in a scratch namespace of your own database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from entityframes.bench.wire import WireProxy
 from entityframes.engines.url import parse_url
 from entityframes.store import EntityStore, connect
 
-#: The loop that asks about every entity in turn, and the call that replaces it.
+#: The loop that queries one entity at a time, and the single call that replaces it.
 N_PLUS_ONE, BATCH = "N+1", "batch"
 
 
@@ -27,20 +27,20 @@ def n_plus_one(
     latency_ms: float = 0.0,
     repeat: int = 3,
 ) -> pl.DataFrame:
-    """Time a sync of so many entities, half of them stored already and half of those changed, in both ways.
+    """Time the sync of a number of entities, half of which are stored and a quarter changed, with both methods.
 
-    Everything happens in a namespace of its own, which is removed again.
+    Runs in a temporary namespace, which is dropped at the end.
 
     Args:
-        url: the store's address, as for `connect`.
-        entities: sizes to measure.
-        latency_ms: added to each round trip; on PostgreSQL only.
-        repeat: how often each is measured; the ways take turns.
+        url: the address of the store, as for `connect`.
+        entities: the numbers of entities to measure.
+        latency_ms: milliseconds of latency added to each round trip; PostgreSQL only.
+        repeat: the number of measurements of each method; the methods alternate.
 
     Returns:
-        ``way`` ("N+1" or "batch"), ``entities`` Int64, ``latency_ms`` Float64, ``seconds`` Float64 (median),
-        ``round_trips`` Int64 (counted on the wire; null on DuckDB, which has no wire), ``speedup`` Float64 (time of
-        N+1 over time of batch); one row for each way and size, in that order.
+        ``way`` (the method: "N+1" or "batch"), ``entities`` Int64, ``latency_ms`` Float64, ``seconds`` Float64
+        (median), ``round_trips`` Int64 (counted on the wire; null on DuckDB, which has none), ``speedup`` Float64 (time
+        of N+1 divided by time of batch); one row for each size and method, ordered by size.
 
     Raises:
         ConnectError: the store cannot be opened.
@@ -57,7 +57,7 @@ def n_plus_one(
 
 
 def sync_one_by_one(store: EntityStore, frame: pl.DataFrame) -> None:
-    """The loop: ask for each entity, and insert or update it where it is missing or differs."""
+    """The N+1 loop: get each entity, and insert or update it if it is missing or differs."""
     for row in frame.iter_rows(named=True):
         stored = store.get_entity(row["entity_type"], row["id"])
         if stored is None or stored["content"] != row["content"]:
@@ -65,12 +65,12 @@ def sync_one_by_one(store: EntityStore, frame: pl.DataFrame) -> None:
 
 
 def sync_in_batches(store: EntityStore, frame: pl.DataFrame) -> None:
-    """The same in one call."""
+    """The same sync in one call."""
     store.upsert(frame, progress=False).raise_for_failures()
 
 
 def chart(measured: pl.DataFrame) -> Any:
-    """An Altair chart of time, and of round trips where there are any, by size and way.
+    """An Altair chart of time, and of round trips if they were counted, by size and method.
 
     Raises:
         ValueError: Altair is not installed.
@@ -103,12 +103,12 @@ def chart(measured: pl.DataFrame) -> Any:
 
 
 def save_chart(measured: pl.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write the chart as SVG, PNG, HTML or JSON, by the file's name."""
+    """Write the chart as SVG, PNG, HTML or JSON, depending on the file extension."""
     chart(measured).save(str(Path(path)))
 
 
 def sample(size: int, version: int) -> pl.DataFrame:
-    """Entities ``0 ... size - 1`` with contents of about 500 bytes and some metadata."""
+    """Entities ``0 ... size - 1``, each with about 500 bytes of content and some metadata."""
     number = pl.int_range(size)
     return pl.select(number.alias("n")).select(
         entity_type=pl.lit("bench"),
@@ -132,7 +132,7 @@ def _measure(
 ) -> dict[str, Any]:
     frame = sample(size, version=1)
     store.delete(frame.select("entity_type", "id"))
-    # Half is there, and half of that is as it should be.
+    # Half of the entities are stored, and half of those are unchanged.
     store.upsert(pl.concat([frame[: size // 4], sample(size // 2, version=0)[size // 4 :]]), progress=False)
     if proxy is not None:
         proxy.reset()

@@ -10,17 +10,17 @@ import time
 from types import TracebackType
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-_SOCKET_FOLDERS = ("/var/run/postgresql", "/tmp")  # noqa: S108 - where libpq looks
+_SOCKET_FOLDERS = ("/var/run/postgresql", "/tmp")  # noqa: S108 - the default socket directories of libpq
 
 
 class WireProxy:
-    """Passes bytes between clients and a server; a burst from the client that the server answers is a round trip.
+    """Forwards bytes between clients and a server; a client request and the server's response are one round trip.
 
-    A context manager; connections made through it end with it.
+    A context manager; connections made through it are closed on exit.
 
     Args:
-        url: of the server, as libpq takes it. Certificates are not checked against its name, since clients see the
-            proxy's.
+        url: the URL of the server, in libpq's syntax. Certificates are not verified against the host name, because
+            clients connect to the proxy.
         latency_ms: milliseconds added to each round trip.
     """
 
@@ -31,13 +31,13 @@ class WireProxy:
         self._round_trips = 0
         self._sockets: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
-        #: What clients connect to.
+        #: The URL that clients connect to.
         self.url = through(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, name="entityframes-wire", daemon=True).start()
 
     @property
     def round_trips(self) -> int:
-        """How many there were since the start or the last `reset`, those of connecting included."""
+        """The number of round trips since the start or the last `reset`, including those of connecting."""
         with self._lock:
             return self._round_trips
 
@@ -71,7 +71,7 @@ class WireProxy:
             try:
                 server = _connect(self._target)
             except OSError:
-                # The client sees what it would see of a server that is not there.
+                # To the client this looks like a server that is down.
                 client.close()
                 continue
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -93,7 +93,7 @@ class WireProxy:
                         if not data:
                             return
                         if (source is client) == answered:
-                            # The direction turns: half of the latency each way.
+                            # The direction changes: add half of the latency.
                             answered = not answered
                             with self._lock:
                                 self._round_trips += answered
@@ -110,7 +110,7 @@ class WireProxy:
 
 
 def _target(url: str):  # type: ignore[no-untyped-def]
-    """Where the server listens, and how its URL looks through a port of this machine."""
+    """The address of the server, and a function that returns its URL through a local port."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     host = query.pop("hostaddr", None) or query.pop("host", None) or unquote(parts.hostname or "")

@@ -56,9 +56,9 @@ def _report_errors() -> Iterator[None]:
     import polars as pl
 
     from entityframes.errors import EntityFramesError
-    from entityframes.interrupt import handler_of_ctrl_c
+    from entityframes.interrupt import sigint_handler
 
-    handler_of_ctrl_c()
+    sigint_handler()
     try:
         yield
     except click.exceptions.NoArgsIsHelpError as error:

@@ -265,10 +265,10 @@ def _open_to_search(url: str | None, namespace: str, mode: str) -> Any:
 def _note_of_due(store: Any) -> str | None:
     """A note if some of the searched entities are not embedded yet, with the command that embeds them."""
     from entityframes.embedding import spaces
-    from entityframes.embedding.jobs import Left
+    from entityframes.embedding.jobs import Remaining
 
     due = int(store.stats()["due"].sum())
-    unqueued = Left(store._engine, spaces.find(store._engine, None)["space"]).in_no_job()
+    unqueued = Remaining(store._engine, spaces.find(store._engine, None)["space"]).in_no_job()
     if unqueued:
         return f"note: {due:,} due for embedding, {unqueued:,} of them not in a job: entityframes embed --enqueue"
     return f"note: {due:,} due for embedding: entityframes embed" if due else None

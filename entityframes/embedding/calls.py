@@ -1,4 +1,4 @@
-"""Calls of an embedder: patient with a busy one, and one bad text does not fail its batch."""
+"""Calls of an embedder: retries while it is busy, and isolates a text that it cannot embed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from entityframes.retry import retry
 
 Array = np.ndarray[Any, Any]
 
-#: Seconds before the second try; doubled for each further one.
+#: Seconds before the first retry; doubled for each further retry.
 BACKOFF = 1.0
 LONGEST_BACKOFF = 60.0
-#: The longest wait that an embedder may ask for.
-LONGEST_ASKED = 3600.0
-#: When so many single texts have failed in a row, a text that is known to be harmless tells whether it is the texts.
-HOPELESS = 8
-HARMLESS = "text"
+#: The longest wait that an embedder may request.
+LONGEST_REQUESTED = 3600.0
+#: After this many consecutive failures of single texts, a plain text is embedded, to find out if the embedder works.
+FAILURES_BEFORE_PROBE = 8
+PROBE_TEXT = "text"
 
 
-#: What an embedder raises that is asked again later.
+#: Exceptions of an embedder after which the call is retried.
 _BUSY = (EmbedderBusyError, TimeoutError, ConnectionError)
 
 
@@ -37,9 +37,9 @@ class Calls:
     """Calls one embedder for one run; may be used from several threads.
 
     Args:
-        max_attempts: how often a call is tried while the embedder is busy.
-        stopping: ends a wait when it is set.
-        delayed: told the error and the number of tries before each wait.
+        max_attempts: the maximum number of attempts of a call while the embedder is busy.
+        stopping: an event that ends a wait.
+        delayed: called with the error and the number of attempts before each wait.
     """
 
     def __init__(
@@ -55,110 +55,117 @@ class Calls:
         self._stopping = stopping or threading.Event()
         self._delayed = delayed
         self._lock = threading.Lock()
-        #: Texts that have failed in a row.
+        #: The number of consecutive failures of single texts.
         self._failed = 0
-        #: How often the embedder was called.
+        #: The number of calls of the embedder.
         self.count = 0
 
     def embed(self, texts: Sequence[str]) -> tuple[Array, list[str | None]]:
-        """Vectors of length 1 and, for each text that cannot be embedded, why.
+        """Embed texts as vectors of length 1, with an error for each text that cannot be embedded.
 
-        A batch with one bad text costs at most 2 log2(batch) + 1 calls more than one without.
+        A batch with one invalid text costs at most 2 log2(batch) + 1 additional calls.
 
         Returns:
-            float32 (texts, dim), and the error of each text or None.
+            float32 (texts, dim), and for each text its error or None.
 
         Raises:
-            EmbedderBusyError: it was busy at every try.
-            EmbedderError: it cannot work at all.
+            EmbedderBusyError: the embedder was busy at every attempt.
+            EmbedderError: the embedder cannot embed any text.
             StoppedError: the run was stopped during a wait.
         """
         vectors = np.zeros((len(texts), self._dim), np.float32)
         errors: list[str | None] = [None] * len(texts)
         if texts:
             self._resolve(texts, 0, len(texts), vectors, errors, None)
-        vectors = _scaled(vectors, errors)
+        vectors = _normalized(vectors, errors)
         if texts and (None not in errors or not vectors.any()):
-            self.try_out(errors[0])
+            self.probe(errors[0])
         return vectors, errors
 
-    def try_out(self, why: str | None = None) -> None:
-        """Embed a harmless text.
+    def probe(self, last_error: str | None = None) -> None:
+        """Embed a plain text, to find out whether the embedder works.
 
         Args:
-            why: what went wrong with all others, if that is why it is tried.
+            last_error: the error of the texts that failed before, if any did.
 
         Raises:
-            EmbedderError: it cannot be embedded either, so that it is not the texts; EmbedderBusyError and StoppedError
-                as `embed`.
+            EmbedderError: the plain text cannot be embedded either; EmbedderBusyError and StoppedError as in `embed`.
         """
         errors: list[str | None] = [None]
         try:
-            vectors = _scaled(self._answer([HARMLESS]).copy(), errors)
+            vectors = _normalized(self._call([PROBE_TEXT]).copy(), errors)
         except (EmbedderError, StoppedError):
             raise
         except Exception as error:
-            raise self._hopeless(f"{type(error).__name__}: {error}", why) from error
+            raise self._failure(f"{type(error).__name__}: {error}", last_error) from error
         if errors[0] is not None or not vectors.any():
-            raise self._hopeless(errors[0] or "the vector is all zeros", why)
+            raise self._failure(errors[0] or "the vector is all zeros", last_error)
 
-    def _hopeless(self, error: str, why: str | None) -> EmbedderError:
-        every = f"every text fails: {why}" if why else f"it embeds not even a plain word: {error}"
-        return EmbedderError(f"the embedder {self._embedder.name} cannot work: {every}")
+    def _failure(self, error: str, last_error: str | None) -> EmbedderError:
+        reason = f"every text fails: {last_error}" if last_error else f"it cannot embed a plain word: {error}"
+        return EmbedderError(f"the embedder {self._embedder.name} does not work: {reason}")
 
     def _resolve(
         self, texts: Sequence[str], low: int, high: int, vectors: Array, errors: list[str | None], known: str | None
     ) -> bool:
-        """Embed a range, halving it where that fails; whether all of it went well. `known`: why it will fail."""
+        """Embed a range of the texts, and bisect it on failure.
+
+        Args:
+            known: the error of a range that is known to fail, which is not called as a whole.
+
+        Returns:
+            Whether every text of the range was embedded.
+        """
         error = known
         if error is None:
             try:
-                vectors[low:high] = self._answer(texts[low:high])
+                vectors[low:high] = self._call(texts[low:high])
             except (EmbedderError, StoppedError):
                 raise
-            except Exception as refused:
-                error = f"{type(refused).__name__}: {refused}"
+            except Exception as rejected:
+                error = f"{type(rejected).__name__}: {rejected}"
             else:
                 with self._lock:
                     self._failed = 0
                 return True
         if high - low == 1:
             errors[low] = error[:500]
-            self._despair(error)
+            self._count_failure(error)
             return False
         middle = (low + high) // 2
         left = self._resolve(texts, low, middle, vectors, errors, None)
-        # If the left half is well the bad text is in the right one, which need not be called as a whole to know.
+        # If the left half succeeded, the invalid text is in the right half: calling that as a whole would fail.
         inferred = error if left and high - middle > 1 else None
         return self._resolve(texts, middle, high, vectors, errors, inferred) and left
 
-    def _despair(self, error: str) -> None:
+    def _count_failure(self, error: str) -> None:
         with self._lock:
             self._failed += 1
-            doubtful = self._failed % HOPELESS == 0
-        if doubtful:
-            self.try_out(error)
+            probe = self._failed % FAILURES_BEFORE_PROBE == 0
+        if probe:
+            self.probe(error)
 
-    def _answer(self, texts: Sequence[str]) -> Array:
-        """The vectors of texts, asked for again while the embedder is busy."""
+    def _call(self, texts: Sequence[str]) -> Array:
+        """Call the embedder, with retries while it is busy."""
 
-        def ask() -> Array:
+        def call() -> Array:
             with self._lock:
                 self.count += 1
             return self._checked(self._embedder.embed(texts), len(texts))
 
-        pauses = [partial(self._pause, tries) for tries in range(1, self._max_attempts)]
+        pauses = [partial(self._pause, attempts) for attempts in range(1, self._max_attempts)]
         try:
-            return retry(ask, on=_BUSY, pauses=pauses, wait=self._wait, what=f"the embedder {self._embedder.name}")
+            return retry(call, on=_BUSY, pauses=pauses, wait=self._wait, what=f"the embedder {self._embedder.name}")
         except _BUSY as busy:
             raise _as_busy(busy) from busy
 
-    def _pause(self, tries: int, busy: BaseException) -> float:
-        """Seconds until the next try: those that the embedder asks for, or more after each."""
-        self._delayed(str(busy), tries)
-        asked = getattr(busy, "retry_after", None)
-        seconds: float = min(BACKOFF * 2 ** min(tries - 1, 10), LONGEST_BACKOFF) if asked is None else asked
-        return min(seconds, LONGEST_ASKED)
+    def _pause(self, attempts: int, busy: BaseException) -> float:
+        """Seconds until the next attempt: as requested by the embedder, else with exponential backoff."""
+        self._delayed(str(busy), attempts)
+        requested = getattr(busy, "retry_after", None)
+        backoff = min(BACKOFF * 2 ** min(attempts - 1, 10), LONGEST_BACKOFF)
+        seconds: float = backoff if requested is None else requested
+        return min(seconds, LONGEST_REQUESTED)
 
     def _wait(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
@@ -168,20 +175,22 @@ class Calls:
         try:
             vectors = np.asarray(answer, np.float32)
         except (TypeError, ValueError) as error:
-            raise EmbedderError(f"the embedder {self._embedder.name} gave no array of numbers: {error}") from error
+            raise EmbedderError(
+                f"the embedder {self._embedder.name} did not return an array of numbers: {error}"
+            ) from error
         if vectors.shape != (rows, self._dim):
             raise EmbedderError(
-                f"the embedder {self._embedder.name} gave an array of shape {vectors.shape} for {rows} texts: "
-                f"it says that its dimension is {self._dim}"
+                f"the embedder {self._embedder.name} returned an array of shape {vectors.shape}, "
+                f"expected {(rows, self._dim)}"
             )
         return vectors
 
 
-def _scaled(vectors: Array, errors: list[str | None]) -> Array:
-    """Length 1, so that the inner product is the cosine; what is no vector becomes an error."""
+def _normalized(vectors: Array, errors: list[str | None]) -> Array:
+    """Vectors of length 1, whose inner product is the cosine; a vector that is not finite becomes an error."""
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     for row in np.flatnonzero(~np.isfinite(lengths)):
-        errors[row] = errors[row] or "the vector holds NaN or infinity"
+        errors[row] = errors[row] or "the vector contains NaN or infinity"
     usable = np.isfinite(lengths) & (lengths > 0)
     vectors[~usable] = 0
     vectors[usable] /= lengths[usable, None]

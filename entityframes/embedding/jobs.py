@@ -35,7 +35,7 @@ JOB_SCHEMA = pl.Schema(
 def jobs(engine: Engine, state: str | None) -> pl.DataFrame:
     """See `EntityStore.jobs`."""
     if state is not None and state not in STATES:
-        raise ValueError(f"state is {state!r}: it is {', '.join(map(repr, STATES))} or None")
+        raise ValueError(f"state must be {', '.join(map(repr, STATES))} or None, got {state!r}")
     return engine.embedding.jobs(state).select(pl.col(name).cast(dtype) for name, dtype in JOB_SCHEMA.items())
 
 
@@ -57,24 +57,24 @@ def drop_space(engine: Engine, space: str) -> None:
     """See `EntityStore.drop_space`."""
     row = spaces_.find(engine, space)
     if row["active"] and engine.embedding.spaces().height > 1:
-        raise SpaceError(f"searches use the space {space}: activate another one before it is dropped")
+        raise SpaceError(f"the space {space} is active: activate another space before dropping it")
     engine.embedding.drop_space(space)
 
 
 @dataclass(frozen=True)
-class Left:
-    """What is still due in a space when a run has ended."""
+class Remaining:
+    """Counts what is still due in a space after a run."""
 
     engine: Engine
     space: str
 
     def waiting(self, *, stopped: bool) -> int:
-        """How many entities are due in jobs that failed, or in open ones that a stopped run left behind."""
+        """How many entities are due in failed jobs, or in open jobs left by a stopped run."""
         kept = self._listed("failed") + (self._open() if stopped else 0)
         return min(kept, self._due()) if kept else 0
 
     def in_no_job(self) -> int | None:
-        """How many entities are due and in no job; None where the store cannot be asked any more."""
+        """How many entities are due and in no job; None if the store can no longer be queried."""
         try:
             due = self._due()
             return max(0, due - self._open() - self._listed("failed")) if due else 0
@@ -88,7 +88,7 @@ class Left:
         return self._listed("pending") + self._listed("running")
 
     def _listed(self, state: str) -> int:
-        """How many entities the jobs of the space list, or of none yet."""
+        """How many entities are listed by the jobs of the space and by jobs that have no space yet."""
         jobs = self.engine.embedding.jobs(state).filter(pl.col("space").is_null() | (pl.col("space") == self.space))
         return int(jobs["entities"].sum())
 

@@ -1,4 +1,4 @@
-"""Search: by meaning, by words, or both, with filters applied in the database before the limit."""
+"""Search: vector, text and hybrid, with filters applied in the database before the limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from entityframes.embedding.text_index import catch_up
 from entityframes.embedding.words import Query
 from entityframes.engines.base import Engine
 from entityframes.engines.predicates import EntityColumn, IsIn, Predicate
-from entityframes.engines.text import Asked
+from entityframes.engines.text import TextQuery
 from entityframes.errors import EmbedderError, SpaceError
 from entityframes.frames.schema import KEY
 from entityframes.reading import lookup
@@ -25,34 +25,35 @@ from entityframes.reading.scan import ScanQuery, lazy_frame
 
 Mode = Literal["vector", "text", "hybrid"]
 
-#: Columns of an answer.
+#: The columns of a search result.
 SCHEMA = pl.Schema({"rank": pl.UInt32(), "score": pl.Float64(), **lookup.ENTITY_SCHEMA})
 
-#: Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009): the sum of 1 / (10 + rank) over the rankings. With their
-#: 60, being in both rankings counts for more than being first in one, and of two there are not enough for that.
+#: Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009): the sum of 1 / (10 + rank) over the rankings. With the
+#: constant 60 of the paper, a hit in both rankings outranks the first hit of one, which two rankings do not justify.
 _FUSION = 10
-#: How many of each ranking are fused, at least.
+#: The minimum number of hits of each ranking that are fused.
 _FUSED = 50
 
-#: A statement lists so many ids at most.
+#: The maximum number of ids in a statement.
 _LISTED = 10_000
 
-Ask = Callable[[int, Predicate | None], tuple[pl.DataFrame, bool]]
+#: Runs a search with a limit and a filter; returns the hits, and whether there may be more.
+Find = Callable[[int, Predicate | None], tuple[pl.DataFrame, bool]]
 
 
 class Search:
-    """One call of `search`: what is wanted, of which store."""
+    """One call of `search`."""
 
     def __init__(self, engine: Engine, entity_type: str | None, k: int, where: pl.Expr | None) -> None:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"k is {k!r}: it is a number of entities, at least 1")
+            raise ValueError(f"k must be a positive integer, got {k!r}")
         self._engine = engine
         self._entity_type = entity_type
         self._k = k
         self._where = where
-        # What of the filter the database can decide; it may keep more, and the rest is decided here.
+        # The part of the filter that the database can evaluate. It may keep more rows; the full filter is applied here.
         self._pushed: Predicate | None = None
-        # The keys that pass a filter which cannot be applied to a part of the entities, such as n == max(n).
+        # The keys that pass a filter that needs all entities at once, such as n == max(n).
         self._kept: pl.DataFrame | None = None
         if where is not None and is_row_by_row(where):
             self._pushed = _pushed(engine, entity_type, where)
@@ -61,20 +62,20 @@ class Search:
             self._pushed = _one_of(self._kept)
 
     def text(self, query: str) -> pl.DataFrame:
-        """The entities whose content or title has words of the query."""
+        """The entities whose content or title contains words of the query."""
         return self._ranked(self._texts(query, self._k))
 
     def vector(self, query: Any, embedder: Embedder | None, remembered: Mapping[str, Embedder]) -> pl.DataFrame:
-        """The entities whose vectors are nearest."""
+        """The entities with the nearest vectors."""
         return self._ranked(self._vectors(query, embedder, remembered, self._k))
 
     def hybrid(self, query: str, embedder: Embedder | None, remembered: Mapping[str, Embedder]) -> pl.DataFrame:
-        """Both, fused by rank."""
+        """The results of both searches, fused by rank."""
         count = max(_FUSED, self._k * 4)
         both = [self._vectors(query, embedder, remembered, count), self._texts(query, count)]
-        weighed = [part.with_columns(score=1 / (_FUSION + pl.int_range(1, pl.len() + 1))) for part in both]
-        # The vectors' rows first: where an entity changes between the two questions, one of its rows is taken.
-        fused = pl.concat(weighed).group_by("entity_type", "id", maintain_order=True)
+        scored = [part.with_columns(score=1 / (_FUSION + pl.int_range(1, pl.len() + 1))) for part in both]
+        # If an entity changes between the two queries, the row of the vector search is used.
+        fused = pl.concat(scored).group_by("entity_type", "id", maintain_order=True)
         merged = fused.agg(pl.col("score").sum(), pl.exclude("score").first())
         best = merged.sort("score", "entity_type", "id", descending=[True, False, False])
         return self._ranked(best)
@@ -88,13 +89,13 @@ class Search:
         if words.terms.is_empty():
             return pl.DataFrame(schema=SCHEMA).drop("rank")
         engine = self._engine.text
-        beside = catch_up(engine, words, self._entity_type)
+        unindexed = catch_up(engine, words, self._entity_type)
 
-        def ask(limit: int, pushed: Predicate | None) -> tuple[pl.DataFrame, bool]:
-            found, more = engine.matching(Asked(words.terms, self._entity_type, pushed, beside), limit)
-            return words.answered(found), more
+        def find(limit: int, pushed: Predicate | None) -> tuple[pl.DataFrame, bool]:
+            found, more = engine.matching(TextQuery(words.terms, self._entity_type, pushed, unindexed), limit)
+            return words.matching(found), more
 
-        return self._best(count, ask)
+        return self._best(count, find)
 
     def _vectors(
         self, query: Any, embedder: Embedder | None, remembered: Mapping[str, Embedder], count: int
@@ -103,7 +104,7 @@ class Search:
         if isinstance(query, str):
             embedder = embedder or remembered.get(space["model"]) or embedder_of_model(space["model"])
             if embedder is None:
-                raise EmbedderError(f"the query has to be embedded by {space['model']}: give embedder=...")
+                raise EmbedderError(f"the query must be embedded with {space['model']}: pass embedder=...")
             spaces.check(space, embedder)
             vectors, errors = Calls(embedder).embed([query])
             if errors[0] is not None:
@@ -111,14 +112,16 @@ class Search:
             vector = vectors[0]
         else:
             vector = _as_vector(query, space)
-        ask = self._engine.embedding.nearest
-        return self._best(count, lambda limit, pushed: ask(space["space"], vector, limit, self._entity_type, pushed))
+        nearest = self._engine.embedding.nearest
+        return self._best(
+            count, lambda limit, pushed: nearest(space["space"], vector, limit, self._entity_type, pushed)
+        )
 
-    def _best(self, count: int, ask: Ask) -> pl.DataFrame:
-        """The first `count` that pass the filter; asks for more until there are so many, or no more."""
+    def _best(self, count: int, find: Find) -> pl.DataFrame:
+        """The first `count` hits that pass the filter; raises the limit until there are enough or no more."""
         limit = count
         while True:
-            found, more = ask(limit, self._pushed)
+            found, more = find(limit, self._pushed)
             if self._where is not None:
                 found = self._filtered(found)
             if found.height >= count or not more:
@@ -134,13 +137,13 @@ class Search:
 
 
 def _one_of(keys: pl.DataFrame) -> Predicate | None:
-    """That an id is one of these; None if they are too many for a statement."""
+    """The predicate that an id is one of these; None if there are too many for a statement."""
     ids = keys["id"].unique()
     return IsIn(EntityColumn("id"), tuple(ids)) if len(ids) <= _LISTED else None
 
 
 def _pushed(engine: Engine, entity_type: str | None, where: pl.Expr) -> Predicate | None:
-    """The predicate as the database gets it from a scan; also raises where the filter names no column."""
+    """The part of the filter that a scan pushes to the database; raises if the filter names an unknown column."""
     seen: list[Predicate | None] = [None]
 
     def note(query: ScanQuery) -> Iterator[pl.DataFrame]:
@@ -153,7 +156,7 @@ def _pushed(engine: Engine, entity_type: str | None, where: pl.Expr) -> Predicat
 
 
 def _space(engine: Engine, embedder: Embedder | None) -> dict[str, Any]:
-    """The active space, or the one of the embedder's model if the active one is of another."""
+    """The active space, or the space of the embedder's model if the active space has another model."""
     active = spaces.find(engine, None)
     if embedder is None or (active["model"], active["dim"]) == (embedder.name, embedder.dim):
         return active
@@ -165,23 +168,23 @@ def _space(engine: Engine, embedder: Embedder | None) -> dict[str, Any]:
 
 
 def _as_vector(query: Any, space: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    """A query that is a vector, of length 1.
+    """A query vector, scaled to length 1.
 
     Raises:
-        SpaceError: it has another dimension than the space.
-        ValueError: it is no vector of finite numbers.
+        SpaceError: the vector and the space have different dimensions.
+        ValueError: the query is not a vector of finite numbers.
     """
     try:
         vector = np.asarray(query, np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError("the query is neither a text nor a vector of numbers") from error
+        raise ValueError("the query is neither a string nor a vector of numbers") from error
     if vector.shape != (space["dim"],):
         raise SpaceError(
-            f"the query has the shape {vector.shape}, the space {space['space']} has {space['dim']} dimensions"
+            f"the query vector has shape {vector.shape}, but the space {space['space']} has {space['dim']} dimensions"
         )
     if not np.isfinite(vector).all():
-        raise ValueError("the query vector holds NaN or infinity")
-    # Squares of what is very large, or very small, would leave the range.
+        raise ValueError("the query vector contains NaN or infinity")
+    # The squares of very large or very small numbers would overflow or underflow.
     vector = vector / (np.abs(vector).max() or 1.0)
     return (vector / (float(np.linalg.norm(vector)) or 1.0)).astype(np.float32)
 
@@ -197,18 +200,18 @@ def search(
     embedder: Embedder | None,
     remembered: Mapping[str, Embedder],
 ) -> pl.DataFrame:
-    """See `EntityStore.search`; `remembered` are the embedders of models that this store has used."""
+    """See `EntityStore.search`; `remembered` maps models to the embedders that this store has used."""
     if mode not in ("vector", "text", "hybrid"):
-        raise ValueError(f"mode is {mode!r}: it is 'vector', 'text' or 'hybrid'")
+        raise ValueError(f"mode must be 'vector', 'text' or 'hybrid', got {mode!r}")
     if mode != "vector" and not isinstance(query, str):
-        raise ValueError(f"mode {mode!r} searches for words: the query has to be a text")
+        raise ValueError(f"mode {mode!r} searches for words: the query must be a string")
     if isinstance(query, str) and re.search("[\0\ud800-\udfff]", query):
-        raise ValueError("the query holds a NUL character or is no valid Unicode text")
-    wanted = Search(engine, entity_type, k, where)
+        raise ValueError("the query contains a NUL character or is not valid Unicode text")
+    one_search = Search(engine, entity_type, k, where)
     if isinstance(query, str) and not query.strip():
         return pl.DataFrame(schema=SCHEMA)
     if mode == "text":
-        return wanted.text(query)
+        return one_search.text(query)
     if mode == "hybrid":
-        return wanted.hybrid(query, embedder, remembered)
-    return wanted.vector(query, embedder, remembered)
+        return one_search.hybrid(query, embedder, remembered)
+    return one_search.vector(query, embedder, remembered)

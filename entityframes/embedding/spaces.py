@@ -1,4 +1,4 @@
-"""Spaces: which one is meant, and whether an embedder belongs to it."""
+"""Spaces: finding, creating and checking the space of an embedder."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from entityframes.embedding.embedders.base import Embedder, load
 from entityframes.engines.base import Engine
 from entityframes.errors import EmbedderBusyError, SpaceError
 
-#: Also keeps a name from needing quotes in SQL.
+#: The names of spaces; none of these needs quoting in SQL.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,199}")
 
 
 def find(engine: Engine, space: str | None) -> dict[str, Any]:
-    """space, model and dim of a space, by default the active one.
+    """The row (space, model, dim, active, created_at) of a space, by default the active one.
 
     Raises:
-        SpaceError: there is no such space.
+        SpaceError: the space does not exist.
     """
     known = engine.embedding.spaces().rows(named=True)
     for row in known:
@@ -32,19 +32,21 @@ def find(engine: Engine, space: str | None) -> dict[str, Any]:
         first = "" if queued else "store.enqueue(), since nothing is queued, and then "
         raise SpaceError(f"nothing is embedded yet: call {first}store.embed(embedder) first")
     names = ", ".join(row["space"] for row in known) or "none"
-    raise SpaceError(f"no space is called {space!r}: there are {names}")
+    raise SpaceError(f"no space named {space!r}; existing spaces: {names}")
 
 
-def settle(engine: Engine, embedder: Embedder, space: str | None) -> tuple[str, bool]:
-    """The space that an embedder fills: the named one, else the active one, else a new one of the model's name.
+def resolve(engine: Engine, embedder: Embedder, space: str | None) -> tuple[str, bool]:
+    """The space that an embedder fills: the named space, else the active one, else a new one named after the model.
+
+    A new space is created only after the embedder was loaded. If no jobs are queued, which would show whether the
+    embedder works, it also has to embed a plain text before.
 
     Returns:
-        Its name, and whether it was made here: not before the embedder is loaded, and has embedded something, where
-        nothing is queued on which that would be seen.
+        The name of the space, and whether it was created here.
 
     Raises:
-        SpaceError: its model or dimension is another one, or its name cannot be used.
-        EmbedderError: the embedder cannot work; nothing was made.
+        SpaceError: the space has another model or dimension, or its name is invalid.
+        EmbedderError: the embedder does not work; nothing was created.
     """
     for row in engine.embedding.spaces().iter_rows(named=True):
         if row["space"] == space or (space is None and row["active"]):
@@ -53,24 +55,26 @@ def settle(engine: Engine, embedder: Embedder, space: str | None) -> tuple[str, 
     name = re.sub(r"[^A-Za-z0-9_.:/@+-]", "-", embedder.name)[:200] if space is None else space
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise SpaceError(
-            f"the space cannot be called {name!r}: a name is 1 to 200 ASCII letters, digits and _.:/@+-, "
+            f"invalid space name {name!r}: a name consists of 1 to 200 ASCII letters, digits and _.:/@+-, "
             "and begins with a letter or digit"
         )
     if not 1 <= embedder.dim <= 16_000:
-        raise SpaceError(f"the embedder {embedder.name} has dimension {embedder.dim}: a space has 1 to 16,000")
+        raise SpaceError(
+            f"the dimension of the embedder {embedder.name} must be between 1 and 16,000, got {embedder.dim}"
+        )
     load(embedder)
     if not engine.embedding.open_jobs(""):
         with suppress(EmbedderBusyError):
-            # Who is busy is there.
-            Calls(embedder, 1).try_out()
-    made = engine.embedding.add_space(name, embedder.name, embedder.dim)
-    # Somebody else may have made it meanwhile, of another model.
+            # A busy embedder exists, so its space may be created.
+            Calls(embedder, 1).probe()
+    created = engine.embedding.add_space(name, embedder.name, embedder.dim)
+    # Another process may have created it meanwhile, with another model.
     check(find(engine, name), embedder)
-    return name, made
+    return name, created
 
 
 def undo(engine: Engine, space: str) -> None:
-    """Drop a new space whose embedder turned out not to work, unless somebody else has begun to fill it."""
+    """Drop a new space whose embedder turned out not to work, unless another worker has begun to fill it."""
     filled = engine.embedding.coverage().filter(pl.col("space") == space, pl.col("embedded") + pl.col("failed") > 0)
     busy = engine.embedding.jobs("running").filter(pl.col("space") == space)
     if filled.is_empty() and busy.is_empty():
@@ -78,13 +82,13 @@ def undo(engine: Engine, space: str) -> None:
 
 
 def check(row: dict[str, Any], embedder: Embedder) -> None:
-    """Refuse an embedder that is not of a space.
+    """Check that an embedder has the model and dimension of a space.
 
     Raises:
-        SpaceError: model or dimension differ.
+        SpaceError: the model or dimension differs.
     """
     if (row["model"], row["dim"]) != (embedder.name, embedder.dim):
         raise SpaceError(
-            f"the space {row['space']} holds vectors of {row['model']} with {row['dim']} dimensions, the embedder is "
-            f"{embedder.name} with {embedder.dim}: give it a space of its own with space='...', and activate that"
+            f"the space {row['space']} contains vectors of {row['model']} with {row['dim']} dimensions, but the "
+            f"embedder is {embedder.name} with {embedder.dim}: use a separate space with space='...', and activate it"
         )

@@ -1,10 +1,10 @@
-"""What a word is: the one rule of text search, the same on every engine because it is applied here.
+"""The tokenizer of text search. It runs in Python, so that every engine uses the same words.
 
-A text is cut into chains, which keep identifiers, paths, addresses, versions and numbers together: ``a.b``,
-``snake_case``, ``https://x.org/y``, ``1,000.5``. The words of a chain are its parts (letters with their marks, or
-digits; camelCase is cut at its capitals), the whole of it, and what stands between its slashes and between its dots.
-Characters of scripts that are written without blanks are words one by one and in pairs. Words are composed (NFKC) and
-in one case; those of a to z lose their English ending.
+A text is split into chains, which keep identifiers, paths, addresses, versions and numbers together: ``a.b``,
+``snake_case``, ``https://x.org/y``, ``1,000.5``. The words of a chain are its parts (letters with combining marks, or
+digits; camelCase is split at capitals), the whole chain, and the pieces between its slashes and between its dots.
+In scripts that are written without spaces, single characters and pairs of characters are words. Words are normalized
+(NFKC) and case-folded; words of the letters a to z are reduced to their English stem.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _CHAIN = (
     rf"|{_RUN}(?:[_\-./:@'’\\+]{{1,3}}{_RUN})*(?:\+\+|#)?"
 )
 _PART = rf"{_UNSPACED}+|[[\p{{L}}\p{{M}}]--{_UNSPACED}]+|\p{{N}}+"
-#: A character with its marks.
+#: A character with its combining marks.
 _CHARACTER = r"\P{M}\p{M}*|^\p{M}+"
 
-#: A word has at most so many characters; of a longer one, such as an encoded picture, they are its beginning.
+#: The maximum length of a word; longer ones, such as encoded images, are truncated.
 _LONGEST = 200
-#: Of a query so many characters are read.
+#: The maximum length of a query; the rest is ignored.
 _READ = 10_000
 
-#: Words that say little about what a text is about: a query that has others is asked without them.
+#: Words that carry little meaning; they are dropped from a query that has other words.
 STOP_WORDS = frozenset(
     re.findall(
         r"[\w']+",
@@ -46,16 +46,16 @@ STOP_WORDS = frozenset(
 
 
 def count(texts: pl.Series) -> pl.DataFrame:
-    """The words of each text, with how often they come.
+    """The words of each text and their frequencies.
 
     Returns:
-        A row for each text, in their order: words List(String), each once, frequencies List(UInt32), in the order of
-        the words, and length UInt32, how many they are together.
+        One row for each text, in input order: words List(String), without duplicates; frequencies List(UInt32), in the
+        order of the words; and length UInt32, the total number of words.
     """
     rows = pl.DataFrame({"chain": texts.str.extract_all(_CHAIN)}).with_row_index("row")
     chains = rows.explode("chain").drop_nulls("chain").group_by("row", "chain").agg(frequency=pl.len())
-    # Few of the chains are different ones.
-    words = _cut(chains["chain"].unique()).select("chain", "word").unique()
+    # Most chains occur many times, so each distinct chain is split once.
+    words = _split(chains["chain"].unique()).select("chain", "word").unique()
     found = chains.lazy().join(words.lazy(), on="chain").group_by("row", "word").agg(pl.col("frequency").sum())
     lists = found.group_by("row").agg("word", "frequency", length=pl.col("frequency").sum())
     empty = pl.lit([])
@@ -68,19 +68,19 @@ def count(texts: pl.Series) -> pl.DataFrame:
 
 
 def text_of(title: str | pl.Expr) -> pl.Expr:
-    """What of an entity is searched: its title, if it has one, and its content."""
+    """The searched text of an entity: its title, if it has one, and its content."""
     return pl.concat_str(title, "content", separator="\n", ignore_nulls=True).alias("text")
 
 
 def fold(texts: pl.Series) -> pl.Series:
-    """Texts composed and in one case, so that equal is what differs in nothing else."""
-    # By way of capitals, which ß, ı and ς share with ss, i and σ.
+    """Normalize (NFKC) and case-fold texts."""
+    # Through upper case, which unifies ß with ss, ı with i, and ς with σ.
     one_case = texts.str.normalize("NFKC").str.to_uppercase().str.to_lowercase().str.normalize("NFKC")
     return one_case.str.replace_many(["i\u0307", "ς", "’"], ["i", "σ", "'"])
 
 
-def _cut(chains: pl.Series) -> pl.DataFrame:
-    """The words of chains: chain, word, and kind, which is part, whole or piece."""
+def _split(chains: pl.Series) -> pl.DataFrame:
+    """The words of chains: chain, word, and kind ("part", "whole" or "piece")."""
     composed = chains.str.normalize("NFKC")
     camel = composed.str.replace_all(r"(\p{Ll})(\p{Lu})", "$1\0$2").str.replace_all(r"(\p{Lu})(\p{Lu}\p{Ll})", "$1\0$2")
     folded = pl.DataFrame({"chain": chains, "whole": fold(chains), "part": fold(camel).str.extract_all(_PART)})
@@ -92,7 +92,7 @@ def _cut(chains: pl.Series) -> pl.DataFrame:
     characters = parts.filter(unspaced).with_columns(pl.col("part").str.extract_all(_CHARACTER)).explode("part")
     next_one = pl.col("part").shift(-1).over("run")
     pairs = characters.select("chain", word=pl.col("part") + next_one, kind=pl.lit("part")).drop_nulls("word")
-    # Alone it is asked for only where there is no pair.
+    # A single character is part of a query only if its run has no pairs.
     alone = pl.when(pl.len().over("run") == 1).then(pl.lit("part")).otherwise(pl.lit("piece"))
     singles = characters.select("chain", word="part", kind=alone)
 
@@ -108,7 +108,7 @@ def _cut(chains: pl.Series) -> pl.DataFrame:
 
 
 def _stems(words: pl.Series) -> pl.Series:
-    """Words of the letters a to z without their English endings, others as they are."""
+    """The English stems of words of the letters a to z; other words are unchanged."""
     import Stemmer
 
     english = words.to_frame("word").unique().filter(pl.col("word").str.contains("^[a-z]+$")).to_series()
@@ -117,30 +117,33 @@ def _stems(words: pl.Series) -> pl.Series:
 
 
 class Query:
-    """The words of a question. A text answers it that has one of its chains: the whole of it, or every part."""
+    """The words of a query. A text matches if it contains one of the chains, as a whole or with all its parts."""
 
-    #: chain UInt32, word, points and needed UInt32: a text has a chain if its words bring as many points as are needed.
+    #: chain UInt32, word, points and needed UInt32: a text contains a chain if its words have at least `needed` points.
     terms: pl.DataFrame
 
     def __init__(self, text: str) -> None:
         found = pl.Series("chain", [text[:_READ]]).str.extract_all(_CHAIN).explode().drop_nulls()
         chains = found.to_frame().with_columns(whole=fold(found)).unique("whole", maintain_order=True)
-        telling = chains.filter(~pl.col("whole").is_in(STOP_WORDS))
-        chains = (chains if telling.is_empty() else telling).with_row_index("number")
+        meaningful = chains.filter(~pl.col("whole").is_in(STOP_WORDS))
+        chains = (chains if meaningful.is_empty() else meaningful).with_row_index("number")
 
         part = pl.col("kind") == "part"
-        # C is a part of C++ that is not meant by it.
+        # A query for C++ or C# must not match C.
         marked = pl.col("whole").str.contains(r"(?:\+\+|#)$")
-        asked = _cut(chains["chain"]).join(chains, on="chain").filter(pl.col("kind") != "piece", ~(part & marked))
+        words = _split(chains["chain"]).join(chains, on="chain").filter(pl.col("kind") != "piece", ~(part & marked))
         needed = part.sum().over("number").clip(1).cast(pl.UInt32)
         points = pl.when(part).then(pl.lit(1, pl.UInt32)).otherwise(needed)
-        self.terms = asked.select(pl.col("number").alias("chain"), "word", points=points, needed=needed)
+        self.terms = words.select(pl.col("number").alias("chain"), "word", points=points, needed=needed)
 
         runs = chains.select("number", run=pl.col("whole").str.extract_all(f"{_UNSPACED}+")).explode("run")
         self._runs = runs.filter(pl.col("run").str.count_matches(_CHARACTER) > 2)
 
-    def answered(self, found: pl.DataFrame) -> pl.DataFrame:
-        """Those of the entities that have its words which answer it: pairs of characters may be scattered in a text."""
+    def matching(self, found: pl.DataFrame) -> pl.DataFrame:
+        """The entities that match the query, out of those that contain its words.
+
+        In scripts that are written without spaces, a text may contain all pairs of a run without the run itself.
+        """
         if self._runs.is_empty():
             return found
         texts = found.select(text_of(pl.col("metadata").str.json_path_match("$.title")))["text"]

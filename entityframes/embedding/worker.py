@@ -1,8 +1,8 @@
-"""The life of an embedding job: claim, read what is due, embed, write what is still current, finish.
+"""Embedding workers. A job is claimed, its due entities are read, embedded and written if still current, and finished.
 
-A job is held by a lease that is renewed while its worker lives; a fence, raised by each claim, keeps a worker whose
-lease ran out from writing. Nothing is remembered between two looks at the store: what is due is what the store says.
-A worker has two threads: while one writes, the other embeds what comes next, of the same job or of another one.
+A worker holds a job by a lease, which it renews while it runs. A fencing token, incremented by each claim, keeps a
+worker whose lease has expired from writing. Workers keep no state between queries: the store determines what is due.
+A worker has two threads: while one writes, the other embeds the next batch, of the same job or of the next one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import polars as pl
 
 from entityframes.embedding.calls import Calls, StoppedError
 from entityframes.embedding.embedders.base import Embedder
-from entityframes.embedding.jobs import Left
+from entityframes.embedding.jobs import Remaining
 from entityframes.engines.base import Engine
 from entityframes.engines.embedding import Job, JobEnd, LeaseLostError, Worker
 from entityframes.errors import DatabaseError, EmbedderBusyError, EmbedderError, TransientError
@@ -35,18 +35,18 @@ from entityframes.progress import Reporter
 from entityframes.results import EMBED_STATUSES, EmbedResult, OutcomeLog, outcome_schema, outcomes
 from entityframes.retry import retry
 
-#: Seconds after which a job is taken from a worker that was not heard of; it renews its lease three times as often.
+#: Seconds until the lease of a job expires; a worker renews it three times as often.
 LEASE = 60.0
-#: Vectors are written when the engine has enough of them, or when the oldest has waited so many seconds.
+#: Vectors are written once there are `write_bytes` of them, or once the oldest has waited this many seconds.
 WRITE_SECONDS = 2.0
-#: Seconds before work on a job is resumed after an error of the database that may pass.
+#: Seconds before each retry after a transient error of the database.
 RESUME_PAUSES = (0.2, 0.4, 0.8, 1.6)
-#: Seconds between two looks at whether the jobs of other workers are done.
+#: The shortest and the longest pause, in seconds, between two polls for the jobs of other workers.
 POLL = (0.05, 1.0)
-#: What is told of rows whose job another worker has by now.
-LOST: dict[str, Any] = {"status": "skipped", "error": "its job went to another worker"}
-#: Seconds that a run which is broken off waits for its threads; an embedder may not come back.
-PATIENCE = 1.5
+#: The outcome of rows whose job was taken over by another worker.
+LOST: dict[str, Any] = {"status": "skipped", "error": "another worker took the job over"}
+#: Seconds that an aborted run waits for its threads; a call of an embedder may never return.
+ABORT_SECONDS = 1.5
 
 T = TypeVar("T")
 
@@ -56,9 +56,9 @@ _names: dict[int, str] = {}
 
 
 def process_name() -> str:
-    """Tells this process from every other, on every machine and at every time."""
+    """A name that is unique to this process, across machines and restarts."""
     pid = os.getpid()
-    # Threads that ask at the same time get one answer: a worker takes the jobs of other processes for abandoned.
+    # setdefault is atomic, so all threads get the same name: workers consider jobs of other processes abandoned.
     return _names.setdefault(pid, f"{socket.gethostname()}/{pid}/{uuid.uuid4().hex[:8]}/")
 
 
@@ -67,25 +67,25 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """What the caller of `embed` decides."""
+    """The options of `embed`."""
 
     batch_size: int | None = None
     workers: int = 1
     max_attempts: int = 3
     lease: float = LEASE
-    #: Told why the embedder is waited for, before each wait.
+    #: Called with the error of the embedder before each wait.
     delayed: Callable[[str], None] = lambda error: None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "workers", "max_attempts"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} is {value!r}: it is a number, at least 1")
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
 @dataclass
-class _Unwritten:
-    """Rows and vectors that wait to be written."""
+class _Buffer:
+    """Rows and vectors that are not written yet."""
 
     rows: list[pl.DataFrame]
     vectors: list[np.ndarray[Any, Any]]
@@ -100,35 +100,35 @@ class _Unwritten:
     def height(self) -> int:
         return sum(part.height for part in self.rows)
 
-    def enough(self, write_bytes: int) -> bool:
+    def is_full(self, write_bytes: int) -> bool:
         waited = time.monotonic() - self.since
         return sum(part.nbytes for part in self.vectors) >= write_bytes or waited >= WRITE_SECONDS
 
 
-class _Writing:
-    """The thread of a worker that writes: one thing after another, in the order in which they were given."""
+class _Writer:
+    """The writing thread of a worker, which runs one task at a time, in order of submission."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="entityframes-write")
         self._last: Future[Any] | None = None
         self._keys: pl.DataFrame | None = None
 
-    def then(self, do: Callable[..., Any], *given: Any) -> None:
-        """Do it as soon as what was given before is done; waits for that, and raises what it raised."""
+    def submit(self, task: Callable[..., Any], *arguments: Any) -> None:
+        """Wait for the previous task, raise its exception if it failed, and start the next one."""
         self.wait()
-        self._last = self._thread.submit(do, *given)
+        self._last = self._thread.submit(task, *arguments)
 
-    def write(self, do: Callable[..., Any], job: Job, unwritten: _Unwritten, end: JobEnd) -> None:
-        """The same for rows and vectors, whose keys are known to `has` meanwhile."""
-        self.then(do, job, unwritten, end)
-        self._keys = pl.concat([part.select(KEY) for part in unwritten.rows])
+    def write(self, task: Callable[..., Any], job: Job, buffer: _Buffer, end: JobEnd) -> None:
+        """Submit a task that writes rows and vectors; `has` reports their keys meanwhile."""
+        self.submit(task, job, buffer, end)
+        self._keys = pl.concat([part.select(KEY) for part in buffer.rows])
 
     def has(self, rows: pl.DataFrame) -> bool:
-        """Whether one of these rows may be being written."""
+        """Whether one of these rows may currently be written."""
         return self._keys is not None and not rows.join(self._keys, on=KEY, how="semi").is_empty()
 
     def wait(self) -> None:
-        """Until all is done; raises what the last one raised."""
+        """Wait for the last task, and raise its exception if it failed."""
         last, self._last, self._keys = self._last, None, None
         if last is not None:
             last.result()
@@ -138,7 +138,7 @@ class _Writing:
 
 
 class EmbedRun:
-    """One call of `embed`: its threads work off the jobs of a space until none is left."""
+    """One call of `embed`, whose threads process the jobs of a space until none is left."""
 
     def __init__(self, engine: Engine, embedder: Embedder, space: str, options: EmbedOptions) -> None:
         self._engine = engine
@@ -160,22 +160,29 @@ class EmbedRun:
         self._started = time.perf_counter()
 
     def result(self) -> EmbedResult:
-        """What has happened so far."""
+        """The result so far."""
         with self._logging:
             counts = dict(self._log.counts)
         elapsed = time.perf_counter() - self._started
-        left = Left(self._engine, self._space)
+        remaining = Remaining(self._engine, self._space)
         return EmbedResult(
-            counts, self._batches, elapsed, self._log, self._space, self._calls.count, self._waiting, left.in_no_job
+            counts,
+            self._batches,
+            elapsed,
+            self._log,
+            self._space,
+            self._calls.count,
+            self._waiting,
+            remaining.in_no_job,
         )
 
     def execute(self, reporter: Reporter, cancel: threading.Event | None) -> EmbedResult:
-        """Work until no job of the space is left; `result` stays right whatever is raised.
+        """Process jobs until none is left in the space; `result` stays correct even if this raises.
 
         Raises:
-            KeyboardInterrupt: on Ctrl-C; what was not written is given back.
-            EmbedderError: the embedder cannot work at all.
-            DatabaseError: the database cannot.
+            KeyboardInterrupt: on Ctrl-C; jobs that are not finished are released.
+            EmbedderError: the embedder cannot embed any text.
+            DatabaseError: the database failed.
         """
         threads = [
             threading.Thread(target=self._work, name=f"entityframes-embed-{number}", daemon=True)
@@ -187,23 +194,23 @@ class EmbedRun:
             thread.start()
         try:
             renewed = time.monotonic()
-            told = 0
+            reported = 0
             while any(thread.is_alive() for thread in threads):
                 threads[0].join(0.05) if threads[0].is_alive() else time.sleep(0.05)
                 if cancel is not None and cancel.is_set():
                     self._stopping.set()
-                told = self._tell(reporter, told)
+                reported = self._report(reporter, reported)
                 if time.monotonic() - renewed > self._options.lease / 3:
                     self._renew()
                     renewed = time.monotonic()
-            self._tell(reporter, told)
+            self._report(reporter, reported)
         except BaseException:
             if not self._interrupt.forked:
-                self._break_off(threads)
+                self._abort(threads)
             raise
         if self._fatal is not None:
             raise self._fatal
-        self._waiting = Left(self._engine, self._space).waiting(stopped=self._stopping.is_set())
+        self._waiting = Remaining(self._engine, self._space).waiting(stopped=self._stopping.is_set())
         result = self.result()
         if not result.rows and _logger.isEnabledFor(logging.INFO):
             _logger.info("%r", result)
@@ -211,11 +218,11 @@ class EmbedRun:
 
     # The run, in the caller's thread.
 
-    def _tell(self, reporter: Reporter, told: int) -> int:
+    def _report(self, reporter: Reporter, reported: int) -> int:
         with self._logging:
             done, counts = self._rows, dict(self._log.counts)
-        if done > told:
-            reporter.advance(done - told, counts)
+        if done > reported:
+            reporter.advance(done - reported, counts)
         return done
 
     def _renew(self) -> None:
@@ -225,50 +232,50 @@ class EmbedRun:
             except TransientError:
                 continue
 
-    def _break_off(self, threads: list[threading.Thread]) -> None:
-        """Cancel what the database does; threads that do not come back lose their jobs."""
+    def _abort(self, threads: list[threading.Thread]) -> None:
+        """Cancel the statements in flight and release the jobs, including those of threads that do not end."""
         self._stopping.set()
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + ABORT_SECONDS
         while time.monotonic() < end and any(thread.is_alive() for thread in threads):
             self._interrupt.fire()
             time.sleep(0.02)
         for job in list(self._held.values()):
-            self._give_back(job)
+            self._release(job)
 
-    def _give_back(self, job: Job, state: str = "pending", error: str | None = None) -> None:
+    def _release(self, job: Job, state: str = "pending", error: str | None = None) -> None:
         self._held.pop(job.job_id, None)
         try:
             self._engine.embedding.move(job, JobEnd(state, error))
         except DatabaseError:
-            # Its lease will end.
+            # The lease will expire.
             return
 
-    # One worker: its thread that embeds.
+    # A worker: the embedding thread.
 
     def _work(self) -> None:
         process = process_name()
         worker = Worker(f"{process}{next(_numbers)}", process, self._options.lease)
-        writing = _Writing()
+        writer = _Writer()
         try:
             idle = 0
             while not self._stopping.is_set():
                 job = self._claimed(worker)
                 if job is not None:
                     idle = 0
-                    self._work_off(job, writing)
+                    self._process(job, writer)
                     continue
-                writing.wait()
+                writer.wait()
                 if not self._engine.embedding.open_jobs(self._space):
                     break
-                # Of workers that are alive, or that will be found dead when their lease ends.
+                # Other workers hold jobs: wait until these are finished, or until the leases expire.
                 self._stopping.wait(min(POLL[0] * 2**idle, POLL[1]))
                 idle += 1
-            writing.wait()
+            writer.wait()
         except BaseException as error:
             self._fatal = self._fatal or error
             self._stopping.set()
         finally:
-            writing.close()
+            writer.close()
 
     def _claimed(self, worker: Worker) -> Job | None:
         job: Job | None = self._retried(lambda: self._engine.embedding.claim(self._space, worker))
@@ -280,37 +287,37 @@ class EmbedRun:
                 )
         return job
 
-    def _retried(self, ask: Callable[[], T]) -> T:
-        """Ask the database, again where that helps, until the run is stopped."""
-        return retry(ask, pauses=RESUME_PAUSES, wait=self._stopping.wait, what=f"embedding into space {self._space}")
+    def _retried(self, call: Callable[[], T]) -> T:
+        """Call the database, with retries after transient errors, until the run is stopped."""
+        return retry(call, pauses=RESUME_PAUSES, wait=self._stopping.wait, what=f"embedding into space {self._space}")
 
-    def _work_off(self, job: Job, writing: _Writing) -> None:
-        """Embed what is due of a job and have it written, and the job finished or given back."""
+    def _process(self, job: Job, writer: _Writer) -> None:
+        """Embed the due entities of a job, submit them for writing, and finish or release the job."""
         embedding = self._engine.embedding
         try:
             rows = self._retried(lambda: embedding.members(job))
-            if writing.has(rows):
-                # Also of the job before, whose vectors are not there yet.
-                writing.wait()
+            if writer.has(rows):
+                # Some of these entities are also in the previous job, whose vectors are still being written.
+                writer.wait()
                 rows = self._retried(lambda: embedding.members(job))
             if rows.is_empty():
                 self._retried(lambda: embedding.move(job, JobEnd("done")))
                 self._held.pop(job.job_id, None)
             else:
-                self._embed(job, rows, writing)
+                self._embed(job, rows, writer)
         except BaseException as error:
             with suppress(DatabaseError):
-                # What was embedded before is still written.
-                writing.wait()
-            self._give_back(job, error=str(error)[:500])
+                # Vectors that were embedded before the error are still written.
+                writer.wait()
+            self._release(job, error=str(error)[:500])
             raise
 
-    def _embed(self, job: Job, rows: pl.DataFrame, writing: _Writing) -> None:
-        """Batch after batch; those that were embedded when something goes wrong are still written."""
+    def _embed(self, job: Job, rows: pl.DataFrame, writer: _Writer) -> None:
+        """Embed the rows in batches; batches that were embedded before an error are still written."""
         done = 0
-        unwritten = _Unwritten([], [])
+        buffer = _Buffer([], [])
         running = JobEnd("running", lease=self._options.lease)
-        told: dict[str, Any] = {"status": "cancelled"}
+        rest: dict[str, Any] = {"status": "cancelled"}
         try:
             for batch in rows.iter_slices(self._batch):
                 if self._stopping.is_set():
@@ -318,59 +325,59 @@ class EmbedRun:
                 if job.job_id not in self._held:
                     raise LeaseLostError
                 vectors, errors = self._calls.embed(batch["content"].to_list())
-                unwritten.add(batch.drop("content").with_columns(error=pl.Series(errors, dtype=pl.String)), vectors)
-                last = done + unwritten.height == rows.height
-                if last or unwritten.enough(self._engine.embedding.write_bytes):
-                    writing.write(self._write, job, unwritten, JobEnd("done") if last else running)
-                    done += unwritten.height
-                    unwritten = _Unwritten([], [])
+                buffer.add(batch.drop("content").with_columns(error=pl.Series(errors, dtype=pl.String)), vectors)
+                last = done + buffer.height == rows.height
+                if last or buffer.is_full(self._engine.embedding.write_bytes):
+                    writer.write(self._write, job, buffer, JobEnd("done") if last else running)
+                    done += buffer.height
+                    buffer = _Buffer([], [])
         except (StoppedError, EmbedderError) as error:
-            if unwritten.rows:
-                writing.write(self._write, job, unwritten, running)
-                done += unwritten.height
+            if buffer.rows:
+                writer.write(self._write, job, buffer, running)
+                done += buffer.height
             if isinstance(error, StoppedError):
-                writing.then(self._give_back, job)
+                writer.submit(self._release, job)
                 return
             if not isinstance(error, EmbedderBusyError):
                 raise
-            # Tried as often as allowed. The texts are not at fault: they stay due.
-            told = {"status": "failed", "error_kind": "embedder", "error": str(error)}
+            # All attempts failed because the embedder was busy. The entities stay due.
+            rest = {"status": "failed", "error_kind": "embedder", "error": str(error)}
             tried = replace(job, attempts=job.attempts + self._options.max_attempts)
-            writing.then(self._give_back, tried, "failed", str(error)[:500])
+            writer.submit(self._release, tried, "failed", str(error)[:500])
         except LeaseLostError:
-            told = LOST
+            rest = LOST
         finally:
-            self._log_rows(job, rows.slice(done), **told)
+            self._log_rows(job, rows.slice(done), **rest)
 
-    # One worker: its thread that writes.
+    # A worker: the writing thread.
 
-    def _write(self, job: Job, unwritten: _Unwritten, end: JobEnd) -> None:
-        """Write what was embedded, each vector unless its content has changed, and account for it."""
-        rows = pl.concat(unwritten.rows)
+    def _write(self, job: Job, buffer: _Buffer, end: JobEnd) -> None:
+        """Write vectors, except for entities whose content has changed, and log the outcome of each row."""
+        rows = pl.concat(buffer.rows)
         try:
-            written = self._written(job, rows, np.concatenate(unwritten.vectors), end)
+            written = self._written(job, rows, np.concatenate(buffer.vectors), end)
         except LeaseLostError:
-            # Whoever has it now works it off.
+            # The worker that holds the job now processes it.
             self._held.pop(job.job_id, None)
             self._log_rows(job, rows, **LOST)
             return
         except BaseException as error:
             self._log_rows(job, rows, status="cancelled")
-            self._give_back(job, error=str(error)[:500])
+            self._release(job, error=str(error)[:500])
             raise
         if end.state == "done":
             self._held.pop(job.job_id, None)
-        told = rows.join(written.with_columns(written=True), on=KEY, how="left", maintain_order="left")
-        refused = pl.col("error").is_not_null()
+        joined = rows.join(written.with_columns(written=True), on=KEY, how="left", maintain_order="left")
+        rejected = pl.col("error").is_not_null()
         status = (
             pl.when(pl.col("written").is_null())
             .then(pl.lit("skipped"))
-            .when(refused)
+            .when(rejected)
             .then(pl.lit("failed"))
             .otherwise(pl.lit("embedded"))
         )
-        kind = pl.when(refused & pl.col("written").is_not_null()).then(pl.lit("embedder"))
-        self._log_rows(job, told, batches=1, status=status, error_kind=kind)
+        kind = pl.when(rejected & pl.col("written").is_not_null()).then(pl.lit("embedder"))
+        self._log_rows(job, joined, batches=1, status=status, error_kind=kind)
 
     def _written(self, job: Job, rows: pl.DataFrame, vectors: np.ndarray[Any, Any], end: JobEnd) -> pl.DataFrame:
         """The keys of the rows that were written."""
@@ -383,7 +390,7 @@ class EmbedRun:
             except LeaseLostError:
                 if not tried:
                     raise
-                # The try before may have been committed without an answer, and have finished the job.
+                # The previous attempt may have been committed although the connection was lost.
                 return self._stored(job, rows)
             finally:
                 tried = True
@@ -392,24 +399,24 @@ class EmbedRun:
         return written
 
     def _stored(self, job: Job, rows: pl.DataFrame) -> pl.DataFrame:
-        """Those of some rows whose content is embedded, by the store's own word."""
+        """The rows whose current content has a vector in the store."""
         there = self._engine.lookup(rows.select(KEY))
         same = there.filter(pl.col("content_hash") == rows["content_hash"].bin.encode("hex").gather(there["position"]))
         due = self._engine.embedding.members(job).select(KEY)
         return rows[same["position"]].select(KEY).join(due, on=KEY, how="anti")
 
-    def _log_rows(self, job: Job, rows: pl.DataFrame, batches: int = 0, **told: Any) -> None:
+    def _log_rows(self, job: Job, rows: pl.DataFrame, batches: int = 0, **columns: Any) -> None:
         with self._logging:
             numbered = rows.with_row_index("row", self._rows)
             self._rows += rows.height
             self._batches += batches
-            self._log.append(outcomes(numbered, outcome_schema(EMBED_STATUSES), job_id=job.job_id, **told))
+            self._log.append(outcomes(numbered, outcome_schema(EMBED_STATUSES), job_id=job.job_id, **columns))
 
-    def _delayed(self, error: str, tries: int) -> None:
-        """While the embedder is busy, `jobs` shows why nothing moves."""
+    def _delayed(self, error: str, attempts: int) -> None:
+        """Record why the embedder is busy in the jobs that are held, and renew their leases."""
         self._options.delayed(error)
         for job in list(self._held.values()):
-            waiting = replace(job, attempts=job.attempts + tries)
+            waiting = replace(job, attempts=job.attempts + attempts)
             try:
                 self._engine.embedding.move(waiting, JobEnd("running", error[:500], self._options.lease))
             except DatabaseError:

@@ -1,4 +1,4 @@
-"""Engines: one folder for each database, with the same file names, behind the Protocols of `base`."""
+"""Database engines: one folder per database, with the same file names, which implement the Protocols of `base`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from entityframes.engines.url import Location
 
 
 def open_engine(location: Location, namespace: str, workers: int | None, *, read_only: bool = False) -> Engine:
-    """Open the store; unless it is to be read only, create or migrate it if need be.
+    """Open the store; unless `read_only`, create or migrate it if necessary.
 
     Raises:
-        ConnectError: it cannot be opened, or is to be read only and is not there; FormatError if it is newer than this
-            version, or is to be read only and is older.
+        ConnectError: the store cannot be opened, or does not exist and `read_only` is set.
+        FormatError: the format of the store is newer than this version supports, or older and `read_only` is set.
     """
     if location.engine == "postgresql":
         from entityframes.engines.postgres.engine import PostgresEngine

@@ -1,4 +1,4 @@
-"""What goes to a driver and comes from it, as Arrow."""
+"""Parameters and results of the drivers, as Arrow."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-#: No parameters, given as such: ADBC for PostgreSQL then needs two round trips for a statement, else three or four.
-#: Made of buffers, since `pa.array` imports pandas where that is installed.
+#: An explicitly empty set of parameters: with it ADBC for PostgreSQL needs two round trips per statement instead of
+#: three or four. Created from buffers, because `pa.array` imports pandas if it is installed.
 NO_PARAMETERS = pa.RecordBatch.from_struct_array(pa.StructArray.from_buffers(pa.struct([]), 1, [None]))
 
 
 def one_row(parameters: tuple[Any, ...]) -> pa.RecordBatch:
-    """Parameters as one Arrow row: a Series becomes an array, so that the statement runs once, not once a row."""
+    """Parameters as a single Arrow row. A Series becomes an array, so that the statement runs only once."""
     if not parameters:
         return NO_PARAMETERS
     columns = [_array(value) if isinstance(value, pl.Series) else _scalar(value) for value in parameters]
@@ -32,7 +32,7 @@ def _scalar(value: Any) -> pa.Array:
 
 
 def to_frame(table: pa.Table | pa.RecordBatch) -> pl.DataFrame:
-    """A driver's answer as a frame."""
+    """The result of a driver as a frame."""
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame

@@ -1,4 +1,4 @@
-"""What a store asks of a database: one Protocol, which each engine fulfils."""
+"""The Protocol of database engines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from entityframes.engines.predicates import Predicate
     from entityframes.engines.text import TextEngine
 
-#: The store's format that this version writes.
+#: The store format that this version writes.
 FORMAT = 5
 
 
@@ -28,30 +28,30 @@ def _new_id() -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """One transaction of one run."""
+    """A transaction of a run."""
 
     run_id: str
     interrupt: Interrupt
-    #: Whether content that it writes makes an embedding job.
+    #: Whether an embedding job is created for the content that it writes.
     embed: bool = True
-    #: Whether `write_each` writes nothing if a row is refused.
+    #: Whether `write_each` writes nothing if a row is rejected.
     whole: bool = False
-    #: The ledger's key. It stays the same when the batch is tried again, so that it cannot be written twice.
+    #: The key in the ledger. It stays the same when the batch is retried, so that the batch cannot be written twice.
     batch_id: str = field(default_factory=_new_id)
     job_id: str = field(default_factory=_new_id)
-    #: The recorded fields of the types of its rows, all of which the rows carry; None where they may replace whatever
-    #: is stored. If there are more of them by now, no entity is written over.
+    #: The recorded fields of the types of its rows, all of which the rows contain; None if the rows may overwrite any
+    #: metadata. If further fields have been recorded meanwhile, no entity is overwritten.
     known: Mapping[str, frozenset[str]] | None = None
-    #: Whether its rows may lack something of what is stored, so that none is written over an entity.
+    #: Whether the rows may lack stored fields, so that no entity may be overwritten.
     only_new: bool = False
 
     @property
     def guarded(self) -> bool:
-        """Whether rows without an expectation have to be looked at before they are written over an entity."""
+        """Whether to check, before a row without expected hashes overwrites an entity, that no stored field is lost."""
         return self.only_new or self.known is not None
 
     def may_lack(self, recorded: pl.DataFrame) -> bool:
-        """Whether its rows may lack something of what is stored, as these fields are recorded by now."""
+        """Whether the rows may lack stored fields, given the fields that are recorded now (entity_type, field)."""
         found: dict[str, set[str]] = {}
         for entity_type, name in recorded.select("entity_type", "field").iter_rows():
             found.setdefault(entity_type, set()).add(name)
@@ -60,78 +60,80 @@ class Batch:
 
 
 class Engine(Protocol):
-    """A database that keeps entities.
+    """A database that stores entities.
 
     Frames of canonical rows have the columns of `validation.Canonical.valid`; key frames have entity_type and id.
-    A ``position`` (UInt32) in an answer is the 0-based place of a row in the frame that was given. Every method may
-    raise DatabaseError, borrows its own connection, and may be called from several threads.
+    A ``position`` (UInt32) in a result is the 0-based index of a row in the input frame. All methods are thread-safe,
+    use a connection of their own, and may raise DatabaseError.
     """
 
     #: "postgresql" or "duckdb".
     name: str
-    #: Where the store is, without a password.
+    #: The address of the store, without a password.
     address: str
-    #: Whether nothing may be written.
+    #: Whether writing is forbidden.
     read_only: bool
-    #: How many batches are worked on at once.
+    #: How many batches are processed concurrently.
     workers: int
-    #: How many of them the database writes at once.
+    #: How many batches the database writes concurrently.
     writers: int
-    #: About how many bytes, and at most how many rows, of a frame in memory make a batch; the caller may say otherwise.
+    #: The default batch size of a frame in memory: the approximate maximum of bytes, and the maximum number of rows.
     batch_bytes: int
     batch_rows: int
-    #: Whether batches of neighbouring keys are compared with what is stored in less time than others.
+    #: Whether batches of adjacent keys are faster to compare with stored entities.
     by_key: bool
-    #: How many ids are asked about at once at most.
+    #: The maximum number of ids in a lookup.
     lookup_rows: int
 
     @property
     def namespace(self) -> str:
-        """The schema that it is in, as the database has its name."""
+        """The schema of the store, as spelled in the database."""
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """Write rows that are new or differ, in one transaction, with ledger row and embedding job.
+        """Write rows that are new or differ, in one transaction, with a ledger row and an embedding job.
 
         Args:
-            rows: canonical rows in key order, no key twice. With the columns ``expected`` and ``expected_metadata``
-                (Binary), a row is written only over an entity with these hashes (null metadata: any), where
-                ``expected`` is null only if there is no entity; compared and written in the one transaction.
+            rows: canonical rows in key order, without duplicate keys. If they have the columns ``expected`` and
+                ``expected_metadata`` (Binary), an entity is overwritten only if it has these hashes (null metadata:
+                any), and where ``expected`` is null the row is written only if there is no entity. The comparison and
+                the write are in the same transaction.
+            batch: the batch.
 
         Returns:
-            position, created Boolean, due Boolean (the embedding job covers it): the rows that were written; and
-            where something was expected, conflict Boolean: true for rows that were left alone; and for a batch that is
-            `Batch.guarded`, again Boolean: true for rows that were left alone because they may lack something of the
-            entity that is there.
+            position, created Boolean, due Boolean (whether the embedding job contains the row) of the rows that were
+            written. With expected hashes also conflict Boolean: true for rows that were not written because the hashes
+            differ. For a batch that is `Batch.guarded` also again Boolean: true for rows that were not written because
+            they may lack fields of the stored entity.
         """
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """As `write`, but leave out the rows that the database refuses.
+        """Like `write`, but skip rows that the database rejects.
 
         Returns:
-            position, created (null for a row that was not written), due, sqlstate, rule and error (of a refused row),
+            position, created (null for a row that was not written), due, sqlstate, rule and error (of a rejected row),
             other_type and other_id (the key under which a trigger stores the row).
         """
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
-        """What a batch wrote whose answer was lost, as `write` would have returned it, or None if it wrote nothing.
+        """The result of `write` for a batch whose response was lost, or None if nothing of it was written.
 
         Raises:
-            ConnectionLostError: also where the server that answers is a standby, which may be behind; so `deleted_by`
-                and `not_recorded`.
+            ConnectionLostError: the connection was lost again, or the server is a standby, which may be behind. This
+                also applies to `deleted_by` and `not_recorded`.
         """
 
     def deleted_by(self, batch: Batch) -> int | None:
-        """How many entities a batch deleted whose answer was lost, or None if it is not in the ledger."""
+        """How many entities were deleted by a batch whose response was lost, or None if it is not in the ledger."""
 
     @property
     def losses(self) -> int:
-        """How often a connection was lost; if it was, another server may answer that does not have what was written."""
+        """How often a connection was lost. After a loss, another server may respond, without the latest writes."""
 
     def not_recorded(self, batch_ids: list[str]) -> list[str]:
-        """Those of some batches that the ledger does not have."""
+        """The given batches that are not in the ledger."""
 
     def replicated(self, seconds: float) -> bool:
-        """Whether all that was committed is on a standby, where a COMMIT has to wait for one; waits at most so long."""
+        """Whether everything committed is on a standby, if COMMIT has to wait for one; waits at most `seconds`."""
 
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         """position, content_hash and metadata_hash (Binary) of each key that is stored."""
@@ -146,50 +148,54 @@ class Engine(Protocol):
         """position, content, metadata, content_hash, created_at, updated_at of each key that is stored."""
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """Delete in one transaction; position of each key that was stored, error and rule if it could not be deleted.
+        """Delete entities in one transaction.
 
-        No key may stand twice.
+        Args:
+            keys: the keys, without duplicates. If they have the columns content_hash and metadata_hash (Binary), only
+                entities that still have these hashes are deleted.
+            batch: the batch.
 
-        With the columns content_hash and metadata_hash (Binary), only entities that still have them are deleted.
+        Returns:
+            position of each key that was stored, and error and rule (String) if it could not be deleted.
 
         Raises:
-            ConnectionLostError: where it was ``committing``, its ``answer`` is what would have been returned.
+            ConnectionLostError: if it is ``committing``, its ``answer`` is what would have been returned.
         """
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
-        """entity_type, field, dtype, declared of the recorded metadata fields, in the order in which they came."""
+        """entity_type, field, dtype, declared of the recorded metadata fields, in order of first occurrence."""
 
     def record_fields(self, fields: pl.DataFrame) -> None:
-        """Add fields (entity_type, field, dtype, declared, and was, the dtype that it was found with, or null).
+        """Add or update fields: entity_type, field, dtype, declared, and was (the dtype known to the caller, or null).
 
-        An inferred field is replaced; a declared one stays, unless its dtype is ``was`` or its type has no entity left.
+        An inferred field is replaced. A declared field stays, unless its dtype is ``was`` or its type has no entities.
         """
 
     def is_empty(self, entity_type: str) -> bool:
-        """Whether the type has no entity."""
+        """Whether the type has no entities."""
 
     def stats(self, space: str | None) -> pl.DataFrame:
-        """entity_type, entities, embedded, due, failed in a space, by default the active one; one row a type."""
+        """entity_type, entities, embedded, due, failed in a space, by default the active one; one row per type."""
 
     def count(self, entity_type: str | None) -> int:
-        """How many entities there are."""
+        """The number of entities of a type, or of all types."""
 
     @property
     def checks(self) -> list[str]:
-        """What `inconsistencies` compares."""
+        """The names of the checks of `inconsistencies`."""
 
     def inconsistencies(self, before_each: Callable[[], None]) -> pl.DataFrame:
-        """check, entity_type, id, batch_id, expected, found (String): what does not agree, all in one snapshot.
+        """check, entity_type, id, batch_id, expected, found (String) of each inconsistency, from one snapshot.
 
         Args:
-            before_each: called before each of the `checks`; what it raises ends them.
+            before_each: called before each of the `checks`; it may raise an exception to stop.
         """
 
     def repair(self, checks: list[str]) -> None:
-        """Repair what `inconsistencies` found under these names, where it can be derived, in one transaction."""
+        """Repair the findings of these checks of `inconsistencies`, if possible, in one transaction."""
 
     def kinds(self) -> pl.DataFrame:
-        """entity_type, field, kind, id: each kind of JSON value that a metadata field holds, with one id that has it.
+        """entity_type, field, kind, id: each kind of JSON value in a metadata field, with one id as an example.
 
         Kinds are integer, long integer (19 digits or more), float, string, boolean, null, array and object.
         """
@@ -198,7 +204,7 @@ class Engine(Protocol):
         """entity_type, field, dtype, declared of every recorded metadata field."""
 
     def forget_fields(self, fields: pl.DataFrame) -> None:
-        """Drop the record of metadata fields, given by entity_type and field."""
+        """Delete recorded metadata fields, given by entity_type and field."""
 
     def select(
         self,
@@ -208,62 +214,62 @@ class Engine(Protocol):
         limit: int | None,
         interrupt: Interrupt | None = None,
     ) -> Iterator[pl.DataFrame]:
-        """Entity columns of the entities of a type that satisfy a predicate, in no particular order, in pieces."""
+        """Columns of the entities of a type that satisfy a predicate, in no particular order, in chunks."""
 
     @property
     def embedding(self) -> EmbeddingEngine:
-        """The same database where embedding and search are concerned."""
+        """The operations for embedding and vector search."""
 
     @property
     def text(self) -> TextEngine:
-        """The same database where text search is concerned."""
+        """The operations for text search."""
 
     @property
     def directory(self) -> DirectoryEngine:
-        """The same database where folders are concerned."""
+        """The operations for syncing folders."""
 
     def drop(self) -> None:
-        """Drop the namespace with everything in it; the engine is of no use afterwards."""
+        """Drop the namespace with everything in it. The engine cannot be used afterwards."""
 
     def close(self) -> None:
-        """Close every connection. May be called again."""
+        """Close all connections. May be called repeatedly."""
 
 
 def check_format(engine: Engine, version: int) -> None:
-    """Make sure that this version of the package can work with a store of this format; 0 where there is no store.
+    """Check that this version of the package supports the format of the store (0 if there is no store).
 
     Raises:
-        FormatError: it is newer, or it is older and may not be written.
-        ConnectError: there is no store, and none may be made.
+        FormatError: the format is newer, or it is older and the engine is read-only.
+        ConnectError: there is no store, and the engine is read-only.
     """
     if version > FORMAT:
         raise FormatError(
-            f"the store at {engine.address} has format {version}, this entityframes knows {FORMAT}: "
-            "install a newer entityframes"
+            f"the store at {engine.address} has format {version}, but this version of entityframes supports formats up "
+            f"to {FORMAT}: install a newer entityframes"
         )
     if not engine.read_only:
         return
     if version == 0:
         raise no_store(
-            f"there is no store at {engine.address} in the namespace {engine.namespace!r}: see the address and the "
-            "namespace, or connect for writing once to make one"
+            f"there is no store at {engine.address} in the namespace {engine.namespace!r}: check the address and the "
+            "namespace, or connect once for writing to create it"
         )
     if version < FORMAT:
         raise FormatError(
             f"the store at {engine.address} has format {version}, which is older than {FORMAT}: connect to it once for "
-            "writing (without read_only=True), which brings it up to date"
+            "writing (without read_only=True) to migrate it"
         )
 
 
 def no_store(message: str) -> ConnectError:
-    """The error where there is no store."""
+    """The error for a store that does not exist."""
     error = ConnectError(message)
     error.missing = True
     return error
 
 
 def check_writable(engine: Engine) -> None:
-    """Refuse a call that writes, before it does anything.
+    """Check that the store may be written to.
 
     Raises:
         PermanentError: the store was opened read-only.

@@ -1,4 +1,4 @@
-"""What libpq takes to say where a server is: URIs and ``key=value`` strings, and what of them may be shown."""
+"""Connection strings of libpq: URIs and ``key=value`` strings, and which parts of them are safe to display."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote_to_bytes
 
-#: The parameters of libpq 18, and `pool_mode`, which is for this package. A string that begins with one of them and
-#: ``=`` is one of key=value pairs.
+#: The parameters of libpq 18, and `pool_mode`, which is specific to this package. A string that begins with one of them
+#: and ``=`` is a key=value string.
 KEYWORDS = frozenset(
     re.findall(
         r"\w+",
@@ -21,51 +21,51 @@ KEYWORDS = frozenset(
         "target_session_attrs tcp_user_timeout tty user ",
     )
 )
-#: A password may have anything in it; what stands in another place and looks like one must not be shown.
+#: Parameters whose value is a secret. Other values that look like one are not displayed either.
 _SECRETS = frozenset({"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
 _SHOWN = ("host", "port", "dbname", "user")
 
-#: The scheme as libpq has it, or as SQLAlchemy does with the name of a driver; in any case.
+#: The scheme of libpq, or of SQLAlchemy with the name of a driver; case-insensitive.
 _SCHEME = re.compile(r"postgres(?:ql)?(?:\+[a-z0-9_]+)?://", re.IGNORECASE)
 _HOST = re.compile(r"[\w.-]*|\[[0-9A-Fa-f:.]+(?:%25?[\w.-]+)?\]")
 _HOST_ONLY = re.compile(r"[\w.:-]*(?:%[\w.-]+)?")
 _SOCKETS = re.compile(r"[/@][^@:;=?&]*")
 _PORT = re.compile(r"\d{0,5}")
-#: What a name may be made of to be shown.
+#: Names that are safe to display.
 _PLAIN = re.compile(r"[\w .$+@-]*")
 _PAIR = re.compile(r"\s*([a-z_]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?)(?=\s|$)", re.DOTALL)
 _FIRST = re.compile(r"\s*([a-z_]+)\s*=", re.IGNORECASE)
 
 
 class UnreadableError(ValueError):
-    """Text whose parts cannot be told apart for certain; the message repeats nothing of it."""
+    """Text that cannot be parsed unambiguously; the message repeats nothing of it."""
 
 
 def is_uri(text: str) -> bool:
-    """Whether text is a URI of a PostgreSQL server."""
+    """Whether text is the URI of a PostgreSQL server."""
     return _SCHEME.match(text) is not None
 
 
 def is_pairs(text: str) -> bool:
-    """Whether text begins as a key=value string does."""
+    """Whether text begins like a key=value string."""
     first = _FIRST.match(text)
     return first is not None and first[1].lower() in KEYWORDS
 
 
 def read_pairs(text: str) -> tuple[str, str]:
-    """The URI that means what a key=value string does, and what may be shown of it.
+    """The URI that is equivalent to a key=value string, and a version of it that is safe to display.
 
     Raises:
-        UnreadableError: libpq could not read it, or a value looks like several pairs.
+        UnreadableError: libpq could not parse it, or a value looks like several pairs.
     """
     given: dict[str, str] = {}
     place = 0
     while text[place:].strip():
         pair = _PAIR.match(text, place)
         if pair is None:
-            raise UnreadableError("a value with blanks is written in ' quotes, in which ' and \\ need a \\ before them")
+            raise UnreadableError("a value with spaces must be enclosed in ' quotes, with ' and \\ escaped by a \\")
         if pair[1] not in KEYWORDS:
-            raise UnreadableError("it has a parameter that libpq does not know")
+            raise UnreadableError("it has a parameter that libpq does not support")
         given[pair[1]] = re.sub(r"\\(.)", r"\1", pair[2] if pair[2] is not None else pair[3] or "", flags=re.DOTALL)
         place = pair.end()
     hosts, ports = given.get("host", "").split(","), given.get("port", "").split(",")
@@ -86,42 +86,41 @@ def read_pairs(text: str) -> tuple[str, str]:
 
 
 def read_uri(text: str) -> tuple[str, str]:
-    """A URI as libpq takes it, and what may be shown of it.
+    """A URI in the syntax of libpq, and a version of it that is safe to display.
 
     Raises:
-        UnreadableError: libpq could not read it, or it has another ``@`` than the one after the password.
+        UnreadableError: libpq could not parse it, or it has an ``@`` besides the one after the password.
     """
     rest = _SCHEME.sub("", text, count=1)
-    # As libpq looks for it: what comes before the first @ is user and password, unless there is a / before.
+    # Like libpq: the user and password are before the first @, unless there is a / before that.
     userinfo, at, after = rest.partition("@")
     if "/" in userinfo or not at:
         userinfo, after = "", rest
     place, _, query = after.partition("?")
     if "@" in place:
-        raise UnreadableError("an @ in user, password or a parameter is written %40, a / is written %2F")
+        raise UnreadableError("write an @ in the user, the password or a parameter as %40, and a / as %2F")
     user, _, password = userinfo.partition(":")
     netloc, _, dbname = place.partition("/")
     for host in netloc.split(","):
         parts = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::(.*))?", host, re.DOTALL)
         if parts is None or not _is_host(parts[1]) or not _PORT.fullmatch(parts[2] or ""):
             raise UnreadableError(
-                "it has no host and port where they belong: @ : / ? # and % in a password are written as %40 %3A %2F "
-                "%3F %23 and %25"
+                "the host and port cannot be found: write @ : / ? # and % in a password as %40 %3A %2F %3F %23 and %25"
             )
     given = {"user": _decoded(user), "password": _decoded(password), "dbname": _decoded(dbname)}
     queried: dict[str, str] = {}
     for pair in query.split("&") if query else ():
         name, equals, value = pair.partition("=")
         if not equals or _decoded(name) not in KEYWORDS:
-            raise UnreadableError("it has a parameter that libpq does not know")
+            raise UnreadableError("it has a parameter that libpq does not support")
         if "@" in value and name not in _SECRETS:
-            raise UnreadableError("an @ in a parameter is written %40")
+            raise UnreadableError("write an @ in a parameter as %40")
         queried[_decoded(name)] = _decoded(value)
     _check(given | queried, queried.get("port", "").split(","))
     if not all(_HOST_ONLY.fullmatch(one) or _SOCKETS.fullmatch(one) for one in queried.get("host", "").split(",")):
         raise UnreadableError("host is not the name of a host")
     if "@" in query:
-        # Perhaps all before it was meant to be the password.
+        # Everything before it may be part of a password.
         return f"postgresql://{rest}", "postgresql://***"
     shown = {name: queried[name] for name in _SHOWN if name in queried}
     return f"postgresql://{rest}", _address(given["user"], netloc, given["dbname"], shown)
@@ -132,9 +131,9 @@ def _is_host(text: str) -> bool:
 
 
 def _decoded(text: str) -> str:
-    """Text with what is percent-encoded decoded."""
+    """Percent-decoded text."""
     if re.search("%(?![0-9A-Fa-f]{2})|%00", text):
-        raise UnreadableError("a % in it is written %25")
+        raise UnreadableError("write a % in it as %25")
     try:
         return unquote_to_bytes(text).decode()
     except UnicodeDecodeError:
@@ -142,17 +141,17 @@ def _decoded(text: str) -> str:
 
 
 def _check(given: Mapping[str, str], ports: Iterable[str]) -> None:
-    """Refuse values that are certainly none, or that hold what is meant for another parameter."""
+    """Reject invalid values, and values that seem to contain another parameter."""
     if not all(_PORT.fullmatch(port) for port in ports):
         raise UnreadableError("port is not a number")
     for name, value in given.items():
         if "\0" in value:
             raise UnreadableError("it holds a NUL character")
         if name not in _SECRETS and (looks_secret(value) or "://" in value):
-            raise UnreadableError(f"{name} holds what looks like another parameter")
+            raise UnreadableError(f"{name} contains what looks like another parameter")
 
 
-#: Words that a secret stands behind.
+#: Words that are followed by a secret.
 _BEFORE_SECRETS = re.compile(
     r"(?:pass(?:word|wd|wort|phrase|file)?|pwd|pw|secret|token|credentials?|(?:api|access|private)[_-]?key)"
     r"""["'\s]*(?:[=:]|%3d|%3a)|-{1,2}password\b""",
@@ -161,12 +160,12 @@ _BEFORE_SECRETS = re.compile(
 
 
 def looks_secret(text: str) -> bool:
-    """Whether text has a word such as password with a value behind it."""
+    """Whether text contains a word such as password that is followed by a value."""
     return _BEFORE_SECRETS.search(text) is not None
 
 
 def _address(user: str, netloc: str, dbname: str, parameters: Mapping[str, str]) -> str:
-    """A URI for people, of parts that cannot hold a secret."""
+    """A URI for display, without parts that may contain a secret."""
     query = "&".join(f"{name}={_plain(value, more='/,:')}" for name, value in parameters.items())
     name = f"/{_plain(dbname)}" if dbname or query else ""
     return f"postgresql://{_plain(user) + '@' if user else ''}{netloc}{name}{'?' + query if query else ''}"
@@ -179,13 +178,13 @@ def _plain(text: str, more: str = "") -> str:
 
 
 def shown_when_connecting(message: str) -> str:
-    """What libpq says when it cannot connect, without what it repeats of its parameters, which may be a secret.
+    """The message of libpq after a failed connection, without values of parameters, which may be secret.
 
-    What the server itself says, and which server did not answer, stays.
+    Messages of the server, and the address of a server that did not respond, are kept.
     """
     if re.search(r"\b(?:FATAL|ERROR|PANIC):", message):
         return message
     parts = re.split(r'(connection to server (?:at|on socket) "[\w./:%-]*")', message)
-    # From the first quotation mark to the last: what is repeated may hold some.
+    # From the first quotation mark to the last, because a value may contain quotation marks.
     return "".join(part if number % 2 else re.sub('".*"?', "***", part, flags=re.DOTALL) if part.count('"') else part
                    for number, part in enumerate(parts))  # fmt: skip

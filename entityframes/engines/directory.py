@@ -1,4 +1,4 @@
-"""What syncing a folder asks of a database."""
+"""The database operations for syncing folders."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import polars as pl
 
 from entityframes.engines.base import Batch
 
-#: What is known of a file since it was last in step with its entity: where it is, which entity it is, its size in
-#: bytes, its mark (a number made of its times and its inode; -1 where it is not to be relied on), the sha256 of its
-#: bytes, of the entity's content and of its metadata, and the bytes before the content.
-#: The column of the mark is called mtime_ns, which it once was: either is compared and nothing else, so that a
-#: version that finds what another one wrote takes the file for changed, and reads it.
+#: The state of a file when it was last in sync with its entity: its path, the key of the entity, its size in bytes, its
+#: mark (a number derived from its timestamps and inode; -1 if unreliable), the SHA-256 of its bytes, of the content of
+#: the entity and of its metadata, and the bytes before the content.
+#: In the database the mark is in the column mtime_ns, which earlier versions filled with the modification time. Marks
+#: are only compared for equality, so a version that finds the mark of another one treats the file as changed, and reads
+#: it.
 FILED = pl.Schema(
     {
         "path": pl.String(),
@@ -30,42 +31,43 @@ FILED = pl.Schema(
 
 
 class DirectoryEngine(Protocol):
-    """A database that remembers folders. Every method may raise DatabaseError."""
+    """A database that stores the state of synced folders. Every method may raise DatabaseError."""
 
     def lock(self, folder: str, holder: str, lease: float) -> str | None:
-        """Take the lock on a folder, or renew it, for `lease` seconds; who else has it, or None if it was taken."""
+        """Acquire or renew the lock on a folder for `lease` seconds; returns None, or the current holder on failure."""
 
     def unlock(self, folder: str, holder: str) -> None:
-        """Give the lock back, unless somebody else has it by now."""
+        """Release the lock, unless it has another holder by now."""
 
     def filed(self, folder: str) -> pl.DataFrame:
         """The files of a folder (`FILED` without header), with stored_content and stored_metadata.
 
-        These are the hashes of the entity as it is now, null where there is none; in no particular order.
+        These are the current hashes of the entity, null if it does not exist. The order is undefined.
         """
 
     def unfiled(self, folder: str, entity_types: Iterable[str] | None) -> pl.DataFrame:
-        """entity_type, id, content_hash, metadata_hash of entities, of all or some types, that no file is."""
+        """entity_type, id, content_hash, metadata_hash of entities without a file in the folder; None for all types."""
 
     def origins(self, keys: pl.DataFrame) -> pl.DataFrame:
-        """position, path, metadata_hash, header of the file that each key last was, in any folder; none if never."""
+        """position, path, metadata_hash, header of the latest file of each key that had one, in any folder."""
 
     def record(self, folder: str, holder: str, filed: pl.DataFrame, gone: pl.Series) -> bool:
-        """Remember files (`FILED`) and forget paths, in one transaction; False, and nothing, without the lock."""
+        """Save the state of files (`FILED`) and delete paths, in one transaction; False if the lock is not held."""
 
     def rename(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """Give entities another key, in one transaction; what was embedded of them goes with them.
+        """Change the keys of entities, in one transaction; their vectors keep belonging to them.
 
         Args:
             pairs: old_type, old_id, new_type, new_id, all different.
+            batch: the batch.
 
         Returns:
             position of each pair that was renamed: the old key was stored and the new one was not.
         """
 
     def renamed_by(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
-        """What `rename` would have returned where its answer was lost, or None if the ledger does not have the batch.
+        """The result of `rename` for a batch whose response was lost, or None if the batch is not in the ledger.
 
         Raises:
-            ConnectionLostError: also where the server that answers is a standby, which may be behind.
+            ConnectionLostError: the connection was lost again, or the server is a standby, which may be behind.
         """

@@ -1,4 +1,4 @@
-"""What embedding and search ask of a database, and the states of an embedding job."""
+"""The database operations for embedding and vector search, and the states of an embedding job."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ if TYPE_CHECKING:
 
     from entityframes.engines.predicates import Predicate
 
-#: The states of a job. pending: waits for a worker; running: a worker holds its lease; done: nothing of it is due
-#: any more; failed: tried as often as allowed, with the reason in ``error``. The CHECK constraint says the same.
+#: The states of a job. pending: waits for a worker; running: a worker holds its lease; done: none of its entities is
+#: due any more; failed: out of attempts, with the reason in ``error``. A CHECK constraint enforces the same states.
 STATES = ("pending", "running", "done", "failed")
 
-#: Every change of state that there is; `transition` refuses any other.
+#: All valid transitions between states.
 TRANSITIONS = frozenset(
     {
         ("pending", "running"),  # claimed
-        ("running", "running"),  # its lease renewed, or taken over from a worker that died
-        ("running", "done"),  # worked off
-        ("running", "pending"),  # given back by a worker that stops
-        ("running", "failed"),  # tried, or rescued, too often
-        ("failed", "pending"),  # to be tried again
-        ("done", "pending"),  # its space was dropped, and was the last: it waits for the next one
+        ("running", "running"),  # its lease was renewed, or it was taken over from a dead worker
+        ("running", "done"),  # finished
+        ("running", "pending"),  # released by a worker that stops
+        ("running", "failed"),  # too many attempts, or taken over too often
+        ("failed", "pending"),  # to be retried
+        ("done", "pending"),  # its space was dropped and was the last one: it waits for the next space
     }
 )
 
-#: Keys in a job that is made by `enqueue`.
+#: The number of keys in a job created by `enqueue`.
 JOB_ROWS = 5_000
-#: A job that so many workers died at is failed, not given to the next one.
+#: How often a job is taken over from a dead worker before it is marked as failed.
 MAX_RESCUES = 25
 
 
 def transition(old: str, new: str) -> tuple[str, str]:
-    """A change of state, if it is one of `TRANSITIONS`.
+    """Check a transition against `TRANSITIONS` and return it.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the transition is invalid.
     """
     if (old, new) not in TRANSITIONS:
-        raise ValueError(f"an embedding job does not go from {old} to {new}")
+        raise ValueError(f"invalid transition of an embedding job: from {old} to {new}")
     return old, new
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as its worker holds it. Only the holder of the latest fence can change it or write for it."""
+    """A job that is held by a worker. Only the holder of the latest fencing token can change it or write vectors."""
 
     job_id: str
     space: str
-    #: Counts the claims of a job, so that a worker whose lease ran out cannot pass for the one that has it now.
+    #: The fencing token: the number of claims of the job, which excludes workers whose lease has expired.
     fence: int
-    #: Tries that the embedder answered with an error.
+    #: The number of failed attempts.
     attempts: int
     state: str = "running"
     #: Whether another worker had it, whose lease ran out.
@@ -66,114 +66,115 @@ class Job:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """What a job comes to."""
+    """The next state of a job."""
 
     state: str
     error: str | None = None
-    #: Seconds for which it stays its worker's, where that goes on with it.
+    #: The new lease in seconds, if the worker continues with the job.
     lease: float = 0.0
 
 
 @dataclass(frozen=True)
 class Worker:
-    """Who claims jobs."""
+    """A worker that claims jobs."""
 
     #: Unique among all workers; begins with `process`.
     name: str
-    #: The same for all workers of a process, and only for them.
+    #: The name of the process, shared by all its workers.
     process: str
-    #: Seconds after which a job is taken from a worker that has not been heard of.
+    #: Seconds until the lease of a job expires, unless it is renewed.
     lease: float
 
 
 class LeaseLostError(Exception):
-    """Another worker has taken the job over; nothing was written."""
+    """Another worker has taken over the job; nothing was written."""
 
 
 class EmbeddingEngine(Protocol):
-    """A database that keeps spaces, jobs and vectors. Every method may raise DatabaseError."""
+    """A database that stores spaces, jobs and vectors. Every method may raise DatabaseError."""
 
-    #: Vectors of so many bytes are best written at once.
+    #: The preferred number of bytes of vectors in a write.
     write_bytes: int
 
     def spaces(self) -> pl.DataFrame:
-        """space, model, dim, active Boolean, created_at; in the order in which they were made."""
+        """space, model, dim, active Boolean, created_at; in order of creation."""
 
     def coverage(self) -> pl.DataFrame:
         """space, embedded, due, failed of each space."""
 
     def add_space(self, space: str, model: str, dim: int) -> bool:
-        """Make a space unless it is there; whether it was made here.
+        """Create a space unless it exists; returns whether it was created.
 
-        An only space is active, and what upserts have queued fills it. One beside others begins with jobs for all that
-        is due in it.
+        The first space is active, and gets the jobs that upserts have queued. For any further space, jobs are created
+        for everything that is due in it.
         """
 
     def activate_space(self, space: str) -> None:
-        """Let searches use a space from now on."""
+        """Make a space the one that searches use by default."""
 
     def drop_space(self, space: str) -> None:
-        """Delete a space with its vectors and jobs; the jobs of the last one become jobs of no space."""
+        """Delete a space with its vectors and jobs; the jobs of the last space are kept, without a space."""
 
     def index_space(self, space: str, dim: int) -> bool:
-        """Make the index for approximate search; whether this database has one."""
+        """Create the index for approximate search; returns whether this database supports one."""
 
     def enqueue(self, space: str | None, entity_type: str | None, keys: pl.DataFrame | None) -> int:
-        """Make jobs for what is due in a space or failed there, of a type or of some keys; how many entities.
+        """Create jobs for what is due or failed in a space, of a type or of given keys; returns the number of entities.
 
-        Without a space the jobs are for the first one to come.
+        Without a space the jobs are for the first space that is created.
         """
 
     def retry_failed(self, space: str) -> int:
-        """Make jobs for what failed in a space, and let failed jobs wait again; how many entities these jobs list."""
+        """Create jobs for what failed in a space, and requeue failed jobs; returns the number of entities in these."""
 
     def jobs(self, state: str | None) -> pl.DataFrame:
         """The jobs, oldest first."""
 
     def open_jobs(self, space: str) -> int:
-        """How many jobs of a space, or of none yet, are pending or running."""
+        """The number of pending and running jobs of a space, including those without a space."""
 
     def claim(self, space: str, worker: Worker) -> Job | None:
-        """Take the oldest job that is free or whose worker is dead.
+        """Claim the oldest job that is pending, or whose lease has expired.
 
-        A job of no space becomes one of this space, with a copy for every other space.
+        A job without a space is assigned to this space, with a copy for every other space.
         """
 
     def members(self, job: Job) -> pl.DataFrame:
-        """What is still due of a job, in key order.
+        """The entities of a job that are still due, in key order.
 
         Returns:
-            entity_type, id, content, content_hash (Binary), stored Boolean: whether there is a vector of older content.
+            entity_type, id, content, content_hash (Binary), stored Boolean (whether a vector of older content exists).
         """
 
     def write_vectors(
         self, job: Job, rows: pl.DataFrame, vectors: np.ndarray[Any, Any], end: JobEnd, interrupt: Interrupt
     ) -> pl.DataFrame:
-        """Write vectors in one transaction, each unless its content has changed.
+        """Write vectors in one transaction, except for entities whose content has changed.
 
         Args:
-            job: who writes.
-            rows: entity_type, id, content_hash, stored, error (null where there is a vector) in key order.
-            vectors: float32 (rows, dim); rows with an error are not looked at.
-            end: the state that the job gets in the same transaction: running, with its lease renewed, or done.
+            job: the job that the rows belong to.
+            rows: entity_type, id, content_hash, stored, error (null if there is a vector), in key order.
+            vectors: float32 (rows, dim); vectors of rows with an error are ignored.
+            end: the next state of the job, set in the same transaction: running, with a renewed lease, or done.
+            interrupt: cancels the transaction.
 
         Returns:
             entity_type, id of the rows that were written.
 
         Raises:
-            LeaseLostError: the job is another worker's now.
+            LeaseLostError: another worker holds the job by now.
         """
 
     def move(self, job: Job, end: JobEnd) -> bool:
-        """Change the state of a job; False if it is another worker's by now."""
+        """Change the state of a job; returns False if another worker holds it by now."""
 
     def nearest(
         self, space: str, vector: np.ndarray[Any, Any], limit: int, entity_type: str | None, where: Predicate | None
     ) -> tuple[pl.DataFrame, bool]:
-        """The entities with the most similar vectors, best first, ties by key.
+        """The entities with the most similar vectors, best first, ties ordered by key.
 
         Returns:
-            score Float64 (cosine) and the entity's columns, at most `limit` rows; whether there may be more.
+            score Float64 (cosine) and the columns of the entity, at most `limit` rows; and whether there may be more.
         """
 
 

@@ -1,9 +1,9 @@
-"""Stores of earlier versions whose tables differ from those that the migrations make today.
+"""Repair of stores of earlier versions whose tables differ from those that the migrations create today.
 
-While formats 1 to 3 were young their statements were edited, so that stores of one format number have different
-tables. Format 4 is the first that says what the tables are: on the way to it each difference is repaired, in the
-transaction of the migration, and what no repair knows is refused. A migration that has landed is not edited any more;
-a test holds that.
+The migrations of formats 1 to 3 were edited after some stores had been created with them, so stores of the same format
+can have different tables. From format 4 on the tables are well defined: the migration to it repairs every known
+difference, in the same transaction, and rejects a store with any other. Released migrations are no longer edited, which
+a test ensures.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Mapping
 
 from entityframes.errors import FormatError
 
-#: The format before which stores may differ; they are repaired once they have got this far.
+#: The last format whose stores may differ; they are repaired once they have been migrated to it.
 REPAIRED_AT = 3
 
-#: For each repair the part of a store that tells whether it is needed, by its absence. In the order in which they run.
+#: The repairs in the order in which they run, each with the part of a store whose absence makes it necessary.
 REPAIRS: Mapping[str, Mapping[str, str]] = {
     "postgresql": {
         "reshape_jobs": "embedding_jobs.space",
@@ -61,16 +61,16 @@ _OF_ENGINE = {
 
 
 def repair(engine: str, address: str, parts: Callable[[], Collection[str]], run: Callable[[str], object]) -> None:
-    """Bring a store of the last format that had several shapes to the one that the code knows.
+    """Repair the tables of a store of format `REPAIRED_AT`.
 
     Args:
         engine: "postgresql" or "duckdb".
-        address: The store's, for messages.
-        parts: What there is: `table.column` of each column, and a word more where something beside it matters.
-        run: Executes the statements of a name.
+        address: the address of the store, for messages.
+        parts: returns the existing parts: `table.column` of each column, with an additional word for its properties.
+        run: executes a named statement.
 
     Raises:
-        FormatError: A part is missing that no repair makes.
+        FormatError: a part is missing that no repair adds.
     """
     for name, part in REPAIRS[engine].items():
         if part not in parts():
@@ -86,20 +86,20 @@ def repair(engine: str, address: str, parts: Callable[[], Collection[str]], run:
     if missing:
         raise FormatError(
             f"the store at {address} lacks {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}, "
-            "which each store of its format has: it was changed by hand or made by an unreleased version. Nothing was "
-            "changed; export its entities with the version that made it, and import them into a new store"
+            "which every store of its format has: it was changed manually or created by an unreleased version. Nothing "
+            "was changed; export its entities with the version that created it, and import them into a new store"
         )
 
 
 def known_version(address: str, version: int | None) -> int:
-    """The format that a store says it has.
+    """The format number of a store.
 
     Raises:
-        FormatError: It says nothing.
+        FormatError: the store has no format number.
     """
     if version is None:
         raise FormatError(
-            f"the store at {address} does not say what format it has (its table format is empty): restore that table "
-            "from a backup, or give another namespace"
+            f"the store at {address} has no format number (its table format is empty): restore that table from a "
+            "backup, or use another namespace"
         )
     return int(version)

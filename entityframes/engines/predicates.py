@@ -1,8 +1,8 @@
-"""Predicates that reach the database: a small tree, and how each dialect writes it.
+"""Predicates that are pushed down to the database, and their rendering in each SQL dialect.
 
-A rendered condition keeps every row that the predicate keeps, and may keep more: the predicate is applied again to
-what comes back. So there is no NOT here, a value whose text an engine might read differently is kept, and a comparison
-that an engine would judge otherwise is not made.
+A rendered condition keeps every row that satisfies the predicate, and may keep more: the predicate is applied again to
+the result. Therefore there is no NOT, rows are kept if an engine might parse their value differently than Polars, and
+comparisons that an engine would evaluate differently are omitted.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class MetadataField:
     """A field of the metadata."""
 
     name: str
-    #: The dtype it is read as; None where it is read as its JSON text.
+    #: The dtype that it is read as; None if it is read as JSON text.
     dtype: pl.DataType | None
 
 
 Column = EntityColumn | MetadataField
 
-#: A constant in the form in which the column stores it; dates and times of the metadata are text.
+#: A constant as stored in the column; dates and times in the metadata are text.
 Value = str | int | float
 
 
@@ -47,7 +47,7 @@ class Compare:
 
 @dataclass(frozen=True)
 class IsIn:
-    """The column has one of the values; without values no row has."""
+    """The column has one of the values; false if there are no values."""
 
     column: Column
     values: tuple[Value, ...]
@@ -80,34 +80,34 @@ Predicate = Compare | IsIn | IsNull | And | Or
 
 @dataclass(frozen=True)
 class Dialect:
-    """What an engine writes differently."""
+    """The SQL that differs between engines."""
 
-    #: How an entity column is selected, where that is not by its name.
+    #: The expressions of entity columns that are not selected by name.
     outputs: dict[str, str]
-    #: A literal of a text.
+    #: A string literal.
     quoted: Callable[[str], str]
     #: Text that is compared by bytes.
     by_bytes: str
-    #: The text of a metadata field, and its name as that wants it.
+    #: The text of a metadata field, and the path of the field within that expression.
     field: str
     path: Callable[[str], str]
-    #: A text as a number; null where an engine may read it otherwise than Polars, or not at all.
+    #: Text as a number; null if the engine may parse it differently than Polars, or not at all.
     integer: str
     number: str
     float: str
-    #: An instant from ISO text in UTC.
+    #: A timestamp from ISO text in UTC.
     instant: str
-    #: A blob from hex digits.
+    #: A binary value from hex digits.
     blob: str
 
 
 def _quoted(text: str) -> str:
-    """A literal in which a backslash is a character like others."""
+    """A literal for dialects without backslash escapes."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def _escaped(text: str) -> str:
-    """A literal that means the same whether a backslash in others is a character or an escape."""
+    """A literal with the same meaning whether or not backslash escapes are enabled."""
     return _quoted(text) if "\\" not in text else "E" + _quoted(text.replace("\\", "\\\\"))
 
 
@@ -118,7 +118,7 @@ POSTGRESQL = Dialect(
     field='((metadata->>{}) COLLATE "C")',
     path=lambda name: name,
     integer="CASE WHEN {0} ~ '^-?[0-9]+$' THEN {0}::numeric END",
-    # A float8 outside its range is an error here, so exponents are left out.
+    # A float8 that is out of range raises an error, so numbers with exponents are excluded.
     number="CASE WHEN length({0}) < 40 AND {0} ~ '^-?[0-9]+[.]?[0-9]*$' THEN {0}::float8 END",
     float="'{}'::float8",
     instant="timestamptz {}",
@@ -129,7 +129,7 @@ DUCKDB = Dialect(
     quoted=_quoted,
     by_bytes="{}",
     field="json_extract_string(metadata, {})",
-    # A JSON pointer, in which any name can be written.
+    # A JSON pointer, which can contain any name.
     path=lambda name: "/" + name.replace("~", "~0").replace("/", "~1"),
     integer="TRY_CAST({0} AS HUGEINT)",
     number="TRY_CAST({0} AS DOUBLE)",
@@ -139,12 +139,12 @@ DUCKDB = Dialect(
 )
 
 
-def places(
+def placeholders(
     dialect: Dialect, columns: Sequence[str], entity_type: str | None, where: Predicate | None, limit: int | None
 ) -> dict[str, str]:
-    """What stands in the statement of a scan: entity columns of the entities of a type that satisfy a predicate.
+    """The placeholders of a scan statement, which selects columns of the entities of a type that satisfy a predicate.
 
-    The condition, which holds texts of the caller's, comes last.
+    The condition is last, because it contains text of the user, in which nothing may be substituted.
     """
     conditions = []
     if entity_type is not None:
@@ -159,7 +159,7 @@ def places(
 
 
 def render(predicate: Predicate, dialect: Dialect) -> str:
-    """A predicate as SQL that can stand among others."""
+    """A predicate as SQL that can be combined with others."""
     if isinstance(predicate, And | Or):
         word = " AND " if isinstance(predicate, And) else " OR "
         return "(" + word.join(render(part, dialect) for part in predicate.parts) + ")"
@@ -175,8 +175,8 @@ def render(predicate: Predicate, dialect: Dialect) -> str:
     values = (predicate.value,) if isinstance(predicate, Compare) else predicate.values
     given = ", ".join(_literal(column, value, dialect) for value in values)
     test = f"{predicate.op} {given}" if isinstance(predicate, Compare) else f"IN ({given})"
-    read = _as_read(column, text, dialect)
-    # Not false: it is true, or the text could not be read.
+    read = _parsed(column, text, dialect)
+    # IS NOT FALSE: the comparison is true, or the text could not be parsed.
     return f"({text} {test})" if read is None else f"(({read} {test}) IS NOT FALSE AND {text} IS NOT NULL)"
 
 
@@ -185,15 +185,15 @@ _TIMESTAMPS = ("created_at", "updated_at")
 _FRACTIONS = {"ms": 3, "us": 6, "ns": 9}
 
 
-def _as_read(column: Column, text: str, dialect: Dialect) -> str | None:
-    """What the text of a column means, null where that is in doubt; None if it is compared as it is."""
+def _parsed(column: Column, text: str, dialect: Dialect) -> str | None:
+    """SQL for the parsed value of a column, which is null if it is ambiguous; None if the text itself is compared."""
     dtype = column.dtype if isinstance(column, MetadataField) else None
     if _is_integer(dtype):
         return dialect.integer.format(text)
     if isinstance(dtype, pl.Float64):
         return dialect.number.format(text)
     if isinstance(dtype, pl.Date | pl.Datetime):
-        # Only texts of one shape compare as what they mean; a year outside 1 to 9999, for one, is an integer.
+        # Only texts of the same format are ordered like their values; years outside 1 to 9999 are stored as integers.
         shape = "____-__-__"
         if isinstance(dtype, pl.Datetime):
             shape += f"T__:__:__.{'_' * _FRACTIONS[dtype.time_unit]}{'Z' if dtype.time_zone else ''}"
@@ -214,7 +214,7 @@ def _literal(column: Column, value: Value, dialect: Dialect) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a statement can hold the text, and a store too: no NUL and no lone surrogate."""
+    """Whether text can be stored and be part of a statement: it has no NUL characters and no lone surrogates."""
     return re.search("[\0\ud800-\udfff]", text) is None
 
 
@@ -223,15 +223,15 @@ def _is_integer(dtype: pl.DataType | None) -> bool:
 
 
 def literals(column: Column, op: str, constants: pl.Series) -> tuple[Value, ...] | None:
-    """Constants as the column stores them.
+    """Constants as stored in the column.
 
     Args:
-        column: what they are compared with.
-        op: how; = stands for is_in too.
-        constants: without nulls, of the dtype that Polars compares the column with.
+        column: the column that they are compared with.
+        op: the comparison operator; = also for is_in.
+        constants: the constants, without nulls, of the dtype that Polars compares the column with.
 
     Returns:
-        The values in order, or None if the database could judge one of them otherwise.
+        The values in order, or None if the database might evaluate one of the comparisons differently.
     """
     if isinstance(column, MetadataField):
         return _field_literals(column.dtype, op, constants)
@@ -243,7 +243,7 @@ def literals(column: Column, op: str, constants: pl.Series) -> tuple[Value, ...]
     if column.name != "content_hash":
         return texts
     hashes = tuple(text for text in texts if len(text) == 64 and not set(text) - set("0123456789abcdef"))
-    # What is no hash equals none, but may be less or greater.
+    # A value that is not a hash is not equal to any, but may be less or greater.
     return hashes if op == "=" or len(hashes) == len(texts) else None
 
 
@@ -262,7 +262,7 @@ def _field_literals(dtype: pl.DataType | None, op: str, constants: pl.Series) ->
         return _moments(dtype, constants, f"%Y-%m-%dT%H:%M:%S%.{fraction}f{zone}")
     if isinstance(dtype, pl.Float64) and (given == pl.Float64 or given.is_integer()):
         floats = tuple(float(item) for item in constants)
-        # NaN comes from a float only, and is equal to itself in both engines as in Polars.
+        # NaN occurs in floats only, and is equal to itself in both engines, as in Polars.
         return floats if given == pl.Float64 or floats == tuple(constants) else None
     if _is_integer(dtype) and (given == dtype if isinstance(dtype, pl.Duration) else given.is_integer()):
         numbers = tuple(int(item) for item in constants.to_physical())
@@ -276,7 +276,7 @@ def _texts(constants: pl.Series) -> tuple[str, ...] | None:
 
 
 def _moments(dtype: pl.DataType, constants: pl.Series, pattern: str) -> tuple[str, ...] | None:
-    """Dates and times as text in UTC; four digits hold the years 1 to 9999."""
+    """Dates and times as text in UTC, or None for years outside 1 to 9999."""
     if constants.dtype != dtype:
         return None
     if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:

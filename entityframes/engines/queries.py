@@ -1,4 +1,4 @@
-"""The statements of an engine, from its ``.sql`` files."""
+"""The SQL statements of an engine, loaded from its ``.sql`` files."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _NAMESPACE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
 
 def quoted_namespace(namespace: str) -> str:
-    """The namespace as a quoted SQL identifier, the only name that is ever put into a statement.
+    """The namespace as a quoted SQL identifier, the only identifier that is substituted into every statement.
 
     Raises:
-        ConnectError: it is not 1 to 63 ASCII letters, digits and underscores, starting with no digit.
+        ConnectError: the namespace is not 1 to 63 ASCII letters, digits and underscores, or starts with a digit.
     """
     if not isinstance(namespace, str) or _NAMESPACE.fullmatch(namespace) is None:
         raise ConnectError(
-            f"namespace {namespace!r} cannot be used: it is 1 to 63 ASCII letters, digits and underscores, "
-            "not starting with a digit"
+            f"invalid namespace {namespace!r}: it must consist of 1 to 63 ASCII letters, digits and underscores, and "
+            "must not start with a digit"
         )
     return f'"{namespace}"'
 
 
 @cache
 def _named(file: str) -> Mapping[str, str]:
-    """The statements of a file, with the parts that several of them share put in."""
+    """The statements of a file by name, with their shared parts substituted."""
     text = resources.files("entityframes.engines").joinpath(*file.split("/")).read_text("utf-8")
     pieces = re.split(r"^-- (name|part): (\w+)\n", text, flags=re.MULTILINE)[1:]
     named: dict[str, dict[str, str]] = {"name": {}, "part": {}}
@@ -47,13 +47,13 @@ def _without_comments(body: str) -> str:
     return "\n".join(line for line in body.splitlines() if not line.startswith("--")).strip()
 
 
-#: The files of statements that each engine has.
+#: The files with the statements of each engine.
 FILES = ("engine", "checks", "embedding", "text", "directory", "earlier")
 
 
 @cache
 def _migrations(engine: str) -> Mapping[int, str]:
-    """What brings a store to each format, by its number: one file each, whose statements run together."""
+    """The migrations by the number of the format that they lead to: one file each, whose statements run together."""
     folder = resources.files("entityframes.engines").joinpath(engine, "migrations")
     files = sorted(folder.iterdir(), key=lambda file: file.name)
     return {int(file.name.removesuffix(".sql")): _without_comments(file.read_text("utf-8")) for file in files}
@@ -65,11 +65,11 @@ class Statements:
     Args:
         engine: the folder of the ``.sql`` files.
         namespace: the schema of the store.
-        catalog: the name of the database, where a schema of the same name may be taken for it.
-        files: which of them.
+        catalog: the name of the database, if schema names have to be qualified with it to be unambiguous.
+        files: the files to load.
 
     Raises:
-        ConnectError: the namespace cannot be used.
+        ConnectError: the namespace is invalid.
     """
 
     def __init__(self, engine: str, namespace: str, catalog: str | None = None, files: Iterable[str] = FILES) -> None:
@@ -77,7 +77,7 @@ class Statements:
         self.use(namespace)
 
     def use(self, namespace: str) -> None:
-        """Take them for another namespace from now on."""
+        """Switch to another namespace."""
         self.namespace = namespace
         schema = quoted_namespace(namespace)
         if self._catalog is not None:
@@ -93,32 +93,33 @@ class Statements:
     def __getitem__(self, name: str) -> str:
         return self._texts[name]
 
-    def filled(self, name: str, places: Mapping[str, object]) -> str:
-        """A statement with validated text for what stands in braces in it, in this order."""
+    def format(self, name: str, placeholders: Mapping[str, object]) -> str:
+        """A statement with validated text substituted for its placeholders in braces, in the given order."""
         sql = self._texts[name]
-        for place, text in places.items():
-            sql = sql.replace("{" + place + "}", str(text))
+        for placeholder, text in placeholders.items():
+            sql = sql.replace("{" + placeholder + "}", str(text))
         return sql
 
     def replace(self, name: str, old: str, new: str) -> None:
-        """Change the text of a statement."""
+        """Replace a part of a statement."""
         self._texts[name] = self._texts[name].replace(old, new)
 
     def checks(self) -> list[str]:
-        """The statements that find what does not agree."""
+        """The names of the statements that find inconsistencies."""
         return [name for name in self._texts if name.startswith("find_")]
 
     def repairs(self, checks: Iterable[str]) -> list[str]:
-        """The statements that repair what these checks found, in the order in which they have to run.
+        """The names of the statements that repair the findings of these checks, in the order in which they must run.
 
-        A repair may call for more: a job that goes may leave entities without one, a ledger row that comes changes the
-        balance. So all from the first one on are run; they do nothing where nothing is wrong.
+        A repair may make another one necessary: deleting a job may leave due entities without a job, and an added
+        ledger row changes the balance. Therefore all repairs from the first one on are run; those that find nothing to
+        repair have no effect.
         """
         every = [name for name in self._texts if name.startswith("repair_")]
-        wanted = [place for place, name in enumerate(every) if name.removeprefix("repair_") in set(checks)]
-        return every[min(wanted) :] if wanted else []
+        selected = [index for index, name in enumerate(every) if name.removeprefix("repair_") in set(checks)]
+        return every[min(selected) :] if selected else []
 
 
 def names(file: str) -> list[str]:
-    """The names of the statements in `file`, in order."""
+    """The names of the statements in a file, in order."""
     return list(_named(file))

@@ -1,4 +1,4 @@
-"""What text search asks of a database: it keeps the words of each entity, and finds entities by them."""
+"""The database operations for text search: indexing the words of entities, and finding entities by words."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IndexState:
-    """How far the index is."""
+    """The state of the index."""
 
-    #: How many batches the ledger has.
+    #: The number of batches in the ledger.
     batches: int
-    #: How many of them the index knows of.
+    #: The number of batches that are covered by the index.
     indexed: int
-    #: Whether the index may be written, and all that is stored can be seen.
+    #: Whether this user may write the index and can see all entities.
     writable: bool
 
     @property
     def complete(self) -> bool:
-        """Whether it has what is stored."""
+        """Whether the index covers everything that is stored."""
         return self.batches == self.indexed
 
 
-#: The words of some entities, a row for each.
+#: The words of entities, one row per word.
 WORDS = pl.Schema(
     {
         "entity_type": pl.String(),
@@ -43,47 +43,47 @@ WORDS = pl.Schema(
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What the index lacks and cannot be given, as far as a query is concerned."""
+class Unindexed:
+    """The part of an index that is missing and cannot be written, as far as it is relevant to a query."""
 
-    #: As `WORDS`.
+    #: The words of the query in the missing entities, with the columns of `WORDS`.
     words: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=WORDS))
-    #: How many entities it lacks, and how many words they have.
+    #: The number of missing entities, and the total number of their words.
     entities: int = 0
     length: int = 0
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is searched for."""
+class TextQuery:
+    """A query of a text search."""
 
-    #: chain, word, points, needed: an entity has a chain if its words bring as many points as are needed.
+    #: chain, word, points, needed: an entity contains a chain if its words have at least `needed` points.
     terms: pl.DataFrame
-    #: Of which type; None for all.
+    #: The entity type; None for all.
     entity_type: str | None
-    #: What the entities have to satisfy.
+    #: A predicate that the entities have to satisfy.
     where: Predicate | None
-    #: What counts besides the index, of which then only what is as it is stored counts; None if it has everything.
-    beside: Beside | None
+    #: The entities that the index lacks; outdated entries of the index are then ignored. None if the index is complete.
+    unindexed: Unindexed | None
 
 
 class TextEngine(Protocol):
-    """A database that keeps an index of words. Every method may raise DatabaseError."""
+    """A database that stores an index of words. Every method may raise DatabaseError."""
 
     #: Held by the thread that brings the index up to date.
     indexing: Lock
 
     def state(self) -> IndexState:
-        """How far the index is."""
+        """The state of the index."""
 
     def unindexed(self) -> pl.DataFrame:
-        """entity_type, id and bytes of content of the entities that the index lacks as they are now."""
+        """entity_type, id and bytes of content of the entities whose current version is not in the index."""
 
     def texts(self, keys: pl.DataFrame) -> pl.DataFrame:
-        """entity_type, id, title (or null), content and both hashes (Binary) of the entities of some keys."""
+        """entity_type, id, title (or null), content and both hashes (Binary) of the given entities."""
 
     def index(self, documents: pl.DataFrame) -> None:
-        """Write the words of entities in one transaction, in place of others only where an entity is still as it was.
+        """Write the words of entities in one transaction, except for entities that have changed since they were read.
 
         Args:
             documents: entity_type, id, content_hash, metadata_hash, length, words List(String), frequencies
@@ -91,11 +91,11 @@ class TextEngine(Protocol):
         """
 
     def finish_index(self, batches: int) -> None:
-        """Drop what is not stored any more, and note that these batches are in the index."""
+        """Delete entities from the index that are no longer stored, and record the number of batches it covers."""
 
-    def matching(self, asked: Asked, limit: int) -> tuple[pl.DataFrame, bool]:
-        """The entities that have chains of the terms, best first (BM25), ties by key.
+    def matching(self, query: TextQuery, limit: int) -> tuple[pl.DataFrame, bool]:
+        """The entities that contain a chain of the terms, best first (BM25), ties ordered by key.
 
         Returns:
-            score Float64 and the entity's columns, at most `limit` rows; whether there may be more.
+            score Float64 and the columns of the entity, at most `limit` rows; and whether there may be more.
         """

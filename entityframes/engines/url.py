@@ -1,4 +1,4 @@
-"""The address of a store: which engine it means, and what the driver is given."""
+"""Parsing of store addresses."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from entityframes.errors import ConnectError
 
 @dataclass(frozen=True)
 class Location:
-    """Where a store is."""
+    """The location of a store."""
 
     #: "postgresql" or "duckdb".
     engine: str
-    #: What the driver is given: a connection URI, a file path, or ":memory:".
+    #: The address for the driver: a connection URI, a file path, or ":memory:".
     target: str = field(repr=False)
-    #: The same for people, without a password.
+    #: The address for display, without a password.
     address: str
 
-    #: Set when the URL came from the environment, for messages.
+    #: The source of the URL (a parameter, an environment variable, or the default), for messages.
     source: str = "url"
 
 
-#: What a DuckDB address begins with, and what other addresses do that people have.
+#: Addresses of DuckDB, and the schemes of addresses that are not supported.
 _DUCKDB = re.compile(r"duckdb:(.*)", re.DOTALL | re.IGNORECASE)
 _OTHER = re.compile(
     r"(athena|azure|az|bigquery|clickhouse|cockroachdb|databricks|db2|ducklake|file|ftp|gcs|gs|hdfs|https?|jdbc|kafka"
@@ -34,23 +34,23 @@ _OTHER = re.compile(
     r"|snowflake|sqlite|sqlserver|ssh|trino)(?:\+\w+)*:",
     re.IGNORECASE,
 )
-#: A path on a drive of Windows, as it stands in an address.
+#: A path with a drive letter of Windows, within an address.
 _DRIVE = re.compile(r"/[A-Za-z]:[\\/]")
-#: What nobody takes for anything but a path.
+#: Text that can only be a path.
 _PATH = re.compile(r"(?:[A-Za-z]:[\\/]|\.{0,2}/(?!/)|\.{1,2}\\|~).*", re.DOTALL)
 
 
 def parse_url(url: str | os.PathLike[str] | None) -> Location:
-    """Tell which engine a URL or path means.
+    """Parse a URL or path.
 
     Args:
         url: None for $ENTITYFRAMES_URL or else ``./entities.duckdb``; a path, ``duckdb:///path`` or ``:memory:``
-            for DuckDB; ``postgresql://...`` or libpq's ``host=... dbname=...`` for PostgreSQL, with blanks around or
-            without, the scheme in any case and also as SQLAlchemy has it.
+            for DuckDB; ``postgresql://...`` or ``host=... dbname=...`` for PostgreSQL, in the syntax of libpq or
+            SQLAlchemy. The scheme is case-insensitive, and surrounding whitespace is ignored.
 
     Raises:
-        ConnectError: no engine serves it, or its parts cannot be told apart for certain. It is not repeated in the
-            message, because it may hold a password.
+        ConnectError: the address is not supported or ambiguous. The message does not repeat it, because it may contain
+            a password.
     """
     source = "url"
     if url is None:
@@ -60,7 +60,7 @@ def parse_url(url: str | os.PathLike[str] | None) -> Location:
     if isinstance(text, bytes):
         text = os.fsdecode(text)
     if not text.strip() or "\0" in text:
-        raise ConnectError("the store's address is empty or holds a NUL character: give a path or postgresql://...")
+        raise ConnectError("the store's address is empty or holds a NUL character: use a path or postgresql://...")
     bare = text.strip(" \t\r\n\v\f\ufeff\u200b\u00a0")
     if not isinstance(url, os.PathLike):
         if conninfo.is_uri(bare) or conninfo.is_pairs(bare):
@@ -74,26 +74,26 @@ def parse_url(url: str | os.PathLike[str] | None) -> Location:
             return Location("duckdb", bare, bare, source)
         if duckdb := _DUCKDB.fullmatch(bare):
             path = duckdb[1].removeprefix("//")
-            # What follows the third slash, where it does not begin at the root.
+            # The third slash is not part of the path if it is followed by :memory: or a drive letter.
             path = path.removeprefix("/") if path == "/:memory:" or _DRIVE.match(path) else path
             _check_path(path, source)
             return Location("duckdb", path or ":memory:", path or ":memory:", source)
     _check_path(text, source, given_as_path=isinstance(url, os.PathLike))
-    # What stands before a colon DuckDB takes for an extension.
+    # DuckDB treats a prefix with a colon as the name of an extension.
     bare_name = ":" in text and not _PATH.fullmatch(text)
     return Location("duckdb", os.path.join(".", text) if bare_name else text, text, source)
 
 
 def _check_path(path: str, source: str, *, given_as_path: bool = False) -> None:
-    """Refuse text that is the address of something else, or that could hold a password.
+    """Reject text that is an address of something else, or that might contain a password.
 
     Raises:
-        ConnectError: it is not repeated.
+        ConnectError: without repeating the text.
     """
     bare = unquote(path).strip(" \t\r\n\"'<>\ufeff\u200b\u00a0")
     if other := _OTHER.match(bare):
         if other[1].lower() in ("postgres", "postgresql", "duckdb"):
-            raise _unreadable(source, f"{other[1].lower()}: is followed by //")
+            raise _unreadable(source, f"{other[1].lower()}: must be followed by //")
         raise ConnectError(
             f"no engine for {other[1].lower()}: addresses ({source}): use a file path, duckdb:///path, :memory: or "
             "postgresql://..."
@@ -103,13 +103,13 @@ def _check_path(path: str, source: str, *, given_as_path: bool = False) -> None:
     if given_as_path or path == ":memory:":
         return
     if conninfo.looks_secret(bare):
-        raise _unreadable(source, "it has a word such as password; a file of that name is given as a pathlib.Path")
+        raise _unreadable(source, "it contains a word such as password; pass a file of that name as a pathlib.Path")
     if not _PATH.fullmatch(bare) and re.search(":.*@", bare, re.DOTALL):
-        raise _unreadable(source, "a file whose name holds : and then @ is given with its folder, as ./name")
+        raise _unreadable(source, "pass a file whose name contains a : followed by an @ with its folder, as ./name")
 
 
 def _unreadable(source: str, why: str) -> ConnectError:
     return ConnectError(
-        f"the store's address ({source}) cannot be read for certain, and is not repeated because it may hold a "
-        f"password: {why}. Use a path, duckdb:///path, or postgresql://user:password@host/database"
+        f"the store's address ({source}) cannot be parsed, and is not repeated because it may contain a password: "
+        f"{why}. Use a path, duckdb:///path, or postgresql://user:password@host/database"
     )

@@ -1,1 +1,1 @@
-"""Frames as callers hand them in: what counts as one, which columns it has, its keys, and its batches."""
+"""Input frames: reading them, checking their columns and keys, and splitting them into batches."""

@@ -1,4 +1,4 @@
-"""Cutting a source into batches by rows or by bytes, each numbered by its place in the input."""
+"""Splitting a source into batches by rows or bytes, with the position of each row in the input."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ import polars as pl
 
 from entityframes.frames.schema import KEY, in_key_order, numbered
 
-# With its first array Polars asks NumPy for its version; a Ctrl-C at that moment would be a panic, so let it be now.
+# Polars queries the version of NumPy on the first conversion, and a Ctrl-C at that moment would cause a panic.
 pl.Series([0]).to_numpy()
 
-#: With no batch_size, a batch of a stream holds about this many bytes of text, and at most this many rows.
+#: Without a batch_size, a batch of a stream has about this many bytes of text, and at most this many rows.
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 50_000
 
-#: A frame in memory is not cut into smaller batches than this so that every writer has one: connecting takes longer.
+#: A frame in memory is not split further to give every writer a batch, if batches would be smaller than this:
+#: connecting takes longer than writing them.
 LEAST_BYTES = 2 << 20
 
 
 def chunks(frames: Iterable[pl.DataFrame], batch_size: int | None) -> Iterator[pl.DataFrame]:
-    """Cut frames into batches, joining small ones; at most one batch and one frame are held at a time.
+    """Split frames into batches and join small ones; at most one batch and one frame are in memory at a time.
 
     Args:
         frames: entity frames, in order.
-        batch_size: rows in a batch; None cuts by bytes, where a row that is longer than a batch is one of its own.
+        batch_size: rows per batch; None splits by bytes, where a row larger than a batch becomes a batch of its own.
 
     Yields:
-        The rows in order with their position in the whole input as ``row`` UInt32; a batch never mixes frames
+        The rows in order, with their position in the whole input as ``row`` UInt32. A batch never contains frames
         whose metadata have different dtypes.
     """
 
@@ -60,21 +61,21 @@ def chunks(frames: Iterable[pl.DataFrame], batch_size: int | None) -> Iterator[p
 def shares(
     frame: pl.DataFrame, *, max_bytes: int, max_rows: int, writers: int, by_key: bool = False
 ) -> Iterator[pl.DataFrame]:
-    """Cut a frame in memory into batches of equal size, as many for each writer, so that none is idle at the end.
+    """Split a frame in memory into batches of equal size, the same number for each writer, so that none is idle.
 
     Args:
         frame: an entity frame.
-        max_bytes: about how many bytes of text a batch has at most; a longer row is a batch of its own.
-        max_rows: how many rows it has at most.
-        writers: how many batches are written at once.
-        by_key: whether batches have neighbouring keys, if there are several; else neighbouring rows.
+        max_bytes: the approximate maximum of bytes of text in a batch; a larger row becomes a batch of its own.
+        max_rows: the maximum number of rows in a batch.
+        writers: the number of concurrent writers.
+        by_key: whether to split by key rather than by position, if there is more than one batch.
 
     Yields:
-        The rows with their position in the frame as ``row`` UInt32, in order of position or key.
+        The rows with their position in the frame as ``row`` UInt32, ordered by position or by key.
     """
     rows = numbered(frame)
     if rows.height == 1:
-        # A single entity is not worth the arithmetic.
+        # Fast path for a single entity.
         yield rows
         return
     ends = _ends(rows)
@@ -100,7 +101,7 @@ def _cut(frame: pl.DataFrame, ends: np.ndarray[Any, Any], max_bytes: int, max_ro
 
 
 def _ends(frame: pl.DataFrame) -> np.ndarray[Any, Any]:
-    """About how many bytes the texts have up to the end of each row; typed metadata counts with its average."""
+    """The approximate cumulative size of the rows in bytes of text; typed metadata counts with its average size."""
     texts = [name for name in (*KEY, "content", "metadata") if frame.schema.get(name) in (pl.String, pl.Binary)]
     typed = (
         frame["metadata"].estimated_size() // max(frame.height, 1)

@@ -1,8 +1,8 @@
-"""Entity frames and id frames: how they are made, which columns they have, and their keys.
+"""Entity frames and id frames: their creation, columns and keys.
 
-An entity frame has the columns ``entity_type``, ``id`` and, if it carries them, ``content`` (all String) and
-``metadata`` (a Struct, or a String that holds a JSON object). Other columns than these and those that the store itself
-hands out are refused, so that nothing is dropped in silence.
+An entity frame has the columns ``entity_type``, ``id`` and optionally ``content`` (all String) and ``metadata`` (a
+Struct, or a String with a JSON object). Other columns are rejected, so that nothing is silently dropped, except for
+those that the store adds to its results.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from entityframes.frames.sources import as_frame
 from entityframes.frames.utf8 import readable
 from entityframes.metadata import dtypes
 
-#: What identifies an entity, in key order.
+#: The columns that identify an entity, in key order.
 KEY = ("entity_type", "id")
 
-#: Columns that calls of the store add to entities; an entity frame may carry them and they are not written.
+#: Columns that methods of the store add to entities; an entity frame may have them, and they are not written.
 STORE_COLUMNS = frozenset({"found", "exists", "content_hash", "created_at", "updated_at", "row"})
 
-#: Columns that `read`, `get` and `exists` add to what was written: no metadata of anybody, unless named as such.
+#: Columns that `read` and `get` add to what was written; they are not metadata unless explicitly selected.
 ADDED_COLUMNS = ("content_hash", "created_at", "updated_at", "found")
 
-#: A metadata column of one of these names comes back from `read` as ``metadata.<name>``.
+#: A metadata field with one of these names is returned by `read` as the column ``metadata.<name>``.
 ENTITY_COLUMNS = ("entity_type", "id", "content", "metadata", "content_hash", "created_at", "updated_at")
 
-#: Stands between the parts of an id that several columns make.
+#: The separator between the parts of an id that is built from several columns.
 ID_SEPARATOR = "|"
 
-#: Whether a text of an id frame can be no key.
-_NO_KEY = pl.any_horizontal(pl.col(KEY).is_null(), pl.col(KEY).str.contains("\0", literal=True).fill_null(True))
+#: Whether a row of an id frame is not a valid key.
+_INVALID_KEY = pl.any_horizontal(pl.col(KEY).is_null(), pl.col(KEY).str.contains("\0", literal=True).fill_null(True))
 
-#: Dtypes that `entities` and `ids` turn into ids without loss.
+#: Dtypes besides integers that `entities` and `ids` convert to ids without loss.
 _ID_DTYPES = (pl.String, pl.Categorical, pl.Enum, pl.Date)
 
 
@@ -121,17 +121,17 @@ def entities(
 
 
 def kept_columns(names: Sequence[str], taken: Iterable[str]) -> list[str]:
-    """The columns of a frame that are metadata by default; a warning tells which are left out and are the caller's.
+    """The columns of a frame that are metadata by default; warns if columns of the user are left out.
 
     Args:
         names: all columns.
-        taken: those that are the id or the content.
+        taken: the columns used as id or content.
     """
     left = [name for name in ADDED_COLUMNS if name in names and name not in taken]
     if left and "content_hash" not in left:
         warnings.warn(
-            f"columns {', '.join(map(repr, left))} are left out, because the store has its own of these names: name "
-            "the columns to keep with metadata=, or rename them",
+            f"columns {', '.join(map(repr, left))} are left out, because the store adds columns of these names to "
+            "results: select the metadata columns with metadata=, or rename them",
             UserWarning,
             stacklevel=3,
         )
@@ -139,30 +139,31 @@ def kept_columns(names: Sequence[str], taken: Iterable[str]) -> list[str]:
 
 
 def own_name(name: str, among: Iterable[str]) -> str:
-    """The name that a metadata column had before `read` called it ``metadata.<name>``."""
+    """The original name of a metadata column that `read` has renamed to ``metadata.<name>``."""
     bare = name.removeprefix("metadata.")
     return bare if bare != name and bare in ENTITY_COLUMNS and bare not in among else name
 
 
 def joined(parts: Sequence[str], schema: Mapping[str, pl.DataType], separator: str = ID_SEPARATOR) -> pl.Expr:
-    """The ids that several columns make; null where a part is.
+    """Ids built from several columns; null where a part is null.
 
     Args:
         parts: the columns.
         schema: their dtypes.
-        separator: stands between the parts. Where it comes in a part, and where a backslash does, a backslash is put
-            before it, so that the parts can be told from the id.
+        separator: the separator of the parts. Within a part, the separator and backslashes are escaped with a
+            backslash, so that the parts can be recovered from the id.
 
     Raises:
-        SchemaError: the separator is empty or holds a backslash, or a column has a dtype without a stable text.
+        SchemaError: the separator is empty or contains a backslash, or the dtype of a column has no stable text
+            representation.
     """
     if not separator or "\\" in separator:
-        raise SchemaError(f"id separator {separator!r}: give one or more characters, and no backslash")
+        raise SchemaError(f"id separator {separator!r}: it must not be empty or contain a backslash")
     texts = [_part(name, schema[name]) for name in parts]
     if len(separator) == 1:
         escaped = [text.str.replace_all(f"[{re.escape(separator)}\\\\]", "\\${0}") for text in texts]
     else:
-        # Also the beginning of a separator at the end of a part, which the next one could complete.
+        # Also a prefix of the separator at the end of a part, which the following text could complete.
         starts = [re.escape(separator[:length]) + r"\Z" for length in range(len(separator) - 1, 0, -1)]
         pattern = re.compile("|".join([r"\\", re.escape(separator), *starts]))
         escaped = [
@@ -207,11 +208,11 @@ def ids(entity_type: str, ids: Iterable[Any]) -> pl.DataFrame:
     """
     forks.check()
     if isinstance(ids, str | bytes):
-        raise SchemaError("ids() takes the ids as a list or Series, not as one string: wrap it in a list")
+        raise SchemaError("ids() expects a list or Series, got one string: wrap it in a list")
     try:
         series = ids if isinstance(ids, pl.Series) else pl.Series("id", list(ids), strict=True)
     except (TypeError, pl.exceptions.PolarsError) as error:
-        raise SchemaError(f"ids() takes strings or integers, all of one kind: {error}") from error
+        raise SchemaError(f"ids() expects strings or integers, not a mixture: {error}") from error
     if series.dtype == pl.Null:
         series = series.cast(pl.String)
     _check_id_dtype("ids", series.dtype)
@@ -221,14 +222,14 @@ def ids(entity_type: str, ids: Iterable[Any]) -> pl.DataFrame:
 
 
 def check_entity_schema(schema: Mapping[str, pl.DataType], expected: Iterable[str] = ()) -> None:
-    """Refuse a frame that is no entity frame, naming every column at fault.
+    """Check that a schema is that of an entity frame.
 
     Args:
         schema: columns and dtypes.
-        expected: columns that the frame must have besides, with hashes in hex.
+        expected: additional required columns, with hashes in hex.
 
     Raises:
-        SchemaError: columns are missing, unknown or of another dtype than an entity frame has.
+        SchemaError: columns are missing, unknown or have the wrong dtype; names all of them.
     """
     hashes = list(expected)
     _require(list(schema), [*KEY, *hashes], "an entity frame")
@@ -247,11 +248,11 @@ def check_entity_schema(schema: Mapping[str, pl.DataType], expected: Iterable[st
         for field in metadata.fields:
             dtypes.check_dtype(field.name, dtypes.instance(field.dtype))
     elif metadata not in (pl.String, pl.Binary, pl.Null):
-        raise SchemaError(f"column 'metadata' is {metadata}: it must be a Struct, or String that holds JSON objects")
+        raise SchemaError(f"column 'metadata' is {metadata}: it must be a Struct, or a String with JSON objects")
 
 
 def check_id_schema(schema: Mapping[str, pl.DataType]) -> None:
-    """Refuse a frame that is no id frame; other columns than the two of the key are ignored.
+    """Check that a schema is that of an id frame; columns other than the key are ignored.
 
     Raises:
         SchemaError: ``entity_type`` or ``id`` is missing or is not text.
@@ -261,31 +262,31 @@ def check_id_schema(schema: Mapping[str, pl.DataType]) -> None:
 
 
 def check_not_all_null(frame: pl.DataFrame, nulls: str = "write") -> None:
-    """Refuse a whole frame in which a column that every entity needs holds nothing.
+    """Check that no required column of a frame consists of nulls only.
 
     Args:
         frame: an entity frame.
-        nulls: "keep" if a null in it means that the stored content stays as it is.
+        nulls: "keep" if null content means that the stored content is kept; content is then not required.
 
     Raises:
-        SchemaError: naming the columns.
+        SchemaError: a required column consists of nulls only; names all such columns.
     """
     needed = [*KEY, "content"] if "content" in frame.columns and nulls == "write" else KEY
     empty = [name for name in needed if frame.height and frame[name].null_count() == frame.height]
     if empty:
-        raise SchemaError(f"columns {', '.join(map(repr, empty))} hold only nulls")
+        raise SchemaError(f"columns {', '.join(map(repr, empty))} contain only nulls")
 
 
 def _check_arguments(entity_type: Any, id: Any, content: Any) -> None:
     if not isinstance(entity_type, str):
         raise SchemaError(
-            f"entity_type is {type(entity_type).__name__}: it is the text that every row gets; a frame with columns "
-            "entity_type, id and content is an entity frame as it is"
+            f"entity_type must be a string, got {type(entity_type).__name__}; a frame with the columns entity_type, id "
+            "and content is already an entity frame"
         )
     several = isinstance(id, list | tuple) and bool(id) and all(isinstance(column, str) for column in id)
     for name, column in (("id", pl.lit("") if several else id), ("content", content)):
         if not isinstance(column, str | pl.Expr) and not (name == "content" and column is None):
-            raise SchemaError(f"{name} is {type(column).__name__}: it is the name of a column, or an expression")
+            raise SchemaError(f"{name} must be a column name or an expression, got {type(column).__name__}")
 
 
 def _named(column: str | pl.Expr) -> pl.Expr:
@@ -301,7 +302,7 @@ def _require(present: list[str], needed: Iterable[str], what: str, index: Iterab
     missing = [name for name in dict.fromkeys(needed) if name not in there]
     if of_index := [name for name in missing if name in index]:
         raise SchemaError(
-            f"{what} needs columns {', '.join(map(repr, of_index))}, which are the index of the frame: "
+            f"{what} needs columns {', '.join(map(repr, of_index))}, which are in the index of the frame: "
             "pass frame.reset_index()"
         )
     if missing:
@@ -312,43 +313,45 @@ def _require(present: list[str], needed: Iterable[str], what: str, index: Iterab
 
 
 def _check_text(schema: Mapping[str, pl.DataType], names: Iterable[str]) -> None:
-    # Binary is text whose encoding has yet to be checked, row by row.
+    # Binary is text whose encoding is validated row by row later.
     wrong = [name for name in names if schema[name] not in (pl.String, pl.Binary)]
     if wrong:
         found = ", ".join(f"{name!r} is {schema[name]}" for name in wrong)
-        raise SchemaError(f"{found}: cast to pl.String, or make the frame with entityframes.entities()")
+        raise SchemaError(f"{found}: cast to pl.String, or create the frame with entityframes.entities()")
 
 
 def _check_id_dtype(column: str | pl.Expr, dtype: pl.DataType) -> None:
     if not (dtype.is_integer() or isinstance(dtype, _ID_DTYPES)):
         if dtype.is_float():
             raise SchemaError(
-                f"id {_show(column)} is {dtype}, which makes no stable text: cast whole numbers to Int64 first "
-                "(pandas makes floats of integers with gaps: .astype('Int64'))"
+                f"id {_show(column)} is {dtype}, which has no stable text representation: cast whole numbers to Int64 "
+                "first (pandas converts integers with missing values to floats: .astype('Int64'))"
             )
-        raise SchemaError(f"id {_show(column)} is {dtype}, which makes no stable text: cast it to pl.String first")
+        raise SchemaError(
+            f"id {_show(column)} is {dtype}, which has no stable text representation: cast it to pl.String first"
+        )
 
 
 def usable_ids(frame: pl.DataFrame) -> pl.DataFrame:
-    """The key columns of an id frame as they can be shown, and in ``usable`` whether the texts can be a key.
+    """The key columns of an id frame as displayable text, and ``usable`` Boolean: whether they are a valid key.
 
-    A text that is null, not UTF-8, or holds a NUL cannot.
+    Values that are null, not UTF-8, or contain a NUL character are not valid.
     """
     keys, problem = readable(frame[[*KEY]])
-    return keys.with_columns(usable=pl.lit(problem).is_null() & ~_NO_KEY)
+    return keys.with_columns(usable=pl.lit(problem).is_null() & ~_INVALID_KEY)
 
 
 def types_of(frame: pl.DataFrame) -> pl.Series:
-    """The entity types that a frame names, in the order in which they first come."""
+    """The valid entity types of a frame, in order of first occurrence."""
     each = frame.select("entity_type").unique(maintain_order=True)
     return usable_ids(each.with_columns(id=pl.lit(""))).filter("usable")["entity_type"]
 
 
 def in_key_order(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows sorted by key, by bytes; by one column after the other, which takes less time than by both at once."""
+    """Rows sorted by the bytes of the key. Sorting by one column after the other is faster than by both at once."""
     one_type = rows.height < 2 or rows["entity_type"].n_unique() == 1
     if one_type and rows["id"].is_sorted():
-        # Cut by key already, or read from a sorted file.
+        # Already split by key, or read from a sorted file.
         return rows
     order = rows[[*KEY]].with_row_index("position").sort("id")
     if not one_type:
@@ -358,10 +361,10 @@ def in_key_order(rows: pl.DataFrame) -> pl.DataFrame:
 
 def numbered(frame: pl.DataFrame, start: int = 0) -> pl.DataFrame:
     """The frame with the position of each row in a UInt32 column ``row``, counted from `start`."""
-    # Frames that the store gave out may have a column of that name.
+    # Frames that the store has returned may have a column of this name.
     return (frame.drop("row") if "row" in frame.columns else frame).with_row_index("row", start)
 
 
 def readable_keys(frame: pl.DataFrame) -> pl.DataFrame:
-    """row, entity_type and id of rows as they can be shown, whatever bytes they hold."""
+    """row, entity_type and id of rows as displayable text, whatever bytes they contain."""
     return readable(frame[["row", *KEY]])[0]

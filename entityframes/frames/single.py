@@ -1,4 +1,4 @@
-"""One entity as a frame, so that the single-entity calls take the path of the others."""
+"""A single entity as a frame, so that calls for single entities share the code of the others."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from entityframes.metadata import canonical_json
 
 
 def one_id(entity_type: str, id: str) -> pl.DataFrame:
-    """The id frame of one id."""
+    """The id frame of a single id."""
     return _binary_safe({"entity_type": entity_type, "id": id})
 
 
 def one_entity(
     entity_type: str, id: str, content: str | None, metadata: Mapping[str, Any] | str | None
 ) -> pl.DataFrame:
-    """The entity frame of one entity, with the columns that it carries."""
+    """The entity frame of a single entity; arguments that are None have no column."""
     row = {"entity_type": entity_type, "id": id}
     if content is not None:
         row["content"] = content
@@ -28,7 +28,7 @@ def one_entity(
 
 
 def _binary_safe(row: Mapping[str, str]) -> pl.DataFrame:
-    """One row as bytes, so that text which is no UTF-8 gets the same verdict as in a frame."""
+    """One row as bytes, so that text that is not valid UTF-8 is rejected as in a frame."""
     wrong = [name for name, value in row.items() if not isinstance(value, str)]
     if wrong:
         raise TypeError(f"{', '.join(wrong)} must be str, not {', '.join(type(row[name]).__name__ for name in wrong)}")

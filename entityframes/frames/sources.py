@@ -1,4 +1,4 @@
-"""What callers hand in, as Polars frames: whole, or piece by piece."""
+"""Input sources as Polars frames: as a whole or in chunks."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import polars as pl
 
 from entityframes.errors import SchemaError
 
-#: What an entity frame without rows has.
+#: The columns of an empty entity frame.
 _COLUMNS = ("entity_type", "id", "content")
 
-#: How many pieces Polars reads ahead, of Parquet and of Arrow IPC.
-_READ_AHEAD = ("POLARS_ROW_GROUP_PREFETCH_SIZE", "POLARS_RECORD_BATCH_PREFETCH_SIZE")
+#: Environment variables for the number of row groups (Parquet) and record batches (Arrow IPC) that Polars prefetches.
+_PREFETCH = ("POLARS_ROW_GROUP_PREFETCH_SIZE", "POLARS_RECORD_BATCH_PREFETCH_SIZE")
 
 
 def is_stream(source: Any) -> bool:
-    """Whether a source is to be read piece by piece: what can be read only once, or is not in memory."""
+    """Whether to read a source in chunks, because it can be read only once or is not in memory."""
     if isinstance(source, pl.DataFrame | pl.Series):
         return False
     if isinstance(source, pl.LazyFrame):
         return True
     if hasattr(source, "__arrow_c_stream__"):
-        # Tables and pandas frames know their length; readers and relations do not hold their rows.
+        # PyArrow tables and pandas frames are in memory; readers and relations are not.
         return not hasattr(source, "num_rows") and not hasattr(source, "iloc")
     return hasattr(source, "__iter__") and not isinstance(source, str | bytes | Mapping)
 
 
 def as_frame(source: Any) -> pl.DataFrame:
-    """Read anything that offers an Arrow stream, whole, as a DataFrame; the columns of a pandas index are left out.
+    """Read an object with the Arrow PyCapsule interface as a DataFrame; the columns of a pandas index are dropped.
 
     Raises:
-        SchemaError: `source` offers none, or holds something that Arrow or Polars cannot represent.
+        SchemaError: `source` lacks this interface, or contains values that Arrow or Polars cannot represent.
     """
     if isinstance(source, pl.DataFrame):
         return source
@@ -56,22 +56,22 @@ def as_frame(source: Any) -> pl.DataFrame:
     except (Exception, pl.exceptions.PanicException) as error:
         _check_repeated(source)
         frame = _from_pandas_bytes(source, error)
-    # What was given can be read again where the reader in its place cannot.
+    # Uses the original source, because a reader created from it can be read only once.
     _check_times(given, frame)
     return frame.drop([name for name in frame.columns if name.startswith("__index_level_")])
 
 
-#: Arrow types, by their names, that make Polars panic or that it does not know.
+#: Names of Arrow types that Polars does not support, some of which make it panic.
 _PANICS = ("interval", "dense_union", "sparse_union", "decimal256", "run_end_encoded", "list_view")
 
 
 def _without_panics(source: Any) -> Any:
-    """The source, or a reader in its place, once it is known that Polars knows all its types.
+    """The source, or a reader of it, after checking that Polars supports all its types.
 
-    A panic of Polars is no Exception, and prints a page of its own before anybody can catch it.
+    A panic of Polars is not an Exception, and prints a backtrace before it can be caught.
 
     Raises:
-        SchemaError: a column has a type that Polars does not have; names it, and what to cast it to.
+        SchemaError: Polars does not support the type of a column; names the column, and what to cast it to.
     """
     if hasattr(source, "iloc"):
         return source
@@ -82,29 +82,29 @@ def _without_panics(source: Any) -> Any:
             source = pa.RecordBatchReader.from_stream(source)
         schema = source.schema
     except (pa.ArrowException, TypeError, ValueError, AttributeError):
-        # Polars says better what is wrong.
+        # Polars raises a better message.
         return source
     unknown = [
         f"{each.name!r} is {each.type}" for each in schema if any(name in _type_names(each.type) for name in _PANICS)
     ]
     if unknown:
         raise SchemaError(
-            f"columns with types that Polars does not have: {', '.join(unknown[:10])}: cast them before, for example "
+            f"columns with types that Polars does not support: {', '.join(unknown[:10])}: cast them first, for example "
             "to text (DuckDB: CAST(c AS VARCHAR)), or leave them out"
         )
     return source
 
 
 def _type_names(dtype: Any) -> str:
-    """The names of an Arrow type and of those within it, without those of its fields."""
+    """The names of an Arrow type and its nested types, without the names of its fields."""
     inner = [dtype.field(number).type for number in range(dtype.num_fields)]
     return " ".join([str(dtype).partition("<")[0], *map(_type_names, inner)])
 
 
 def _check_arrow(source: Any) -> None:
-    """Refuse Arrow data that contradicts itself, such as offsets or indices that point outside: no row of it is sure.
+    """Reject inconsistent Arrow data, such as offsets or indices out of bounds, whose rows cannot be trusted.
 
-    Texts that are not UTF-8 are looked at later, row by row.
+    Strings that are not UTF-8 are checked later, row by row.
     """
     if not hasattr(source, "validate") or not hasattr(source, "num_rows"):
         return
@@ -118,7 +118,7 @@ def _check_arrow(source: Any) -> None:
 
 
 def _check_times(source: Any, frame: pl.DataFrame) -> None:
-    """Refuse times that no clock shows, such as DuckDB's 24:00:00: Polars makes nulls of them without a word."""
+    """Reject times outside of a day, such as DuckDB's 24:00:00, which Polars silently converts to nulls."""
     suspects = [
         column.name
         for column in frame.get_columns()
@@ -131,19 +131,19 @@ def _check_times(source: Any, frame: pl.DataFrame) -> None:
     try:
         table = pa.table(source) if not hasattr(source, "iloc") else pa.Table.from_pandas(source[suspects])
     except (pa.ArrowException, TypeError, ValueError):
-        # It can be read once only.
+        # It can be read only once.
         return
     for name in suspects:
         for chunk in table[name].chunks if name in table.column_names else ():
-            if any(not _on_a_clock(times) for times in _times(chunk)):
+            if any(not _within_a_day(times) for times in _times(chunk)):
                 raise SchemaError(
-                    f"column {name!r} holds times that are not from 00:00:00 to 23:59:59.999999999, such as 24:00:00, "
+                    f"column {name!r} contains times outside 00:00:00 to 23:59:59.999999999, such as 24:00:00, "
                     "which would become nulls: correct them, or cast the column to text"
                 )
 
 
 def _times(array: Any) -> Iterator[Any]:
-    """The times in an Arrow array, at every depth."""
+    """The arrays of times in an Arrow array, at every depth."""
     import pyarrow as pa
 
     kind = array.type
@@ -156,7 +156,7 @@ def _times(array: Any) -> Iterator[Any]:
             yield from _times(part)
 
 
-def _on_a_clock(times: Any) -> bool:
+def _within_a_day(times: Any) -> bool:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -166,18 +166,16 @@ def _on_a_clock(times: Any) -> bool:
 
 
 def _check_repeated(source: Any) -> None:
-    """Refuse columns of one name, which Arrow and pandas allow."""
-    # PyArrow has its names in the schema, pandas and DuckDB under columns.
+    """Reject duplicate column names, which Arrow and pandas allow."""
+    # The column names are in the schema in PyArrow, and in `columns` in pandas and DuckDB.
     names = source.schema.names if hasattr(source, "schema") else getattr(source, "columns", [])
     repeated = [name for name, times in Counter(map(str, names)).items() if times > 1]
     if repeated:
-        raise SchemaError(
-            f"columns {', '.join(map(repr, repeated))} come more than once: rename them, so that each can be told"
-        )
+        raise SchemaError(f"duplicate column names: {', '.join(map(repr, repeated))}")
 
 
 def _from_pandas_bytes(source: Any, error: Exception) -> pl.DataFrame:
-    """Second try for a pandas frame whose text Arrow refuses (lone surrogates): its bytes, judged row by row later."""
+    """Read a pandas frame with strings that Arrow rejects (lone surrogates) as bytes, which are validated later."""
     if not hasattr(source, "map") or not hasattr(source, "columns"):
         raise SchemaError(f"the frame cannot be read through Arrow: {error}") from error
     encoded = source.map(lambda value: value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value)
@@ -193,10 +191,10 @@ def _from_pandas_bytes(source: Any, error: Exception) -> pl.DataFrame:
 
 
 def collect(source: Any) -> pl.DataFrame:
-    """A frame, or the frames of an iterable as one.
+    """A frame, or the concatenated frames of an iterable.
 
     Raises:
-        SchemaError: it is no frame, or the frames have other columns or dtypes than the first.
+        SchemaError: `source` is not a frame, or its frames differ in columns or dtypes.
     """
     if isinstance(source, pl.DataFrame | pl.LazyFrame) or hasattr(source, "__arrow_c_stream__"):
         return as_frame(source)
@@ -210,11 +208,11 @@ def collect(source: Any) -> pl.DataFrame:
 
 
 def iterate(source: Any, rows: int = 25_000) -> Iterator[pl.DataFrame]:
-    """The frames of a streaming source, a LazyFrame or an iterable of frames, without holding more than one."""
+    """The frames of a streaming source, a LazyFrame or an iterable of frames, with one frame in memory at a time."""
     if isinstance(source, pl.LazyFrame):
         batches = source.collect_batches(chunk_size=rows, maintain_order=True, lazy=True)
-        # The scan begins with the first batch.
-        with _little_read_ahead():
+        # The scan starts with the first batch.
+        with _limited_prefetch():
             first = next(batches, None)
         if first is not None:
             yield first
@@ -230,12 +228,12 @@ def iterate(source: Any, rows: int = 25_000) -> Iterator[pl.DataFrame]:
 
 
 @contextmanager
-def _little_read_ahead() -> Iterator[None]:
-    """Let scans that begin now read one piece of their file ahead, unless the user has said how many.
+def _limited_prefetch() -> Iterator[None]:
+    """Make scans that start in this context prefetch one chunk of their file, unless the user has set a number.
 
-    Without it Polars holds more of a Parquet file than all batches in flight do.
+    By default Polars keeps more of a Parquet file in memory than all batches in flight.
     """
-    ours = [name for name in _READ_AHEAD if name not in os.environ]
+    ours = [name for name in _PREFETCH if name not in os.environ]
     os.environ.update(dict.fromkeys(ours, "1"))
     try:
         yield

@@ -1,1 +1,1 @@
-"""Metadata: canonical JSON, the dtypes of its fields, and what becomes of a field that a frame does not carry."""
+"""Metadata: canonical JSON, the dtypes of its fields, and merging of fields that a frame does not contain."""

@@ -1,4 +1,4 @@
-"""Canonical JSON: one text for equal objects, whoever wrote them."""
+"""Canonical JSON: equal objects have equal text."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import polars as pl
 
 from entityframes.errors import ValidationError
 
-#: Fields of metadata that came as JSON text: the dtype that the values share, or None (nested or mixed values).
+#: Fields of metadata given as JSON text: the common dtype of the values, or None for nested or mixed values.
 Inferred = dict[str, pl.DataType | None]
 
-#: What a JSON object is made of: its top-level fields, and the Python type of the value of each; object for a value
-#: that only its text can hold.
+#: The top-level fields of a JSON object, and the Python type of each value; `object` for a number that no Python or
+#: Polars number type holds exactly.
 Shape = tuple[tuple[str, ...], tuple[type, ...]]
 
-#: An escaped U+0000 (an even number of backslashes before it stand for themselves).
+#: An escaped U+0000, preceded by an even number of backslashes, which are escaped backslashes.
 NUL_ESCAPE = re.compile(r"(?:^|[^\\])(?:\\\\)*\\u0000")
 NUL_MESSAGE = "metadata holds a NUL character (\\u0000)"
 
@@ -38,14 +38,14 @@ _PYTHON_DTYPES: Mapping[type, pl.DataType] = {
 def canonical_json(
     texts: list[str | None],
 ) -> tuple[list[str | None], list[str | None], list[Shape | None]]:
-    """Bring JSON objects into the one text that equal objects share.
+    """Convert JSON objects to canonical JSON.
 
-    Keys are sorted, nothing is escaped that need not be, and a number without a fraction is written as an integer,
-    so that ``{"b": 1.0, "a": "\\u00e9"}`` and ``{"a":"é","b":1}`` are equal. Null stands for ``{}``.
+    Keys are sorted, only what must be escaped is escaped, and a number without a fraction is written as an integer,
+    so that ``{"b": 1.0, "a": "\\u00e9"}`` and ``{"a":"é","b":1}`` have the same text. None is treated as ``{}``.
 
     Returns:
-        For each text its canonical form and its shape (null where it has none), and the reason why not (null where
-        it has them).
+        For each text: its canonical form, its error, and its shape. The form and the shape are None if there is an
+        error; otherwise the error is None.
     """
     canonical: list[str | None] = []
     errors: list[str | None] = []
@@ -59,7 +59,7 @@ def canonical_json(
 
 
 def inferred(shapes: Iterable[Shape]) -> Inferred:
-    """The dtype that the values of each field agree on, for fields in the order in which they first come."""
+    """The common dtype of the values of each field; fields are in order of first occurrence."""
     kinds: dict[str, set[type]] = {}
     for shape in shapes:
         for name, kind in zip(*shape, strict=True):
@@ -73,39 +73,39 @@ def _canonical_object(text: str | None) -> tuple[str | None, str | None, Shape |
     try:
         value = _decode(text)
         if type(value) is not dict:
-            return _refused(f"metadata is not a JSON object but {_JSON_WORDS.get(type(value), 'something else')}")
+            return _invalid(f"metadata is not a JSON object but {_JSON_WORDS.get(type(value), 'something else')}")
         result = "".join(_encode(value, 0))
         result.encode()
     except UnicodeEncodeError:
-        return _refused("metadata holds a lone surrogate, which is no character")
+        return _invalid("metadata contains a lone surrogate, which is not a valid character")
     except RecursionError:
-        return _refused("metadata is nested too deeply")
+        return _invalid("metadata is nested too deeply")
     except ValueError as error:
-        return _refused(f"metadata is not valid JSON: {error}")
+        return _invalid(f"metadata is not valid JSON: {error}")
     if "\\u0000" in result and NUL_ESCAPE.search(result):
-        return _refused(NUL_MESSAGE)
+        return _invalid(NUL_MESSAGE)
     exact = _PLACEHOLDER in result
     if exact:
         if "\ue000" in text or "\\ue000" in text.lower():
-            return _refused("metadata holds U+E000 beside a number with more digits than a double has")
+            return _invalid("metadata contains both U+E000 and a number with more digits than a double has")
         result = _EXACT_NUMBER.sub(r"\1", result)
     kinds = map(_kind if exact or _LONG_NUMBER.search(result) else type, value.values())
     return result, None, (tuple(value), tuple(kinds))
 
 
-def _refused(reason: str) -> tuple[None, str, None]:
+def _invalid(reason: str) -> tuple[None, str, None]:
     return None, reason, None
 
 
 def _kind(value: Any) -> type:
-    """The type of a value, or object for a number that neither 64 bits nor a double hold."""
+    """The type of a value, or `object` for a number that neither an Int64 nor a Float64 holds exactly."""
     if isinstance(value, str):
         return object if value.startswith(_PLACEHOLDER) else str
     return object if type(value) is int and not -(2**63) <= value < 2**63 else type(value)
 
 
 def _common_dtype(kinds: set[type]) -> pl.DataType | None:
-    """The dtype that holds values of all these Python types, or None."""
+    """The dtype that can hold values of all these Python types, or None."""
     known = kinds - {type(None)}
     if known == {int, float}:
         return pl.Float64()
@@ -123,7 +123,8 @@ _JSON_WORDS = {
     type(None): "null",
 }
 
-#: Marks a number that a double cannot hold exactly, so that its digits survive; private-use, checked on the way in.
+#: Marks a number that a double cannot hold exactly, so that its digits are kept. A private-use character, which is
+#: checked not to occur in the input.
 _PLACEHOLDER = "\ue000\ue001number:"
 _EXACT_NUMBER = re.compile(f'"{_PLACEHOLDER}([^"]*)"')
 _LONG_NUMBER = re.compile(r"\d{19}")
@@ -132,8 +133,8 @@ _LONG_NUMBER = re.compile(r"\d{19}")
 def _parse_float(text: str) -> Any:
     number = float(text)
     if math.isinf(number):
-        raise ValueError(f"the number {text[:40]} is beyond the range of a double")
-    # A double has 15 digits at least, but for those near zero.
+        raise ValueError(f"the number {text[:40]} is outside the range of a double")
+    # A double holds at least 15 digits, except close to zero.
     if (len(text) > 16 or abs(number) < float_info.min) and not _is_exact(text, number):
         return _PLACEHOLDER + text
     # -0.0 equals 0 as a JSON value.
@@ -141,21 +142,21 @@ def _parse_float(text: str) -> Any:
 
 
 def _is_exact(text: str, number: float) -> bool:
-    """Whether the shortest text of `number` means the same decimal as `text`."""
+    """Whether the shortest representation of `number` is the same decimal as `text`."""
     return Decimal(text) == Decimal(repr(number))
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number; leave the field out or use null")
+def _reject_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number; leave the field out or use null")
 
 
-_decode = json.JSONDecoder(parse_float=_parse_float, parse_constant=_refuse_constant).decode
-# The encoder that json.dumps would build anew for each call; same results, a third of the time.
+_decode = json.JSONDecoder(parse_float=_parse_float, parse_constant=_reject_constant).decode
+# The encoder that json.dumps would create for each call; reusing it takes a third of the time.
 _encode = c_make_encoder(None, None, encode_basestring, None, ":", ",", True, False, False)
 
 
 def json_fields(texts: list[str], names: list[str]) -> dict[str, pl.Series]:
-    """The values of some fields of canonical JSON objects, each as JSON text; null where missing or null."""
+    """The values of the given fields of canonical JSON objects, as JSON text; null where missing or null."""
     values: dict[str, list[str | None]] = {name: [] for name in names}
     for text in texts:
         fields = _split(text)
@@ -165,15 +166,15 @@ def json_fields(texts: list[str], names: list[str]) -> dict[str, pl.Series]:
     return {name: pl.Series(name, values[name], dtype=pl.String) for name in names}
 
 
-# Numbers stay the text they are.
-_split = json.JSONDecoder(parse_float=lambda text: float(text), parse_constant=_refuse_constant).decode
+# Canonical numbers are written back with the same text.
+_split = json.JSONDecoder(parse_float=lambda text: float(text), parse_constant=_reject_constant).decode
 
 
 def dump(metadata: Mapping[str, Any]) -> str:
     """A mapping as JSON text.
 
     Raises:
-        ValidationError: it holds values that JSON cannot represent.
+        ValidationError: the mapping contains values that JSON cannot represent.
     """
     try:
         return json.dumps(dict(metadata), ensure_ascii=False)
@@ -182,10 +183,10 @@ def dump(metadata: Mapping[str, Any]) -> str:
 
 
 def number_text(text: str) -> str:
-    """The text that canonical JSON has for a number, given as JSON has it.
+    """The canonical text of a JSON number.
 
     Raises:
-        ValueError: it is beyond the range of a double.
+        ValueError: the number is outside the range of a double.
     """
     value = int(text) if text.lstrip("-").isdigit() else _parse_float(text)
     return text if isinstance(value, str) else repr(value)

@@ -1,4 +1,4 @@
-"""Which values of JSON text are values of a dtype, so that text can join a type that has typed columns."""
+"""Checks values in JSON text against dtypes, so that JSON text can be written to a type with typed columns."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from entityframes.metadata import dtypes
 
 
 def nonconforming(metadata: pl.Series, fields: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Find values in JSON text that would not come back as the dtypes that a type has declared.
+    """Find values in JSON text that cannot be read back with the declared dtypes of a type.
 
     Returns:
-        ``row`` UInt32 (position in `metadata`), ``field`` String, ``value`` String (its JSON, cut to 80 characters)
-        of each value that is present, not null and not of its dtype.
+        ``row`` UInt32 (position in `metadata`), ``field`` String, ``value`` String (its JSON, truncated to 80
+        characters) of each value that is present, not null and not of the dtype of its field.
     """
     found: list[tuple[int, str, str]] = []
     for row, text in enumerate(metadata.to_list()):
@@ -33,23 +33,23 @@ def nonconforming(metadata: pl.Series, fields: Mapping[str, pl.DataType]) -> pl.
 
 
 def grown(metadata: pl.Series, fields: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
-    """The fields that hold values of JSON text only once they are wider: with a dtype where they had none yet (Null, at
-    every depth), and with more fields in a struct.
+    """The fields that have to be widened to hold the values of JSON text: Null gets a dtype, and structs get further
+    fields, at every depth.
 
-    A value that fits no such dtype changes nothing; `nonconforming` finds it.
+    A value that fits no wider dtype changes nothing; `nonconforming` reports it.
     """
     open_fields = {name: dtype for name, dtype in fields.items() if _is_open(dtype)}
-    made = dict(open_fields)
+    wide = dict(open_fields)
     for text in metadata.to_list() if open_fields else []:
         values = json.loads(text)
         for name in open_fields:
             value = values.get(name)
-            if value is not None and (wider := _grown(value, made[name])) is not None:
-                made[name] = wider
-    return {name: dtype for name, dtype in made.items() if dtype != fields[name]}
+            if value is not None and (wider := _grown(value, wide[name])) is not None:
+                wide[name] = wider
+    return {name: dtype for name, dtype in wide.items() if dtype != fields[name]}
 
 
-#: Fields of a struct up to which JSON text adds to them.
+#: The maximum number of fields to which JSON text extends a struct.
 _MAX_FIELDS = 1_000
 
 
@@ -59,7 +59,7 @@ def _is_open(dtype: Any) -> bool:
 
 
 def _grown(value: Any, dtype: Any) -> pl.DataType | None:
-    """The dtype widened so that it holds a value read from JSON; None if it cannot."""
+    """The dtype, widened to hold a value read from JSON; None if that is not possible."""
     dtype = dtypes.instance(dtype)
     if value is None:
         return dtype  # type: ignore[no-any-return]
@@ -76,18 +76,18 @@ def _grown(value: Any, dtype: Any) -> pl.DataType | None:
             inner = wider
         return pl.List(inner) if isinstance(dtype, pl.List) else pl.Array(inner, dtype.shape[0])
     if type(value) is dict and isinstance(dtype, pl.Struct):
-        made: dict[str, Any] = {field.name: dtypes.instance(field.dtype) for field in dtype.fields}
+        fields: dict[str, Any] = {field.name: dtypes.instance(field.dtype) for field in dtype.fields}
         for name, item in value.items():
-            wider = _grown(item, made.get(name, pl.Null()))
+            wider = _grown(item, fields.get(name, pl.Null()))
             if wider is None:
                 return None
-            made[name] = wider
-        return pl.Struct(made) if len(made) <= max(_MAX_FIELDS, len(dtype.fields)) else None
+            fields[name] = wider
+        return pl.Struct(fields) if len(fields) <= max(_MAX_FIELDS, len(dtype.fields)) else None
     return dtype if dtype is not None and _fits(value, dtype) else None
 
 
 def _first_dtype(value: Any) -> pl.DataType | None:
-    """The dtype of the first value that a field has."""
+    """The initial dtype of a field, given its first value."""
     kind = type(value)
     if kind is list:
         return pl.List(pl.Null())
@@ -106,7 +106,7 @@ _FLOAT_WORDS = ("NaN", "Infinity", "-Infinity", "-0.0")
 
 
 def _fits(value: Any, dtype: Any) -> bool:
-    """Whether a value read from JSON is one of a dtype."""
+    """Whether a value read from JSON conforms to a dtype."""
     if value is None:
         return True
     kind = type(value)

@@ -1,8 +1,9 @@
-"""Typed metadata: each dtype as JSON and back, exactly; which fields may join a type.
+"""Typed metadata: the lossless conversion of dtypes and values to JSON and back, and the merging of dtypes.
 
-Numbers, booleans and text are their JSON selves. What JSON has no word for is a string: 64-bit unsigned and 128-bit
-integers and decimals (their digits), NaN, infinities and -0.0, binary (base64), dates and times (ISO 8601, UTC where
-the dtype has a zone). A date whose year is outside 1 to 9999, and a duration, is the integer that Polars stores.
+Numbers, booleans and strings are written as such. Values without a JSON equivalent are written as strings: 64-bit
+unsigned and 128-bit integers and decimals (their digits), NaN, infinities and -0.0, binary (base64), dates and times
+(ISO 8601, in UTC if the dtype has a time zone). Durations, and dates outside the years 1 to 9999, are written as the
+integer that Polars stores.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ _SIMPLE: dict[str, pl.DataType] = {
     )
 }  # fmt: skip
 
-#: Integers beyond what a JSON reader can be trusted with: their digits travel as a string.
+#: Integers that JSON readers may not parse exactly; they are written as strings.
 WIDE = (pl.UInt64, pl.Int128, pl.UInt128)
 
-#: What the JSON writer of Polars writes as canonical JSON has it.
+#: Dtypes whose values Polars writes as canonical JSON.
 _PLAIN = (
     pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Null,
     pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32,
 )  # fmt: skip
 
-#: Physical values of the years 1 and 9999, by what Polars counts.
+#: The first day of the year 1 and the last day of the year 9999, in days since the epoch.
 _DAYS = (-719_162, 2_932_896)
 _PER_DAY = {"ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
 _FRACTION = {"ms": "%.3f", "us": "%.6f", "ns": "%.9f"}
 
 
 def check_dtype(name: str, dtype: pl.DataType) -> None:
-    """Make sure that a metadata column can be kept.
+    """Check that a metadata column can be stored.
 
     Raises:
-        SchemaError: it cannot; names the column, for nested ones with the path, and the dtype.
+        SchemaError: the column cannot be stored; names the column (with the path, if nested) and the dtype.
     """
     if "\0" in name:
-        raise SchemaError(f"the name of metadata column {name!r} holds a NUL character (U+0000): rename it")
+        raise SchemaError(f"the name of metadata column {name!r} contains a NUL character (U+0000): rename it")
     if isinstance(dtype, pl.List | pl.Array):
         check_dtype(f"{name}.item", instance(dtype.inner))
     elif isinstance(dtype, pl.Struct):
@@ -55,7 +56,7 @@ def check_dtype(name: str, dtype: pl.DataType) -> None:
     elif type(dtype).__name__ not in _SIMPLE and not isinstance(
         dtype, pl.Decimal | pl.Datetime | pl.Duration | pl.Enum | pl.Categorical
     ):
-        raise SchemaError(f"metadata column {name!r} is {dtype}, which cannot be kept: cast it, or leave it out")
+        raise SchemaError(f"metadata column {name!r} is {dtype}, which cannot be stored: cast it, or leave it out")
 
 
 def dtype_to_json(dtype: pl.DataType) -> str:
@@ -64,7 +65,7 @@ def dtype_to_json(dtype: pl.DataType) -> str:
 
 
 def dtype_from_json(text: str) -> pl.DataType:
-    """The dtype that `dtype_to_json` described, equal to it also in another process."""
+    """The dtype that `dtype_to_json` described; equal to the original dtype, also in another process."""
     return _dtype(json.loads(text))
 
 
@@ -117,8 +118,8 @@ def encode(metadata: pl.Series) -> pl.Series:
         metadata: a Struct Series whose dtypes passed `check_dtype`.
 
     Returns:
-        A String Series of the same length and order; a null struct gives ``{}``. Equal values give equal text, and
-        the same text that canonical JSON of the same values has.
+        A String Series of the same length and order; a null struct becomes ``{}``. Equal values have equal text, which
+        is the same as that of `canonical_json` for these values.
     """
     dtype = metadata.dtype
     assert isinstance(dtype, pl.Struct)
@@ -130,15 +131,15 @@ def encode(metadata: pl.Series) -> pl.Series:
 
 
 def outside(metadata: pl.Series) -> pl.Series | None:
-    """Why a row of metadata holds a value that is none of its own dtype, null where none does; None if no row can.
+    """The error of each row with a value outside its dtype, else null; None if no dtype allows such values.
 
-    Arrow does not compare decimals with their precision, and neither does who writes it: DuckDB gives a HUGEINT of 39
-    digits as one of 38, which could be stored and not be read.
+    Arrow does not check decimals against their precision, and neither do its producers: DuckDB exports a HUGEINT of 39
+    digits as a decimal of 38, which could be stored but not read back.
     """
     dtype = metadata.dtype
     assert isinstance(dtype, pl.Struct)
     problems = [
-        pl.when(beyond).then(pl.lit(f"metadata field {field.name!r} holds a value outside its dtype {field.dtype}"))
+        pl.when(beyond).then(pl.lit(f"metadata field {field.name!r} contains a value outside its dtype {field.dtype}"))
         for field in dtype.fields
         if (beyond := _outside(pl.col(field.name), instance(field.dtype))) is not None
     ]
@@ -146,7 +147,7 @@ def outside(metadata: pl.Series) -> pl.Series | None:
 
 
 def _outside(value: pl.Expr, dtype: pl.DataType) -> pl.Expr | None:
-    """Whether a value, or one that it holds, is outside its dtype; None for dtypes of which none can be."""
+    """Whether a value, or a nested value, is outside its dtype; None for dtypes where this is impossible."""
     if isinstance(dtype, pl.Decimal):
         most = 10 ** (dtype.precision or 38) - 1
         return ~value.to_physical().is_between(pl.lit(-most, pl.Int128), pl.lit(most, pl.Int128))
@@ -163,7 +164,7 @@ def _outside(value: pl.Expr, dtype: pl.DataType) -> pl.Expr | None:
 
 
 def _object(dtype: pl.Struct, field_of: Callable[[str], pl.Expr]) -> pl.Expr:
-    """JSON objects with their fields in order; neighbours that Polars writes as we do are written at once."""
+    """JSON objects with sorted fields; adjacent fields of `_PLAIN` dtypes are written by Polars in one call."""
     members: list[pl.Expr] = []
     fields = sorted(dtype.fields, key=lambda field: field.name)
     for plain, group in groupby(fields, key=lambda field: isinstance(instance(field.dtype), _PLAIN)):
@@ -181,7 +182,7 @@ def _object(dtype: pl.Struct, field_of: Callable[[str], pl.Expr]) -> pl.Expr:
 
 
 def _text(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """The JSON text of each value; null becomes the text null."""
+    """The JSON text of each value; nulls become ``null``."""
     if isinstance(dtype, pl.Array):
         value, dtype = value.arr.to_list(), pl.List(dtype.inner)
     if isinstance(dtype, pl.List):
@@ -192,7 +193,7 @@ def _text(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     elif isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
         return _quoted(value.cast(pl.String))
     elif dtype.is_float():
-        # By way of its own shortest text, so that 0.1 stays 0.1 and not the double nearest to a narrower float.
+        # Through its own shortest text, so that a Float32 of 0.1 stays 0.1.
         text = _float_text(value if isinstance(dtype, pl.Float64) else value.cast(pl.String).cast(pl.Float64))
     elif isinstance(dtype, pl.Date):
         text = _temporal_text(value, _DAYS, "%Y-%m-%d")
@@ -225,12 +226,12 @@ def _in_quotes(text: pl.Expr) -> pl.Expr:
 
 
 def _quoted(text: pl.Expr) -> pl.Expr:
-    # The JSON writer of Polars escapes as Python's does; it takes structs only, whose frame is cut off again.
+    # The JSON writer of Polars escapes like Python's. It only accepts structs, so the enclosing object is stripped.
     return pl.struct(text.alias("v")).struct.json_encode().str.strip_prefix('{"v":').str.strip_suffix("}")
 
 
 def _float_text(value: pl.Expr) -> pl.Expr:
-    """Shortest text, whole numbers as integers and exponents written as Python writes them."""
+    """The shortest text of each float, with whole numbers as integers and exponents in Python's format."""
     text = value.cast(pl.String)
     is_small = (value.abs() < 1e-4) & (value != 0)
     small = (
@@ -261,17 +262,17 @@ def _temporal_text(value: pl.Expr, bounds: tuple[int, int], pattern: str) -> pl.
 
 
 def decode(metadata: pl.Series, fields: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Typed columns out of JSON objects.
+    """Read typed columns from JSON objects.
 
     Args:
         metadata: a String Series of JSON objects.
-        fields: the wanted fields and their dtypes.
+        fields: the fields to read and their dtypes.
 
     Returns:
-        One column for each field with exactly its dtype, in the mapping's order; null where missing or null.
+        One column for each field, of exactly its dtype, in the order of `fields`; null where missing or null.
 
     Raises:
-        SchemaError: a value is none of its dtype; names the field.
+        SchemaError: a value does not conform to its dtype; names the field.
     """
     if not fields:
         return pl.DataFrame(height=len(metadata))
@@ -290,13 +291,14 @@ def decode(metadata: pl.Series, fields: Mapping[str, pl.DataType]) -> pl.DataFra
     if lost:
         row = int((frame[lost[0]].is_null() & texts[lost[0]].is_not_null()).arg_true()[0])
         raise SchemaError(
-            f"metadata field {lost[0]!r} holds {texts[lost[0]][row]!r} (row {row}), which is no {fields[lost[0]]}"
+            f"metadata field {lost[0]!r} contains {texts[lost[0]][row]!r} (row {row}), which is not a valid "
+            f"{fields[lost[0]]}"
         )
     return frame
 
 
 def _wire(dtype: pl.DataType) -> pl.DataType:
-    """What json_decode is asked for: the same shape with text for leaves, whose digits it keeps."""
+    """The dtype for `json_decode`: the same nesting with String leaves, which keep all digits."""
     if isinstance(dtype, pl.List | pl.Array):
         return pl.List(_wire(instance(dtype.inner)))
     if isinstance(dtype, pl.Struct):
@@ -305,7 +307,7 @@ def _wire(dtype: pl.DataType) -> pl.DataType:
 
 
 def _value(text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """Values out of the texts of their leaves."""
+    """Convert String leaves to values of a dtype."""
     if isinstance(dtype, pl.Array):
         return _value(text, pl.List(dtype.inner)).list.to_array(dtype.size)
     if isinstance(dtype, pl.List):
@@ -342,14 +344,14 @@ def _datetime(text: pl.Expr, dtype: pl.Datetime) -> pl.Expr:
 def merge_fields(
     entity_type: str, known: Mapping[str, pl.DataType], incoming: Mapping[str, pl.DataType]
 ) -> dict[str, pl.DataType]:
-    """The fields that have to be recorded so that a type can hold more metadata.
+    """The fields to record so that a type can store further metadata.
 
     Returns:
-        New fields, and those that hold more now than before, with their dtypes (see `widened`).
+        New fields and widened fields, with their dtypes (see `widened`).
 
     Raises:
-        SchemaError: a field is known with a dtype that cannot hold both; names all of them, both dtypes, and what to
-            do.
+        SchemaError: fields are known with dtypes that are incompatible with the incoming ones; names all of these
+            fields and both dtypes.
     """
     merged = {name: widened(known[name], dtype) for name, dtype in incoming.items() if name in known}
     conflicts = [
@@ -365,9 +367,10 @@ def merge_fields(
 
 
 def widened(known: pl.DataType, incoming: pl.DataType) -> pl.DataType | None:
-    """The dtype that holds the values of two without a change to any, or None.
+    """The dtype that holds the values of both dtypes unchanged, or None.
 
-    Null fits everything, and a struct takes more fields, at every depth; other dtypes are equal or do not go together.
+    Null is compatible with every dtype, and structs can get further fields, at every depth; all other dtypes must be
+    equal.
     """
     known, incoming = instance(known), instance(incoming)
     if known == incoming or isinstance(incoming, pl.Null):
@@ -392,6 +395,6 @@ def widened(known: pl.DataType, incoming: pl.DataType) -> pl.DataType | None:
 
 
 def instance(dtype: Any) -> pl.DataType:
-    """The dtype itself where Polars hands out its class."""
+    """An instance of a dtype, which Polars sometimes returns as a class."""
     found: pl.DataType = dtype() if isinstance(dtype, type) else dtype
     return found

@@ -1,7 +1,7 @@
-"""The metadata fields of each entity type: recorded when written, so that `read` can give the dtypes back.
+"""The metadata fields of each entity type, recorded on write so that `read` can restore the dtypes.
 
-A field is *declared* when it came as a typed column and *inferred* when it came in JSON text. A declared dtype is
-a promise and does not change; an inferred one is a description and widens as values arrive.
+A field is *declared* if it was written as a typed column, and *inferred* if it was written as JSON text. A declared
+dtype is a promise and does not change; an inferred dtype is a description and widens as values arrive.
 """
 
 from __future__ import annotations
@@ -25,51 +25,53 @@ if TYPE_CHECKING:
 class Field(NamedTuple):
     """One metadata field of one entity type."""
 
-    #: Its dtype; None for values that have none in common and come back as JSON text (String).
+    #: The dtype; None for values without a common dtype, which are read as JSON text (String).
     dtype: pl.DataType | None
-    #: Whether it came as a typed column.
+    #: Whether it was written as a typed column.
     declared: bool
 
     @property
     def output(self) -> pl.DataType:
-        """The dtype that the field has when it is read."""
+        """The dtype of the field when read."""
         return pl.String() if self.dtype is None else self.dtype
 
 
-#: A run may start with what an earlier one learned so many seconds ago, as a run itself relies on what it learned at
-#: its start; calls for one entity after another then need not ask each time. Not for more types than MAX_RECENT.
+#: A run may reuse fields that an earlier run loaded within this many seconds, just as it relies on the fields that it
+#: loaded at its own start. This saves repeated calls for single entities a query each. At most MAX_RECENT types are
+#: cached.
 RECENT_S = 1.0
 MAX_RECENT = 100
 _recent: WeakKeyDictionary[Engine, tuple[float, dict[str, dict[str, Field]]]] = WeakKeyDictionary()
 
-#: More inferred fields than this are kept in the metadata but not offered as columns.
+#: The maximum number of fields of a type up to which inferred fields are recorded. Further ones stay in the metadata,
+#: but are not available as columns.
 MAX_INFERRED = 1_000
 
-#: Other writers that may widen a field while this one does.
+#: How often a declaration is repeated because other writers widened a field at the same time.
 _MAX_TRIES = 10
 
-#: What is recorded for values that have no common dtype.
+#: The dtype that is recorded for values without a common dtype.
 JSON_TEXT = "JSON"
 
 
 class Fields:
-    """What one run knows of the fields in the store; safe to share between its batches."""
+    """The fields in the store, as far as one run has loaded them; thread-safe, shared by the batches of the run."""
 
     def __init__(self, engine: Engine, *, recent: bool = False) -> None:
-        """Start with nothing known, or with what another run of this process asked for within the last `RECENT_S`."""
+        """Start empty, or with the fields that another run of this process loaded in the last `RECENT_S` seconds."""
         self._engine = engine
         self._lock = threading.Lock()
         loaded_at, known = _recent.get(engine, (0.0, {})) if recent else (0.0, {})
         fresh = time.monotonic() - loaded_at < RECENT_S
         self._known: dict[str, dict[str, Field]] = {name: dict(known[name]) for name in known} if fresh else {}
         self._loaded_at = loaded_at if fresh else time.monotonic()
-        #: Types that this run has declared; its own rows may still be on their way.
+        #: The types that this run has declared, whose rows may not be written yet.
         self._ours: set[str] = set()
-        #: Those of them that it has recorded something of, and has not written a row of since.
+        #: The types for which this run has recorded fields but has not written a row yet.
         self.unconfirmed: set[str] = set()
 
     def of(self, entity_type: str) -> dict[str, Field]:
-        """The fields of a type in the order in which they first came."""
+        """The fields of a type, in order of first occurrence."""
         with self._lock:
             return dict(self._load([entity_type])[entity_type])
 
@@ -77,7 +79,7 @@ class Fields:
         """Record typed columns for each type before their rows are written.
 
         Raises:
-            SchemaError: a field has another dtype already; nothing was recorded.
+            SchemaError: a field already has another dtype; nothing was recorded.
         """
         with self._lock:
             known = self._load(entity_types)
@@ -87,36 +89,36 @@ class Fields:
                     break
                 self._record({entity_type: fields for entity_type, fields in new.items() if fields})
                 self.unconfirmed.update(entity_type for entity_type, fields in new.items() if fields)
-                # Another writer may have made a field wider just now, which then has to hold both.
+                # A concurrent writer may have widened a field, which then has to hold both dtypes.
                 known = self._load(known)
             self._ours.update(known)
 
     def confirm(self, entity_types: Iterable[str], schema: Mapping[str, pl.DataType]) -> None:
-        """Before the first rows of types that were declared: see that nobody has let them start anew since.
+        """Check, before the first rows of declared types are written, that no other writer has redeclared their fields.
 
         Raises:
-            SchemaError: a field has another dtype now.
+            SchemaError: a field has another dtype by now.
         """
         with self._lock:
-            asked = self.unconfirmed.intersection(entity_types)
-            for entity_type in asked:
+            pending = self.unconfirmed.intersection(entity_types)
+            for entity_type in pending:
                 self._known.pop(entity_type, None)
-            for entity_type, fields in self._load(asked).items():
+            for entity_type, fields in self._load(pending).items():
                 _check_recorded(entity_type, fields, schema)
-            self.unconfirmed -= asked
+            self.unconfirmed -= pending
 
     def check(self, entity_types: Iterable[str], schema: Mapping[str, pl.DataType]) -> None:
-        """What `declare` would say, without recording anything.
+        """Raise what `declare` would raise, without recording anything.
 
         Raises:
-            SchemaError: a field has another dtype already.
+            SchemaError: a field already has another dtype.
         """
         with self._lock:
             for entity_type, fields in self._load(entity_types).items():
                 self._declared(entity_type, fields, schema)
 
     def infer(self, inferred: Mapping[str, Inferred]) -> None:
-        """Widen the inferred fields of each type by those found in JSON text, and declared ones by what grew in it."""
+        """Widen the fields of each type by those found in JSON text; declared fields only as `widened` allows."""
         with self._lock:
             known = self._load(inferred)
             new: dict[str, dict[str, Field]] = {}
@@ -140,7 +142,7 @@ class Fields:
             self._record(new)
 
     def record_again(self) -> None:
-        """Record what was known and is not in the store any more, because another server took over."""
+        """Record known fields that are missing from the store again, after a failover to another server."""
         with self._lock:
             before, self._known = self._known, {}
             new: dict[str, dict[str, Field]] = {}
@@ -153,16 +155,16 @@ class Fields:
             self._record(new)
 
     def declared(self, entity_type: str) -> dict[str, pl.DataType]:
-        """The typed columns of a type; values in JSON text have to conform to them."""
+        """The declared fields of a type; values in JSON text have to conform to them."""
         return {name: field.output for name, field in self.of(entity_type).items() if field.declared}
 
     def names(self, entity_types: Iterable[str]) -> dict[str, frozenset[str]]:
-        """The names of the fields of types, as far as this run knows them."""
+        """The names of the fields of each type, as known to this run."""
         with self._lock:
             return {entity_type: frozenset(fields) for entity_type, fields in self._load(entity_types).items()}
 
     def recorded(self, entity_types: Iterable[str]) -> dict[str, frozenset[str]]:
-        """The names of the fields of types as the store has them now."""
+        """The names of the fields of each type, loaded from the store again."""
         with self._lock:
             for entity_type in entity_types:
                 self._known.pop(entity_type, None)
@@ -188,7 +190,7 @@ class Fields:
         except SchemaError:
             if entity_type in self._ours or not self._engine.is_empty(entity_type):
                 raise
-            # No entity is left that could disagree: the type may start anew.
+            # The type has no entities left, so its fields may be declared with other dtypes.
             return {
                 name: Field(dtype, True) for name, dtype in schema.items() if fields.get(name) != Field(dtype, True)
             }
@@ -212,7 +214,7 @@ class Fields:
         columns = {**texts, "declared": pl.Boolean, "was": pl.String}
         self._engine.record_fields(pl.DataFrame(rows, columns, orient="row"))
         for entity_type in new:
-            # Another writer may have been first: what counts is what the store now says.
+            # A concurrent writer may have been first: reload what the store contains now.
             del self._known[entity_type]
         for entity_type, fields in self._load(new).items():
             declared = {name: field.output for name, field in new[entity_type].items() if field.declared}
@@ -220,27 +222,27 @@ class Fields:
 
 
 def _check_recorded(entity_type: str, fields: Mapping[str, Field], schema: Mapping[str, pl.DataType]) -> None:
-    """See that fields which were recorded are what they were recorded as, or hold that.
+    """Check that recorded fields have the dtypes of a schema, or wider ones.
 
     Raises:
-        SchemaError: one is not.
+        SchemaError: a field has an incompatible dtype.
     """
     for name, dtype in schema.items():
         if name in fields and dtypes.widened(fields[name].output, dtype) is None:
             raise SchemaError(
-                f"metadata column {name!r} of type {entity_type!r} was declared as {fields[name].output} by "
-                f"another writer just now, and is {dtype} here: cast it, or use another type"
+                f"metadata column {name!r} of type {entity_type!r} was declared as {fields[name].output} by a "
+                f"concurrent writer, but is {dtype} here: cast it, or use another type"
             )
 
 
 def _joining(
     entity_type: str, fields: Mapping[str, Field], schema: Mapping[str, pl.DataType]
 ) -> dict[str, pl.DataType]:
-    """The typed columns that a type does not have yet."""
+    """The typed columns that are new to a type, or wider than its fields."""
     mixed = [name for name in schema if name in fields and fields[name].dtype is None]
     if mixed:
         raise SchemaError(
-            f"metadata columns {', '.join(map(repr, mixed))} of type {entity_type!r} hold nested or mixed JSON: "
+            f"metadata columns {', '.join(map(repr, mixed))} of type {entity_type!r} contain nested or mixed JSON: "
             "pass the metadata as JSON text, or write these entities under another type"
         )
     return dtypes.merge_fields(entity_type, {name: field.output for name, field in fields.items()}, schema)
@@ -255,7 +257,7 @@ def _wider(known: pl.DataType | None, incoming: pl.DataType | None) -> pl.DataTy
 
 
 def _grown(field: Field, dtype: pl.DataType | None) -> Field | None:
-    """A declared field that holds more than before, or None."""
+    """A declared field, widened by a dtype; None if it stays the same."""
     if not field.declared or dtype is None or field.dtype is None:
         return None
     wider = dtypes.widened(field.dtype, dtype)

@@ -1,4 +1,4 @@
-"""Canonical JSON objects taken apart and merged by their top-level fields; values stay the text that they are."""
+"""Splitting and merging canonical JSON objects by their top-level fields; the text of values is not changed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import polars as pl
 from entityframes.errors import SchemaError
 from entityframes.metadata.canonical_json import canonical_json
 
-# Numbers are not looked at: what counts is where a value ends.
+# Numbers are not parsed: only the end of each value is needed.
 _scan = c_make_scanner(JSONDecoder(parse_float=str, parse_int=str))
 
-#: How a member ends whose value is null: no text, array or object ends so.
+#: The end of a member whose value is null. No member with a string, array or object can end like this.
 _NULL = ":null"
 
 
 def members(text: str) -> dict[str, str]:
-    """The members of a canonical JSON object, each as the text that it has there, such as ``"n":1``, by its name."""
+    """The members of a canonical JSON object by name, each as its text, such as ``"n":1``."""
     found: dict[str, str] = {}
     if text == "{}":
         return found
@@ -35,21 +35,21 @@ def members(text: str) -> dict[str, str]:
                 return found
             start = end + 1
     except (StopIteration, ValueError, IndexError):
-        # Written past the store: brought into its form first.
+        # Not written by this package: convert it to canonical JSON first.
         canonical, error, _ = canonical_json([text])
         if canonical[0] is None or canonical[0] == text:
-            raise SchemaError(f"stored metadata cannot be merged with: {error[0]}") from None
+            raise SchemaError(f"stored metadata cannot be merged: {error[0]}") from None
         return members(canonical[0])
 
 
 def merged(given: str, stored: str, *, absent: str, nulls: str) -> str:
-    """What the metadata of an entity comes to when a row is written over it.
+    """The metadata of an entity after an update by a row.
 
     Args:
-        given: the row's metadata, canonical.
-        stored: the entity's.
-        absent: "keep" leaves the fields that the row does not carry as they are, "clear" drops them.
-        nulls: "keep" leaves a field alone that is null in the row, "write" makes it null.
+        given: the metadata of the row, canonical.
+        stored: the metadata of the entity, canonical.
+        absent: "keep" keeps the fields that the row does not have, "clear" drops them.
+        nulls: "keep" keeps the stored value of a field that is null in the row, "write" sets it to null.
     """
     new, old = members(given), members(stored)
     if nulls == "keep":
@@ -61,7 +61,7 @@ def merged(given: str, stored: str, *, absent: str, nulls: str) -> str:
 
 
 def merged_texts(given: pl.Series, stored: pl.Series, *, absent: str, nulls: str) -> pl.Series:
-    """`merged` for each row; where nothing is stored (null), what is given."""
+    """`merged` for each row; rows without stored metadata (null) are returned as given."""
     places = (given != stored).fill_null(False).arg_true()
     if not len(places):
         return given
@@ -74,7 +74,7 @@ def merged_texts(given: pl.Series, stored: pl.Series, *, absent: str, nulls: str
 
 
 def _merged_columns(new: pl.DataFrame | None, old: pl.DataFrame | None, absent: str, nulls: str) -> pl.Series | None:
-    """`merged` for rows that all have the same fields, and so do their entities; None where it cannot be so simple."""
+    """`merged`, if all rows have the same fields and all entities have the same fields; otherwise None."""
     if new is None or old is None or (nulls == "keep" and not set(new.columns) <= set(old.columns)):
         return None
     values = dict(zip(new.columns, new.get_columns(), strict=True))
@@ -94,8 +94,8 @@ def differences(old: pl.Series, new: pl.Series) -> pl.DataFrame:
     """The top-level fields in which canonical JSON objects differ.
 
     Returns:
-        ``place`` UInt32 (of the pair), ``field``, ``old`` and ``new`` String (JSON text, null where the field is not
-        there); ordered by place and field.
+        ``place`` UInt32 (index of the pair), ``field``, ``old`` and ``new`` String (JSON text, null if the field is
+        missing); ordered by place and field.
     """
     differ, empty = old != new, old == "{}"
     found = [pl.DataFrame(schema=_DIFFERENCE)]
@@ -113,7 +113,7 @@ _DIFFERENCE = {"place": pl.UInt32, "field": pl.String, "old": pl.String, "new": 
 
 
 def _different_columns(old: pl.DataFrame | None, new: pl.DataFrame | None) -> pl.DataFrame | None:
-    """`differences` of pairs, the first of which all have the same fields, and so do the second."""
+    """`differences`, if all old objects have the same fields, and so have all new objects; otherwise None."""
     if old is None or new is None:
         return None
     none = pl.Series([None], dtype=pl.String).new_from_index(0, new.height)
@@ -147,18 +147,19 @@ def _value(member: str | None) -> str | None:
     return None if member is None else member[scanstring(member, 1)[1] + 1 :]
 
 
-#: The JSON text of a value that is nested at most two levels deep; deeper ones are parsed object by object.
+#: The JSON text of a value that is nested at most two levels deep. Other objects are split one by one.
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _FLAT = r'[\[{](?:[^"\[\]{}]|' + _STRING + r")*[\]}]"
 _NESTED = r'[\[{](?:[^"\[\]{}]|' + _STRING + "|" + _FLAT + r")*[\]}]"
 _VALUE = "(" + _STRING + r'|[^"\[\]{},]+|' + _NESTED + ")"
-#: Fewer objects are taken apart one by one, and so are those with more fields, for which the pattern grows too large.
+#: The minimum number of objects and the maximum number of fields for splitting with a regular expression; other objects
+#: are split one by one.
 _MANY = 100
 _FEW_FIELDS = 64
 
 
 def _columns(texts: pl.Series) -> pl.DataFrame | None:
-    """The values (JSON text) of objects that all have the same fields, not deeply nested; None of others."""
+    """The values (JSON text) of objects, if all have the same fields and none is deeply nested; otherwise None."""
     if len(texts) < _MANY:
         return None
     names = list(members(texts[0]))

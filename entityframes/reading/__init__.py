@@ -1,1 +1,1 @@
-"""Reading: by ids, by type, lazily, and what `verify` recomputes."""
+"""Reading: by ids, by type, lazily, and the checks of `verify`."""

@@ -1,4 +1,4 @@
-"""Reading: by ids in input order, by type with the dtypes that went in, or lazily."""
+"""Reading: by ids in input order, by type with the original dtypes, or lazily."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from entityframes.metadata.fields import Fields
 from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.reading.scan import ScanQuery, lazy_frame
 from entityframes.retry import retry
-from entityframes.threads import Submit, side_by_side
+from entityframes.threads import Submit, map_concurrently
 
-#: So many ids, or fewer, are one question.
+#: Up to this many ids are looked up in a single query.
 LEAST_LOOKUP = 10_000
 
-#: Columns of an entity as the store gives it out.
+#: The columns of an entity as returned by the store.
 ENTITY_SCHEMA = pl.Schema(
     {
         "entity_type": pl.String(),
@@ -35,13 +35,13 @@ ENTITY_SCHEMA = pl.Schema(
     }
 )
 
-#: The columns of a type: where each lives, and its dtype.
+#: The columns of a type: where each is stored, and its dtype.
 Located = dict[str, tuple[Column, pl.DataType]]
 
-#: How many columns `read` gives of a type without metadata: id, content, content_hash, created_at, updated_at.
+#: How many columns `read` returns for a type without metadata: id, content, content_hash, created_at, updated_at.
 COLUMNS_OF_A_TYPE = 5
 
-#: So many types are named in a message.
+#: The maximum number of types that are listed in a message.
 MOST_NAMES = 20
 
 
@@ -71,7 +71,7 @@ def get(
 
 
 def _id_frame(ids: Any) -> pl.DataFrame:
-    """The ids as `frames.usable_ids` has them, with their position."""
+    """The ids as returned by `frames.usable_ids`, with their position."""
     frame = sources.as_frame(ids)
     check_id_schema(frame.schema)
     return usable_ids(frame).with_row_index("position")
@@ -79,31 +79,31 @@ def _id_frame(ids: Any) -> pl.DataFrame:
 
 def _by_position(
     engine: Engine,
-    ask: Callable[[pl.DataFrame], pl.DataFrame],
+    find: Callable[[pl.DataFrame], pl.DataFrame],
     given: pl.DataFrame,
     submit: Submit,
     progress: Progress,
     interrupt: Interrupt,
 ) -> pl.DataFrame:
-    """Ask about ids in pieces; a text that can be no key is not asked about, because it cannot be stored."""
+    """Look up ids in chunks; invalid keys are skipped, because they cannot be stored."""
 
-    def look(piece: pl.DataFrame) -> pl.DataFrame:
+    def look_up(chunk: pl.DataFrame) -> pl.DataFrame:
         interrupt.check()
-        answer = ask(piece.select(KEY))
-        return answer.with_columns(piece["position"].gather(answer["position"]))
+        found = find(chunk.select(KEY))
+        return found.with_columns(chunk["position"].gather(found["position"]))
 
-    # An index is read twice as fast from one end to the other.
+    # Reading an index in order is twice as fast.
     keys = in_key_order(given.filter("usable"))
     if keys.height <= LEAST_LOOKUP and progress is None:
-        return look(keys)
-    # A database that writes one batch at a time spreads a question over its own threads.
+        return look_up(keys)
+    # A database with a single writer (DuckDB) parallelizes a query by itself.
     rows = min(-(-keys.height // engine.writers), engine.lookup_rows)
-    answers = []
+    results = []
     with Reporter(progress, keys.height, unit="ids", delay=DELAY) as reporter:
-        for answer in side_by_side(look, keys.iter_slices(rows), submit, engine.writers):
-            answers.append(answer)
-            reporter.advance(min(rows, keys.height - rows * (len(answers) - 1)))
-    return pl.concat(answers)
+        for found in map_concurrently(look_up, keys.iter_slices(rows), submit, engine.writers):
+            results.append(found)
+            reporter.advance(min(rows, keys.height - rows * (len(results) - 1)))
+    return pl.concat(results)
 
 
 def read(
@@ -128,7 +128,7 @@ def read(
         return pieces
 
     with Reporter(progress, total, unit="rows", delay=DELAY) as reporter:
-        # Nothing was handed on yet: where the connection is lost in the middle, all of it is read once more.
+        # No rows have been returned yet, so the whole read is repeated if the connection is lost.
         pieces = retry(everything)
     if not pieces:
         return pl.DataFrame(schema={name: dtype for name, (_, dtype) in located.items()})
@@ -136,7 +136,7 @@ def read(
 
 
 def unknown_type_message(engine: Engine, entity_type: str) -> str | None:
-    """What to say of a type that has no entity and no recorded field, None for others."""
+    """The message for a type without entities and recorded fields; None for other types."""
     if Fields(engine).of(entity_type) or not engine.is_empty(entity_type):
         return None
     names = engine.stats(None)["entity_type"].to_list()
@@ -166,7 +166,7 @@ def scan(engine: Engine, entity_type: str | None) -> pl.LazyFrame:
 
 
 def located(engine: Engine, entity_type: str | None) -> tuple[dict[str, pl.DataType], dict[str, Column]]:
-    """The columns by which the entities of a type can be filtered: their dtypes, and where each lives."""
+    """The columns by which the entities of a type can be filtered: their dtypes, and where each is stored."""
     if entity_type is None:
         return dict(ENTITY_SCHEMA), {name: EntityColumn(name) for name in ENTITY_SCHEMA}
     places = _located(engine, entity_type)
@@ -174,18 +174,18 @@ def located(engine: Engine, entity_type: str | None) -> tuple[dict[str, pl.DataT
 
 
 def passing(engine: Engine, entity_type: str | None, where: pl.Expr) -> pl.DataFrame:
-    """entity_type and id of the entities that a filter keeps that is applied to all of them at once, in key order."""
+    """entity_type and id of the entities that pass a filter which needs all entities at once; in key order."""
     entities = scan(engine, entity_type)
     if entity_type is not None:
         kept = entities.sort("id").filter(where).select(pl.lit(entity_type).alias("entity_type"), "id")
     else:
         kept = entities.sort(KEY).filter(where).select(KEY)
-    # The filter sees every row, in order, whatever Polars knows of it.
+    # Without pushdown, the filter is applied to all rows, in order.
     return kept.collect(optimizations=pl.QueryOptFlags(predicate_pushdown=False))
 
 
 def typed(engine: Engine, entity_type: str | None, entities: pl.DataFrame) -> pl.DataFrame:
-    """Entities of a type with the columns of `read`, in order; of all types they stay as they are."""
+    """Entities of a type with the columns of `read`, in order; unchanged if `entity_type` is None."""
     if entity_type is None:
         return entities
     located = _located(engine, entity_type)
@@ -213,23 +213,23 @@ def _typed_pieces(
     limit: int | None = None,
     interrupt: Interrupt | None = None,
 ) -> Iterator[pl.DataFrame]:
-    """Entities of a type with the wanted output columns; metadata is fetched only if one of its fields is wanted."""
+    """Entities of a type with the given output columns; metadata is fetched only if one of its fields is needed."""
     places = {name: located[name][0] for name in columns}
     fields = {name: place for name, place in places.items() if isinstance(place, MetadataField)}
-    asked = [name for name in columns if name not in fields] + (["metadata"] if fields else [])
-    for piece in engine.select(asked or ["id"], entity_type, where, limit, interrupt):
+    needed = [name for name in columns if name not in fields] + (["metadata"] if fields else [])
+    for piece in engine.select(needed or ["id"], entity_type, where, limit, interrupt):
         yield (_with_fields(piece, fields) if fields else piece).select(columns)
 
 
 def _with_fields(entities: pl.DataFrame, fields: dict[str, MetadataField]) -> pl.DataFrame:
-    """Entities with fields of their metadata as columns in its place."""
+    """Entities whose metadata column is replaced by columns for its fields."""
     decoded = _decode(entities["metadata"], {field.name: field.dtype for field in fields.values()})
     decoded = decoded.rename({field.name: shown for shown, field in fields.items()})
     return entities.drop("metadata").hstack(decoded.get_columns())
 
 
 def _decode(metadata: pl.Series, fields: dict[str, pl.DataType | None]) -> pl.DataFrame:
-    """Typed columns out of JSON; a field whose values have no common dtype comes back as JSON text."""
+    """Typed columns read from JSON; a field without a common dtype is returned as JSON text."""
     mixed = [name for name, dtype in fields.items() if dtype is None]
     decoded = dtypes.decode(metadata, {name: dtype for name, dtype in fields.items() if dtype is not None})
     if not mixed:

@@ -1,4 +1,4 @@
-"""Whether a filter can be applied to a part of the rows: whether it looks at each row by itself."""
+"""Detects filters that are evaluated row by row, and can thus be applied to a subset of the rows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import polars as pl
 
-#: Larger expressions are not looked at; they hold long lists.
+#: Larger expressions are not analyzed; they contain long lists.
 _MAX_BYTES = 4_000_000
 
-#: Functions of Polars whose value in a row depends on that row alone, as its JSON names them. What is not listed counts
-#: as a function of the whole column, also what a later version brings.
+#: Functions of Polars whose value depends on the same row only, by their names in its JSON. All others, including those
+#: of later versions, are treated as functions of the whole column.
 _KNOWN = {
     "": "Abs AsStruct Ceil Clip Coalesce Exp FillNull Floor Hash Log Log1p MaxHorizontal MinHorizontal MeanHorizontal "
     "Negate Reinterpret Round RoundSF Sign SumHorizontal",
@@ -29,36 +29,36 @@ _KNOWN = {
 
 
 def is_row_by_row(expression: pl.Expr) -> bool:
-    """Whether the value in each row follows from that row alone, so that a part of the rows gives the same.
+    """Whether the value in each row depends on that row only, so that a subset of the rows has the same values.
 
-    Only for what is known to be so; functions in Python, for one, are not.
+    False for everything that is not known to do so, such as Python functions.
     """
     try:
         if len(expression.meta.serialize()) > _MAX_BYTES or not expression.meta.root_names():
             return False
-        return _follows(json.loads(expression.meta.serialize(format="json")))
+        return _is_elementwise(json.loads(expression.meta.serialize(format="json")))
     except (Exception, pl.exceptions.PanicException):
         return False
 
 
-def _follows(tree: Any) -> bool:
+def _is_elementwise(tree: Any) -> bool:
     if not isinstance(tree, dict) or len(tree) != 1:
         return False
     [(kind, inner)] = tree.items()
     if kind == "Column":
         return True
     if kind == "Literal":
-        # A Series has a row of its own for each row.
+        # A literal Series has one value for each row.
         return isinstance(inner, dict) and set(inner) <= {"Scalar", "Dyn"}
     if kind == "Cast":
-        return _follows(inner["expr"])
+        return _is_elementwise(inner["expr"])
     if kind == "Alias":
-        return _follows(inner[0])
+        return _is_elementwise(inner[0])
     if kind == "BinaryExpr":
-        return _follows(inner["left"]) and _follows(inner["right"])
+        return _is_elementwise(inner["left"]) and _is_elementwise(inner["right"])
     if kind == "Ternary":
-        return all(_follows(inner[part]) for part in ("predicate", "truthy", "falsy"))
-    return kind == "Function" and _is_known(inner["function"]) and all(map(_follows, inner["input"]))
+        return all(_is_elementwise(inner[part]) for part in ("predicate", "truthy", "falsy"))
+    return kind == "Function" and _is_known(inner["function"]) and all(map(_is_elementwise, inner["input"]))
 
 
 def _is_known(function: Any) -> bool:

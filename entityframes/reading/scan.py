@@ -1,4 +1,4 @@
-"""A LazyFrame whose projection, limit and simple predicates reach the database."""
+"""A LazyFrame that pushes projections, limits and simple predicates down to the database."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ from entityframes.engines.predicates import (
 )
 from entityframes.interrupt import Interrupt
 
-#: More values than this in an is_in, or more bytes in a predicate, are left to Polars.
+#: Predicates with more values in an is_in, or with more bytes, are not pushed down.
 _MAX_VALUES = 10_000
 _MAX_BYTES = 4_000_000
 
-#: Where a filter is concerned, == and its variant that knows nulls do not differ for a constant that is not null.
+#: In a filter, == and its null-aware variant are equivalent if the constant is not null.
 _COMPARISONS = {"Eq": "=", "EqValidity": "=", "NotEq": "<>", "Lt": "<", "LtEq": "<=", "Gt": ">", "GtEq": ">="}
 _MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _JUNCTIONS: dict[str, type[And | Or]] = {"And": And, "LogicalAnd": And, "Or": Or, "LogicalOr": Or}
 
 
-#: Seconds after which a scan that waits for the database looks for Ctrl-C, and a call of Polars that costs nothing.
-_LOOK_AFTER = 0.05
-_NOTHING = pl.LazyFrame({"nothing": [0]}).select(pl.col("nothing") + 1)
-#: Seconds of waiting after which Polars is reminded to let go of a source of which it wants no more.
-_REMIND_AFTER = (0.1, 1.0, 10.0)
+#: The interval, in seconds, at which a scan that waits for the database checks for Ctrl-C by running a trivial query.
+_POLL_SECONDS = 0.05
+_TRIVIAL_QUERY = pl.LazyFrame({"nothing": [0]}).select(pl.col("nothing") + 1)
+#: Pauses, in seconds, before the queries that make Polars release a source from which it needs no more rows.
+_RELEASE_AFTER = (0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
 class ScanQuery:
-    """What a scan asks of the store."""
+    """The query of a scan."""
 
     #: Output columns, in order.
     columns: tuple[str, ...]
-    #: Rows that fail it need not be returned; rows that pass it must be.
+    #: All rows that satisfy it must be returned; further rows may be.
     where: Predicate | None
-    #: At most so many rows; never together with a predicate.
+    #: The maximum number of rows; never combined with a predicate.
     limit: int | None
-    #: Ends the query.
+    #: Cancels the query.
     interrupt: Interrupt = field(default_factory=Interrupt, compare=False)
 
 
@@ -69,29 +69,29 @@ def lazy_frame(
 
     Args:
         schema: output columns and dtypes.
-        columns: where each output column lives.
-        read: yields frames that have the columns of a query; a generator is closed when no more rows are wanted.
-        name: what the query plan calls it.
+        columns: where each output column is stored.
+        read: yields frames with the columns of a query; a generator is closed when no more rows are needed.
+        name: the name of the source in the query plan.
     """
 
     def source(
         with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
     ) -> Iterator[pl.DataFrame]:
-        wanted = list(schema) if with_columns is None else with_columns
+        output = list(schema) if with_columns is None else with_columns
         used = [] if predicate is None else predicate.meta.root_names()
-        # Polars gives a limit and a predicate at once for head() and then filter(): the limit is what comes first.
+        # Polars passes both a limit and a predicate for head() followed by filter(): the limit applies first.
         where = translate(predicate, columns) if predicate is not None and n_rows is None else None
-        query = ScanQuery(tuple(dict.fromkeys([*wanted, *used])), where, n_rows)
+        query = ScanQuery(tuple(dict.fromkeys([*output, *used])), where, n_rows)
         frames = read(query)
-        left = n_rows
+        remaining = n_rows
         try:
             for frame in _awaited(frames, query.interrupt):
-                if left is not None:
-                    frame = frame.head(left)
-                    left -= frame.height
-                # Polars relies on it that the predicate has been applied.
-                yield (frame if predicate is None else frame.filter(predicate)).select(wanted)
-                if left == 0:
+                if remaining is not None:
+                    frame = frame.head(remaining)
+                    remaining -= frame.height
+                # Polars relies on the source to apply the predicate.
+                yield (frame if predicate is None else frame.filter(predicate)).select(output)
+                if remaining == 0:
                     return
         finally:
             close = getattr(frames, "close", None)
@@ -102,55 +102,55 @@ def lazy_frame(
 
 
 def _awaited(frames: Iterator[pl.DataFrame], interrupt: Interrupt) -> Iterator[pl.DataFrame]:
-    """The frames, each awaited in a thread of its own, and the query ended on Ctrl-C.
+    """Yield the frames, which are read in a separate thread, and cancel the query on Ctrl-C.
 
-    While Polars collects, no Python code of the main thread runs, and it is a call of Polars that hears of Ctrl-C.
+    While Polars collects, no Python code runs in the main thread; only a call of Polars notices a Ctrl-C.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="entityframes-scan") as thread:
         while True:
             following = thread.submit(next, frames, None)
             try:
-                while not wait([following], _LOOK_AFTER).done:
-                    _NOTHING.collect()
+                while not wait([following], _POLL_SECONDS).done:
+                    _TRIVIAL_QUERY.collect()
             except BaseException:
-                while not wait([following], _LOOK_AFTER).done:
+                while not wait([following], _POLL_SECONDS).done:
                     interrupt.fire()
                 raise
             frame = following.result()
             if frame is None:
                 return
-            with _reminded():
+            with _released():
                 yield frame
 
 
 @contextmanager
-def _reminded() -> Iterator[None]:
-    """While the source waits, Polars is given something to do.
+def _released() -> Iterator[None]:
+    """Run trivial queries while the source is suspended.
 
-    A source of which it wants no more it lets go with the next query only, and that may not come for hours in which a
-    transaction is open.
+    Polars releases a source from which it needs no more rows only during its next query, which may be hours away, while
+    a transaction stays open.
     """
-    over = threading.Event()
+    done = threading.Event()
 
-    def remind() -> None:
-        for seconds in _REMIND_AFTER:
-            if over.wait(seconds):
+    def query() -> None:
+        for seconds in _RELEASE_AFTER:
+            if done.wait(seconds):
                 return
-            _NOTHING.collect()
+            _TRIVIAL_QUERY.collect()
 
-    threading.Thread(target=remind, name="entityframes-remind", daemon=True).start()
+    threading.Thread(target=query, name="entityframes-release", daemon=True).start()
     try:
         yield
     finally:
-        over.set()
+        done.set()
 
 
 def translate(predicate: pl.Expr, columns: Mapping[str, Column]) -> Predicate | None:
-    """What of a predicate the database can decide; None if nothing. Never raises: Polars decides the rest anyway.
+    """The part of a predicate that the database can evaluate, or None. Never raises; Polars applies the full predicate.
 
     Args:
-        predicate: as Polars hands it to a scan, types coerced and constants folded.
-        columns: where each output column lives.
+        predicate: as passed by Polars to a scan, with types coerced and constants folded.
+        columns: where each output column is stored.
     """
     try:
         if len(predicate.meta.serialize()) > _MAX_BYTES:
@@ -162,28 +162,28 @@ def translate(predicate: pl.Expr, columns: Mapping[str, Column]) -> Predicate | 
 
 @dataclass(frozen=True)
 class _Node:
-    """A part of a predicate: its JSON says what it is, its expression what the constants in it are.
+    """A node of a predicate: its JSON has the structure, its expression the constants.
 
-    Constants are not taken from the JSON because NaN and infinities are null there and because Polars reads one in
-    three floats back from it with another last digit.
+    Constants are not read from the JSON, because NaN and infinities are null there, and because Polars does not
+    round-trip about a third of all floats exactly.
     """
 
     tree: Any
     expression: pl.Expr
 
     def inputs(self, *trees: Any) -> list[_Node]:
-        """The inputs that have these trees."""
+        """The inputs of this node, given their JSON."""
         expressions = self.expression.meta.pop()[::-1]
         return [_Node(tree, expression) for tree, expression in zip(trees, expressions, strict=True)]
 
     def column(self, columns: Mapping[str, Column]) -> Column | None:
-        """The column that this is."""
+        """The column that this node refers to, or None."""
         name = self.tree.get("Column")
-        # The names are compared lest another order of inputs in a later Polars mixes up the two sides.
+        # Compare the names, in case a later version of Polars orders the inputs differently.
         return columns.get(name) if name is not None and self.expression.meta.root_names() == [name] else None
 
     def constant(self) -> pl.Series | None:
-        """The value that this is, as a Series of one; None if it is null, or may not be the same every time."""
+        """The constant value of this node as a Series of length 1; None if it is null or not constant."""
         if not _is_constant(self.tree) or self.expression.meta.root_names():
             return None
         value = pl.select(self.expression).to_series()
@@ -210,7 +210,7 @@ def _predicate(node: _Node, columns: Mapping[str, Column]) -> Predicate | None:
         and _is_never(inner["falsy"])
         and inner["truthy"] == {"Literal": {"Scalar": {"Boolean": True}}}
     ):
-        # What a comparison becomes whose constant is beyond the dtype of the column.
+        # How Polars rewrites a comparison with a constant outside the range of the column's dtype.
         tested = [part for part in node.expression.meta.pop() if part.meta.root_names()]
         return _predicate(_Node(inner["predicate"], tested[0]), columns) if len(tested) == 1 else None
     if kind == "BinaryExpr":
@@ -228,7 +228,7 @@ def _is_never(tree: Any) -> bool:
 
 
 def _attempt(node: _Node, columns: Mapping[str, Column]) -> Predicate | None:
-    """A side of a junction; if it fails the other side may still do."""
+    """The predicate of one side of a junction, or None; the other side may still be usable."""
     try:
         return _predicate(node, columns)
     except (Exception, pl.exceptions.PanicException):
@@ -239,7 +239,7 @@ def _junction(kind: type[And | Or], sides: list[Predicate | None]) -> Predicate 
     known = [side for side in sides if side is not None]
     if len(known) < 2:
         return known[0] if known and kind is And else None
-    # One level for a chain of any length.
+    # Flatten chains of the same operator.
     return kind(tuple(part for side in known for part in (side.parts if isinstance(side, kind) else (side,))))
 
 
@@ -264,9 +264,9 @@ def _comparison(op: str, left: _Node, right: _Node, columns: Mapping[str, Column
 
 
 def _float_comparison(op: str, cast: _Node, constant: pl.Series, columns: Mapping[str, Column]) -> Predicate | None:
-    """An integer column as Float64 against a float.
+    """The comparison of an integer column, cast to Float64, with a float.
 
-    Below 2**53 it makes no difference that the cast rounds, because rounding keeps the order.
+    Below 2**53 the rounding of the cast makes no difference, because it preserves the order.
     """
     inner, value = cast.tree["Cast"], constant[0]
     [node] = cast.inputs(inner["expr"])
@@ -284,7 +284,7 @@ def _float_comparison(op: str, cast: _Node, constant: pl.Series, columns: Mappin
 
 def _function(kind: Any, inputs: list[_Node], columns: Mapping[str, Column]) -> Predicate | None:
     if kind == "Not":
-        # Of a column only, for which it is a comparison.
+        # Only NOT of a Boolean column, which is a comparison.
         return _is_boolean(inputs[0], columns, "false")
     column = inputs[0].column(columns)
     if column is None:
@@ -299,7 +299,7 @@ def _function(kind: Any, inputs: list[_Node], columns: Mapping[str, Column]) -> 
         low, high = (side.constant() for side in inputs[1:])
         lowest = None if low is None else literals(column, ">=", low)
         highest = None if high is None else literals(column, "<=", high)
-        # Open ends are closed here and opened again by Polars.
+        # Open bounds are treated as closed; Polars applies the exact predicate.
         ends = [
             Compare(column, ">=", lowest[0]) if lowest else None,
             Compare(column, "<=", highest[0]) if highest else None,

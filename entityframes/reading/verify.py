@@ -1,7 +1,7 @@
-"""Verifying a store: what can be recomputed is, and what does not agree is told and, where it can be, mended.
+"""Verification of a store: finds inconsistencies by recomputing what can be recomputed, and repairs them if possible.
 
-Hashes, ledger and jobs are compared in the database, in one snapshot. The recorded metadata fields are compared with
-the kinds of value that the database finds, and declared dtypes with each value.
+Hashes, the ledger and jobs are checked in the database, in one snapshot. The recorded metadata fields are compared with
+the kinds of values that the database finds, and declared dtypes with every value.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from entityframes.metadata import conformance, dtypes
 from entityframes.metadata.fields import JSON_TEXT, MAX_INFERRED, Fields
 from entityframes.progress import DELAY, Progress, Reporter
 
-#: Everything that is checked, and whether it can be mended from what is there:
+#: All checks, and whether their findings can be repaired from the stored data:
 #: duplicate_key: a key has several rows;
-#: key_hash: on DuckDB, which finds entities by it, the hash of a key is not that of the key;
-#: content_hash, metadata_hash: an entity's hash is not that of its content, of its metadata;
-#: metadata: it is no JSON object;
-#: ledger: entities name a batch that the ledger does not have;
-#: ledger_count: a batch left more entities behind than the ledger says;
-#: ledger_balance: created less deleted is not the number of entities;
-#: job_batch, job_members: an embedding job without its batch, or whose lists do not pair up;
-#: job_missing: an entity that is due, whose batch made a job, and that no job lists;
-#: vector_entity, vector_space: a vector of no entity, of no space;
+#: key_hash: the stored hash of a key is wrong (DuckDB only, which finds entities by it);
+#: content_hash, metadata_hash: the stored hash of the content or of the metadata is wrong;
+#: metadata: the metadata is not a JSON object;
+#: ledger: entities refer to a batch that is not in the ledger;
+#: ledger_count: more entities refer to a batch than the batch wrote according to the ledger;
+#: ledger_balance: the entities created minus those deleted do not add up to the number of entities;
+#: job_batch, job_members: an embedding job without its batch, or with inconsistent lists of keys;
+#: job_missing: an entity that is due and whose batch created a job, but which is in no job;
+#: vector_entity, vector_space: a vector without its entity, or without its space;
 #: field_record: the recorded dtype of a metadata field cannot be read;
-#: field_missing: metadata holds a field that is not recorded;
-#: field_kind: an inferred field holds values that its dtype does not; field_value: a declared one does.
+#: field_missing: metadata contains a field that is not recorded;
+#: field_kind, field_value: an inferred or a declared field contains values that do not conform to its dtype.
 CHECKS: dict[str, bool] = {
     "duplicate_key": True,
     "key_hash": True,
@@ -52,7 +52,7 @@ CHECKS: dict[str, bool] = {
 
 _KEY = ["check", "entity_type", "id", "batch_id", "field"]
 
-#: Columns of what `EntityStore.verify` returns.
+#: The columns of the result of `EntityStore.verify`.
 VERIFY_SCHEMA = pl.Schema(
     {
         "check": pl.Enum(list(CHECKS)),
@@ -67,7 +67,7 @@ VERIFY_SCHEMA = pl.Schema(
     }
 )
 
-#: The kinds of JSON value that an inferred dtype stands for; null fits all of them.
+#: The kinds of JSON values that conform to an inferred dtype; null conforms to all of them.
 _KINDS: dict[pl.DataType | None, set[str]] = {
     pl.Int64(): {"integer", "long integer"},
     pl.Float64(): {"integer", "long integer", "float"},
@@ -80,7 +80,7 @@ _KINDS: dict[pl.DataType | None, set[str]] = {
 def verify(
     engine: Engine, *, repair: bool, progress: Progress = None, interrupt: Interrupt | None = None
 ) -> pl.DataFrame:
-    """What does not agree in a store; see `EntityStore.verify`."""
+    """The inconsistencies of a store; see `EntityStore.verify`."""
     interrupt = interrupt or Interrupt()
     types = engine.all_fields().filter("declared")["entity_type"].n_unique()
     with Reporter(progress, len(engine.checks) + 1 + types, unit="checks", delay=DELAY) as reporter:
@@ -92,28 +92,32 @@ def verify(
         found = _find(engine, before_each)
     if not repair or not found["repairable"].any():
         return found
-    _mend(engine, found)
-    left = _find(engine, interrupt.check).select(_KEY).with_columns(left=True)
-    still = found.select(_KEY).join(left, on=_KEY, how="left", maintain_order="left", nulls_equal=True)["left"]
-    return found.with_columns(repaired=still.is_null() & found["repairable"])
+    _repair(engine, found)
+    remaining = _find(engine, interrupt.check).select(_KEY).with_columns(remains=True)
+    remains = found.select(_KEY).join(remaining, on=_KEY, how="left", maintain_order="left", nulls_equal=True)[
+        "remains"
+    ]
+    return found.with_columns(repaired=remains.is_null() & found["repairable"])
 
 
 def _find(engine: Engine, before_each: Callable[[], None]) -> pl.DataFrame:
     found = [engine.inconsistencies(before_each), *_fields(engine, before_each)]
-    told = pl.concat(
+    findings = pl.concat(
         frame.select(
             (pl.col(name) if name in frame.columns else pl.lit(None)).cast(VERIFY_SCHEMA[name]).alias(name)
             for name in [*_KEY, "expected", "found"]
         )
         for frame in found
     )
-    mendable = [name for name, can in CHECKS.items() if can]
-    told = told.with_columns(repairable=pl.col("check").cast(pl.String).is_in(mendable), repaired=pl.lit(False))
-    return told.sort(_KEY, nulls_last=True)
+    repairable = [name for name, can_repair in CHECKS.items() if can_repair]
+    findings = findings.with_columns(
+        repairable=pl.col("check").cast(pl.String).is_in(repairable), repaired=pl.lit(False)
+    )
+    return findings.sort(_KEY, nulls_last=True)
 
 
 def _fields(engine: Engine, before_each: Callable[[], None]) -> list[pl.DataFrame]:
-    """Recorded fields that cannot be read, fields that are not recorded, and values that do not fit their dtype."""
+    """Recorded dtypes that cannot be read, fields that are not recorded, and values that do not conform to a dtype."""
     before_each()
     kinds = engine.kinds()
     # Read after the metadata: a field is recorded before the first row that has it.
@@ -147,7 +151,7 @@ def _fields(engine: Engine, before_each: Callable[[], None]) -> list[pl.DataFram
 def _recorded(
     engine: Engine,
 ) -> tuple[dict[tuple[str, str], tuple[pl.DataType | None, bool]], dict[tuple[str, str], str]]:
-    """Each recorded field with its dtype and whether it was declared; and those whose dtype cannot be read."""
+    """The dtype of each recorded field and whether it was declared, and the fields whose dtype cannot be read."""
     recorded: dict[tuple[str, str], tuple[pl.DataType | None, bool]] = {}
     unreadable: dict[tuple[str, str], str] = {}
     for entity_type, field, text, declared in engine.all_fields().iter_rows():
@@ -162,11 +166,11 @@ def _recorded(
 
 
 def _misfits(engine: Engine, entity_type: str, fields: dict[str, pl.DataType]) -> list[pl.DataFrame]:
-    """Values of declared fields that would not come back with their dtype."""
+    """Values of declared fields that do not conform to their dtypes."""
     dtypes = {name: str(dtype) for name, dtype in fields.items()}
     found = []
-    for piece in engine.select(["id", "metadata"], entity_type, None, None):
-        objects = piece.filter(pl.col("metadata").str.starts_with("{"))
+    for chunk in engine.select(["id", "metadata"], entity_type, None, None):
+        objects = chunk.filter(pl.col("metadata").str.starts_with("{"))
         wrong = conformance.nonconforming(objects["metadata"], fields)
         if wrong.height:
             found.append(
@@ -182,26 +186,26 @@ def _misfits(engine: Engine, entity_type: str, fields: dict[str, pl.DataType]) -
     return found
 
 
-def _mend(engine: Engine, found: pl.DataFrame) -> None:
+def _repair(engine: Engine, found: pl.DataFrame) -> None:
     checks = found.filter("repairable")["check"].cast(pl.String).unique().to_list()
     engine.repair(checks)
     unreadable = found.filter(pl.col("check") == "field_record").select("entity_type", "field")
     if unreadable.height:
         engine.forget_fields(unreadable)
-    anew = found.filter(pl.col("check").cast(pl.String).is_in(["field_record", "field_missing", "field_kind"]))
-    if anew.height:
-        kinds = engine.kinds().join(anew, on=["entity_type", "field"], how="semi", maintain_order="left")
+    missing = found.filter(pl.col("check").cast(pl.String).is_in(["field_record", "field_missing", "field_kind"]))
+    if missing.height:
+        kinds = engine.kinds().join(missing, on=["entity_type", "field"], how="semi", maintain_order="left")
         fields = Fields(engine)
         for (entity_type, field), held in kinds.group_by("entity_type", "field", maintain_order=True):
             fields.infer({str(entity_type): {str(field): _inferred(set(held["kind"]))}})
 
 
 def _inferred(kinds: set[str]) -> pl.DataType | None:
-    """The dtype that stands for values of these kinds, or None for JSON text."""
+    """The dtype for values of these kinds, or None for JSON text."""
     values = kinds - {"null"}
     if not values:
         return pl.Null()
     if "long integer" in values and "float" not in values:
-        # Whether all of them fit 64 bits, the database did not say.
+        # The database does not report whether all of them fit into 64 bits.
         return None
     return next((dtype for dtype, fit in _KINDS.items() if values <= fit), None)

@@ -306,11 +306,11 @@ def test_pool_mode_in_the_url(own_server: Server, database: str, monkeypatch: py
         ef.connect(url + "&pool_mode=sessions")
     setting = "SELECT current_setting('work_mem') AS value"
     with ef.connect(url + "&options=-c%20work_mem%3D4321kB") as store, store._engine._pool.borrow() as connection:
-        assert connection.at_once(setting).item() == "4321kB"
+        assert connection.query_at_once(setting).item() == "4321kB"
         assert not connection.pinned
     monkeypatch.setenv("PGOPTIONS", "-c work_mem=5432kB")
     with ef.connect(url) as store, store._engine._pool.borrow() as connection:
-        assert connection.at_once(setting).item() == "5432kB"
+        assert connection.query_at_once(setting).item() == "5432kB"
         assert not connection.pinned
 
 

@@ -1,4 +1,4 @@
-"""What an embedder is, and how one is found by its name."""
+"""The interface of embedders, and the lookup of an embedder by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from entityframes.errors import EmbedderError
 
-#: Packages offer embedders under this entry-point group: a class that is called with the options.
+#: The entry-point group under which packages register embedders: classes that are called with the options.
 GROUP = "entityframes.embedders"
 
 
@@ -69,23 +69,24 @@ def load_embedder(name: str, **options: Any) -> Embedder:
         >>> load_embedder("hashing", dim=64).name
         'hashing-64'
     """
-    offered = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
-    if name not in offered:
-        raise EmbedderError(f"no embedder is called {name!r}: there are {', '.join(sorted(offered)) or 'none'}")
+    registered = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+    if name not in registered:
+        names = ", ".join(sorted(registered)) or "none"
+        raise EmbedderError(f"no embedder named {name!r}; available embedders: {names}")
     try:
-        embedder = offered[name].load()(**options)
+        embedder = registered[name].load()(**options)
     except (ImportError, TypeError, ValueError) as error:
-        raise EmbedderError(f"the embedder {name} cannot be made: {error}") from error
+        raise EmbedderError(f"cannot create the embedder {name}: {error}") from error
     if not isinstance(embedder, Embedder):
-        raise EmbedderError(f"the embedder {name} lacks one of name, dim, max_batch and embed")
+        raise EmbedderError(f"the embedder {name} must have the attributes name, dim, max_batch and embed")
     return embedder
 
 
 def load(embedder: Embedder) -> None:
-    """Have an embedder of this package load its model; others do so when they are made, or with their first call.
+    """Load the model of an embedder of this package; other embedders load theirs on creation or on the first call.
 
     Raises:
-        EmbedderError: it is not installed.
+        EmbedderError: the package of the model is not installed.
     """
     loaded = getattr(embedder, "_loaded", None)
     if callable(loaded):

@@ -1,4 +1,4 @@
-"""HashingEmbedder: words, pairs of words and runs of letters, hashed into a vector. No model, no download."""
+"""HashingEmbedder: words, word pairs and letter trigrams, hashed into a vector. No model, no download."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-#: Bytes of a text that count, and bytes that are worked on at once: so few that the arrays stay in the cache.
+#: The maximum length of a text in bytes; the rest is ignored.
 TEXT_BYTES = 32_768
+#: How many bytes are processed at once, so that the arrays fit into the CPU cache.
 PIECE_BYTES = 1 << 17
 
-#: Letters, digits and all that is not ASCII stand in words.
+#: The bytes that words consist of: letters, digits and everything that is not ASCII.
 _IN_WORD = np.array([chr(byte).isalnum() or byte >= 128 for byte in range(256)])
-#: An odd base has an inverse modulo 2**64, so that the hash of a word does not depend on where it stands.
+#: An odd base has an inverse modulo 2**64, which makes the hash of a word independent of its position.
 _BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(_BASE, -1, 1 << 64)
 
-#: What a word counts by its length: short ones are mostly grammar.
+#: The weight of a word by its length: short words are mostly function words.
 _WORD_WEIGHT = np.clip(np.arange(64) - 1, 0.25, 7) / 4
 _PAIR_WEIGHT = 0.5
 _LETTERS_WEIGHT = 0.2
@@ -51,7 +52,7 @@ class HashingEmbedder:
 
     def __init__(self, dim: int = 256, *, max_batch: int = 1024) -> None:
         if not 8 <= int(dim) <= 16_384:
-            raise ValueError(f"dim is {dim!r}: it is a number from 8 to 16,384")
+            raise ValueError(f"dim must be between 8 and 16,384, got {dim!r}")
         self.dim = int(dim)
         self.max_batch = int(max_batch)
         self.name = f"hashing-{self.dim}"
@@ -83,7 +84,7 @@ class HashingEmbedder:
         return np.concatenate(pieces) if pieces else np.zeros((0, self.dim), np.float32)
 
     def _embed(self, data: Sequence[bytes]) -> Array:
-        # A space before, between and after the texts, so that no word and no run of letters spans two.
+        # A space before, between and after the texts, so that no word or trigram spans two of them.
         letters = np.frombuffer(b" " + b" ".join(data) + b" ", np.uint8)
         lengths = np.fromiter(map(len, data), np.int64, len(data))
         row = np.repeat(np.arange(len(data), dtype=np.int32), lengths + 1)
@@ -93,7 +94,7 @@ class HashingEmbedder:
         self._add_words(sums, letters, inside, row)
         self._add_letters(sums, letters, inside, row)
         vectors = sums.reshape(len(data), self.dim)
-        # A text without a word is one direction, not none.
+        # A text without words gets a fixed vector, because a zero vector has no direction.
         vectors[~vectors.any(axis=1), 0] = 1.0
         vectors /= np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
         return vectors.astype(np.float32)
@@ -104,7 +105,7 @@ class HashingEmbedder:
         if not len(start):
             return
         powers, inverses = _powers(_BASE, len(letters)), _powers(_INVERSE, len(letters))
-        # The sum of byte * base**position over a word, moved to where a word at 0 would have it.
+        # The sum of byte * base**position over a word, normalized to position 0.
         before = np.concatenate([np.zeros(1, np.uint64), np.cumsum((letters.astype(np.uint64) + 1) * powers)])
         words = _mixed((before[end] - before[start]) * inverses[start])
         weight = _WORD_WEIGHT[np.minimum(end - start, 63)]
@@ -114,7 +115,7 @@ class HashingEmbedder:
         self._add(sums, pairs, row[start[1:]][together], np.full(len(pairs), _PAIR_WEIGHT))
 
     def _add_letters(self, sums: Array, letters: Array, inside: Array, row: Array) -> None:
-        """Three bytes of a word in a row, its edges included: forms of a word share most of them."""
+        """Add the byte trigrams of words, including their boundaries: inflected forms of a word share most of them."""
         at = np.flatnonzero(inside[1:-1]).astype(np.int32)
         wide = letters.astype(np.uint32)
         code = (wide[:-2] | wide[1:-1] << np.uint32(8) | wide[2:] << np.uint32(16))[at]
@@ -159,7 +160,7 @@ def _powers(base: int, count: int) -> Array:
 
 
 def _mixed(hashes: Array) -> Array:
-    """Every bit depends on every other (the finaliser of splitmix64)."""
+    """Mix the bits of hashes (the finalizer of splitmix64)."""
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     hashes ^= hashes >> np.uint64(31)

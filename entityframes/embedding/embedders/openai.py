@@ -1,4 +1,4 @@
-"""OpenAIEmbedder: OpenAI, and every server that speaks its /embeddings: vLLM, Ollama, llama.cpp, TEI, ..."""
+"""OpenAIEmbedder: OpenAI, and every server with a compatible /embeddings endpoint: vLLM, Ollama, llama.cpp, TEI, ..."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 from entityframes.errors import EmbedderBusyError, EmbedderError
 
 PREFIX = "openai:"
-#: The limits of OpenAI's own server.
+#: The limits of OpenAI's server.
 MAX_ITEMS = 2_048
 MAX_TOKENS = 300_000
-#: English has some four bytes a token; with three a request stays below the limit for most texts.
+#: English text has about four bytes per token; with three a request stays below the limit for most texts.
 BYTES_PER_TOKEN = 3
 
-#: Statuses that ask for another try, and those that no other text would change.
+#: HTTP statuses that call for a retry, and those that do not depend on the text.
 _BUSY = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-_REFUSED = {401, 402, 403, 404, 405}
+_REJECTED = {401, 402, 403, 404, 405}
 
 
 class OpenAIEmbedder:
@@ -147,38 +147,38 @@ class OpenAIEmbedder:
         if self._asked_dim is not None:
             body["dimensions"] = self._asked_dim
         try:
-            answer = self._client.post("embeddings", json=body)
+            response = self._client.post("embeddings", json=body)
         except httpx.TransportError as error:
-            raise EmbedderBusyError(f"the embedding server did not answer: {type(error).__name__}: {error}") from error
-        if answer.status_code in _BUSY:
-            raise EmbedderBusyError(f"the embedding server is busy: {_reason(answer)}", _retry_after(answer))
-        if answer.status_code in _REFUSED:
-            raise EmbedderError(f"the embedding server refused: {_reason(answer)}")
-        if answer.status_code >= 400:
-            raise ValueError(f"the embedding server refused the text: {_reason(answer)}")
+            raise EmbedderBusyError(f"the embedding server did not respond: {type(error).__name__}: {error}") from error
+        if response.status_code in _BUSY:
+            raise EmbedderBusyError(f"the embedding server is busy: {_reason(response)}", _retry_after(response))
+        if response.status_code in _REJECTED:
+            raise EmbedderError(f"the embedding server rejected the request: {_reason(response)}")
+        if response.status_code >= 400:
+            raise ValueError(f"the embedding server rejected the text: {_reason(response)}")
         try:
-            data = sorted(answer.json()["data"], key=lambda item: item["index"])
+            data = sorted(response.json()["data"], key=lambda item: item["index"])
             vectors = np.array([item["embedding"] for item in data], np.float32)
         except (ValueError, KeyError, TypeError) as error:
-            raise EmbedderError(f"the embedding server's answer is no list of vectors: {error!r}") from error
+            raise EmbedderError(f"the response of the embedding server is not a list of vectors: {error!r}") from error
         if vectors.ndim != 2 or len(vectors) != len(texts):
-            raise EmbedderError(f"the embedding server gave {len(vectors)} vectors for {len(texts)} texts")
+            raise EmbedderError(f"the embedding server returned {len(vectors)} vectors for {len(texts)} texts")
         return vectors
 
 
-def _reason(answer: Any) -> str:
-    """Status and the server's own words, which may not be JSON."""
+def _reason(response: Any) -> str:
+    """The status and the message of the server, which may not be JSON."""
     try:
-        error = answer.json()["error"]
-        said = error["message"] if isinstance(error, dict) else error
+        error = response.json()["error"]
+        message = error["message"] if isinstance(error, dict) else error
     except (ValueError, KeyError, TypeError):
-        said = answer.text
-    return f"{answer.status_code} {' '.join(str(said).split())[:200]}".strip()
+        message = response.text
+    return f"{response.status_code} {' '.join(str(message).split())[:200]}".strip()
 
 
-def _retry_after(answer: Any) -> float | None:
-    """Seconds of the Retry-After header, which is a number or a date (RFC 9110, section 10.2.3)."""
-    value = answer.headers.get("retry-after")
+def _retry_after(response: Any) -> float | None:
+    """The seconds of the Retry-After header, which is a number or a date (RFC 9110, section 10.2.3)."""
+    value = response.headers.get("retry-after")
     if value is None:
         return None
     if value.strip().isdecimal():

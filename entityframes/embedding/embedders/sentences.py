@@ -1,4 +1,4 @@
-"""SentenceTransformerEmbedder: any model that the installed sentence-transformers can load."""
+"""SentenceTransformerEmbedder: any model that sentence-transformers can load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WordLlamaEmbedder: a small static model whose weights come with its package."""
+"""WordLlamaEmbedder: a small static model whose weights are part of its package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from entityframes.errors import EmbedderError
 
 NAME = "wordllama-l2-supercat-256"
-#: Also bounds memory: the model fills every text of a call up to the longest.
+#: Also limits memory: the model pads every text of a call to the length of the longest.
 MAX_CHARS = 800
 
 
@@ -43,7 +43,7 @@ class WordLlamaEmbedder:
 
     def __init__(self, *, max_batch: int = 256, max_chars: int = MAX_CHARS) -> None:
         if int(max_chars) < 1:
-            raise ValueError(f"max_chars is {max_chars!r}: it is a number of characters, at least 1")
+            raise ValueError(f"max_chars must be a positive integer, got {max_chars!r}")
         self.max_batch = int(max_batch)
         self._max_chars = int(max_chars)
         self.name = NAME if self._max_chars == MAX_CHARS else f"{NAME}@{self._max_chars}"
@@ -83,7 +83,7 @@ class WordLlamaEmbedder:
                     import wordllama
                 except ImportError as error:
                     raise EmbedderError("wordllama is not installed: pip install wordllama") from error
-                # Its own folder as the cache: it would download the tokenizer that lies there.
+                # With another cache folder it would download the tokenizer, which is part of the package.
                 here = Path(wordllama.__file__).parent
                 self._model = wordllama.WordLlama.load(dim=self.dim, cache_dir=here, disable_download=True)
         return self._model

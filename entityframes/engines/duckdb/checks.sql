@@ -1,57 +1,58 @@
--- What DuckDB is asked to find what does not agree in a store (find_), and to mend what can be derived (mend_).
--- Each find_ gives entity_type, id, batch_id, expected and found as text. {schema} is the quoted namespace.
+-- The statements on DuckDB that find inconsistencies in a store (find_), and repair those that can be repaired
+-- (repair_). Each find_ returns entity_type, id, batch_id, expected and found as text. {schema} is the quoted
+-- namespace.
 
 -- name: find_duplicate_key
--- Keys that several rows have: no index forbids it to somebody who writes past the store.
+-- Keys with several rows: no index prevents them if something else than this package writes to the file.
 SELECT entity_type, id, NULL::VARCHAR AS batch_id, '1 row' AS expected, count(*) || ' rows' AS found
 FROM {schema}.entities GROUP BY entity_type, id HAVING count(*) > 1
 
 -- name: repair_duplicate_key
--- The row that was written last stays.
+-- Keeps the row that was written last.
 DELETE FROM {schema}.entities WHERE rowid IN (
     SELECT rowid FROM {schema}.entities
     QUALIFY row_number() OVER (PARTITION BY entity_type, id ORDER BY updated_at DESC, rowid DESC) > 1
 )
 
 -- name: find_key_hash
--- Entities that cannot be found, because the hash of their key is not that of their key.
+-- Entities that cannot be found, because the stored hash of their key is wrong.
 SELECT entity_type, id, NULL::VARCHAR AS batch_id, hash(entity_type, id)::VARCHAR AS expected,
     key_hash::VARCHAR AS found
 FROM {schema}.entities WHERE key_hash <> hash(entity_type, id)
 
 -- name: repair_key_hash
--- The hash follows the key.
+-- Recomputes the hash.
 UPDATE {schema}.entities SET key_hash = hash(entity_type, id) WHERE key_hash <> hash(entity_type, id)
 
 -- name: find_content_hash
--- Entities whose content hash is not that of their content.
+-- Entities whose content hash does not match their content.
 SELECT entity_type, id, NULL::VARCHAR AS batch_id, sha256(content) AS expected,
     lower(hex(content_hash)) AS found
 FROM {schema}.entities WHERE content_hash <> unhex(sha256(content))
 
 -- name: repair_content_hash
--- The hash follows the content, which is thereby due for embedding.
+-- Recomputes the hash, which makes the content due for embedding.
 UPDATE {schema}.entities SET content_hash = unhex(sha256(content))
 WHERE content_hash <> unhex(sha256(content))
 
 -- name: find_metadata_hash
--- Entities whose metadata hash is not that of their metadata.
+-- Entities whose metadata hash does not match their metadata.
 SELECT entity_type, id, NULL::VARCHAR AS batch_id, sha256(metadata::VARCHAR) AS expected,
     lower(hex(metadata_hash)) AS found
 FROM {schema}.entities WHERE metadata_hash <> unhex(sha256(metadata::VARCHAR))
 
 -- name: repair_metadata_hash
--- The hash follows the metadata.
+-- Recomputes the hash.
 UPDATE {schema}.entities SET metadata_hash = unhex(sha256(metadata::VARCHAR))
 WHERE metadata_hash <> unhex(sha256(metadata::VARCHAR))
 
 -- name: find_metadata
--- Entities whose metadata is no JSON object.
+-- Entities whose metadata is not a JSON object.
 SELECT entity_type, id, NULL::VARCHAR AS batch_id, 'object' AS expected, lower(json_type(metadata)) AS found
 FROM {schema}.entities WHERE json_type(metadata) <> 'OBJECT'
 
 -- name: find_ledger
--- Batches that entities name and the ledger does not have.
+-- Batches that entities refer to but that are not in the ledger.
 SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, e.batch_id::VARCHAR AS batch_id, 'a ledger row' AS expected,
     'none for ' || count(*) || ' entities' AS found
 FROM {schema}.entities AS e
@@ -59,7 +60,7 @@ WHERE NOT EXISTS (SELECT 1 FROM {schema}.batches AS b WHERE b.batch_id = e.batch
 GROUP BY e.batch_id
 
 -- name: repair_ledger
--- A ledger row, of no run, for each batch that entities name.
+-- Adds a ledger row, without a run, for each of these batches.
 INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
 SELECT e.batch_id, '00000000-0000-0000-0000-000000000000', max(e.updated_at),
     count(*) FILTER (WHERE e.created_at = e.updated_at), count(*) FILTER (WHERE e.created_at <> e.updated_at), 0
@@ -68,7 +69,7 @@ WHERE NOT EXISTS (SELECT 1 FROM {schema}.batches AS b WHERE b.batch_id = e.batch
 GROUP BY e.batch_id
 
 -- name: find_ledger_count
--- Batches that left more entities behind than the ledger says that they wrote.
+-- Batches with more entities than they wrote according to the ledger.
 SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, b.batch_id::VARCHAR AS batch_id,
     'created >= ' || h.created || ', updated >= ' || h.updated AS expected,
     'created ' || b.created || ', updated ' || b.updated AS found
@@ -81,7 +82,7 @@ JOIN (
 WHERE b.created < h.created OR b.updated < h.updated
 
 -- name: repair_ledger_count
--- The counts are raised to what is there.
+-- Raises the counts to the number of entities.
 UPDATE {schema}.batches AS b SET created = greatest(b.created, h.created), updated = greatest(b.updated, h.updated)
 FROM (
     SELECT batch_id, count(*) FILTER (WHERE created_at = updated_at) AS created,
@@ -91,7 +92,7 @@ FROM (
 WHERE h.batch_id = b.batch_id AND (b.created < h.created OR b.updated < h.updated)
 
 -- name: find_ledger_balance
--- What was created less what was deleted is what is there.
+-- The number of entities created minus those deleted must equal the number of entities.
 SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, NULL::VARCHAR AS batch_id,
     l.balance || ' entities by the ledger' AS expected, n.entities || ' are stored' AS found
 FROM (SELECT coalesce(sum(created), 0) - coalesce(sum(deleted), 0) AS balance FROM {schema}.batches) AS l
@@ -99,7 +100,7 @@ CROSS JOIN (SELECT count(*) AS entities FROM {schema}.entities) AS n
 WHERE l.balance <> n.entities
 
 -- name: repair_ledger_balance
--- A correcting ledger row, of no run.
+-- Adds a correcting ledger row, without a run.
 INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
 SELECT uuid(), '00000000-0000-0000-0000-000000000000', now(), greatest(n.entities - l.balance, 0), 0,
     greatest(l.balance - n.entities, 0)
@@ -108,19 +109,19 @@ CROSS JOIN (SELECT count(*) AS entities FROM {schema}.entities) AS n
 WHERE l.balance <> n.entities
 
 -- name: find_job_batch
--- Embedding jobs of batches that the ledger does not have.
+-- Embedding jobs of batches that are not in the ledger.
 SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, j.batch_id::VARCHAR AS batch_id, 'a ledger row' AS expected,
     'job ' || j.job_id || ' without one' AS found
 FROM {schema}.embedding_jobs AS j
 WHERE j.batch_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {schema}.batches AS b WHERE b.batch_id = j.batch_id)
 
 -- name: repair_job_batch
--- Such jobs go; entities that are still due get another one.
+-- Deletes these jobs; entities that are still due get another one.
 DELETE FROM {schema}.embedding_jobs AS j
 WHERE j.batch_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {schema}.batches AS b WHERE b.batch_id = j.batch_id)
 
 -- name: find_job_members
--- Embedding jobs that list more or fewer keys than they say.
+-- Embedding jobs whose number of keys is not the recorded one.
 SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, j.batch_id::VARCHAR AS batch_id,
     j.entities || ' keys' AS expected, coalesce(k.keys, 0) || ' in job ' || j.job_id AS found
 FROM {schema}.embedding_jobs AS j
@@ -128,12 +129,12 @@ LEFT JOIN (SELECT job_id, count(*) AS keys FROM {schema}.job_keys GROUP BY job_i
 WHERE coalesce(k.keys, 0) <> j.entities
 
 -- name: repair_job_members
--- Such jobs go; entities that are still due get another one.
+-- Deletes these jobs; entities that are still due get another one.
 DELETE FROM {schema}.embedding_jobs AS j
 WHERE j.entities <> (SELECT count(*) FROM {schema}.job_keys AS k WHERE k.job_id = j.keys_of)
 
 -- part: missing
--- Entities that are due for embedding, whose batch made a job, and that no job lists.
+-- Entities that are due for embedding and whose batch created a job, but that are in no job.
 listed AS (
     SELECT DISTINCT entity_type, id
     FROM {schema}.job_keys WHERE job_id IN (SELECT keys_of FROM {schema}.embedding_jobs)
@@ -154,13 +155,13 @@ listed AS (
 )
 
 -- name: find_job_missing
--- They are told one by one.
+-- One row for each of these entities.
 WITH {missing}
 SELECT entity_type, id, batch_id::VARCHAR AS batch_id, 'an embedding job' AS expected, 'due, and in none' AS found
 FROM missing
 
 -- name: repair_job_missing
--- One job for each batch, with its keys that are due and in none.
+-- Creates one job per batch, for its keys that are due and in no job.
 DELETE FROM {schema}.job_keys WHERE job_id NOT IN (SELECT keys_of FROM {schema}.embedding_jobs);
 WITH {missing}, made AS MATERIALIZED (SELECT batch_id, uuid() AS job_id FROM missing GROUP BY batch_id)
 INSERT INTO {schema}.job_keys SELECT job_id, entity_type, id FROM missing JOIN made USING (batch_id);
@@ -171,30 +172,30 @@ WHERE k.job_id NOT IN (SELECT keys_of FROM {schema}.embedding_jobs)
 GROUP BY k.job_id
 
 -- name: find_vector_entity
--- Vectors, and records of texts that were refused, of entities that are not there.
+-- Vectors, and recorded errors, of entities that do not exist.
 SELECT v.entity_type, v.id, NULL::VARCHAR AS batch_id, 'no vector in ' || v.space AS expected, 'one' AS found
 FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT 1 FROM {schema}.entities AS e WHERE e.entity_type = v.entity_type AND e.id = v.id)
 
 -- name: repair_vector_entity
--- They go.
+-- Deletes them.
 DELETE FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT 1 FROM {schema}.entities AS e WHERE e.entity_type = v.entity_type AND e.id = v.id)
 
 -- name: find_vector_space
--- Vectors of spaces that are not recorded.
+-- Vectors of spaces that do not exist.
 SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, NULL::VARCHAR AS batch_id, 'a space ' || v.space AS expected,
     count(*) || ' vectors without one' AS found
 FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT 1 FROM {schema}.spaces AS s WHERE s.space = v.space) GROUP BY v.space
 
 -- name: repair_vector_space
--- They go; nobody knows of what model they are.
+-- Deletes them, because their model is unknown.
 DELETE FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT 1 FROM {schema}.spaces AS s WHERE s.space = v.space)
 
 -- name: kinds
--- The kinds of value that each metadata field holds, with one id for each.
+-- The kinds of values in each metadata field, with one id for each.
 SELECT e.entity_type, f.key AS field, CASE f.type
     WHEN 'BOOLEAN' THEN 'boolean' WHEN 'VARCHAR' THEN 'string' WHEN 'NULL' THEN 'null'
     WHEN 'ARRAY' THEN 'array' WHEN 'OBJECT' THEN 'object'
@@ -213,5 +214,5 @@ GROUP BY ALL ORDER BY ALL
 SELECT entity_type, field, dtype, declared FROM {schema}.metadata_fields ORDER BY position
 
 -- name: forget_fields
--- Drops the record of the given fields.
+-- Deletes the given recorded fields.
 DELETE FROM {schema}.metadata_fields AS f USING given AS t WHERE f.entity_type = t.entity_type AND f.field = t.field

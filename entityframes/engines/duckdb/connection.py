@@ -1,4 +1,4 @@
-"""A DuckDB file: cursors on it, one writer at a time, and as much memory as the work needs."""
+"""A DuckDB file: its cursors, a lock for its single writer, and its memory limit."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from entityframes.interrupt import Interrupt
 
 T = TypeVar("T")
 
-#: DuckDB keeps what it has read until its limit is reached, by default most of the machine's memory. A file gets this
-#: many bytes, and so many for each byte of a batch; more as soon as a statement needs it.
+#: DuckDB caches what it has read up to its memory limit, which by default is most of the memory of the machine. A file
+#: gets MEMORY_BYTES plus MEMORY_PER_BYTE for each byte of a batch, and more if a statement needs it.
 MEMORY_BYTES = 128 << 20
 MEMORY_PER_BYTE = 4
 MEMORY_AT_MOST = 8 << 30
 
-#: The lock of the writers of each file, whoever opened it: nothing but that they take turns keeps its keys unique.
-#: By process, because one that a fork copied may be held for ever.
+#: The writers' lock of each file, shared by all stores of this process. Keys are unique only because writers take
+#: turns. Keyed by process, because a lock that was copied by a fork may be held forever.
 _locks: WeakValueDictionary[tuple[int, str], threading.Lock] = WeakValueDictionary()
 _locks_free = threading.Lock()
 
 
 def _writing(target: str) -> threading.Lock:
-    """The lock that is held while a file is written; a store in memory has its own.
+    """The writers' lock of a file; each store in memory has a separate one.
 
     Raises:
-        ConnectError: this process has the file open under another name, which DuckDB would take for another file.
+        ConnectError: this process has the file open under another name, which DuckDB would treat as another file.
     """
     if target == ":memory:":
         return threading.Lock()
@@ -45,7 +45,9 @@ def _writing(target: str) -> threading.Lock:
     with _locks_free:
         for owner, other in list(_locks):
             if owner == process and other != path and _same_file(other, path):
-                raise ConnectError(f"{target} is open in this process as {other}: it is the same file, use that name")
+                raise ConnectError(
+                    f"{target} is open in this process as {other}, which is the same file: use that name"
+                )
         lock = _locks.get((process, path))
         if lock is None:
             lock = _locks[process, path] = threading.Lock()
@@ -60,11 +62,11 @@ def _same_file(path: str, other: str) -> bool:
 
 
 def _connect(target: str, read_only: bool) -> Any:
-    """A connection; where this process has the file open for writing, a reader shares that."""
+    """Connect to a file; a reader shares the database if this process has the file open for writing."""
     if not read_only:
         return duckdb.connect(target)
     if target == ":memory:":
-        raise ConnectError("a store in memory begins empty: there is nothing to be read in it")
+        raise ConnectError("a store in memory cannot be opened read-only, because it would be empty")
     if not os.path.exists(target):
         raise no_store(f"there is no store at {target}: no such file")
     try:
@@ -74,16 +76,15 @@ def _connect(target: str, read_only: bool) -> Any:
 
 
 class File:
-    """One DuckDB database of this process.
+    """A DuckDB database that is open in this process.
 
     Args:
-        location: where it is.
-        session: the statements that every cursor begins with.
-        read_only: whether nothing is to be written, so that a file without the permission is opened too, and others
-            may read it at the same time.
+        location: the location of the file.
+        session: the statements that are executed on every new cursor.
+        read_only: whether to open it read-only, which needs no write permission and allows concurrent readers.
 
     Raises:
-        ConnectError: it cannot be opened.
+        ConnectError: the file cannot be opened.
     """
 
     def __init__(self, location: Location, session: str, read_only: bool = False) -> None:
@@ -91,29 +92,29 @@ class File:
         self._session = session
         self._read_only = read_only
         self._writing = _writing(location.target)
-        # The connection that cursors are made of; one call at a time, DuckDB refuses a second.
+        # The connection that cursors are created from; DuckDB does not allow concurrent calls on it.
         self._root: Any = None
         self._root_free = threading.RLock()
-        # A store in memory may fill it.
+        # A store in memory has no limit.
         self._bounded = location.target != ":memory:"
         self._memory = MEMORY_BYTES
         try:
-            # DuckDB's own word for it is std::bad_cast.
+            # Check the encoding first: DuckDB would report std::bad_cast.
             location.target.encode()
             self._root = _connect(location.target, read_only)
-            # In a child its end would write the log into the file.
+            # Closing it in a child would write the log into the file.
             forks.keep(self)
         except (duckdb.Error, UnicodeError, ValueError) as error:
             raise ConnectError(why_not_opened(location, error)) from None
 
     @property
     def is_inherited(self) -> bool:
-        """Whether this is a child of the process that opened it: it has none of the threads that work here."""
+        """Whether this process was forked from the one that opened the file, and has none of its threads."""
         return os.getpid() != self._process
 
     @contextmanager
     def root(self) -> Iterator[Any]:
-        """The connection that cursors are made of, for settings."""
+        """The connection that cursors are created from, for settings."""
         with self._root_free, translated():
             yield self._opened()
 
@@ -124,7 +125,7 @@ class File:
 
     @contextmanager
     def cursor(self, interrupt: Interrupt | None = None) -> Iterator[Any]:
-        """A cursor of one's own, which is a connection of its own."""
+        """A new cursor, which in DuckDB is a separate connection."""
         if self.is_inherited:
             raise ClosedError("this store was opened in another process: after a fork, connect again in the child")
         with self.root() as root:
@@ -140,8 +141,10 @@ class File:
                     yield cursor
         except InvalidatedError as error:
             self.close()
-            said = f"the store was closed, because DuckDB gave up its file ({error})"
-            raise ClosedError(f"{said}: see that there is room on the disk, and connect again") from None
+            raise ClosedError(
+                f"the store was closed, because DuckDB invalidated its database ({error}): make sure that there is "
+                "space on the disk, and connect again"
+            ) from None
         finally:
             if not self.is_inherited:
                 # An open transaction is rolled back with its connection.
@@ -149,7 +152,7 @@ class File:
 
     @contextmanager
     def writer(self, interrupt: Interrupt) -> Iterator[Any]:
-        """A cursor that no other writer works beside: writers to the same keys would fail each other."""
+        """A cursor with the writers' lock: concurrent writers of the same keys would make each other fail."""
         if self._read_only:
             raise PermanentError("the store was opened read-only: connect without read_only=True to write", "25006")
         with self._writing, self.cursor(interrupt) as cursor:
@@ -162,25 +165,27 @@ class File:
             cursor.begin()
         try:
             yield
-            # A COMMIT that is interrupted while it writes the log into the file has happened and says that it has not.
-            with interrupt.held_back(), self.committing():
+            # A COMMIT that is interrupted during its checkpoint has succeeded, but reports a failure.
+            with interrupt.uncancelled(), self.committing():
                 cursor.commit()
         except ResourceError:
-            # It may be tried again on this cursor; any other error ends with the cursor, which rolls back too.
+            # The transaction may be retried on this cursor. After other errors the cursor is closed, which rolls back.
             with suppress(duckdb.Error):
                 cursor.rollback()
             raise
 
     @contextmanager
     def committing(self) -> Iterator[None]:
-        """A COMMIT that ran out of memory leaves keys in the index that have no row: they must not reach the file."""
+        """Close the database if a COMMIT runs out of memory: its index then has keys without rows, which must not be
+        written to the file.
+        """
         try:
             with translated():
                 yield
         except ResourceError as error:
             if error.sqlstate != "53200":
                 raise
-            # What was committed before is in the log, and is read from there when the file is opened again.
+            # Previous transactions are in the log, and are read from there when the file is opened again.
             with self._root_free:
                 with suppress(duckdb.Error, ClosedError):
                     self._opened().execute("PRAGMA disable_checkpoint_on_shutdown")
@@ -190,32 +195,32 @@ class File:
             ) from None
 
     def limit_memory(self) -> None:
-        """Let DuckDB use as much memory as it is allowed by now."""
+        """Apply the current memory limit."""
         if self._bounded:
             with self.root() as root:
                 root.execute(f"SET memory_limit = '{self._memory >> 20}MiB'")
 
-    def allow(self, batch_bytes: int) -> None:
-        """See to it that there is memory for a batch of so many bytes beyond what the store itself needs."""
-        self._allow(MEMORY_BYTES + MEMORY_PER_BYTE * batch_bytes)
+    def reserve(self, batch_bytes: int) -> None:
+        """Raise the memory limit, if necessary, for a batch of this size."""
+        self._raise_limit(MEMORY_BYTES + MEMORY_PER_BYTE * batch_bytes)
 
-    def _allow(self, memory: int) -> None:
+    def _raise_limit(self, memory: int) -> None:
         if memory > self._memory:
             self._memory = memory
             self.limit_memory()
 
     def with_memory(self, work: Callable[[], T]) -> T:
-        """Do the work; where the memory that DuckDB may use is not enough, allow it more and do the work again."""
+        """Call `work`; if it runs out of memory, raise the memory limit and retry."""
         while True:
             try:
                 return work()
             except ResourceError as error:
                 if error.sqlstate != "53200" or not self._bounded or self._memory > MEMORY_AT_MOST:
                     raise
-                self._allow(2 * self._memory)
+                self._raise_limit(2 * self._memory)
 
     def close(self) -> None:
-        """Close it, once no cursor is at a statement. May be called again."""
+        """Close the file as soon as no cursor executes a statement. May be called repeatedly."""
         if os.getpid() != self._process:
             return
         with self._root_free:
@@ -223,7 +228,7 @@ class File:
             # From now on the file may be opened under any of its names.
             self._writing = threading.Lock()
             while root is not None:
-                # Its cursors are closed with it; DuckDB refuses while one of them is at a statement.
+                # This also closes its cursors; DuckDB raises while one of them executes a statement.
                 try:
                     root.close()
                     break

@@ -1,4 +1,4 @@
-"""Folders on DuckDB: who syncs them, what their files were, and the keys that entities had before."""
+"""The state of synced folders on DuckDB: their locks, their files, and the former keys of entities."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 class DuckDBDirectory:
-    """The folders' side of a `DuckDBEngine`, on its cursors."""
+    """The `DirectoryEngine` of a `DuckDBEngine`."""
 
     def __init__(self, engine: DuckDBEngine) -> None:
         self._engine = engine
 
     def lock(self, folder: str, holder: str, lease: float) -> str | None:
         with self._engine.session(writing=True) as session:
-            if session.run("lock_folder", folder, holder, lease):
+            if session.execute("lock_folder", folder, holder, lease):
                 return None
-            return str(session.ask("folder_holder", folder).item())
+            return str(session.query("folder_holder", folder).item())
 
     def unlock(self, folder: str, holder: str) -> None:
         with self._engine.session(writing=True) as session:
-            session.run("unlock_folder", folder, holder)
+            session.execute("unlock_folder", folder, holder)
 
     def filed(self, folder: str) -> pl.DataFrame:
         return self._engine.read("filed", folder)
@@ -39,21 +39,21 @@ class DuckDBDirectory:
     def origins(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self._engine.session() as session:
             session.register("given", keys.select("entity_type", "id").with_row_index("position"))
-            return session.ask("origins")
+            return session.query("origins")
 
     def record(self, folder: str, holder: str, filed: pl.DataFrame, gone: pl.Series) -> bool:
         engine = self._engine
         with engine.session(writing=True) as session, session.transaction():
-            # Writers come one after the other: nobody takes the lock over before this one is done.
-            held = session.ask("folder_holder", folder)
+            # There is one writer at a time, so the lock cannot be taken over before this transaction ends.
+            held = session.query("folder_holder", folder)
             if held.is_empty() or held.item() != holder:
                 return False
             forgotten = pl.concat([gone.cast(pl.String).alias("path"), filed["path"]])
             session.register("given", forgotten.to_frame())
-            session.run("forget_files", folder)
+            session.execute("forget_files", folder)
             if filed.height:
                 session.register("given", filed)
-                session.run("record_files", folder)
+                session.execute("record_files", folder)
         return True
 
     def rename(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame:
@@ -61,22 +61,23 @@ class DuckDBDirectory:
         numbered = pairs.with_row_index("position")
         with engine.session(batch.interrupt, writing=True) as session, session.transaction(batch.interrupt):
             session.register("pairs", numbered)
-            can = session.ask("renamable")
-            if can.height:
-                session.register("pairs", numbered[can["position"]].with_columns(can["due"], can["place"]))
+            renamable = session.query("renamable")
+            if renamable.height:
+                found = numbered[renamable["position"]].with_columns(renamable["due"], renamable["place"])
+                session.register("pairs", found)
                 for name in ("rename_vectors", "rename"):
-                    session.run(name)
-                session.run("record_renames", batch.batch_id)
-                due = int(can["due"].sum())
-                session.run("ledger", batch.batch_id, batch.run_id, 0, can.height, 0, due)
+                    session.execute(name)
+                session.execute("record_renames", batch.batch_id)
+                due = int(renamable["due"].sum())
+                session.execute("ledger", batch.batch_id, batch.run_id, 0, renamable.height, 0, due)
                 if due:
-                    session.run("job", batch.job_id, batch.batch_id, due)
-                    session.run("keys_of_renamed", batch.job_id)
-        return can.select("position")
+                    session.execute("job", batch.job_id, batch.batch_id, due)
+                    session.execute("keys_of_renamed", batch.job_id)
+        return renamable.select("position")
 
     def renamed_by(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
         with self._engine.session() as session:
-            if not session.ask("recorded", batch.batch_id).item():
+            if not session.query("recorded", batch.batch_id).item():
                 return None
             session.register("pairs", pairs.with_row_index("position"))
-            return session.ask("renamed_by", batch.batch_id)
+            return session.query("renamed_by", batch.batch_id)

@@ -1,9 +1,8 @@
--- What DuckDB is asked where folders are concerned. {schema} is the quoted namespace; {found} is
--- the part that looks keys up.
--- Frames registered for the connection are called given and pairs.
+-- The statements for syncing folders on DuckDB. {schema} is the quoted namespace; {found} is the part that looks up
+-- keys. given and pairs are frames registered on the connection.
 
 -- name: lock_folder
--- Takes the lock on a folder that is free, whose lease has ended, or that is held already by the same.
+-- Acquires the lock on a folder if it is free, if its lease has expired, or if this holder has it already.
 -- $1 folder, $2 holder, $3 seconds
 INSERT INTO {schema}.folders AS f (folder, holder, lease_until)
 VALUES ($1, $2, now() + to_milliseconds(($3 * 1000)::BIGINT))
@@ -11,15 +10,15 @@ ON CONFLICT (folder) DO UPDATE SET holder = EXCLUDED.holder, lease_until = EXCLU
 WHERE f.holder IS NULL OR f.holder = EXCLUDED.holder OR f.lease_until < now()
 
 -- name: folder_holder
--- Who has the lock on a folder. $1 folder
+-- The holder of the lock on a folder. $1 folder
 SELECT holder FROM {schema}.folders WHERE folder = $1 AND holder IS NOT NULL
 
 -- name: unlock_folder
--- Gives the lock back. $1 folder, $2 holder
+-- Releases the lock. $1 folder, $2 holder
 UPDATE {schema}.folders SET holder = NULL, lease_until = NULL WHERE folder = $1 AND holder = $2
 
 -- name: filed
--- The files of a folder and the hashes of their entities as they are now. $1 folder
+-- The files of a folder and the current hashes of their entities. $1 folder
 SELECT f.path, f.entity_type, f.id, f.size, f.mtime_ns AS mark, f.file_hash, f.content_hash, f.metadata_hash,
     e.content_hash AS stored_content, e.metadata_hash AS stored_metadata
 FROM {schema}.files AS f
@@ -27,7 +26,7 @@ LEFT JOIN {schema}.entities AS e ON e.entity_type = f.entity_type AND e.id = f.i
 WHERE f.folder = $1
 
 -- name: unfiled
--- Entities that no file of a folder is. $1 folder, $2 entity_types, or null for all
+-- Entities without a file in a folder. $1 folder, $2 entity_types, or null for all
 SELECT e.entity_type, e.id, e.content_hash, e.metadata_hash
 FROM {schema}.entities AS e
 ANTI JOIN (SELECT entity_type, id FROM {schema}.files WHERE folder = $1) AS f
@@ -35,24 +34,24 @@ ANTI JOIN (SELECT entity_type, id FROM {schema}.files WHERE folder = $1) AS f
 WHERE $2::VARCHAR[] IS NULL OR list_contains($2::VARCHAR[], e.entity_type)
 
 -- name: origins
--- The file that each given key last was, in any folder.
+-- The latest file of each given key, in any folder.
 SELECT t.position, f.path, f.metadata_hash, f.header
 FROM given AS t JOIN {schema}.files AS f ON f.entity_type = t.entity_type AND f.id = t.id
 QUALIFY row_number() OVER (PARTITION BY t.position ORDER BY f.synced_at DESC, f.folder, f.path) = 1
 
 -- name: forget_files
--- Forgets the given paths of a folder. $1 folder
+-- Deletes the given paths of a folder. $1 folder
 DELETE FROM {schema}.files AS f USING given AS t WHERE f.folder = $1 AND f.path = t.path
 
 -- name: record_files
--- Remembers the given files of a folder. $1 folder
+-- Saves the state of the given files of a folder. $1 folder
 INSERT INTO {schema}.files (
     folder, path, entity_type, id, size, mtime_ns, file_hash, content_hash, metadata_hash, header, synced_at
 )
 SELECT $1, path, entity_type, id, size, mark, file_hash, content_hash, metadata_hash, header, now() FROM given
 
 -- name: renamable
--- Which of the given pairs can be renamed, where their entity is, and whether it is due in some space.
+-- The given pairs that can be renamed, the location of their entity, and whether it is due in any space.
 WITH given AS (SELECT position, old_type AS entity_type, old_id AS id FROM pairs), {found}
 SELECT t.position, e.place, e.content_hash <> unhex(sha256('')) AND (
     SELECT count(DISTINCT v.space) FROM {schema}.embeddings AS v
@@ -64,26 +63,26 @@ ANTI JOIN {schema}.entities AS other ON other.key_hash = hash(t.new_type, t.new_
     AND other.entity_type = t.new_type AND other.id = t.new_id
 
 -- name: rename
--- Gives the entities of the given pairs their new keys.
+-- Changes the keys of the entities of the given pairs.
 UPDATE {schema}.entities AS e
 SET entity_type = t.new_type, id = t.new_id, key_hash = hash(t.new_type, t.new_id)
 FROM pairs AS t WHERE e.rowid = t.place AND e.entity_type = t.old_type AND e.id = t.old_id
 
 -- name: rename_vectors
--- What was embedded of them goes with them.
+-- Moves their vectors to the new keys.
 UPDATE {schema}.embeddings AS v SET entity_type = t.new_type, id = t.new_id
 FROM pairs AS t WHERE v.entity_type = t.old_type AND v.id = t.old_id
 
 -- name: record_renames
--- The former keys. $1 batch
+-- Records the former keys. $1 batch
 INSERT INTO {schema}.renames (old_type, old_id, new_type, new_id, batch_id, renamed_at)
 SELECT old_type, old_id, new_type, new_id, $1::UUID, now() FROM pairs
 
 -- name: keys_of_renamed
--- The keys of a job for those of them that are due, as they are now. $1 job
+-- Adds the new keys of those that are due to a job. $1 job
 INSERT INTO {schema}.job_keys SELECT $1::UUID, new_type, new_id FROM pairs WHERE due
 
 -- name: renamed_by
--- Which of the given pairs of keys a batch renamed. $1 batch
+-- The given pairs of keys that a batch renamed. $1 batch
 SELECT t.position FROM pairs AS t JOIN {schema}.renames AS r USING (old_type, old_id, new_type, new_id)
 WHERE r.batch_id = $1::UUID

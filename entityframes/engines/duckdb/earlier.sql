@@ -1,8 +1,8 @@
--- What DuckDB gets to repair stores of formats 1 to 3 whose tables are of another shape; earlier.py says when.
--- They have been migrated to format 3 before. As there, tables are made anew.
+-- Repairs of the tables of stores of formats 1 to 3 on DuckDB; see engines/migrations.py. They run after the migration
+-- to format 3. As in the migrations, tables are recreated.
 
 -- name: parts
--- The columns that there are, and whether vectors are without the key that they had once. $1 namespace
+-- The existing columns, and whether the table of vectors has no primary key. $1 namespace
 SELECT table_name || '.' || column_name AS part FROM duckdb_columns()
 WHERE database_name = current_database() AND lower(schema_name) = lower($1)
 UNION ALL
@@ -13,7 +13,7 @@ SELECT 'embeddings without a key' WHERE NOT EXISTS (
 )
 
 -- name: reshape_job_lists
--- Jobs that have their keys as lists, as the jobs of format 2: first to texts, which are split again.
+-- Jobs with lists of keys, as in format 2: these are first joined to text, which is split again.
 CREATE TABLE {schema}.embedding_jobs_4 AS
 SELECT * REPLACE (array_to_string(entity_types, chr(0)) AS entity_types, array_to_string(ids, chr(0)) AS ids),
     len(ids)::INTEGER AS entities
@@ -22,7 +22,7 @@ DROP TABLE {schema}.embedding_jobs;
 ALTER TABLE {schema}.embedding_jobs_4 RENAME TO embedding_jobs
 
 -- name: reshape_job_texts
--- Jobs that have their keys as one text, joined by the character that no key holds.
+-- Jobs with their keys as one text, joined by a character that no key contains.
 CREATE TABLE {schema}.embedding_jobs_4 (
     job_id       UUID PRIMARY KEY,
     batch_id     UUID,
@@ -53,7 +53,7 @@ DROP TABLE {schema}.embedding_jobs;
 ALTER TABLE {schema}.embedding_jobs_4 RENAME TO embedding_jobs
 
 -- name: reshape_spaces
--- Stores from before there were embeddings have no spaces.
+-- Stores created before embeddings existed have no table of spaces.
 CREATE TABLE {schema}.spaces (
     space        VARCHAR PRIMARY KEY,
     model        VARCHAR NOT NULL,
@@ -63,7 +63,7 @@ CREATE TABLE {schema}.spaces (
 )
 
 -- name: reshape_vectors
--- From before there were embeddings: nothing wrote to that table; what somebody put there stays.
+-- Stores created before embeddings existed: nothing was written to that table; rows added by users are kept.
 CREATE TABLE {schema}.embeddings_4 (
     space        VARCHAR NOT NULL,
     entity_type  VARCHAR NOT NULL,
@@ -77,7 +77,7 @@ DROP TABLE {schema}.embeddings;
 ALTER TABLE {schema}.embeddings_4 RENAME TO embeddings
 
 -- name: reshape_due
--- A ledger that does not say how many keys the job of a batch lists.
+-- A ledger without the number of keys in the job of a batch.
 CREATE TABLE {schema}.batches_4 (
     batch_id   UUID PRIMARY KEY,
     run_id     UUID NOT NULL,
@@ -96,7 +96,7 @@ DROP TABLE {schema}.batches;
 ALTER TABLE {schema}.batches_4 RENAME TO batches
 
 -- name: reshape_entities
--- Entities of format 3 from before their keys were found by hash.
+-- Entities of format 3 created before keys were looked up by hash.
 CREATE TABLE {schema}.entities_4 (
     entity_type   VARCHAR NOT NULL,
     id            VARCHAR NOT NULL,
@@ -114,6 +114,6 @@ DROP TABLE {schema}.entities;
 ALTER TABLE {schema}.entities_4 RENAME TO entities
 
 -- name: reshape_hashed_by
--- The same: which version hashed them.
+-- Likewise: the version that computed the hashes.
 CREATE TABLE {schema}.hashed_by (version VARCHAR NOT NULL);
 INSERT INTO {schema}.hashed_by VALUES (version())

@@ -1,4 +1,4 @@
-"""Spaces, jobs, vectors and search on DuckDB: one process owns the file, its workers are threads."""
+"""Spaces, jobs, vectors and vector search on DuckDB: one process owns the file, and its workers are threads."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class DuckDBEmbedding:
-    """The embedding side of a `DuckDBEngine`, on its cursors."""
+    """The `EmbeddingEngine` of a `DuckDBEngine`."""
 
-    # Small writes go through the log and are written twice.
+    # Small writes go through the write-ahead log, and are thus written twice.
     write_bytes = 32 << 20
 
     def __init__(self, engine: DuckDBEngine) -> None:
@@ -38,23 +38,23 @@ class DuckDBEmbedding:
     def add_space(self, space: str, model: str, dim: int) -> bool:
         engine = self._engine
         with engine.session(writing=True) as session, session.transaction():
-            added = session.run("add_space", space, model, dim)
+            added = session.execute("add_space", space, model, dim)
             if added:
-                session.run("add_vector_column", places={"dim": dim})
-                if session.ask("has_others", space).item():
+                session.execute("add_vector_column", placeholders={"dim": dim})
+                if session.query("has_others", space).item():
                     self._enqueue(session, space, "list_due", None)
             return bool(added)
 
     def activate_space(self, space: str) -> None:
         with self._engine.session(writing=True) as session:
-            session.run("activate_space", space)
+            session.execute("activate_space", space)
 
     def drop_space(self, space: str) -> None:
         engine = self._engine
         with engine.session(writing=True) as session, session.transaction():
             for name in ("release_jobs", "delete_jobs", "delete_embeddings", "delete_space"):
-                session.run(name, space)
-            session.run("forget_keys")
+                session.execute(name, space)
+            session.execute("forget_keys")
 
     def index_space(self, space: str, dim: int) -> bool:
         return False
@@ -65,24 +65,24 @@ class DuckDBEmbedding:
         engine = self._engine
         with engine.session(writing=True) as session, session.transaction():
             if keys is None:
-                session.run("forget_errors", space, entity_type)
+                session.execute("forget_errors", space, entity_type)
                 return self._enqueue(session, space, "list_due", entity_type)
             session.register_keys(keys)
-            session.run("forget_errors_of", space)
+            session.execute("forget_errors_of", space)
             return self._enqueue(session, space, "list_given")
 
     def _enqueue(self, session: Session, space: str | None, lists: str, *more: Any) -> int:
-        """Make lists of keys, and a job for each; how many keys there are."""
-        session.run("forget_keys")
-        session.run(lists, space, JOB_ROWS, *more)
-        return int(session.ask("enqueue", space)["entities"].sum())
+        """Create lists of keys and a job for each list; returns the number of keys."""
+        session.execute("forget_keys")
+        session.execute(lists, space, JOB_ROWS, *more)
+        return int(session.query("enqueue", space)["entities"].sum())
 
     def retry_failed(self, space: str) -> int:
         engine = self._engine
         with engine.session(writing=True) as session, session.transaction():
-            again = session.ask("requeue_jobs", space, *transition("failed", "pending"))
-            session.register_keys(session.ask("failed_keys", space))
-            session.run("forget_errors_of", space)
+            again = session.query("requeue_jobs", space, *transition("failed", "pending"))
+            session.register_keys(session.query("failed_keys", space))
+            session.execute("forget_errors_of", space)
             return int(again["entities"].sum()) + self._enqueue(session, space, "list_given")
 
     def jobs(self, state: str | None) -> pl.DataFrame:
@@ -94,17 +94,17 @@ class DuckDBEmbedding:
     def claim(self, space: str, worker: Worker) -> Job | None:
         engine = self._engine
         with engine.session(writing=True) as session, session.transaction():
-            found = session.ask("next_job", space, MAX_RESCUES, worker.process)
+            found = session.query("next_job", space, MAX_RESCUES, worker.process)
             if found.is_empty():
                 given = [space, MAX_RESCUES, *transition("running", "failed"), worker.process]
-                session.run("bury", *given)
+                session.execute("fail_abandoned", *given)
                 return None
             job = found.row(0, named=True)
             if job["space"] is None:
-                session.run("copy_job", job["job_id"], space)
+                session.execute("copy_job", job["job_id"], space)
             taken_over = job["state"] == "running"
             rescues = job["rescues"] + taken_over
-            session.run("claim", job["job_id"], space, worker.name, worker.lease, rescues)
+            session.execute("claim", job["job_id"], space, worker.name, worker.lease, rescues)
         return Job(job["job_id"], space, job["fence"] + 1, job["attempts"], taken_over=taken_over)
 
     def members(self, job: Job) -> pl.DataFrame:
@@ -116,7 +116,7 @@ class DuckDBEmbedding:
 
     def _move(self, session: Session, job: Job, end: JobEnd) -> bool:
         given = [job.job_id, job.fence, *transition(job.state, end.state), job.attempts, end.error, end.lease]
-        return session.run("move", *given) == 1
+        return session.execute("move", *given) == 1
 
     # Vectors.
 
@@ -130,14 +130,14 @@ class DuckDBEmbedding:
             if not self._move(session, job, end):
                 raise LeaseLostError
             session.register("given", given.drop("error", "stored"))
-            current = session.ask("current", job.space)
+            current = session.query("current", job.space)
             written = given[current["position"]]
             if current["stored"].any():
                 session.register("given", written.filter(current["stored"]).select("entity_type", "id"))
-                session.run("delete_written", job.space)
+                session.execute("delete_written", job.space)
             column = _vectors(vectors[current["position"].to_numpy()], written["error"].is_null())
             session.register("given", written.drop("stored").to_arrow().append_column("vector", column))
-            session.run("insert_vectors", job.space, places={"dim": dim})
+            session.execute("insert_vectors", job.space, placeholders={"dim": dim})
         return written.select("entity_type", "id")
 
     # Search.
@@ -148,15 +148,16 @@ class DuckDBEmbedding:
         name = "nearest" if where is None else "nearest_where"
         condition = "true" if where is None else predicates.render(where, predicates.DUCKDB)
         with self._engine.session() as session:
-            places = {"dim": len(vector), "condition": condition}
-            found = session.ask(name, space, vector.tolist(), limit, entity_type, places=places)
+            placeholders = {"dim": len(vector), "condition": condition}
+            found = session.query(name, space, vector.tolist(), limit, entity_type, placeholders=placeholders)
         return found.drop_nulls("id"), found.height == limit
 
 
 def _vectors(vectors: np.ndarray[Any, Any], valid: pl.Series) -> pa.Array:
     """Vectors as an Arrow array of lists, null where not valid.
 
-    Made of buffers: `pa.array` imports pandas where that is installed, and a mask all of Arrow's functions.
+    Created from buffers, because `pa.array` imports pandas if it is installed, and a mask imports all of Arrow's
+    compute functions.
     """
     flat = pl.Series(vectors.ravel(), dtype=pl.Float32).to_arrow()
     bits = pa.py_buffer(np.packbits(valid.to_numpy(), bitorder="little"))

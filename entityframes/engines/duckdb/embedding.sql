@@ -1,13 +1,13 @@
--- What DuckDB is asked where embedding and search are concerned. Besides {schema}, only the part that looks keys
--- up, dimensions and rendered predicates are put into a statement. A frame registered for the connection is called given.
+-- The statements for embedding and vector search on DuckDB. Besides {schema}, only the part that looks up keys,
+-- dimensions and rendered predicates are substituted. given is a frame registered on the connection.
 
 -- name: spaces
--- The spaces; the active one is that which was activated last.
+-- The spaces; the active one is the one that was activated last.
 SELECT space, model, dim, activated_at IS NOT NULL AND activated_at = max(activated_at) OVER () AS active, created_at
 FROM {schema}.spaces ORDER BY created_at, space
 
 -- name: coverage
--- How much of the store each space has.
+-- The number of embedded, due and failed entities of each space.
 SELECT s.space,
     count(*) FILTER (WHERE v.content_hash IS NOT NULL AND v.error IS NULL) AS embedded,
     count(*) FILTER (WHERE e.content_hash <> unhex(sha256('')) AND v.content_hash IS NULL) AS due,
@@ -25,51 +25,52 @@ SELECT $1, $2, $3, CASE WHEN NOT EXISTS (SELECT 1 FROM {schema}.spaces) THEN now
 WHERE NOT EXISTS (SELECT 1 FROM {schema}.spaces WHERE space = $1)
 
 -- name: add_vector_column
--- The column for vectors of a dimension; an array of a fixed length is compared faster than a list.
+-- Adds the column for vectors of a dimension; arrays of fixed length are compared faster than lists.
 ALTER TABLE {schema}.embeddings ADD COLUMN IF NOT EXISTS vector_{dim} FLOAT[{dim}]
 
 -- name: activate_space
--- Searches use the space from now on. $1 space
+-- Makes a space the active one. $1 space
 UPDATE {schema}.spaces SET activated_at = now() WHERE space = $1
 
 -- name: release_jobs
--- The jobs of the last space wait for the next one, so that what was queued stays queued. $1 space
+-- Detaches the jobs of the last space, so that queued entities stay queued for the next space. $1 space
 UPDATE {schema}.embedding_jobs
 SET space = NULL, state = 'pending', attempts = 0, rescues = 0, lease_until = NULL, error = NULL, updated_at = now()
 WHERE space = $1 AND NOT EXISTS (SELECT 1 FROM {schema}.spaces WHERE space <> $1)
 
 -- name: delete_jobs
--- The jobs of a space. $1 space
+-- Deletes the jobs of a space. $1 space
 DELETE FROM {schema}.embedding_jobs WHERE space = $1
 
 -- name: delete_embeddings
--- The vectors of a space. $1 space
+-- Deletes the vectors of a space. $1 space
 DELETE FROM {schema}.embeddings WHERE space = $1
 
 -- name: delete_space
--- The space. $1 space
+-- Deletes a space. $1 space
 DELETE FROM {schema}.spaces WHERE space = $1
 
 -- name: has_others
--- Whether a new space is not the only one, so that what upserts have queued does not fill it. $1 space
+-- Whether there are other spaces, so that the jobs queued by upserts do not cover a new space. $1 space
 SELECT EXISTS (SELECT 1 FROM {schema}.spaces WHERE space <> $1)
 
 -- name: forget_errors
--- What failed is due again. $1 space, $2 entity_type or null
+-- Makes failed entities due again. $1 space, $2 entity_type or null
 DELETE FROM {schema}.embeddings
 WHERE space = $1 AND error IS NOT NULL AND ($2::VARCHAR IS NULL OR entity_type = $2)
 
 -- name: forget_errors_of
--- The same for given keys. $1 space
+-- Likewise for the given keys. $1 space
 DELETE FROM {schema}.embeddings AS v USING given AS t
 WHERE v.space = $1 AND v.error IS NOT NULL AND v.entity_type = t.entity_type AND v.id = t.id
 
 -- name: forget_keys
--- Lists of keys that no job has any more.
+-- Deletes lists of keys without a job.
 DELETE FROM {schema}.job_keys WHERE job_id NOT IN (SELECT keys_of FROM {schema}.embedding_jobs)
 
 -- name: list_due
--- Lists of all keys that are due, each for a job to come. $1 space or null, $2 rows in a job, $3 entity_type or null
+-- Creates lists of all keys that are due, each for a new job.
+-- $1 space or null, $2 rows in a job, $3 entity_type or null
 WITH due AS MATERIALIZED (
     SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) // $2 AS piece
     FROM {schema}.entities AS e
@@ -80,7 +81,7 @@ WITH due AS MATERIALIZED (
 INSERT INTO {schema}.job_keys SELECT job_id, entity_type, id FROM due JOIN jobs USING (piece) ORDER BY piece
 
 -- name: list_given
--- The same of given keys. $1 space or null, $2 rows in a job
+-- Likewise for the given keys. $1 space or null, $2 rows in a job
 WITH {found}, due AS MATERIALIZED (
     SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) // $2 AS piece
     FROM (SELECT DISTINCT ON (place) * FROM found) AS e
@@ -91,18 +92,18 @@ WITH {found}, due AS MATERIALIZED (
 INSERT INTO {schema}.job_keys SELECT job_id, entity_type, id FROM due JOIN jobs USING (piece) ORDER BY piece
 
 -- name: enqueue
--- Jobs for the lists that have none yet. $1 space or null
+-- Creates jobs for the lists without one. $1 space or null
 INSERT INTO {schema}.embedding_jobs (job_id, space, keys_of, entities, created_at, updated_at)
 SELECT job_id, $1, job_id, count(*), now(), now()
 FROM {schema}.job_keys WHERE job_id NOT IN (SELECT keys_of FROM {schema}.embedding_jobs)
 GROUP BY job_id RETURNING entities
 
 -- name: failed_keys
--- What failed in a space. $1 space
+-- The entities that failed in a space. $1 space
 SELECT entity_type, id FROM {schema}.embeddings WHERE space = $1 AND error IS NOT NULL
 
 -- name: requeue_jobs
--- Failed jobs wait again. $1 space, $2 their state, $3 the new one
+-- Requeues failed jobs. $1 space, $2 current state, $3 new state
 UPDATE {schema}.embedding_jobs SET state = $3, attempts = 0, rescues = 0, updated_at = now()
 WHERE space = $1 AND state = $2 RETURNING entities
 
@@ -113,39 +114,40 @@ SELECT job_id::VARCHAR AS job_id, batch_id::VARCHAR AS batch_id, space, state, e
 FROM {schema}.embedding_jobs WHERE $1::VARCHAR IS NULL OR state = $1 ORDER BY created_at, job_id
 
 -- name: open_jobs
--- How many jobs of a space, or of none yet, are not worked off. $1 space
+-- The number of pending and running jobs of a space or without a space. $1 space
 SELECT count(*) FROM {schema}.embedding_jobs
 WHERE state IN ('pending', 'running') AND (space = $1 OR space IS NULL)
 
--- name: bury
--- A job that worker after worker died at is failed. $1 space, $2 most rescues, $3 state, $4 the new one, $5 process
+-- name: fail_abandoned
+-- Marks jobs as failed that were abandoned too often.
+-- $1 space, $2 maximum of rescues, $3 current state, $4 new state, $5 process
 UPDATE {schema}.embedding_jobs
 SET state = $4, error = rescues || ' workers died at it', lease_until = NULL, updated_at = now()
 WHERE space = $1 AND state = $3 AND (lease_until < now() OR NOT starts_with(worker, $5)) AND rescues >= $2
 
 -- name: next_job
--- The oldest job that is pending, or whose worker is dead: its lease has ended, or it was of another process, which
--- cannot have the file open any more. $1 space, $2 most rescues, $3 process
+-- The oldest job that is pending, or whose worker is dead: its lease has expired, or it belongs to another process,
+-- which can no longer have the file open. $1 space, $2 maximum of rescues, $3 process
 SELECT job_id::VARCHAR AS job_id, space, state, fence, attempts, rescues FROM {schema}.embedding_jobs
 WHERE (space = $1 OR space IS NULL) AND (state = 'pending'
     OR state = 'running' AND (lease_until < now() OR NOT starts_with(worker, $3)) AND rescues < $2)
 ORDER BY created_at, job_id LIMIT 1
 
 -- name: copy_job
--- A job of no space becomes one of a space, with a copy for every other. $1 job, $2 space
+-- Copies a job without a space for every space but the given one. $1 job, $2 space
 INSERT INTO {schema}.embedding_jobs (job_id, batch_id, space, keys_of, entities, created_at, updated_at)
 SELECT uuid(), j.batch_id, s.space, j.keys_of, j.entities, now(), now()
 FROM {schema}.embedding_jobs AS j CROSS JOIN {schema}.spaces AS s
 WHERE j.job_id = $1::UUID AND j.space IS NULL AND s.space <> $2
 
 -- name: claim
--- Takes a job. $1 job, $2 space, $3 worker, $4 lease, $5 rescues
+-- Claims a job. $1 job, $2 space, $3 worker, $4 lease, $5 rescues
 UPDATE {schema}.embedding_jobs SET state = 'running', space = $2, worker = $3, fence = fence + 1, rescues = $5,
     lease_until = now() + to_milliseconds(($4 * 1000)::BIGINT), updated_at = now()
 WHERE job_id = $1::UUID
 
 -- name: members
--- What of a job is still due, with its content, and whether something older is stored. $1 job, $2 space
+-- The entities of a job that are still due, with their content, and whether an older vector is stored. $1 job, $2 space
 WITH given AS (
     SELECT DISTINCT entity_type, id, NULL AS position
     FROM {schema}.job_keys WHERE job_id = (SELECT keys_of FROM {schema}.embedding_jobs WHERE job_id = $1::UUID)
@@ -158,14 +160,14 @@ WHERE e.content_hash <> unhex(sha256('')) AND v.content_hash IS DISTINCT FROM e.
 ORDER BY e.entity_type, e.id
 
 -- name: move
--- A change of state by the worker that holds the job; whoever lost it changes nothing.
--- $1 job, $2 fence, $3 state, $4 the new one, $5 attempts, $6 error, $7 lease
+-- Changes the state of a job, if the worker still holds it.
+-- $1 job, $2 fence, $3 current state, $4 new state, $5 attempts, $6 error, $7 lease
 UPDATE {schema}.embedding_jobs SET state = $4, attempts = $5, error = $6, updated_at = now(),
     lease_until = CASE WHEN $4 = 'running' THEN now() + to_milliseconds(($7 * 1000)::BIGINT) END
 WHERE job_id = $1::UUID AND fence = $2 AND state = $3
 
 -- name: current
--- Those of the given vectors whose content is still what was embedded, and whether something of them is stored.
+-- The given vectors whose content has not changed since it was embedded, and whether an older vector is stored.
 -- $1 space
 WITH {found}
 SELECT t.position, v.id IS NOT NULL AS stored
@@ -175,17 +177,17 @@ LEFT JOIN (SELECT * FROM {schema}.embeddings WHERE space = $1) AS v
 ORDER BY t.position
 
 -- name: delete_written
--- Makes room for vectors that replace others. $1 space
+-- Deletes vectors that will be replaced. $1 space
 DELETE FROM {schema}.embeddings AS v USING given AS t
 WHERE v.space = $1 AND v.entity_type = t.entity_type AND v.id = t.id
 
 -- name: insert_vectors
--- Vectors in key order. $1 space
+-- Inserts vectors in key order. $1 space
 INSERT INTO {schema}.embeddings (space, entity_type, id, content_hash, error, embedded_at, vector_{dim})
 SELECT $1, entity_type, id, content_hash, error, now(), vector FROM given
 
 -- name: nearest
--- The nearest vectors of a space with their entities; null entities where the content has changed since.
+-- The nearest vectors of a space with their entities, which are null if the content has changed since.
 -- $1 space, $2 vector, $3 limit, $4 entity_type or null
 WITH near AS MATERIALIZED (
     SELECT entity_type, id, content_hash, array_inner_product(vector_{dim}, $2::FLOAT[{dim}]) AS score
@@ -200,7 +202,7 @@ LEFT JOIN found AS e ON e.entity_type = v.entity_type AND e.id = v.id AND e.cont
 ORDER BY v.score DESC, v.entity_type, v.id
 
 -- name: nearest_where
--- The same of the entities that satisfy a predicate. $1 space, $2 vector, $3 limit, $4 entity_type or null
+-- Likewise for entities that satisfy a predicate. $1 space, $2 vector, $3 limit, $4 entity_type or null
 WITH near AS MATERIALIZED (
     SELECT v.entity_type, v.id, array_inner_product(v.vector_{dim}, $2::FLOAT[{dim}]) AS score
     FROM {schema}.embeddings AS v

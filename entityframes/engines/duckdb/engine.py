@@ -1,4 +1,4 @@
-"""DuckDB: a file owned by this process, frames scanned in place, one writer at a time."""
+"""The DuckDB engine: this process owns the file, frames are scanned in place, and there is one writer at a time."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from entityframes.engines.predicates import Predicate
     from entityframes.engines.text import TextEngine
 
-#: Of up to so many entities all keys are read to look some up; of more, their hashes first.
+#: Up to this many entities, lookups scan all keys; beyond that, they scan the hashes of the keys first.
 SCANNED = 300_000
 
 
 class DuckDBEngine:
-    """One DuckDB database; each call works on a cursor of its own, which is a connection of its own."""
+    """A DuckDB database; each call uses a separate cursor, which in DuckDB is a separate connection."""
 
     name = "duckdb"
 
@@ -38,21 +38,21 @@ class DuckDBEngine:
         self.address, self.read_only = location.address, read_only
         # One batch is prepared while another is written.
         self.workers, self.writers = workers or 2, 1
-        # A full row group goes straight to the file; what is smaller goes through the log and is written twice.
+        # A full row group is written directly to the file; smaller batches go through the log, and are written twice.
         self.batch_bytes, self.batch_rows, self.lookup_rows, self.by_key = 128 << 20, 122_880, 500_000, False
         self.statements = Statements("duckdb", namespace)
-        #: About how many there are.
+        #: The approximate number of entities.
         self._entities = 0
-        #: Whether the hashes of keys are those of another version of DuckDB, and could not be made anew.
+        #: Whether the hashes of keys were computed by another version of DuckDB and could not be recomputed.
         self._hashed_elsewhere = False
         self._file = File(location, self.statements["session"], read_only)
         try:
             with self._file.root() as root:
-                # A file entityframes.duckdb is a catalog of the same name as the schema in it.
+                # The file entityframes.duckdb is a catalog with the same name as its schema.
                 ((catalog, path),) = root.execute(self.statements["catalog"]).fetchall()
                 if path is None and location.target != ":memory:":
-                    # DuckDB opens CSV, Parquet and JSON as a database that is gone with the process.
-                    raise ConnectError(f"{self.address} is a file of rows: a DuckDB store needs a file of its own")
+                    # DuckDB opens CSV, Parquet and JSON files as temporary databases.
+                    raise ConnectError(f"{self.address} is a data file: use a separate file for a DuckDB store")
                 self.statements = Statements("duckdb", namespace, catalog)
                 root.execute(self.statements["settings"])
             self._migrate()
@@ -73,7 +73,7 @@ class DuckDBEngine:
             changed = self._changed(session, rows, batch)
             if self._lacks(session, changed, batch):
                 return _all_again(rows)
-            self._file.allow(int(changed.estimated_size()))
+            self._file.reserve(int(changed.estimated_size()))
             return self._file.with_memory(lambda: self._write(session, changed, batch))
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
@@ -87,17 +87,17 @@ class DuckDBEngine:
             )
             accepted = changed.join(refused, on="position", how="anti")
             if refused.is_empty():
-                # Not a constraint that can be asked for its rows: let the error speak for the batch.
+                # No CHECK constraint rejects these rows: write them all, which raises the error for the batch.
                 accepted = changed
             written = self._file.with_memory(lambda: self._write(session, accepted, batch))
             return pl.concat([written, refused], how="diagonal")
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
         with self.session() as session:
-            if not session.ask("recorded", batch.batch_id).item():
+            if not session.query("recorded", batch.batch_id).item():
                 return None
             session.register_keys(rows)
-            return session.ask("written_by", batch.batch_id)
+            return session.query("written_by", batch.batch_id)
 
     def deleted_by(self, batch: Batch) -> int | None:
         return self.read("deleted_by", batch.batch_id).item()  # type: ignore[no-any-return]
@@ -115,48 +115,48 @@ class DuckDBEngine:
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self.session() as session:
             session.register_keys(keys)
-            return session.ask("hashes").drop("place", "created_at")
+            return session.query("hashes").drop("place", "created_at")
 
     def stored(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self.session() as session:
             session.register_keys(keys)
-            return session.ask("stored")
+            return session.query("stored")
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self.session() as session:
             session.register_keys(keys)
-            return session.ask("existing").drop("place")
+            return session.query("existing").drop("place")
 
     def lookup(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self.session() as session:
             session.register_keys(keys)
-            return session.ask("lookup")
+            return session.query("lookup")
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self.session(batch.interrupt, writing=True) as session:
             numbered = keys.with_row_index("position")
             session.register("given", numbered)
             with session.transaction(batch.interrupt):
-                gone = session.ask("unchanged" if "content_hash" in keys.columns else "existing")
-                if gone.height:
-                    written = numbered[gone["position"]].select("entity_type", "id")
-                    session.register("written", written.with_columns(gone["place"]))
-                    session.run("delete")
-                    session.run("delete_vectors")
-                    session.run("ledger", batch.batch_id, batch.run_id, 0, 0, gone.height, 0)
-            return gone.drop("place")
+                found = session.query("unchanged" if "content_hash" in keys.columns else "existing")
+                if found.height:
+                    written = numbered[found["position"]].select("entity_type", "id")
+                    session.register("written", written.with_columns(found["place"]))
+                    session.execute("delete")
+                    session.execute("delete_vectors")
+                    session.execute("ledger", batch.batch_id, batch.run_id, 0, 0, found.height, 0)
+            return found.drop("place")
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
         with self.session() as session:
             session.register("given", pl.DataFrame({"entity_type": entity_types}, schema={"entity_type": pl.String}))
-            return session.ask("fields")
+            return session.query("fields")
 
     def record_fields(self, fields: pl.DataFrame) -> None:
         with self.session(writing=True) as session:
             session.register("given", fields.with_row_index("position"))
             with session.transaction():
-                session.run("widen_fields")
-                session.run("add_fields")
+                session.execute("widen_fields")
+                session.execute("add_fields")
 
     def is_empty(self, entity_type: str) -> bool:
         return bool(self.read("is_empty", entity_type).item())
@@ -194,13 +194,13 @@ class DuckDBEngine:
         with self.session() as session, session.transaction():
             for name in self.checks:
                 before_each()
-                found.append(session.ask(f"find_{name}").select(pl.lit(name).alias("check"), pl.all()))
+                found.append(session.query(f"find_{name}").select(pl.lit(name).alias("check"), pl.all()))
         return pl.concat(found)
 
     def repair(self, checks: list[str]) -> None:
         with self.session(writing=True) as session, session.transaction():
             for name in self.statements.repairs(checks):
-                session.run(name)
+                session.execute(name)
 
     def kinds(self) -> pl.DataFrame:
         return self.read("kinds")
@@ -211,7 +211,7 @@ class DuckDBEngine:
     def forget_fields(self, fields: pl.DataFrame) -> None:
         with self.session(writing=True) as session:
             session.register("given", fields)
-            session.run("forget_fields")
+            session.execute("forget_fields")
 
     def select(
         self,
@@ -221,22 +221,22 @@ class DuckDBEngine:
         limit: int | None,
         interrupt: Interrupt | None = None,
     ) -> Iterator[pl.DataFrame]:
-        places = predicates.places(predicates.DUCKDB, columns, entity_type, where, limit)
+        placeholders = predicates.placeholders(predicates.DUCKDB, columns, entity_type, where, limit)
         with self.session(interrupt) as session:
-            yield from session.pieces("select", places=places)
+            yield from session.stream("select", placeholders=placeholders)
 
     def drop(self) -> None:
         with self.session(writing=True) as session:
-            session.run("drop")
+            session.execute("drop")
 
     def close(self) -> None:
         self._file.close()
 
     def _changed(self, session: Session, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """The rows that are new or differ, with created, due, and the place of what is stored."""
-        # Keys and hashes only: an anti-join that does not touch the texts.
+        """The rows that are new or differ, with created, due, and place (the location of the stored entity)."""
+        # This compares keys and hashes only, without reading the content.
         session.register_keys(rows)
-        stored = session.ask("hashes")
+        stored = session.query("hashes")
         created = pl.col("place").is_null()
         differs = created | (pl.col("content_hash") != pl.col("content_hash_stored"))
         return (
@@ -251,24 +251,21 @@ class DuckDBEngine:
         )
 
     def _lacks(self, session: Session, changed: pl.DataFrame, batch: Batch) -> bool:
-        """Whether a row that is to be written over an entity may lack something of it.
-
-        Nobody writes or records fields meanwhile.
-        """
+        """Whether a row that overwrites an entity may lack fields of it. There are no concurrent writers."""
         if not batch.guarded or changed["created"].all():
             return False
         session.register("given", changed.select("entity_type").unique())
-        return batch.may_lack(session.ask("fields"))
+        return batch.may_lack(session.query("fields"))
 
     def _write(self, session: Session, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """Insert and update in one transaction with the ledger row and the job; nothing at all if nothing changed."""
+        """Insert and update in one transaction, with the ledger row and the job; does nothing if nothing changed."""
         expecting = "expected" in changed.columns
         conflicts = changed[["position"]].clear()
         if changed.height:
             session.register("changed", changed)
             with session.transaction(batch.interrupt):
                 if expecting:
-                    # Asked again inside the transaction, for a store that was opened twice in this process.
+                    # Checked again inside the transaction, in case the store was opened twice in this process.
                     conflicts = self._conflicting(session, changed)
                     changed = changed.join(conflicts, on="position", how="anti", maintain_order="left")
                     session.register("changed", changed)
@@ -278,33 +275,32 @@ class DuckDBEngine:
         return pl.concat([written, conflicts.with_columns(conflict=True)], how="diagonal") if expecting else written
 
     def _merge(self, session: Session, changed: pl.DataFrame, batch: Batch) -> None:
-        """The statements of a transaction that writes the rows registered as changed."""
+        """Write the rows registered as ``changed``, within a transaction."""
         created = int(changed["created"].sum())
-        updated = session.run("delete_differing") if created < changed.height else 0
+        updated = session.execute("delete_differing") if created < changed.height else 0
         if created + updated != changed.height:
-            # Only somebody who wrote past the store, in this process, can have come between.
-            raise TransientError(f"{changed.height - created} entities were to be updated, and {updated} were found")
-        session.run("insert_changed", batch.batch_id)
+            # Only a writer in this process that does not use this package can cause this.
+            raise TransientError(f"expected {changed.height - created} entities to update, found {updated}")
+        session.execute("insert_changed", batch.batch_id)
         self._entities += created
         due = int(changed["due"].sum())
-        session.run("ledger", batch.batch_id, batch.run_id, created, updated, 0, due)
+        session.execute("ledger", batch.batch_id, batch.run_id, created, updated, 0, due)
         if due:
-            session.run("job", batch.job_id, batch.batch_id, due)
-            session.run("job_keys", batch.job_id)
+            session.execute("job", batch.job_id, batch.batch_id, due)
+            session.execute("job_keys", batch.job_id)
 
     def _conflicting(self, session: Session, changed: pl.DataFrame) -> pl.DataFrame:
-        """The position of rows registered as changed whose entity is not in the state that is expected of it."""
+        """The positions of the rows registered as ``changed`` whose entity does not have the expected hashes."""
         if "expected" not in changed.columns:
             return changed.select("position").clear()
-        return session.ask("hold")
+        return session.query("hold")
 
     def _refused(self, session: Session, changed: pl.DataFrame) -> pl.DataFrame:
-        """position, sqlstate, rule and error of rows that a CHECK constraint refuses; one statement a constraint."""
+        """position, sqlstate, rule and error of the rows that a CHECK constraint rejects; one query per constraint."""
         session.register("changed", changed)
-        texts = dict.fromkeys(["sqlstate", "rule", "error"], pl.String)
-        found = pl.DataFrame(schema={"position": pl.UInt32, **texts})
-        for condition, name in session.ask("checks", self.namespace).iter_rows():
-            rows = session.ask("refused", places={"condition": condition})
+        found = pl.DataFrame(schema={"position": pl.UInt32, **dict.fromkeys(["sqlstate", "rule", "error"], pl.String)})
+        for condition, name in session.query("checks", self.namespace).iter_rows():
+            rows = session.query("refused", placeholders={"condition": condition})
             error = pl.lit(f"CHECK constraint failed: {condition}")
             found = pl.concat(
                 [found, rows.with_columns(sqlstate=pl.lit("23514"), rule=pl.lit(rule_of("23514", name)), error=error)]
@@ -313,57 +309,57 @@ class DuckDBEngine:
 
     @contextmanager
     def session(self, interrupt: Interrupt | None = None, *, writing: bool = False) -> Iterator[Session]:
-        """A cursor for one call.
+        """A session on a new cursor.
 
         Args:
-            interrupt: ends what runs on it.
-            writing: whether something is written: writers come one after the other.
+            interrupt: cancels its statements.
+            writing: whether to acquire the writers' lock.
         """
-        # The way to look keys up that suits the number of entities.
+        # The lookup of keys that is faster for this number of entities.
         found = "found_by_hash" if self._entities > SCANNED and not self._hashed_elsewhere else "found"
         with self._file.writer(interrupt or Interrupt()) if writing else self._file.cursor(interrupt) as cursor:
             yield Session(cursor, self.statements, found, self._file)
 
-    def read(self, name: str, *parameters: Any, places: Mapping[str, object] | None = None) -> pl.DataFrame:
-        """What a statement answers, in a session of its own."""
+    def read(self, name: str, *parameters: Any, placeholders: Mapping[str, object] | None = None) -> pl.DataFrame:
+        """Execute a statement in a new session and return its result."""
         with self.session() as session:
-            return session.ask(name, *parameters, places=places)
+            return session.query(name, *parameters, placeholders=placeholders)
 
     def _migrate(self) -> None:
-        """Create the store or bring it to this version's format in one transaction."""
+        """Create the store, or migrate it to the format of this version, in one transaction."""
         with self.session(writing=not self.read_only) as session:
-            found = session.ask("format_table", self.namespace)
+            found = session.query("format_table", self.namespace)
             self.statements.namespace = found["namespace"].item() or self.namespace
             there = found["there"].item()
-            version = migrations.known_version(self.address, session.ask("format_version").item()) if there else 0
+            version = migrations.known_version(self.address, session.query("format_version").item()) if there else 0
             check_format(self, version)
             if version < FORMAT:
-                if session.ask("storage_version").item() == "v1.0.0+":
-                    # The tables of somebody's older file; it knows no zstd.
+                if session.query("storage_version").item() == "v1.0.0+":
+                    # The storage format of this older file does not support zstd.
                     for name in ("migrate_3", "reshape_entities"):
                         self.statements.replace(name, "USING COMPRESSION zstd", "")
                 with session.transaction():
-                    session.run("create_schema")
+                    session.execute("create_schema")
                     for step in range(version + 1, FORMAT + 1):
                         if version and step == migrations.REPAIRED_AT + 1:
                             self._repair(session)
-                        session.run(f"migrate_{step}")
-            if session.ask("hashed_elsewhere").item():
+                        session.execute(f"migrate_{step}")
+            if session.query("hashed_elsewhere").item():
                 if self.read_only:
                     self._hashed_elsewhere = True
                     return
                 with session.transaction():
-                    session.run("rehash")
+                    session.execute("rehash")
 
     def _repair(self, session: Session) -> None:
-        """Bring a store whose tables are of an earlier shape to what the code knows."""
+        """Repair the tables of a store that was created by an earlier version."""
 
         def parts() -> list[str]:
-            return session.ask("parts", self.namespace)["part"].to_list()
+            return session.query("parts", self.namespace)["part"].to_list()
 
-        migrations.repair(self.name, self.address, parts, lambda name: session.run(name))
+        migrations.repair(self.name, self.address, parts, lambda name: session.execute(name))
 
 
 def _all_again(rows: pl.DataFrame) -> pl.DataFrame:
-    """The answer of a batch of which nothing is written, because its rows may lack something of what is stored."""
+    """The result of a batch of which nothing was written, because its rows may lack stored fields."""
     return rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("position"), again=pl.lit(True))

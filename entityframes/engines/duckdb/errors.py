@@ -1,4 +1,4 @@
-"""What DuckDB's errors mean for a batch."""
+"""Translation of DuckDB's exceptions."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from entityframes.frames.utf8 import printable
 
 
 class InvalidatedError(ResourceError):
-    """DuckDB takes no more statements before the file is opened again."""
+    """DuckDB rejects all statements until the file is opened again."""
 
 
 def why_not_opened(location: Location, error: Exception) -> str:
-    """A sentence for somebody whose file could not be opened."""
+    """The message for a file that could not be opened."""
     if isinstance(error, UnicodeError):
         return f"{printable(location.address)} cannot be a DuckDB store: the name of the file is not UTF-8"
     message = " ".join(str(error).split())
     holder = re.search(r"PID (\d+)", message)
     if holder:
         return (
-            f"{location.address} is open in another process (PID {holder[1]}): DuckDB lets in one process at a time. "
-            "Close it there, use another file, or share a PostgreSQL store"
+            f"{location.address} is open in another process (PID {holder[1]}): DuckDB allows one process at a time. "
+            "Close it there, use another file, or use PostgreSQL for a shared store"
         )
     if "different configuration" in message:
-        return f"{location.address} is open in this process to be read only: close that store before it is written"
+        return f"{location.address} is open read-only in this process: close that store before you open it for writing"
     return f"cannot open {location.address} as a DuckDB store: {message.partition('. See also')[0][:300]}"
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn DuckDB's errors into ours. It has no SQLSTATE; where the meaning is the same, the standard's is given."""
+    """Translate DuckDB's exceptions to those of this package, with the SQLSTATE of the standard where one fits."""
     try:
         yield
     except duckdb.InterruptException:
@@ -55,7 +55,7 @@ def translated() -> Iterator[None]:
     except duckdb.OutOfMemoryException as error:
         raise ResourceError(_readable(error), "53200", rule_of("53200")) from None
     except duckdb.TransactionException as error:
-        # A writer that was opened twice on the same file shows as a conflict, or as a key that came between.
+        # Two writers with the same file open cause a conflict, or a duplicate key.
         if "Failed to commit" in str(error) and not re.search("conflict|constraint", str(error), re.IGNORECASE):
             full = "53200" if "memory" in str(error) else "53100"
             raise ResourceError(_readable(error), full, rule_of(full)) from None
@@ -70,7 +70,7 @@ def translated() -> Iterator[None]:
         raise ClosedError(f"the store is closed: {_readable(error)}") from None
     except duckdb.Error as error:
         if isinstance(error, duckdb.InvalidInputException) and "failed: KeyboardInterrupt" in str(error):
-            # A Ctrl-C while DuckDB asks Python for the columns of a frame.
+            # A Ctrl-C while DuckDB calls Python for the columns of a frame.
             raise KeyboardInterrupt from None
         raise PermanentError(_readable(error)) from None
     except RuntimeError as error:
@@ -79,7 +79,7 @@ def translated() -> Iterator[None]:
         raise KeyboardInterrupt from None
 
 
-#: What DuckDB calls its errors where it has only their text, once rows are on their way.
+#: The beginnings of the messages of streaming results, for which DuckDB reports no exception class.
 _NAMED: tuple[tuple[str, type[duckdb.Error]], ...] = (
     ("INTERRUPT", duckdb.InterruptException),
     ("Out of Memory", duckdb.OutOfMemoryException),
@@ -93,13 +93,13 @@ _NAMED: tuple[tuple[str, type[duckdb.Error]], ...] = (
 
 
 def streamed(reader: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The batches of a reader, whose errors are a bare OSError, with DuckDB's own.
+    """The batches of a reader, with its OSErrors replaced by DuckDB's exceptions.
 
     Raises:
-        duckdb.Error: as `translated` knows it.
+        duckdb.Error: of a class that `translated` handles.
     """
     try:
-        # Not yield from, which closes the reader wherever this ends.
+        # Not yield from, which would close the reader when this generator is closed.
         for batch in reader:  # noqa: UP028
             yield batch
     except (OSError, pa.ArrowException) as error:

@@ -1,4 +1,4 @@
-"""A cursor that one call has, and the statements of a store that it runs there."""
+"""Execution of named statements on a cursor."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from entityframes.engines.duckdb.errors import streamed, translated
 from entityframes.engines.queries import Statements
 from entityframes.interrupt import Interrupt
 
-#: Rows in a piece of an answer that comes in pieces.
-_PIECE_ROWS = 50_000
+#: The number of rows in a chunk of a streamed result.
+_CHUNK_ROWS = 50_000
 
 
 class Session:
-    """Runs named statements; used by one thread. Frames that they name are registered before.
+    """Executes named statements, in a single thread. Frames that they refer to must be registered before.
 
     Args:
-        cursor: a connection of its own.
+        cursor: a separate DuckDB connection.
         statements: the statements, for the namespace of the store.
-        found: the name of the statement that looks up keys, for ``{found}`` in others.
+        found: the name of the statement that looks up keys, which is substituted for ``{found}`` in others.
         file: the database.
     """
 
@@ -34,42 +34,44 @@ class Session:
         self._cursor, self._statements, self._found, self._file = cursor, statements, found, file
 
     def register(self, name: str, frame: pl.DataFrame | pa.Table) -> None:
-        """Let statements scan a frame under a name; it is not copied."""
-        # Arrow, not the Polars frame: DuckDB scans it in place and faster.
+        """Register a frame under a name for statements, without copying it."""
+        # As Arrow, which DuckDB scans in place, and faster than a Polars frame.
         with translated():
             self._cursor.register(name, frame.to_arrow() if isinstance(frame, pl.DataFrame) else frame)
 
     def register_keys(self, frame: pl.DataFrame) -> None:
-        """Let statements scan the keys of a frame under the name given, with their position."""
+        """Register the keys of a frame with their position, under the name ``given``."""
         self.register("given", frame[["entity_type", "id"]].with_row_index("position"))
 
-    def ask(self, name: str, *parameters: Any, places: Mapping[str, object] | None = None) -> pl.DataFrame:
-        """What a statement answers.
+    def query(self, name: str, *parameters: Any, placeholders: Mapping[str, object] | None = None) -> pl.DataFrame:
+        """Execute a statement and return its result.
 
         Args:
-            name: of the statement.
-            parameters: for $1, $2, ...
-            places: validated text for what stands in braces in it.
+            name: the name of the statement.
+            parameters: the values of $1, $2, ...
+            placeholders: validated text for the placeholders in braces.
         """
 
-        def ask() -> pl.DataFrame:
+        def query() -> pl.DataFrame:
             with translated():
-                found = self._cursor.sql(self._statement(name, places), params=list(parameters) or None)
+                found = self._cursor.sql(self._statement(name, placeholders), params=list(parameters) or None)
                 return to_frame(found.to_arrow_table())
 
-        return self._file.with_memory(ask)
+        return self._file.with_memory(query)
 
-    def run(self, name: str, *parameters: Any, places: Mapping[str, object] | None = None) -> int:
-        """Run statements; how many rows the last one changed."""
+    def execute(self, name: str, *parameters: Any, placeholders: Mapping[str, object] | None = None) -> int:
+        """Execute statements and return the number of rows that the last one changed."""
         with translated():
-            row = self._cursor.execute(self._statement(name, places), list(parameters)).fetchone()
+            row = self._cursor.execute(self._statement(name, placeholders), list(parameters)).fetchone()
         return int(row[0]) if row else 0
 
-    def pieces(self, name: str, *parameters: Any, places: Mapping[str, object] | None = None) -> Iterator[pl.DataFrame]:
-        """What a statement answers, in pieces, as they come."""
+    def stream(
+        self, name: str, *parameters: Any, placeholders: Mapping[str, object] | None = None
+    ) -> Iterator[pl.DataFrame]:
+        """Execute a statement and yield its result in chunks."""
         with translated():
-            found = self._cursor.sql(self._statement(name, places), params=list(parameters) or None)
-            reader = forks.keep(found.to_arrow_reader(_PIECE_ROWS))
+            found = self._cursor.sql(self._statement(name, placeholders), params=list(parameters) or None)
+            reader = forks.keep(found.to_arrow_reader(_CHUNK_ROWS))
             try:
                 for batch in streamed(reader):
                     yield to_frame(batch)
@@ -81,5 +83,5 @@ class Session:
         """BEGIN and COMMIT; see `File.transaction`."""
         return self._file.transaction(self._cursor, interrupt or Interrupt())
 
-    def _statement(self, name: str, places: Mapping[str, object] | None) -> str:
-        return self._statements.filled(name, {"found": self._statements[self._found], **(places or {})})
+    def _statement(self, name: str, placeholders: Mapping[str, object] | None) -> str:
+        return self._statements.format(name, {"found": self._statements[self._found], **(placeholders or {})})

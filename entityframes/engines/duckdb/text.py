@@ -1,4 +1,4 @@
-"""Text search on DuckDB: a table of words and the documents that have them, of which few blocks are read for a word."""
+"""Text search on DuckDB: a table of postings sorted by word, so that few blocks are read for each word."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from entityframes.engines import predicates
-from entityframes.engines.text import Asked, Beside, IndexState
+from entityframes.engines.text import IndexState, TextQuery, Unindexed
 
 if TYPE_CHECKING:
     from entityframes.engines.duckdb.engine import DuckDBEngine
 
 
 class DuckDBText:
-    """The text search of a `DuckDBEngine`, on its cursors."""
+    """The `TextEngine` of a `DuckDBEngine`."""
 
     def __init__(self, engine: DuckDBEngine) -> None:
         self._engine = engine
@@ -31,39 +31,41 @@ class DuckDBText:
     def texts(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self._engine.session() as session:
             session.register_keys(keys)
-            return session.ask("texts")
+            return session.query("texts")
 
     def index(self, documents: pl.DataFrame) -> None:
         engine = self._engine
         with engine.session(writing=True) as session, session.transaction():
-            last = session.ask("last_document").item()
+            last = session.query("last_document").item()
             session.register("given", documents.with_row_index("document", last + 1))
-            if session.run("drop_replaced"):
-                session.run("drop_postings")
-            session.run("index_documents")
-            session.run("index_words")
+            if session.execute("drop_replaced"):
+                session.execute("drop_postings")
+            session.execute("index_documents")
+            session.execute("index_words")
 
     def finish_index(self, batches: int) -> None:
         engine = self._engine
         with engine.session(writing=True) as session, session.transaction():
-            if session.run("drop_documents"):
-                session.run("drop_postings")
-            session.run("forget_state")
-            session.run("finish_index", batches)
+            if session.execute("drop_documents"):
+                session.execute("drop_postings")
+            session.execute("forget_state")
+            session.execute("finish_index", batches)
 
-    def matching(self, asked: Asked, limit: int) -> tuple[pl.DataFrame, bool]:
+    def matching(self, query: TextQuery, limit: int) -> tuple[pl.DataFrame, bool]:
         statements = self._engine.statements
         kept = ""
-        if asked.where is not None:
-            kept = statements.filled("kept", {"condition": predicates.render(asked.where, predicates.DUCKDB)})
-        places = {
-            "documents": statements["counts_everything" if asked.beside is None else "counts_as_stored"],
-            "counted": statements["counted_words" if asked.terms["needed"].max() == 1 else "counted_chains"],
+        if query.where is not None:
+            kept = statements.format("kept", {"condition": predicates.render(query.where, predicates.DUCKDB)})
+        placeholders = {
+            "documents": statements["counts_everything" if query.unindexed is None else "counts_as_stored"],
+            "counted": statements["counted_words" if query.terms["needed"].max() == 1 else "counted_chains"],
             "kept": kept,
         }
-        beside = asked.beside or Beside()
+        unindexed = query.unindexed or Unindexed()
         with self._engine.session() as session:
-            session.register("terms", asked.terms)
-            session.register("beside", beside.words.select("word", "entity_type", "id", "length", "frequency"))
-            found = session.ask("matching", limit, asked.entity_type, beside.entities, beside.length, places=places)
+            session.register("terms", query.terms)
+            session.register("beside", unindexed.words.select("word", "entity_type", "id", "length", "frequency"))
+            found = session.query(
+                "matching", limit, query.entity_type, unindexed.entities, unindexed.length, placeholders=placeholders
+            )
         return found, found.height == limit

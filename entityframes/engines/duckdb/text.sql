@@ -1,12 +1,13 @@
--- What DuckDB is asked where text search is concerned. Besides {schema}, only the part that looks keys up, what there is
--- of the documents, and rendered predicates are put in. given, terms and beside are frames registered for the connection.
+-- The statements for text search on DuckDB. Besides {schema}, only the part that looks up keys, parts of the statement
+-- matching, and rendered predicates are substituted. given, terms and beside (the words of entities that are not in the
+-- index) are frames registered on the connection.
 
 -- name: text_state
--- How far the index is.
+-- The state of the index.
 SELECT (SELECT count(*) FROM {schema}.batches) AS batches, (SELECT coalesce(max(batches), 0) FROM {schema}.text_index) AS indexed
 
 -- name: unindexed
--- The entities that the index lacks as they are now. Contents are read of these only.
+-- The entities whose current version is not in the index. Reads the content of these only.
 WITH due AS MATERIALIZED (
     SELECT e.rowid AS place FROM {schema}.entities AS e
     ANTI JOIN {schema}.documents AS d ON d.entity_type = e.entity_type AND d.id = e.id
@@ -16,7 +17,7 @@ SELECT e.entity_type, e.id, strlen(e.content) AS bytes
 FROM due AS d JOIN {schema}.entities AS e ON e.rowid = d.place
 
 -- name: texts
--- What is searched of the entities of the given keys.
+-- The searched fields of the entities of the given keys.
 WITH {found}
 SELECT entity_type, id, content, content_hash, metadata_hash,
     CASE WHEN json_type(metadata, '$.title') IN ('VARCHAR', 'UBIGINT', 'BIGINT', 'DOUBLE', 'HUGEINT')
@@ -24,24 +25,24 @@ SELECT entity_type, id, content, content_hash, metadata_hash,
 FROM found
 
 -- name: drop_replaced
--- What the index has of those of the given entities that are still as they were read.
+-- Deletes the documents of the given entities that have not changed since they were read.
 DELETE FROM {schema}.documents AS d USING given AS t, {schema}.entities AS e
 WHERE d.entity_type = t.entity_type AND d.id = t.id AND e.entity_type = t.entity_type AND e.id = t.id
     AND e.content_hash = t.content_hash AND e.metadata_hash = t.metadata_hash
 
 -- name: drop_postings
--- Words of no document.
+-- Deletes postings without a document.
 DELETE FROM {schema}.postings WHERE document NOT IN (SELECT document FROM {schema}.documents)
 
 -- name: index_documents
--- The given entities that the index has not.
+-- Adds the given entities that are not in the index.
 INSERT INTO {schema}.documents
 SELECT t.document, t.entity_type, t.id, t.content_hash, t.metadata_hash, t.length
 FROM given AS t ANTI JOIN {schema}.documents AS d ON d.entity_type = t.entity_type AND d.id = t.id
 ORDER BY t.document
 
 -- name: index_words
--- Their words, by word: a search reads a small part of them.
+-- Adds their words, sorted by word, so that a search reads a small part of them.
 INSERT INTO {schema}.postings
 SELECT word, document, frequency FROM (
     SELECT t.document, unnest(t.words) AS word, unnest(t.frequencies) AS frequency
@@ -49,26 +50,26 @@ SELECT word, document, frequency FROM (
 ) ORDER BY word, document
 
 -- name: last_document
--- The number of the last document.
+-- The highest number of a document.
 SELECT coalesce(max(document), 0) FROM {schema}.documents
 
 -- name: drop_documents
--- Documents of entities that are gone.
+-- Deletes documents of entities that no longer exist.
 DELETE FROM {schema}.documents AS d
 WHERE NOT EXISTS (FROM {schema}.entities AS e WHERE e.entity_type = d.entity_type AND e.id = d.id)
 
 -- name: forget_state
--- Makes room for the number of batches that the index knows of.
+-- Deletes the number of batches that the index covers.
 DELETE FROM {schema}.text_index
 
 -- name: finish_index
--- The index knows of these batches. $1 how many
+-- Records the number of batches that the index covers. $1 number
 INSERT INTO {schema}.text_index VALUES ($1)
 
 -- name: matching
--- Entities that have enough words of a chain, by BM25. How rare a word is does not depend on the filter. Sums are in the
--- order of the words, so that equal texts have equal scores to the last digit.
--- $1 limit, $2 entity_type or null; of what is beside the index $3 how many entities and $4 words in all
+-- Entities that contain a chain, ranked by BM25. Document frequencies do not depend on the filter. Scores are summed in
+-- the order of the words, so that equal texts have exactly equal scores.
+-- $1 limit, $2 entity_type or null; of entities not in the index: $3 their number, and $4 their total number of words
 WITH counting AS MATERIALIZED (
     SELECT * FROM {documents} AS d WHERE $2::VARCHAR IS NULL OR d.entity_type = $2
 ), corpus AS MATERIALIZED (
@@ -98,12 +99,12 @@ FROM best AS b JOIN found AS e ON e.entity_type = b.entity_type AND e.id = b.id
 ORDER BY b.score DESC, b.entity_type, b.id
 
 -- name: counted_words
--- Part of matching: the words that count, where each of them is a chain.
+-- Part of matching: the relevant words, if each of them is a chain.
 SELECT h.word, h.entity_type, h.id, 0.25 + 0.75 * h.length / c.length AS length, h.frequency::DOUBLE AS frequency
 FROM hits AS h CROSS JOIN corpus AS c
 
 -- name: counted_chains
--- Part of matching: the words that count, those of chains of which an entity has enough.
+-- Part of matching: the relevant words, which belong to chains that the entity contains.
 SELECT h.word, h.entity_type, h.id, 0.25 + 0.75 * h.length / c.length AS length, h.frequency::DOUBLE AS frequency
 FROM hits AS h CROSS JOIN corpus AS c SEMI JOIN (
     SELECT t.word, m.entity_type, m.id
@@ -119,7 +120,7 @@ SEMI JOIN (SELECT entity_type, id FROM {schema}.entities WHERE {condition}) AS e
     ON e.entity_type = h.entity_type AND e.id = h.id
 
 -- name: counts_as_stored
--- Part of matching: the documents that are as they are stored.
+-- Part of matching: the documents that are up to date.
 (
     SELECT d.* FROM {schema}.documents AS d
     SEMI JOIN {schema}.entities AS e ON e.entity_type = d.entity_type AND e.id = d.id

@@ -1,7 +1,7 @@
-"""What the main thread has to wait for is done in another one, so that Ctrl-C stays the program's own.
+"""Runs blocking calls of the driver in a helper thread, so that Ctrl-C is handled by the program.
 
-In the main thread the driver takes SIGINT for itself while it works. It loses one that comes as the work ends, so that
-no handler ever hears of it, and at times it cancels what is not there any more, which ends the process.
+In the main thread the driver installs its own handler for SIGINT during a call. That loses a signal that arrives as the
+call ends, so no handler is ever called, and sometimes cancels a call that no longer exists, which crashes the process.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from entityframes.interrupt import CtrlC
 
 T = TypeVar("T")
 
-#: Seconds after which what was stopped is cancelled again, and, on Windows, where locks do not, signals are noticed.
-LOOK_AFTER = 0.1
+#: The interval in seconds at which a stopped call is cancelled again, and at which signals are noticed on Windows,
+#: where waiting for a lock cannot be interrupted.
+POLL_SECONDS = 0.1
 
 
 class _Work:
-    """One call, and what comes of it."""
+    """A call and its result."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self._call: Callable[[], Any] | None = call
@@ -36,7 +37,7 @@ class _Work:
         self.error: BaseException | None = None
 
     def do(self) -> None:
-        """Make the call, once."""
+        """Run the call, if it has not been run yet."""
         call, self._call = self._call, None
         if call is None:
             return
@@ -52,12 +53,12 @@ class _Work:
 
 
 class _Helper:
-    """A thread that does one thing after another; kept, because starting one takes longer than a short statement."""
+    """A thread that runs one call at a time. It is reused, because starting one takes longer than a short statement."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
         self._given: SimpleQueue[_Work] = SimpleQueue()
-        threading.Thread(target=self._work, name="entityframes-aside", daemon=True).start()
+        threading.Thread(target=self._work, name="entityframes-helper", daemon=True).start()
 
     def give(self, work: _Work) -> None:
         self._given.put(work)
@@ -67,20 +68,20 @@ class _Helper:
             self._given.get().do()
 
 
-#: Helpers that have nothing to do: one, unless a signal handler has used a store while a call was at work.
+#: Idle helpers: at most one, unless a signal handler has used a store during a call.
 _idle: list[_Helper] = []
 
 
-def aside(call: Callable[[], T], cancel: Callable[[], None]) -> T:
-    """What a call returns or raises; while the main thread waits for it, the program's signal handlers run.
+def run_in_helper(call: Callable[[], T], cancel: Callable[[], None]) -> T:
+    """Run a call in a helper thread; while the main thread waits for it, signal handlers of the program run.
 
     Args:
-        call: what may wait for a server.
-        cancel: has it end soon. Called when a signal handler raises, as Ctrl-C does by default: what that raises is
-            raised when the call has ended. Called, too, when a Ctrl-C comes that is held back.
+        call: a call that may block.
+        cancel: cancels the call. It is called when a signal handler raises, as for Ctrl-C by default, whose exception
+            is raised after the call has ended; and when a Ctrl-C is deferred.
 
     Raises:
-        KeyboardInterrupt: the call was cancelled for a Ctrl-C that is held back.
+        KeyboardInterrupt: the call was cancelled because of a deferred Ctrl-C.
     """
     if threading.current_thread() is not threading.main_thread() or sys.is_finalizing():
         return call()
@@ -90,17 +91,17 @@ def aside(call: Callable[[], T], cancel: Callable[[], None]) -> T:
     work = _Work(call)
     given = False
     stopped: BaseException | None = None
-    held_before = CtrlC.is_held_back()
+    deferred_before = CtrlC.is_deferred()
     while not work.ended:
         try:
             if not given:
-                # Twice, where a signal comes before that is noted; it is done once.
+                # May be given twice, if a signal arrives before the next line; it is run only once.
                 helper.give(work)
                 given = True
-            if stopped is not None or (CtrlC.is_held_back() and not held_before):
+            if stopped is not None or (CtrlC.is_deferred() and not deferred_before):
                 with suppress(adbc_driver_manager.Error):
                     cancel()
-            work.wait(LOOK_AFTER)
+            work.wait(POLL_SECONDS)
         except BaseException as error:
             stopped = error
     _idle.append(helper)
@@ -111,9 +112,9 @@ def aside(call: Callable[[], T], cancel: Callable[[], None]) -> T:
         return value
     cancelled = getattr(work.error, "sqlstate", None) == "57014"
     try:
-        if cancelled and CtrlC.is_held_back() and not held_before:
+        if cancelled and CtrlC.is_deferred() and not deferred_before:
             raise KeyboardInterrupt from work.error
         raise work.error
     finally:
-        # The error keeps this frame, which would keep the error.
+        # Break the reference cycle between the error and this frame.
         del work

@@ -1,13 +1,14 @@
--- What PostgreSQL is asked to find what does not agree in a store (find_), and to mend what can be derived (mend_).
--- Each find_ gives entity_type, id, batch_id, expected and found as text. {schema} is the quoted namespace.
+-- The statements on PostgreSQL that find inconsistencies in a store (find_), and repair those that can be repaired
+-- (repair_). Each find_ returns entity_type, id, batch_id, expected and found as text. {schema} is the quoted
+-- namespace.
 
 -- name: find_duplicate_key
--- Keys that several rows have, which the primary key forbids for as long as its index is sound.
+-- Keys with several rows, which are possible only if the index of the primary key is corrupt.
 SELECT entity_type, id, NULL::text AS batch_id, '1 row' AS expected, count(*) || ' rows' AS found
 FROM {schema}.entities GROUP BY entity_type, id HAVING count(*) > 1
 
 -- name: repair_duplicate_key
--- The row that was written last stays.
+-- Keeps the row that was written last.
 DELETE FROM {schema}.entities WHERE ctid IN (
     SELECT ctid FROM (
         SELECT ctid, row_number() OVER (PARTITION BY entity_type, id ORDER BY updated_at DESC, ctid DESC) AS place
@@ -16,34 +17,34 @@ DELETE FROM {schema}.entities WHERE ctid IN (
 )
 
 -- name: find_content_hash
--- Entities whose content hash is not that of their content.
+-- Entities whose content hash does not match their content.
 SELECT entity_type, id, NULL::text AS batch_id, encode(sha256(convert_to(content, 'UTF8')), 'hex') AS expected,
     encode(content_hash, 'hex') AS found
 FROM {schema}.entities WHERE content_hash <> sha256(convert_to(content, 'UTF8'))
 
 -- name: repair_content_hash
--- The hash follows the content, which is thereby due for embedding.
+-- Recomputes the hash, which makes the content due for embedding.
 UPDATE {schema}.entities SET content_hash = sha256(convert_to(content, 'UTF8'))
 WHERE content_hash <> sha256(convert_to(content, 'UTF8'))
 
 -- name: find_metadata_hash
--- Entities whose metadata hash is not that of their metadata.
+-- Entities whose metadata hash does not match their metadata.
 SELECT entity_type, id, NULL::text AS batch_id, encode(sha256(convert_to(metadata::text, 'UTF8')), 'hex') AS expected,
     encode(metadata_hash, 'hex') AS found
 FROM {schema}.entities WHERE metadata_hash <> sha256(convert_to(metadata::text, 'UTF8'))
 
 -- name: repair_metadata_hash
--- The hash follows the metadata.
+-- Recomputes the hash.
 UPDATE {schema}.entities SET metadata_hash = sha256(convert_to(metadata::text, 'UTF8'))
 WHERE metadata_hash <> sha256(convert_to(metadata::text, 'UTF8'))
 
 -- name: find_metadata
--- Entities whose metadata is no JSON object.
+-- Entities whose metadata is not a JSON object.
 SELECT entity_type, id, NULL::text AS batch_id, 'object' AS expected, json_typeof(metadata) AS found
 FROM {schema}.entities WHERE json_typeof(metadata) <> 'object'
 
 -- name: find_ledger
--- Batches that entities name and the ledger does not have.
+-- Batches that entities refer to but that are not in the ledger.
 SELECT NULL::text AS entity_type, NULL::text AS id, e.batch_id::text AS batch_id, 'a ledger row' AS expected,
     'none for ' || count(*) || ' entities' AS found
 FROM {schema}.entities AS e
@@ -51,7 +52,7 @@ WHERE NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = e.batch_i
 GROUP BY e.batch_id
 
 -- name: repair_ledger
--- A ledger row, of no run, for each batch that entities name.
+-- Adds a ledger row, without a run, for each of these batches.
 INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
 SELECT e.batch_id, '00000000-0000-0000-0000-000000000000', max(e.updated_at),
     count(*) FILTER (WHERE e.created_at = e.updated_at), count(*) FILTER (WHERE e.created_at <> e.updated_at), 0
@@ -60,7 +61,7 @@ WHERE NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = e.batch_i
 GROUP BY e.batch_id
 
 -- name: find_ledger_count
--- Batches that left more entities behind than the ledger says that they wrote.
+-- Batches with more entities than they wrote according to the ledger.
 SELECT NULL::text AS entity_type, NULL::text AS id, b.batch_id::text AS batch_id,
     'created >= ' || h.created || ', updated >= ' || h.updated AS expected,
     'created ' || b.created || ', updated ' || b.updated AS found
@@ -73,7 +74,7 @@ JOIN (
 WHERE b.created < h.created OR b.updated < h.updated
 
 -- name: repair_ledger_count
--- The counts are raised to what is there.
+-- Raises the counts to the number of entities.
 UPDATE {schema}.batches AS b SET created = greatest(b.created, h.created), updated = greatest(b.updated, h.updated)
 FROM (
     SELECT batch_id, count(*) FILTER (WHERE created_at = updated_at) AS created,
@@ -83,7 +84,7 @@ FROM (
 WHERE h.batch_id = b.batch_id AND (b.created < h.created OR b.updated < h.updated)
 
 -- name: find_ledger_balance
--- What was created less what was deleted is what is there.
+-- The number of entities created minus those deleted must equal the number of entities.
 SELECT NULL::text AS entity_type, NULL::text AS id, NULL::text AS batch_id,
     l.balance || ' entities by the ledger' AS expected, n.entities || ' are stored' AS found
 FROM (SELECT coalesce(sum(created), 0) - coalesce(sum(deleted), 0) AS balance FROM {schema}.batches) AS l
@@ -91,7 +92,7 @@ CROSS JOIN (SELECT count(*) AS entities FROM {schema}.entities) AS n
 WHERE l.balance <> n.entities
 
 -- name: repair_ledger_balance
--- A correcting ledger row, of no run.
+-- Adds a correcting ledger row, without a run.
 INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted)
 SELECT gen_random_uuid(), '00000000-0000-0000-0000-000000000000', now(), greatest(n.entities - l.balance, 0), 0,
     greatest(l.balance - n.entities, 0)
@@ -100,29 +101,29 @@ CROSS JOIN (SELECT count(*) AS entities FROM {schema}.entities) AS n
 WHERE l.balance <> n.entities
 
 -- name: find_job_batch
--- Embedding jobs of batches that the ledger does not have.
+-- Embedding jobs of batches that are not in the ledger.
 SELECT NULL::text AS entity_type, NULL::text AS id, j.batch_id::text AS batch_id, 'a ledger row' AS expected,
     'job ' || j.job_id || ' without one' AS found
 FROM {schema}.embedding_jobs AS j
 WHERE j.batch_id IS NOT NULL AND NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = j.batch_id)
 
 -- name: repair_job_batch
--- Such jobs go; entities that are still due get another one.
+-- Deletes these jobs; entities that are still due get another one.
 DELETE FROM {schema}.embedding_jobs AS j
 WHERE j.batch_id IS NOT NULL AND NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = j.batch_id)
 
 -- name: find_job_members
--- Embedding jobs whose lists of types and ids do not pair up.
+-- Embedding jobs whose lists of types and ids have different lengths.
 SELECT NULL::text AS entity_type, NULL::text AS id, batch_id::text AS batch_id, cardinality(ids) || ' types' AS expected,
     cardinality(entity_types) || ' in job ' || job_id AS found
 FROM {schema}.embedding_jobs WHERE cardinality(entity_types) <> cardinality(ids)
 
 -- name: repair_job_members
--- Such jobs go; entities that are still due get another one.
+-- Deletes these jobs; entities that are still due get another one.
 DELETE FROM {schema}.embedding_jobs WHERE cardinality(entity_types) <> cardinality(ids)
 
 -- part: missing
--- Entities that are due for embedding, whose batch made a job, and that no job lists.
+-- Entities that are due for embedding and whose batch created a job, but that are in no job.
 listed AS (
     SELECT DISTINCT m.entity_type, m.id
     FROM {schema}.embedding_jobs AS j CROSS JOIN unnest(j.entity_types, j.ids) AS m (entity_type, id)
@@ -143,42 +144,42 @@ listed AS (
 )
 
 -- name: find_job_missing
--- They are told one by one.
+-- One row for each of these entities.
 WITH {missing}
 SELECT entity_type, id, batch_id::text AS batch_id, 'an embedding job' AS expected, 'due, and in none' AS found
 FROM missing
 
 -- name: repair_job_missing
--- One job for each batch, with its keys that are due and in none.
+-- Creates one job per batch, for its keys that are due and in no job.
 WITH {missing}
 INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
 SELECT gen_random_uuid(), batch_id, array_agg(entity_type), array_agg(id), now(), now() FROM missing GROUP BY batch_id
 
 -- name: find_vector_entity
--- Vectors, and records of texts that were refused, of entities that are not there.
+-- Vectors, and recorded errors, of entities that do not exist.
 SELECT v.entity_type, v.id, NULL::text AS batch_id, 'no vector in ' || v.space AS expected, 'one' AS found
 FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT FROM {schema}.entities AS e WHERE e.entity_type = v.entity_type AND e.id = v.id)
 
 -- name: repair_vector_entity
--- They go.
+-- Deletes them.
 DELETE FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT FROM {schema}.entities AS e WHERE e.entity_type = v.entity_type AND e.id = v.id)
 
 -- name: find_vector_space
--- Vectors of spaces that are not recorded.
+-- Vectors of spaces that do not exist.
 SELECT NULL::text AS entity_type, NULL::text AS id, NULL::text AS batch_id, 'a space ' || v.space AS expected,
     count(*) || ' vectors without one' AS found
 FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT FROM {schema}.spaces AS s WHERE s.space = v.space) GROUP BY v.space
 
 -- name: repair_vector_space
--- They go; nobody knows of what model they are.
+-- Deletes them, because their model is unknown.
 DELETE FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT FROM {schema}.spaces AS s WHERE s.space = v.space)
 
 -- name: kinds
--- The kinds of value that each metadata field holds, with one id for each.
+-- The kinds of values in each metadata field, with one id for each.
 SELECT entity_type, field, kind, min(id) AS id
 FROM (
     SELECT e.entity_type, e.id, f.key AS field, CASE json_typeof(f.value)
@@ -199,14 +200,14 @@ GROUP BY entity_type, field, kind ORDER BY entity_type, field, kind
 SELECT entity_type, field, dtype, declared FROM {schema}.metadata_fields ORDER BY position
 
 -- name: forget_fields
--- Drops the record of fields. $1 entity_types, $2 fields
+-- Deletes recorded fields. $1 entity_types, $2 fields
 DELETE FROM {schema}.metadata_fields AS f USING unnest($1::text[], $2::text[]) AS t (entity_type, field)
 WHERE f.entity_type = t.entity_type AND f.field = t.field
 
 -- name: snapshot
--- All that is found is found of the same moment.
+-- Makes all checks use the same snapshot.
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY
 
 -- name: keep_writers_out
--- Mending waits for the writers, and they for it; readers do not.
+-- Makes the repair wait for writers, and writers wait for the repair; readers are not blocked.
 LOCK TABLE {schema}.entities, {schema}.batches, {schema}.embedding_jobs IN SHARE ROW EXCLUSIVE MODE

@@ -1,4 +1,4 @@
-"""Folders on PostgreSQL: who syncs them, what their files were, and the keys that entities had before."""
+"""The state of synced folders on PostgreSQL: their locks, their files, and the former keys of entities."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 
 class PostgresDirectory:
-    """The folders' side of a `PostgresEngine`, on its connections."""
+    """The `DirectoryEngine` of a `PostgresEngine`."""
 
     def __init__(self, engine: PostgresEngine) -> None:
         self._engine = engine
 
     def lock(self, folder: str, holder: str, lease: float) -> str | None:
         with self._engine.session() as session:
-            taken = session.ask("lock_folder", folder, holder, str(lease))
+            taken = session.query("lock_folder", folder, holder, str(lease))
             if not taken.is_empty():
                 return None
-            other = session.ask("folder_holder", folder)
+            other = session.query("folder_holder", folder)
         return str(other.item()) if other.height else "another sync, which has just ended"
 
     def unlock(self, folder: str, holder: str) -> None:
         with self._engine.session() as session:
-            session.run("unlock_folder", folder, holder)
+            session.execute("unlock_folder", folder, holder)
 
     def filed(self, folder: str) -> pl.DataFrame:
         return self._engine.read("filed", folder)
@@ -44,17 +44,17 @@ class PostgresDirectory:
     def record(self, folder: str, holder: str, filed: pl.DataFrame, gone: pl.Series) -> bool:
         forgotten = gone.filter(~gone.is_in(filed["path"].implode()))
         with self._engine.session() as session:
-            held = session.ask("record_files", folder, holder, forgotten, *filed, committing=True)
+            held = session.query("record_files", folder, holder, forgotten, *filed, committing=True)
         return held.height == 1
 
     def rename(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id]
         with self._engine.session(batch.interrupt) as session:
-            return session.ask("rename", *header, *pairs, committing=True)
+            return session.query("rename", *header, *pairs, committing=True)
 
     def renamed_by(self, pairs: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
         with self._engine.session() as session:
             session.check_primary()
-            if not session.ask("recorded", batch.batch_id).item():
+            if not session.query("recorded", batch.batch_id).item():
                 return None
-            return session.ask("renamed_by", batch.batch_id, *pairs)
+            return session.query("renamed_by", batch.batch_id, *pairs)

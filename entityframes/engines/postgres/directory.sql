@@ -1,7 +1,7 @@
--- What PostgreSQL is asked where folders are concerned. {schema} is the quoted namespace; nothing else is substituted.
+-- The statements for syncing folders on PostgreSQL. {schema} is the quoted namespace; nothing else is substituted.
 
 -- name: lock_folder
--- Takes the lock on a folder that is free, whose lease has ended, or that is held already by the same.
+-- Acquires the lock on a folder if it is free, if its lease has expired, or if this holder has it already.
 -- $1 folder, $2 holder, $3 seconds
 INSERT INTO {schema}.folders AS f (folder, holder, lease_until)
 VALUES ($1, $2, now() + make_interval(secs => $3::float8))
@@ -10,15 +10,15 @@ WHERE f.holder IS NULL OR f.holder = EXCLUDED.holder OR f.lease_until < now()
 RETURNING holder
 
 -- name: folder_holder
--- Who has the lock on a folder. $1 folder
+-- The holder of the lock on a folder. $1 folder
 SELECT holder FROM {schema}.folders WHERE folder = $1 AND holder IS NOT NULL
 
 -- name: unlock_folder
--- Gives the lock back. $1 folder, $2 holder
+-- Releases the lock. $1 folder, $2 holder
 UPDATE {schema}.folders SET holder = NULL, lease_until = NULL WHERE folder = $1 AND holder = $2
 
 -- name: filed
--- The files of a folder and the hashes of their entities as they are now. $1 folder
+-- The files of a folder and the current hashes of their entities. $1 folder
 SELECT f.path, f.entity_type, f.id, f.size, f.mtime_ns AS mark, f.file_hash, f.content_hash, f.metadata_hash,
     e.content_hash AS stored_content, e.metadata_hash AS stored_metadata
 FROM {schema}.files AS f
@@ -29,7 +29,7 @@ LEFT JOIN LATERAL (
 WHERE f.folder = $1
 
 -- name: unfiled
--- Entities that no file of a folder is. $1 folder, $2 entity_types, or null for all
+-- Entities without a file in a folder. $1 folder, $2 entity_types, or null for all
 SELECT e.entity_type, e.id, e.content_hash, e.metadata_hash
 FROM {schema}.entities AS e
 WHERE ($2::text[] IS NULL OR e.entity_type = ANY ($2::text[])) AND NOT EXISTS (
@@ -37,7 +37,7 @@ WHERE ($2::text[] IS NULL OR e.entity_type = ANY ($2::text[])) AND NOT EXISTS (
 )
 
 -- name: origins
--- The file that each key last was, in any folder. $1 entity_types, $2 ids
+-- The latest file of each key, in any folder. $1 entity_types, $2 ids
 SELECT t.position::int4 - 1 AS position, f.path, f.metadata_hash, f.header
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
 CROSS JOIN LATERAL (
@@ -46,10 +46,10 @@ CROSS JOIN LATERAL (
 ) AS f
 
 -- name: record_files
--- Forgets paths of a folder and remembers files of it, if the lock is still this holder's; nobody takes it over before
--- that is done. No path may be in both. $1 folder, $2 holder, $3 paths to forget, then of the files: $4 paths,
--- $5 entity_types, $6 ids, $7 sizes, $8 marks, $9 hashes of the bytes, $10 of the content, $11 of the metadata,
--- $12 headers
+-- Deletes paths of a folder and saves the state of files, if this holder still has the lock, which cannot be taken over
+-- before the statement ends. No path may be in both.
+-- $1 folder, $2 holder, $3 paths to delete, then of the files: $4 paths, $5 entity_types, $6 ids, $7 sizes, $8 marks,
+-- $9 hashes of the bytes, $10 of the content, $11 of the metadata, $12 headers
 WITH held AS MATERIALIZED (
     SELECT holder FROM {schema}.folders WHERE folder = $1 AND holder = $2 FOR UPDATE
 ), forgotten AS (
@@ -68,8 +68,9 @@ WITH held AS MATERIALIZED (
 SELECT holder FROM held
 
 -- name: rename
--- Gives entities another key where that is free, and enters the batch, the former keys, and a job for those that are
--- due under their new key in some space. $1 batch, $2 run, $3 job, $4 old types, $5 old ids, $6 new types, $7 new ids
+-- Changes the keys of entities if the new keys are free, and records the batch, the former keys, and a job for those
+-- that are due in any space under their new key.
+-- $1 batch, $2 run, $3 job, $4 old types, $5 old ids, $6 new types, $7 new ids
 WITH given AS (
     SELECT * FROM unnest($4::text[], $5::text[], $6::text[], $7::text[])
         WITH ORDINALITY AS t (old_type, old_id, new_type, new_id, position)
@@ -104,7 +105,7 @@ WITH given AS (
 SELECT position::int4 - 1 AS position FROM renamed
 
 -- name: renamed_by
--- Which pairs of keys a batch renamed. $1 batch, $2 old types, $3 old ids, $4 new types, $5 new ids
+-- The given pairs of keys that a batch renamed. $1 batch, $2 old types, $3 old ids, $4 new types, $5 new ids
 SELECT t.position::int4 - 1 AS position
 FROM unnest($2::text[], $3::text[], $4::text[], $5::text[])
     WITH ORDINALITY AS t (old_type, old_id, new_type, new_id, position)

@@ -1,8 +1,8 @@
--- What PostgreSQL gets to repair stores of formats 1 to 3 whose tables are of another shape; earlier.py says when.
--- They have been migrated to format 3 before.
+-- Repairs of the tables of stores of formats 1 to 3 on PostgreSQL; see engines/migrations.py. They run after the
+-- migration to format 3.
 
 -- name: parts
--- The columns that there are, which of them have a default, and which are stored uncompressed. $1 namespace
+-- The existing columns, which of them have a default, and which are stored uncompressed. $1 namespace
 SELECT c.relname || '.' || a.attname || suffix AS part
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = $1
@@ -13,7 +13,7 @@ CROSS JOIN LATERAL (
 WHERE c.relkind IN ('r', 'p') AND so
 
 -- name: reshape_jobs
--- Jobs from before there were embeddings: without a space, a lease and their counters.
+-- Jobs created before embeddings existed, without a space, a lease and counters.
 ALTER TABLE {schema}.embedding_jobs ADD COLUMN space text COLLATE "C",
     ADD COLUMN rescues int4 NOT NULL DEFAULT 0,
     ADD COLUMN fence int4 NOT NULL DEFAULT 0,
@@ -23,7 +23,7 @@ ALTER TABLE {schema}.embedding_jobs ADD COLUMN space text COLLATE "C",
 CREATE INDEX IF NOT EXISTS open_jobs ON {schema}.embedding_jobs (created_at) WHERE state IN ('pending', 'running')
 
 -- name: reshape_spaces
--- Stores from before there were embeddings have no spaces.
+-- Stores created before embeddings existed have no table of spaces.
 CREATE TABLE {schema}.spaces (
     space        text COLLATE "C" PRIMARY KEY,
     number       int4 NOT NULL GENERATED ALWAYS AS IDENTITY,
@@ -35,8 +35,8 @@ CREATE TABLE {schema}.spaces (
 )
 
 -- name: reshape_vectors
--- From before there were embeddings: a table that nothing wrote to; rows that somebody put there have no partition, and
--- are refused with the whole migration.
+-- Stores created before embeddings existed: nothing was written to that table. Rows added by users have no partition,
+-- and make the whole migration fail.
 ALTER TABLE {schema}.embeddings RENAME TO embeddings_4;
 ALTER INDEX {schema}.embeddings_pkey RENAME TO embeddings_4_pkey;
 CREATE TABLE {schema}.embeddings (
@@ -54,7 +54,7 @@ SELECT space, entity_type, id, content_hash, error, embedded_at FROM {schema}.em
 DROP TABLE {schema}.embeddings_4
 
 -- name: reshape_due
--- A ledger that does not say how many keys the job of a batch lists.
+-- A ledger without the number of keys in the job of a batch.
 ALTER TABLE {schema}.batches ADD COLUMN due int4 NOT NULL DEFAULT 0;
 UPDATE {schema}.batches AS b SET due = j.due
 FROM (
@@ -63,17 +63,17 @@ FROM (
 WHERE j.batch_id = b.batch_id
 
 -- name: reshape_created_at
--- New entities are copied without their times.
+-- New entities are copied without timestamps.
 ALTER TABLE {schema}.entities ALTER COLUMN created_at SET DEFAULT now()
 
 -- name: reshape_updated_at
--- The same.
+-- Likewise.
 ALTER TABLE {schema}.entities ALTER COLUMN updated_at SET DEFAULT now()
 
 -- name: reshape_embedded_at
--- New vectors are copied without their time.
+-- New vectors are copied without a timestamp.
 ALTER TABLE {schema}.embeddings ALTER COLUMN embedded_at SET DEFAULT now()
 
 -- name: reshape_ids
--- Compressing the ids of jobs costs a tenth of an insert.
+-- Compressing the ids of jobs takes a tenth of the time of an insert.
 ALTER TABLE {schema}.embedding_jobs ALTER COLUMN ids SET STORAGE EXTERNAL

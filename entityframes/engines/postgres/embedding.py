@@ -1,4 +1,4 @@
-"""Spaces, jobs, vectors and search on PostgreSQL: with pgvector where it is there, else exactly, on this side."""
+"""Spaces, jobs, vectors and vector search on PostgreSQL: with pgvector, or else an exact search on the client."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from entityframes.engines.postgres.session import Session
     from entityframes.engines.predicates import Predicate
 
-#: The most dimensions that pgvector's HNSW index takes, and that leave a vector inside its row.
+#: The maximum dimension of pgvector's HNSW index, and of a vector that is stored inline in its row.
 INDEXED_DIM = 2_000
 INLINE_DIM = 1_900
 
@@ -40,7 +40,7 @@ Vectors = np.ndarray[Any, Any]
 
 
 class PostgresEmbedding:
-    """The embedding side of a `PostgresEngine`, on its connections."""
+    """The `EmbeddingEngine` of a `PostgresEngine`."""
 
     write_bytes = 8 << 20
 
@@ -59,41 +59,41 @@ class PostgresEmbedding:
         engine = self._engine
         storage = "pgvector" if self._has_pgvector() else "vector"
         with engine.session() as session, session.transaction(Interrupt()):
-            session.ask("space_lock", engine.namespace)
-            added = session.ask("add_space", space, model, str(dim), storage)
+            session.query("space_lock", engine.namespace)
+            added = session.query("add_space", space, model, str(dim), storage)
             if added.is_empty():
                 return False
-            if storage == "pgvector" and not session.ask("has_vector_column").item():
-                session.run("add_vector_column")
-            places = {"number": added.item(), "space": space, "storage": storage}
-            session.run("add_partition", places=places)
+            if storage == "pgvector" and not session.query("has_vector_column").item():
+                session.execute("add_vector_column")
+            placeholders = {"number": added.item(), "space": space, "storage": storage}
+            session.execute("add_partition", placeholders=placeholders)
             if dim <= INLINE_DIM:
-                session.run("store_inline", places=places)
-            if session.ask("has_others", space).item():
-                session.ask("enqueue", space, str(JOB_ROWS), None)
+                session.execute("store_inline", placeholders=placeholders)
+            if session.query("has_others", space).item():
+                session.query("enqueue", space, str(JOB_ROWS), None)
             return True
 
     def activate_space(self, space: str) -> None:
         with self._engine.session() as session:
-            session.run("activate_space", space)
+            session.execute("activate_space", space)
 
     def drop_space(self, space: str) -> None:
         engine = self._engine
         number = self._space(space)["number"]
         with engine.session() as session, session.transaction(Interrupt()):
-            session.ask("space_lock", engine.namespace)
-            session.run("release_jobs", space)
-            session.run("delete_space", space)
-            session.run("drop_partition", places={"number": number})
+            session.query("space_lock", engine.namespace)
+            session.execute("release_jobs", space)
+            session.execute("delete_space", space)
+            session.execute("drop_partition", placeholders={"number": number})
 
     def index_space(self, space: str, dim: int) -> bool:
         engine, stored = self._engine, self._space(space)
         if stored["storage"] != "pgvector" or dim > INDEXED_DIM:
             return False
         with engine.session() as session, session.transaction(Interrupt()):
-            session.run("build_memory")
-            session.run("create_index", places={"number": stored["number"], "dim": dim})
-            session.run("analyze_vectors", places={"number": stored["number"]})
+            session.execute("build_memory")
+            session.execute("create_index", placeholders={"number": stored["number"], "dim": dim})
+            session.execute("analyze_vectors", placeholders={"number": stored["number"]})
         return True
 
     # Jobs.
@@ -102,42 +102,42 @@ class PostgresEmbedding:
         engine = self._engine
         with engine.session() as session, session.transaction(Interrupt()):
             if keys is None:
-                session.run("forget_errors", space, entity_type)
-                queued = session.ask("enqueue", space, str(JOB_ROWS), entity_type)
+                session.execute("forget_errors", space, entity_type)
+                queued = session.query("enqueue", space, str(JOB_ROWS), entity_type)
             else:
                 columns = [keys["entity_type"], keys["id"]]
-                session.run("forget_errors_of", space, *columns)
-                queued = session.ask("enqueue_keys", space, str(JOB_ROWS), *columns)
+                session.execute("forget_errors_of", space, *columns)
+                queued = session.query("enqueue_keys", space, str(JOB_ROWS), *columns)
         return int(queued["entities"].sum())
 
     def retry_failed(self, space: str) -> int:
         engine = self._engine
         with engine.session() as session, session.transaction(Interrupt()):
-            again = session.ask("requeue_jobs", space, *transition("failed", "pending"))
-            queued = session.ask("enqueue_failed", space, str(JOB_ROWS))
+            again = session.query("requeue_jobs", space, *transition("failed", "pending"))
+            queued = session.query("enqueue_failed", space, str(JOB_ROWS))
         return int(again["entities"].sum()) + int(queued["entities"].sum())
 
     def jobs(self, state: str | None) -> pl.DataFrame:
         with self._engine.session() as session:
-            return session.ask("jobs", state)
+            return session.query("jobs", state)
 
     def open_jobs(self, space: str) -> int:
         with self._engine.session() as session:
-            return int(session.ask("open_jobs", space).item())
+            return int(session.query("open_jobs", space).item())
 
     def claim(self, space: str, worker: Worker) -> Job | None:
         engine = self._engine
         with engine.session() as session:
-            claimed = session.ask("claim", space, worker.name, str(worker.lease), str(MAX_RESCUES))
+            claimed = session.query("claim", space, worker.name, str(worker.lease), str(MAX_RESCUES))
             if claimed.is_empty():
-                session.run("bury", space, str(MAX_RESCUES), *transition("running", "failed"))
+                session.execute("fail_abandoned", space, str(MAX_RESCUES), *transition("running", "failed"))
                 return None
             found = claimed.row(0, named=True)
             return Job(found["job_id"], space, found["fence"], found["attempts"], taken_over=found["taken_over"])
 
     def members(self, job: Job) -> pl.DataFrame:
         with self._engine.session() as session:
-            return session.ask("members", job.job_id, job.space)
+            return session.query("members", job.job_id, job.space)
 
     def move(self, job: Job, end: JobEnd) -> bool:
         with self._engine.session() as session:
@@ -146,14 +146,14 @@ class PostgresEmbedding:
     def _move(self, session: Session, job: Job, end: JobEnd) -> bool:
         states = transition(job.state, end.state)
         given = [job.job_id, str(job.fence), *states, str(job.attempts), end.error, str(end.lease)]
-        return not session.ask("move", *given).is_empty()
+        return not session.query("move", *given).is_empty()
 
     # Vectors.
 
     def write_vectors(
         self, job: Job, rows: pl.DataFrame, vectors: Vectors, end: JobEnd, interrupt: Interrupt
     ) -> pl.DataFrame:
-        """Vectors of what had none are copied straight into the space's table, others are merged."""
+        """See `EmbeddingEngine.write_vectors`. New vectors are copied directly into the table, others are merged."""
         space = self._space(job.space)
         with self._engine.session(interrupt) as session:
             try:
@@ -161,7 +161,7 @@ class PostgresEmbedding:
             except RowError as error:
                 if error.sqlstate not in (UNIQUE_VIOLATION, NO_COPY):
                     raise
-                # Another worker had the same entity in another job, and was quicker; or a policy forbids to copy.
+                # Another worker has written the same entity from another job, or a row-level policy forbids COPY.
                 session.rollback()
                 rows = rows.with_columns(stored=True)
                 return self._write_vectors(session, space, job, rows, vectors, end, interrupt)
@@ -181,7 +181,7 @@ class PostgresEmbedding:
             if not self._move(session, job, end):
                 raise LeaseLostError
             keys = [rows[name] for name in ("entity_type", "id", "content_hash")]
-            held = session.ask("hold_current", *keys)["position"].sort()
+            held = session.query("hold_current", *keys)["position"].sort()
             current, vectors = rows[held], vectors[held.to_numpy()]
             stored = current["stored"].to_numpy()
             if not stored.all():
@@ -190,10 +190,10 @@ class PostgresEmbedding:
                 session.copy(f"embeddings_{space['number']}", table)
             if stored.any():
                 kind = "vector" if storage == "pgvector" else "bytea"
-                session.run("create_vector_staging", places={"type": kind})
+                session.execute("create_vector_staging", placeholders={"type": kind})
                 table = _table(current.filter(stored), vectors[stored], "vector")
                 session.stage("entityframes_vectors", table)
-                session.run("merge_vectors", job.space, places={"storage": storage})
+                session.execute("merge_vectors", job.space, placeholders={"storage": storage})
             return current.select("entity_type", "id")
 
     # Search.
@@ -207,50 +207,50 @@ class PostgresEmbedding:
         name = "nearest" if where is None else "nearest_where"
         condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
         given = (space, "[" + ",".join(map(repr, vector.tolist())) + "]", str(limit), entity_type)
-        places = {"dim": stored["dim"], "order": "distance, entity_type, id", "condition": condition}
+        placeholders = {"dim": stored["dim"], "order": "distance, entity_type, id", "condition": condition}
         statements = self._engine.statements
-        breadth = statements.filled("search_breadth", {"breadth": min(max(limit, 40), 1000)})
+        breadth = statements.format("search_breadth", {"breadth": min(max(limit, 40), 1000)})
         settings = (Interrupt(), statements["iterative_scan"], breadth)
 
-        def ask() -> pl.DataFrame:
+        def query() -> pl.DataFrame:
             with self._engine.session() as session, session.transaction(*settings):
-                return session.ask(name, *given, places=places)
+                return session.query(name, *given, placeholders=placeholders)
 
-        found = retry(ask)
+        found = retry(query)
         return found.drop_nulls("id"), found.height == limit
 
     def _nearest_here(
         self, space: str, vector: Vectors, limit: int, entity_type: str | None, where: Predicate | None
     ) -> tuple[pl.DataFrame, bool]:
-        """Without pgvector: the vectors come in pieces and the best of them are kept."""
+        """Without pgvector: stream all vectors and keep the best ones."""
         condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
         best = pl.DataFrame(schema={"entity_type": pl.String, "id": pl.String, "content_hash": pl.Binary})
         best = best.with_columns(score=pl.lit(None, pl.Float64))
         with self._engine.session() as session:
-            for piece in session.pieces("vectors", space, entity_type, places={"condition": condition}):
-                if piece.is_empty():
+            for chunk in session.stream("vectors", space, entity_type, placeholders={"condition": condition}):
+                if chunk.is_empty():
                     continue
-                score = pl.Series("score", from_wire(piece["vector"], len(vector)) @ vector, pl.Float64)
-                piece = piece.drop("vector").with_columns(score)
-                best = pl.concat([best, piece]).sort("score", "entity_type", "id", descending=[True, False, False])
+                score = pl.Series("score", from_wire(chunk["vector"], len(vector)) @ vector, pl.Float64)
+                chunk = chunk.drop("vector").with_columns(score)
+                best = pl.concat([best, chunk]).sort("score", "entity_type", "id", descending=[True, False, False])
                 best = best.head(limit)
-            found = session.ask("entities_of", best["entity_type"], best["id"], best["content_hash"])
+            found = session.query("entities_of", best["entity_type"], best["id"], best["content_hash"])
         score = best["score"].gather(found["position"])
         return found.drop("position").insert_column(0, score), best.height == limit
 
     def _has_pgvector(self) -> bool:
-        """Whether pgvector can be used; it is installed if this user may do so."""
+        """Whether pgvector can be used; the extension is created if this user has the right to."""
         with self._engine.session() as session:
-            found = session.ask("pgvector")
+            found = session.query("pgvector")
         if found.is_empty():
             return False
         return bool(found["installed"].item()) or (bool(found["available"].item()) and self._try("create_pgvector"))
 
     def _try(self, name: str) -> bool:
-        """Run what this user may lack the right to; whether it went through."""
+        """Execute a statement for which this user may lack the privilege; returns whether it succeeded."""
         try:
             with self._engine.session() as session:
-                session.run(name)
+                session.execute(name)
         except DatabaseError as error:
             if isinstance(error, ConnectionLostError) and error.sqlstate != READ_ONLY:
                 raise
@@ -265,7 +265,7 @@ class PostgresEmbedding:
 
 
 def _table(rows: pl.DataFrame, vectors: Vectors, name: str) -> pa.Table:
-    """Rows with their vectors as a column of the wire format, null where there is an error."""
+    """Rows with their vectors in the wire format, null for rows with an error."""
     column = wire(vectors)
     failed = rows["error"].is_not_null()
     if failed.any():

@@ -1,14 +1,14 @@
--- What PostgreSQL is asked where embedding and search are concerned. Besides {schema}, only numbers, validated names of
--- spaces and rendered predicates are put into a statement.
+-- The statements for embedding and vector search on PostgreSQL. Besides {schema}, only numbers, validated names of
+-- spaces and rendered predicates are substituted.
 
 -- name: spaces
--- The spaces; the active one is that which was activated last.
+-- The spaces; the active one is the one that was activated last.
 SELECT space, model, dim, storage, number,
     activated_at IS NOT NULL AND activated_at = max(activated_at) OVER () AS active, created_at
 FROM {schema}.spaces ORDER BY number
 
 -- name: coverage
--- How much of the store each space has.
+-- The number of embedded, due and failed entities of each space.
 SELECT s.space,
     count(*) FILTER (WHERE v.content_hash IS NOT NULL AND v.error IS NULL) AS embedded,
     count(*) FILTER (WHERE e.content <> '' AND v.content_hash IS NULL) AS due,
@@ -20,27 +20,27 @@ LEFT JOIN {schema}.embeddings AS v ON v.space = s.space
 GROUP BY s.space
 
 -- name: space_lock
--- Held to the end of the transaction, so that two workers that start at once make a space once. $1 namespace
+-- A lock until the end of the transaction, so that concurrent workers create a space only once. $1 namespace
 SELECT pg_advisory_xact_lock(hashtextextended($1, 7042))
 
 -- name: pgvector
--- Whether pgvector 0.8 or later is installed, and whether it could be.
+-- Whether pgvector 0.8 or later is installed, and whether it is available.
 SELECT coalesce(string_to_array(installed_version, '.')::int4[] >= '{0,8}' AND to_regtype('vector') IS NOT NULL, false)
     AS installed,
     installed_version IS NULL AND string_to_array(default_version, '.')::int4[] >= '{0,8}' AS available
 FROM pg_available_extensions WHERE name = 'vector'
 
 -- name: create_pgvector
--- Tried before the first space is made; without the right to it, search is exact.
+-- Tried before the first space is created; without the privilege, search is exact.
 CREATE EXTENSION IF NOT EXISTS vector
 
 -- name: has_vector_column
--- Whether the column for pgvector's type is there.
+-- Whether the column of pgvector's type exists.
 SELECT EXISTS (SELECT FROM pg_attribute
     WHERE attrelid = '{schema}.embeddings'::regclass AND attname = 'pgvector' AND NOT attisdropped)
 
 -- name: add_vector_column
--- The column for pgvector's type, which a database without the extension cannot have.
+-- Adds the column of pgvector's type, which requires the extension.
 ALTER TABLE {schema}.embeddings ADD COLUMN pgvector vector
 
 -- name: add_space
@@ -50,34 +50,34 @@ SELECT $1, $2, $3::int4, $4, CASE WHEN NOT EXISTS (SELECT FROM {schema}.spaces) 
 ON CONFLICT (space) DO NOTHING RETURNING number
 
 -- name: add_partition
--- The partition of a space: a search reads no other space's vectors, and dropping it is quick.
+-- Adds the partition of a space: searches read only its vectors, and dropping it is fast.
 CREATE TABLE {schema}.embeddings_{number} PARTITION OF {schema}.embeddings FOR VALUES IN ('{space}')
 
 -- name: store_inline
--- Vectors that fit a page stay in the row: an exact search reads them without a look-up for each.
+-- Stores vectors that fit into a page inline, so that an exact search reads them without a TOAST lookup.
 ALTER TABLE {schema}.embeddings_{number} ALTER COLUMN {storage} SET STORAGE PLAIN
 
 -- name: activate_space
--- Searches use the space from now on. $1 space
+-- Makes a space the active one. $1 space
 UPDATE {schema}.spaces SET activated_at = clock_timestamp() WHERE space = $1
 
 -- name: release_jobs
--- The jobs of the last space wait for the next one, so that what was queued stays queued. $1 space
+-- Detaches the jobs of the last space, so that queued entities stay queued for the next space. $1 space
 UPDATE {schema}.embedding_jobs
 SET space = NULL, state = 'pending', attempts = 0, rescues = 0, lease_until = NULL, error = NULL, updated_at = now()
 WHERE space = $1 AND NOT EXISTS (SELECT FROM {schema}.spaces WHERE space <> $1)
 
 -- name: delete_space
--- The space and its jobs. $1 space
+-- Deletes a space and its jobs. $1 space
 WITH jobs AS (DELETE FROM {schema}.embedding_jobs WHERE space = $1)
 DELETE FROM {schema}.spaces WHERE space = $1
 
 -- name: drop_partition
--- The vectors of a space.
+-- Drops the vectors of a space.
 DROP TABLE IF EXISTS {schema}.embeddings_{number}
 
 -- name: build_memory
--- Building the index in memory is many times faster than on disk.
+-- Builds the index in memory, which is many times faster than on disk.
 SET LOCAL maintenance_work_mem = '512MB'
 
 -- name: create_index
@@ -86,25 +86,25 @@ CREATE INDEX IF NOT EXISTS nearest_{number} ON {schema}.embeddings_{number}
 USING hnsw ((pgvector::vector({dim})) vector_ip_ops)
 
 -- name: analyze_vectors
--- Without statistics the planner does not use the index, and those come by themselves minutes later.
+-- Without statistics the planner does not use the index; autovacuum would collect them minutes later.
 ANALYZE {schema}.embeddings_{number}
 
 -- name: has_others
--- Whether a new space is not the only one, so that what upserts have queued does not fill it. $1 space
+-- Whether there are other spaces, so that the jobs queued by upserts do not cover a new space. $1 space
 SELECT EXISTS (SELECT FROM {schema}.spaces WHERE space <> $1)
 
 -- name: forget_errors
--- What failed is due again. $1 space, $2 entity_type or null
+-- Makes failed entities due again. $1 space, $2 entity_type or null
 DELETE FROM {schema}.embeddings
 WHERE space = $1 AND error IS NOT NULL AND ($2::text IS NULL OR entity_type = $2)
 
 -- name: forget_errors_of
--- The same for some keys. $1 space, $2 entity_types, $3 ids
+-- Likewise for the given keys. $1 space, $2 entity_types, $3 ids
 DELETE FROM {schema}.embeddings AS v USING unnest($2::text[], $3::text[]) AS t (entity_type, id)
 WHERE v.space = $1 AND v.error IS NOT NULL AND v.entity_type = t.entity_type AND v.id = t.id
 
 -- name: enqueue
--- Jobs for everything that is due. $1 space or null, $2 rows in a job, $3 entity_type or null
+-- Creates jobs for everything that is due. $1 space or null, $2 rows in a job, $3 entity_type or null
 WITH due AS (
     SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) / $2::int8 AS piece
     FROM {schema}.entities AS e
@@ -117,7 +117,7 @@ SELECT gen_random_uuid(), $1, array_agg(entity_type), array_agg(id), now(), now(
 FROM due GROUP BY piece RETURNING cardinality(ids) AS entities
 
 -- name: enqueue_keys
--- Jobs for those of some keys that are due. $1 space or null, $2 rows in a job, $3 entity_types, $4 ids
+-- Creates jobs for the given keys that are due. $1 space or null, $2 rows in a job, $3 entity_types, $4 ids
 WITH due AS (
     SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) / $2::int8 AS piece
     FROM (SELECT DISTINCT * FROM unnest($3::text[], $4::text[]) AS t (entity_type, id)) AS t
@@ -133,7 +133,7 @@ SELECT gen_random_uuid(), $1, array_agg(entity_type), array_agg(id), now(), now(
 FROM due GROUP BY piece RETURNING cardinality(ids) AS entities
 
 -- name: enqueue_failed
--- Jobs for what failed, which is due again with it. $1 space, $2 rows in a job
+-- Creates jobs for failed entities, which makes them due again. $1 space, $2 rows in a job
 WITH gone AS (
     DELETE FROM {schema}.embeddings WHERE space = $1 AND error IS NOT NULL RETURNING entity_type, id
 ), due AS (
@@ -144,7 +144,7 @@ SELECT gen_random_uuid(), $1, array_agg(entity_type), array_agg(id), now(), now(
 FROM due GROUP BY piece RETURNING cardinality(ids) AS entities
 
 -- name: requeue_jobs
--- Failed jobs wait again. $1 space, $2 their state, $3 the new one
+-- Requeues failed jobs. $1 space, $2 current state, $3 new state
 UPDATE {schema}.embedding_jobs SET state = $3, attempts = 0, rescues = 0, updated_at = now()
 WHERE space = $1 AND state = $2 RETURNING cardinality(ids) AS entities
 
@@ -155,20 +155,20 @@ SELECT job_id::text, batch_id::text, space, state, cardinality(ids) AS entities,
 FROM {schema}.embedding_jobs WHERE $1::text IS NULL OR state = $1 ORDER BY created_at, job_id
 
 -- name: open_jobs
--- How many jobs of a space, or of none yet, are not worked off. $1 space
+-- The number of pending and running jobs of a space or without a space. $1 space
 SELECT count(*) FROM {schema}.embedding_jobs
 WHERE state IN ('pending', 'running') AND (space = $1 OR space IS NULL)
 
--- name: bury
--- A job that worker after worker died at is failed. $1 space, $2 most rescues, $3 state, $4 the new one
+-- name: fail_abandoned
+-- Marks jobs as failed that were abandoned too often. $1 space, $2 maximum of rescues, $3 current state, $4 new state
 UPDATE {schema}.embedding_jobs
 SET state = $4, error = rescues || ' workers died at it', lease_until = NULL, updated_at = now()
 WHERE space = $1 AND state = $3 AND lease_until < now() AND rescues >= $2::int4
 
 -- name: claim
--- Takes the oldest job that is pending, or running with a lease that has ended; nobody waits for anybody.
--- A job of no space becomes one of this space, with a copy for every other space.
--- $1 space, $2 worker, $3 lease, $4 most rescues
+-- Claims the oldest job that is pending, or running with an expired lease; workers do not wait for each other.
+-- A job without a space is assigned to this space, with a copy for every other space.
+-- $1 space, $2 worker, $3 lease, $4 maximum of rescues
 WITH next AS (
     SELECT job_id, batch_id, space, state, entity_types, ids FROM {schema}.embedding_jobs
     WHERE (space = $1 OR space IS NULL) AND state IN ('pending', 'running')
@@ -186,8 +186,8 @@ FROM next AS n WHERE j.job_id = n.job_id
 RETURNING j.job_id::text, j.fence, j.attempts, n.state = 'running' AS taken_over
 
 -- name: members
--- What of a job is still due, with its content, and whether something older is stored. The keys are sorted, not the
--- contents. $1 job, $2 space
+-- The entities of a job that are still due, with their content, and whether an older vector is stored. Sorts keys only,
+-- not content. $1 job, $2 space
 SELECT e.entity_type, e.id, e.content, e.content_hash, v.content_hash IS NOT NULL AS stored
 FROM (
     SELECT DISTINCT entity_type COLLATE "C" AS entity_type, id COLLATE "C" AS id FROM unnest(
@@ -206,17 +206,16 @@ WHERE e.content <> '' AND v.content_hash IS DISTINCT FROM e.content_hash
 ORDER BY t.entity_type, t.id
 
 -- name: move
--- A change of state by the worker that holds the job; whoever lost it changes nothing.
--- $1 job, $2 fence, $3 state, $4 the new one, $5 attempts, $6 error, $7 lease
+-- Changes the state of a job, if the worker still holds it.
+-- $1 job, $2 fence, $3 current state, $4 new state, $5 attempts, $6 error, $7 lease
 UPDATE {schema}.embedding_jobs
 SET state = $4, attempts = $5::int4, error = $6, updated_at = now(),
     lease_until = CASE WHEN $4 = 'running' THEN now() + make_interval(secs => $7::float8) END
 WHERE job_id = $1::uuid AND fence = $2::int4 AND state = $3 RETURNING job_id::text
 
 -- name: hold_current
--- Those of the given rows whose content is still what was embedded. The lock on the entity makes an edit or a deletion
--- wait that would otherwise slip in between the look at its hash and the commit.
--- $1 entity_types, $2 ids, $3 content hashes
+-- The given rows whose content has not changed since it was embedded. The lock on the entity delays concurrent updates
+-- and deletions until the commit. $1 entity_types, $2 ids, $3 content hashes
 SELECT t.position::int4 - 1 AS position
 FROM unnest($1::text[], $2::text[], $3::bytea[]) WITH ORDINALITY AS t (entity_type, id, content_hash, position)
 CROSS JOIN LATERAL (
@@ -225,13 +224,13 @@ CROSS JOIN LATERAL (
 ) AS e
 
 -- name: create_vector_staging
--- The vectors of one write; gone with the transaction.
+-- The staging table for vectors; dropped at the end of the transaction.
 CREATE TEMPORARY TABLE pg_temp.entityframes_vectors (
     entity_type text, id text, content_hash bytea, error text, vector {type}
 ) ON COMMIT DROP
 
 -- name: merge_vectors
--- Writes staged vectors in place of older ones. $1 space
+-- Writes staged vectors, which replace older ones. $1 space
 INSERT INTO {schema}.embeddings AS v (space, entity_type, id, content_hash, error, {storage})
 SELECT $1, entity_type, id, content_hash, error, vector FROM pg_temp.entityframes_vectors
 ON CONFLICT (entity_type, id, space) DO UPDATE SET
@@ -239,15 +238,15 @@ ON CONFLICT (entity_type, id, space) DO UPDATE SET
     {storage} = EXCLUDED.{storage}
 
 -- name: iterative_scan
--- An approximate search goes on until enough rows pass the filter.
+-- Makes an approximate search continue until enough rows pass the filter.
 SET LOCAL hnsw.iterative_scan = strict_order
 
 -- name: search_breadth
--- How many candidates an approximate search keeps.
+-- Sets the number of candidates of an approximate search.
 SET LOCAL hnsw.ef_search = {breadth}
 
 -- name: nearest
--- The nearest vectors of a space with their entities; null entities where the content has changed since.
+-- The nearest vectors of a space with their entities, which are null if the content has changed since.
 -- $1 space, $2 vector, $3 limit, $4 entity_type or null
 SELECT -v.distance AS score, e.entity_type, e.id, e.content, e.metadata::text AS metadata,
     encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at
@@ -262,7 +261,7 @@ LEFT JOIN {schema}.entities AS e
 ORDER BY v.distance, v.entity_type, v.id
 
 -- name: nearest_where
--- The same of the entities that satisfy a predicate. $1 space, $2 vector, $3 limit, $4 entity_type or null
+-- Likewise for entities that satisfy a predicate. $1 space, $2 vector, $3 limit, $4 entity_type or null
 SELECT -(v.pgvector::vector({dim}) <#> $2::vector) AS score, e.entity_type, e.id, e.content,
     e.metadata::text AS metadata, encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at
 FROM {schema}.embeddings AS v
@@ -272,7 +271,7 @@ WHERE v.space = $1 AND v.error IS NULL AND ($4::text IS NULL OR v.entity_type = 
 ORDER BY v.pgvector::vector({dim}) <#> $2::vector, v.entity_type, v.id LIMIT $3::int8
 
 -- name: vectors
--- The vectors of a space as bytes, where there is no pgvector. $1 space, $2 entity_type or null
+-- The vectors of a space as bytes, without pgvector. $1 space, $2 entity_type or null
 SELECT v.entity_type, v.id, v.content_hash, v.vector
 FROM {schema}.embeddings AS v
 JOIN (SELECT * FROM {schema}.entities WHERE {condition}) AS e
@@ -280,7 +279,7 @@ JOIN (SELECT * FROM {schema}.entities WHERE {condition}) AS e
 WHERE v.space = $1 AND v.error IS NULL AND ($2::text IS NULL OR v.entity_type = $2)
 
 -- name: entities_of
--- The entities of some keys with the positions of the keys. $1 entity_types, $2 ids, $3 content hashes
+-- The entities of the given keys with the positions of the keys. $1 entity_types, $2 ids, $3 content hashes
 SELECT t.position::int4 - 1 AS position, e.entity_type, e.id, e.content, e.metadata::text AS metadata,
     encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at
 FROM unnest($1::text[], $2::text[], $3::bytea[]) WITH ORDINALITY AS t (entity_type, id, content_hash, position)

@@ -1,7 +1,8 @@
-"""PostgreSQL through ADBC.
+"""The PostgreSQL engine, based on ADBC.
 
-A small batch is one statement with array parameters: two round trips, transaction included. A larger one asks first
-(keys and hashes only), then copies what is new straight into the table and merges what differs from a staging table.
+A small batch is a single statement with array parameters: two round trips, including the transaction. A larger batch is
+first compared with the stored keys and hashes; then new rows are copied directly into the table, and rows that differ
+are merged from a staging table.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from entityframes.engines.predicates import Predicate
     from entityframes.engines.text import TextEngine
 
-#: Batches up to this size go as one statement; above it the staging table wins (measured).
+#: Batches up to this size are written by a single statement; for larger ones the staging table is faster (measured).
 ARRAY_ROWS = 2_000
 ARRAY_BYTES = 2 << 20
 
@@ -55,16 +56,16 @@ _STAGED = ("position", "entity_type", "id", "content", "metadata", "content_hash
 
 @dataclass
 class _Seen:
-    """What the batches of a run have found out for those that follow."""
+    """What the batches of a run have learned, for later batches of the same run."""
 
-    #: Whether a type had no entity when the run first met it.
+    #: Whether a type had no entities when the run first wrote to it.
     was_empty: dict[str, bool] = field(default_factory=dict)
-    #: Types of which a batch had few of the entities between its keys.
+    #: The types whose keys are scattered, see `probe`.
     scattered: set[str] = field(default_factory=set)
 
 
 class PostgresEngine:
-    """A PostgreSQL database; each call borrows a connection of its own from a pool."""
+    """A PostgreSQL database; each call borrows a separate connection from a pool."""
 
     name = "postgresql"
 
@@ -73,13 +74,13 @@ class PostgresEngine:
         self.workers = self.writers = workers or 2
         self.batch_bytes, self.batch_rows, self.lookup_rows, self.by_key = 8 << 20, 50_000, 50_000, True
         self.statements = Statements("postgres", namespace)
-        # Each worker that embeds has a thread that writes beside it.
+        # Each embedding worker has an additional thread that writes.
         self._pool = Pool(
             location.target if read_only else for_writing(location.target), 2 * self.workers, self.statements
         )
-        #: By the interrupt of each run.
+        #: Keyed by the interrupt of the run.
         self._seen: WeakKeyDictionary[Interrupt, _Seen] = WeakKeyDictionary()
-        #: Whether the store was opened on a server that can be written to.
+        #: Whether the store was opened on a primary.
         self._opened_on_primary = False
         try:
             with self.session() as session:
@@ -110,17 +111,17 @@ class PostgresEngine:
                 columns = [rows[name] for name in _COPIED]
                 if expecting:
                     return self._merge_expected(session, rows, batch, columns)
-                told = session.ask("merge_arrays", *header, *columns, *_known(batch), committing=True)
+                merged = session.query("merge_arrays", *header, *columns, *_known(batch), committing=True)
                 with committed():
-                    written = told.drop_nulls("created")
-                    return self._with_left_out(session, rows, told["position"], written, batch)
+                    written = merged.drop_nulls("created")
+                    return self._with_skipped(session, rows, merged["position"], written, batch)
             if not expecting and self._likely_new(session, rows, batch):
                 copied = self._copied(session, rows, _all_new(rows), batch)
                 if copied is not None:
                     return copied
             changed = self._probe(session, rows, self._seen_by(batch).scattered)
             if changed.is_empty():
-                # The only answer to a write that a standby could give.
+                # A standby could also return this, as nothing was written.
                 session.check_primary()
                 return changed.select("position", created=pl.lit(False), due=pl.lit(False))
             copied = self._copied(session, rows, changed, batch) if changed["created"].any() else None
@@ -134,38 +135,37 @@ class PostgresEngine:
             return _all_again(rows)
 
     def _each(self, session: Session, rows: pl.DataFrame, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """Write what is new or differs in one transaction, each row unless it is refused."""
+        """Write rows that are new or differ in one transaction, except for rows that are rejected."""
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
         with session.transaction(batch.interrupt):
             changed, conflicts = self._hold(session, rows, changed)
             self._stage(session, _pick(rows, changed))
-            session.run("index_staging")
-            session.run("create_tried")
-            session.run("immediate_constraints")
-            session.ask("set_batch", batch.batch_id, str(conflicts is not None))
-            session.run("merge_each")
-            told = with_rules(session.ask("finish_each", *header))
-            self._check_known(session, rows, told, batch)
-            if left := self._left_out(session, rows, changed["position"], told).to_list():
-                refused = pl.DataFrame({"position": left}, {"position": told.schema["position"]})
-                told = pl.concat(
-                    [told, refused.with_columns(error=pl.lit(_LEFT_OUT), rule=pl.lit("left_out"))], how="diagonal"
-                )
-            if batch.whole and (refused := told.drop_nulls("error")).height:
-                raise RowError(refused["error"][0], refused["sqlstate"][0], refused["rule"][0])
-            return _with_conflicts(told, rows, conflicts)
+            session.execute("index_staging")
+            session.execute("create_tried")
+            session.execute("immediate_constraints")
+            session.query("set_batch", batch.batch_id, str(conflicts is not None))
+            session.execute("merge_each")
+            outcomes = with_rules(session.query("finish_each", *header))
+            self._check_known(session, rows, outcomes, batch)
+            if skipped := self._skipped(session, rows, changed["position"], outcomes).to_list():
+                rejected = pl.DataFrame({"position": skipped}, {"position": outcomes.schema["position"]})
+                rejected = rejected.with_columns(error=pl.lit(_SKIPPED), rule=pl.lit("skipped"))
+                outcomes = pl.concat([outcomes, rejected], how="diagonal")
+            if batch.whole and (rejected := outcomes.drop_nulls("error")).height:
+                raise RowError(rejected["error"][0], rejected["sqlstate"][0], rejected["rule"][0])
+            return _with_conflicts(outcomes, rows, conflicts)
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
         with self.session() as session:
             session.check_primary()
-            if not session.ask("recorded", batch.batch_id).item():
+            if not session.query("recorded", batch.batch_id).item():
                 return None
-            return session.ask("written_by", batch.batch_id, rows["entity_type"], rows["id"])
+            return session.query("written_by", batch.batch_id, rows["entity_type"], rows["id"])
 
     def deleted_by(self, batch: Batch) -> int | None:
         with self.session() as session:
             session.check_primary()
-            return session.ask("deleted_by", batch.batch_id).item()  # type: ignore[no-any-return]
+            return session.query("deleted_by", batch.batch_id).item()  # type: ignore[no-any-return]
 
     @property
     def losses(self) -> int:
@@ -174,12 +174,12 @@ class PostgresEngine:
     def not_recorded(self, batch_ids: list[str]) -> list[str]:
         with self.session() as session:
             session.check_primary()
-            asked = pl.Series(batch_ids, dtype=pl.String)
-            return session.ask("not_recorded", asked)["batch_id"].to_list()
+            given = pl.Series(batch_ids, dtype=pl.String)
+            return session.query("not_recorded", given)["batch_id"].to_list()
 
     def replicated(self, seconds: float) -> bool:
-        # Whoever cancels a COMMIT that waits for its standby makes it succeed. The server warns of it in a notice, and
-        # the driver drops notices. One more COMMIT that waits tells, unless it is this side that ends the wait.
+        # Cancelling a COMMIT that waits for a standby makes it succeed, with a notice, which the driver drops. To find
+        # out, wait for the standby with another COMMIT; if this side cancels that one, the answer is no.
         if not self._pool.synchronous:
             return True
         late = threading.Event()
@@ -193,13 +193,13 @@ class PostgresEngine:
                 timer = threading.Timer(seconds, end)
                 timer.start()
                 try:
-                    session.ask("wait_for_standby")
+                    session.query("wait_for_standby")
                 finally:
                     timer.cancel()
                     timer.join()
                 if late.is_set():
-                    # The connection is not used again, which the cancellation may reach only now.
-                    raise StatementCancelledError("the standby has not answered")
+                    # The connection is not reused, because the cancellation may arrive only now.
+                    raise StatementCancelledError("the standby has not responded")
         except DatabaseError:
             if late.is_set():
                 return False
@@ -219,48 +219,46 @@ class PostgresEngine:
         return self._by_type("lookup", "lookup_of_types", keys)
 
     def _by_type(self, name: str, of_types: str, keys: pl.DataFrame) -> pl.DataFrame:
-        """What is stored of keys, by a statement for each type, which takes two thirds of the time of one for all."""
-        own = by_type(keys)
-        if not own:
+        """Look up keys with one statement per type, which takes two thirds of the time of a single statement."""
+        parts = by_type(keys)
+        if not parts:
             return self.read(of_types, keys["entity_type"], keys["id"])
-        found = [(one, self.read(name, one["entity_type"][0], one["id"])) for one in own]
-        return pl.concat(one.select("position", "id").join(there, on="id").drop("id") for one, there in found)
+        found = [(part, self.read(name, part["entity_type"][0], part["id"])) for part in parts]
+        return pl.concat(part.select("position", "id").join(stored, on="id").drop("id") for part, stored in found)
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         name = "delete_unchanged" if "content_hash" in keys.columns else "delete"
-        gone: pl.DataFrame | None = None
+        deleted: pl.DataFrame | None = None
         try:
             with (
                 self.session(batch.interrupt) as session,
                 self._refusals(session, deleting=True),
                 session.transaction(batch.interrupt),
             ):
-                gone = session.ask(name, batch.batch_id, batch.run_id, *keys)
-                deleted = keys[gone["position"]]
-                session.run("delete_vectors", deleted["entity_type"], deleted["id"])
+                deleted = session.query(name, batch.batch_id, batch.run_id, *keys)
+                gone = keys[deleted["position"]]
+                session.execute("delete_vectors", gone["entity_type"], gone["id"])
                 numbered = keys.with_columns(position=pl.int_range(keys.height, dtype=pl.UInt32))
-                kept = self._kept(session, numbered.join(gone, on="position", how="anti", maintain_order="left"))
+                kept = self._kept(session, numbered.join(deleted, on="position", how="anti", maintain_order="left"))
         except ConnectionLostError as error:
-            error.answer = gone
+            error.answer = deleted
             raise
-        return (
-            pl.concat([gone, kept.with_columns(error=pl.lit(_KEPT), rule=pl.lit("left_out"))], how="diagonal")
-            if kept.height
-            else gone
-        )
+        if kept.is_empty():
+            return deleted
+        return pl.concat([deleted, kept.with_columns(error=pl.lit(_KEPT), rule=pl.lit("skipped"))], how="diagonal")
 
-    def _kept(self, session: Session, left: pl.DataFrame) -> pl.DataFrame:
-        """Positions of those of some keys that are stored as given and may not be deleted."""
-        if left.is_empty() or not session.ask("may_keep", self.namespace).item():
-            return left.select("position").clear()
-        stored = session.ask("hashes", left["entity_type"], left["id"])
-        if "content_hash" in left.columns:
-            given = left[stored["position"]].select("content_hash", "metadata_hash")
+    def _kept(self, session: Session, keys: pl.DataFrame) -> pl.DataFrame:
+        """The positions of keys that are stored (with the given hashes, if any) although they were to be deleted."""
+        if keys.is_empty() or not session.query("may_keep", self.namespace).item():
+            return keys.select("position").clear()
+        stored = session.query("hashes", keys["entity_type"], keys["id"])
+        if "content_hash" in keys.columns:
+            given = keys[stored["position"]].select("content_hash", "metadata_hash")
             same = (given["content_hash"] == stored["content_hash"]) & (
                 given["metadata_hash"] == stored["metadata_hash"]
             )
             stored = stored.filter(same)
-        return left[stored["position"]].select("position")
+        return keys[stored["position"]].select("position")
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
         return self.read("fields", pl.Series(entity_types, dtype=pl.String))
@@ -268,7 +266,7 @@ class PostgresEngine:
     def record_fields(self, fields: pl.DataFrame) -> None:
         def record() -> None:
             with self.session() as session:
-                session.run("record_fields", *fields)
+                session.execute("record_fields", *fields)
 
         retry(record)
 
@@ -309,14 +307,14 @@ class PostgresEngine:
         with self.session() as session, session.transaction(Interrupt(), snapshot):
             for name in self.checks:
                 before_each()
-                found.append(session.ask(f"find_{name}").select(pl.lit(name).alias("check"), pl.all()))
+                found.append(session.query(f"find_{name}").select(pl.lit(name).alias("check"), pl.all()))
         return pl.concat(found)
 
     def repair(self, checks: list[str]) -> None:
         with self.session() as session, session.transaction(Interrupt()):
-            session.run("keep_writers_out")
+            session.execute("keep_writers_out")
             for name in self.statements.repairs(checks):
-                session.run(name)
+                session.execute(name)
 
     def kinds(self) -> pl.DataFrame:
         return self.read("kinds")
@@ -326,7 +324,7 @@ class PostgresEngine:
 
     def forget_fields(self, fields: pl.DataFrame) -> None:
         with self.session() as session:
-            session.run("forget_fields", fields["entity_type"], fields["field"])
+            session.execute("forget_fields", fields["entity_type"], fields["field"])
 
     def select(
         self,
@@ -336,31 +334,31 @@ class PostgresEngine:
         limit: int | None,
         interrupt: Interrupt | None = None,
     ) -> Iterator[pl.DataFrame]:
-        places = predicates.places(predicates.POSTGRESQL, columns, entity_type, where, limit)
+        placeholders = predicates.placeholders(predicates.POSTGRESQL, columns, entity_type, where, limit)
 
         def rows() -> Generator[pl.DataFrame]:
             with self.session(interrupt) as session:
-                yield from session.pieces("select", places=places)
+                yield from session.stream("select", placeholders=placeholders)
 
         return retry_stream(rows)
 
     def drop(self) -> None:
         with self.session() as session:
-            session.run("drop")
+            session.execute("drop")
 
     def close(self) -> None:
         self._pool.close()
 
     @contextmanager
     def session(self, interrupt: Interrupt | None = None, *, writing: bool = False) -> Iterator[Session]:
-        """A connection of the pool for one call; a standby that refuses to be written to is as bad as a lost one.
+        """A session on a connection of the pool. A standby that rejects writes is treated like a lost connection.
 
         Args:
-            interrupt: cancels what runs on it.
-            writing: whether something is written, which makes no difference here.
+            interrupt: cancels its statements.
+            writing: ignored by this engine.
 
         Raises:
-            ConnectionLostError: the store was opened on a primary, and this is a standby of it.
+            ConnectionLostError: the store was opened on a primary, but the server is a standby now.
         """
         with self._pool.borrow(interrupt) as connection:
             session = Session(connection, self.statements, self.address)
@@ -372,35 +370,35 @@ class PostgresEngine:
                     session.check_primary()
                 raise
 
-    def read(self, name: str, *parameters: Any, places: Mapping[str, object] | None = None) -> pl.DataFrame:
-        """What a statement answers, in a session of its own; asked again where that helps, as it does no harm."""
+    def read(self, name: str, *parameters: Any, placeholders: Mapping[str, object] | None = None) -> pl.DataFrame:
+        """Execute a statement without side effects in a new session and return its result, with retries."""
 
-        def ask() -> pl.DataFrame:
+        def query() -> pl.DataFrame:
             with self.session() as session:
-                return session.ask(name, *parameters, places=places)
+                return session.query(name, *parameters, placeholders=placeholders)
 
-        return retry(ask, what=name)
+        return retry(query, what=name)
 
     def _probe(self, session: Session, rows: pl.DataFrame, scattered: set[str] | None = None) -> pl.DataFrame:
-        return probe(session.ask, rows, scattered)
+        return probe(session.query, rows, scattered)
 
     def _likely_new(self, session: Session, rows: pl.DataFrame, batch: Batch) -> bool:
-        """Whether the types of these rows had no entity when the run began, so that a probe would find nothing."""
+        """Whether the types of these rows had no entities when the run started, so that a probe can be skipped."""
         entity_types = rows["entity_type"].unique().to_list()
         if len(entity_types) > FEW_TYPES:
             return False
         was_empty = self._seen_by(batch).was_empty
         for name in entity_types:
             if name not in was_empty:
-                was_empty[name] = bool(session.ask("is_empty", name).item())
+                was_empty[name] = bool(session.query("is_empty", name).item())
         return all(was_empty[name] for name in entity_types)
 
     def _seen_by(self, batch: Batch) -> _Seen:
-        """What the batches of its run have found out for those that follow."""
+        """What earlier batches of the same run have learned."""
         return self._seen.setdefault(batch.interrupt, _Seen())
 
     def _copied(self, session: Session, rows: pl.DataFrame, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
-        """Write with new rows copied straight into the table; None if one of them was there after all."""
+        """Write with new rows copied directly into the table; None if one of them already exists."""
         try:
             return self._write(session, rows, changed, batch, copied=pl.col("created"))
         except RowError as error:
@@ -418,13 +416,13 @@ class PostgresEngine:
         *,
         copied: pl.Expr = pl.lit(False),  # noqa: B008
     ) -> pl.DataFrame:
-        """Copy some of the changed rows straight into the table, merge the others, and record the batch."""
+        """Copy some of the changed rows directly into the table, merge the others, and record the batch."""
         due = pl.col("differs") & (pl.col("content") != "") & pl.lit(batch.embed)
         with session.transaction(batch.interrupt):
             changed, conflicts = self._hold(session, rows, changed)
             given = _pick(rows, changed).with_columns(due=due)
-            if given.select(copied.any()).item() and session.ask("may_leave_out", self.namespace).item():
-                # A copy does not say which rows a trigger left out; a merge does.
+            if given.select(copied.any()).item() and session.query("may_leave_out", self.namespace).item():
+                # COPY does not report which rows a trigger skipped; a merge does.
                 copied = pl.lit(False)
             fresh, others = given.filter(copied), given.filter(~copied)
             written = fresh.select("position", "created", "due")
@@ -434,12 +432,12 @@ class PostgresEngine:
             if others.height:
                 self._stage(session, others)
                 if not others["created"].any():
-                    session.run("nested_loops")
-                    updated = _under_their_keys(session.ask("update_staged", batch.batch_id, batch.embed))
+                    session.execute("nested_loops")
+                    updated = _under_their_keys(session.query("update_staged", batch.batch_id, batch.embed))
                     written = pl.concat([written, updated], how="vertical")
-                # Also rows that were deleted since they were looked at; those just updated are equal by now.
+                # Includes rows whose entity was deleted since the probe; the updated rows no longer differ.
                 if written.height < given.height:
-                    merged = _under_their_keys(session.ask("merge_staged", batch.batch_id, batch.embed))
+                    merged = _under_their_keys(session.query("merge_staged", batch.batch_id, batch.embed))
                     written = pl.concat([written, merged], how="vertical")
             self._check_known(session, rows, written, batch)
             if written.height:
@@ -447,91 +445,91 @@ class PostgresEngine:
                 created = int(written["created"].sum())
                 counts = [str(created), str(written.height - created)]
                 header = [batch.batch_id, batch.run_id, batch.job_id]
-                session.run("record", *header, *counts, embed["entity_type"], embed["id"])
-            if self._left_out(session, rows, given["position"], written).len():
+                session.execute("record", *header, *counts, embed["entity_type"], embed["id"])
+            if self._skipped(session, rows, given["position"], written).len():
                 raise _rekeyed()
             return _with_conflicts(written, rows, conflicts)
 
     def _check_known(self, session: Session, rows: pl.DataFrame, written: pl.DataFrame, batch: Batch) -> None:
-        """See to it that no entity was written over by a row that may lack something of it.
+        """Check that no entity was overwritten by a row that may lack fields of it.
 
-        Asked when the entities are written, and locked by that: who records a field later can only write it later.
+        The check follows the write, which locks the entities: a field that is recorded later is also written later.
 
         Raises:
-            _MayLackError: one may have been; the transaction must not be committed.
+            _MayLackError: a row may lack fields; the transaction must not be committed.
         """
         if not batch.guarded or written["created"].fill_null(True).all():
             return
-        if batch.may_lack(session.ask("fields", rows["entity_type"].unique())):
-            raise _MayLackError("a field was recorded just now")
+        if batch.may_lack(session.query("fields", rows["entity_type"].unique())):
+            raise _MayLackError("a concurrent transaction has recorded a field")
 
     def _merge_expected(
         self, session: Session, rows: pl.DataFrame, batch: Batch, columns: list[pl.Series]
     ) -> pl.DataFrame:
-        """A small batch in one statement, compared with what was expected of each row."""
+        """Write a small batch with expected hashes in a single statement."""
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
         expected = [rows["expected"], rows["expected_metadata"]]
-        told = session.ask("merge_expected", *header, *columns, *expected, *_known(batch), committing=True)
-        written = told.filter(pl.col("created").is_not_null()).drop("conflict", "again")
-        conflicts = told.filter("conflict")["position"]
-        again = told.filter("again").select(pl.col("position"), "again")
-        told = told.filter(~pl.col("again"))
-        missed = told.filter(pl.col("created").is_null() & ~pl.col("conflict"))["position"]
+        outcomes = session.query("merge_expected", *header, *columns, *expected, *_known(batch), committing=True)
+        written = outcomes.filter(pl.col("created").is_not_null()).drop("conflict", "again")
+        conflicts = outcomes.filter("conflict")["position"]
+        again = outcomes.filter("again").select(pl.col("position"), "again")
+        outcomes = outcomes.filter(~pl.col("again"))
+        missed = outcomes.filter(pl.col("created").is_null() & ~pl.col("conflict"))["position"]
         new = missed.filter(rows["expected"].gather(missed).is_null())
         with committed():
             if len(new):
-                # Somebody else made the entity while this statement was about to.
-                made = self._probe(session, rows[new]).filter(~pl.col("created"))["position"]
-                conflicts = pl.concat([conflicts, new[made]])
-            given = told.filter(~pl.col("position").is_in(conflicts.implode()))["position"]
-            written = self._with_left_out(session, rows, given, written, batch)
+                # A concurrent transaction may have created the entity during this statement.
+                existing = self._probe(session, rows[new]).filter(~pl.col("created"))["position"]
+                conflicts = pl.concat([conflicts, new[existing]])
+            given = outcomes.filter(~pl.col("position").is_in(conflicts.implode()))["position"]
+            written = self._with_skipped(session, rows, given, written, batch)
         written = _with_conflicts(written, rows, conflicts)
         return pl.concat([written, again], how="diagonal") if again.height else written
 
-    def _with_left_out(
+    def _with_skipped(
         self, session: Session, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame, batch: Batch
     ) -> pl.DataFrame:
-        """What a small batch wrote, and what became of the rows that differ still though nobody refused them.
+        """The outcomes of a small batch, including rows that were not written but still differ, which are retried.
 
         Args:
-            session: the one that wrote.
-            rows: of the batch.
-            given: positions of those that were to be written.
-            written: position and more of those that were.
-            batch: the batch, which is committed.
+            session: the session that wrote the batch.
+            rows: the rows of the batch.
+            given: the positions of the rows to write.
+            written: the outcomes of the rows that were written.
+            batch: the batch, which has been committed.
         """
-        left = self._left_out(session, rows, given, written)
-        if left.is_empty():
+        skipped = self._skipped(session, rows, given, written)
+        if skipped.is_empty():
             return written
         if batch.guarded and "expected" not in rows.columns:
-            # They may lack something of what is there.
-            again = pl.DataFrame({"position": left}).with_columns(again=pl.lit(True))
+            # They may lack fields of the stored entities.
+            again = pl.DataFrame({"position": skipped}).with_columns(again=pl.lit(True))
             return pl.concat([written, again], how="diagonal")
-        rows = rows[left]
-        told = self._each(session, rows, self._probe(session, rows), replace(batch, batch_id=str(uuid.uuid4())))
-        position = left.gather(told["position"])
-        return pl.concat([written, told.with_columns(position=position)], how="diagonal")
+        rows = rows[skipped]
+        outcomes = self._each(session, rows, self._probe(session, rows), replace(batch, batch_id=str(uuid.uuid4())))
+        position = skipped.gather(outcomes["position"])
+        return pl.concat([written, outcomes.with_columns(position=position)], how="diagonal")
 
-    def _left_out(self, session: Session, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame) -> pl.Series:
-        """Positions of rows that differ still from what is stored: a trigger or a policy left them out.
+    def _skipped(self, session: Session, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame) -> pl.Series:
+        """The positions of rows that were not written but still differ, because of a trigger or a row-level policy.
 
         Args:
-            session: the one that wrote, in the same transaction if there is one.
-            rows: of the batch.
-            given: positions of those that were to be written.
-            written: position and more of those that were, or were refused.
+            session: the session that wrote the batch, in the same transaction if there is one.
+            rows: the rows of the batch.
+            given: the positions of the rows to write.
+            written: the outcomes of the rows that were written or rejected.
         """
         if written.height == len(given):
             return given.clear()
-        left = given.filter(~given.is_in(written["position"].implode()))
-        return left[self._probe(session, rows[left])["position"]]
+        missing = given.filter(~given.is_in(written["position"].implode()))
+        return missing[self._probe(session, rows[missing])["position"]]
 
     @contextmanager
     def _refusals(self, session: Session, *, deleting: bool = False) -> Iterator[None]:
-        """Tell what a policy or a trigger says of a row, in whatever words, from what is wrong with all of them.
+        """Distinguish a policy or trigger that rejects a row, with any SQLSTATE, from an error that affects all rows.
 
         Raises:
-            RowError: the entities can be written by this user, so that what was refused is a row.
+            RowError: this user may write entities, so a row was rejected.
         """
         try:
             yield
@@ -542,103 +540,103 @@ class PostgresEngine:
                 raise
             session.rollback()
             try:
-                asked = ("may_keep", self.namespace) if deleting else ("may_write",)
-                may = session.ask(*asked).item()
+                check = ("may_keep", self.namespace) if deleting else ("may_write",)
+                rejects_rows = session.query(*check).item()
             except PermanentError:
-                may = False
-            if not may:
+                rejects_rows = False
+            if not rejects_rows:
                 raise
             raise RowError(str(error), error.sqlstate, error.rule) from None
 
     def _hold(
         self, session: Session, rows: pl.DataFrame, changed: pl.DataFrame
     ) -> tuple[pl.DataFrame, pl.Series | None]:
-        """Lock the entities to be changed, and split off the positions of those that are not as expected."""
+        """Lock the entities to be changed, and separate the positions of those without the expected hashes."""
         if "expected" not in rows.columns:
             return changed, None
-        asked = rows[changed["position"]]
-        given = [asked[name] for name in ("entity_type", "id", "expected", "expected_metadata")]
-        wrong = session.ask("hold", *given)["position"]
-        conflicting = pl.int_range(changed.height).is_in(wrong.cast(pl.Int64).implode())
+        expected = rows[changed["position"]]
+        given = [expected[name] for name in ("entity_type", "id", "expected", "expected_metadata")]
+        differing = session.query("hold", *given)["position"]
+        conflicting = pl.int_range(changed.height).is_in(differing.cast(pl.Int64).implode())
         return changed.filter(~conflicting), changed.filter(conflicting)["position"]
 
     def _stage(self, session: Session, rows: pl.DataFrame) -> None:
-        """Ingest rows into the staging table of this transaction."""
-        session.run("create_staging")
+        """Copy rows into the staging table of this transaction."""
+        session.execute("create_staging")
         session.stage("entityframes_staging", rows.select(_STAGED).cast({"position": pl.Int32}))
 
     def _migrate(self, session: Session) -> None:
-        """Create the store or bring it to this version's format, once, whoever else connects at the same time."""
+        """Create the store, or migrate it to the format of this version; safe with concurrent connections."""
         version = self._format(session)
         check_format(self, version)
         if version == FORMAT:
             return
         with session.transaction(Interrupt()):
-            session.ask("migration_lock", self.namespace.lower())
+            session.query("migration_lock", self.namespace.lower())
             version = self._format(session)
             check_format(self, version)
-            if version == 0 and not session.ask("schema_exists", self.namespace).item():
-                session.run("create_schema")
+            if version == 0 and not session.query("schema_exists", self.namespace).item():
+                session.execute("create_schema")
             for step in range(version + 1, FORMAT + 1):
                 if version and step == migrations.REPAIRED_AT + 1:
                     self._repair(session)
-                session.run(f"migrate_{step}")
+                session.execute(f"migrate_{step}")
 
     def _repair(self, session: Session) -> None:
-        """Bring a store whose tables are of an earlier shape to what the code knows."""
+        """Repair the tables of a store that was created by an earlier version."""
 
         def parts() -> list[str]:
-            return session.ask("parts", self.namespace)["part"].to_list()
+            return session.query("parts", self.namespace)["part"].to_list()
 
-        migrations.repair(self.name, self.address, parts, session.run)
+        migrations.repair(self.name, self.address, parts, session.execute)
 
     def _format(self, session: Session) -> int:
-        """The format of the store, 0 if there is none, in the namespace of this name in whatever case it has there."""
-        if not session.ask("format_table", self.namespace).item():
-            there = session.ask("namespaces", self.namespace)["namespace"].to_list()
-            if there and self.namespace not in there:
-                if len(there) > 1:
+        """The format of the store, 0 if there is none. The namespace is matched case-insensitively."""
+        if not session.query("format_table", self.namespace).item():
+            found = session.query("namespaces", self.namespace)["namespace"].to_list()
+            if found and self.namespace not in found:
+                if len(found) > 1:
                     raise ConnectError(
-                        f"{self.namespace!r} can be any of the namespaces {', '.join(map(repr, there))}, which differ "
-                        "in case only: write one of them as it is there"
+                        f"{self.namespace!r} can be any of the namespaces {', '.join(map(repr, found))}, which differ "
+                        "in case only: use the exact spelling of one of them"
                     )
-                self.statements.use(there[0])
+                self.statements.use(found[0])
                 return self._format(session)
             return 0
-        return migrations.known_version(self.address, session.ask("format_version").item())
+        return migrations.known_version(self.address, session.query("format_version").item())
 
 
 class _MayLackError(RowError):
-    """Rows may lack something of the entities that they were written over; the transaction is rolled back."""
+    """Rows may lack fields of the entities that they have overwritten; the transaction is rolled back."""
 
 
 def _known(batch: Batch) -> tuple[str | None, pl.Series]:
-    """What merge_arrays is given: how many fields are known, null if that does not matter, and the types."""
+    """Parameters of merge_arrays: the number of known fields (null if irrelevant), and the entity types."""
     known = batch.known or {}
     count = "none" if batch.only_new else None if batch.known is None else str(sum(map(len, known.values())))
     return count, pl.Series(list(known), dtype=pl.String)
 
 
 def _all_again(rows: pl.DataFrame) -> pl.DataFrame:
-    """The answer of a batch of which nothing is written, because its rows may lack something of what is stored."""
+    """The result of a batch of which nothing was written, because its rows may lack stored fields."""
     return rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("position"), again=pl.lit(True))
 
 
-_KEPT = "the database did not delete it and gave no reason: a trigger or a row-level policy keeps it"
-_LEFT_OUT = "the database did not store it and gave no reason: a trigger or a row-level policy leaves it out"
+_KEPT = "not deleted by the database, which reported no error: a trigger or a row-level policy prevents it"
+_SKIPPED = "not stored by the database, which reported no error: a trigger or a row-level policy prevents it"
 
 
 def _rekeyed() -> RowError:
-    error = RowError("a trigger stores rows under other keys than they were sent with, or leaves them out", REKEYED)
+    error = RowError("a trigger changes the keys of rows, or skips rows", REKEYED)
     error.rekeyed = True
     return error
 
 
 def _under_their_keys(written: pl.DataFrame) -> pl.DataFrame:
-    """What was written.
+    """Return the written rows, after checking that a trigger has not changed their keys.
 
     Raises:
-        RowError: some of it under other keys.
+        RowError: a row was written under another key.
     """
     if written["position"].null_count():
         raise _rekeyed()
@@ -646,7 +644,7 @@ def _under_their_keys(written: pl.DataFrame) -> pl.DataFrame:
 
 
 def _all_new(rows: pl.DataFrame) -> pl.DataFrame:
-    """What a probe would answer if none of the rows was stored."""
+    """The result of a probe if none of the rows is stored."""
     return rows.select(
         pl.int_range(pl.len(), dtype=pl.UInt32).alias("position"), created=pl.lit(True), differs=pl.lit(True)
     )
@@ -658,18 +656,18 @@ def _pick(rows: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_conflicts(written: pl.DataFrame, rows: pl.DataFrame, conflicts: pl.Series | None) -> pl.DataFrame:
-    """What was written, and the positions that were left alone.
+    """The rows that were written, and the positions of conflicting rows, which were not.
 
     Raises:
-        TransientError: an entity that was expected to be absent, and was, has been created by another writer before
-            this one came to it. The transaction must not be committed; the next try finds the conflict.
+        TransientError: an entity that was expected not to exist was created by a concurrent transaction after the
+            check. The transaction must not be committed; a retry finds the conflict.
     """
     if conflicts is None:
         return written
-    # Under another key there is none that was expected to be absent.
+    # Rows that a trigger has stored under another key are not considered.
     own_key = pl.col("other_id").is_null() if "other_id" in written.columns else pl.lit(True)
     updated = written.filter(pl.col("created").not_() & own_key)["position"]
     if rows[updated]["expected"].null_count():
-        raise TransientError("an entity was created by another writer just now", "40001")
-    left_alone = pl.DataFrame({"position": conflicts}).with_columns(conflict=True)
-    return pl.concat([written, left_alone], how="diagonal")
+        raise TransientError("an entity was created by a concurrent transaction", "40001")
+    conflicting = pl.DataFrame({"position": conflicts.cast(written.schema["position"])}).with_columns(conflict=True)
+    return pl.concat([written, conflicting], how="diagonal")

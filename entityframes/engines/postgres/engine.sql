@@ -1,7 +1,9 @@
--- Every statement that PostgreSQL gets. {schema} is the quoted namespace, and the names of parts stand for these.
+-- The statements of the PostgreSQL engine. {schema} is the quoted namespace; names of parts in braces are replaced by
+-- these.
 
 -- part: ledger_and_job
--- The ledger row of a batch for what is in written, and its embedding job if some content is due. $1 batch, $2 run, $3 job
+-- Adds the ledger row of a batch for the rows in written, and an embedding job if any content is due.
+-- $1 batch, $2 run, $3 job
 ledger AS (
     INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
     SELECT $1::uuid, $2::uuid, now(), count(*) FILTER (WHERE created), count(*) FILTER (WHERE NOT created), 0,
@@ -14,13 +16,13 @@ ledger AS (
 )
 
 -- part: rekeyed
--- An error that ends the statement if a trigger has given rows of merged other keys than those of written.
+-- Raises an error if a trigger has changed the keys of rows in merged, compared with those in written.
 (SELECT CASE WHEN m.rows > w.rows THEN concat('EF001 ', m.rows)::int4 END
     FROM (SELECT count(*) AS rows FROM merged) AS m, (SELECT count(*) AS rows FROM written) AS w)
 
 -- name: format_table
 -- Whether the store exists in this namespace.
--- Asked of the catalog, not of to_regclass, whose cache may be older than the lock on migrations. $1 namespace
+-- Uses the catalog, not to_regclass, whose cache may be older than the lock on migrations. $1 namespace
 SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'format')
 
 -- name: format_version
@@ -28,19 +30,19 @@ SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'form
 SELECT max(version)::int4 FROM {schema}.format
 
 -- name: namespaces
--- The schemas of this name, written in any case. $1 namespace
+-- The schemas of this name, case-insensitively. $1 namespace
 SELECT nspname::text AS namespace FROM pg_namespace WHERE lower(nspname) = lower($1) ORDER BY nspname COLLATE "C"
 
 -- name: migration_lock
--- Held to the end of the transaction, so that two processes that connect at once create the store once.
+-- A lock until the end of the transaction, so that concurrent processes create the store only once.
 SELECT pg_advisory_xact_lock(hashtextextended(lower($1), 7041))
 
 -- part: settings
--- What these statements depend on: the encoding of text, how literals and NULL are read and values written, what a
--- transaction sees, and that built-in names mean what they do here, and pgvector's are found. The user's search path stays
--- as it is but for a pg_catalog that comes later in it, which then comes first. Besides: no just-in-time compilation, which
--- costs more than these statements take; a look-up in an index costs what it does on today's disks, else a few keys of a
--- large table make the planner read all of it; and long texts are compressed by what takes less than half of the time.
+-- Settings that these statements depend on: the encoding of text, the format of literals, NULL and values, the
+-- isolation level, and that built-in names and those of pgvector are found. The search path of the user is kept, except
+-- that a pg_catalog in it is moved to the front. For performance: no just-in-time compilation, which takes longer than
+-- these statements; the cost of a random page read is that of current disks, because otherwise a few keys of a large
+-- table cause a sequential scan; and long texts are compressed with a method that takes less than half of the time.
 (VALUES
     ('client_encoding', 'UTF8'), ('standard_conforming_strings', 'on'), ('backslash_quote', 'safe_encoding'),
     ('array_nulls', 'on'), ('transform_null_equals', 'off'), ('quote_all_identifiers', 'off'),
@@ -64,9 +66,9 @@ SELECT pg_advisory_xact_lock(hashtextextended(lower($1), 7041))
 WHERE pg_catalog.current_setting(name, true) IS NOT NULL AND value IS NOT NULL
 
 -- name: session
--- The first statement on every connection, which goes to the server in one message. Whether the server process is the one
--- that was started for this connection: after a reset it has the value that came with its start. Only then is anything
--- set, and only if nothing stands between, going by the port, or what stands there was found to lend nothing.
+-- The first statement on every connection, sent as a single message. Checks whether the server process was started for
+-- this connection, by resetting a setting to the value sent at startup. Settings are applied only in that case, and
+-- only if there is no proxy in between, according to the port, or if the proxy was found not to be a pooler.
 WITH backend AS MATERIALIZED (
     SELECT pg_catalog.set_config('entityframes.connection', NULL, false) AS nonce,
         coalesce(pg_catalog.inet_server_port(), 0) AS port, (
@@ -82,28 +84,28 @@ SELECT {knows} AS own, backend.compression, pg_catalog.current_setting('server_e
 FROM backend
 
 -- name: own_name
--- The value that came with the start of the server process.
+-- The value that was sent when the server process was started.
 SELECT pg_catalog.set_config('entityframes.connection', NULL, false)
 
 -- name: local_settings
--- The same settings for one transaction, where a pooler may lend the next one another server process.
+-- The same settings for one transaction, behind a pooler that may assign another server process to the next one.
 SELECT pg_catalog.count(pg_catalog.set_config(name, value, true)) FROM {settings}
 
 -- name: schema_exists
--- Asked first, because CREATE SCHEMA IF NOT EXISTS wants a right that a mere user of the store need not have.
+-- Checked first, because CREATE SCHEMA IF NOT EXISTS requires a privilege that a user of the store may not have.
 SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)
 
 -- name: create_schema
--- The namespace.
+-- Creates the namespace.
 CREATE SCHEMA IF NOT EXISTS {schema}
 
 -- name: drop
--- The store and all that is in it.
+-- Drops the store and everything in it.
 DROP SCHEMA {schema} CASCADE
 
 -- name: probe
--- Which of the given rows are new or differ from what is stored; their content is due where it is new or differs.
--- Many keys of a small table are joined by hash, few of a large one by index; the planner knows how many there are.
+-- The given rows that are new or differ from the stored entities. Many keys of a small table are joined by hash, few
+-- keys of a large table by index; the planner knows their number.
 -- $1 entity_types, $2 ids, $3 content hashes, $4 metadata hashes
 SELECT t.position::int4 - 1 AS position, e.id IS NULL AS created,
     e.id IS NULL OR e.content_hash <> t.content_hash AS differs
@@ -113,8 +115,9 @@ LEFT JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.i
 WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
 
 -- name: between
--- What is stored between two ids of a type; nothing but a row of nulls if too much is stored between the first of them
--- and an id not far from it. $1 entity_type, $2 first id, $3 that id, $4 too many, $5 last id, $6 how many rows at most
+-- The entities between two ids of a type; a single row of nulls if there are too many between the first id and a sample
+-- id close to it.
+-- $1 entity_type, $2 first id, $3 sample id, $4 too many up to it, $5 last id, $6 maximum number of rows
 WITH near AS (
     SELECT count(*) AS entities FROM (
         SELECT FROM {schema}.entities WHERE entity_type = $1 AND id >= $2 AND id <= $3 LIMIT $4::int8
@@ -125,7 +128,7 @@ WHERE entity_type = $1 AND id >= $2 AND id <= $5 AND (SELECT entities FROM near)
 UNION ALL SELECT NULL, NULL, NULL FROM near WHERE entities = $4::int8
 
 -- name: hold
--- Locks the given entities in key order, and tells which of the keys are not in the state that is expected of them.
+-- Locks the given entities in key order, and returns the keys whose entity does not have the expected hashes.
 -- $1 entity_types, $2 ids, $3 content hashes (null: no such entity), $4 metadata hashes (null: any)
 WITH given AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bytea[])
@@ -141,19 +144,19 @@ WHERE (g.content_hash IS NULL) <> (h.position IS NULL)
     OR h.content_hash <> g.content_hash OR h.metadata_hash <> g.metadata_hash
 
 -- name: create_staging
--- The rows of one batch; gone with the transaction.
+-- The staging table for the rows of a batch; dropped at the end of the transaction.
 CREATE TEMPORARY TABLE pg_temp.entityframes_staging (
     position int4, entity_type text, id text, content text, metadata text, content_hash bytea, metadata_hash bytea,
     differs boolean
 ) ON COMMIT DROP
 
 -- name: nested_loops
--- Until the end of the transaction: each staged key is a look-up in the index, in key order; not a bitmap for each, which
--- takes three times as long, and not the whole table.
+-- Until the end of the transaction: look up each staged key in the index, in key order, without a bitmap scan for each
+-- key, which takes three times as long, and without a scan of the whole table.
 DO 'BEGIN SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_bitmapscan = off; END'
 
 -- name: update_staged
--- Updates staged rows that are stored and differ, which takes less than a merge. $1 batch, $2 whether to make a job
+-- Updates the entities of staged rows that differ, which is faster than a merge. $1 batch, $2 whether to create a job
 UPDATE {schema}.entities AS e SET
     content = s.content, metadata = s.metadata::json, content_hash = s.content_hash,
     metadata_hash = s.metadata_hash, batch_id = $1::uuid, updated_at = now()
@@ -164,8 +167,8 @@ RETURNING CASE WHEN e.entity_type = s.entity_type AND e.id = s.id THEN s.positio
     s.differs AND s.content <> '' AND $2::boolean AS due
 
 -- name: merge_staged
--- Writes staged rows that are new or differ and says what became of each.
--- $1 batch, $2 whether to make a job
+-- Writes staged rows that are new or differ, and returns the outcome of each.
+-- $1 batch, $2 whether to create a job
 WITH merged AS (
     INSERT INTO {schema}.entities AS e
         (entity_type, id, content, metadata, content_hash, metadata_hash, batch_id)
@@ -182,7 +185,7 @@ SELECT s.position, m.created, s.differs AND s.content <> '' AND $2::boolean AS d
 FROM merged AS m LEFT JOIN pg_temp.entityframes_staging AS s ON s.entity_type = m.entity_type AND s.id = m.id
 
 -- name: record
--- The ledger row of a batch, and its embedding job if some content is due.
+-- Adds the ledger row of a batch, and an embedding job if any content is due.
 -- $1 batch, $2 run, $3 job, $4 created, $5 updated, $6 entity_types and $7 ids of what is due
 WITH job AS (
     INSERT INTO {schema}.embedding_jobs (job_id, batch_id, entity_types, ids, created_at, updated_at)
@@ -192,11 +195,11 @@ INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, de
 VALUES ($1::uuid, $2::uuid, now(), $4::text::int4, $5::text::int4, 0, cardinality($7::text[]))
 
 -- name: merge_arrays
--- The whole life of a small batch in one statement: probe, merge, ledger and job.
--- With a number of fields, an entity is written over only if no more fields of these types are recorded, and only if this
--- statement sees the batch that wrote it: one that was committed just now may have a field that was recorded since.
--- $1 batch, $2 run, $3 job, $4 whether to make a job, $5... columns of the rows, $11 number of recorded fields, null for
--- any, $12 types
+-- Processes a small batch in one statement: probe, merge, ledger and job. With a number of fields, an entity is
+-- overwritten only if no further fields of these types are recorded, and only if this statement sees the batch that
+-- wrote it: a batch that was committed meanwhile may have a field recorded meanwhile.
+-- $1 batch, $2 run, $3 job, $4 whether to create a job, $5... columns of the rows, $11 number of recorded fields, null
+-- for any, $12 types
 WITH given AS (
     SELECT * FROM unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::bytea[], $10::bytea[])
         WITH ORDINALITY AS t (entity_type, id, content, metadata, content_hash, metadata_hash, position)
@@ -228,16 +231,17 @@ WITH given AS (
     SELECT c.position, c.entity_type, c.id, m.created, c.due
     FROM merged AS m JOIN changed AS c ON c.entity_type = m.entity_type AND c.id = m.id
 ), {ledger_and_job}
--- Also what differs and was not written: others wrote the same just now, or a trigger left it out.
+-- Also rows that differ but were not written: a concurrent transaction wrote the same row, or a trigger skipped it.
 SELECT c.position::int4 - 1 AS position, w.created, coalesce(w.due, false) AS due
 FROM changed AS c LEFT JOIN written AS w ON w.position = c.position
 WHERE {rekeyed} IS NULL
 
 -- name: merge_expected
--- The same where each row says which hashes the stored entity must have: entities that differ are locked in key order and
--- compared, and those that are not as expected are left alone.
--- $1 batch, $2 run, $3 job, $4 whether to make a job, $5... columns of the rows, $11 content hashes (null: no such
--- entity), $12 metadata hashes (null: any), $13 number of recorded fields, null for any, and $14 types, as for merge_arrays
+-- Likewise with the hashes that each stored entity must have: entities that differ are locked in key order and
+-- compared, and those without the expected hashes are not overwritten.
+-- $1 batch, $2 run, $3 job, $4 whether to create a job, $5... columns of the rows, $11 content hashes (null: no such
+-- entity), $12 metadata hashes (null: any), $13 number of recorded fields, null for any, and $14 types, as for
+-- merge_arrays
 WITH given AS (
     SELECT * FROM unnest($5::text[], $6::text[], $7::text[], $8::text[], $9::bytea[], $10::bytea[], $11::bytea[],
         $12::bytea[]) WITH ORDINALITY AS t (
@@ -295,22 +299,22 @@ FROM changed AS c LEFT JOIN written AS w ON w.position = c.position
 WHERE {rekeyed} IS NULL
 
 -- name: may_leave_out
--- Whether a trigger of the user's looks at each row before it is written, and may leave it out or change it, or a policy
--- decides which rows this user may write, which COPY does not heed. $1 namespace
+-- Whether there is a user-defined BEFORE trigger, which may skip or change rows, or a row-level policy for this user,
+-- which COPY does not respect. $1 namespace
 SELECT row_security_active(t) OR EXISTS (
     SELECT FROM pg_trigger WHERE tgrelid = t AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 3 = 3
 )
 FROM CAST(format('%I.entities', $1::text) AS regclass) AS t
 
 -- name: may_keep
--- Whether a trigger of the user's or a policy looks at each entity that is deleted, and may keep it. $1 namespace
+-- Whether there is a user-defined trigger or a row-level policy that may prevent deletions. $1 namespace
 SELECT row_security_active(t) OR EXISTS (
     SELECT FROM pg_trigger WHERE tgrelid = t AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 9 = 9
 )
 FROM CAST(format('%I.entities', $1::text) AS regclass) AS t
 
 -- name: may_write
--- Whether the entities have their columns and this user has the rights on them, so that a refusal is of a row.
+-- Whether the entities table has its columns and this user has the privileges, so that an error is caused by a row.
 SELECT bool_and(has_table_privilege('{schema}.entities', privilege)) AND (
     SELECT count(*) FROM (
         SELECT entity_type, id, content, metadata, content_hash, metadata_hash, batch_id, created_at, updated_at
@@ -320,23 +324,23 @@ SELECT bool_and(has_table_privilege('{schema}.entities', privilege)) AND (
 FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege
 
 -- name: create_tried
--- What became of each staged row when it was written with few others; gone with the transaction.
+-- The outcomes of staged rows; dropped at the end of the transaction.
 CREATE TEMPORARY TABLE pg_temp.entityframes_tried (
     position int4, created boolean, sqlstate text, error text, name text, other_type text, other_id text
 ) ON COMMIT DROP
 
 -- name: index_staging
--- So that a slice is found without reading all rows.
+-- Makes slices accessible without a scan of all rows.
 CREATE INDEX ON pg_temp.entityframes_staging (position)
 
 -- name: immediate_constraints
--- So that a deferred constraint is refused at its row, not at COMMIT.
+-- Makes deferred constraints raise an error at the row, not at COMMIT.
 SET CONSTRAINTS ALL IMMEDIATE
 
 -- name: merge_each
--- Writes staged rows in slices, each in a subtransaction: 256 rows; where these are refused 16, and then one by one.
--- Keeps the reason for each row that is refused, and the other key that a trigger has given a row. Positions are in key
--- order. A row that a trigger may have given a key under which the same is stored is written, to see that key, and
+-- Writes staged rows in slices, each in a subtransaction: 256 rows; if these are rejected 16 rows, and then single
+-- rows. Records the error of each rejected row, and the key of a row that a trigger has changed. Positions are in key
+-- order. A row that a trigger may have given a key under which the same is stored is written to find that key, and
 -- rolled back.
 DO $each$
 DECLARE
@@ -398,7 +402,7 @@ BEGIN
                 lower := lower + step;
             END IF;
         EXCEPTION WHEN OTHERS OR assert_failure THEN
-            -- What is no fault of a row ends the batch.
+            -- Errors that are not caused by a row end the batch.
             IF substr(SQLSTATE, 1, 2) IN ('08', '25', '40', '53', '57', '58', 'XX') OR SQLSTATE = '55P03' THEN
                 RAISE;
             END IF;
@@ -422,12 +426,12 @@ END
 $each$
 
 -- name: set_batch
--- Tells merge_each, which takes no parameters, its batch, and whether only what was looked at may be overwritten.
+-- Passes to merge_each, which has no parameters, its batch, and whether only checked entities may be overwritten.
 SELECT set_config('entityframes.batch_id', $1, true) AS batch_id, set_config('entityframes.expecting', $2, true) AS only
 
 -- name: finish_each
--- Ledger row and embedding job for the rows that merge_each wrote, and what became of every row.
--- $1 batch, $2 run, $3 job, $4 whether to make a job
+-- Adds the ledger row and the embedding job for the rows that merge_each wrote, and returns the outcome of every row.
+-- $1 batch, $2 run, $3 job, $4 whether to create a job
 WITH written AS (
     SELECT t.created, coalesce(t.other_type, s.entity_type) AS entity_type, coalesce(t.other_id, s.id) AS id,
         s.differs AND s.content <> '' AND $4::boolean AS due
@@ -438,24 +442,24 @@ SELECT t.position, t.created, t.created IS NOT NULL AND s.differs AND s.content 
 FROM pg_temp.entityframes_tried AS t JOIN pg_temp.entityframes_staging AS s USING (position)
 
 -- name: recorded
--- Whether the ledger has the batch: the answer to a COMMIT whose own answer was lost.
+-- Whether the ledger has the batch, that is, whether a COMMIT without a response succeeded.
 SELECT count(*)::int4 FROM {schema}.batches WHERE batch_id = $1::uuid
 
 -- name: not_recorded
--- Which of some batches the ledger does not have. $1 batches
+-- The given batches that are not in the ledger. $1 batches
 SELECT t.batch_id FROM unnest($1::text[]) AS t (batch_id)
 WHERE NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = t.batch_id::uuid)
 
 -- name: in_recovery
--- Whether the server is a standby: it can be read, and may be behind.
+-- Whether the server is a standby, which is readable but may be behind.
 SELECT pg_is_in_recovery()
 
 -- name: wait_for_standby
--- Writes something of no meaning: its COMMIT waits until a standby has that, and with it all that was committed before.
+-- Writes a dummy record: its COMMIT waits until a standby has it, and thus everything that was committed before.
 SELECT pg_logical_emit_message(true, 'entityframes', '')::text
 
 -- name: written_by
--- Which of the given rows the batch wrote, where nobody has written them since.
+-- The given rows that the batch wrote, unless they have been written again since.
 -- $1 batch, $2 entity_types, $3 ids
 WITH members AS (
     SELECT DISTINCT m.entity_type, m.id
@@ -469,7 +473,7 @@ LEFT JOIN members AS m ON m.entity_type = t.entity_type AND m.id = t.id
 WHERE e.batch_id = $1::uuid
 
 -- name: deleted_by
--- How many entities a batch deleted; null if the ledger does not have it. $1 batch
+-- The number of entities that a batch deleted; null if it is not in the ledger. $1 batch
 SELECT max(deleted)::int4 FROM {schema}.batches WHERE batch_id = $1::uuid
 
 -- name: hashes
@@ -481,7 +485,7 @@ CROSS JOIN LATERAL (
 ) AS e
 
 -- name: stored
--- The metadata of the keys that are stored, and the hashes of what is stored of them. $1 entity_types, $2 ids
+-- The metadata and the hashes of the keys that are stored. $1 entity_types, $2 ids
 SELECT t.position::int4 - 1 AS position, e.metadata::text AS metadata, e.content_hash, e.metadata_hash
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
 CROSS JOIN LATERAL (
@@ -490,16 +494,16 @@ CROSS JOIN LATERAL (
 ) AS e
 
 -- name: existing
--- Which ids of a type are stored; each is looked up once. $1 entity_type, $2 ids
+-- The ids of a type that are stored; each is looked up once. $1 entity_type, $2 ids
 SELECT id FROM {schema}.entities WHERE entity_type = $1 AND id = ANY ($2::text[])
 
 -- name: lookup
--- The entities of ids of a type that are stored. $1 entity_type, $2 ids
+-- The stored entities of the given ids of a type. $1 entity_type, $2 ids
 SELECT id, content, metadata::text AS metadata, encode(content_hash, 'hex') AS content_hash, created_at, updated_at
 FROM {schema}.entities WHERE entity_type = $1 AND id = ANY ($2::text[])
 
 -- name: existing_of_types
--- Positions of the keys that are stored. $1 entity_types, $2 ids
+-- The positions of the keys that are stored. $1 entity_types, $2 ids
 SELECT t.position::int4 - 1 AS position
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
 CROSS JOIN LATERAL (
@@ -533,7 +537,7 @@ WITH given AS (
 SELECT position::int4 - 1 AS position FROM gone
 
 -- name: delete_unchanged
--- Deletes entities that are still as given, in key order; the ledger row is in it.
+-- Deletes entities that have the given hashes, in key order, with a ledger row.
 -- $1 batch, $2 run, $3 entity_types, $4 ids, $5 content hashes, $6 metadata hashes
 WITH given AS (
     SELECT * FROM unnest($3::text[], $4::text[], $5::bytea[], $6::bytea[])
@@ -553,18 +557,19 @@ WITH given AS (
 SELECT position::int4 - 1 AS position FROM gone
 
 -- name: delete_vectors
--- What was embedded of the keys goes with them: a statement of its own, to see the vectors that a worker committed
--- while the entities were waited for. $1 entity_types, $2 ids
+-- Deletes the vectors of the keys. A separate statement, so that it sees vectors that a worker committed while the
+-- deletion waited for its locks. $1 entity_types, $2 ids
 DELETE FROM {schema}.embeddings AS v USING unnest($1::text[], $2::text[]) AS g (entity_type, id)
 WHERE v.entity_type = g.entity_type AND v.id = g.id
 
 -- name: fields
--- The recorded metadata fields of some types, in the order in which they first came. $1 entity_types
+-- The recorded metadata fields of the given types, in order of first occurrence. $1 entity_types
 SELECT entity_type, field, dtype, declared FROM {schema}.metadata_fields
 WHERE entity_type = ANY ($1::text[]) ORDER BY position
 
 -- name: record_fields
--- Adds fields; an inferred one widens, a declared one only from what it was. $1 entity_types, $2 fields, $3 dtypes, $4 declared, $5 what each was
+-- Adds fields and updates inferred ones; updates declared ones only if their dtype is the given one, or if their type
+-- has no entities. $1 entity_types, $2 fields, $3 dtypes, $4 declared, $5 previous dtypes
 INSERT INTO {schema}.metadata_fields AS f (entity_type, field, dtype, declared)
 SELECT entity_type, field, dtype, declared
 FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[]) WITH ORDINALITY
@@ -576,11 +581,13 @@ WHERE NOT f.declared OR f.dtype = '"Null"'
     OR NOT EXISTS (SELECT FROM {schema}.entities AS e WHERE e.entity_type = f.entity_type)
 
 -- name: is_empty
--- Whether a type has no entity; the order keeps the planner from reading the table up to the first. $1 entity_type
+-- Whether a type has no entities; the ORDER BY keeps the planner from scanning the table for the first one.
+-- $1 entity_type
 SELECT (SELECT id FROM {schema}.entities WHERE entity_type = $1 ORDER BY id LIMIT 1) IS NULL
 
 -- name: stats
--- One row a type: its entities, how many of them are embedded, due and failed in a space. $1 space, null for the active
+-- One row per type: the number of entities, and how many are embedded, due and failed.
+-- $1 space, null for the active one
 WITH chosen AS (
     SELECT coalesce($1::text, (
         SELECT space FROM {schema}.spaces WHERE activated_at IS NOT NULL ORDER BY activated_at DESC LIMIT 1
@@ -596,7 +603,7 @@ LEFT JOIN {schema}.embeddings AS v ON v.space = (SELECT space FROM chosen)
 GROUP BY e.entity_type ORDER BY e.entity_type
 
 -- name: count
--- How many entities a type has. $1 entity_type, or null for all
+-- The number of entities of a type. $1 entity_type, or null for all
 SELECT count(*) FROM {schema}.entities WHERE $1::text IS NULL OR entity_type = $1
 
 -- name: select

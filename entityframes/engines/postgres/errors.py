@@ -1,4 +1,4 @@
-"""What PostgreSQL's errors mean for a batch, by SQLSTATE."""
+"""Translation of PostgreSQL's errors by SQLSTATE."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from entityframes.errors import (
     TransientError,
 )
 
-#: The one that says that a copied row is stored already.
+#: A copied row is already stored.
 UNIQUE_VIOLATION = "23505"
-#: What COPY says of a table with a row-level policy.
+#: COPY into a table with a row-level policy.
 NO_COPY = "0A000"
-#: What our own statements raise where a trigger has given rows other keys.
+#: Raised by statements of this package if a trigger has changed the keys of rows.
 REKEYED = "EF001"
-#: What a standby, or a server that was set to be read-only, says to a write.
+#: A write to a standby or to a server in read-only mode.
 READ_ONLY = "25006"
 
-#: SQLSTATE, or its class, to what it means for a batch. The longest match counts.
+#: The exception for each SQLSTATE or SQLSTATE class; the longest match applies.
 _MEANING: dict[str, type[DatabaseError]] = {
     "08": ConnectionLostError,
     "08P01": PermanentError,
@@ -53,8 +53,8 @@ _MEANING: dict[str, type[DatabaseError]] = {
     "58030": ResourceError,
 }
 
-#: Classes of errors of the statement, the session or the server. All others, also those that PostgreSQL does not use
-#: itself, are raised by a trigger or a constraint for a row: P0 by RAISE and ASSERT, 0A and 21 too, a user's own.
+#: Classes of errors that concern the statement, the session or the server. All others concern a row, and are raised by
+#: a trigger or a constraint: P0 by RAISE and ASSERT, also 0A and 21, and classes that a user has defined.
 _NO_ROW = re.compile("0[1238BLPZ]|2[4568BD]|3[4BD]|3F|42|5[578]|72|F0|HV|XX")
 
 _LOST = re.compile(
@@ -75,13 +75,13 @@ def translated(
     again: bool = False,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """Turn the driver's errors into ours, by SQLSTATE; its Python classes say little, its words are in any language.
+    """Translate the driver's errors by SQLSTATE: its exception classes are unspecific, and its messages are localized.
 
     Args:
-        connecting: whether a connection is being made, of which libpq gives no SQLSTATE.
-        committing: whether what fails may have been committed.
-        again: whether the database has let us in before, so that what it says now may pass.
-        stopped: whether this side has asked for the end of a statement that was cancelled.
+        connecting: whether this is a connection attempt, for which libpq reports no SQLSTATE.
+        committing: whether the statement may have been committed in spite of an error.
+        again: whether a connection has succeeded before, so that a failure may be transient.
+        stopped: whether the client has cancelled the statement.
     """
     try:
         yield
@@ -89,7 +89,7 @@ def translated(
         sqlstate = error.sqlstate or None
         message = _readable(error)
         if sqlstate is None and connecting and _FULL.search(message):
-            # libpq does not say so when it connects.
+            # libpq reports no SQLSTATE for failed connections.
             sqlstate = "53300"
         if sqlstate is None:
             meaning: type[DatabaseError] = ConnectionLostError if _LOST.search(message) else PermanentError
@@ -110,14 +110,15 @@ def translated(
 
 
 def streamed(cursor: Any) -> Iterator[pa.RecordBatch]:
-    """What a cursor answers, in pieces, as they come.
+    """The result of a cursor in chunks.
 
-    `fetch_record_batch` hands out a reader whose errors are a bare OSError without a SQLSTATE, once rows are on their
-    way; the one that it is part of asks the driver what happened.
+    The reader returned by `fetch_record_batch` raises a plain OSError without a SQLSTATE; the internal reader that is
+    used here gets the error from the driver.
 
     Raises:
-        adbc_driver_manager.Error: as the driver's calls do.
-        ConnectionLostError: the driver knows no more than that; PermanentError if it was something else.
+        adbc_driver_manager.Error: as for the other calls of the driver.
+        ConnectionLostError: the driver reports an OSError for a lost connection.
+        PermanentError: the driver reports another OSError.
     """
     try:
         yield from cursor._results.reader
@@ -128,7 +129,7 @@ def streamed(cursor: Any) -> Iterator[pa.RecordBatch]:
 
 @contextmanager
 def committed() -> Iterator[None]:
-    """What is still asked after a COMMIT: where that fails, the ledger has to tell what was written."""
+    """For queries after a COMMIT: if they fail, what was written has to be looked up in the ledger."""
     try:
         yield
     except DatabaseError as error:
@@ -138,9 +139,9 @@ def committed() -> Iterator[None]:
 
 
 def _detail(error: adbc_driver_manager.Error | OSError, wanted: str) -> str | None:
-    """A field of the server's error, None if it has none of this name."""
+    """A field of the error that the server reported, or None."""
     for name, value in getattr(error, "details", None) or ():
-        # The driver gives the names as bytes.
+        # The driver returns the names as bytes.
         if name in (wanted, wanted.encode()):
             text: str = value.decode("utf-8", "replace")
             return text
@@ -148,7 +149,7 @@ def _detail(error: adbc_driver_manager.Error | OSError, wanted: str) -> str | No
 
 
 def _readable(error: adbc_driver_manager.Error | OSError) -> str:
-    """The server's own words, without the driver's preamble and without DETAIL, which may quote other rows."""
+    """The message of the server, without the prefix of the driver and without DETAIL, which may quote other rows."""
     if primary := _detail(error, "PG_DIAG_MESSAGE_PRIMARY"):
         return " ".join(primary.split())
     message = str(error)

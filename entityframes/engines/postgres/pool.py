@@ -1,10 +1,9 @@
-"""Connections to PostgreSQL: kept in a pool, each used by one thread at a time.
+"""A pool of connections to PostgreSQL, each used by one thread at a time.
 
-The driver sends a statement with parameters in two parts, and a transaction pooler may lend the server's side to
-somebody else in between: the statement that then runs with our parameters is theirs. So behind a pooler everything runs
-inside a transaction, which is opened and ended by messages that cannot be parted. Whether there is a pooler is found
-out by a random value that each connection sends when it starts: only a server process that was started for this very
-connection knows it.
+The driver sends a statement with parameters in two messages, and a transaction pooler may assign the server process to
+another client in between: our parameters would then be bound to a statement of that client. Behind a pooler every
+statement therefore runs in a transaction, which is started and ended by single messages. To detect a pooler, each
+connection sends a random value at startup, which only the server process that was started for this connection has.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from adbc_driver_manager.dbapi import Connection, Cursor
 
 from entityframes import forks
 from entityframes.engines.arrow import to_frame
-from entityframes.engines.postgres.background import aside
+from entityframes.engines.postgres.background import run_in_helper
 from entityframes.engines.postgres.errors import streamed, translated
 from entityframes.engines.queries import Statements
 from entityframes.errors import ClosedError, ConnectError, ConnectionLostError, DatabaseError, PermanentError, RowError
@@ -38,26 +37,26 @@ T = TypeVar("T")
 
 _logger = logging.getLogger("entityframes")
 
-#: What a pooler may say that does not pass on what a connection sends when it starts.
-_REFUSED = re.compile("startup|parameter|option|unsupported|unrecognized|protocol", re.IGNORECASE)
+#: The error of a pooler that does not support startup parameters.
+_UNSUPPORTED = re.compile("startup|parameter|option|unsupported|unrecognized|protocol", re.IGNORECASE)
 
-#: In capitals is only what ends a transaction, so that it is told from this on the wire.
+#: With "committed" in lower case, so that it is not mistaken for a COMMIT on the wire.
 _BEGIN = "BEGIN ISOLATION LEVEL read committed"
 
-#: One message, whole, to the server and back: neither prepared first nor copied.
+#: Send a statement as a single message, without preparing it first and without COPY.
 _AT_ONCE = {"adbc.postgresql.use_copy": "false"}
 
 
 class Pool:
-    """Connections of one process to one database.
+    """The connections of this process to a database.
 
     Args:
-        target: the connection URI or key=value string, with ``pool_mode`` if there is a pooler to be told of.
-        keep: how many idle connections are kept.
+        target: the connection URI or key=value string, with ``pool_mode`` if the mode of a pooler is specified.
+        keep: the maximum number of idle connections.
         sql: the statements ``session``, ``local_settings`` and ``own_name``.
 
     Raises:
-        ConnectError: the ``pool_mode`` cannot be used.
+        ConnectError: the ``pool_mode`` is not supported.
     """
 
     def __init__(self, target: str, keep: int, sql: Statements) -> None:
@@ -65,7 +64,7 @@ class Pool:
         self._target = extended(target, client_encoding="UTF8")
         self._keep = keep
         self._session, self._local, self._name = sql["session"], sql["local_settings"], sql["own_name"]
-        #: The ports that the server would have if nothing stood between, and whether nothing lends its processes there.
+        #: The ports that the server reports without a proxy in between, and whether the proxy, if any, is no pooler.
         self._ports, self._direct = _ports(target), False
         self._idle: list[PooledConnection] = []
         self._lock = threading.Lock()
@@ -74,9 +73,9 @@ class Pool:
         self._closed = False
         self._connected = False
         self._process = os.getpid()
-        #: Whether a COMMIT waits for a standby, as it was when the last connection was made.
+        #: Whether a COMMIT waits for a standby, as of the latest connection.
         self.synchronous = False
-        #: How often a connection was lost, or could not be made: perhaps another server answers since.
+        #: How often a connection was lost or could not be opened, after which another server may respond.
         self.losses = 0
         #: Of these, those after which a new connection was made.
         self._noted = 0
@@ -84,11 +83,11 @@ class Pool:
 
     @contextmanager
     def borrow(self, interrupt: Interrupt | None = None) -> Iterator[PooledConnection]:
-        """A connection of one's own; it goes back to the pool unless something failed on it.
+        """Borrow a connection, which is returned to the pool unless an error occurs on it.
 
         Raises:
             ClosedError: the pool was closed, or belongs to another process.
-            ConnectError: the database, or a pooler before it, cannot be used.
+            ConnectError: the database, or a pooler in front of it, is not supported.
         """
         if os.getpid() != self._process:
             raise ClosedError("this store was opened in another process: after a fork, connect again in the child")
@@ -107,23 +106,23 @@ class Pool:
                 with interrupt.cancelling(connection.cancel):
                     yield connection
         except RowError:
-            # The server said no and is well: the rows are tried again, on the same connection.
+            # The connection is intact: the rows are retried on it.
             if self._rolled_back(connection):
-                self._give_back(connection)
+                self._return(connection)
             raise
         except BaseException as error:
-            # Whatever state it is in, closing it rolls back; a new one costs ten round trips, a wrong one the data.
+            # The state of the connection is unknown: close it, which rolls back. A new one costs ten round trips.
             if os.getpid() != self._process:
-                # A child that was forked in here: it is its parent's.
+                # In a child that was forked here, the connection belongs to the parent.
                 raise
             self._discard(connection)
             if isinstance(error, ConnectionLostError):
-                # The idle ones are from before it, too.
+                # The idle connections are probably lost, too.
                 self.losses += 1
                 _logger.info("a connection was lost: %s", describe(error))
                 self._empty()
             raise
-        self._give_back(connection)
+        self._return(connection)
 
     def _connect(self) -> PooledConnection:
         try:
@@ -147,58 +146,60 @@ class Pool:
         return connection
 
     def _start(self, connection: PooledConnection, nonce: str | None) -> None:
-        """Find out whether there is a pooler, set what the session depends on, and check the database's encoding."""
+        """Detect a pooler, apply the session settings, and check the encoding of the database."""
         nonce = nonce or secrets.token_hex(8)
-        found = self._look(connection, nonce)
+        found = self._inspect(connection, nonce)
         if not isinstance(found["encoding"], str):
             raise ConnectError(
-                "the database driver cannot read text under quote_all_identifiers = on, and the pooler or service file "
-                "lets it not be changed here: set it to off for this role and database"
+                "the database driver cannot read text with quote_all_identifiers = on, and the pooler or service file "
+                "prevents changing it here: set it to off for this role and database"
             )
         if found["encoding"] != "UTF8":
             raise ConnectError(
-                f"the database keeps its text in {found['encoding']}, which cannot hold every text: make one with "
-                "CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and connect to that"
+                f"the encoding of the database is {found['encoding']}, which cannot represent all text: create a "
+                "database with CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and connect to that"
             )
         if found["own"] and found["set"] is None:
-            # Something stands between: what passes on how a connection starts may lend its server process all the same.
-            if self._is_lent(connection, nonce):
+            # There is a proxy, which may be a pooler even though it forwards startup parameters.
+            if self._is_pooled(connection, nonce):
                 self._mode = "transaction"
             else:
                 self._direct = True
-            found = self._look(connection, nonce)
+            found = self._inspect(connection, nonce)
         self.synchronous = found["synchronous"]
         connection.pinned = not found["own"]
-        # A primary becomes no standby under its connections; behind a pooler the next one may be another server.
+        # A primary cannot become a standby without closing its connections. A pooler may switch to another server.
         connection.primary = not found["standby"] and not connection.pinned
         if connection.pinned:
             if self._mode is None:
-                # So are those that were not found out.
+                # Idle connections from before the pooler was detected cannot be used.
                 self._mode = "transaction"
                 self._empty()
             connection.local = (self._local.replace("{compression}", f"'{found['compression']}'"),)
         if connection.pinned or self._mode is not None:
             self._try_transaction(connection)
 
-    def _look(self, connection: PooledConnection, nonce: str) -> dict[str, Any]:
-        """What the server process says of itself; its session is set if it is surely this connection's own."""
+    def _inspect(self, connection: PooledConnection, nonce: str) -> dict[str, Any]:
+        """The properties of the server process; applies the session settings if the process is certainly not shared."""
         knows = {"session": "true", "transaction": "false"}.get(self._mode or "", f"backend.nonce = '{nonce}'")
         sure = "true" if self._direct or self._mode == "session" else f"backend.port IN ({self._ports})"
         session = self._session.replace("{knows}", knows).replace("{sure}", sure)
-        found: dict[str, Any] = connection.at_once(session.replace("{compression}", "backend.compression")).row(
+        found: dict[str, Any] = connection.query_at_once(session.replace("{compression}", "backend.compression")).row(
             0, named=True
         )
         return found
 
-    def _is_lent(self, connection: PooledConnection, nonce: str) -> bool:
-        """Whether two connections meet each other's server process when they speak in turns."""
+    def _is_pooled(self, connection: PooledConnection, nonce: str) -> bool:
+        """Whether two connections that alternate are assigned each other's server process."""
         with self._first, translated(connecting=True):
             assert self._database is not None
             driver, other_nonce = self._database.connect()
         other = PooledConnection(forks.keep(driver))
         one, another = (connection, nonce), (other, other_nonce)
         try:
-            return any(spoken.at_once(self._name).item() != name for spoken, name in (one, one, another, one, another))
+            return any(
+                each.query_at_once(self._name).item() != name for each, name in (one, one, another, one, another)
+            )
         finally:
             self._discard(other)
 
@@ -209,13 +210,13 @@ class Pool:
         except DatabaseError as error:
             if not self._connected and (isinstance(error, ConnectionLostError) or error.sqlstate == "08P01"):
                 raise ConnectError(
-                    f"the pooler before the database lets no transaction be opened ({error}): statement pooling cannot "
-                    "be used, set it to pool_mode = transaction or session, or connect to the server itself"
+                    f"the pooler in front of the database does not allow transactions ({error}): statement pooling "
+                    "cannot be used, set it to pool_mode = transaction or session, or connect directly to the server"
                 ) from error
             raise
 
     def close(self) -> None:
-        """Close every connection that is not lent out, and the others when they come back. May be called again."""
+        """Close all idle connections, and borrowed ones when they are returned. May be called repeatedly."""
         if os.getpid() != self._process:
             # A fork may have copied the lock while it was held.
             return
@@ -231,9 +232,9 @@ class Pool:
         for connection in idle:
             self._discard(connection)
 
-    def _give_back(self, connection: PooledConnection) -> None:
+    def _return(self, connection: PooledConnection) -> None:
         with self._lock:
-            # One from before a pooler was found is not used again.
+            # A connection from before the pooler was detected is not reused.
             keep = (
                 not self._closed and len(self._idle) < self._keep and (connection.pinned or self._mode != "transaction")
             )
@@ -257,32 +258,32 @@ class Pool:
             self._close_database()
 
     def _close_database(self) -> None:
-        """Let go of what the driver keeps, 0.85 MB, after the last connection of a pool that is closed."""
+        """Release the memory of the driver (0.85 MB) after the last connection of a closed pool."""
         if self._closed and self._database is not None and self._database.unused:
             self._database.release()
             self._database = None
 
 
 def for_writing(target: str) -> str:
-    """The address, asking for a server that can be written to if it names several and does not say which it wants."""
+    """The address, with ``target_session_attrs=read-write`` if it has several hosts and does not set this itself."""
     parts = _split(target)
     if parts is None:
         return target
     given = {name: value for name, value, _ in parts[1]}
-    asked = "target_session_attrs" in given or "service" in given or "PGTARGETSESSIONATTRS" in os.environ
+    specified = "target_session_attrs" in given or "service" in given or "PGTARGETSESSIONATTRS" in os.environ
     authority = "" if parts[0] is None else parts[0].partition("://")[2].partition("/")[0].rpartition("@")[2]
     hosts = [authority, *(given.get(name, "") for name in ("host", "hostaddr"))]
     if not any(hosts):
         hosts = [os.environ.get(name, "") for name in ("PGHOST", "PGHOSTADDR")]
-    if asked or not any("," in unquote(host) for host in hosts):
+    if specified or not any("," in unquote(host) for host in hosts):
         return target
     return extended(target, target_session_attrs="read-write")
 
 
 class _Database:
-    """What the driver reads of the types of a database, in ten times the time of connecting, for all connections.
+    """The driver's handle of a database, which is shared by all connections.
 
-    Used by one thread at a time.
+    Creating it loads the types of the database, which takes ten times as long as connecting. Not thread-safe.
     """
 
     def __init__(self, target: str, *, named: bool) -> None:
@@ -291,16 +292,16 @@ class _Database:
         try:
             self._handle = adbc_driver_postgresql.connect(self._with_name()[0])
         except adbc_driver_manager.Error as error:
-            if not self._refused(error):
+            if not self._is_unsupported(error):
                 raise
             self._handle = adbc_driver_postgresql.connect(target)
 
     def connect(self) -> tuple[Connection, str | None]:
-        """A connection, and the random value by which its own server process can be told from others."""
+        """A connection, and the random value that identifies its server process."""
         try:
             return self._connect()
         except adbc_driver_manager.Error as error:
-            if not self._refused(error):
+            if not self._is_unsupported(error):
                 raise
             return self._connect()
 
@@ -315,20 +316,20 @@ class _Database:
         if not self._named:
             return self._target, None
         nonce = secrets.token_hex(16)
-        # The driver reads the names of functions when it starts, and knows them without quotes only.
+        # The driver loads the names of functions on startup, and recognizes them only without quotes.
         options = f"-c entityframes.connection={nonce} -c quote_all_identifiers=off"
         return _with_option(self._target, options), nonce
 
-    def _refused(self, error: adbc_driver_manager.Error) -> bool:
-        """Whether connecting may have failed for the value that it sends, which it then sends no more."""
-        refused = self._named and _REFUSED.search(str(error)) is not None
-        self._named = self._named and not refused
-        return refused
+    def _is_unsupported(self, error: adbc_driver_manager.Error) -> bool:
+        """Whether connecting may have failed because of the random value, which is then no longer sent."""
+        unsupported = self._named and _UNSUPPORTED.search(str(error)) is not None
+        self._named = self._named and not unsupported
+        return unsupported
 
     def disconnect(self, connection: Connection) -> None:
         """Close a connection."""
-        # An error means that it was broken already, or that Ctrl-C came before a statement was closed; the server rolls
-        # back when the socket goes.
+        # An error means that the connection was already broken, or that a Ctrl-C occurred before a statement was
+        # closed. The server rolls back when the socket is closed.
         with suppress(adbc_driver_manager.Error, RuntimeError):
             connection.close()
         self._connections -= 1
@@ -339,23 +340,24 @@ class _Database:
         return self._connections == 0
 
     def release(self) -> None:
-        """Let go of the driver's handle."""
+        """Release the driver's handle."""
         with suppress(adbc_driver_manager.Error, RuntimeError):
             self._handle.close()
 
     def close(self) -> None:
-        """What a connection does at its end to a database of its own; this one outlives it."""
+        """Called by the driver when a connection is closed; does nothing, because the handle is shared."""
 
 
 class PooledConnection:
-    """A connection, and the transaction that is open on it.
+    """A connection and its open transaction, if any.
 
     Attributes:
-        driver: the driver's connection, in autocommit; transactions are opened and ended by statements.
-        pinned: whether the server's side is ours within a transaction only, so that each statement has to have one.
-        local: what has to be set in each transaction, because nothing else is ours.
-        cancelled: whether this side has cancelled what it runs.
-        primary: whether the server surely is no standby.
+        driver: the driver's connection, in autocommit mode; transactions are started and ended by statements.
+        pinned: whether a pooler assigns a server process for the duration of a transaction only, so that each statement
+            needs one.
+        local: the settings for each transaction, if settings of the session would not persist.
+        cancelled: whether this side has cancelled the current statement.
+        primary: whether the server is certainly not a standby.
     """
 
     def __init__(self, driver: Connection) -> None:
@@ -366,29 +368,29 @@ class PooledConnection:
         self._open = self._failed = False
 
     def cancel(self) -> None:
-        """End what it runs; may be called from another thread, and late."""
+        """Cancel the current statement; may be called from another thread, even if the statement has already ended."""
         self.cancelled = True
         self.driver.adbc_cancel()
 
-    def at_once(self, statement: str) -> pl.DataFrame:
-        """The answer to a statement that goes to the server in one message, as a frame."""
+    def query_at_once(self, statement: str) -> pl.DataFrame:
+        """Execute a statement, sent as a single message, and return its result."""
         with self._running() as cursor:
-            return cursor.answer(statement, **_AT_ONCE)
+            return cursor.query(statement, **_AT_ONCE)
 
     def script(self, statements: str, *, committing: bool = False) -> None:
-        """Run statements without parameters and answers in one message."""
+        """Execute statements without parameters and results, sent as a single message."""
         with self._running(committing=committing) as cursor:
             cursor.script(statements)
 
     @contextmanager
     def statement(self, *, committing: bool = False) -> Iterator[_Cursor]:
-        """A cursor for one statement, in a transaction of its own where it needs one and none is open.
+        """A cursor for one statement, in a transaction of its own if it needs one and none is open.
 
         Args:
-            committing: whether the statement may be committed although it fails.
+            committing: whether the statement may have been committed if it fails.
 
         Raises:
-            DatabaseError: with the SQLSTATE; its ``committing`` says whether it may have been committed all the same.
+            DatabaseError: with the SQLSTATE; ``committing`` is set if it may have been committed nevertheless.
         """
         alone = self.pinned and not self._open
         if alone:
@@ -400,11 +402,11 @@ class PooledConnection:
 
     @contextmanager
     def transaction(self, interrupt: Interrupt, *settings: str) -> Iterator[None]:
-        """BEGIN and COMMIT; an error leaves the transaction to `rollback` or the connection's end.
+        """BEGIN and COMMIT; after an error the transaction is open until `rollback` or the end of the connection.
 
         Args:
-            interrupt: looked at before COMMIT.
-            settings: SET statements, for this transaction only, that go along with BEGIN.
+            interrupt: checked before COMMIT.
+            settings: SET statements for this transaction only, which are sent together with BEGIN.
         """
         self._begin(*settings)
         yield
@@ -413,7 +415,7 @@ class PooledConnection:
             self._commit(committing=True)
 
     def rollback(self) -> None:
-        """Leave the transaction that is open, if one is."""
+        """Roll back the open transaction, if any."""
         if self._open:
             self._failed = False
             self.script("ROLLBACK")
@@ -425,8 +427,8 @@ class PooledConnection:
 
     def _commit(self, *, committing: bool) -> None:
         if self._failed:
-            # The server would answer that, too, without an error.
-            raise PermanentError("a statement of the transaction failed, so that nothing of it was written")
+            # The server would respond to a COMMIT with a rollback, without an error.
+            raise PermanentError("a statement of the transaction failed, so nothing of it was written")
         self.script("COMMIT", committing=committing)
         self._open = False
 
@@ -444,7 +446,7 @@ class PooledConnection:
 
 
 class _Cursor:
-    """Runs the statements of one connection; what they wait for does not keep Ctrl-C from the program."""
+    """Executes the statements of a connection in a helper thread, so that the program handles Ctrl-C while they run."""
 
     def __init__(self, connection: Connection) -> None:
         self._cursor = Cursor(connection)
@@ -453,53 +455,53 @@ class _Cursor:
         self._cursor.close()
 
     def execute(self, statement: str, parameters: pa.RecordBatch | None = None) -> None:
-        """Run a statement."""
-        self._aside(lambda: self._cursor.execute(statement, parameters))
+        """Execute a statement."""
+        self._in_helper(lambda: self._cursor.execute(statement, parameters))
 
     def script(self, statements: str) -> None:
-        """Run statements without parameters and answers in one message."""
-        self._aside(lambda: self._cursor.executescript(statements))
+        """Execute statements without parameters and results, sent as a single message."""
+        self._in_helper(lambda: self._cursor.executescript(statements))
 
     def ingest(self, table: str, rows: pa.Table, **where: Any) -> None:
-        """Copy rows into a table that there is."""
-        self._aside(lambda: self._cursor.adbc_ingest(table, rows, mode="append", **where))
+        """Copy rows into an existing table."""
+        self._in_helper(lambda: self._cursor.adbc_ingest(table, rows, mode="append", **where))
 
-    def answer(self, statement: str, parameters: pa.RecordBatch | None = None, **options: str) -> pl.DataFrame:
-        """What a statement answers, whole."""
+    def query(self, statement: str, parameters: pa.RecordBatch | None = None, **options: str) -> pl.DataFrame:
+        """Execute a statement and return its result."""
 
-        def ask() -> pl.DataFrame:
+        def query() -> pl.DataFrame:
             if options:
                 self._cursor.adbc_statement.set_options(**options)
             self._cursor.execute(statement, parameters)
             return to_frame(self._cursor.fetch_arrow_table())
 
-        return self._aside(ask)
+        return self._in_helper(query)
 
-    def pieces(self, statement: str, parameters: pa.RecordBatch | None = None) -> Iterator[pl.DataFrame]:
-        """What a statement answers, in pieces, as they come."""
+    def stream(self, statement: str, parameters: pa.RecordBatch | None = None) -> Iterator[pl.DataFrame]:
+        """Execute a statement and yield its result in chunks."""
         self.execute(statement, parameters)
         batches = streamed(self._cursor)
-        while (batch := self._aside(lambda: next(batches, None))) is not None:
+        while (batch := self._in_helper(lambda: next(batches, None))) is not None:
             yield to_frame(batch)
 
-    def _aside(self, call: Callable[[], T]) -> T:
-        return aside(call, self._cursor.adbc_cancel)
+    def _in_helper(self, call: Callable[[], T]) -> T:
+        return run_in_helper(call, self._cursor.adbc_cancel)
 
 
-# What the address of a database says besides where it is.
+# Parameters of addresses.
 
 
 def pool_mode(target: str) -> tuple[str, str | None]:
-    """The address without ``pool_mode``, which the driver does not know, and its value.
+    """The address without ``pool_mode``, which the driver does not support, and the value of this parameter.
 
     Args:
         target: a connection URI or key=value string.
 
     Returns:
-        The address and "transaction", "session", or None where it is to be found out.
+        The address, and "transaction", "session", or None if the mode has to be detected.
 
     Raises:
-        ConnectError: statement pooling, or another value.
+        ConnectError: the value is "statement" or invalid.
     """
     parts = _split(target)
     given = [value for name, value, _ in parts[1] if name == "pool_mode"] if parts else []
@@ -507,16 +509,16 @@ def pool_mode(target: str) -> tuple[str, str | None]:
         return target, None
     if given[-1] == "statement":
         raise ConnectError(
-            "pool_mode=statement: a pooler that lends the server for one statement at a time lets no transaction be "
-            "opened; set the pooler to transaction or session, or connect to the server itself"
+            "pool_mode=statement: a pooler in statement mode does not allow transactions; set the pooler to "
+            "transaction or session mode, or connect directly to the server"
         )
     if given[-1] not in ("transaction", "session"):
-        raise ConnectError("pool_mode in the URL is transaction or session, as the pooler before the database has it")
+        raise ConnectError("pool_mode in the URL must be transaction or session, as configured in the pooler")
     return _joined(parts[0], [text for name, _, text in parts[1] if name != "pool_mode"]), given[-1]
 
 
 def extended(target: str, **parameters: str) -> str:
-    """The address with parameters that count before those that it has; as it is where it cannot be read."""
+    """The address with additional parameters, which override existing ones; unchanged if it cannot be parsed."""
     parts = _split(target)
     if parts is None:
         return target
@@ -530,7 +532,7 @@ def extended(target: str, **parameters: str) -> str:
 
 
 def _ports(target: str) -> str:
-    """The ports at which the server is looked for, with commas between; 0 for a socket in the file system."""
+    """The ports of the server in the address, separated by commas; 0 for a Unix-domain socket."""
     parts = _split(target)
     given = {name: value for name, value, _ in parts[1]} if parts else {}
     authority = "" if parts is None or parts[0] is None else parts[0].partition("://")[2].partition("/")[0]
@@ -540,14 +542,14 @@ def _ports(target: str) -> str:
 
 
 def _with_option(target: str, option: str) -> str:
-    """The address with one more option for the server, beside those of the address or else the environment."""
+    """The address with a further option for the server, in addition to those of the address or the environment."""
     given = [value for name, value, _ in (_split(target) or (None, []))[1] if name == "options"]
     before = given[-1] if given else os.environ.get("PGOPTIONS", "")
     return extended(target, options=f"{before} {option}".strip())
 
 
 def _takes_options(target: str) -> bool:
-    """Whether an option can be added without a loss: a service file's would be replaced, and are not known here."""
+    """Whether an option can be added without overriding others: those of a service file are unknown, and would be."""
     parts = _split(target)
     if parts is None:
         return False
@@ -560,11 +562,11 @@ _PAIR = re.compile(r"\s*([^\s=]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?!')(?:[^\s\\]|\\.)*
 
 
 def _split(target: str) -> tuple[str | None, list[tuple[str, str, str]]] | None:
-    """The parts of an address: what comes before the parameters of a URI (None: it is a key=value string), and name,
-    value and text of each parameter; None if it cannot be read.
+    """The parts of an address: the part of a URI before its parameters (None for a key=value string), and the name,
+    value and text of each parameter; None if it cannot be parsed.
     """
     if scheme := _URI.match(target):
-        # As libpq reads it: what comes before an @ may hold a question mark.
+        # Like libpq: a question mark before an @ is part of the user or password.
         user = re.match("[^@/]*@", target[scheme.end() :])
         mark = target.find("?", scheme.end() + (user.end() if user else 0))
         head, query = (target, "") if mark < 0 else (target[:mark], target[mark + 1 :])

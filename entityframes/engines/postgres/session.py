@@ -1,4 +1,4 @@
-"""A connection that one call has borrowed, and the statements of a store that it runs there."""
+"""Execution of named statements on a connection."""
 
 from __future__ import annotations
 
@@ -18,62 +18,64 @@ from entityframes.interrupt import Interrupt
 
 
 class Session:
-    """Runs named statements; used by one thread. Their parameters are scalars, as text, and Series, as arrays.
+    """Executes named statements, in a single thread. Parameters are scalars, sent as text, or Series, sent as arrays.
 
     Args:
-        connection: the one that is borrowed.
+        connection: a connection borrowed from the pool.
         statements: the statements, for the namespace of the store.
-        address: of the store, for messages.
+        address: the address of the store, for messages.
     """
 
     def __init__(self, connection: PooledConnection, statements: Statements, address: str) -> None:
         self.connection = connection
         self._statements, self._address = statements, address
 
-    def ask(
-        self, name: str, *parameters: Any, places: Mapping[str, object] | None = None, committing: bool = False
+    def query(
+        self, name: str, *parameters: Any, placeholders: Mapping[str, object] | None = None, committing: bool = False
     ) -> pl.DataFrame:
-        """What a statement answers; a column ``position`` is UInt32.
+        """Execute a statement and return its result; a column ``position`` is UInt32.
 
         Args:
-            name: of the statement.
-            parameters: for $1, $2, ...
-            places: validated text for what stands in braces in it.
-            committing: whether the statement may be committed although it fails.
+            name: the name of the statement.
+            parameters: the values of $1, $2, ...
+            placeholders: validated text for the placeholders in braces.
+            committing: whether the statement may have been committed if it fails.
 
         Raises:
-            DatabaseError: with the SQLSTATE; its ``committing`` says whether it may have been committed all the same.
+            DatabaseError: with the SQLSTATE; ``committing`` is set if it may have been committed nevertheless.
         """
         with self.connection.statement(committing=committing) as cursor:
-            found: pl.DataFrame = cursor.answer(self._statement(name, places), one_row(parameters))
+            found: pl.DataFrame = cursor.query(self._statement(name, placeholders), one_row(parameters))
         # PostgreSQL has no unsigned integers.
         return found.with_columns(found["position"].cast(pl.UInt32)) if "position" in found.columns else found
 
-    def run(
-        self, name: str, *parameters: Any, places: Mapping[str, object] | None = None, committing: bool = False
+    def execute(
+        self, name: str, *parameters: Any, placeholders: Mapping[str, object] | None = None, committing: bool = False
     ) -> None:
-        """Run a statement whose answer is of no interest; without parameters it may be several, in one message.
+        """Execute a statement without using its result; without parameters, it may consist of several statements.
 
         Raises:
-            DatabaseError: as `ask`.
+            DatabaseError: as in `query`.
         """
         with self.connection.statement(committing=committing) as cursor:
             if parameters:
-                cursor.execute(self._statement(name, places), one_row(parameters))
+                cursor.execute(self._statement(name, placeholders), one_row(parameters))
             else:
-                cursor.script(self._statement(name, places))
+                cursor.script(self._statement(name, placeholders))
 
-    def pieces(self, name: str, *parameters: Any, places: Mapping[str, object] | None = None) -> Iterator[pl.DataFrame]:
-        """What a statement answers, in pieces, as they come."""
+    def stream(
+        self, name: str, *parameters: Any, placeholders: Mapping[str, object] | None = None
+    ) -> Iterator[pl.DataFrame]:
+        """Execute a statement and yield its result in chunks."""
         with self.connection.statement() as cursor:
-            yield from cursor.pieces(self._statement(name, places), one_row(parameters) if parameters else None)
+            yield from cursor.stream(self._statement(name, placeholders), one_row(parameters) if parameters else None)
 
     def copy(self, table: str, rows: pa.Table | pl.DataFrame) -> None:
         """Copy rows into a table of the store."""
         self._ingest(table, rows, db_schema_name=self._statements.namespace)
 
     def stage(self, table: str, rows: pa.Table | pl.DataFrame) -> None:
-        """Copy rows into a temporary table, which is there."""
+        """Copy rows into an existing temporary table."""
         self._ingest(table, rows, temporary=True)
 
     def _ingest(self, table: str, rows: pa.Table | pl.DataFrame, **where: Any) -> None:
@@ -85,25 +87,25 @@ class Session:
         return self.connection.transaction(interrupt or Interrupt(), *settings)
 
     def rollback(self) -> None:
-        """Leave the transaction that is open, if one is."""
+        """Roll back the open transaction, if any."""
         self.connection.rollback()
 
     def is_primary(self) -> bool:
-        """Whether the server is no standby."""
-        return self.connection.primary or not self.ask("in_recovery").item()
+        """Whether the server is a primary, not a standby."""
+        return self.connection.primary or not self.query("in_recovery").item()
 
     def check_primary(self) -> None:
-        """Make sure that the server is no standby, which may not have what was committed.
+        """Check that the server is not a standby, which may lack committed transactions.
 
         Raises:
-            ConnectionLostError: it is one; the connection is not used again.
+            ConnectionLostError: the server is a standby; the connection is not used again.
         """
         if not self.is_primary():
             raise ConnectionLostError(
-                f"the server that answers at {self._address} is a standby, which may be behind and takes no writes: "
+                f"the server at {self._address} is a standby, which may be behind and accepts no writes: "
                 "connect to the primary, or promote the standby",
                 READ_ONLY,
             )
 
-    def _statement(self, name: str, places: Mapping[str, object] | None) -> str:
-        return self._statements.filled(name, places or {})
+    def _statement(self, name: str, placeholders: Mapping[str, object] | None) -> str:
+        return self._statements.format(name, placeholders or {})

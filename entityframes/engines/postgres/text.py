@@ -1,4 +1,4 @@
-"""Text search on PostgreSQL: the words of each entity are an array, in a GIN index."""
+"""Text search on PostgreSQL: the words of each entity are an array with a GIN index."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from entityframes.engines import predicates
-from entityframes.engines.text import WORDS, Asked, Beside, IndexState
+from entityframes.engines.text import WORDS, IndexState, TextQuery, Unindexed
 from entityframes.interrupt import Interrupt
 from entityframes.retry import retry
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PostgresText:
-    """The text search of a `PostgresEngine`, on its connections."""
+    """The `TextEngine` of a `PostgresEngine`."""
 
     def __init__(self, engine: PostgresEngine) -> None:
         self._engine = engine
@@ -34,7 +34,7 @@ class PostgresText:
         return self._engine.read("texts", keys["entity_type"], keys["id"])
 
     def index(self, documents: pl.DataFrame) -> None:
-        # In key order, as every writer locks; words have no blanks.
+        # In key order, as all writers lock entities in this order. Words contain no spaces.
         rows = documents.sort("entity_type", "id").with_columns(
             pl.col("words").list.join(" "), pl.col("frequencies").cast(pl.List(pl.String)).list.join(" ")
         )
@@ -49,30 +49,30 @@ class PostgresText:
 
         def write() -> None:
             with engine.session() as session, session.transaction(Interrupt()):
-                session.ask("index_lock", engine.namespace)
+                session.query("index_lock", engine.namespace)
                 for name, *parameters in statements:
-                    session.run(name, *parameters)
+                    session.execute(name, *parameters)
 
         retry(write)
 
-    def matching(self, asked: Asked, limit: int) -> tuple[pl.DataFrame, bool]:
+    def matching(self, query: TextQuery, limit: int) -> tuple[pl.DataFrame, bool]:
         statements = self._engine.statements
         kept = "true"
-        if asked.where is not None:
-            kept = statements.filled("kept", {"condition": predicates.render(asked.where, predicates.POSTGRESQL)})
-        places = {
-            "counts": "true" if asked.beside is None else statements["counts_as_stored"],
-            "counted": statements["counted_words" if asked.terms["needed"].max() == 1 else "counted_chains"],
+        if query.where is not None:
+            kept = statements.format("kept", {"condition": predicates.render(query.where, predicates.POSTGRESQL)})
+        placeholders = {
+            "counts": "true" if query.unindexed is None else statements["counts_as_stored"],
+            "counted": statements["counted_words" if query.terms["needed"].max() == 1 else "counted_chains"],
             "kept": kept,
         }
-        beside = asked.beside or Beside()
+        unindexed = query.unindexed or Unindexed()
         parameters = (
-            *asked.terms.select("chain", "word", "points", "needed").cast({pl.UInt32: pl.Int32}).get_columns(),
+            *query.terms.select("chain", "word", "points", "needed").cast({pl.UInt32: pl.Int32}).get_columns(),
             str(limit),
-            asked.entity_type,
-            *beside.words.select(*WORDS).cast({pl.UInt32: pl.Int32}).get_columns(),
-            str(beside.entities),
-            str(beside.length),
+            query.entity_type,
+            *unindexed.words.select(*WORDS).cast({pl.UInt32: pl.Int32}).get_columns(),
+            str(unindexed.entities),
+            str(unindexed.length),
         )
-        found = self._engine.read("matching", *parameters, places=places)
+        found = self._engine.read("matching", *parameters, placeholders=placeholders)
         return found, found.height == limit

@@ -1,7 +1,8 @@
--- What PostgreSQL is asked where text search is concerned. Besides {schema}, only rendered predicates are put in.
+-- The statements for text search on PostgreSQL. Besides {schema}, only parts of the statement matching and rendered
+-- predicates are substituted.
 
 -- name: text_state
--- How far the index is, and whether this user may write it and sees all entities.
+-- The state of the index, and whether this user may write it and can see all entities.
 SELECT (SELECT count(*) FROM {schema}.batches) AS batches, (SELECT coalesce(max(batches), 0) FROM {schema}.text_index) AS indexed,
     NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off'
     AND NOT row_security_active('{schema}.entities'::regclass)
@@ -12,7 +13,7 @@ SELECT (SELECT count(*) FROM {schema}.batches) AS batches, (SELECT coalesce(max(
     AND has_table_privilege('{schema}.text_index'::regclass, 'DELETE') AS writable
 
 -- name: unindexed
--- The entities that the index lacks as they are now.
+-- The entities whose current version is not in the index.
 SELECT e.entity_type, e.id, octet_length(e.content) AS bytes
 FROM {schema}.entities AS e
 LEFT JOIN {schema}.documents AS d ON d.entity_type = e.entity_type AND d.id = e.id
@@ -20,19 +21,20 @@ LEFT JOIN {schema}.documents AS d ON d.entity_type = e.entity_type AND d.id = e.
 WHERE d.id IS NULL
 
 -- name: texts
--- What is searched of the entities of some keys. $1 entity_types, $2 ids
+-- The searched fields of the entities of the given keys. $1 entity_types, $2 ids
 SELECT e.entity_type, e.id, e.content, e.content_hash, e.metadata_hash,
     CASE WHEN json_typeof(e.metadata -> 'title') IN ('string', 'number') THEN e.metadata ->> 'title' END AS title
 FROM unnest($1::text[], $2::text[]) AS t (entity_type, id)
 JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
 
 -- name: index_lock
--- Held to the end of the transaction: what two processes have read at different times is written in one order. $1 namespace
+-- A lock until the end of the transaction, which serializes the writers of the index. $1 namespace
 SELECT pg_advisory_xact_lock(hashtextextended($1, 7043))
 
 -- name: index_documents
--- The words of entities, in place of others only where an entity is still as it was read. $1 entity_types, $2 ids,
--- $3 content hashes, $4 metadata hashes, $5 lengths, $6 words and $7 their frequencies, joined by blanks
+-- Writes the words of entities, replacing older ones only if an entity has not changed since it was read.
+-- $1 entity_types, $2 ids, $3 content hashes, $4 metadata hashes, $5 lengths, $6 words and $7 their frequencies, joined
+-- by spaces
 INSERT INTO {schema}.documents AS d (entity_type, id, content_hash, metadata_hash, length, words, frequencies)
 SELECT entity_type, id, content_hash, metadata_hash, length,
     string_to_array(words, ' '), string_to_array(frequencies, ' ')::int4[]
@@ -47,21 +49,22 @@ WHERE EXISTS (
 )
 
 -- name: drop_documents
--- The words of entities that are gone.
+-- Deletes documents of entities that no longer exist.
 DELETE FROM {schema}.documents AS d
 WHERE NOT EXISTS (SELECT FROM {schema}.entities AS e WHERE e.entity_type = d.entity_type AND e.id = d.id)
 
 -- name: finish_index
--- The index knows of these batches. $1 how many
+-- Records the number of batches that the index covers. $1 number
 WITH before AS (DELETE FROM {schema}.text_index)
 INSERT INTO {schema}.text_index VALUES ($1::int8)
 
 -- name: matching
--- Entities that have enough words of a chain, by BM25. The index finds those with each word; the best, were each word in
--- them once, are counted exactly. OFFSET 0 keeps each word a look-up in the index. How rare a word is does not depend on
--- the filter. Sums are in the order of the words, so that equal texts have equal scores to the last digit.
--- $1 chains, $2 words, $3 points, $4 needed, $5 limit, $6 entity_type or null; and of what is beside the index
--- $7 entity_types, $8 ids, $9 lengths, $10 words, $11 frequencies, $12 how many entities and $13 words in all
+-- Entities that contain a chain, ranked by BM25. The index finds the entities with each word; exact scores are computed
+-- for those with the best scores at a frequency of one. OFFSET 0 keeps the lookup of each word in the index. Document
+-- frequencies do not depend on the filter. Scores are summed in the order of the words, so that equal texts have
+-- exactly equal scores.
+-- $1 chains, $2 words, $3 points, $4 needed, $5 limit, $6 entity_type or null; of entities not in the index:
+-- $7 entity_types, $8 ids, $9 lengths, $10 words, $11 frequencies, $12 their number, $13 their total number of words
 WITH terms AS MATERIALIZED (
     SELECT chain, word COLLATE "C" AS word, points, needed
     FROM unnest($1::int4[], $2::text[], $3::int4[], $4::int4[]) AS t (chain, word, points, needed)
@@ -113,7 +116,7 @@ EXISTS (
 )
 
 -- name: counts_as_stored
--- Part of matching: what is as it is stored.
+-- Part of matching: the documents that are up to date.
 EXISTS (
     SELECT FROM {schema}.entities AS e
     WHERE e.entity_type = d.entity_type AND e.id = d.id
@@ -121,12 +124,12 @@ EXISTS (
 )
 
 -- name: counted_words
--- Part of matching: the words that count, where each of them is a chain.
+-- Part of matching: the relevant words, if each of them is a chain.
 SELECT h.word, h.entity_type, h.id, 0.25 + 0.75 * h.length / c.length AS length, h.frequency
 FROM hits AS h CROSS JOIN corpus AS c
 
 -- name: counted_chains
--- Part of matching: the words that count, those of chains of which an entity has enough.
+-- Part of matching: the relevant words, which belong to chains that the entity contains.
 SELECT h.word, h.entity_type, h.id, 0.25 + 0.75 * h.length / c.length AS length, h.frequency
 FROM hits AS h CROSS JOIN corpus AS c WHERE (h.word, h.entity_type, h.id) IN (
     SELECT t.word, m.entity_type, m.id
