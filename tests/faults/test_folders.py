@@ -399,7 +399,7 @@ def test_a_file_grows_while_it_is_read(root: Path) -> None:
         finally:
             growing.kill()
     assert "changes while it is read" in {read.reason for read in answers}
-    stable = {read.stat: read.digest for read in answers if read.settled}
+    stable = {read.stat: read.digest for read in answers if read.stable}
     for read in answers:
         if read.data is not None:
             assert stable.get(read.stat, read.digest) == read.digest
