@@ -8,7 +8,8 @@ import polars as pl
 
 from entityframes.directory.account import Account
 from entityframes.directory.tree import Tree
-from entityframes.engines.base import Batch, Engine
+from entityframes.engines.base import Engine
+from entityframes.engines.batch import Batch
 from entityframes.errors import ConnectionLostError
 from entityframes.frames.schema import KEY, numbered
 from entityframes.metadata.fields import Fields

@@ -21,7 +21,7 @@ from entityframes.directory.reading import read_in_chunks
 from entityframes.directory.renames import rename
 from entityframes.directory.survey import Folder
 from entityframes.directory.writing import Rendered, render, write_in_chunks
-from entityframes.engines.base import Batch
+from entityframes.engines.batch import Batch
 from entityframes.errors import ConnectionLostError, DirectoryError
 from entityframes.frames.schema import KEY
 from entityframes.interrupt import Interrupt

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 import polars as pl
 
+from entityframes.engines.batch import Batch
 from entityframes.errors import ConnectError, FormatError, PermanentError
 from entityframes.interrupt import Interrupt
 
@@ -20,43 +19,6 @@ if TYPE_CHECKING:
 
 #: The store format that this version writes.
 FORMAT = 5
-
-
-def _new_id() -> str:
-    return str(uuid.uuid4())
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A transaction of a run."""
-
-    run_id: str
-    interrupt: Interrupt
-    #: Whether an embedding job is created for the content that it writes.
-    embed: bool = True
-    #: Whether `write_each` writes nothing if a row is rejected.
-    whole: bool = False
-    #: The key in the ledger. It stays the same when the batch is retried, so that the batch cannot be written twice.
-    batch_id: str = field(default_factory=_new_id)
-    job_id: str = field(default_factory=_new_id)
-    #: The recorded fields of the types of its rows, all of which the rows contain; None if the rows may overwrite any
-    #: metadata. If further fields have been recorded meanwhile, no entity is overwritten.
-    known: Mapping[str, frozenset[str]] | None = None
-    #: Whether the rows may lack stored fields, so that no entity may be overwritten.
-    only_new: bool = False
-
-    @property
-    def guarded(self) -> bool:
-        """Whether to check, before a row without expected hashes overwrites an entity, that no stored field is lost."""
-        return self.only_new or self.known is not None
-
-    def may_lack(self, recorded: pl.DataFrame) -> bool:
-        """Whether the rows may lack stored fields, given the fields that are recorded now (entity_type, field)."""
-        found: dict[str, set[str]] = {}
-        for entity_type, name in recorded.select("entity_type", "field").iter_rows():
-            found.setdefault(entity_type, set()).add(name)
-        known = self.known or {}
-        return self.only_new or any(not found[name] <= known.get(name, frozenset()) for name in found)
 
 
 class Engine(Protocol):

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import polars as pl
 
-from entityframes.engines.base import Batch
+from entityframes.engines.batch import Batch
 
 #: The state of a file when it was last in sync with its entity: its path, the key of the entity, its size in bytes, its
 #: mark (a number derived from its timestamps and inode; -1 if unreliable), the SHA-256 of its bytes, of the content of

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import polars as pl
@@ -18,8 +18,18 @@ from entityframes.errors import SchemaError
 from entityframes.metadata import dtypes
 from entityframes.metadata.canonical_json import Inferred
 
-if TYPE_CHECKING:
-    from entityframes.engines.base import Engine
+
+class FieldStore(Protocol):
+    """What records fields: an `Engine`, whose methods of these names say more."""
+
+    def fields(self, entity_types: list[str]) -> pl.DataFrame:
+        """The recorded fields of some types."""
+
+    def record_fields(self, fields: pl.DataFrame) -> None:
+        """Add or widen fields."""
+
+    def is_empty(self, entity_type: str) -> bool:
+        """Whether the type has no entities."""
 
 
 class Field(NamedTuple):
@@ -41,7 +51,7 @@ class Field(NamedTuple):
 #: cached.
 RECENT_S = 1.0
 MAX_RECENT = 100
-_recent: WeakKeyDictionary[Engine, tuple[float, dict[str, dict[str, Field]]]] = WeakKeyDictionary()
+_recent: WeakKeyDictionary[FieldStore, tuple[float, dict[str, dict[str, Field]]]] = WeakKeyDictionary()
 
 #: The maximum number of fields of a type up to which inferred fields are recorded. Further ones stay in the metadata,
 #: but are not available as columns.
@@ -57,7 +67,7 @@ JSON_TEXT = "JSON"
 class Fields:
     """The fields in the store, as far as one run has loaded them; thread-safe, shared by the batches of the run."""
 
-    def __init__(self, engine: Engine, *, recent: bool = False) -> None:
+    def __init__(self, engine: FieldStore, *, recent: bool = False) -> None:
         """Start empty, or with the fields that another run of this process loaded in the last `RECENT_S` seconds."""
         self._engine = engine
         self._lock = threading.Lock()

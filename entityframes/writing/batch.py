@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from entityframes.engines.base import Batch
+from entityframes.engines.batch import Batch
 from entityframes.errors import (
     ClosedError,
     DatabaseError,

@@ -7,7 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from entityframes.engines.base import Batch, Engine
+from entityframes.engines.base import Engine
+from entityframes.engines.batch import Batch
 from entityframes.errors import ConnectionLostError, DatabaseError, RowError
 from entityframes.frames.schema import KEY, check_id_schema, numbered, readable_keys, usable_ids
 from entityframes.frames.sources import as_frame

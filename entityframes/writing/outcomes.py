@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from entityframes.engines.base import Batch
+from entityframes.engines.batch import Batch
 from entityframes.errors import ClosedError, DatabaseError, EntityFramesError
 from entityframes.results import UPSERT_STATUSES, OutcomeLog, outcome_schema, outcomes
 from entityframes.retry import CommitUnknownError

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from entityframes.engines.base import Batch
+from entityframes.engines.batch import Batch
 from entityframes.writing.outcomes import Outcomes
 
 

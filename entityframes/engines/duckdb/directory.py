@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import polars as pl
 
-from entityframes.engines.base import Batch
-
-if TYPE_CHECKING:
-    from entityframes.engines.duckdb.engine import DuckDBEngine
+from entityframes.engines.batch import Batch
+from entityframes.engines.duckdb.session import Sessions
 
 
 class DuckDBDirectory:
     """The `DirectoryEngine` of a `DuckDBEngine`."""
 
-    def __init__(self, engine: DuckDBEngine) -> None:
+    def __init__(self, engine: Sessions) -> None:
         self._engine = engine
 
     def lock(self, folder: str, holder: str, lease: float) -> str | None:

@@ -9,12 +9,11 @@ import polars as pl
 import pyarrow as pa
 
 from entityframes.engines import predicates
+from entityframes.engines.duckdb.session import Session, Sessions
 from entityframes.engines.embedding import JOB_ROWS, MAX_RESCUES, Job, JobEnd, LeaseLostError, Worker, transition
 from entityframes.interrupt import Interrupt
 
 if TYPE_CHECKING:
-    from entityframes.engines.duckdb.engine import DuckDBEngine
-    from entityframes.engines.duckdb.session import Session
     from entityframes.engines.predicates import Predicate
 
 
@@ -24,7 +23,7 @@ class DuckDBEmbedding:
     # Small writes go through the write-ahead log, and are thus written twice.
     write_bytes = 32 << 20
 
-    def __init__(self, engine: DuckDBEngine) -> None:
+    def __init__(self, engine: Sessions) -> None:
         self._engine = engine
 
     # Spaces.

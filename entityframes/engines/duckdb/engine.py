@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from entityframes.engines import migrations, predicates
-from entityframes.engines.base import FORMAT, Batch, check_format
+from entityframes.engines.base import FORMAT, check_format
+from entityframes.engines.batch import Batch
 from entityframes.engines.duckdb.connection import File
 from entityframes.engines.duckdb.session import Session
 from entityframes.engines.queries import Statements

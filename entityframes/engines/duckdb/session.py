@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 import polars as pl
 import pyarrow as pa
@@ -85,3 +85,20 @@ class Session:
 
     def _statement(self, name: str, placeholders: Mapping[str, object] | None) -> str:
         return self._statements.format(name, {"found": self._statements[self._found], **(placeholders or {})})
+
+
+class Sessions(Protocol):
+    """Opens sessions: the engine, as its embedding, text search and directory halves use it."""
+
+    statements: Statements
+    read_only: bool
+
+    @property
+    def namespace(self) -> str:
+        """The schema of the store."""
+
+    def session(self, interrupt: Interrupt | None = None, *, writing: bool = False) -> AbstractContextManager[Session]:
+        """A session for one call."""
+
+    def read(self, name: str, *parameters: Any, placeholders: Mapping[str, object] | None = None) -> pl.DataFrame:
+        """Execute a statement in a new session and return its result."""

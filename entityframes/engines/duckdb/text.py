@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 import polars as pl
 
 from entityframes.engines import predicates
+from entityframes.engines.duckdb.session import Sessions
 from entityframes.engines.text import IndexState, TextQuery, Unindexed
-
-if TYPE_CHECKING:
-    from entityframes.engines.duckdb.engine import DuckDBEngine
 
 
 class DuckDBText:
     """The `TextEngine` of a `DuckDBEngine`."""
 
-    def __init__(self, engine: DuckDBEngine) -> None:
+    def __init__(self, engine: Sessions) -> None:
         self._engine = engine
         self.indexing = threading.Lock()
 

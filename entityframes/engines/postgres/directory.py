@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import polars as pl
 
-from entityframes.engines.base import Batch
-
-if TYPE_CHECKING:
-    from entityframes.engines.postgres.engine import PostgresEngine
+from entityframes.engines.batch import Batch
+from entityframes.engines.postgres.session import Sessions
 
 
 class PostgresDirectory:
     """The `DirectoryEngine` of a `PostgresEngine`."""
 
-    def __init__(self, engine: PostgresEngine) -> None:
+    def __init__(self, engine: Sessions) -> None:
         self._engine = engine
 
     def lock(self, folder: str, holder: str, lease: float) -> str | None:

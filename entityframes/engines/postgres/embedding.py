@@ -22,13 +22,12 @@ from entityframes.engines.embedding import (
     wire,
 )
 from entityframes.engines.postgres.errors import NO_COPY, READ_ONLY, UNIQUE_VIOLATION
+from entityframes.engines.postgres.session import Session, Sessions
 from entityframes.errors import ConnectionLostError, DatabaseError, RowError, SpaceError
 from entityframes.interrupt import Interrupt
 from entityframes.retry import retry
 
 if TYPE_CHECKING:
-    from entityframes.engines.postgres.engine import PostgresEngine
-    from entityframes.engines.postgres.session import Session
     from entityframes.engines.predicates import Predicate
 
 #: The maximum dimension of pgvector's HNSW index, and of a vector that is stored inline in its row.
@@ -44,7 +43,7 @@ class PostgresEmbedding:
 
     write_bytes = 8 << 20
 
-    def __init__(self, engine: PostgresEngine) -> None:
+    def __init__(self, engine: Sessions) -> None:
         self._engine = engine
 
     # Spaces.

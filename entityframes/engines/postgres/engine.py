@@ -19,7 +19,8 @@ from weakref import WeakKeyDictionary
 import polars as pl
 
 from entityframes.engines import migrations, predicates
-from entityframes.engines.base import FORMAT, Batch, check_format
+from entityframes.engines.base import FORMAT, check_format
+from entityframes.engines.batch import Batch
 from entityframes.engines.postgres.errors import READ_ONLY, REKEYED, UNIQUE_VIOLATION, committed
 from entityframes.engines.postgres.pool import Pool, for_writing
 from entityframes.engines.postgres.probe import FEW_TYPES, by_type, probe

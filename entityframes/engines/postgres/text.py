@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
 from entityframes.engines import predicates
+from entityframes.engines.postgres.session import Sessions
 from entityframes.engines.text import WORDS, IndexState, TextQuery, Unindexed
 from entityframes.interrupt import Interrupt
 from entityframes.retry import retry
-
-if TYPE_CHECKING:
-    from entityframes.engines.postgres.engine import PostgresEngine
 
 
 class PostgresText:
     """The `TextEngine` of a `PostgresEngine`."""
 
-    def __init__(self, engine: PostgresEngine) -> None:
+    def __init__(self, engine: Sessions) -> None:
         self._engine = engine
         self.indexing = threading.Lock()
 

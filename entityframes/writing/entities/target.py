@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import polars as pl
 
-from entityframes.engines.base import Batch, Engine
+from entityframes.engines.base import Engine
+from entityframes.engines.batch import Batch
 from entityframes.errors import TransientError
 from entityframes.frames.schema import (
     KEY,
