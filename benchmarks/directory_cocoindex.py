@@ -15,7 +15,7 @@ from cocoindex.resources.file import FileLike, PatternFilePathMatcher
 from cocoindex.resources.schema import VectorSchema
 from numpy.typing import NDArray
 
-from benchmarks.directory_methods import DigestEmbedder, front_matter
+from benchmarks.data import DigestEmbedder, front_matter
 
 DATABASE = coco.ContextKey[asyncpg.Pool]("bench_database")
 VECTOR = VectorSchema(dtype=np.dtype(np.float32), size=DigestEmbedder.dim)

@@ -6,7 +6,6 @@ Each runs in its own process and prints the seconds from connecting to the end a
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import sys
@@ -16,9 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.data import edit_note
+from benchmarks.data import DigestEmbedder, edit_note, front_matter
 from benchmarks.measure import peak_mb
 
 #: How often each step of a sync is measured in one process.
@@ -38,16 +35,6 @@ _EMBED = (
     "INSERT INTO peer.embeddings (entity_type, id, vector) VALUES (%s, %s, %s) "
     "ON CONFLICT (entity_type, id) DO UPDATE SET vector = EXCLUDED.vector"
 )
-
-
-class DigestEmbedder:
-    """64 numbers from a hash of the text: almost free, so that everything else is measured."""
-
-    name, dim, max_batch = "digest-64", 64, 1024
-
-    def embed(self, texts: Sequence[str], /) -> Any:
-        digests = b"".join(hashlib.blake2b(text.encode(), digest_size=64).digest() for text in texts)
-        return np.frombuffer(digests, np.uint8).reshape(len(texts), 64).astype(np.float32) - 127.5
 
 
 def entityframes_import(tree: Path, target: str, state: Path) -> float:
@@ -138,16 +125,6 @@ def _loop(tree: Path, execute: Callable[..., Any], types: dict[str, str]) -> Non
         else:
             continue
         execute(_EMBED, (kind, key, embedder.embed([content])[0].tolist()))
-
-
-def front_matter(text: str) -> tuple[dict[str, Any], str]:
-    """Return the metadata, as JSON represents it, and the content."""
-    import yaml
-
-    if not text.startswith("---\n"):
-        return {}, text
-    header, _, content = text[4:].partition("\n---\n")
-    return json.loads(json.dumps(yaml.load(header, yaml.CSafeLoader), default=str)), content
 
 
 def cocoindex(tree: Path, target: str, state: Path) -> float:
