@@ -154,11 +154,11 @@ def test_an_unknown_type_is_an_error(run: Run, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["embed", "--embedder", "nobody"], "no embedder is called 'nobody'"),
+        (["embed", "--embedder", "nobody"], "no embedder named 'nobody'"),
         (["embed", "--embedder", "hashing", "--option", "dim"], "NAME=VALUE"),
-        (["embed", "--embedder", "hashing", "--option", "dim=4"], "hashing cannot be made: dim is 4"),
+        (["embed", "--embedder", "hashing", "--option", "dim=4"], "cannot create the embedder hashing: dim must be between 8 and 16,384, got 4"),
         (["search", "x"], "nothing is embedded yet"),
-        (["spaces", "--activate", "nowhere"], "no space is called 'nowhere'"),
+        (["spaces", "--activate", "nowhere"], "no space named 'nowhere'"),
         (["embed", "--embedder", "openai", "--option", "model=m", "--option", "base_url=http://127.0.0.1:9/v1"],
          "did not respond"),
     ],

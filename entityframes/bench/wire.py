@@ -80,7 +80,7 @@ class WireProxy:
             threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
 
     def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
-        answered = True
+        responding = True
         try:
             with selectors.DefaultSelector() as selector:
                 selector.register(client, selectors.EVENT_READ)
@@ -92,11 +92,11 @@ class WireProxy:
                         data = source.recv(1 << 20)
                         if not data:
                             return
-                        if (source is client) == answered:
+                        if (source is client) == responding:
                             # The direction changes: add half of the latency.
-                            answered = not answered
+                            responding = not responding
                             with self._lock:
-                                self._round_trips += answered
+                                self._round_trips += responding
                             if self.latency_ms:
                                 time.sleep(self.latency_ms / 2_000)
                         (server if source is client else client).sendall(data)

@@ -171,9 +171,9 @@ class Calls:
         if self._stopping.wait(seconds):
             raise StoppedError
 
-    def _checked(self, answer: Any, rows: int) -> Array:
+    def _checked(self, result: Any, rows: int) -> Array:
         try:
-            vectors = np.asarray(answer, np.float32)
+            vectors = np.asarray(result, np.float32)
         except (TypeError, ValueError) as error:
             raise EmbedderError(
                 f"the embedder {self._embedder.name} did not return an array of numbers: {error}"

@@ -89,7 +89,7 @@ def read_uri(text: str) -> tuple[str, str]:
     """A URI in the syntax of libpq, and a version of it that is safe to display.
 
     Raises:
-        UnreadableError: libpq could not parse it, or it has an ``@`` besides the one after the password.
+        UnreadableError: libpq could not parse it, or it contains another ``@`` than the one after the password.
     """
     rest = _SCHEME.sub("", text, count=1)
     # Like libpq: the user and password are before the first @, unless there is a / before that.

@@ -37,7 +37,7 @@ class DirectoryEngine(Protocol):
         """Acquire or renew the lock on a folder for `lease` seconds; returns None, or the current holder on failure."""
 
     def unlock(self, folder: str, holder: str) -> None:
-        """Release the lock, unless it has another holder by now."""
+        """Release the lock, unless another process has acquired it since."""
 
     def filed(self, folder: str) -> pl.DataFrame:
         """The files of a folder (`FILED` without header), with stored_content and stored_metadata.

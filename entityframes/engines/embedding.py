@@ -162,11 +162,11 @@ class EmbeddingEngine(Protocol):
             entity_type, id of the rows that were written.
 
         Raises:
-            LeaseLostError: another worker holds the job by now.
+            LeaseLostError: another worker now holds the job.
         """
 
     def move(self, job: Job, end: JobEnd) -> bool:
-        """Change the state of a job; returns False if another worker holds it by now."""
+        """Change the state of a job; returns False if another worker now holds it."""
 
     def nearest(
         self, space: str, vector: np.ndarray[Any, Any], limit: int, entity_type: str | None, where: Predicate | None

@@ -107,11 +107,11 @@ def entities(
     if kept:
         columns.append(pl.struct(pl.col(name).alias(own_name(name, kept)) for name in kept).alias("metadata"))
     lazy = frame.lazy()
-    made = lazy.select(columns).collect_schema()
-    _check_id_dtype("id" if parts else id, made["id"])  # type: ignore[arg-type]
-    if content is not None and not isinstance(made["content"], pl.String | pl.Categorical | pl.Enum | pl.Null):
+    output = lazy.select(columns).collect_schema()
+    _check_id_dtype("id" if parts else id, output["id"])  # type: ignore[arg-type]
+    if content is not None and not isinstance(output["content"], pl.String | pl.Categorical | pl.Enum | pl.Null):
         raise SchemaError(
-            f"content {_show(content)} is {made['content']}, not text: "
+            f"content {_show(content)} is {output['content']}, not text: "
             "cast it to pl.String, or name another column as content"
         )
     result = lazy.select(columns).with_columns(pl.col(texts).cast(pl.String))

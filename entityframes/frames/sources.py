@@ -233,10 +233,10 @@ def _limited_prefetch() -> Iterator[None]:
 
     By default Polars keeps more of a Parquet file in memory than all batches in flight.
     """
-    ours = [name for name in _PREFETCH if name not in os.environ]
-    os.environ.update(dict.fromkeys(ours, "1"))
+    added = [name for name in _PREFETCH if name not in os.environ]
+    os.environ.update(dict.fromkeys(added, "1"))
     try:
         yield
     finally:
-        for name in ours:
+        for name in added:
             os.environ.pop(name, None)

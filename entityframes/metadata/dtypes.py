@@ -362,8 +362,8 @@ def merge_fields(
             f"metadata of type {entity_type!r} has other dtypes in the store: {'; '.join(conflicts)}. "
             "Cast the columns, or write these entities under another type"
         )
-    held = {name: merged.get(name) or dtype for name, dtype in incoming.items()}
-    return {name: dtype for name, dtype in held.items() if name not in known or dtype != known[name]}
+    result = {name: merged.get(name) or dtype for name, dtype in incoming.items()}
+    return {name: dtype for name, dtype in result.items() if name not in known or dtype != known[name]}
 
 
 def widened(known: pl.DataType, incoming: pl.DataType) -> pl.DataType | None:

@@ -107,7 +107,7 @@ class Fields:
         """Check, before the first rows of declared types are written, that no other writer has redeclared their fields.
 
         Raises:
-            SchemaError: a field has another dtype by now.
+            SchemaError: a field now has another dtype.
         """
         with self._lock:
             pending = self.unconfirmed.intersection(entity_types)

@@ -196,8 +196,8 @@ def _repair(engine: Engine, found: pl.DataFrame) -> None:
     if missing.height:
         kinds = engine.kinds().join(missing, on=["entity_type", "field"], how="semi", maintain_order="left")
         fields = Fields(engine)
-        for (entity_type, field), held in kinds.group_by("entity_type", "field", maintain_order=True):
-            fields.infer({str(entity_type): {str(field): _inferred(set(held["kind"]))}})
+        for (entity_type, field), group in kinds.group_by("entity_type", "field", maintain_order=True):
+            fields.infer({str(entity_type): {str(field): _inferred(set(group["kind"]))}})
 
 
 def _inferred(kinds: set[str]) -> pl.DataType | None:

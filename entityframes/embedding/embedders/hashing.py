@@ -146,16 +146,16 @@ def _pieces(data: list[bytes]) -> Iterator[list[bytes]]:
         yield piece
 
 
-_kept: dict[int, Array] = {}
+_cached_powers: dict[int, Array] = {}
 
 
 def _powers(base: int, count: int) -> Array:
     """base**0, base**1, ... modulo 2**64."""
-    powers: Array | None = _kept.get(base)
+    powers: Array | None = _cached_powers.get(base)
     if powers is None or len(powers) < count:
         powers = np.full(count + count // 4 + 1, base, np.uint64)
         powers[0] = 1
-        powers = _kept[base] = np.cumprod(powers)
+        powers = _cached_powers[base] = np.cumprod(powers)
     return powers[:count]
 
 

@@ -73,7 +73,7 @@ class DuckDBEngine:
         with self.session(batch.interrupt, writing=True) as session:
             changed = self._changed(session, rows, batch)
             if self._lacks(session, changed, batch):
-                return _all_again(rows)
+                return _retry_all(rows)
             self._file.reserve(int(changed.estimated_size()))
             return self._file.with_memory(lambda: self._write(session, changed, batch))
 
@@ -81,17 +81,17 @@ class DuckDBEngine:
         with self.session(batch.interrupt, writing=True) as session:
             changed = self._changed(session, rows, batch)
             if self._lacks(session, changed, batch):
-                return _all_again(rows)
+                return _retry_all(rows)
             session.register("changed", changed)
-            refused = self._refused(
+            rejected = self._rejected(
                 session, changed.join(self._conflicting(session, changed), on="position", how="anti")
             )
-            accepted = changed.join(refused, on="position", how="anti")
-            if refused.is_empty():
+            accepted = changed.join(rejected, on="position", how="anti")
+            if rejected.is_empty():
                 # No CHECK constraint rejects these rows: write them all, which raises the error for the batch.
                 accepted = changed
             written = self._file.with_memory(lambda: self._write(session, accepted, batch))
-            return pl.concat([written, refused], how="diagonal")
+            return pl.concat([written, rejected], how="diagonal")
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
         with self.session() as session:
@@ -296,12 +296,12 @@ class DuckDBEngine:
             return changed.select("position").clear()
         return session.query("hold")
 
-    def _refused(self, session: Session, changed: pl.DataFrame) -> pl.DataFrame:
+    def _rejected(self, session: Session, changed: pl.DataFrame) -> pl.DataFrame:
         """position, sqlstate, rule and error of the rows that a CHECK constraint rejects; one query per constraint."""
         session.register("changed", changed)
         found = pl.DataFrame(schema={"position": pl.UInt32, **dict.fromkeys(["sqlstate", "rule", "error"], pl.String)})
         for condition, name in session.query("checks", self.namespace).iter_rows():
-            rows = session.query("refused", placeholders={"condition": condition})
+            rows = session.query("rejected", placeholders={"condition": condition})
             error = pl.lit(f"CHECK constraint failed: {condition}")
             found = pl.concat(
                 [found, rows.with_columns(sqlstate=pl.lit("23514"), rule=pl.lit(rule_of("23514", name)), error=error)]
@@ -361,6 +361,6 @@ class DuckDBEngine:
         migrations.repair(self.name, self.address, parts, lambda name: session.execute(name))
 
 
-def _all_again(rows: pl.DataFrame) -> pl.DataFrame:
+def _retry_all(rows: pl.DataFrame) -> pl.DataFrame:
     """The result of a batch of which nothing was written, because its rows may lack stored fields."""
     return rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("position"), again=pl.lit(True))

@@ -107,7 +107,7 @@ INSERT INTO {schema}.job_keys SELECT $1::UUID, entity_type, id FROM changed WHER
 SELECT expression, constraint_name FROM duckdb_constraints()
 WHERE lower(schema_name) = lower($1) AND table_name = 'entities' AND constraint_type = 'CHECK'
 
--- name: refused
+-- name: rejected
 -- Rows that a CHECK constraint rejects; the condition is the text of the constraint, as returned by the database.
 SELECT position FROM changed WHERE NOT coalesce({condition}, true)
 

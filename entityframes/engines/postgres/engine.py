@@ -102,11 +102,11 @@ class PostgresEngine:
         try:
             return self._write_once(rows, batch)
         except _MayLackError:
-            return _all_again(rows)
+            return _retry_all(rows)
 
     def _write_once(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
-        with self.session(batch.interrupt) as session, self._refusals(session):
+        with self.session(batch.interrupt) as session, self._rejections(session):
             expecting = "expected" in rows.columns
             if rows.height <= ARRAY_ROWS and rows.estimated_size() <= ARRAY_BYTES:
                 columns = [rows[name] for name in _COPIED]
@@ -133,7 +133,7 @@ class PostgresEngine:
             with self.session(batch.interrupt) as session:
                 return self._each(session, rows, self._probe(session, rows), batch)
         except _MayLackError:
-            return _all_again(rows)
+            return _retry_all(rows)
 
     def _each(self, session: Session, rows: pl.DataFrame, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Write rows that are new or differ in one transaction, except for rows that are rejected."""
@@ -233,7 +233,7 @@ class PostgresEngine:
         try:
             with (
                 self.session(batch.interrupt) as session,
-                self._refusals(session, deleting=True),
+                self._rejections(session, deleting=True),
                 session.transaction(batch.interrupt),
             ):
                 deleted = session.query(name, batch.batch_id, batch.run_id, *keys)
@@ -526,7 +526,7 @@ class PostgresEngine:
         return missing[self._probe(session, rows[missing])["position"]]
 
     @contextmanager
-    def _refusals(self, session: Session, *, deleting: bool = False) -> Iterator[None]:
+    def _rejections(self, session: Session, *, deleting: bool = False) -> Iterator[None]:
         """Distinguish a policy or trigger that rejects a row, with any SQLSTATE, from an error that affects all rows.
 
         Raises:
@@ -618,7 +618,7 @@ def _known(batch: Batch) -> tuple[str | None, pl.Series]:
     return count, pl.Series(list(known), dtype=pl.String)
 
 
-def _all_again(rows: pl.DataFrame) -> pl.DataFrame:
+def _retry_all(rows: pl.DataFrame) -> pl.DataFrame:
     """The result of a batch of which nothing was written, because its rows may lack stored fields."""
     return rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("position"), again=pl.lit(True))
 
