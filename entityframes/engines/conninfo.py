@@ -70,7 +70,7 @@ def read_pairs(text: str) -> tuple[str, str]:
         place = pair.end()
     hosts, ports = given.get("host", "").split(","), given.get("port", "").split(",")
     if not all(_HOST_ONLY.fullmatch(host) or _SOCKETS.fullmatch(host) for host in hosts):
-        raise UnreadableError("host is not the name of a host")
+        raise UnreadableError("host is not a valid host name")
     _check(given, ports)
     query = "&".join(f"{name}={quote(value, safe='')}" for name, value in given.items())
     in_place = [host for host in hosts if not host.startswith(("/", "@"))]
@@ -118,7 +118,7 @@ def read_uri(text: str) -> tuple[str, str]:
         queried[_decoded(name)] = _decoded(value)
     _check(given | queried, queried.get("port", "").split(","))
     if not all(_HOST_ONLY.fullmatch(one) or _SOCKETS.fullmatch(one) for one in queried.get("host", "").split(",")):
-        raise UnreadableError("host is not the name of a host")
+        raise UnreadableError("host is not a valid host name")
     if "@" in query:
         # Everything before it may be part of a password.
         return f"postgresql://{rest}", "postgresql://***"

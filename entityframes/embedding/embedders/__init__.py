@@ -1,1 +1,1 @@
-"""What turns texts into vectors: one file for each model or service."""
+"""Embedders, one module for each model or service."""
