@@ -417,7 +417,7 @@ def test_single_calls_and_plans(pair: Pair, monkeypatch: pytest.MonkeyPatch, cal
 
     monkeypatch.setattr(PostgresEngine, "write", writing)
     if call == "upsert_entity":
-        with pytest.raises(ef.ConnectionLostError, match="not known to be stored"):
+        with pytest.raises(ef.ConnectionLostError, match="may have been lost"):
             store.upsert_entity("note", "a", "text")
         assert store.last_result.counts["failed"] == 1
     else:
@@ -442,7 +442,7 @@ def test_no_server_is_left_to_confirm(pair: Pair, monkeypatch: pytest.MonkeyPatc
     assert result.outcomes["status"].to_list()[:100] == ["unknown"] * 100
     # The server may have been killed during the COMMIT of the batch in flight.
     assert set(result.outcomes["status"][100:]) <= {"failed", "unknown", "cancelled"}
-    assert result.outcomes["error"][0].startswith("it was committed")
+    assert result.outcomes["error"][0].startswith("the row was committed")
 
 
 def test_vectors_that_were_lost_are_due(pair: Pair) -> None:
