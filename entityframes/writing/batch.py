@@ -41,6 +41,7 @@ class BatchWriter:
         return concat_outcomes(self._steps(chunk))
 
     def _steps(self, chunk: pl.DataFrame) -> Iterator[pl.DataFrame]:
+        """Validate a batch, remove superseded rows and write the others; yields the outcomes of each step."""
         if self._run.stopping:
             yield self._outcomes.unprocessed(chunk)
             return

@@ -62,7 +62,7 @@ _NOT_REPLICATED = (
 #: Seconds to wait for a synchronous standby at the end of a run, and after the run was stopped.
 STANDBY_SECONDS = 2.0
 STANDBY_SECONDS_WHEN_STOPPED = 0.3
-#: Seconds; in a shorter run, no COMMIT can have been cancelled.
+#: The check is skipped for runs of fewer seconds, in which no COMMIT can have been cancelled.
 _SHORT_RUN = 0.01
 
 

@@ -156,7 +156,7 @@ class Run:
     def _start(
         self, batches: Batches, batch: pl.DataFrame, work: Callable[[pl.DataFrame], pl.DataFrame], submit: Submit
     ) -> None:
-        # A ClosedError leaves the batch in `remaining`.
+        # If `submit` raises ClosedError, the batch stays in `remaining`.
         self._in_flight[submit(work, batch)] = batch
         batches.started()
         self.batches += 1

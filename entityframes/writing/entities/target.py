@@ -28,7 +28,7 @@ from entityframes.writing.target import Attempt, Validated
 #: The maximum number of types in a batch that are checked for being empty.
 _FEW_TYPES = 8
 
-#: How often rows are merged with their entities while other writers keep changing these.
+#: The maximum number of attempts to merge and write rows whose entities other writers keep changing.
 _MAX_ATTEMPTS = 1_000
 
 _TOO_LONG = "metadata is over 64 MiB when merged with the stored metadata"
