@@ -32,7 +32,7 @@ _logger = logging.getLogger("entityframes")
 #: Seconds between the attempts of a read or of an idempotent write.
 PAUSES = (0.05, 0.2, 0.5, 1.0)
 #: The maximum number of attempts of a transaction after transient errors (deadlock, lock timeout, lost connection).
-MAX_TRIES = 5
+MAX_ATTEMPTS = 5
 #: Seconds before its first retry; doubled for each further retry, times a random factor.
 BACKOFF = 0.1
 #: The maximum number of seconds to wait for the server after a COMMIT without a response, as crash recovery takes time,
@@ -130,7 +130,7 @@ class Transaction(Generic[T]):
     ) -> None:
         self._what, self._recovered, self._interrupt = what, recovered, interrupt
         #: The number of remaining attempts.
-        self._remaining = MAX_TRIES
+        self._remaining = MAX_ATTEMPTS
         #: The error of a COMMIT without a response.
         self._lost: ConnectionLostError | None = None
         #: Whether the result was recovered.
@@ -185,17 +185,17 @@ class Transaction(Generic[T]):
         self._remaining = self._remaining - 1 if isinstance(error, TransientError) else min(self._remaining - 1, 1)
         if self._remaining <= 0 or self._interrupt.requested:
             raise error
-        seconds = BACKOFF * 2 ** (MAX_TRIES - self._remaining - 1) * random.uniform(0.5, 1.5)
+        seconds = BACKOFF * 2 ** (MAX_ATTEMPTS - self._remaining - 1) * random.uniform(0.5, 1.5)
         _logger.info("retrying %s in %.2g s after %s", self._what, seconds, describe(error))
         self._interrupt.wait(seconds)
         self._interrupt.check()
 
 
-def look_up(ask: Callable[[], T], lost: DatabaseError, interrupt: Interrupt) -> T:
+def look_up(query: Callable[[], T], lost: DatabaseError, interrupt: Interrupt) -> T:
     """Query the server about a COMMIT without a response, on a new connection, and retry until the server responds.
 
     Args:
-        ask: runs the query.
+        query: queries the server.
         lost: the error of the COMMIT.
         interrupt: the interrupt of the run; if it was requested, the wait is short.
 
@@ -206,7 +206,7 @@ def look_up(ask: Callable[[], T], lost: DatabaseError, interrupt: Interrupt) -> 
     pause, longest = _LOOK_UP_PAUSES
     while True:
         try:
-            return ask()
+            return query()
         except DatabaseError:
             deadline = started + LOOK_UP_SECONDS
             if interrupt.requested:

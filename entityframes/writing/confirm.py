@@ -11,14 +11,14 @@ from entityframes.interrupt import Interrupt
 from entityframes.results import WRITTEN, OutcomeLog
 from entityframes.retry import look_up
 
-#: The errors of rows that were committed before the connection was lost: the server no longer has them, or cannot be
-#: asked.
+#: The errors of rows that were committed before a connection was lost: the server no longer has them, or cannot be
+#: queried.
 _LOST = (
     "the row was committed, but the connection was lost and the server that took over does not have the row: "
     "write it again"
 )
 _UNCONFIRMED = (
-    "the row was committed, but then the connection was lost, and the server cannot be asked whether it still has it"
+    "the row was committed, but then the connection was lost, and the server cannot be queried: it may not have the row"
 )
 
 
@@ -41,12 +41,12 @@ def confirm(engine: Engine, log: OutcomeLog, losses: int, interrupt: Interrupt, 
     if engine.losses == losses or not (batch_ids := log.written()):
         return 0
 
-    def ask() -> list[str]:
+    def query() -> list[str]:
         before_each()
         return engine.not_recorded(batch_ids)
 
     try:
-        lost = look_up(ask, ConnectionLostError(_UNCONFIRMED), interrupt)
+        lost = look_up(query, ConnectionLostError(_UNCONFIRMED), interrupt)
     except BaseException as error:
         corrected = log.correct(batch_ids, "unknown", _UNCONFIRMED)
         if not isinstance(error, DatabaseError | ClosedError):
