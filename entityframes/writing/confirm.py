@@ -14,11 +14,11 @@ from entityframes.retry import look_up
 #: The errors of rows that were committed before a connection was lost: the server no longer has them, or cannot be
 #: queried.
 _LOST = (
-    "the row was committed, but the connection was lost and the server that took over does not have the row: "
-    "write it again"
+    "the change was committed, but the connection was lost and the server that took over does not have it: "
+    "repeat the call"
 )
 _UNCONFIRMED = (
-    "the row was committed, but then the connection was lost, and the server cannot be queried: it may not have the row"
+    "the change was committed, but then the connection was lost and the server cannot be queried: it may not have it"
 )
 
 
@@ -57,7 +57,7 @@ def confirm(engine: Engine, log: OutcomeLog, losses: int, interrupt: Interrupt, 
 
 #: The error of rows that were committed without the confirmation of a synchronous standby.
 _NOT_REPLICATED = (
-    "the row was committed, but no synchronous standby has confirmed it: it may be lost if the server fails now"
+    "the change was committed, but no synchronous standby has confirmed it: it may be lost if the server fails now"
 )
 #: Seconds to wait for a synchronous standby at the end of a run, and after the run was stopped.
 STANDBY_SECONDS = 2.0
