@@ -1,4 +1,4 @@
-"""Results: one outcome for each input row, as a frame, with a summary for people and for notebooks."""
+"""Results: a frame with one outcome for each input row, and summaries as text and as HTML for notebooks."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ from entityframes import forks
 from entityframes.errors import EntityFramesError
 from entityframes.visible import visible
 
-#: What can become of a row of an upsert. Each row ends in exactly one of these:
-#: created, updated, unchanged: what the database answered; the entity is stored;
-#: duplicate: another row of the same frame has the same key and was taken instead;
-#: conflict: the stored entity was not the one that the caller expected; it was left alone;
-#: failed: refused, with the reason in ``error``; nothing of the row is stored;
-#: cancelled: not written, because the run was stopped;
-#: unknown: the connection was lost in COMMIT and the ledger could not be asked.
+#: The statuses of a row of an upsert. Each row ends with exactly one of them:
+#: created, updated, unchanged: the entity is stored, as reported by the database;
+#: duplicate: another row of the frame with the same key was written instead;
+#: conflict: the stored entity does not have the expected hash; it was left unchanged;
+#: failed: the row was rejected, with the reason in ``error``; nothing of it is stored;
+#: cancelled: the row was not written, because the run was stopped;
+#: unknown: the connection was lost during COMMIT and the ledger could not be read.
 UPSERT_STATUSES = ("created", "updated", "unchanged", "duplicate", "conflict", "failed", "cancelled", "unknown")
 
-#: What can become of a row of a delete; missing: there was no such entity.
+#: The statuses of a row of a delete; missing: the entity is not stored.
 DELETE_STATUSES = ("deleted", "missing", "duplicate", "failed", "cancelled", "unknown")
 
-#: What can become of an entity that was due when its job ran:
+#: The statuses of an entity that was due when its job ran:
 #: embedded: the vector of its content is stored;
-#: skipped: it changed, was deleted, or its job went to another worker, before the vector could be written;
-#: failed: the embedder refused its text, or could not be reached as often as was tried;
-#: cancelled: the run was stopped first; it stays due.
+#: skipped: before the vector was written, the entity was changed or deleted, or another worker took over its job;
+#: failed: the embedder rejected its text, or all attempts to call the embedder failed;
+#: cancelled: the run was stopped; the entity stays due.
 EMBED_STATUSES = ("embedded", "skipped", "failed", "cancelled", "unknown")
 
-#: What can become of a file of a sync, or of an entity that should be one:
-#: created, updated, renamed, deleted: of the entity, or of the file where the direction is export;
-#: exported: the file was written; unchanged: nothing was to be done;
-#: conflict: both sides changed, or one of them just now; both were left alone;
-#: failed: the file can be no entity or the entity no file, or could not be written, with the reason in ``error``.
+#: The statuses of a file of a sync, or of an entity that should have a file:
+#: created, updated, renamed, deleted: the change of the entity, or of the file if the direction is export;
+#: exported: the file was written; unchanged: there was nothing to do;
+#: conflict: both sides changed, or one of them changed during the sync; both were left unchanged;
+#: failed: the file is not a valid entity, the entity cannot be a file, or writing failed, with the reason in ``error``.
 SYNC_STATUSES = (
     "created", "updated", "renamed", "exported", "deleted", "unchanged", "conflict", "failed", "cancelled", "unknown"
 )  # fmt: skip
 
-#: Who refused a row: our validation, the database, the connection to it, a time limit, its disk or memory, or the
-#: embedder.
+#: The kinds of errors: validation by this package; an error of the database or of the connection to it; a timeout; a
+#: lack of disk space or memory; an error of the embedder.
 ERROR_KINDS = ("validation", "database", "connection", "timeout", "resource", "embedder")
 
-#: Statuses of rows that a transaction wrote.
+#: The statuses of rows that were written by a transaction.
 WRITTEN = ("created", "updated", "renamed", "deleted")
 
-#: Statuses that leave the caller with something to do.
+#: The statuses that require an action of the caller.
 UNRESOLVED = ("conflict", "failed", "cancelled", "unknown")
 
 
@@ -62,7 +62,7 @@ UNRESOLVED = ("conflict", "failed", "cancelled", "unknown")
 def outcome_schema(
     statuses: tuple[str, ...] = UPSERT_STATUSES, key: tuple[str, ...] = ("entity_type", "id")
 ) -> pl.Schema:
-    """Columns and dtypes of an outcome frame of rows with a key."""
+    """The columns and dtypes of an outcome frame, given its statuses and key columns."""
     return pl.Schema(
         {
             "row": pl.UInt32(),
@@ -79,7 +79,7 @@ def outcome_schema(
 
 
 def outcomes(rows: pl.DataFrame, schema: pl.Schema, **columns: Any) -> pl.DataFrame:
-    """Outcome rows for `rows` (row, key and any outcome columns), the rest from `columns` or null."""
+    """Outcomes of `rows` (row, key, any outcome columns); other columns are taken from `columns` or null."""
     given = {name: value if isinstance(value, pl.Expr) else pl.lit(value) for name, value in columns.items()}
     return rows.select_seq(
         given.get(name, pl.col(name) if name in rows.columns else pl.lit(None)).cast(dtype).alias(name)
@@ -87,15 +87,15 @@ def outcomes(rows: pl.DataFrame, schema: pl.Schema, **columns: Any) -> pl.DataFr
     )
 
 
-def together(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
-    """Outcome rows as one frame; at most one part of most batches has any, and is taken as it is."""
+def concat_outcomes(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Concatenate outcome frames; without a copy if only one has rows, as for most batches."""
     parts = list(parts)
-    some = [rows for rows in parts if rows.height]
-    return some[0] if len(some) == 1 else pl.concat(some or parts)
+    non_empty = [rows for rows in parts if rows.height]
+    return non_empty[0] if len(non_empty) == 1 else pl.concat(non_empty or parts)
 
 
 class OutcomeLog:
-    """Collects the outcome frames of a run; past `keep` rows they wait in a temporary file, not in memory."""
+    """Collects the outcomes of a run; whenever more than `keep` rows are in memory, they are moved to a file."""
 
     def __init__(
         self, statuses: tuple[str, ...] = UPSERT_STATUSES, keep: int = 100_000, schema: pl.Schema | None = None
@@ -109,7 +109,7 @@ class OutcomeLog:
         self.counts = dict.fromkeys(statuses, 0)
 
     def append(self, frame: pl.DataFrame) -> None:
-        """Add outcome rows, in any order of ``row``."""
+        """Add outcomes, in any order."""
         if frame.is_empty():
             return
         for status, rows in frame["status"].cast(pl.String).value_counts().iter_rows():
@@ -120,16 +120,16 @@ class OutcomeLog:
             self._spill()
 
     def written(self) -> list[str]:
-        """The batches by which rows were written."""
+        """The ids of the batches that wrote rows."""
         ids = (frame.filter(pl.col("status").cast(pl.String).is_in(WRITTEN))["batch_id"] for frame in self._pieces())
-        return list({batch_id for each in ids for batch_id in each.drop_nulls().unique()})
+        return list({batch_id for column in ids for batch_id in column.drop_nulls().unique()})
 
     def correct(self, batch_ids: Iterable[str], status: str | None, error: str) -> int:
-        """Give the rows that some batches wrote another status, or only an error; tell how many there were."""
+        """Set the status and error, or only the error, of rows written by some batches; return the number of rows."""
         ids = pl.Series(list(batch_ids), dtype=pl.String)
         if ids.is_empty():
             return 0
-        wrong = pl.col("batch_id").is_in(ids.implode()) & pl.col("status").cast(pl.String).is_in(WRITTEN)
+        affected = pl.col("batch_id").is_in(ids.implode()) & pl.col("status").cast(pl.String).is_in(WRITTEN)
         new = {
             "status": status, "error_kind": "connection", "rule": "connection_lost", "error": error, "sqlstate": None,
             "job_id": None,
@@ -139,19 +139,19 @@ class OutcomeLog:
 
         def correct(frame: pl.DataFrame) -> pl.DataFrame:
             nonlocal corrected
-            found = frame.filter(wrong)
+            found = frame.filter(affected)
             corrected += found.height
             for old, rows in found["status"].cast(pl.String).value_counts().iter_rows():
                 self.counts[old] -= rows
                 self.counts[status or old] += rows
             return frame.with_columns(
-                pl.when(wrong).then(pl.lit(value)).otherwise(pl.col(name)).cast(frame.schema[name]).alias(name)
+                pl.when(affected).then(pl.lit(value)).otherwise(pl.col(name)).cast(frame.schema[name]).alias(name)
                 for name, value in new.items()
             )
 
         self._frames = [correct(frame) for frame in self._frames]
         for path in self._files:
-            # A frame that was handed out may still be read from the old file.
+            # Replace the file, as frames returned earlier may still be memory-mapped from the old one.
             correct(pl.read_ipc(path)).write_ipc(fresh := path.with_suffix(".new"), compression="lz4")
             fresh.replace(path)
         return corrected
@@ -161,7 +161,7 @@ class OutcomeLog:
         yield from (pl.read_ipc(path) for path in self._files)
 
     def collect(self) -> pl.DataFrame:
-        """All outcome rows in input order."""
+        """All outcomes in input order."""
         forks.check()
         spilled = [pl.read_ipc(path) for path in self._files]
         frames = [*spilled, *self._frames]
@@ -178,7 +178,7 @@ class OutcomeLog:
 
 
 def _remove(folder: Path, owner: int) -> None:
-    """Delete a folder of this process; a child that was forked from it ends without it being deleted."""
+    """Delete a folder, unless this is a forked child of the process that created it."""
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -273,16 +273,18 @@ class RunResult:
             return
         bad = self.outcomes.filter(pl.col("status").is_in(UNRESOLVED))
         counted = ", ".join(f"{self.counts[status]:,} {status}" for status in UNRESOLVED if self.counts.get(status))
-        raise EntityFramesError(f"of {self.rows:,} rows {counted}: {_examples(bad)}; see result.failed for all of them")
+        raise EntityFramesError(
+            f"{counted} of {self.rows:,} rows: {_examples(bad)}; see result.outcomes for all of them"
+        )
 
     @property
     def _stored_before(self) -> str:
-        """What of a run that ended in an error is stored, for the message of that error."""
+        """What a run has written before an error, for the message of the error."""
         statuses = ("created", "updated", "deleted", "unknown")
         written = [f"{self.counts[status]:,} {status}" for status in statuses if self.counts.get(status)]
         if not written:
             return "nothing was written"
-        return f"before that {', '.join(written)}, which stay: see store.last_result"
+        return f"before that, {', '.join(written)}, which are kept (see store.last_result)"
 
     @property
     def rows(self) -> int:
@@ -302,7 +304,7 @@ class RunResult:
         return first + second + failure + self._remark()
 
     def _remark(self) -> str:
-        """What stands at the end of the second line."""
+        """Text at the end of the second line."""
         return ""
 
     def _repr_html_(self) -> str:
@@ -420,23 +422,26 @@ class EmbedResult(RunResult):
         if not super().ok:
             super().raise_for_failures()
         if self.waiting:
-            raise EntityFramesError(f"{self._left()[0]}; see store.jobs('failed')")
+            raise EntityFramesError(f"{self._due_lines()[0]}; see store.jobs('failed')")
 
-    def _left(self) -> list[str]:
-        """What is still due, and how to go on; a line each."""
-        said = []
+    def _due_lines(self) -> list[str]:
+        """Lines on what is still due and how to continue."""
+        lines = []
         if self.waiting:
-            said.append(f"{self.waiting:,} stay due in jobs that failed or were left: store.retry_failed(), then embed")
+            lines.append(
+                f"{self.waiting:,} stay due in jobs that failed or were stopped: "
+                "call store.retry_failed() and embed again"
+            )
         if self.unqueued:
-            said.append(f"{self.unqueued:,} are due and in no job: store.enqueue() queues them, then embed again")
-        return said
+            lines.append(f"{self.unqueued:,} are due but not in any job: call store.enqueue() and embed again")
+        return lines
 
     def __repr__(self) -> str:
-        return "\n".join([super().__repr__(), *self._left()])
+        return "\n".join([super().__repr__(), *self._due_lines()])
 
     def _repr_html_(self) -> str:
-        left = "".join(f'<div style="font-size:90%">{html.escape(line)}</div>' for line in self._left())
-        return super()._repr_html_() + left
+        due = "".join(f'<div style="font-size:90%">{html.escape(line)}</div>' for line in self._due_lines())
+        return super()._repr_html_() + due
 
     @property
     def succeeded(self) -> pl.DataFrame:
@@ -500,18 +505,18 @@ def _pace(result: RunResult) -> str:
 
 
 def _examples(bad: pl.DataFrame, most: int = 3) -> str:
-    said = [f"{_where(row)}: {visible(row['error'] or row['status'])}" for row in bad.head(most).iter_rows(named=True)]
-    return "; ".join(said)
+    first = bad.head(most).iter_rows(named=True)
+    return "; ".join(f"{_location(row)}: {visible(row['error'] or row['status'])}" for row in first)
 
 
-def _where(row: dict[str, Any]) -> str:
-    """How people know a row: by the path of its file where it has one."""
+def _location(row: dict[str, Any]) -> str:
+    """The path of the file of a row if it has one, otherwise its position and key."""
     if row.get("path"):
         return visible(row["path"])
     return f"row {row['row']} ({visible(row['entity_type'])}/{visible(row['id'])})"
 
 
-#: One colour for each status, told apart also without colour vision (Okabe and Ito 2008).
+#: One colour per status, from the palette of Okabe and Ito (2008) for colour-blind readers.
 _COLOURS = {
     "created": "#009E73",
     "updated": "#0072B2",
@@ -531,7 +536,7 @@ _COLOURS = {
 
 
 def _result_html(result: RunResult) -> str:
-    """Counts as a bar, the rate, and the first failures; escaped, without scripts."""
+    """Counts as a bar, the rate, and the first failures; all text is escaped, and there are no scripts."""
     counts = {status: count for status, count in result.counts.items() if count}
     bar = "".join(
         f'<div style="width:{100 * count / result.rows:.4f}%;min-width:2px;background:{_COLOURS[status]}"'

@@ -1,7 +1,7 @@
-"""Trying again: what may pass is waited for, and a COMMIT without an answer is looked up. Every such wait is here.
+"""Retries after transient errors, and recovery of transactions whose COMMIT got no response.
 
-Each retry is logged on the logger ``entityframes`` at level INFO, with what was done (run and batch ids where there
-are any) and the kind and SQLSTATE of the error, never with its text, which may quote contents.
+Each retry is logged on the logger ``entityframes`` at level INFO, with the operation (for batches, the run and batch
+ids) and the class and SQLSTATE of the error. The message of the error is not logged, because it may quote contents.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ T = TypeVar("T")
 
 _logger = logging.getLogger("entityframes")
 
-#: Seconds between the tries of a read, or of a write that does no harm when it is done twice.
+#: Seconds between the attempts of a read or of an idempotent write.
 PAUSES = (0.05, 0.2, 0.5, 1.0)
-#: How often a transaction is tried when the database asks for it (deadlock, lock timeout, lost connection).
-MAX_TRIES = 5
-#: Seconds before its second try; doubled for each further one, times a random factor.
+#: The maximum number of attempts of a transaction after transient errors (deadlock, lock timeout, lost connection).
+MAX_ATTEMPTS = 5
+#: Seconds before its first retry; doubled for each further retry, times a random factor.
 BACKOFF = 0.1
-#: Seconds for which the server is asked what a COMMIT without an answer did: one that crashed needs some to recover. A
-#: person who stopped the run waits less.
+#: The maximum number of seconds to wait for the server after a COMMIT without a response, as crash recovery takes time,
+#: and the maximum once the run was stopped.
 LOOK_UP_SECONDS = 20.0
 LOOK_UP_SECONDS_WHEN_STOPPED = 1.5
-#: Seconds between two such questions: at first, and at most.
+#: Seconds between two queries of the server meanwhile: the initial and the longest pause.
 _LOOK_UP_PAUSES = (0.1, 1.0)
 
-#: Errors after which a transaction is tried again: after a timeout, or a cancellation from outside, once.
+#: Errors after which a transaction is retried; after a timeout or an external cancellation, only once.
 RETRIED = (TransientError, StatementTimeoutError, StatementCancelledError)
 
 
 class CommitUnknownError(ConnectionLostError):
-    """A COMMIT was not answered, and the server could not be asked what became of it."""
+    """A COMMIT got no response, and the server could not be queried to find out whether it succeeded."""
 
 
 def describe(error: BaseException) -> str:
-    """An error for the log: its kind and SQLSTATE, without the text, which may quote contents."""
+    """The class and SQLSTATE of an error, for the log; without its message, which may quote contents."""
     sqlstate = getattr(error, "sqlstate", None)
     return f"{type(error).__name__} ({sqlstate})" if sqlstate else type(error).__name__
 
@@ -64,34 +64,35 @@ def retry(
     wait: Callable[[float], object] = time.sleep,
     what: str = "a statement",
 ) -> T:
-    """What a call returns; it is made again after some errors.
+    """Call a function, retry it after some errors, and return its result.
 
     Args:
-        call: does no harm when it is made again.
-        on: the errors after which it is.
-        pauses: the seconds before each further try, or what gives them for the error; without more the error is raised.
-        wait: waits so many seconds; the error is raised if it returns True, which says that there is to be no more.
-        what: what is tried, for the log.
+        call: the function, which must be idempotent.
+        on: the errors after which it is retried.
+        pauses: the seconds before each retry, or functions that return them for the error. If they are used up, the
+            error is raised.
+        wait: waits for a number of seconds. If it returns True, the error is raised without another retry.
+        what: the name of the operation, for the log.
     """
-    left = iter(pauses)
+    remaining = iter(pauses)
     while True:
         try:
             return call()
         except on as error:
-            pause = next(left, None)
+            pause = next(remaining, None)
             if pause is None:
                 raise
             seconds = pause(error) if callable(pause) else pause
-            _logger.info("%s is tried again in %.2g s after %s", what, seconds, describe(error))
+            _logger.info("retrying %s in %.2g s after %s", what, seconds, describe(error))
             if wait(seconds) is True:
                 raise
 
 
 def retry_stream(begin: Callable[[], Generator[pl.DataFrame]]) -> Iterator[pl.DataFrame]:
-    """The rows of a query in pieces; it begins again after a transient error until a first piece was handed on.
+    """The result of a query in pieces. After a transient error it is retried, unless rows have already been yielded.
 
     Raises:
-        TransientError: it did not pass, or pieces were handed on before, which a second try would bring again.
+        TransientError: all attempts failed, or rows have been yielded, which a retry would repeat.
     """
     pauses = iter(PAUSES)
     while True:
@@ -104,50 +105,54 @@ def retry_stream(begin: Callable[[], Generator[pl.DataFrame]]) -> Iterator[pl.Da
             return
         except TransientError as error:
             if rows:
-                message = f"after {rows:,} rows had been handed on: {error}. Nothing was changed: read them again"
+                message = f"the query failed after {rows:,} rows had been returned: {error}. Read them again"
                 raise type(error)(message, error.sqlstate) from error
             pause = next(pauses, None)
             if pause is None:
                 raise
-            _logger.info("a query is sent again in %.2g s after %s", pause, describe(error))
+            _logger.info("retrying a query in %.2g s after %s", pause, describe(error))
             time.sleep(pause)
 
 
 class Transaction(Generic[T]):
-    """A write of one transaction, which ends in an answer that is known: of its COMMIT, or looked up after it.
+    """A write in one transaction, with retries. If COMMIT gets no response, the result is recovered from the server.
 
     Args:
-        what: what is written, for the log: the run's and the batch's id.
-        recovered: asks the server on a new connection what the transaction wrote. It is given the error that came
-            instead of the answer, and the answer of a later try, None if there was none; it returns None if the first
-            COMMIT came to nothing.
-        interrupt: of the run; one that was stopped is not tried again, and does not wait long.
+        what: the name of the write, for the log: its run id and batch id.
+        recovered: finds out on a new connection what the transaction wrote. Its arguments are the error that was
+            raised by COMMIT, and the result of a later attempt or None. It returns None if the first COMMIT failed.
+        interrupt: the interrupt of the run. If it was requested, the write is not retried, and recovery waits only
+            briefly.
     """
 
     def __init__(
         self, what: str, recovered: Callable[[ConnectionLostError, T | None], T | None], interrupt: Interrupt
     ) -> None:
         self._what, self._recovered, self._interrupt = what, recovered, interrupt
-        self._left = MAX_TRIES
-        #: What came instead of the answer to a COMMIT.
+        #: The number of remaining attempts.
+        self._remaining = MAX_ATTEMPTS
+        #: The error of a COMMIT without a response.
         self._lost: ConnectionLostError | None = None
-        #: Whether the answer was looked up.
+        #: Whether the result was recovered.
         self.was_recovered = False
 
     def run(self, write: Callable[[], T]) -> T:
-        """The answer of `write`, which runs the transaction. May be called again with another way to write the same.
+        """Run the transaction and return its result. May be called again with another function for the same write.
+
+        Args:
+            write: runs the transaction, including COMMIT.
 
         Raises:
-            RowError: the database refuses a row.
-            DatabaseError: tried as often as it helps.
+            RowError: the database rejects a row.
+            DatabaseError: the error is permanent, or all attempts failed.
             StatementCancelledError: the run was stopped.
-            CommitUnknownError: the server could not be asked.
+            CommitUnknownError: COMMIT got no response, and the server could not be queried.
         """
         while True:
             try:
-                answer = write()
+                result = write()
             except RowError:
-                # Refused, perhaps, because the first COMMIT had arrived.
+                # The row may be rejected because the first COMMIT has succeeded.
                 if self._lost is not None and (found := self._look_up(self._lost, None)) is not None:
                     return found
                 raise
@@ -158,52 +163,57 @@ class Transaction(Generic[T]):
                         return found
                 self._pause(error)
             else:
-                # The first COMMIT may have been on its way still when it was looked up.
-                if self._lost is not None and (found := self._look_up(self._lost, answer)) is not None:
+                # The first COMMIT may have arrived at the server only after it was looked up.
+                if self._lost is not None and (found := self._look_up(self._lost, result)) is not None:
                     return found
-                return answer
+                return result
 
-    def _look_up(self, lost: ConnectionLostError, answer: T | None) -> T | None:
-        found = look_up(lambda: self._recovered(lost, answer), lost, self._interrupt)
+    def _look_up(self, lost: ConnectionLostError, later: T | None) -> T | None:
+        found = look_up(lambda: self._recovered(lost, later), lost, self._interrupt)
         if found is not None:
             self.was_recovered = True
-            _logger.info("%s: the COMMIT that was not answered had been done", self._what)
+            _logger.info("%s: the COMMIT without a response had succeeded", self._what)
         return found
 
     def _pause(self, error: DatabaseError) -> None:
-        """Wait for the next try.
+        """Wait before the next attempt.
 
         Raises:
-            DatabaseError: `error`, if there is to be none.
+            DatabaseError: `error`, if there is no further attempt.
             StatementCancelledError: the run was stopped meanwhile.
         """
-        self._left = self._left - 1 if isinstance(error, TransientError) else min(self._left - 1, 1)
-        if self._left <= 0 or self._interrupt.requested:
+        self._remaining = self._remaining - 1 if isinstance(error, TransientError) else min(self._remaining - 1, 1)
+        if self._remaining <= 0 or self._interrupt.requested:
             raise error
-        seconds = BACKOFF * 2 ** (MAX_TRIES - self._left - 1) * random.uniform(0.5, 1.5)
-        _logger.info("%s is tried again in %.2g s after %s", self._what, seconds, describe(error))
+        seconds = BACKOFF * 2 ** (MAX_ATTEMPTS - self._remaining - 1) * random.uniform(0.5, 1.5)
+        _logger.info("retrying %s in %.2g s after %s", self._what, seconds, describe(error))
         self._interrupt.wait(seconds)
         self._interrupt.check()
 
 
-def look_up(ask: Callable[[], T], lost: DatabaseError, interrupt: Interrupt) -> T:
-    """Ask the server about a COMMIT that was not answered, on a new connection, until it is back.
+def look_up(query: Callable[[], T], lost: DatabaseError, interrupt: Interrupt) -> T:
+    """Query the server about a COMMIT without a response, on a new connection, and retry until the server responds.
+
+    Args:
+        query: queries the server.
+        lost: the error of the COMMIT.
+        interrupt: the interrupt of the run; if it was requested, the wait is short.
 
     Raises:
-        CommitUnknownError: it cannot be asked; from `lost`, which was had instead of the answer.
+        CommitUnknownError: the server did not respond in time.
     """
     started = time.monotonic()
     pause, longest = _LOOK_UP_PAUSES
     while True:
         try:
-            return ask()
+            return query()
         except DatabaseError:
-            until = started + LOOK_UP_SECONDS
+            deadline = started + LOOK_UP_SECONDS
             if interrupt.requested:
-                # All that is asked after a stop shares the moment that a person waits.
-                until = min(until, (interrupt.fired_at or time.monotonic()) + LOOK_UP_SECONDS_WHEN_STOPPED)
-            if time.monotonic() + pause > until:
+                # All queries after the stop share one deadline.
+                deadline = min(deadline, (interrupt.fired_at or time.monotonic()) + LOOK_UP_SECONDS_WHEN_STOPPED)
+            if time.monotonic() + pause > deadline:
                 raise CommitUnknownError(str(lost), lost.sqlstate, "connection_lost") from lost
-        # Not the interrupt's own wait: it does not wait once the run was stopped, and the answer is worth a moment.
+        # Not `Interrupt.wait`, which returns immediately once the run was stopped.
         time.sleep(pause)
         pause = min(2 * pause, longest)

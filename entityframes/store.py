@@ -101,7 +101,7 @@ class EntityStore:
         forks.opened()
         self._engine = engine
         self._threads = Threads()
-        #: The embedders that this store has used, by model name, for searches that are not given one.
+        #: The embedders that this store has used, by model name, for searches without an embedder.
         self._embedders: dict[str, Embedder] = {}
         self.last_result: RunResult | None = None
 
@@ -372,7 +372,7 @@ class EntityStore:
         """Warn the caller of a public method about a type that the store does not have, which is often a typo."""
         message = lookup.unknown_type_message(self._engine, entity_type)
         if message is not None:
-            # Past this method, the public one and its guard against forks.
+            # The stack level of the caller: above this method, the public method and its guard against forks.
             warnings.warn(message, UserWarning, stacklevel=4)
 
     def delete(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> DeleteResult:
@@ -522,7 +522,7 @@ class EntityStore:
         self._embedders[embedder.name] = embedder
         run = EmbedRun(self._engine, embedder, name, options)
         if not self._engine.embedding.open_jobs(name):
-            # What is due is in no job then: the bar would never advance.
+            # Entities that are due but not in a job do not advance the bar.
             progress = False
 
         def due() -> int:

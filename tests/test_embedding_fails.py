@@ -126,7 +126,7 @@ def test_unqueued_entities_are_reported(store: ef.EntityStore) -> None:
     result = store.embed(Recording(), progress=lambda done, total: calls.append((done, total)))
     assert (result.ok, result.rows, result.unqueued, calls) == (True, 0, 12, [])
     for shown in (repr(result), result._repr_html_()):
-        assert "12 are due and in no job: store.enqueue()" in shown
+        assert "12 are due but not in any job: call store.enqueue()" in shown
     assert store.enqueue() == 12
     result = store.embed(Recording(), progress=lambda done, total: calls.append((done, total)))
     assert (result.unqueued, calls[-1]) == (0, (12, 12))

@@ -257,7 +257,7 @@ def test_a_series_is_not_a_frame(store: ef.EntityStore) -> None:
     """Nor is a fraction a number of rows."""
     with pytest.raises(ef.SchemaError, match="needs columns"):
         store.upsert(pl.Series(["a"]))
-    with pytest.raises(ValueError, match=r"batch_size is 1\.5: it is a number of rows"):
+    with pytest.raises(ValueError, match=r"batch_size must be a positive integer or None, got 1\.5"):
         store.upsert(pl.DataFrame(schema=["entity_type", "id", "content"]), batch_size=1.5)  # type: ignore[arg-type]
 
 

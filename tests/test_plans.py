@@ -95,7 +95,7 @@ def test_concurrent_changes_are_conflicts(store: ef.EntityStore, count: int) -> 
     assert outcomes["meta"] == outcomes["both"] == "updated"
     assert result.counts["created"] == count
     assert not result.ok
-    assert result.outcomes.filter(status="conflict")["error"].str.contains("somebody else").all()
+    assert result.outcomes.filter(status="conflict")["error"].str.contains("another writer").all()
     left = store.get(ef.ids("note", ["new", "same", "text", "gone"]))
     assert left["content"].to_list() == ["theirs", "x", "theirs", None]
     assert json.loads(left["metadata"][1]) == {"a": 7}
@@ -153,7 +153,7 @@ def test_invalid_expected_hashes(store: ef.EntityStore) -> None:
         store.upsert(frame.with_columns(seen=pl.lit(1, pl.Int64)), expected_hash="seen")
     result = store.upsert(frame.with_columns(seen=pl.Series(["nonsense", None])), expected_hash="seen")
     assert statuses(result) == {"a": "failed", "b": "created"}
-    assert result.failed["error"].to_list() == ["seen is not a sha256 in hex"]
+    assert result.failed["error"].to_list() == ["seen is not a SHA-256 hash in hex"]
     assert store.upsert(frame.with_columns(seen=None), expected_hash="seen").counts["conflict"] == 0
 
 

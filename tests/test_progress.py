@@ -42,7 +42,7 @@ def test_progress_reaches_its_total(
 ) -> None:
     """The number done grows to the total, also in several batches."""
     monkeypatch.setattr(delete, "DELETE_ROWS", 20)
-    monkeypatch.setattr(plan, "_ROWS", 20)
+    monkeypatch.setattr(plan, "_CHUNK_ROWS", 20)
     calls: list[tuple[int, int | None]] = []
     CALLS[name](store, frame, progress=lambda done, total: calls.append((done, total)))
     done = [each for each, _ in calls]
@@ -137,7 +137,7 @@ def test_a_constraint_of_the_database_is_named(store: ef.EntityStore, sql, engin
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 def test_retries_are_logged(store: ef.EntityStore, sql, caplog: pytest.LogCaptureFixture) -> None:
-    """A transaction that is tried again says which run and batch, and why, without any content."""
+    """The log message of a retry has the run and batch ids and the error, without any content."""
     sql(
         "CREATE SEQUENCE public.tries",
         "CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
@@ -153,7 +153,7 @@ def test_retries_are_logged(store: ef.EntityStore, sql, caplog: pytest.LogCaptur
     finally:
         sql("DROP TRIGGER refuse ON entityframes.entities", "DROP FUNCTION public.refuse", "DROP SEQUENCE public.tries")
     assert result.counts["created"] == 1
-    [message] = [record.getMessage() for record in caplog.records if "tried again" in record.getMessage()]
+    [message] = [record.getMessage() for record in caplog.records if "retrying" in record.getMessage()]
     assert result.outcomes["batch_id"].item() in message
     assert "TransientError (40001)" in message
     assert "secret" not in caplog.text

@@ -35,7 +35,7 @@ def test_html_is_escaped_and_has_no_script(store: ef.EntityStore) -> None:
 def test_raise_for_failures(store: ef.EntityStore) -> None:
     """Nothing happens if all rows succeeded, else an error with the count and the first failure."""
     store.upsert(ROWS[:1]).raise_for_failures()
-    with pytest.raises(ef.EntityFramesError, match=r"of 4 rows 1 failed: row 1 .*NUL"):
+    with pytest.raises(ef.EntityFramesError, match=r"1 failed of 4 rows: row 1 .*NUL"):
         store.upsert(ROWS).raise_for_failures()
 
 

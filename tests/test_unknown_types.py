@@ -84,7 +84,9 @@ def stream(*frames: pl.DataFrame) -> Iterator[pl.DataFrame]:
 def test_the_message_when_a_stream_ends_in_an_error(store: ef.EntityStore) -> None:
     """Rows stored before the error are counted and in last_result; with a whole frame none is stored."""
     wrong = rows(3, n="text")
-    with pytest.raises(ef.SchemaError, match=r"other dtypes .*; before that 5 created, which stay: see store.last_res"):
+    with pytest.raises(
+        ef.SchemaError, match=r"other dtypes .*; before that, 5 created, which are kept \(see store.last_res"
+    ):
         store.upsert(stream(rows(5, n=1), wrong), batch_size=5, progress=False)
     assert store.last_result.counts["created"] == 5
     assert store.stats()["entities"].to_list() == [5]
@@ -92,7 +94,7 @@ def test_the_message_when_a_stream_ends_in_an_error(store: ef.EntityStore) -> No
         store.upsert(wrong, progress=False)
     with pytest.raises(ef.SchemaError, match="; nothing was written$"):
         store.upsert(stream(wrong), progress=False)
-    with pytest.raises(ef.SchemaError, match="unknown columns 'odd'.*; before that 5 created"):
+    with pytest.raises(ef.SchemaError, match="unknown columns 'odd'.*; before that, 5 created"):
         store.upsert(stream(rows(5, kind="b"), rows(2).with_columns(odd=1)), batch_size=5, progress=False)
 
 
@@ -100,7 +102,7 @@ def test_the_message_for_repeated_keys(connect: Callable[..., ef.EntityStore]) -
     """In a stream, rows before the batch with the repeated keys are stored, unless batches are written concurrently."""
     store = connect(workers=1)
     twice = pl.concat([rows(3, kind="twice")] * 2)
-    with pytest.raises(ef.DuplicateError, match=r"repeat.*; before that 4 created"):
+    with pytest.raises(ef.DuplicateError, match=r"repeat.*; before that, 4 created"):
         store.upsert(stream(rows(4), twice), batch_size=4, on_duplicate="error", progress=False)
     with pytest.raises(ef.DuplicateError, match=r"repeat.*; nothing was written$"):
         store.upsert(twice, on_duplicate="error", progress=False)

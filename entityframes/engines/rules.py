@@ -1,10 +1,10 @@
-"""Short stable names for what refuses a row, so that failures can be counted by them."""
+"""Rules: short stable names for the errors of rows, so that failures can be counted by rule."""
 
 from __future__ import annotations
 
 import polars as pl
 
-#: Violations of a constraint, by SQLSTATE; the name of the constraint, or of the column, follows after a colon.
+#: Constraint violations by SQLSTATE; the name of the constraint or column is appended after a colon.
 _CONSTRAINTS = {
     "23502": "not_null",
     "23503": "foreign_key",
@@ -12,6 +12,7 @@ _CONSTRAINTS = {
     "23514": "check",
     "23P01": "exclusion",
 }
+#: Other errors by SQLSTATE.
 _OTHERS = {
     "22001": "too_long",
     "22003": "out_of_range",
@@ -32,7 +33,7 @@ _OTHERS = {
     "P0004": "trigger",
     "25006": "read_only",
 }
-#: Classes of SQLSTATE whose codes are not told apart.
+#: Rules for whole SQLSTATE classes.
 _CLASSES = {
     "08": "connection_lost",
     "57": "connection_lost",
@@ -43,11 +44,11 @@ _CLASSES = {
 
 
 def rule_of(sqlstate: str | None, name: str | None = None) -> str:
-    """The rule that an error of the database stands for.
+    """The rule for a database error.
 
     Args:
-        sqlstate: of the error, None where the database gave none.
-        name: the constraint or column that it names.
+        sqlstate: the SQLSTATE of the error; None if it has none.
+        name: the name of the violated constraint or of the column, if known.
     """
     if not sqlstate:
         return "no_sqlstate"
@@ -56,8 +57,8 @@ def rule_of(sqlstate: str | None, name: str | None = None) -> str:
     return _OTHERS.get(sqlstate) or _CLASSES.get(sqlstate[:2]) or f"sqlstate:{sqlstate}"
 
 
-def with_rules(refused: pl.DataFrame) -> pl.DataFrame:
-    """Rows with the rule of each error in place of its name; null where there is no error."""
-    each = zip(refused["error"], refused["sqlstate"], refused["name"], strict=True)
-    rules = [None if error is None else rule_of(sqlstate, name) for error, sqlstate, name in each]
-    return refused.drop("name").with_columns(pl.Series("rule", rules, dtype=pl.String))
+def with_rules(rejected: pl.DataFrame) -> pl.DataFrame:
+    """Replace the column ``name`` of a result by ``rule`` (String), null where there is no error."""
+    errors = zip(rejected["error"], rejected["sqlstate"], rejected["name"], strict=True)
+    rules = [None if error is None else rule_of(sqlstate, name) for error, sqlstate, name in errors]
+    return rejected.drop("name").with_columns(pl.Series("rule", rules, dtype=pl.String))

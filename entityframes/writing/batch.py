@@ -1,4 +1,4 @@
-"""The life of a batch: validate -> write -> recover -> outcomes. Each of its rows ends in exactly one."""
+"""Processing a batch: validate -> write -> recover -> outcomes. Each row ends with exactly one outcome."""
 
 from __future__ import annotations
 
@@ -17,38 +17,39 @@ from entityframes.errors import (
     StatementCancelledError,
     ValidationError,
 )
-from entityframes.results import together
+from entityframes.results import concat_outcomes
 from entityframes.retry import Transaction
 from entityframes.writing.duplicates import Superseded
 from entityframes.writing.options import Options
-from entityframes.writing.outcomes import NOTHING, part
+from entityframes.writing.outcomes import NOTHING_WRITTEN, subset
 from entityframes.writing.run import Run
 from entityframes.writing.target import Attempt, Pending, Target
 
-#: Errors because of which no batch can succeed.
-_HOPELESS = (PermanentError, ResourceError, ClosedError)
+#: Errors that end the run, because no other batch could succeed either.
+_FATAL = (PermanentError, ResourceError, ClosedError)
 
 
 class BatchWriter:
-    """Writes the batches of one call, each in the thread that calls."""
+    """Writes the batches of one call, each in the calling thread."""
 
     def __init__(self, target: Target, options: Options, run: Run, superseded: Superseded) -> None:
         self._target, self._options, self._run, self._superseded = target, options, run, superseded
         self._outcomes = run.outcomes
 
-    def work(self, chunk: pl.DataFrame) -> pl.DataFrame:
-        """Outcomes of the rows of a batch, which have their place in the input in ``row``."""
-        return together(self._steps(chunk))
+    def process(self, chunk: pl.DataFrame) -> pl.DataFrame:
+        """Write a batch, whose ``row`` column has the input positions, and return the outcomes of its rows."""
+        return concat_outcomes(self._steps(chunk))
 
     def _steps(self, chunk: pl.DataFrame) -> Iterator[pl.DataFrame]:
+        """Validate a batch, remove superseded rows and write the others; yields the outcomes of each step."""
         if self._run.stopping:
-            yield self._outcomes.unseen(chunk)
+            yield self._outcomes.unprocessed(chunk)
             return
         try:
             validated = self._target.validate(chunk)
         except (DatabaseError, ClosedError) as error:
-            # What has to be known of the rows could not be read or recorded; nothing of the batch is written.
-            yield self._failed(self._outcomes.shown(chunk), error)
+            # The metadata fields of the rows could not be loaded or recorded, so nothing of the batch was written.
+            yield self._failed(self._outcomes.displayable(chunk), error)
             return
         rows, duplicates = self._superseded.split(validated.rows)
         yield self._outcomes.of(duplicates, status="duplicate")
@@ -64,48 +65,52 @@ class BatchWriter:
         yield from self._write(pending)
 
     def _write(self, pending: Pending) -> Iterator[pl.DataFrame]:
-        """Write rows until each has an outcome: some are merged with what is stored, and come again if that changes."""
+        """Write rows until each has an outcome; rows whose entity changes while they are merged with it are retried."""
         while pending.rows.height:
             try:
                 attempt = pending.attempt()
-                yield from self._not_written(attempt, pending.batch)
-                written, recovered = NOTHING, False
+                yield from self._skipped(attempt, pending.batch)
+                written, recovered = NOTHING_WRITTEN, False
                 if attempt.rows.height:
-                    written, recovered = self._committed(attempt.rows, pending.batch)
+                    written, recovered = self._commit(attempt.rows, pending.batch)
             except StatementCancelledError:
                 yield self._outcomes.of(pending.rows, status="cancelled")
                 return
             except (DatabaseError, ClosedError) as error:
                 yield self._failed(pending.rows, error, pending.batch)
                 return
-            changed = changed_meanwhile(written, merged=attempt.merged)
+            outdated = outdated_rows(written, merged=attempt.merged)
             if recovered:
-                # What was looked up says only what was written: the other rows are written again.
-                done, answer = part(attempt.rows, written, _at(written["position"], attempt.rows.height))
-            elif len(changed):
-                done, answer = part(attempt.rows, written, ~_at(changed, attempt.rows.height))
+                # The recovered result has only the rows that were written; the others are written again.
+                done, result = subset(attempt.rows, written, _mask(written["position"], attempt.rows.height))
+            elif len(outdated):
+                done, result = subset(attempt.rows, written, ~_mask(outdated, attempt.rows.height))
             else:
-                done, answer = attempt.rows, written
-            yield self._outcomes.committed(done, answer, pending.batch)
-            left = pending.rows.join(done, on="row", how="anti", maintain_order="left")
-            pending.keep(left, merge=not recovered and len(changed) > 0)
+                done, result = attempt.rows, written
+            yield self._outcomes.committed(done, result, pending.batch)
+            remaining = pending.rows.join(done, on="row", how="anti", maintain_order="left")
+            pending.keep(remaining, merge=not recovered and len(outdated) > 0)
 
-    def _not_written(self, attempt: Attempt, batch: Batch) -> Iterator[pl.DataFrame]:
-        """Outcomes of rows of which nothing is written."""
-        if attempt.same is not None and attempt.same.height:
-            answer = attempt.same.with_row_index("position").filter("conflict").select("position", "conflict")
-            yield self._outcomes.committed(attempt.same, answer, batch)
+    def _skipped(self, attempt: Attempt, batch: Batch) -> Iterator[pl.DataFrame]:
+        """Outcomes of the rows that an attempt does not write."""
+        if attempt.skipped is not None and attempt.skipped.height:
+            conflicts = attempt.skipped.with_row_index("position").filter("conflict").select("position", "conflict")
+            yield self._outcomes.committed(attempt.skipped, conflicts, batch)
         if attempt.invalid is not None and attempt.invalid.height:
             yield self._outcomes.of(attempt.invalid, status="failed", error_kind="validation")
             if self._options.on_error == "raise":
-                self._run.end(ValidationError(first_error(attempt.invalid, self._target.key)))
+                self._run.abort(ValidationError(first_error(attempt.invalid, self._target.key)))
 
-    def _committed(self, rows: pl.DataFrame, batch: Batch) -> tuple[pl.DataFrame, bool]:
-        """What the database answered to the transaction, and whether that was looked up after its COMMIT was lost."""
+    def _commit(self, rows: pl.DataFrame, batch: Batch) -> tuple[pl.DataFrame, bool]:
+        """Write rows in one transaction.
+
+        Returns:
+            The result of the engine, and whether it was recovered after a COMMIT without a response.
+        """
         target = self._target
         transaction: Transaction[pl.DataFrame] = Transaction(
             f"run {batch.run_id}, batch {batch.batch_id}",
-            lambda lost, answer: target.recovered(rows, batch),
+            lambda lost, later: target.recovered(rows, batch),
             self._run.interrupt,
         )
         try:
@@ -113,30 +118,30 @@ class BatchWriter:
         except RowError as error:
             if self._options.on_error != "isolate" and not error.rekeyed:
                 raise
-            # Now row by row, leaving out those that the database refuses.
+            # Write row by row, skipping those that the database rejects.
             written = transaction.run(lambda: target.write_each(rows, batch))
         return written, transaction.was_recovered
 
     def _failed(self, rows: pl.DataFrame, error: EntityFramesError, batch: Batch | None = None) -> pl.DataFrame:
-        """Outcomes of rows that were rolled back; the run ends too if the caller wants it or no batch can succeed."""
-        self._run.failed(error, ends=self._options.on_error == "raise" or isinstance(error, _HOPELESS))
+        """Outcomes of rows that were rolled back; ends the run if the error is fatal or ``on_error="raise"``."""
+        self._run.batch_failed(error, fatal=self._options.on_error == "raise" or isinstance(error, _FATAL))
         return self._outcomes.rolled_back(rows, error, batch)
 
 
-def changed_meanwhile(written: pl.DataFrame, *, merged: bool) -> pl.Series:
-    """The positions of rows that were not written because what is stored has changed, or may hold more, by now."""
+def outdated_rows(written: pl.DataFrame, *, merged: bool) -> pl.Series:
+    """The positions of rows that were not written because another writer has changed their entity or added fields."""
     names = [name for name in ("again", "conflict") if name in written.columns and (merged or name == "again")]
     found = written.filter(pl.any_horizontal(names).fill_null(False)) if names else written.clear()
     return found["position"]
 
 
 def first_error(invalid: pl.DataFrame, key: tuple[str, ...]) -> str:
-    """The first of some rows with an error, and how many more there are."""
+    """The error of the first invalid row, with the number of further ones."""
     first = invalid.sort("row").row(0, named=True)
     more = f" (and {invalid.height - 1:,} more rows)" if invalid.height > 1 else ""
     return f"row {first['row']} ({'/'.join(str(first[name]) for name in key)}): {first['error']}{more}"
 
 
-def _at(positions: pl.Series, height: int) -> pl.Series:
-    """Whether each of so many rows is at one of these positions."""
+def _mask(positions: pl.Series, height: int) -> pl.Series:
+    """A Boolean for each of `height` rows: whether its position is among `positions`."""
     return pl.int_range(height, dtype=pl.UInt32, eager=True).is_in(positions.implode())

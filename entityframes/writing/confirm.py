@@ -1,4 +1,4 @@
-"""At the end of a run: whether the server still has, and a standby too, what the run has committed."""
+"""Checks at the end of a run whether committed rows are still stored, and whether a standby has them."""
 
 from __future__ import annotations
 
@@ -11,60 +11,67 @@ from entityframes.interrupt import Interrupt
 from entityframes.results import WRITTEN, OutcomeLog
 from entityframes.retry import look_up
 
-#: What is said of rows that were committed before the connection was lost, and what they are now.
-_GONE = "it was committed, and the server that took over after the connection was lost does not have it: run it again"
-_UNSURE = "it was committed, then the connection was lost, and the server cannot be asked whether it still has it"
+#: The errors of rows that were committed before a connection was lost: the server no longer has them, or cannot be
+#: queried.
+_LOST = (
+    "the change was committed, but the connection was lost and the server that took over does not have it: "
+    "repeat the call"
+)
+_UNCONFIRMED = (
+    "the change was committed, but then the connection was lost and the server cannot be queried: it may not have it"
+)
 
 
-def confirm(engine: Engine, log: OutcomeLog, losses: int, interrupt: Interrupt, look: Callable[[], None]) -> int:
-    """After a lost connection, ask the server whether it still has what was committed, and correct the outcomes.
+def confirm(engine: Engine, log: OutcomeLog, losses: int, interrupt: Interrupt, before_each: Callable[[], None]) -> int:
+    """After a lost connection, check that the server still has the committed batches, and correct the outcomes.
 
-    A standby that took over may lack the last of it.
+    A standby that took over may lack the most recent ones.
 
     Args:
-        engine: the store's.
-        log: the outcomes of a run, in which rows that are not stored any more become failed, or unknown where the
-            server cannot be asked.
-        losses: the engine's when the run began.
-        interrupt: of the run; one that was stopped does not wait long.
-        look: called before each question; it may fire the interrupt.
+        engine: the engine of the store.
+        log: the outcomes of the run. Rows that are no longer stored become failed, or unknown if the server cannot be
+            reached.
+        losses: the `Engine.losses` at the start of the run.
+        interrupt: the interrupt of the run; if it was requested, the wait for the server is short.
+        before_each: called before each attempt to query the server; it may fire the interrupt.
 
     Returns:
-        How many rows were corrected.
+        The number of corrected rows.
     """
     if engine.losses == losses or not (batch_ids := log.written()):
         return 0
 
-    def ask() -> list[str]:
-        look()
+    def query() -> list[str]:
+        before_each()
         return engine.not_recorded(batch_ids)
 
     try:
-        lost = look_up(ask, ConnectionLostError(_UNSURE), interrupt)
+        lost = look_up(query, ConnectionLostError(_UNCONFIRMED), interrupt)
     except BaseException as error:
-        corrected = log.correct(batch_ids, "unknown", _UNSURE)
+        corrected = log.correct(batch_ids, "unknown", _UNCONFIRMED)
         if not isinstance(error, DatabaseError | ClosedError):
             raise
         return corrected
-    return log.correct(lost, "failed", _GONE)
+    return log.correct(lost, "failed", _LOST)
 
 
+#: The error of rows that were committed without the confirmation of a synchronous standby.
 _NOT_REPLICATED = (
-    "it was committed, and no synchronous standby has confirmed it: it may be lost if the server fails now"
+    "the change was committed, but no synchronous standby has confirmed it: it may be lost if the server fails now"
 )
-#: Seconds that a synchronous standby is given at the end of a run, and where a person stopped it.
+#: Seconds to wait for a synchronous standby at the end of a run, and after the run was stopped.
 STANDBY_SECONDS = 2.0
 STANDBY_SECONDS_WHEN_STOPPED = 0.3
-#: A run that took less had no COMMIT that somebody could have cancelled.
-_SHORT = 0.01
+#: The check is skipped for runs of fewer seconds, in which no COMMIT can have been cancelled.
+_SHORT_RUN = 0.01
 
 
 def check_replicated(engine: Engine, log: OutcomeLog, elapsed: float, interrupt: Interrupt) -> None:
-    """Where a COMMIT has to wait for a standby, say of each row that was written if that was not waited for.
+    """If COMMIT has to wait for a synchronous standby but did not, report this in the outcome of each written row.
 
-    A wait that is cancelled, by an administrator or with this run, ends in a COMMIT that succeeds.
+    If the wait is cancelled, by an administrator or because the run is stopped, COMMIT succeeds without the standby.
     """
-    if elapsed < _SHORT or not any(log.counts.get(status) for status in WRITTEN):
+    if elapsed < _SHORT_RUN or not any(log.counts.get(status) for status in WRITTEN):
         return
     with suppress(DatabaseError, ClosedError):
         if not engine.replicated(STANDBY_SECONDS_WHEN_STOPPED if interrupt.requested else STANDBY_SECONDS):

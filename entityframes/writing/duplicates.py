@@ -1,4 +1,4 @@
-"""Rows of one frame with the same key: which one is written."""
+"""Duplicate keys in a frame: which row of each key is written."""
 
 from __future__ import annotations
 
@@ -9,59 +9,62 @@ from entityframes.writing.options import OnDuplicate
 
 
 class Superseded:
-    """The rows that give way to another one with their key.
+    """The superseded rows of a call: those that are not written because another row has the same key.
 
     Args:
         key: the columns that identify a row.
-        policy: which one is written.
+        policy: which row of a key is written.
     """
 
     def __init__(self, key: tuple[str, ...], policy: OnDuplicate) -> None:
         self._key, self._policy = key, policy
-        #: The ``row`` of each, once they are known for a whole frame; until then each batch looks for its own.
+        #: ``row`` of each superseded row of a frame in memory. None for a stream, whose batches are checked separately.
         self._rows: pl.Series | None = None
 
     def find(self, valid: pl.DataFrame | None) -> None:
-        """Take the rows of a whole frame that compete, or None if no key stands twice in it.
+        """Find the superseded rows of a frame in memory.
+
+        Args:
+            valid: its valid rows with repeated keys; None if no key is repeated.
 
         Raises:
-            DuplicateError: there are any, and the policy is "error".
+            DuplicateError: a row is superseded and the policy is "error".
         """
         self._rows = pl.Series("row", dtype=pl.UInt32) if valid is None else superseded(valid, self._key, self._policy)
 
     def split(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The rows of a batch that are written, and those that are superseded.
+        """Split a batch into the rows to write and the superseded rows.
 
         Raises:
-            DuplicateError: there are any, and the policy is "error".
+            DuplicateError: a row is superseded and the policy is "error".
         """
         found = superseded(rows, self._key, self._policy) if self._rows is None else self._rows
         if found.is_empty():
             return rows, rows.clear()
-        superseding = ~rows["row"].is_in(found.implode())
-        return rows.filter(superseding), rows.filter(~superseding)
+        is_superseded = rows["row"].is_in(found.implode())
+        return rows.filter(~is_superseded), rows.filter(is_superseded)
 
 
 def bytes_of(key: tuple[str, ...]) -> pl.Expr:
-    """The key, compared by bytes."""
+    """The key as bytes, for comparison."""
     return pl.struct(pl.col(key).cast(pl.Binary))
 
 
 def superseded(rows: pl.DataFrame, key: tuple[str, ...], policy: OnDuplicate) -> pl.Series:
-    """The ``row`` of each row that gives way to another one with its key.
+    """``row`` of each row that is superseded by another row with the same key.
 
     Raises:
-        DuplicateError: there are any, and the policy is "error".
+        DuplicateError: a row is superseded and the policy is "error".
     """
-    each = bytes_of(key)
-    kept = each.is_first_distinct() if policy == "first" else each.is_last_distinct()
+    key_bytes = bytes_of(key)
+    kept = key_bytes.is_first_distinct() if policy == "first" else key_bytes.is_last_distinct()
     found = rows.filter(~kept)
     if policy == "error" and found.height:
         keys = found.select(key).unique(maintain_order=True).head(5).iter_rows()
-        shown = ", ".join("/".join(map(str, one)) for one in keys)
+        shown = ", ".join("/".join(map(str, values)) for values in keys)
         raise DuplicateError(
             f"{found.height:,} {'row repeats' if found.height == 1 else 'rows repeat'} the key of another row "
             f"({shown}{', ...' if found.height > 5 else ''}): "
-            "make the ids unique, or choose on_duplicate='last' or 'first'"
+            "make the ids unique, or set on_duplicate to 'last' or 'first'"
         )
     return found["row"]

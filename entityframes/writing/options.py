@@ -1,4 +1,4 @@
-"""What the caller of an upsert decides."""
+"""The options of an upsert."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Nulls = Literal["write", "keep"]
 
 @dataclass(frozen=True)
 class Options:
-    """What the caller of an upsert decides."""
+    """The options of an upsert."""
 
     batch_size: int | None = None
     embed: bool = True
     on_duplicate: OnDuplicate = "last"
     on_error: OnError = "isolate"
-    #: Columns with the hashes, in hex, that the stored entity is expected to have; see `EntityStore.upsert`.
+    #: The columns with the expected hashes (hex) of the stored entity; see `EntityStore.upsert`.
     expected_hash: str | None = None
     expected_metadata_hash: str | None = None
-    #: What becomes of content and metadata fields that a frame does not carry, and what a null in it means.
+    #: What happens to stored content and metadata fields that a frame does not have, and what a null means.
     absent: Absent = "keep"
     nulls: Nulls = "write"
 
@@ -36,25 +36,24 @@ class Options:
         return [name for name in (self.expected_hash, self.expected_metadata_hash) if name is not None]
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and (not _is_count(self.batch_size)):
-            raise ValueError(f"batch_size is {self.batch_size!r}: it is a number of rows, at least 1, or None")
+        if self.batch_size is not None and not _is_positive_int(self.batch_size):
+            raise ValueError(f"batch_size must be a positive integer or None, got {self.batch_size!r}")
         if self.on_duplicate not in ("last", "first", "error"):
-            raise ValueError(f"on_duplicate is {self.on_duplicate!r}: it is 'last', 'first' or 'error'")
+            raise ValueError(f"on_duplicate must be 'last', 'first' or 'error', got {self.on_duplicate!r}")
         if self.on_error not in ("isolate", "rollback", "raise"):
-            raise ValueError(f"on_error is {self.on_error!r}: it is 'isolate', 'rollback' or 'raise'")
-
+            raise ValueError(f"on_error must be 'isolate', 'rollback' or 'raise', got {self.on_error!r}")
         if self.absent not in ("keep", "clear"):
-            raise ValueError(f"absent is {self.absent!r}: it is 'keep' or 'clear'")
+            raise ValueError(f"absent must be 'keep' or 'clear', got {self.absent!r}")
         if self.nulls not in ("write", "keep"):
-            raise ValueError(f"nulls is {self.nulls!r}: it is 'write' or 'keep'")
+            raise ValueError(f"nulls must be 'write' or 'keep', got {self.nulls!r}")
 
     @property
     def merging(self) -> bool:
-        """Whether something of a stored entity may have to be kept."""
+        """Whether rows may have to be merged with stored entities."""
         return self.absent == "keep" or self.nulls == "keep"
 
-    def expecting(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with what the caller expects under names of our own."""
+    def with_expected(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with its expected hashes, if any, in the columns ``expected`` and ``expected_metadata``."""
         if self.expected_hash is None:
             return frame
         hashes = (self.expected_hash, self.expected_metadata_hash)
@@ -67,5 +66,5 @@ class Options:
         )
 
 
-def _is_count(value: object) -> bool:
+def _is_positive_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1

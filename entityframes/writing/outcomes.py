@@ -1,4 +1,4 @@
-"""What becomes of the rows of a batch: out of the database's own answer, or of the error that ended it."""
+"""The outcomes of the rows of a batch, built from the result of the engine or from the error that ended the batch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from entityframes.errors import ClosedError, DatabaseError, EntityFramesError
 from entityframes.results import UPSERT_STATUSES, OutcomeLog, outcome_schema, outcomes
 from entityframes.retry import CommitUnknownError
 
-#: What an engine answers of the rows that it wrote, refused, or found other than expected; with ``again`` also of those
-#: that it left alone because they may lack something of what is stored.
-ANSWER = {
+#: The columns of the result of an engine, which may omit some. It has the rows that were written or rejected, and those
+#: whose entity does not have the expected hashes; with a column ``again``, also those that may lack stored fields.
+RESULT_SCHEMA = {
     "position": pl.UInt32,
     "created": pl.Boolean,
     "due": pl.Boolean,
@@ -28,12 +28,12 @@ ANSWER = {
     "other_id": pl.String,
 }
 
-#: The answer of an engine that wrote nothing.
-NOTHING = pl.DataFrame(schema={"position": pl.UInt32})
+#: The result if nothing was written.
+NOTHING_WRITTEN = pl.DataFrame(schema={"position": pl.UInt32})
 
-_REFUSED = pl.col("error").is_not_null()
+_REJECTED = pl.col("error").is_not_null()
 _COMMITTED: dict[str, Any] = {
-    "status": pl.when(_REFUSED)
+    "status": pl.when(_REJECTED)
     .then(pl.lit("failed"))
     .when("conflict")
     .then(pl.lit("conflict"))
@@ -42,67 +42,67 @@ _COMMITTED: dict[str, Any] = {
     .when("created")
     .then(pl.lit("created"))
     .otherwise(pl.lit("updated")),
-    "error_kind": pl.when(_REFUSED).then(pl.lit("database")),
+    "error_kind": pl.when(_REJECTED).then(pl.lit("database")),
     "error": pl.when("conflict")
-    .then(pl.lit("the stored entity is not the one that was expected: somebody else changed, made or deleted it"))
-    .when(~_REFUSED & pl.col("other_id").is_not_null())
-    .then(pl.format("a trigger in the database stores it under another key: {}/{}", "other_type", "other_id"))
+    .then(pl.lit("the stored entity does not have the expected hash: another writer changed, created or deleted it"))
+    .when(~_REJECTED & pl.col("other_id").is_not_null())
+    .then(pl.format("a database trigger stored the row under another key: {}/{}", "other_type", "other_id"))
     .otherwise("error"),
 }
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """The outcomes of the rows of one call, as frames with the columns of `outcome_schema`."""
+    """Builds the outcomes of the rows of one call: frames with the columns of `outcome_schema`."""
 
     #: The columns that identify a row.
     key: tuple[str, ...]
-    #: row and key of rows that were not validated, as texts that can be shown.
-    shown: Callable[[pl.DataFrame], pl.DataFrame]
-    #: What can become of a row.
+    #: Returns row and key of rows that were not validated, as displayable text.
+    displayable: Callable[[pl.DataFrame], pl.DataFrame]
+    #: The possible statuses.
     statuses: tuple[str, ...] = UPSERT_STATUSES
 
     @cached_property
     def schema(self) -> pl.Schema:
-        """Columns and dtypes."""
+        """The columns and dtypes of the outcomes."""
         return outcome_schema(self.statuses, self.key)
 
     @cached_property
     def none(self) -> pl.DataFrame:
-        """No rows."""
+        """An empty frame of outcomes."""
         return pl.DataFrame(schema=self.schema)
 
     def log(self) -> OutcomeLog:
-        """Collects them."""
+        """A new log that collects the outcomes."""
         return OutcomeLog(self.statuses, schema=self.schema)
 
     def of(self, rows: pl.DataFrame, **columns: Any) -> pl.DataFrame:
-        """Outcomes of rows (row, key and any outcome columns), the rest from `columns` or null."""
+        """Outcomes of `rows` (row, key, any outcome columns); other columns are taken from `columns` or null."""
         return outcomes(rows, self.schema, **columns) if rows.height else self.none.clone()
 
-    def unseen(self, rows: pl.DataFrame, status: str = "cancelled") -> pl.DataFrame:
-        """Outcomes of rows as they were given."""
-        return self.of(self.shown(rows), status=status)
+    def unprocessed(self, rows: pl.DataFrame, status: str = "cancelled") -> pl.DataFrame:
+        """Outcomes of rows that were not validated."""
+        return self.of(self.displayable(rows), status=status)
 
     def committed(self, rows: pl.DataFrame, written: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Outcomes of a batch that was committed.
 
         Args:
-            rows: its rows.
-            written: what the engine answered, with some of the columns of `ANSWER`; rows that it does not name are
+            rows: the rows of the batch.
+            written: the result of the engine, with some of the columns of `RESULT_SCHEMA`. Rows that are not in it are
                 unchanged.
             batch: the batch.
         """
-        written = pl.concat([pl.DataFrame(schema=ANSWER), written], how="diagonal")
-        answered = rows[["row", *self.key]].with_row_index("position")
-        answered = answered.join(written, on="position", how="left", maintain_order="left")
-        job_id = pl.when(pl.col("due") & ~_REFUSED).then(pl.lit(batch.job_id))
-        return self.of(answered, batch_id=batch.batch_id, job_id=job_id, **_COMMITTED)
+        written = pl.concat([pl.DataFrame(schema=RESULT_SCHEMA), written], how="diagonal")
+        combined = rows[["row", *self.key]].with_row_index("position")
+        combined = combined.join(written, on="position", how="left", maintain_order="left")
+        job_id = pl.when(pl.col("due") & ~_REJECTED).then(pl.lit(batch.job_id))
+        return self.of(combined, batch_id=batch.batch_id, job_id=job_id, **_COMMITTED)
 
     def rolled_back(self, rows: pl.DataFrame, error: EntityFramesError, batch: Batch | None) -> pl.DataFrame:
-        """Outcomes of a batch that was rolled back, or of whose COMMIT nobody knows."""
+        """Outcomes of a batch that was rolled back, or whose COMMIT got no response."""
         if isinstance(error, CommitUnknownError):
-            status, message = "unknown", f"lost during COMMIT: {error}"
+            status, message = "unknown", f"the connection was lost during COMMIT: {error}"
         else:
             status, message = "failed", f"the batch was rolled back: {error}"
         if isinstance(error, DatabaseError):
@@ -122,9 +122,9 @@ class Outcomes:
         )
 
 
-def part(rows: pl.DataFrame, written: pl.DataFrame, wanted: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Some rows of a batch (where `wanted` is true), and what the engine answered of them."""
-    mine = written.filter(wanted[written["position"]])
-    # The place of each among the wanted rows.
-    places = (wanted.cum_sum() - 1).cast(pl.UInt32)
-    return rows.filter(wanted), mine.with_columns(places[mine["position"]].alias("position"))
+def subset(rows: pl.DataFrame, written: pl.DataFrame, mask: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The rows of a batch where `mask` is true, and the result of the engine for them."""
+    result = written.filter(mask[written["position"]])
+    # The position of each row within the subset.
+    positions = (mask.cum_sum() - 1).cast(pl.UInt32)
+    return rows.filter(mask), result.with_columns(positions[result["position"]].alias("position"))

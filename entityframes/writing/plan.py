@@ -1,4 +1,4 @@
-"""Plans: what an upsert would do, row by row, without doing it; and doing just that."""
+"""Plans: compare a frame with the store without writing, and apply the result later."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from entityframes.writing.entities.target import EntityTarget
 from entityframes.writing.options import OnError, Options
 from entityframes.writing.run import Run
 
-#: What a plan says of a row. create, update, unchanged: what an upsert would report; duplicate: another row of the
-#: frame has the key; invalid: the row breaks a rule of the data, with the reason in ``error``.
+#: The actions of a plan. create, update, unchanged: the outcome that an upsert would have; duplicate: another row with
+#: the same key is written instead; invalid: the row fails validation, with the reason in ``error``.
 ACTIONS = ("create", "update", "unchanged", "duplicate", "invalid")
 
 #: Columns of `Plan.frame`.
@@ -40,10 +40,10 @@ PLAN_SCHEMA = pl.Schema(
     }
 )
 
-#: Rows that are compared at once: what is stored of them is held as Python texts meanwhile.
-_ROWS = 50_000
+#: Number of rows that are compared at a time; their stored metadata is in memory meanwhile.
+_CHUNK_ROWS = 50_000
 
-#: Columns that a plan adds to its rows when it is applied.
+#: The columns with the expected hashes of the frame that `Plan.apply` writes.
 _EXPECTED = ("expected_hash", "expected_metadata_hash")
 
 
@@ -185,16 +185,17 @@ def make(
     """Compare a frame with the store.
 
     Args:
-        engine: the store's.
+        engine: the engine of the store.
         given: an entity frame.
-        options: what to do with duplicates, and with what the frame does not carry.
+        options: the options of the upsert.
         upsert: called by `Plan.apply` with a frame, `Options`, progress and cancel.
         progress: see `Progress`.
-        interrupt: stops it between two batches.
+        interrupt: stops the comparison between two chunks.
 
     Raises:
         SchemaError: the frame cannot be stored.
-        DuplicateError: a key stands twice and ``on_duplicate="error"``.
+        DuplicateError: a key is repeated and ``on_duplicate="error"``.
+        StatementCancelledError: the interrupt was requested.
     """
     interrupt = interrupt or Interrupt()
     target = EntityTarget(engine, options, Run(engine, interrupt, EntityTarget.outcomes))
@@ -202,13 +203,13 @@ def make(
     target.check_values(given)
     validated = target.validate(numbered(target.prepare(given, record=False)), record=False)
     rows, duplicates = Superseded(KEY, options.on_duplicate).split(validated.rows)
-    pieces = []
+    compared = []
     with Reporter(progress, rows.height, delay=DELAY) as reporter:
-        for start in range(0, max(rows.height, 1), _ROWS):
+        for start in range(0, max(rows.height, 1), _CHUNK_ROWS):
             interrupt.check()
-            pieces.append(_compared(engine, rows[start : start + _ROWS], options))
-            reporter.advance(pieces[-1].height)
-    decided = pl.concat(pieces)
+            compared.append(_compare(engine, rows[start : start + _CHUNK_ROWS], options))
+            reporter.advance(compared[-1].height)
+    decided = pl.concat(compared)
     parts = [
         _as_plan(decided.with_columns(pl.col("old_hash", "new_hash").bin.encode("hex"))),
         _as_plan(duplicates.select("row", *KEY, action=pl.lit("duplicate"))),
@@ -238,8 +239,8 @@ def _as_plan(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _compared(engine: Engine, rows: pl.DataFrame, options: Options) -> pl.DataFrame:
-    """row, key, action, old_hash, old_metadata_hash, new_hash and changes of some rows."""
+def _compare(engine: Engine, rows: pl.DataFrame, options: Options) -> pl.DataFrame:
+    """Compare rows with the stored entities: row, key, action, old_hash, old_metadata_hash, new_hash and changes."""
     stored = keeping.stored(engine, rows)
     keeps = rows["keeps_content"] if "keeps_content" in rows.columns else pl.repeat(False, rows.height, eager=True)
     new = merged_texts(rows["metadata"], stored["metadata"], absent=options.absent, nulls=options.nulls)
@@ -258,13 +259,13 @@ def _compared(engine: Engine, rows: pl.DataFrame, options: Options) -> pl.DataFr
     )
     action = pl.when("absent").then(pl.lit("create")).when("same").then(pl.lit("unchanged")).otherwise(pl.lit("update"))
     decided = decided.with_columns(action=action)
-    # Where nothing was fetched the metadata are equal, or there is no entity.
+    # Metadata is not fetched if it is equal, or if there is no entity.
     old = stored["metadata"].zip_with(fetched, pl.Series(["{}"]).new_from_index(0, rows.height).zip_with(absent, new))
     return decided.drop("absent", "same").hstack([_changes(old, new, decided["action"])])
 
 
 def _changes(old: pl.Series, new: pl.Series, action: pl.Series) -> pl.Series:
-    """The fields that differ, as lists; empty where none does, null for rows of which nothing is written."""
+    """The fields that differ (List), empty if none does, null for unchanged rows."""
     dtype = PLAN_SCHEMA["changes"]
     found = differences(old, new)
     lists = found.group_by("place", maintain_order=True).agg(changes=pl.struct("field", "old", "new"))

@@ -1,6 +1,6 @@
-"""The beginning of a call that writes: prepare -> split, of a whole frame at once, of a stream frame by frame.
+"""The first steps of a write: prepare -> split. A frame in memory is prepared as a whole, a stream frame by frame.
 
-Columns are checked, rows numbered, duplicates found, dtypes recorded, and the rows cut into batches.
+Columns are checked, rows are numbered, duplicate keys are found, dtypes are recorded, and rows are split into batches.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from entityframes.writing.duplicates import Superseded, bytes_of
 from entityframes.writing.target import Target
 
 
-class Whole:
-    """A frame in memory as batches: refused or accepted as a whole, before anything is written.
+class FrameBatches:
+    """The batches of a frame in memory, which is checked as a whole before anything is written.
 
     Raises:
-        SchemaError: it cannot be stored.
+        SchemaError: the frame cannot be stored.
     """
 
     error: Exception | None = None
@@ -32,43 +32,43 @@ class Whole:
         target.check_values(frame)
         self._frame, self._target, self._superseded = frame, target, superseded
         self._engine, self._batch_size = engine, batch_size
-        self.left = [numbered(frame)]
+        self.remaining = [numbered(frame)]
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         find_superseded(self._frame, self._target, self._superseded)
         frame = self._target.prepare(self._frame)
         if self._batch_size is not None:
-            self.left = list(chunks([frame], self._batch_size))
+            self.remaining = list(chunks([frame], self._batch_size))
         else:
-            # A stream may be larger than memory, a whole frame is in it already.
+            # A stream may be larger than memory; this frame is in memory already, so its batches may be large.
             engine = self._engine
             sizes = {"max_bytes": engine.batch_bytes, "max_rows": engine.batch_rows}
-            self.left = list(shares(frame, **sizes, writers=engine.writers, by_key=engine.by_key))
-        while self.left:
-            yield self.left[0]
+            self.remaining = list(shares(frame, **sizes, writers=engine.writers, by_key=engine.by_key))
+        while self.remaining:
+            yield self.remaining[0]
 
-    def begun(self) -> None:
-        del self.left[0]
+    def started(self) -> None:
+        del self.remaining[0]
 
 
-class Stream:
-    """Frames as batches; an error ends them, and is raised when what came before it is written."""
+class StreamBatches:
+    """The batches of a stream. An error of the stream ends it and is raised once the rows before it are written."""
 
     def __init__(self, frames: Iterator[pl.DataFrame], target: Target, batch_size: int | None) -> None:
         self._frames, self._target, self._batch_size = frames, target, batch_size
         self.error: Exception | None = None
-        self.left: list[pl.DataFrame] = []
+        self.remaining: list[pl.DataFrame] = []
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         for chunk in chunks(self._prepared(), self._batch_size):
-            self.left.append(chunk)
+            self.remaining.append(chunk)
             yield chunk
 
-    def begun(self) -> None:
-        del self.left[0]
+    def started(self) -> None:
+        del self.remaining[0]
 
     def _prepared(self) -> Iterator[pl.DataFrame]:
-        """The frames, each checked and its dtypes recorded before its rows are written."""
+        """Check each frame and record its dtypes before its rows are written."""
         try:
             for frame in self._frames:
                 self._target.check(frame.schema)
@@ -78,17 +78,17 @@ class Stream:
 
 
 def find_superseded(frame: pl.DataFrame, target: Target, superseded: Superseded) -> None:
-    """Decide which row of each key of a whole frame is written, before any of it is.
+    """Find the superseded rows of a frame in memory before any row is written.
 
     Raises:
-        DuplicateError: a key stands twice, and that is an error.
+        DuplicateError: a key is repeated and the policy is "error".
     """
-    # Values of the last column that are all different take a quarter of the time to tell than keys that are.
+    # Fast path: checking that the last key column is unique takes a quarter of the time of checking the whole key.
     last = target.key[-1]
     if frame[last].n_unique() == frame.height:
         superseded.find(None)
         return
     rows = numbered(target.prepare(frame, record=False))
-    twice = rows.filter(bytes_of(target.key).is_duplicated())
-    # Only valid rows compete: a bad row does not push out a good one.
-    superseded.find(target.validate(twice, record=False).rows if twice.height else None)
+    repeated = rows.filter(bytes_of(target.key).is_duplicated())
+    # Only valid rows are compared: an invalid row must not supersede a valid one.
+    superseded.find(target.validate(repeated, record=False).rows if repeated.height else None)

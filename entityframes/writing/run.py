@@ -1,4 +1,4 @@
-"""The batches of one call: submitted to threads, collected, stopped, so that each row ends in exactly one outcome."""
+"""Runs the batches of one call in threads and collects exactly one outcome for each row."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from entityframes.threads import Submit
 from entityframes.writing.confirm import check_replicated, confirm
 from entityframes.writing.outcomes import Outcomes
 
-#: Seconds between two looks at Ctrl-C and at the caller's cancel event.
-_LOOK_AFTER = 0.05
+#: Seconds between two checks for Ctrl-C and for the caller's cancel event.
+_POLL_SECONDS = 0.05
 
 
 class Batches(Protocol):
-    """The rows of a call, cut into batches."""
+    """The rows of a call, split into batches."""
 
-    #: Why there are no more.
+    #: The error that ended the input, if any.
     error: Exception | None
-    #: Rows that were read and are in no batch that was begun.
-    left: list[pl.DataFrame]
+    #: Rows that were read but do not belong to a started batch.
+    remaining: list[pl.DataFrame]
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
-        """The batches; each stays in `left` until `begun` is called."""
+        """The batches; each stays in `remaining` until `started` is called."""
 
-    def begun(self) -> None:
-        """The batch that was handed out last is being worked on."""
+    def started(self) -> None:
+        """Remove the batch that was yielded last from `remaining`."""
 
 
 class Run:
-    """One call that writes.
+    """The run of one call that writes.
 
     Args:
-        engine: the store's.
-        interrupt: stops it.
-        outcomes: makes the outcomes of its rows.
-        at_once: how many batches are worked on at once; None: as many as the engine likes.
+        engine: the engine of the store.
+        interrupt: stops the run.
+        outcomes: builds the outcomes of the rows.
+        concurrency: how many batches are processed concurrently; None for the default of the engine.
     """
 
     def __init__(
@@ -53,49 +53,49 @@ class Run:
         interrupt: Interrupt,
         outcomes: Outcomes,
         *,
-        at_once: int | None = None,
+        concurrency: int | None = None,
     ) -> None:
         self.run_id = str(uuid.uuid4())
         self.interrupt = interrupt
         self.outcomes = outcomes
         self.log = outcomes.log()
-        #: How many transactions it had.
+        #: Number of batches so far.
         self.batches = 0
-        self._engine, self._at_once = engine, at_once or engine.workers
+        self._engine, self._concurrency = engine, concurrency or engine.workers
         self._started, self._losses = time.perf_counter(), engine.losses
         self._ctrl_c = CtrlC()
-        #: Batches that threads work on, with their rows.
-        self._working: dict[Future[pl.DataFrame], pl.DataFrame] = {}
-        #: Why the run cannot go on, and whether the server cannot be reached, so that no other batch is begun.
+        #: The batches that are being processed, with their rows.
+        self._in_flight: dict[Future[pl.DataFrame], pl.DataFrame] = {}
+        #: The error that ends the run, and whether the server is unreachable. Either prevents further batches.
         self._fatal: BaseException | None = None
-        self._server_away = False
+        self._server_unreachable = False
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it was made."""
+        """Seconds since the run was created."""
         return time.perf_counter() - self._started
 
     @property
     def stopping(self) -> bool:
-        """Whether no further batch is to begin."""
-        return self.interrupt.requested or self._server_away or self._fatal is not None
+        """Whether no further batch should start."""
+        return self.interrupt.requested or self._server_unreachable or self._fatal is not None
 
     @property
     def lost_connection(self) -> bool:
-        """Whether a connection was lost since it was made: perhaps another server answers now."""
+        """Whether a connection was lost during the run, so that another server may have taken over."""
         return self._engine.losses != self._losses
 
-    def end(self, error: BaseException) -> None:
-        """Let no further batch begin, because of this; the first one is what `execute` raises."""
+    def abort(self, error: BaseException) -> None:
+        """Start no further batch; `execute` raises the first error given here."""
         self._fatal = self._fatal or error
 
-    def failed(self, error: EntityFramesError, *, ends: bool) -> None:
-        """Take note that a batch failed, and whether that ends the run."""
-        if ends:
-            self.end(error)
+    def batch_failed(self, error: EntityFramesError, *, fatal: bool) -> None:
+        """Record that a batch failed; a fatal error ends the run."""
+        if fatal:
+            self.abort(error)
         if isinstance(error, ConnectionLostError):
-            # Batches that follow would each wait for the same server; those in flight go on for themselves.
-            self._server_away = True
+            # Each further batch would wait for the same server. The batches in flight continue their own retries.
+            self._server_unreachable = True
 
     def execute(
         self,
@@ -105,103 +105,103 @@ class Run:
         submit: Submit,
         *,
         disjoint: Callable[[pl.DataFrame, pl.DataFrame], bool] | None = None,
-        must_stay: bool = False,
+        raise_if_lost: bool = False,
     ) -> None:
-        """Have the batches worked on, each by a thread; `log` stays right whatever is raised.
+        """Process the batches in threads. `log` is complete even if an exception is raised.
 
         Args:
             batches: the rows.
-            work: makes the outcomes of a batch.
-            reporter: is told of each batch that is done.
-            submit: has a thread do some work.
-            disjoint: whether two batches share no key; batches that do are not worked on at once, so that later rows
-                win. None: no two of them do.
-            must_stay: whether rows that were committed and are not stored any more are an error.
+            work: processes a batch and returns the outcomes of its rows.
+            reporter: reports progress after each batch.
+            submit: submits work to a thread.
+            disjoint: whether two batches have no key in common. Batches that share a key are not processed
+                concurrently, so that the later row wins. None if all batches are disjoint.
+            raise_if_lost: whether to raise an error if committed rows were lost in a failover.
 
         Raises:
             KeyboardInterrupt: on Ctrl-C, after the batches in flight were rolled back.
-            EntityFramesError: what `end` was given, or what ended the batches.
+            EntityFramesError: the error given to `abort`, or the one that ended the input.
         """
         with self._ctrl_c:
             try:
                 for batch in self._ctrl_c.let_through(batches):
-                    self._make_room(batch, reporter, disjoint)
+                    self._wait_for_slot(batch, reporter, disjoint)
                     if self.stopping:
                         break
-                    self._begin(batches, batch, work, submit)
-                while self._working:
+                    self._start(batches, batch, work, submit)
+                while self._in_flight:
                     self._collect(reporter)
             except BaseException:
                 if self.interrupt.forked:
                     raise
-                self._stop()
+                self._cancel()
                 raise
             finally:
                 if not self.interrupt.forked:
-                    for rows in batches.left:
-                        self.log.append(self.outcomes.unseen(rows))
-                self._confirm(must_stay)
+                    for rows in batches.remaining:
+                        self.log.append(self.outcomes.unprocessed(rows))
+                self._confirm(raise_if_lost)
         if error := self._fatal or batches.error:
             raise error
 
-    def _make_room(
+    def _wait_for_slot(
         self, batch: pl.DataFrame, reporter: Reporter, disjoint: Callable[[pl.DataFrame, pl.DataFrame], bool] | None
     ) -> None:
-        """Wait until a thread is free and no batch that is worked on holds a key of this one."""
-        while len(self._working) >= self._at_once or (
-            disjoint is not None and not all(disjoint(batch, other) for other in self._working.values())
+        """Wait until another batch may start and no batch in flight shares a key with this one."""
+        while len(self._in_flight) >= self._concurrency or (
+            disjoint is not None and not all(disjoint(batch, other) for other in self._in_flight.values())
         ):
             self._collect(reporter)
 
-    def _begin(
+    def _start(
         self, batches: Batches, batch: pl.DataFrame, work: Callable[[pl.DataFrame], pl.DataFrame], submit: Submit
     ) -> None:
-        # A ClosedError leaves the batch in `left`.
-        self._working[submit(work, batch)] = batch
-        batches.begun()
+        # If `submit` raises ClosedError, the batch stays in `remaining`.
+        self._in_flight[submit(work, batch)] = batch
+        batches.started()
         self.batches += 1
 
     def _collect(self, reporter: Reporter) -> None:
-        """Log the batches that are done; wakes often enough for Ctrl-C and the caller's cancel event."""
+        """Wait for batches to finish and log them; returns regularly, to check for Ctrl-C and the cancel event."""
         self._ctrl_c.check()
-        done, _ = wait(self._working, timeout=_LOOK_AFTER, return_when=FIRST_COMPLETED)
+        done, _ = wait(self._in_flight, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
         if self.interrupt.requested:
             self.interrupt.fire()
         for future in done:
-            rows = self._log(future)
+            rows = self._log_batch(future)
             future.result()
             reporter.advance(rows, self.log.counts)
 
-    def _stop(self) -> None:
-        """Cancel what is in flight and log what becomes of it."""
+    def _cancel(self) -> None:
+        """Cancel the batches in flight and log their outcomes."""
         self.interrupt.fire()
-        while self._working:
-            done, _ = wait(self._working, timeout=_LOOK_AFTER, return_when=FIRST_COMPLETED)
+        while self._in_flight:
+            done, _ = wait(self._in_flight, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             if not done:
                 self.interrupt.fire()
             for future in done:
-                self._log(future)
+                self._log_batch(future)
 
-    def _log(self, future: Future[pl.DataFrame]) -> int:
-        """Log a batch that is done, also one that ended in an error that nobody expected."""
-        batch = self._working.pop(future)
+    def _log_batch(self, future: Future[pl.DataFrame]) -> int:
+        """Log the outcomes of a finished batch, even if it raised an unexpected error; return its number of rows."""
+        batch = self._in_flight.pop(future)
         error = future.exception()
         if error is None:
             self.log.append(future.result())
         else:
-            # Errors of this package come from before the transaction; of others nobody knows.
-            known = isinstance(error, EntityFramesError)
-            self.log.append(self.outcomes.unseen(batch, "cancelled" if known else "unknown"))
+            # Errors of this package that propagate are raised before the transaction; others may be raised anywhere.
+            not_written = isinstance(error, EntityFramesError)
+            self.log.append(self.outcomes.unprocessed(batch, "cancelled" if not_written else "unknown"))
         return batch.height
 
-    def _confirm(self, must_stay: bool) -> None:
-        """After a lost connection, make sure that the server still has what this run wrote."""
+    def _confirm(self, raise_if_lost: bool) -> None:
+        """After a lost connection, check that the server still has the rows that this run committed."""
 
-        def look() -> None:
+        def check_ctrl_c() -> None:
             if self._ctrl_c.pressed:
                 self.interrupt.fire()
 
-        lost = confirm(self._engine, self.log, self._losses, self.interrupt, look)
+        lost = confirm(self._engine, self.log, self._losses, self.interrupt, check_ctrl_c)
         check_replicated(self._engine, self.log, self.elapsed, self.interrupt)
-        if lost and must_stay:
-            self.end(ConnectionLostError(f"{lost:,} rows were committed, and are not known to be stored any more"))
+        if lost and raise_if_lost:
+            self.abort(ConnectionLostError(f"{lost:,} rows were committed, but may have been lost in a failover"))

@@ -1,4 +1,4 @@
-"""A target: what differs between the entities of a store and a table, for all that is written to them."""
+"""The Protocol of a target: what the write path needs to know about the rows that it writes."""
 
 from __future__ import annotations
 
@@ -14,104 +14,109 @@ from entityframes.writing.outcomes import Outcomes
 
 @dataclass(frozen=True)
 class Validated:
-    """Rows of a batch, checked and in the one form that is compared and stored."""
+    """The rows of a batch after validation, in canonical form."""
 
-    #: row, key, and what is written.
+    #: row, key, and the columns to write.
     rows: pl.DataFrame
-    #: row, key and error of the rows that break a rule.
+    #: row, key, rule and error of invalid rows.
     invalid: pl.DataFrame
-    #: What the target has to know of the rows to write them.
-    known: Any = None
+    #: What the target needs, besides the rows, to write them.
+    context: Any = None
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What of some rows is written now, in one transaction."""
+    """The pending rows that are written next, in one transaction, and those that are not written."""
 
+    #: The rows to write.
     rows: pl.DataFrame
-    #: row, key and conflict (Boolean) of rows of which nothing is written: stored as they are, or not as expected.
-    same: pl.DataFrame | None = None
-    #: row, key and error of rows that turned out to break a rule.
+    #: row, key and conflict (Boolean) of rows that are not written: unchanged, or in conflict with their expected hash.
+    skipped: pl.DataFrame | None = None
+    #: row, key, rule and error of rows that are invalid once merged.
     invalid: pl.DataFrame | None = None
-    #: Whether the rows were merged with what is stored, so that a conflict says that this has changed meanwhile.
+    #: Whether the rows were merged with stored entities; a conflict then means that the entity has changed meanwhile.
     merged: bool = False
 
 
 class Pending(Protocol):
-    """Rows of a batch that have no outcome yet."""
+    """The rows of a batch without an outcome so far."""
 
     rows: pl.DataFrame
-    #: The transaction of the next attempt.
+    #: The batch (transaction) of the next attempt.
     batch: Batch
 
     def attempt(self) -> Attempt:
-        """What is to be written of them now; rows of which nothing is written are pending no more.
+        """The next attempt; rows that it does not write are no longer pending.
 
         Raises:
-            DatabaseError: what is stored could not be read.
+            DatabaseError: the stored entities could not be read.
         """
 
     def keep(self, rows: pl.DataFrame, *, merge: bool) -> None:
-        """These are still pending after an attempt; with `merge`, they are merged with what is stored first."""
+        """Keep only these rows pending; with `merge`, merge them with the stored entities before the next attempt."""
 
 
 class Target(Protocol):
-    """What rows are written to. Used by several threads."""
+    """What rows are written to. Methods are called from several threads."""
 
     #: The columns that identify a row, in the order of the index.
     key: tuple[str, ...]
     outcomes: Outcomes
 
     def check(self, schema: Mapping[str, pl.DataType]) -> None:
-        """Refuse a frame by its columns.
+        """Check the columns of a frame.
 
         Raises:
-            SchemaError: it names those at fault.
+            SchemaError: the frame cannot be stored; the message names the columns.
         """
 
     def check_values(self, frame: pl.DataFrame) -> None:
-        """Refuse a whole frame by what is in it.
+        """Check the values of a frame in memory.
 
         Raises:
-            SchemaError: it names the columns.
+            SchemaError: the frame cannot be stored; the message names the columns.
         """
 
     def prepare(self, frame: pl.DataFrame, *, record: bool = True) -> pl.DataFrame:
-        """A checked frame with the columns that `validate` wants; what has to be known of its dtypes is recorded.
+        """Record the dtypes of a frame and return it with the columns that `validate` expects.
 
         Args:
-            frame: the caller's.
-            record: False to only check that it could be.
+            frame: the frame of the caller, which `check` has accepted.
+            record: False to only check whether the dtypes could be recorded.
 
         Raises:
-            SchemaError: they do not go together with what is stored.
+            SchemaError: the dtypes are incompatible with those in the store.
         """
 
     def validate(self, chunk: pl.DataFrame, *, record: bool = True) -> Validated:
-        """Check the rows of a batch, which has a column ``row``.
+        """Validate the rows of a batch with a ``row`` column.
+
+        Args:
+            chunk: rows of a frame returned by `prepare`.
+            record: False to not record the fields found in JSON text.
 
         Raises:
-            SchemaError, DatabaseError: the batch cannot be written; nothing of it has been.
+            SchemaError, DatabaseError: the batch cannot be written; nothing of it was written.
         """
 
     def in_key_order(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rows in the order in which the database locks them."""
+        """The rows in key order, in which all writers lock them, to prevent deadlocks."""
 
     def pending(self, rows: pl.DataFrame, validated: Validated) -> Pending:
-        """What has to be done to store rows of a validated batch.
+        """The rows of a validated batch as pending rows.
 
         Raises:
-            DatabaseError: what is stored could not be read.
+            DatabaseError: the stored entities could not be read.
         """
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """Write rows in one transaction; the engine's answer."""
+        """Write rows in one transaction and return the result of the engine."""
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """The same, leaving out the rows that the database refuses."""
+        """Like `write`, but skip rows that the database rejects."""
 
     def recovered(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
-        """The answer of a batch whose COMMIT was not answered, None if it came to nothing."""
+        """The result of a batch whose COMMIT got no response; None if it was not committed."""
 
-    def reconnected(self) -> None:
-        """After a lost connection: see to it that the server still has what was recorded."""
+    def restore_records(self) -> None:
+        """After a lost connection, record the dtypes again that the server no longer has."""

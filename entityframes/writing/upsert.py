@@ -17,7 +17,7 @@ from entityframes.writing.batch import BatchWriter
 from entityframes.writing.duplicates import Superseded
 from entityframes.writing.entities.target import EntityTarget
 from entityframes.writing.options import Options
-from entityframes.writing.prepare import Stream, Whole
+from entityframes.writing.prepare import FrameBatches, StreamBatches
 from entityframes.writing.run import Run
 
 
@@ -31,45 +31,47 @@ class Upsert:
         self._superseded = Superseded(self._target.key, options.on_duplicate)
 
     def result(self) -> UpsertResult:
-        """What has happened so far."""
+        """The outcomes so far."""
         run = self._run
         return UpsertResult(dict(run.log.counts), run.batches, run.elapsed, run.log)
 
     def execute(
         self, source: pl.DataFrame | Iterator[pl.DataFrame], reporter: Reporter, submit: Submit
     ) -> UpsertResult:
-        """Write a frame, or frames that come one after the other; `result` stays right whatever is raised.
+        """Write a frame or a stream of frames. `result` is complete even if an exception is raised.
 
         Raises:
             KeyboardInterrupt: on Ctrl-C, after the batches in flight were rolled back.
-            SchemaError: a frame cannot be stored; for a whole frame before anything was written.
-            ValidationError, DatabaseError: rows failed and ``on_error="raise"``, or no batch could succeed.
+            SchemaError: a frame cannot be stored. A frame in memory is refused before anything is written.
+            DuplicateError: a key is repeated and ``on_duplicate="error"``.
+            ValidationError, DatabaseError: rows failed and ``on_error="raise"``, or no batch can succeed.
         """
         size = self._options.batch_size
-        whole = isinstance(source, pl.DataFrame)
+        in_memory = isinstance(source, pl.DataFrame)
         batches = (
-            Whole(source, self._target, self._superseded, self._engine, size)
+            FrameBatches(source, self._target, self._superseded, self._engine, size)
             if isinstance(source, pl.DataFrame)
-            else Stream(source, self._target, size)
+            else StreamBatches(source, self._target, size)
         )
         writer = BatchWriter(self._target, self._options, self._run, self._superseded)
         try:
             self._run.execute(
                 batches,
-                writer.work,
+                writer.process,
                 reporter,
                 submit,
-                disjoint=None if whole else self._share_no_key,
-                must_stay=self._options.on_error == "raise",
+                disjoint=None if in_memory else self._disjoint,
+                raise_if_lost=self._options.on_error == "raise",
             )
         finally:
             if self._run.lost_connection and not self._interrupt.requested:
-                # The next run does it if it cannot be done.
+                # If this fails, the next run does it.
                 with suppress(EntityFramesError):
-                    self._target.reconnected()
+                    self._target.restore_records()
         return self.result()
 
-    def _share_no_key(self, one: pl.DataFrame, other: pl.DataFrame) -> bool:
+    def _disjoint(self, left: pl.DataFrame, right: pl.DataFrame) -> bool:
+        """Whether two batches have no key in common."""
         key = self._target.key
-        keys = [rows.select(pl.col(key).cast(pl.Binary)) for rows in (one, other)]
-        return keys[0].join(keys[1], on=key, how="semi").is_empty()
+        left_keys, right_keys = (rows.select(pl.col(key).cast(pl.Binary)) for rows in (left, right))
+        return left_keys.join(right_keys, on=key, how="semi").is_empty()

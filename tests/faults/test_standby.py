@@ -300,7 +300,7 @@ def test_a_standby_that_was_behind_takes_over(pair: Pair, monkeypatch: pytest.Mo
     lost = result.failed
     assert lost["row"].to_list() == list(range(200, 700)), result
     assert lost["error_kind"].unique().to_list() == ["connection"]
-    assert lost["error"].str.contains("run it again").all()
+    assert lost["error"].str.contains("repeat the call").all()
     assert lost["job_id"].null_count() == 500
     assert (result.counts["created"], result.counts["failed"], result.ok) == (500, 500, False)
     model.upserted(frame, result)
@@ -369,7 +369,7 @@ def test_deletions_that_were_lost(pair: Pair, monkeypatch: pytest.MonkeyPatch) -
     result = store.delete(frame)
     assert result.counts["deleted"] == 200, result
     assert result.failed["row"].to_list() == list(range(100, 300))
-    assert result.failed["error"].str.contains("run it again").all()
+    assert result.failed["error"].str.contains("repeat the call").all()
     model.deleted(result)
     model.check(store)
 
@@ -417,7 +417,7 @@ def test_single_calls_and_plans(pair: Pair, monkeypatch: pytest.MonkeyPatch, cal
 
     monkeypatch.setattr(PostgresEngine, "write", writing)
     if call == "upsert_entity":
-        with pytest.raises(ef.ConnectionLostError, match="not known to be stored"):
+        with pytest.raises(ef.ConnectionLostError, match="may have been lost"):
             store.upsert_entity("note", "a", "text")
         assert store.last_result.counts["failed"] == 1
     else:
@@ -442,7 +442,7 @@ def test_no_server_is_left_to_confirm(pair: Pair, monkeypatch: pytest.MonkeyPatc
     assert result.outcomes["status"].to_list()[:100] == ["unknown"] * 100
     # The server may have been killed during the COMMIT of the batch in flight.
     assert set(result.outcomes["status"][100:]) <= {"failed", "unknown", "cancelled"}
-    assert result.outcomes["error"][0].startswith("it was committed")
+    assert result.outcomes["error"][0].startswith("the change was committed")
 
 
 def test_vectors_that_were_lost_are_due(pair: Pair) -> None:

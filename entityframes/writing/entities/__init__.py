@@ -1,1 +1,1 @@
-"""Entities as a target: their rules, and how a row that does not carry all of an entity keeps the rest."""
+"""Entities as a target: their validation, and merging rows with the stored fields that they lack."""

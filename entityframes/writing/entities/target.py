@@ -26,17 +26,17 @@ from entityframes.writing.outcomes import Outcomes
 from entityframes.writing.run import Run
 from entityframes.writing.target import Attempt, Validated
 
-#: Whether types had no entity is asked of so many at most.
+#: The maximum number of types in a batch that are checked for being empty.
 _FEW_TYPES = 8
 
-#: How often rows are read and merged again because their entities change all the time.
-_MAX_ROUNDS = 1_000
+#: The maximum number of attempts to merge and write rows whose entities other writers keep changing.
+_MAX_ATTEMPTS = 1_000
 
-_TOO_LONG = "metadata is over 64 MiB once it is merged with what is stored"
+_TOO_LONG = "metadata is over 64 MiB when merged with the stored metadata"
 
 
 class EntityTarget:
-    """What an upsert of entities writes to."""
+    """The target of an upsert of entities."""
 
     key: tuple[str, ...] = KEY
     outcomes = Outcomes(KEY, readable_keys)
@@ -44,7 +44,7 @@ class EntityTarget:
     def __init__(self, engine: Engine, options: Options, run: Run) -> None:
         self._engine, self._options, self._run = engine, options, run
         self._fields = Fields(engine, recent=True)
-        #: Types that had no entity when this run first met them.
+        #: For each type, whether it had no entities when it first occurred in this run.
         self._was_empty: dict[str, bool] = {}
         self.write, self.write_each, self.recovered = engine.write, engine.write_each, engine.recorded
 
@@ -56,7 +56,7 @@ class EntityTarget:
 
     def prepare(self, frame: pl.DataFrame, *, record: bool = True) -> pl.DataFrame:
         self._with_fields(frame, self._fields.declare if record else self._fields.check)
-        return self._options.expecting(frame)
+        return self._options.with_expected(frame)
 
     def validate(self, chunk: pl.DataFrame, *, record: bool = True) -> Validated:
         if self._fields.unconfirmed:
@@ -68,8 +68,8 @@ class EntityTarget:
         if record and self._options.absent == "keep":
             known = self._fields.names(valid.inferred or rows["entity_type"].unique())
         if self._options.merging:
-            carried = chunk.schema.get("metadata")
-            rows = keeping.marked(rows, carried, "content" in chunk.columns, valid.shapes, known, self._options)
+            dtype, has_content = chunk.schema.get("metadata"), "content" in chunk.columns
+            rows = keeping.mark_narrow(rows, dtype, has_content, valid.shapes, known, self._options)
         return Validated(keeping.without_shape(rows), valid.invalid, known)
 
     def in_key_order(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -77,19 +77,21 @@ class EntityTarget:
 
     def pending(self, rows: pl.DataFrame, validated: Validated) -> Pending:
         only_new = "narrow" in rows.columns and self._in_new_types(rows)
-        return Pending(self, rows, validated.known, only_new=only_new)
+        return Pending(self, rows, validated.context, only_new=only_new)
 
-    def reconnected(self) -> None:
+    def restore_records(self) -> None:
         self._fields.record_again()
 
-    def _with_fields(self, frame: pl.DataFrame, do: Callable[[Iterable[str], Mapping[str, pl.DataType]], None]) -> None:
-        """Do something with the types of a frame whose metadata is typed, and with its fields."""
+    def _with_fields(
+        self, frame: pl.DataFrame, call: Callable[[Iterable[str], Mapping[str, pl.DataType]], None]
+    ) -> None:
+        """Call a function with the entity types and the metadata fields of a frame, if its metadata is typed."""
         metadata = frame.schema.get("metadata")
         if isinstance(metadata, pl.Struct) and frame.height:
-            do(types_of(frame), {field.name: dtypes.instance(field.dtype) for field in metadata.fields})
+            call(types_of(frame), {field.name: dtypes.instance(field.dtype) for field in metadata.fields})
 
     def _in_new_types(self, rows: pl.DataFrame) -> bool:
-        """Whether the types of a large batch had no entity when the run first met them: there is nothing to keep."""
+        """Whether this is a large batch of types that had no entities before the run: nothing has to be merged."""
         if rows.height <= keeping.FEW_ROWS or "expected" in rows.columns:
             return False
         entity_types = rows["entity_type"].unique().to_list()
@@ -110,44 +112,45 @@ class EntityTarget:
             only_new=only_new,
         )
 
-    def _look(self, rows: pl.DataFrame, known: keeping.Known) -> keeping.Look:
+    def _merge(self, rows: pl.DataFrame, known: keeping.Known) -> keeping.Merged:
         self._run.interrupt.check()
-        return keeping.look(self._engine, rows, known, self._fields, self._options)
+        return keeping.merge(self._engine, rows, known, self._fields, self._options)
 
 
 class Pending:
-    """Entities of a batch that have no outcome yet.
+    """The entities of a batch without an outcome so far.
 
-    Rows that lack something of what may be stored are merged with it first, and are written over just the state that
-    was read; the others are written over whatever is stored, unless more fields have been recorded by then.
+    Rows that may lack stored fields are merged with the stored entities first, and overwrite an entity only if it is
+    unchanged since it was read. Other rows overwrite any entity, unless more fields have been recorded meanwhile.
     """
 
     def __init__(self, target: EntityTarget, rows: pl.DataFrame, known: keeping.Known, *, only_new: bool) -> None:
         self.rows = rows
         self._target, self._known, self._only_new = target, known, only_new
         self._merge = not only_new and target._options.merging and "narrow" in rows.columns
-        self._keeps = target._options.absent == "keep"
-        self._rounds = 0
+        self._keeps_absent = target._options.absent == "keep"
+        self._attempts = 0
         self.batch = self._next_batch()
 
     def attempt(self) -> Attempt:
-        self._rounds += 1
-        if self._rounds > _MAX_ROUNDS:
-            raise TransientError("other writers changed the same entities again and again meanwhile", "40001")
+        self._attempts += 1
+        if self._attempts > _MAX_ATTEMPTS:
+            message = f"{_MAX_ATTEMPTS:,} attempts failed: other writers kept changing the entities"
+            raise TransientError(message, "40001")
         if not self._merge:
             return Attempt(self.rows)
-        seen = self._target._look(self.rows, self._known)
-        written = pl.concat([seen.ready["row"], seen.later["row"]])
-        self.rows = self.rows.filter(pl.col("row").is_in(written.implode()))
-        invalid = seen.too_long.with_columns(rule=pl.lit("too_long"), error=pl.lit(_TOO_LONG))
-        return Attempt(seen.ready, seen.ended, invalid, merged=True)
+        merged = self._target._merge(self.rows, self._known)
+        pending = pl.concat([merged.ready["row"], merged.outdated["row"]])
+        self.rows = self.rows.filter(pl.col("row").is_in(pending.implode()))
+        invalid = merged.too_long.with_columns(rule=pl.lit("too_long"), error=pl.lit(_TOO_LONG))
+        return Attempt(merged.ready, merged.skipped, invalid, merged=True)
 
     def keep(self, rows: pl.DataFrame, *, merge: bool) -> None:
         self._merge = self._merge or merge
-        self.rows = keeping.all_of(rows) if self._merge and rows.height else rows
+        self.rows = keeping.all_narrow(rows) if self._merge and rows.height else rows
         self.batch = self._next_batch()
 
     def _next_batch(self) -> Batch:
-        # What was merged is written over just the state that was read: nothing can be lacking there.
-        known = self._known if self._keeps and not self._merge else None
+        # Merged rows overwrite only the state that was read, so they lack nothing.
+        known = self._known if self._keeps_absent and not self._merge else None
         return self._target._batch(known, only_new=self._only_new and not self._merge)
