@@ -208,7 +208,7 @@ def test_a_busy_embedder(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch)
 
     result = embed(store, Recording(before=busy), max_attempts=2)
     assert result.counts["failed"] == 10
-    assert result.failed["error"].str.contains("too many requests").all()
+    assert result.failed["error"].str.contains("too many requests").fill_null(False).all()
     assert store.stats()["due"].to_list() == [10]
     assert store.jobs("failed")["attempts"].to_list() == [2]
     assert store.retry_failed() == 10

@@ -95,7 +95,7 @@ def test_what_somebody_else_changed_is_left_alone(store: ef.EntityStore, count: 
     assert told["meta"] == told["both"] == "updated"
     assert result.counts["created"] == count
     assert not result.ok
-    assert result.outcomes.filter(status="conflict")["error"].str.contains("somebody else").all()
+    assert result.outcomes.filter(status="conflict")["error"].str.contains("somebody else").fill_null(False).all()
     left = store.get(ef.ids("note", ["new", "same", "text", "gone"]))
     assert left["content"].to_list() == ["theirs", "x", "theirs", None]
     assert json.loads(left["metadata"][1]) == {"a": 7}
