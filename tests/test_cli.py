@@ -123,6 +123,25 @@ def test_key_of_several_columns_and_repeats(run: Run) -> None:
     assert json.loads(json.loads(out)["metadata"]) == {"airline": "BA", "source": "LHR", "destination": "CDG"}
 
 
+def test_ids_of_one_column_are_as_they_are(run: Run) -> None:
+    """Only of several columns a sign that stands between them has to be told from theirs."""
+    (run.folder / "rows.csv").write_text("id,n\na|b\\c,1\n")
+    assert run("import", "rows.csv", "--type", "t", "--id", "id")[0] == 0
+    code, out, _ = run("get", "--type", "t", "a|b\\c", "--json")
+    assert (code, json.loads(out)["id"]) == (0, "a|b\\c")
+
+
+@pytest.mark.parametrize("command", ["get", "exists", "delete"])
+def test_a_file_of_ids_with_a_line_that_cannot_be_read(run: Run, command: str) -> None:
+    """It may be one of the ids: nothing is done."""
+    run("import", "airports.dat", *OPTIONS)
+    (run.folder / "ids.csv").write_text("id,n\n1,1\n2,2,2\n")
+    code, out, errors = run(command, "--type", "airport", "--ids", "ids.csv")
+    assert (code, out) == (2, "")
+    assert "ids.csv, line 3: 3 values" in errors
+    assert run("exists", "--type", "airport", "1", "2")[0] == 0
+
+
 def test_failed_rows_are_written_corrected_and_imported_again(run: Run) -> None:
     """The file of failed rows has the original columns and the error, and can be imported again once corrected."""
     rows = pl.DataFrame({"k": ["a", None, "c"], "n": [1, 2, 3], "day": [dt.date(2026, 1, 1)] * 3})

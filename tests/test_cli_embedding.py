@@ -37,6 +37,9 @@ def test_embed_and_search(run: Run) -> None:
     code, out, _ = run("search", "garden", "--type", "page", "--mode", "text", "--where", "n = 1", "--json")
     assert [json.loads(line)["id"] for line in out.splitlines()] == ["p1"]
     assert run("search", "xylophone", "--mode", "text")[0] == 1
+    code, out, _ = run("search", "garden in winter", "-k", "1", "--json", *HASHING)
+    assert (code, json.loads(out)["id"]) == (0, "p2")
+    assert run("search", "garden", "--embedder", "hashing", "--option", "dim=64")[0] == 2
 
 
 def test_a_search_by_words_leaves_its_index(run: Run, url: str, engine: str, tmp_path: Path) -> None:

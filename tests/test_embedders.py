@@ -30,6 +30,7 @@ def test_hashing_is_deterministic() -> None:
     assert vectors.dtype == np.float32
     assert np.allclose(np.linalg.norm(np.delete(vectors, 3, 0), axis=1), 1, atol=1e-5)
     assert np.array_equal(vectors[0], vectors[1])
+    assert embedder.embed([]).shape == (0, 64)
     assert np.array_equal(np.concatenate([embedder.embed([text]) for text in TEXTS]), vectors)
     script = (
         "import sys, json, entityframes as ef; "
@@ -169,9 +170,10 @@ def test_retry_after_may_be_a_date(server: Any) -> None:
 
 def test_openai_garbage_and_silence(server: Any) -> None:
     embedder = ef.OpenAIEmbedder("m", dim=4, base_url=server.url)
-    server.answers.append((200, {}, {"data": [{"index": 0, "embedding": "no"}]}))
-    with pytest.raises(ef.EmbedderError, match="not a list of vectors"):
-        embedder.embed(["a"])
+    for answer in ({"data": [{"index": 0, "embedding": "no"}]}, {}, {"data": [{"embedding": [1.0]}]}, {"data": 5}, [1]):
+        server.answers.append((200, {}, answer))
+        with pytest.raises(ef.EmbedderError, match="not a list of vectors"):
+            embedder.embed(["a"])
     with pytest.raises(ef.EmbedderBusyError, match="did not respond"):
         ef.OpenAIEmbedder("m", dim=4, base_url="http://127.0.0.1:9").embed(["a"])
 

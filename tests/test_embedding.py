@@ -208,7 +208,7 @@ def test_a_busy_embedder(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch)
 
     result = embed(store, Recording(before=busy), max_attempts=2)
     assert result.counts["failed"] == 10
-    assert result.failed["error"].str.contains("too many requests").all()
+    assert result.failed["error"].str.contains("too many requests").fill_null(False).all()
     assert store.stats()["due"].to_list() == [10]
     assert store.jobs("failed")["attempts"].to_list() == [2]
     assert store.retry_failed() == 10
@@ -243,6 +243,33 @@ def test_an_embedder_that_stops_working(store: ef.EntityStore) -> None:
     assert store.last_result.counts["cancelled"] == 20
     assert embed(store, fresh := Recording()).counts["embedded"] == 20
     assert len(fresh.texts) == 20
+
+
+def test_an_embedder_that_breaks_in_the_middle_of_a_batch(store: ef.EntityStore) -> None:
+    """Texts that it would have embedded are not taken for bad ones because others of their batch went well."""
+    store.upsert(pl.concat([notes(63), notes(1, "poison", start=63)]), progress=False)
+
+    def breaks(texts: Sequence[str]) -> None:
+        # All of them with the bad one, then those before it, then none any more.
+        if len(embedder.calls) > 2:
+            raise RuntimeError("the device is gone")
+
+    embedder = Recording(before=breaks)
+    with pytest.raises(ef.EmbedderError, match="the device is gone"):
+        embed(store, embedder)
+    assert store.stats().select("failed").item() == 0
+    result = embed(store)
+    assert (result.counts["embedded"], result.counts["failed"]) == (63, 1)
+
+
+def test_a_job_that_is_written_in_parts(store: ef.EntityStore, sql: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is done when the last of them is written, and not before."""
+    monkeypatch.setattr(store._engine.embedding, "write_bytes", 1)
+    store.upsert(notes(50), progress=False)
+    result = embed(store, Recording(max_batch=10))
+    assert (result.counts["embedded"], result.rows, result.batches) == (50, 50, 5)
+    assert store.jobs()["state"].cast(pl.String).to_list() == ["done"]
+    vectors_are_current(store, sql)
 
 
 def test_content_that_changes_while_it_is_embedded(connect: Any, sql: Any) -> None:

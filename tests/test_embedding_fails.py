@@ -92,7 +92,7 @@ def test_a_run_that_a_rate_limit_ended_is_not_ok(store: ef.EntityStore) -> None:
     store.upsert(notes(25), batch_size=10, progress=False)
     first = embed(store, Recording(before=busy), max_attempts=1)
     assert (first.ok, first.counts["failed"], first.waiting) == (False, 25, 25)
-    assert first.failed["error"].str.contains("too many requests").all()
+    assert first.failed["error"].str.contains("too many requests").fill_null(False).all()
     again = embed(store)
     assert (again.ok, again.rows, again.waiting) == (False, 0, 25)
     assert "25 stay due in jobs that failed" in repr(again)
@@ -161,6 +161,9 @@ def test_a_query_that_is_not_a_vector(store: ef.EntityStore, value: Any) -> None
     embed(store)
     with pytest.raises(ValueError, match="NaN or infinity"):
         store.search([value, *[1.0] * 15])
+    for query in (["a"] * 16, [[1.0], [2.0, 3.0]], {"a": 1.0}):
+        with pytest.raises(ValueError, match="neither a text nor a vector of numbers"):
+            store.search(query)
     # Numbers whose squares are out of range still have a direction.
     plain = store.search([1.0] * 16)["id"].to_list()
     assert store.search([1e300] * 16)["id"].to_list() == store.search([1e-300] * 16)["id"].to_list() == plain
@@ -194,14 +197,53 @@ def test_a_first_call_that_fails_leaves_no_space(store: ef.EntityStore, queued: 
     def refuse(texts: Sequence[str]) -> None:
         raise ef.EmbedderError("no such model")
 
-    for embedder in (Recording(before=refuse), Raising(), Shapeless(), Giving(np.nan)):
-        with pytest.raises(ef.EmbedderError):
+    for embedder, said in (
+        (Recording(before=refuse), "no such model"), (Raising(), "CUDA error: out of memory"),
+        (Shapeless(), "says that its dimension is 16"), (Giving(np.nan), "NaN or infinity"),
+    ):  # fmt: skip
+        with pytest.raises(ef.EmbedderError, match=said):
             embed(store, embedder)
         assert store.spaces().is_empty()
     assert embed(store).counts["embedded"] == 5 * queued
     with pytest.raises(ef.EmbedderError):
         embed(store, Recording(32, before=refuse), space="second")
     assert store.spaces()["space"].to_list() == ["hashing-16"]
+
+
+def test_a_new_space_that_somebody_else_has_begun_to_fill_is_kept(connect: Any) -> None:
+    """Though its first embedder turns out not to work."""
+    store, other, cancel = connect(), connect(), threading.Event()
+    store.upsert(notes(2), batch_size=1, progress=False)
+
+    def refuse(texts: Sequence[str]) -> None:
+        # The other one works off the second job, and does not wait for the first.
+        assert embed(other, Recording(before=lambda texts: cancel.set()), cancel=cancel).counts["embedded"] == 1
+        raise ef.EmbedderError("no such model")
+
+    with pytest.raises(ef.EmbedderError, match="no such model"):
+        embed(store, Recording(before=refuse))
+    assert store.spaces().select("space", "embedded").rows() == [("hashing-16", 1)]
+    assert embed(store).counts["embedded"] == 1
+
+
+def test_a_query_whose_embedder_is_not_there(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing is said: the embedder itself, or the package of one that is known."""
+    store, other = connect(), connect()
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    store.upsert(notes(2), progress=False)
+    for space, message in (
+        ("mine", r"embedded by mine: give embedder="),
+        ("sentence-transformers:mini", "pip install sentence-transformers$"),
+    ):
+        embedder = Recording()
+        embedder.name = space
+        store.enqueue()
+        embed(store, embedder, space=space)
+        store.activate(space)
+        assert store.search("text").height == 2
+        with pytest.raises(ef.EmbedderError, match=message):
+            other.search("text")
+        assert other.search("text", embedder=embedder).height == 2
 
 
 def test_an_unknown_type_is_a_warning(store: ef.EntityStore) -> None:

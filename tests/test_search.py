@@ -162,6 +162,9 @@ def test_invalid_searches(store: ef.EntityStore) -> None:
         store.search("river", k=0)
     with pytest.raises(ValueError, match="mode"):
         store.search("river", mode="psychic")
+    for query in ("river", ""):
+        with pytest.raises(pl.exceptions.ColumnNotFoundError, match="nothing"):
+            store.search(query, where=pl.col("nothing") == 1)
 
 
 @pytest.mark.parametrize(

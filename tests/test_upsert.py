@@ -77,7 +77,7 @@ def test_created_at_stays_and_updated_at_moves_with_changes_only(store: ef.Entit
 def test_metadata_is_compared_as_json(store: ef.EntityStore) -> None:
     """Key order, whitespace, escapes and the notation of numbers do not matter."""
     store.upsert(frame(("a", "x"), metadata=['{"b": 1, "a": "é", "c": [1.0, {"z": 1e2, "y": null}]}']))
-    same = '{"a":"\\u00e9","c":[1,{"y":null,"z":100}],   "b":1.0}'
+    same = '{"a":"\\u00e9","c":[1,{"y":null,"z":100}],   "b":1.00000000000000000000}'
     assert statuses(store.upsert(frame(("a", "x"), metadata=[same]))) == ["unchanged"]
     assert statuses(store.upsert(frame(("a", "x"), metadata=['{"a":"é"}']), absent="clear")) == ["updated"]
 

@@ -33,10 +33,17 @@ def test_sync(url: str, root: Path) -> None:
     first = run("sync", root, "--store", url)
     assert first.returncode == 0, first.stderr
     assert "1 created" in first.stdout
+    (root / "post/b.md").write_text("new")
+    planned = run("sync", root, "--dry-run", "--store", url)
+    assert "post/b.md" in planned.stdout
+    assert "post/a.md" not in planned.stdout
+    planned = run("sync", root, "--dry-run", "--json", "--store", url)
+    assert [json.loads(line)["path"] for line in planned.stdout.splitlines()] == ["post/b.md"]
+    assert "1 created" in run("sync", root, "--store", url).stdout
     again = json.loads(run("sync", root, "--store", url, "--json").stdout)
     assert again["ok"]
     assert again["changes"] == []
-    assert again["counts"]["unchanged"] == 1
+    assert again["counts"]["unchanged"] == 2
 
 
 @pytest.mark.duckdb

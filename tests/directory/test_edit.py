@@ -117,6 +117,24 @@ def test_only_what_changed_is_another(fields: dict[str, Any], old: str, new: str
     assert canonical_json([parse(data).metadata])[0][0] == text
 
 
+@pytest.mark.parametrize(
+    ("front", "fields", "expected"),
+    [
+        # All of it in brackets.
+        ("{title: A, tags: [x, 'y']}  # kept\n", {"title": "B"}, "{title: B, tags: [x, 'y']}  # kept\n"),
+        # A key in brackets that has no value.
+        ("map: {a, b: ['x']}  # kept\n", {"map": {"a": 1, "b": ["x"]}}, "map: {a: 1, b: ['x']}  # kept\n"),
+        # Items whose keys are in no order.
+        ("links:\n- url: u  # kept\n  name: x\n- url: v\n  name: 'y'\n",
+         {"links": [{"name": "new"}, {"name": "x", "url": "u"}, {"name": "y", "url": "v"}]},
+         "links:\n- name: new\n- url: u  # kept\n  name: x\n- url: v\n  name: 'y'\n"),
+    ],
+)  # fmt: skip
+def test_what_stands_in_other_orders_and_places(front: str, fields: dict[str, Any], expected: str) -> None:
+    """Only what differs is written anew there, too."""
+    assert changed(front, **fields) == expected
+
+
 def test_a_field_below_a_text_that_keeps_empty_lines() -> None:
     """When removed, the blank lines below it are removed, too; everything else is preserved."""
     front = "kept: |+\n  one\n\ngone: x\n\n# a comment\nlast: text  # beside\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import entityframes as ef
+from entityframes.directory import sync
 from tests.directory.test_sync import edit, once, put, statuses
 from tests.faults.servers import Background
 
@@ -55,6 +57,26 @@ def test_a_sync_that_was_not_heard_of(
     assert sql(remembered) != before
     edit(root / "a.md", "three")
     assert statuses(first.sync())["a.md"] == "updated"
+
+
+def test_a_long_sync_keeps_its_hold(
+    connect: Callable[..., ef.EntityStore], store: ef.EntityStore, tmp_path: Path, sql: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It says that it is at work before its hold ends: another sync is kept off all the time."""
+    monkeypatch.setattr(sync, "LEASE", 6.0)
+    root = tmp_path / "notes"
+    put(root / "a.md", "one")
+    first, second = ef.DirectorySync(store, root), ef.DirectorySync(connect(), root)
+
+    def until_it_is_renewed() -> None:
+        held = sql("SELECT lease_until FROM entityframes.folders")
+        while sql("SELECT lease_until FROM entityframes.folders") == held:
+            with pytest.raises(ef.DirectoryError, match="is being synced by"):
+                second.sync()
+            time.sleep(0.1)
+
+    assert first.sync(progress=once(until_it_is_renewed)).counts["created"] == 1
 
 
 def test_a_hold_that_ended_and_that_nobody_took(store: ef.EntityStore, tmp_path: Path, sql: Callable[..., Any]) -> None:

@@ -15,6 +15,8 @@ import polars as pl
 import pytest
 
 import entityframes as ef
+from entityframes.directory import survey
+from entityframes.directory.handles import Folder
 from entityframes.directory.tree import Tree
 from entityframes.writing.upsert import Upsert
 
@@ -367,6 +369,105 @@ def test_a_bad_file_is_reported_and_left(store: ef.EntityStore, root: Path, fold
     assert statuses(result) == {"a.md": "failed", "b.md": "unchanged", "c.md": "failed"}
     assert all("line" in error for error in result.failed["error"])
     assert store.get_entity("note", "a")["content"] == "good"
+
+
+@pytest.mark.parametrize("what", ["pipe", "unreadable rules"])
+def test_what_took_the_place_of_a_file_deletes_nothing(
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync, what: str
+) -> None:
+    """A path that is no file any more, and what is below a folder that cannot be read, may still be meant."""
+    write(root, **{"note__a.md": "a", "post__b.md": "b"})
+    folder.sync()
+    if what == "pipe":
+        (root / "note/a.md").unlink()
+        os.mkfifo(root / "note/a.md")
+    else:
+        put(root / "note/.efignore", b"\xff")
+    result = folder.sync(delete=True)
+    assert statuses(result)["note/a.md"] == "failed"
+    assert statuses(result)["post/b.md"] == "unchanged"
+    assert store.get_entity("note", "a")["content"] == "a"
+
+
+def test_a_rename_of_what_another_folder_had_last(store: ef.EntityStore, root: Path, tmp_path: Path) -> None:
+    """With other metadata: the file keeps its metadata when its entity gets another content."""
+    put(root / "x.md", "---\na: 1\n---\ntext")
+    folder = ef.DirectorySync(store, root)
+    folder.sync()
+    other = tmp_path / "other"
+    other.mkdir()
+    elsewhere = ef.DirectorySync(store, other)
+    elsewhere.sync()
+    (file,) = tree(other)
+    edit(other / file, "---\na: 2\n---\ntext")
+    assert elsewhere.sync().counts["updated"] == 1
+    (root / "x.md").rename(root / "y.md")
+    assert folder.sync().counts["renamed"] == 1
+    store.upsert_entity("note", "y", "new", {"a": 1})
+    assert folder.sync().counts["exported"] == 1
+    assert (root / "y.md").read_text() == "---\na: 1\n---\nnew"
+
+
+def test_an_edit_right_behind_an_export_is_seen(
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody writes to a file as soon as it has its name: the next sync takes the edit."""
+    store.upsert_entity("note", "a", "text")
+    move = Folder.move
+
+    def late(source: Folder, old: str, other: Folder, new: str) -> None:
+        move(source, old, other, new)
+        (root / "note/a.md").write_text("edit")
+
+    monkeypatch.setattr(Folder, "move", late)
+    assert folder.sync().counts["exported"] == 1
+    monkeypatch.undo()
+    assert folder.sync().counts["updated"] == 1
+    assert store.get_entity("note", "a")["content"] == "edit"
+
+
+def test_what_a_killed_sync_left_behind_is_removed(
+    root: Path, folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is so old that nobody can be writing it any more."""
+    put(root / "a.md", "a")
+    left = f"note/.ef-{'0' * 16}.tmp"
+    put(root / left, "half")
+    folder.sync()
+    assert left in tree(root)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 7_200)
+    folder.sync()
+    assert list(tree(root)) == ["a.md"]
+
+
+def test_progress_of_a_sync(root: Path, folder: ef.DirectorySync) -> None:
+    """Each file is counted once, in however many batches they are written."""
+    for number in range(7):
+        put(root / f"{number}.md", "x")
+    told: list[tuple[int, int | None]] = []
+    folder.sync(batch_size=2, progress=lambda done, total: told.append((done, total)))
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert told[-1] == (7, 7)
+
+
+def test_many_new_files_and_entities(
+    store: ef.EntityStore, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than are asked about at once: each file still meets its own entity, and each entity its own file."""
+    monkeypatch.setattr(survey, "_KEYS", 2)
+    for number in range(5):
+        put(root / f"{number}.txt", f"text {number}")
+        store.upsert_entity("note", str(number), f"text {number}")
+    plan = ef.DirectorySync(store, root).plan()
+    assert actions(plan.frame) == {f"{number}.txt": "unchanged" for number in range(5)}
+    ef.DirectorySync(store, root).sync()
+    other = tmp_path / "other"
+    other.mkdir()
+    assert ef.DirectorySync(store, other).export_files().counts["exported"] == 5
+    assert {path.split("/")[-1]: data.decode() for path, data in tree(other).items()} == {
+        f"{number}.txt": f"text {number}" for number in range(5)
+    }
 
 
 def test_quarantine(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:

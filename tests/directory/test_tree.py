@@ -242,17 +242,21 @@ def test_what_is_not_read(tmp_path: Path) -> None:
     """Too large, gone, a folder: a reason for each, and the others are read."""
     fill(tmp_path, "a.md", "b.md/c.md")
     (tmp_path / "large.md").write_bytes(b"x" * 1_001)
-    reads = tree(tmp_path).read(["large.md", "gone.md", "gone/a.md", "b.md", "a.md/a.md", "a.md"])
+    wanted = ["large.md", "gone.md", "b.md/c.md", "gone/a.md", "b.md/c.md", "b.md", "a.md/a.md", "a.md"]
+    reads = tree(tmp_path).read(wanted)
     assert [read.reason for read in reads] == [
         "has 1,001 bytes, more than the limit of 1,000",
         "is gone",
+        None,
         "is gone",
+        None,
         "is a folder",
         "'a.md' in its path is a link or a file, not a folder",
         None,
     ]
-    assert [read.gone for read in reads] == [False, True, True, False, False, False]
-    assert [read.data for read in reads] == [None] * 5 + [b"a.md"]
+    assert [path for path, read in zip(wanted, reads, strict=True) if read.gone] == ["gone.md", "gone/a.md"]
+    data = {path: read.data for path, read in zip(wanted, reads, strict=True) if read.data is not None}
+    assert data == {"b.md/c.md": b"b.md/c.md", "a.md": b"a.md"}
 
 
 @pytest.mark.parametrize(
@@ -418,6 +422,30 @@ def test_a_file_that_changes_at_the_last_moment(
         assert os.readlink(path) == "elsewhere"
     elif how != "gone":
         assert path.read_text() == "edit"
+
+
+def test_a_file_and_its_name_are_both_taken_at_the_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is to be removed is edited, and another one gets its name: both are there afterwards."""
+    fill(tmp_path, "a.md")
+    path = tmp_path / "a.md"
+    expected = seen(path)
+    check = Folder.check
+
+    def late(folder: Folder, name: str, wanted: bytes) -> os.stat_result:
+        if name != "a.md":
+            path.write_text("another")
+            return check(folder, name, wanted)
+        status = check(folder, name, wanted)
+        path.write_text("edit")
+        return status
+
+    monkeypatch.setattr(Folder, "check", late)
+    assert tree(tmp_path).remove("a.md", expected) == "was changed by another process"
+    left = everything(tmp_path)
+    assert left.pop("a.md") == b"another"
+    ((name, data),) = left.items()
+    assert data == b"edit"
+    assert name.startswith("a.md.")
 
 
 def test_where_names_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

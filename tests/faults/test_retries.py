@@ -71,7 +71,7 @@ def test_persistent_errors_are_retried_five_times(
     assert tries() == (5 if lost else 10)
     found = result.failed.select("error_kind", "sqlstate").unique().rows()
     assert found == [("connection" if lost else "database", sqlstate)]
-    assert result.failed["error"].str.contains("rolled back: refused").all()
+    assert result.failed["error"].str.contains("rolled back: refused").fill_null(False).all()
 
 
 @pytest.mark.parametrize("count", [20, 3_000])

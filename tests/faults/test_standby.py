@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -300,7 +302,7 @@ def test_a_standby_that_was_behind_takes_over(pair: Pair, monkeypatch: pytest.Mo
     lost = result.failed
     assert lost["row"].to_list() == list(range(200, 700)), result
     assert lost["error_kind"].unique().to_list() == ["connection"]
-    assert lost["error"].str.contains("repeat the call").all()
+    assert lost["error"].str.contains("repeat the call").fill_null(False).all()
     assert lost["job_id"].null_count() == 500
     assert (result.counts["created"], result.counts["failed"], result.ok) == (500, 500, False)
     model.upserted(frame, result)
@@ -369,7 +371,7 @@ def test_deletions_that_were_lost(pair: Pair, monkeypatch: pytest.MonkeyPatch) -
     result = store.delete(frame)
     assert result.counts["deleted"] == 200, result
     assert result.failed["row"].to_list() == list(range(100, 300))
-    assert result.failed["error"].str.contains("repeat the call").all()
+    assert result.failed["error"].str.contains("repeat the call").fill_null(False).all()
     model.deleted(result)
     model.check(store)
 
@@ -485,27 +487,82 @@ def _waiting(pair: Pair) -> set[tuple[int, str]]:
     )
 
 
+def _each_wait(pair: Pair, run: Background, end: Callable[[int], Any]) -> Any:
+    """What a run comes to whose waits for a standby are ended, one after the other."""
+    ended: set[tuple[int, str]] = set()
+    while run.is_alive():
+        for one in _waiting(pair) - ended:
+            end(one[0])
+            ended.add(one)
+        time.sleep(0.01)
+    return run.outcome()
+
+
 @pytest.mark.parametrize("count", [50, 3_000])
 @pytest.mark.parametrize("who", ["cancel_backend", "terminate_backend", "cancel"])
 def test_a_commit_that_was_not_replicated(alone: Pair, count: int, who: str) -> None:
     """65: the wait for a synchronous standby is cancelled: the rows are stored, and a warning reports the risk."""
     store, cancel, frame = alone.open(alone.primary.url(alone.database), workers=1), threading.Event(), rows(count)
     run = Background(lambda: store.upsert(frame, cancel=cancel))
-    ended: set[tuple[int, str]] = set()
-    while run.is_alive():
-        for one in _waiting(alone) - ended:
-            # The fields of the metadata are committed too, before the batch.
-            if who == "cancel" and ended:
-                cancel.set()
-            else:
-                alone.primary.sql(f"SELECT pg_{who if who != 'cancel' else 'cancel_backend'}({one[0]})")
-            ended.add(one)
-        time.sleep(0.01)
-    result = run.outcome()
+    ended = 0
+
+    def end(pid: int) -> None:
+        nonlocal ended
+        # The fields of the metadata are committed too, before the batch.
+        if who == "cancel" and ended:
+            cancel.set()
+        else:
+            alone.primary.sql(f"SELECT pg_{who if who != 'cancel' else 'cancel_backend'}({pid})")
+        ended += 1
+
+    result = _each_wait(alone, run, end)
     assert result.counts["created"] == count, result
-    assert result.outcomes["error"].str.contains("no synchronous standby has confirmed it").all()
+    assert result.outcomes["error"].str.contains("no synchronous standby has confirmed it").fill_null(False).all()
     assert result.ok
     assert alone.count() == count
+
+
+def test_a_deletion_that_was_not_replicated(alone: Pair) -> None:
+    """65: the same of ids: they are deleted, and a warning reports the risk."""
+    store, frame = alone.open(alone.primary.url(alone.database), workers=1), rows(50)
+
+    def end(pid: int) -> None:
+        alone.primary.sql(f"SELECT pg_cancel_backend({pid})")
+
+    _each_wait(alone, Background(lambda: store.upsert(frame)), end)
+    result = _each_wait(alone, Background(lambda: store.delete(frame.select("entity_type", "id"))), end)
+    assert result.counts["deleted"] == 50, result
+    assert result.outcomes["error"].str.contains("no synchronous standby has confirmed it").fill_null(False).all()
+    assert alone.count() == 0
+
+
+def test_ctrl_c_while_a_commit_waits_for_a_standby(alone: Pair) -> None:
+    """65: the wait ends soon after the key was pressed; the rows are stored, and accounted for."""
+    store, frame, over = alone.open(alone.primary.url(alone.database), workers=1), rows(3_000), threading.Event()
+
+    def end(pid: int) -> None:
+        alone.primary.sql(f"SELECT pg_cancel_backend({pid})")
+
+    # The fields of the metadata are committed before the first batch.
+    before = _each_wait(alone, Background(lambda: store.upsert(rows(1, start=3_000))), end)
+    assert before.counts["created"] == 1, before
+
+    def press() -> bool:
+        ((pid, _),) = wait_until(lambda: _waiting(alone), "the COMMIT of the batch")
+        os.kill(os.getpid(), signal.SIGINT)
+        if not over.wait(60):
+            end(pid)
+        return over.is_set()
+
+    presser = Background(press)
+    with pytest.raises(KeyboardInterrupt):
+        store.upsert(frame)
+    over.set()
+    assert presser.outcome(), "it waited until the database was told to end it"
+    result = store.last_result
+    assert result.counts["created"] == 3_000, result
+    assert result.outcomes["error"].str.contains("no synchronous standby has confirmed it").fill_null(False).all()
+    assert alone.count() == 3_001
 
 
 def test_a_commit_that_was_replicated(pair: Pair) -> None:
