@@ -162,7 +162,7 @@ def test_a_query_that_is_not_a_vector(store: ef.EntityStore, value: Any) -> None
     with pytest.raises(ValueError, match="NaN or infinity"):
         store.search([value, *[1.0] * 15])
     for query in (["a"] * 16, [[1.0], [2.0, 3.0]], {"a": 1.0}):
-        with pytest.raises(ValueError, match="neither a text nor a vector of numbers"):
+        with pytest.raises(ValueError, match="neither a string nor a vector of numbers"):
             store.search(query)
     # Numbers whose squares are out of range still have a direction.
     plain = store.search([1.0] * 16)["id"].to_list()
@@ -227,12 +227,12 @@ def test_a_new_space_that_somebody_else_has_begun_to_fill_is_kept(connect: Any) 
 
 
 def test_a_query_whose_embedder_is_not_there(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is missing is said: the embedder itself, or the package of one that is known."""
+    """The message names what is missing: the embedder, or the package of a known embedder."""
     store, other = connect(), connect()
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     store.upsert(notes(2), progress=False)
     for space, message in (
-        ("mine", r"embedded by mine: give embedder="),
+        ("mine", r"embedded with mine: pass embedder="),
         ("sentence-transformers:mini", "pip install sentence-transformers$"),
     ):
         embedder = Recording()
