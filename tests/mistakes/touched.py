@@ -35,9 +35,8 @@ def touch(mark):
             os.close(file)
 
 
-def statement(engine, statements, name):
+def statement(engine, name):
     touch(f"{engine}.sql::{name}")
-    return statements[name]
 """
 _COMPOUND = (
     ast.If, ast.For, ast.While, ast.Try, ast.TryStar, ast.With, ast.Match, ast.FunctionDef, ast.ClassDef,
@@ -100,17 +99,8 @@ def engine_of(file: str) -> str:
     return "duckdb" if "duckdb" in file else "postgres"
 
 
-class _Statements(ast.NodeTransformer):
-    """Makes each lookup of a statement by its name leave a mark."""
-
-    def __init__(self, file: str) -> None:
-        self._engine = ast.Constant(engine_of(file))
-
-    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
-        self.generic_visit(node)
-        if not (isinstance(node.value, ast.Attribute) and node.value.attr == "_sql" and isinstance(node.ctx, ast.Load)):
-            return node
-        return ast.Call(ast.Name("_mark_statement", ast.Load()), [self._engine, node.value, node.slice], [])
+#: Where statements are looked up by name; the lookup leaves a mark of its own.
+_LOOKUPS = {"entityframes/engines/queries.py": ("Statements.__getitem__", "Statements.format")}
 
 
 def marked(file: str, source: str) -> str:
@@ -118,7 +108,9 @@ def marked(file: str, source: str) -> str:
     tree = ast.parse(source)
     for run in reversed(runs(file, tree)):
         run.body.insert(run.index, ast.Expr(ast.Call(ast.Name("_mark", ast.Load()), [ast.Constant(run.mark)], [])))
-    tree = _Statements(file).visit(tree)
+    for name, function in functions(tree):
+        if name in _LOOKUPS.get(file, ()):
+            function.body[:0] = ast.parse("_mark_statement(self._engine, name)").body
     names = [ast.alias("touch", "_mark"), ast.alias("statement", "_mark_statement")]
     after = 0
     for index, statement in enumerate(tree.body):
