@@ -419,6 +419,28 @@ def test_an_error_is_one_line(tmp_path: Path, words: list[str], message: str) ->
     assert not (tmp_path / "entities.duckdb").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words", "said"),
+    [
+        ("x.csv", "k,v\n1,2\n", [], "the file has 'k', 'v' in its first line; a file without a header line needs --columns"),
+        ("x.csv", "1,2\n", ["--columns", "k,v"], "the file has 'k', 'v'"),
+        ("x.csv", "k;v\n1;2\n", [], "--columns; ';' seems to stand between its values: say --separator ';'"),
+        ("x.csv", "k;v,w\n1;2,3\n", [], "the file has 'k;v', 'w' in its first line; a file without a header line needs --columns"),
+        ("x.tsv", "k|v\n1|2\n", [], "'|' seems to stand between its values: say --separator '|'"),
+        ("x.ndjson", '{"k;v": 1}\n', [], "the file has 'k;v'"),
+        ("x.csv", ",".join(f"c{n}" for n in range(50)) + "\n", [], "'c48', 'c49' in its first line; a file without a header line needs --columns"),
+        ("x.csv", ",".join(f"c{n}" for n in range(51)) + "\n", [], "'c48', 'c49', ... in its first line; a file without a header line needs --columns"),
+    ],
+)  # fmt: skip
+def test_a_column_that_is_not_there(tmp_path: Path, name: str, content: str, words: list[str], said: str) -> None:
+    """What there is instead is said, and what is probably wrong."""
+    (tmp_path / name).write_text(content)
+    ran = run_command("import", name, "--type", "t", "--id", "id", *words, cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "no column 'id'; " in ran.stderr
+    assert ran.stderr.rstrip().endswith(said)
+
+
 def test_interrupted_while_the_files_are_read(tmp_path: Path) -> None:
     """Ctrl-C before the first batch reports that nothing was imported, and creates no store."""
     pipe = tmp_path / "rows.csv"

@@ -194,6 +194,22 @@ def test_null_structs_and_empty_structs_carry_nothing(store: ef.EntityStore) -> 
 
 
 @pytest.mark.parametrize("count", SIZES)
+def test_null_structs_beside_others(store: ef.EntityStore, count: int) -> None:
+    """Case 56: a row without any field keeps all of them, one with a single field the others."""
+    store.upsert(full(range(count)), progress=False)
+    moved = whole = held(store, "person")
+    for values in ({"born": 1816, "city": "Marylebone"}, {"city": "Paris"}):
+        given = (
+            pl.when(pl.col("id") == "p0").then(None).otherwise(pl.struct(**{k: pl.lit(v) for k, v in values.items()}))
+        )
+        result = store.upsert(full(range(count)).with_columns(metadata=given), progress=False)
+        assert (result.counts["unchanged"], result.counts["updated"]) == (1, count - 1)
+        moved = {key: (content, {**fields, **values}) for key, (content, fields) in moved.items()}
+        moved["p0"] = whole["p0"]
+        assert held(store, "person") == moved
+
+
+@pytest.mark.parametrize("count", SIZES)
 def test_nulls_keep(store: ef.EntityStore, count: int) -> None:
     """Case 56: with nulls="keep" null fields and null or empty content leave stored values; new rows get them."""
     store.upsert(full(range(count)), progress=False)

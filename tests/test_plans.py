@@ -157,6 +157,16 @@ def test_invalid_expected_hashes(store: ef.EntityStore) -> None:
     assert store.upsert(frame.with_columns(seen=None), expected_hash="seen").counts["conflict"] == 0
 
 
+def test_the_first_row_that_is_wrong_is_named(store: ef.EntityStore) -> None:
+    """Whatever is wrong with it, and with others."""
+    frame = pl.DataFrame(
+        {"entity_type": "note", "id": ["a", "b", None], "content": "x", "seen": [None, "no hash", None]}
+    )
+    with pytest.raises(ef.ValidationError, match=r"^row 1 \(note/b\): .* \(and 1 more rows\)"):
+        store.upsert(frame, expected_hash="seen", on_error="raise")
+    assert store.stats().is_empty()
+
+
 def test_expected_hashes_of_a_key_that_repeats(store: ef.EntityStore) -> None:
     """The last row with a valid hash counts, whatever the name of the column."""
     store.upsert(rows(("a", "1", None)))

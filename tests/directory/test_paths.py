@@ -181,6 +181,7 @@ def test_every_character_that_normalises_survives() -> None:
         (("note", "2024/05/A day, (mostly) at sea!"), "note/2024/05/A day, (mostly) at sea!.md"),
         (("note", "Grüße an 東京 👋"), "note/Grüße an 東京 👋.md"),
         (("note", "etc."), "note/etc..md"),
+        (("my_", "a_/b:_"), "my_/a_/b%3A_.md"),
         (("note", "../x"), "note/%2E%2E/x.md"),
         (("note", "a//b"), "note/a/%2Fb.md"),
         (("note", "50%41"), "note/50%2541.md"),

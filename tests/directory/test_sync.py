@@ -126,6 +126,22 @@ def test_an_unchanged_file_is_not_read(
     assert "a.md" not in read
 
 
+def test_a_file_that_moved_along_is_not_read_again(
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was looked at when it got its new name."""
+    put(root / "note/a.md", "aaa")
+    folder.sync()
+    store.delete_entity("note", "a")
+    store.upsert_entity("note", "b", "aaa")
+    assert statuses(folder.sync()) == {"note/b.md": "renamed"}
+    read: list[str] = []
+    reading = Tree.read
+    monkeypatch.setattr(Tree, "read", lambda tree, paths, *rest: read.extend(paths) or reading(tree, paths, *rest))
+    assert statuses(folder.sync()) == {"note/b.md": "unchanged"}
+    assert read == []
+
+
 def test_a_young_file_is_read_again(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
     """A file that was written just before it was read may be written again within the same tick of the clock."""
     at = time.time_ns() + 3_600_000_000_000

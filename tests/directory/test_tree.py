@@ -424,6 +424,25 @@ def test_a_file_that_changes_at_the_last_moment(
         assert path.read_text() == "edit"
 
 
+def test_a_pipe_takes_the_place_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at it and its opening: it is left alone, and nobody waits for what comes out of it."""
+    fill(tmp_path, "a.md")
+    path = tmp_path / "a.md"
+    expected = seen(path)
+    look = Folder.stat
+
+    def late(folder: Folder, name: str) -> os.stat_result:
+        status = look(folder, name)
+        if path.is_file():
+            path.unlink()
+            os.mkfifo(path)
+        return status
+
+    monkeypatch.setattr(Folder, "stat", late)
+    assert tree(tmp_path).remove("a.md", expected) == "is a pipe"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.md"]
+
+
 def test_a_file_and_its_name_are_both_taken_at_the_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is to be removed is edited, and another one gets its name: both are there afterwards."""
     fill(tmp_path, "a.md")

@@ -82,6 +82,36 @@ def test_another_writer_wrote_between_a_late_commit_and_the_retry(
     model.check(store)
 
 
+@pytest.mark.parametrize("count", [60, 3_000])
+def test_what_a_lost_commit_wrote_is_embedded_before_it_is_asked_for(
+    own_server: Server, database: str, own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Into one of several spaces, so that there is a job for each: every row has one outcome, and its job is told."""
+    model, store, other = Model(), own_store(port=proxy.port, workers=1), own_store()
+    first = rows(1, entity_type="first")
+    model.upserted(first, other.upsert(first))
+    for space in ("one", "two"):
+        other.embed(ef.HashingEmbedder(8), space=space)
+    engine = type(store._engine)
+    recorded, asked = engine.recorded, []
+
+    def later(self, *given):
+        if not asked:
+            asked.append(other.embed(ef.HashingEmbedder(8), space="one"))
+        return recorded(self, *given)
+
+    monkeypatch.setattr(engine, "recorded", later)
+    frame = rows(count)
+    proxy.drop_answer_to = COMMIT if count > 2_000 else b"merged AS"
+    result = store.upsert(frame)
+    assert proxy.dropped.is_set()
+    assert asked[0].counts["embedded"] == count
+    assert (result.counts["created"], result.rows, result.outcomes.height) == (count, count, count)
+    assert result.outcomes["job_id"].null_count() == 0
+    assert store.verify().is_empty()
+    model.upserted(frame, result)
+
+
 @pytest.mark.parametrize("expecting", [False, True])
 def test_rows_are_deleted_between_the_read_and_the_update(own_store, proxy: Proxy, expecting: bool) -> None:
     """By another session: they are created anew and reported so; with expected hashes they are conflicts."""
