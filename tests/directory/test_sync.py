@@ -710,7 +710,7 @@ def test_failures_name_their_files(root: Path, folder: ef.DirectorySync) -> None
     assert "first failure: a/b.md: line 1" in repr(result)
     assert len(repr(result).splitlines()) == 2
     assert "<td>a/b.md</td>" in result._repr_html_()
-    with pytest.raises(ef.EntityFramesError, match=r"1 failed: a/b\.md: line 1"):
+    with pytest.raises(ef.EntityFramesError, match=r"1 failed of 2 rows: a/b\.md: line 1"):
         result.raise_for_failures()
 
 
