@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import adbc_driver_postgresql.dbapi as adbc
 import polars as pl
@@ -18,7 +17,6 @@ import entityframes as ef
 from entityframes.directory import survey
 from entityframes.directory.handles import Folder
 from entityframes.directory.tree import Tree
-from entityframes.writing.upsert import Upsert
 
 FRONT = "---\ntitle: {}\ntags: [a, b]  # a comment that has to survive\n---\n\n"
 
@@ -595,21 +593,14 @@ def test_cancelling(store: ef.EntityStore, root: Path, folder: ef.DirectorySync)
 
 
 def test_an_entity_changed_meanwhile_is_not_overwritten(
-    store: ef.EntityStore, root: Path, folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync
 ) -> None:
     """Changed by somebody else between the look and the write: a conflict, not a loss."""
-    put(root / "a.md", "one")
+    write(root, **{"a.md": "one", "b.md": "as it was"})
     folder.sync()
     edit(root / "a.md", "file")
-    execute = Upsert.execute
-
-    def late(run: Upsert, *rest: Any) -> ef.UpsertResult:
-        if run.options.expected:
-            store.upsert_entity("note", "a", "somebody else")
-        return execute(run, *rest)
-
-    monkeypatch.setattr(Upsert, "execute", late)
-    assert statuses(folder.sync()) == {"a.md": "conflict"}
+    result = folder.sync(progress=once(lambda: store.upsert_entity("note", "a", "somebody else")))
+    assert statuses(result) == {"a.md": "conflict", "b.md": "unchanged"}
     assert store.get_entity("note", "a")["content"] == "somebody else"
 
 
