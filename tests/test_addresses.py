@@ -117,7 +117,7 @@ def test_no_part_of_a_password_is_repeated(form: str, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [
         ("HOST=127.0.0.1 PORT=1 DBNAME=x", "cannot be read for certain"),
         (" Host = 127.0.0.1", "cannot be read for certain"),
@@ -125,11 +125,11 @@ def test_no_part_of_a_password_is_repeated(form: str, tmp_path: Path, monkeypatc
     ],
 )
 def test_an_address_that_is_nearly_one_is_not_taken_for_another(
-    address: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    address: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that is written wrongly is neither the name of a file nor another server."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ef.ConnectError, match=said):
+    with pytest.raises(ef.ConnectError, match=message):
         ef.connect(address)
     assert list(tmp_path.iterdir()) == []
 

@@ -197,11 +197,11 @@ def test_a_first_call_that_fails_leaves_no_space(store: ef.EntityStore, queued: 
     def refuse(texts: Sequence[str]) -> None:
         raise ef.EmbedderError("no such model")
 
-    for embedder, said in (
+    for embedder, message in (
         (Recording(before=refuse), "no such model"), (Raising(), "CUDA error: out of memory"),
         (Shapeless(), "says that its dimension is 16"), (Giving(np.nan), "NaN or infinity"),
     ):  # fmt: skip
-        with pytest.raises(ef.EmbedderError, match=said):
+        with pytest.raises(ef.EmbedderError, match=message):
             embed(store, embedder)
         assert store.spaces().is_empty()
     assert embed(store).counts["embedded"] == 5 * queued
@@ -227,11 +227,11 @@ def test_a_new_space_that_somebody_else_has_begun_to_fill_is_kept(connect: Any) 
 
 
 def test_a_query_whose_embedder_is_not_there(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is missing is said: the embedder itself, or the package of one that is known."""
+    """The message names what is missing: the embedder itself, or the package of a known one."""
     store, other = connect(), connect()
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     store.upsert(notes(2), progress=False)
-    for space, said in (
+    for space, message in (
         ("mine", r"embedded by mine: give embedder="),
         ("sentence-transformers:mini", "pip install sentence-transformers$"),
     ):
@@ -241,7 +241,7 @@ def test_a_query_whose_embedder_is_not_there(connect: Any, monkeypatch: pytest.M
         embed(store, embedder, space=space)
         store.activate(space)
         assert store.search("text").height == 2
-        with pytest.raises(ef.EmbedderError, match=said):
+        with pytest.raises(ef.EmbedderError, match=message):
             other.search("text")
         assert other.search("text", embedder=embedder).height == 2
 

@@ -425,7 +425,7 @@ def test_a_rename_of_what_another_folder_had_last(store: ef.EntityStore, root: P
 def test_an_edit_right_behind_an_export_is_seen(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody writes to a file as soon as it has its name: the next sync takes the edit."""
+    """A file is edited as soon as it has its name: the next sync imports the edit."""
     store.upsert_entity("note", "a", "text")
     move = Folder.move
 
@@ -459,10 +459,10 @@ def test_progress_of_a_sync(root: Path, folder: ef.DirectorySync) -> None:
     """Each file is counted once, in however many batches they are written."""
     for number in range(7):
         put(root / f"{number}.md", "x")
-    told: list[tuple[int, int | None]] = []
-    folder.sync(batch_size=2, progress=lambda done, total: told.append((done, total)))
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
-    assert told[-1] == (7, 7)
+    calls: list[tuple[int, int | None]] = []
+    folder.sync(batch_size=2, progress=lambda done, total: calls.append((done, total)))
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+    assert calls[-1] == (7, 7)
 
 
 def test_many_new_files_and_entities(

@@ -523,7 +523,7 @@ def test_a_commit_that_was_not_replicated(alone: Pair, count: int, who: str) -> 
 
 
 def test_a_deletion_that_was_not_replicated(alone: Pair) -> None:
-    """65: the same of ids: they are deleted, and it is said what that is worth."""
+    """65: the same for ids: they are deleted, and the outcomes warn that this may be lost."""
     store, frame = alone.open(alone.primary.url(alone.database), workers=1), rows(50)
 
     def end(pid: int) -> None:
@@ -558,7 +558,7 @@ def test_ctrl_c_while_a_commit_waits_for_a_standby(alone: Pair) -> None:
     with pytest.raises(KeyboardInterrupt):
         store.upsert(frame)
     over.set()
-    assert presser.outcome(), "it waited until the database was told to end it"
+    assert presser.outcome(), "it waited until the database ended it"
     result = store.last_result
     assert result.counts["created"] == 3_000, result
     assert result.outcomes["error"].str.contains("no synchronous standby has confirmed it").fill_null(False).all()
