@@ -124,7 +124,7 @@ def test_key_of_several_columns_and_repeats(run: Run) -> None:
 
 
 def test_ids_of_one_column_are_as_they_are(run: Run) -> None:
-    """Only of several columns a sign that stands between them has to be told from theirs."""
+    """Only ids of several columns need an escape for the separator."""
     (run.folder / "rows.csv").write_text("id,n\na|b\\c,1\n")
     assert run("import", "rows.csv", "--type", "t", "--id", "id")[0] == 0
     code, out, _ = run("get", "--type", "t", "a|b\\c", "--json")
@@ -420,25 +420,25 @@ def test_an_error_is_one_line(tmp_path: Path, words: list[str], message: str) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words", "said"),
+    ("name", "content", "words", "message"),
     [
         ("x.csv", "k,v\n1,2\n", [], "the file has 'k', 'v' in its first line; a file without a header line needs --columns"),
         ("x.csv", "1,2\n", ["--columns", "k,v"], "the file has 'k', 'v'"),
-        ("x.csv", "k;v\n1;2\n", [], "--columns; ';' seems to stand between its values: say --separator ';'"),
+        ("x.csv", "k;v\n1;2\n", [], "--columns; its separator seems to be ';': use --separator ';'"),
         ("x.csv", "k;v,w\n1;2,3\n", [], "the file has 'k;v', 'w' in its first line; a file without a header line needs --columns"),
-        ("x.tsv", "k|v\n1|2\n", [], "'|' seems to stand between its values: say --separator '|'"),
+        ("x.tsv", "k|v\n1|2\n", [], "its separator seems to be '|': use --separator '|'"),
         ("x.ndjson", '{"k;v": 1}\n', [], "the file has 'k;v'"),
         ("x.csv", ",".join(f"c{n}" for n in range(50)) + "\n", [], "'c48', 'c49' in its first line; a file without a header line needs --columns"),
         ("x.csv", ",".join(f"c{n}" for n in range(51)) + "\n", [], "'c48', 'c49', ... in its first line; a file without a header line needs --columns"),
     ],
 )  # fmt: skip
-def test_a_column_that_is_not_there(tmp_path: Path, name: str, content: str, words: list[str], said: str) -> None:
-    """What there is instead is said, and what is probably wrong."""
+def test_a_column_that_is_not_there(tmp_path: Path, name: str, content: str, words: list[str], message: str) -> None:
+    """The message lists the columns that there are, and names the probable cause."""
     (tmp_path / name).write_text(content)
     ran = run_command("import", name, "--type", "t", "--id", "id", *words, cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert "no column 'id'; " in ran.stderr
-    assert ran.stderr.rstrip().endswith(said)
+    assert ran.stderr.rstrip().endswith(message)
 
 
 def test_interrupted_while_the_files_are_read(tmp_path: Path) -> None:

@@ -135,16 +135,16 @@ def test_progress_ends_at_its_total(filled: ef.EntityStore, monkeypatch: pytest.
 
 def test_a_type_is_read_in_the_order_of_its_ids(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """However it was written, and in however many pieces it comes; each row is counted once on the way."""
-    monkeypatch.setattr(duckdb_session, "_PIECE_ROWS", 2_048)
+    monkeypatch.setattr(duckdb_session, "_CHUNK_ROWS", 2_048)
     ids = [f"n{n:05}" for n in range(6_000)]
     for part in (ids[3_000:], ids[:3_000]):
         store.upsert(pl.DataFrame({"entity_type": "note", "id": part, "content": "x"}), embed=False, progress=False)
-    told: list[tuple[int, int | None]] = []
-    found = store.read("note", progress=lambda done, total: told.append((done, total)))
+    calls: list[tuple[int, int | None]] = []
+    found = store.read("note", progress=lambda done, total: calls.append((done, total)))
     assert found["id"].to_list() == ids
-    dones = [done for done, _ in told]
+    dones = [done for done, _ in calls]
     assert dones == sorted(set(dones))
-    assert told[-1] == (6_000, 6_000)
+    assert calls[-1] == (6_000, 6_000)
 
 
 def test_null_ids_are_not_found(filled: ef.EntityStore) -> None:

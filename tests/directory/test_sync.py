@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import adbc_driver_postgresql.dbapi as adbc
 import polars as pl
@@ -18,7 +17,6 @@ import entityframes as ef
 from entityframes.directory import survey
 from entityframes.directory.handles import Folder
 from entityframes.directory.tree import Tree
-from entityframes.writing.upsert import Upsert
 
 FRONT = "---\ntitle: {}\ntags: [a, b]  # a comment that has to survive\n---\n\n"
 
@@ -427,7 +425,7 @@ def test_a_rename_of_what_another_folder_had_last(store: ef.EntityStore, root: P
 def test_an_edit_right_behind_an_export_is_seen(
     store: ef.EntityStore, root: Path, folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody writes to a file as soon as it has its name: the next sync takes the edit."""
+    """A file is edited as soon as it has its name: the next sync imports the edit."""
     store.upsert_entity("note", "a", "text")
     move = Folder.move
 
@@ -461,10 +459,10 @@ def test_progress_of_a_sync(root: Path, folder: ef.DirectorySync) -> None:
     """Each file is counted once, in however many batches they are written."""
     for number in range(7):
         put(root / f"{number}.md", "x")
-    told: list[tuple[int, int | None]] = []
-    folder.sync(batch_size=2, progress=lambda done, total: told.append((done, total)))
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
-    assert told[-1] == (7, 7)
+    calls: list[tuple[int, int | None]] = []
+    folder.sync(batch_size=2, progress=lambda done, total: calls.append((done, total)))
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+    assert calls[-1] == (7, 7)
 
 
 def test_many_new_files_and_entities(
@@ -595,21 +593,14 @@ def test_cancelling(store: ef.EntityStore, root: Path, folder: ef.DirectorySync)
 
 
 def test_an_entity_changed_meanwhile_is_not_overwritten(
-    store: ef.EntityStore, root: Path, folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync
 ) -> None:
     """Changed by another writer between the survey and the write: a conflict, not a loss."""
-    put(root / "a.md", "one")
+    write(root, **{"a.md": "one", "b.md": "as it was"})
     folder.sync()
     edit(root / "a.md", "file")
-    execute = Upsert.execute
-
-    def late(run: Upsert, *rest: Any) -> ef.UpsertResult:
-        if run._options.expected:
-            store.upsert_entity("note", "a", "another writer")
-        return execute(run, *rest)
-
-    monkeypatch.setattr(Upsert, "execute", late)
-    assert statuses(folder.sync()) == {"a.md": "conflict"}
+    result = folder.sync(progress=once(lambda: store.upsert_entity("note", "a", "another writer")))
+    assert statuses(result) == {"a.md": "conflict", "b.md": "unchanged"}
     assert store.get_entity("note", "a")["content"] == "another writer"
 
 

@@ -86,7 +86,7 @@ def test_another_writer_wrote_between_a_late_commit_and_the_retry(
 def test_what_a_lost_commit_wrote_is_embedded_before_it_is_asked_for(
     own_server: Server, database: str, own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    """Into one of several spaces, so that there is a job for each: every row has one outcome, and its job is told."""
+    """Into one of several spaces, so that there is a job for each: every row has one outcome, with its job."""
     model, store, other = Model(), own_store(port=proxy.port, workers=1), own_store()
     first = rows(1, entity_type="first")
     model.upserted(first, other.upsert(first))

@@ -558,7 +558,7 @@ def test_ctrl_c_while_a_commit_waits_for_a_standby(alone: Pair) -> None:
     with pytest.raises(KeyboardInterrupt):
         store.upsert(frame)
     over.set()
-    assert presser.outcome(), "it waited until the database was told to end it"
+    assert presser.outcome(), "it waited until the database ended it"
     result = store.last_result
     assert result.counts["created"] == 3_000, result
     assert result.outcomes["error"].str.contains("no synchronous standby has confirmed it").fill_null(False).all()
