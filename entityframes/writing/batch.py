@@ -88,6 +88,8 @@ class BatchWriter:
             else:
                 done, result = attempt.rows, written
             yield self._outcomes.committed(done, result, pending.batch)
+            if done.height == pending.rows.height:
+                return
             remaining = pending.rows.join(done, on="row", how="anti", maintain_order="left")
             pending.keep(remaining, merge=not recovered and len(outdated) > 0)
 
