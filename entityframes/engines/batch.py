@@ -46,3 +46,8 @@ class Batch:
             found.setdefault(entity_type, set()).add(name)
         known = self.known or {}
         return self.only_new or any(not found[name] <= known.get(name, frozenset()) for name in found)
+
+
+def retry_all(rows: pl.DataFrame) -> pl.DataFrame:
+    """The result of a batch of which nothing was written, because its rows may lack stored fields."""
+    return rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("position"), again=pl.lit(True))

@@ -149,9 +149,6 @@ class _IdBatches:
         while self.remaining:
             yield self.remaining[0]
 
-    def started(self) -> None:
-        del self.remaining[0]
-
 
 def _complete(result: pl.DataFrame) -> pl.DataFrame:
     """The result of the engine with the columns that it may omit, and ``found``, true in every row."""

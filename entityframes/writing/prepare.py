@@ -47,9 +47,6 @@ class FrameBatches:
         while self.remaining:
             yield self.remaining[0]
 
-    def started(self) -> None:
-        del self.remaining[0]
-
 
 class StreamBatches:
     """The batches of a stream. An error of the stream ends it and is raised once the rows before it are written."""
@@ -63,9 +60,6 @@ class StreamBatches:
         for chunk in chunks(self._prepared(), self._batch_size):
             self.remaining.append(chunk)
             yield chunk
-
-    def started(self) -> None:
-        del self.remaining[0]
 
     def _prepared(self) -> Iterator[pl.DataFrame]:
         """Check each frame and record its dtypes before its rows are written."""

@@ -31,10 +31,7 @@ class Batches(Protocol):
     remaining: list[pl.DataFrame]
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
-        """The batches; each stays in `remaining` until `started` is called."""
-
-    def started(self) -> None:
-        """Remove the batch that was yielded last from `remaining`."""
+        """The batches; each is the first of `remaining`, until the run has started it and removes it there."""
 
 
 class Run:
@@ -158,7 +155,7 @@ class Run:
     ) -> None:
         # If `submit` raises ClosedError, the batch stays in `remaining`.
         self._in_flight[submit(work, batch)] = batch
-        batches.started()
+        del batches.remaining[0]
         self.batches += 1
 
     def _collect(self, reporter: Reporter) -> None:

@@ -11,7 +11,7 @@ import polars as pl
 
 from entityframes.engines import migrations, predicates
 from entityframes.engines.base import FORMAT, check_format
-from entityframes.engines.batch import Batch
+from entityframes.engines.batch import Batch, retry_all
 from entityframes.engines.duckdb.connection import File
 from entityframes.engines.duckdb.session import Session
 from entityframes.engines.queries import Statements
@@ -73,7 +73,7 @@ class DuckDBEngine:
         with self.session(batch.interrupt, writing=True) as session:
             changed = self._changed(session, rows, batch)
             if self._lacks(session, changed, batch):
-                return _retry_all(rows)
+                return retry_all(rows)
             self._file.reserve(int(changed.estimated_size()))
             return self._file.with_memory(lambda: self._write(session, changed, batch))
 
@@ -81,7 +81,7 @@ class DuckDBEngine:
         with self.session(batch.interrupt, writing=True) as session:
             changed = self._changed(session, rows, batch)
             if self._lacks(session, changed, batch):
-                return _retry_all(rows)
+                return retry_all(rows)
             session.register("changed", changed)
             rejected = self._rejected(
                 session, changed.join(self._conflicting(session, changed), on="position", how="anti")
@@ -359,8 +359,3 @@ class DuckDBEngine:
             return session.query("parts", self.namespace)["part"].to_list()
 
         migrations.repair(self.name, self.address, parts, lambda name: session.execute(name))
-
-
-def _retry_all(rows: pl.DataFrame) -> pl.DataFrame:
-    """The result of a batch of which nothing was written, because its rows may lack stored fields."""
-    return rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("position"), again=pl.lit(True))

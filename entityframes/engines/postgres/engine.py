@@ -20,7 +20,7 @@ import polars as pl
 
 from entityframes.engines import migrations, predicates
 from entityframes.engines.base import FORMAT, check_format
-from entityframes.engines.batch import Batch
+from entityframes.engines.batch import Batch, retry_all
 from entityframes.engines.postgres.errors import READ_ONLY, REKEYED, UNIQUE_VIOLATION, committed
 from entityframes.engines.postgres.pool import Pool, for_writing
 from entityframes.engines.postgres.probe import FEW_TYPES, by_type, probe
@@ -102,7 +102,7 @@ class PostgresEngine:
         try:
             return self._write_once(rows, batch)
         except _MayLackError:
-            return _retry_all(rows)
+            return retry_all(rows)
 
     def _write_once(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
@@ -133,7 +133,7 @@ class PostgresEngine:
             with self.session(batch.interrupt) as session:
                 return self._each(session, rows, self._probe(session, rows), batch)
         except _MayLackError:
-            return _retry_all(rows)
+            return retry_all(rows)
 
     def _each(self, session: Session, rows: pl.DataFrame, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Write rows that are new or differ in one transaction, except for rows that are rejected."""
@@ -616,11 +616,6 @@ def _known(batch: Batch) -> tuple[str | None, pl.Series]:
     known = batch.known or {}
     count = "none" if batch.only_new else None if batch.known is None else str(sum(map(len, known.values())))
     return count, pl.Series(list(known), dtype=pl.String)
-
-
-def _retry_all(rows: pl.DataFrame) -> pl.DataFrame:
-    """The result of a batch of which nothing was written, because its rows may lack stored fields."""
-    return rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("position"), again=pl.lit(True))
 
 
 _KEPT = "not deleted by the database, which reported no error: a trigger or a row-level policy prevents it"
