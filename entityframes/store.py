@@ -114,7 +114,7 @@ class EntityStore:
             ...     memory.address
             ':memory:'
         """
-        return self._engine.address
+        return self._engine.database.address
 
     def upsert(
         self,
@@ -184,7 +184,7 @@ class EntityStore:
             >>> store.upsert(frame[:2]).counts["unchanged"]
             2
         """
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         options = Options(batch_size, embed, on_duplicate, on_error, expected_hash, absent=absent, nulls=nulls)
         return self._upsert(
             sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame), options, progress, cancel
@@ -197,7 +197,7 @@ class EntityStore:
         progress: Progress,
         cancel: threading.Event | None,
     ) -> UpsertResult:
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         run = Upsert(self._engine, options, Interrupt(cancel))
         with Reporter(progress, source.height if isinstance(source, pl.DataFrame) else None) as reporter:
             try:
@@ -397,7 +397,7 @@ class EntityStore:
             >>> store.delete(ef.ids("note", ["a", "x", "a"])).outcomes["status"].to_list()
             ['deleted', 'missing', 'duplicate']
         """
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         given = sources.as_frame(ids)
         run = Delete(self._engine, Interrupt(cancel))
         with Reporter(progress, given.height, unit="ids", delay=DELAY) as reporter:
@@ -457,7 +457,7 @@ class EntityStore:
             0
         """
         if repair:
-            check_writable(self._engine)
+            check_writable(self._engine.database)
         return verification.verify(self._engine, repair=repair, progress=progress, interrupt=Interrupt(cancel))
 
     def embed(
@@ -517,7 +517,7 @@ class EntityStore:
         from entityframes.embedding import spaces
         from entityframes.embedding.worker import EmbedRun
 
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         name, made = spaces.resolve(self._engine, embedder, space)
         self._embedders[embedder.name] = embedder
         run = EmbedRun(self._engine, embedder, name, options)
@@ -561,7 +561,7 @@ class EntityStore:
         """
         from entityframes.embedding import jobs
 
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         if isinstance(what, str):
             self._warn_if_unknown(what)
         return jobs.enqueue(self._engine, what, space)
@@ -587,7 +587,7 @@ class EntityStore:
         """
         from entityframes.embedding import spaces
 
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         return self._engine.embedding.retry_failed(spaces.find(self._engine, space)["space"])
 
     def jobs(self, state: str | None = None) -> pl.DataFrame:
@@ -648,7 +648,7 @@ class EntityStore:
         """
         from entityframes.embedding import spaces
 
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         self._engine.embedding.activate_space(spaces.find(self._engine, space)["space"])
 
     def drop_space(self, space: str) -> None:
@@ -669,7 +669,7 @@ class EntityStore:
         """
         from entityframes.embedding import jobs
 
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         jobs.drop_space(self._engine, space)
 
     def index_space(self, space: str | None = None) -> bool:
@@ -695,7 +695,7 @@ class EntityStore:
         """
         from entityframes.embedding import spaces
 
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         row = spaces.find(self._engine, space)
         return self._engine.embedding.index_space(row["space"], row["dim"])
 
@@ -849,7 +849,7 @@ class EntityStore:
                 ...
             entityframes.errors.ClosedError: ...
         """
-        self._engine.close()
+        self._engine.database.close()
 
     def __enter__(self) -> EntityStore:
         return self
@@ -860,4 +860,4 @@ class EntityStore:
         self.close()
 
     def __repr__(self) -> str:
-        return f"EntityStore({self._engine.address!r}, namespace={self._engine.namespace!r})"
+        return f"EntityStore({self._engine.database.address!r}, namespace={self._engine.database.namespace!r})"

@@ -66,7 +66,7 @@ class SyncRun:
         #: Whether entities may only be overwritten if they are as the survey found them.
         self._compared = options.direction == "both" or planned is not None
         self._run_id = str(uuid.uuid4())
-        self._losses = self._engine.losses
+        self._losses = self._engine.database.losses
         self._account = Account()
         #: Exports and deletions, to be done after the imports.
         self._deferred: list[pl.DataFrame] = []
@@ -120,7 +120,7 @@ class SyncRun:
 
     def _remember(self, holder: str) -> bool:
         """Record the state of the files in sync; returns whether this sync still held the lock."""
-        if self._engine.losses == self._losses:
+        if self._engine.database.losses == self._losses:
             wait_for_tick(self._tree.wrote_ns)
             try:
                 return self._account.record(self._engine.directory, self._folder.name, holder)

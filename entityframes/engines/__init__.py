@@ -14,9 +14,11 @@ def open_engine(location: Location, namespace: str, workers: int | None, *, read
         FormatError: the format of the store is newer than this version supports, or older and `read_only` is set.
     """
     if location.engine == "postgresql":
+        from entityframes.engines.postgres.database import PostgresDatabase
         from entityframes.engines.postgres.engine import PostgresEngine
 
-        return PostgresEngine(location, namespace, workers, read_only)
+        return PostgresEngine(PostgresDatabase(location, namespace, workers, read_only))
+    from entityframes.engines.duckdb.database import DuckDBDatabase
     from entityframes.engines.duckdb.engine import DuckDBEngine
 
-    return DuckDBEngine(location, namespace, workers, read_only)
+    return DuckDBEngine(DuckDBDatabase(location, namespace, workers, read_only))

@@ -31,14 +31,14 @@ def confirm(engine: Engine, log: OutcomeLog, losses: int, interrupt: Interrupt, 
         engine: the engine of the store.
         log: the outcomes of the run. Rows that are no longer stored become failed, or unknown if the server cannot be
             reached.
-        losses: the `Engine.losses` at the start of the run.
+        losses: the `Database.losses` at the start of the run.
         interrupt: the interrupt of the run; if it was requested, the wait for the server is short.
         before_each: called before each attempt to query the server; it may fire the interrupt.
 
     Returns:
         The number of corrected rows.
     """
-    if engine.losses == losses or not (batch_ids := log.written()):
+    if engine.database.losses == losses or not (batch_ids := log.written()):
         return 0
 
     def query() -> list[str]:
@@ -74,5 +74,5 @@ def check_replicated(engine: Engine, log: OutcomeLog, elapsed: float, interrupt:
     if elapsed < _SHORT_RUN or not any(log.counts.get(status) for status in WRITTEN):
         return
     with suppress(DatabaseError, ClosedError):
-        if not engine.replicated(STANDBY_SECONDS_WHEN_STOPPED if interrupt.requested else STANDBY_SECONDS):
+        if not engine.database.replicated(STANDBY_SECONDS_WHEN_STOPPED if interrupt.requested else STANDBY_SECONDS):
             log.correct(log.written(), None, _NOT_REPLICATED)

@@ -41,9 +41,9 @@ class FrameBatches:
             self.remaining = list(chunks([frame], self._batch_size))
         else:
             # A stream may be larger than memory; this frame is in memory already, so its batches may be large.
-            engine = self._engine
-            sizes = {"max_bytes": engine.batch_bytes, "max_rows": engine.batch_rows}
-            self.remaining = list(shares(frame, **sizes, writers=engine.writers, by_key=engine.by_key))
+            database = self._engine.database
+            sizes = {"max_bytes": database.batch_bytes, "max_rows": database.batch_rows}
+            self.remaining = list(shares(frame, **sizes, writers=database.writers, by_key=database.by_key))
         while self.remaining:
             yield self.remaining[0]
 

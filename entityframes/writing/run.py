@@ -58,8 +58,8 @@ class Run:
         self.log = outcomes.log()
         #: Number of batches so far.
         self.batches = 0
-        self._engine, self._concurrency = engine, concurrency or engine.workers
-        self._started, self._losses = time.perf_counter(), engine.losses
+        self._engine, self._concurrency = engine, concurrency or engine.database.workers
+        self._started, self._losses = time.perf_counter(), engine.database.losses
         self._ctrl_c = CtrlC()
         #: The batches that are being processed, with their rows.
         self._in_flight: dict[Future[pl.DataFrame], pl.DataFrame] = {}
@@ -80,7 +80,7 @@ class Run:
     @property
     def lost_connection(self) -> bool:
         """Whether a connection was lost during the run, so that another server may have taken over."""
-        return self._engine.losses != self._losses
+        return self._engine.database.losses != self._losses
 
     def abort(self, error: BaseException) -> None:
         """Start no further batch; `execute` raises the first error given here."""
