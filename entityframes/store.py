@@ -6,7 +6,8 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import polars as pl
 from entityframes import forks
 from entityframes.engines import open_engine
 from entityframes.engines.base import Engine, check_writable
+from entityframes.engines.tables import TableEngine
 from entityframes.engines.url import parse_url
 from entityframes.errors import ConnectError, DuplicateError, EmbedderError, SchemaError
 from entityframes.frames import single, sources
@@ -23,12 +25,14 @@ from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.reading import lookup
 from entityframes.reading import verify as verification
 from entityframes.results import DeleteResult, EmbedResult, RunResult, UpsertResult
+from entityframes.tables import Table
 from entityframes.threads import Threads
 from entityframes.writing import plan
 from entityframes.writing.delete import Delete
+from entityframes.writing.entities.deletion import EntityDeletion
+from entityframes.writing.entities.upsert import entity_upsert
 from entityframes.writing.options import Absent, Nulls, OnDuplicate, OnError, Options
 from entityframes.writing.plan import Plan
-from entityframes.writing.upsert import Upsert
 
 if TYPE_CHECKING:
     from entityframes.embedding import Embedder
@@ -185,7 +189,15 @@ class EntityStore:
             2
         """
         check_writable(self._engine.database)
-        options = Options(batch_size, embed, on_duplicate, on_error, expected_hash, absent=absent, nulls=nulls)
+        options = Options(
+            batch_size=batch_size,
+            embed=embed,
+            on_duplicate=on_duplicate,
+            on_error=on_error,
+            expected_hash=expected_hash,
+            absent=absent,
+            nulls=nulls,
+        )
         return self._upsert(
             sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame), options, progress, cancel
         )
@@ -198,7 +210,7 @@ class EntityStore:
         cancel: threading.Event | None,
     ) -> UpsertResult:
         check_writable(self._engine.database)
-        run = Upsert(self._engine, options, Interrupt(cancel))
+        run = entity_upsert(self._engine, options, Interrupt(cancel))
         with Reporter(progress, source.height if isinstance(source, pl.DataFrame) else None) as reporter:
             try:
                 return run.execute(source, reporter, self._threads.submit)
@@ -399,7 +411,7 @@ class EntityStore:
         """
         check_writable(self._engine.database)
         given = sources.as_frame(ids)
-        run = Delete(self._engine, Interrupt(cancel))
+        run = Delete(EntityDeletion(self._engine), Interrupt(cancel))
         with Reporter(progress, given.height, unit="ids", delay=DELAY) as reporter:
             try:
                 return run.execute(given, reporter, self._threads.submit)
@@ -838,6 +850,30 @@ class EntityStore:
         result = self.delete(single.one_id(entity_type, id))
         result.raise_for_failures()
         return result.counts["deleted"] == 1
+
+    def table(self, name: str, key: str | Sequence[str] | None = None) -> Table:
+        """A table of the user in the database of this store, whose connections it shares.
+
+        Args:
+            name: ``table`` or ``schema.table``, as for `entityframes.table`.
+            key: the column, or the columns, by which rows are found; None for the primary key.
+
+        Returns:
+            Table.
+
+        Raises:
+            SchemaError: there is no such table, or the key cannot be used.
+
+        Examples:
+            >>> people = ef.create_table(store, "people", {"id": pl.Int64, "name": pl.String}, key="id")
+            >>> store.table("people").upsert(pl.DataFrame({"id": [1], "name": ["Ada"]})).counts["created"]
+            1
+        """
+        return Table(self._tables, name, key)
+
+    @cached_property
+    def _tables(self) -> TableEngine:
+        return self._engine.tables
 
     def close(self) -> None:
         """Close the store and its connections. It may be called more than once.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
+    from entityframes.engines.tables import TableEngine
     from entityframes.engines.text import TextEngine
 
 #: The store format that this version writes.
@@ -55,6 +56,17 @@ class Database(Protocol):
 
     def close(self) -> None:
         """Close all connections. May be called repeatedly."""
+
+
+class Recorder(Protocol):
+    """What a run needs to know about the database that it writes to."""
+
+    @property
+    def database(self) -> Database:
+        """The database."""
+
+    def not_recorded(self, batch_ids: list[str]) -> list[str]:
+        """The given batches that are not in the database, after another server may have taken over."""
 
 
 class Engine(Protocol):
@@ -192,6 +204,10 @@ class Engine(Protocol):
     @property
     def embedding(self) -> EmbeddingEngine:
         """The operations for embedding and vector search."""
+
+    @property
+    def tables(self) -> TableEngine:
+        """The operations on tables of the user."""
 
     @property
     def text(self) -> TextEngine:

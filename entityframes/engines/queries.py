@@ -51,7 +51,7 @@ def _without_comments(body: str) -> str:
 
 
 #: The files with the statements of each engine.
-FILES = ("engine", "checks", "embedding", "text", "directory", "earlier")
+FILES = ("engine", "checks", "embedding", "text", "directory", "tables", "earlier")
 
 
 @cache

@@ -51,8 +51,10 @@ class Column:
     nullable: bool = True
     #: The default as a SQL expression.
     default: str | None = None
-    #: Why values cannot be written, if they cannot: "generated" or "identity".
-    generated: str | None = None
+    #: Whether the database computes the value, so that none can be written.
+    generated: bool = False
+    #: Whether the default is the next value of a sequence.
+    identity: bool = False
     #: The collation as SQL text, if it is not the default one.
     collation: str | None = None
 
@@ -75,8 +77,12 @@ class Relation:
     key: tuple[str, ...] = ()
     #: The unique keys that there are, the primary key first.
     unique: tuple[tuple[str, ...], ...] = ()
+    #: The definitions of the unique indexes that are no keys, such as partial ones.
+    unusable: tuple[str, ...] = ()
     #: The schema and the name of the table, unquoted.
     parts: tuple[str, str] = ("", "")
+    #: The database of the table, where an address needs it.
+    catalog: str = ""
     #: Whether a trigger, a rule or a row-level policy may change or skip rows, which COPY would not report.
     may_skip: bool = False
     #: Whether the key has a unique constraint or index.
@@ -84,6 +90,11 @@ class Relation:
 
     def __getitem__(self, name: str) -> Column:
         return self.by_name[name]
+
+    @property
+    def address(self) -> tuple[str, str, str]:
+        """The names of the database, the schema and the table."""
+        return self.catalog, *self.parts
 
     @property
     def by_name(self) -> dict[str, Column]:
@@ -120,8 +131,8 @@ class Writing:
     nulls: Literal["write", "keep"] = "write"
     #: The columns that do not count as a difference.
     ignore: frozenset[str] = frozenset()
-    #: Whether the rows have the columns ``stored`` (Boolean) and ``e0``, ``e1``, ...: whether the row was stored, and its
-    #: values, when a plan was made.
+    #: Whether the rows have the columns ``stored`` (Boolean) and ``e0``, ``e1``, ... (String): whether the row was
+    #: stored when a plan was made, and its values.
     expecting: bool = False
     #: A column with the time of a soft delete: a row that is written gets a null there.
     undelete: str | None = None
@@ -144,22 +155,39 @@ class Writing:
         return tuple((name, column) for name, column in self.values if column.name not in self.ignore)
 
 
-#: The dtype in which values of a family are compared and written; a column not listed is String.
-CANONICAL: dict[str, pl.DataType] = {
+_FLOATS: dict[int | None, pl.DataType] = {32: pl.Float32(), 64: pl.Float64()}
+_SIGNED: dict[int | None, pl.DataType] = {8: pl.Int8(), 16: pl.Int16(), 32: pl.Int32(), 64: pl.Int64()}
+_UNSIGNED: dict[int | None, pl.DataType] = {8: pl.UInt8(), 16: pl.UInt16(), 32: pl.UInt32(), 64: pl.UInt64()}
+_FIXED: dict[str, pl.DataType] = {
     "boolean": pl.Boolean(),
     "binary": pl.Binary(),
     "date": pl.Date(),
-    "timestamp": pl.Datetime("us"),
     "timestamptz": pl.Datetime("us", "UTC"),
     "time": pl.Time(),
+    "vector": pl.List(pl.Float32()),
 }
+
+
+def canonical(column: Column) -> pl.DataType | None:
+    """The dtype in which values for a column are compared and written; None for a struct, which stays as it is."""
+    if column.family == "struct":
+        return None
+    if column.family == "integer":
+        return (_UNSIGNED if column.unsigned else _SIGNED).get(column.size, pl.String())
+    if column.family == "float":
+        return _FLOATS[column.size]
+    if column.family == "timestamp":
+        return pl.Datetime("ns" if column.scale == 9 else "us")
+    if column.family == "array" and column.element is not None:
+        return pl.List(canonical(column.element) or pl.String())
+    return _FIXED.get(column.family, pl.String())
 
 
 class TableEngine(Protocol):
     """The operations on tables of the user, which need no store.
 
-    Frames of rows have ``c0``, ``c1``, ... as described in `Writing`; frames of keys have the columns of the key, in the
-    order of `Relation.key`. All methods are thread-safe and may raise DatabaseError.
+    Frames of rows have ``c0``, ``c1``, ... as described in `Writing`; frames of keys have the columns of the key, in
+    the order of `Relation.key`. All methods are thread-safe and may raise DatabaseError.
     """
 
     @property
@@ -208,6 +236,15 @@ class TableEngine(Protocol):
     def not_recorded(self, batch_ids: list[str]) -> list[str]:
         """The given batches that are not in the database, after another server has taken over."""
 
+    def compare(self, writing: Writing, rows: pl.DataFrame) -> pl.DataFrame:
+        """Compare rows with the stored ones, without writing.
+
+        Returns:
+            position, created, and as text the stored and the new value of each column apart from the key, as ``o<n>``
+            and ``n<n>``, of the rows that are new or differ; position, error, rule and sqlstate of rows with values
+            that are none of the types of their columns.
+        """
+
     def existing(self, relation: Relation, keys: pl.DataFrame) -> pl.DataFrame:
         """Position of each key that is stored."""
 
@@ -220,7 +257,7 @@ class TableEngine(Protocol):
     def select(
         self, relation: Relation, columns: Sequence[Column], where: str | None, interrupt: Interrupt | None = None
     ) -> Iterator[pl.DataFrame]:
-        """The given columns of all rows, or of those that satisfy an SQL condition, as ``v0``, ``v1``, ..., in chunks."""
+        """The given columns as ``v0``, ``v1``, ..., of all rows or those that satisfy an SQL condition, in chunks."""
 
     def create(self, name: str, columns: dict[str, pl.DataType], key: Sequence[str]) -> None:
         """Create a table with a primary key."""
@@ -264,5 +301,5 @@ def parse_name(name: str) -> list[tuple[str, bool]]:
         place += 1
     raise SchemaError(
         f"invalid table name {name!r}: use table or schema.table, and quote a name that contains a dot or a quote, as "
-        'in \'schema."my.table"\''
+        "in 'schema.\"my.table\"'"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from entityframes.engines.base import Engine
+from entityframes.engines.base import Recorder
 from entityframes.errors import ClosedError, ConnectionLostError, DatabaseError
 from entityframes.interrupt import Interrupt
 from entityframes.results import WRITTEN, OutcomeLog
@@ -22,13 +22,15 @@ _UNCONFIRMED = (
 )
 
 
-def confirm(engine: Engine, log: OutcomeLog, losses: int, interrupt: Interrupt, before_each: Callable[[], None]) -> int:
+def confirm(
+    engine: Recorder, log: OutcomeLog, losses: int, interrupt: Interrupt, before_each: Callable[[], None]
+) -> int:
     """After a lost connection, check that the server still has the committed batches, and correct the outcomes.
 
     A standby that took over may lack the most recent ones.
 
     Args:
-        engine: the engine of the store.
+        engine: the engine of the store, or of tables.
         log: the outcomes of the run. Rows that are no longer stored become failed, or unknown if the server cannot be
             reached.
         losses: the `Database.losses` at the start of the run.
@@ -66,7 +68,7 @@ STANDBY_SECONDS_WHEN_STOPPED = 0.3
 _SHORT_RUN = 0.01
 
 
-def check_replicated(engine: Engine, log: OutcomeLog, elapsed: float, interrupt: Interrupt) -> None:
+def check_replicated(engine: Recorder, log: OutcomeLog, elapsed: float, interrupt: Interrupt) -> None:
     """If COMMIT has to wait for a synchronous standby but did not, report this in the outcome of each written row.
 
     If the wait is cancelled, by an administrator or because the run is stopped, COMMIT succeeds without the standby.

@@ -19,7 +19,7 @@ from entityframes.visible import visible
 from entityframes.writing.duplicates import Superseded
 from entityframes.writing.entities import keeping
 from entityframes.writing.entities.target import EntityTarget
-from entityframes.writing.options import OnError, Options
+from entityframes.writing.options import OnError, Options, RunOptions
 from entityframes.writing.run import Run
 
 #: The actions of a plan. create, update, unchanged: the outcome that an upsert would have; duplicate: another row with
@@ -69,7 +69,7 @@ class Plan:
 
     frame: pl.DataFrame
     _given: pl.DataFrame = field(compare=False)
-    _options: Options = field(compare=False)
+    _options: RunOptions = field(compare=False)
     _upsert: Callable[..., UpsertResult] = field(compare=False)
 
     @property
@@ -123,8 +123,10 @@ class Plan:
             parts += [f"{visible(name)} of {count:,}" for name, count in list(self.changed_fields.items())[:10]]
             lines.append(f"updates change {', '.join(parts)}")
         invalid = self.frame.filter(pl.col("action") == "invalid").head(3).iter_rows(named=True)
+        columns = self.frame.columns
+        key = columns[columns.index("row") + 1 : columns.index("action")]
         lines += [
-            f"row {row['row']} ({visible(row['entity_type'])}/{visible(row['id'])}): {visible(row['error'])}"
+            f"row {row['row']} ({'/'.join(visible(row[name]) for name in key)}): {visible(row['error'])}"
             for row in invalid
         ]
         return "\n".join(lines)
@@ -160,6 +162,7 @@ class Plan:
             ['updated', 'conflict']
         """
         content, metadata = _EXPECTED
+        assert isinstance(self._options, Options)
         options = replace(
             self._options,
             batch_size=batch_size,

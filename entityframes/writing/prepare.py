@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from entityframes.engines.base import Engine
+from entityframes.engines.base import Recorder
 from entityframes.frames.batching import chunks, shares
 from entityframes.frames.schema import numbered
 from entityframes.writing.duplicates import Superseded, bytes_of
@@ -26,10 +26,11 @@ class FrameBatches:
     error: Exception | None = None
 
     def __init__(
-        self, frame: pl.DataFrame, target: Target, superseded: Superseded, engine: Engine, batch_size: int | None
+        self, frame: pl.DataFrame, target: Target, superseded: Superseded, engine: Recorder, batch_size: int | None
     ) -> None:
         target.check(frame.schema)
         target.check_values(frame)
+        frame = target.renamed(frame)
         self._frame, self._target, self._superseded = frame, target, superseded
         self._engine, self._batch_size = engine, batch_size
         self.remaining = [numbered(frame)]
@@ -43,7 +44,8 @@ class FrameBatches:
             # A stream may be larger than memory; this frame is in memory already, so its batches may be large.
             database = self._engine.database
             sizes = {"max_bytes": database.batch_bytes, "max_rows": database.batch_rows}
-            self.remaining = list(shares(frame, **sizes, writers=database.writers, by_key=database.by_key))
+            order = self._target.in_key_order if database.by_key else None
+            self.remaining = list(shares(frame, **sizes, writers=database.writers, in_key_order=order))
         while self.remaining:
             yield self.remaining[0]
 
@@ -66,7 +68,7 @@ class StreamBatches:
         try:
             for frame in self._frames:
                 self._target.check(frame.schema)
-                yield self._target.prepare(frame)
+                yield self._target.prepare(self._target.renamed(frame))
         except Exception as error:
             self.error = error
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import polars as pl
 
-from entityframes.engines.base import Engine
+from entityframes.engines.base import Recorder
 from entityframes.errors import ConnectionLostError, EntityFramesError
 from entityframes.interrupt import CtrlC, Interrupt
 from entityframes.progress import Reporter
@@ -38,7 +38,7 @@ class Run:
     """The run of one call that writes.
 
     Args:
-        engine: the engine of the store.
+        engine: the engine of the store, or of tables.
         interrupt: stops the run.
         outcomes: builds the outcomes of the rows.
         concurrency: how many batches are processed concurrently; None for the default of the engine.
@@ -46,7 +46,7 @@ class Run:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Recorder,
         interrupt: Interrupt,
         outcomes: Outcomes,
         *,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
+    from entityframes.engines.tables import TableEngine
     from entityframes.engines.text import TextEngine
 
 #: Up to this many entities, lookups scan all keys; beyond that, they scan the hashes of the keys first.
@@ -140,6 +141,12 @@ class DuckDBEngine:
         from entityframes.engines.duckdb.embedding import DuckDBEmbedding
 
         return DuckDBEmbedding(self.database)
+
+    @cached_property
+    def tables(self) -> TableEngine:
+        from entityframes.engines.duckdb.tables import DuckDBTables
+
+        return DuckDBTables(self.database)
 
     @cached_property
     def text(self) -> TextEngine:

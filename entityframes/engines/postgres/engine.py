@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
+    from entityframes.engines.tables import TableEngine
     from entityframes.engines.text import TextEngine
 
 #: Batches up to this size are written by a single statement; for larger ones the staging table is faster (measured).
@@ -230,6 +231,12 @@ class PostgresEngine:
         from entityframes.engines.postgres.embedding import PostgresEmbedding
 
         return PostgresEmbedding(self.database)
+
+    @cached_property
+    def tables(self) -> TableEngine:
+        from entityframes.engines.postgres.tables import PostgresTables
+
+        return PostgresTables(self.database)
 
     @cached_property
     def text(self) -> TextEngine:

@@ -211,6 +211,41 @@ WITH updated AS (
 )
 INSERT INTO pg_temp.entityframes_outcomes (position, created) SELECT position, false FROM updated;
 
+-- name: table_check_each
+-- Converts the staged texts of slices of rows, in subtransactions as in table_merge_each, and records the errors.
+DO {tag}
+DECLARE
+    lower int4 := 0;
+    step int4 := 256;
+    top int4 := (SELECT max(position) FROM pg_temp.entityframes_rows);
+BEGIN
+    WHILE lower <= top LOOP
+        BEGIN
+            PERFORM count(ROW({checks})) FROM (
+                SELECT * FROM pg_temp.entityframes_rows AS s
+                WHERE s.position >= lower AND s.position < lower + step OFFSET 0
+            ) AS s;
+            lower := lower + step;
+        EXCEPTION WHEN OTHERS THEN
+            IF substr(SQLSTATE, 1, 2) IN ('08', '25', '40', '53', '57', '58', 'XX') OR SQLSTATE = '55P03' THEN
+                RAISE;
+            END IF;
+            IF step > 1 THEN
+                step := step / 16;
+                CONTINUE;
+            END IF;
+            INSERT INTO pg_temp.entityframes_outcomes (position, sqlstate, error) VALUES (lower, SQLSTATE, SQLERRM);
+            lower := lower + 1;
+        END;
+        step := CASE WHEN lower % 256 = 0 THEN 256 WHEN lower % 16 = 0 THEN 16 ELSE 1 END;
+    END LOOP;
+END
+{tag}
+
+-- name: table_forget_outcomes
+-- Empties the outcomes for the next step.
+DELETE FROM pg_temp.entityframes_outcomes
+
 -- name: table_outcomes
 -- The outcomes of table_merge_each.
 SELECT position, created, sqlstate, error, name FROM pg_temp.entityframes_outcomes
@@ -224,8 +259,8 @@ SELECT pg_current_xact_id()::text AS id, left(pg_walfile_name(pg_current_wal_ins
 SELECT CASE WHEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) = $2 THEN pg_xact_status($1::xid8) END AS status
 
 -- name: table_may_write
--- Whether this user has the privileges on the table, so that an error is caused by a row. $1 oid
-SELECT bool_and(has_table_privilege($1::oid, privilege) OR has_any_column_privilege($1::oid, privilege))
+-- Whether this user has the privileges on the table, so that an error is caused by a row. $1 table
+SELECT bool_and(has_any_column_privilege($1::regclass, privilege))
 FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege
 
 -- name: table_compare
