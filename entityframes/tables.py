@@ -88,7 +88,7 @@ def create_table(
 
     Examples:
         >>> people = ef.create_table(store, "people", {"id": pl.Int64, "born": pl.Date}, key="id")
-        >>> people.columns["sql_type"].to_list()
+        >>> people.columns["dtype"].to_list()
         ['BIGINT', 'DATE']
     """
     names = [key] if isinstance(key, str) else list(key)
