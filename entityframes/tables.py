@@ -89,7 +89,7 @@ def create_table(
     Examples:
         >>> people = ef.create_table(store, "people", {"id": pl.Int64, "born": pl.Date}, key="id")
         >>> people.columns["dtype"].to_list()
-        ['BIGINT', 'DATE']
+        ['Int64', 'Date']
     """
     names = [key] if isinstance(key, str) else list(key)
     schema = _schema_of(frame_or_schema)
