@@ -186,8 +186,8 @@ def canonical(column: Column) -> pl.DataType | None:
 class TableEngine(Protocol):
     """The operations on tables of the user, which need no store.
 
-    Frames of rows have ``c0``, ``c1``, ... as described in `Writing`; frames of keys have the columns of the key, in
-    the order of `Relation.key`. All methods are thread-safe and may raise DatabaseError.
+    Frames of rows have ``c0``, ``c1``, ... as described in `Writing`; frames of keys have the columns of the key
+    in the same way. All methods are thread-safe and may raise DatabaseError.
     """
 
     @property

@@ -111,4 +111,8 @@ def _ends(frame: pl.DataFrame) -> np.ndarray[Any, Any]:
     texts, others = cs.string() | cs.binary(), cs.exclude("row") - cs.string() - cs.binary()
     typed = int(frame.select(others).estimated_size()) // max(frame.height, 1)
     sizes = [texts.cast(pl.Binary).bin.size().fill_null(0).cast(pl.Int64)]
-    return frame.select(pl.sum_horizontal(*sizes, pl.lit(typed, pl.Int64)).cum_sum()).to_series().to_numpy()
+    return (
+        frame.select(pl.sum_horizontal(*sizes, pl.repeat(typed, pl.len(), dtype=pl.Int64)).cum_sum())
+        .to_series()
+        .to_numpy()
+    )

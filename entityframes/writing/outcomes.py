@@ -64,6 +64,8 @@ class Outcomes:
     statuses: tuple[str, ...] = UPSERT_STATUSES
     #: The dtypes of the key columns; None if they are all String.
     dtypes: tuple[pl.DataType, ...] | None = None
+    #: The names of the key columns in outcomes, if they are not those within a run.
+    labels: tuple[str, ...] | None = None
     #: Whether rows have embedding jobs.
     jobs: bool = True
     #: The error of rows in conflict.
@@ -72,8 +74,11 @@ class Outcomes:
     @cached_property
     def schema(self) -> pl.Schema:
         """The columns and dtypes of the outcomes."""
+        return self._schema_with(self.labels or self.key)
+
+    def _schema_with(self, names: tuple[str, ...]) -> pl.Schema:
         dtypes = self.dtypes or (pl.String(),) * len(self.key)
-        return outcome_schema(self.statuses, tuple(zip(self.key, dtypes, strict=True)), self.jobs)
+        return outcome_schema(self.statuses, tuple(zip(names, dtypes, strict=True)), self.jobs)
 
     @cached_property
     def none(self) -> pl.DataFrame:
@@ -86,7 +91,10 @@ class Outcomes:
 
     def of(self, rows: pl.DataFrame, **columns: Any) -> pl.DataFrame:
         """Outcomes of `rows` (row, key, any outcome columns); other columns are taken from `columns` or null."""
-        return outcomes(rows, self.schema, **columns) if rows.height else self.none.clone()
+        if rows.is_empty():
+            return self.none.clone()
+        found = outcomes(rows, self._schema_with(self.key), **columns)
+        return found if self.labels is None else found.rename(dict(zip(self.key, self.labels, strict=True)))
 
     def unprocessed(self, rows: pl.DataFrame, status: str = "cancelled") -> pl.DataFrame:
         """Outcomes of rows that were not validated."""

@@ -81,6 +81,9 @@ class Target(Protocol):
     def renamed(self, frame: pl.DataFrame) -> pl.DataFrame:
         """A frame that `check` has accepted, with the names that columns have within the run."""
 
+    def comparable(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The columns of the key, at least, of a frame returned by `renamed`, so that equal keys have equal values."""
+
     def prepare(self, frame: pl.DataFrame, *, record: bool = True) -> pl.DataFrame:
         """Record the dtypes of a frame and return it with the columns that `validate` expects.
 

@@ -160,12 +160,12 @@ class DuckDBTables:
 
     def _by_key(self, name: str, relation: Relation, keys: pl.DataFrame, **placeholders: str) -> pl.DataFrame:
         with self.database.session() as session:
-            session.register("given", _key_frame(keys))
+            session.register("given", keys.with_row_index("position"))
             return session.query(name, placeholders={**_by_keys(relation), **placeholders})
 
     def delete(self, relation: Relation, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self.database.session(batch.interrupt, writing=True) as session:
-            session.register("given", _key_frame(keys))
+            session.register("given", keys.with_row_index("position"))
             placeholders = _by_keys(relation)
             with session.transaction(batch.interrupt):
                 found = session.query("table_existing", placeholders=placeholders)
@@ -307,6 +307,12 @@ def _invalid(session: Session, sql: _Sql, given: pl.DataFrame) -> pl.DataFrame:
 def _rejected(session: Session, sql: _Sql, given: pl.DataFrame) -> pl.DataFrame:
     """The rows that violate a type or a constraint, as far as single constraints can be checked by a query."""
     rejected = _invalid(session, sql, given)
+    session.register("given", given.join(rejected, on="position", how="anti", maintain_order="left"))
+    changed = session.query("table_probe", placeholders=sql.placeholders)
+    if sql.writing.on_match == "fail":
+        changed = changed.filter("created")
+    # Constraints concern only the rows that would be written.
+    given = given.join(changed, on="position", how="semi", maintain_order="left")
     relation = sql.writing.relation
     checks = [*_null_checks(sql), *_constraint_checks(session, sql)]
     for condition, error, kind, name in checks:
@@ -491,10 +497,6 @@ def _by_keys(relation: Relation) -> dict[str, str]:
     columns = [relation[name] for name in relation.key]
     matches = " AND ".join(f"t.{column.quoted} = {_cast(f'c{n}', column)}" for n, column in enumerate(columns))
     return {"table": relation.sql, "matches": matches}
-
-
-def _key_frame(keys: pl.DataFrame) -> pl.DataFrame:
-    return keys.rename({name: f"c{number}" for number, name in enumerate(keys.columns)}).with_row_index("position")
 
 
 def sql_type(dtype: pl.DataType, name: str) -> str:

@@ -57,6 +57,9 @@ class EntityTarget:
     def renamed(self, frame: pl.DataFrame) -> pl.DataFrame:
         return frame
 
+    def comparable(self, frame: pl.DataFrame) -> pl.DataFrame:
+        return frame
+
     def prepare(self, frame: pl.DataFrame, *, record: bool = True) -> pl.DataFrame:
         self._with_fields(frame, self._fields.declare if record else self._fields.check)
         return self._options.with_expected(frame)

@@ -25,7 +25,8 @@ class TableDeletion:
         return named.with_columns(usable=usable).with_row_index("row")
 
     def delete(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        return self.engine.delete(self._relation, rows, batch)
+        keys = rows.rename({name: f"c{number}" for number, name in enumerate(rows.columns)})
+        return self.engine.delete(self._relation, keys, batch)
 
     def recovered(self, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:
         return self.engine.recovered(batch, lost.answer)

@@ -133,7 +133,10 @@ def make(
         on="row", how="left", maintain_order="left",
     )  # fmt: skip
     kept = given.hstack(state.drop("row").get_columns())
-    return TablePlan(pl.concat(parts).sort("row"), kept, options, upsert)
+    taken = {"row", "action", "changes", "rule", "error"}
+    labels = [f"key.{name}" if name in taken or name.startswith("key.") else name for name in relation.key]
+    frame = pl.concat(parts).sort("row").rename(dict(zip(names.key, labels, strict=True)))
+    return TablePlan(frame, kept, options, upsert)
 
 
 def _schema(names: TableNames, rows: pl.DataFrame) -> dict[str, pl.DataType]:

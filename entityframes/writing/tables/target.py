@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
+import polars.selectors as cs
 
 from entityframes.engines.batch import Batch
 from entityframes.engines.tables import Column, Relation, TableEngine, Writing, canonical
@@ -18,8 +19,8 @@ from entityframes.writing.run import Run
 from entityframes.writing.tables.values import Problems, convert, refusal
 from entityframes.writing.target import Attempt, Validated
 
-#: Within a run, a column of the key has its name in the outcomes, and another column this prefix.
-VALUE = "value:"
+#: Within a run, columns of the table have these prefixes, so that they are not mistaken for others.
+KEY, VALUE = "key:", "value:"
 
 #: The columns of a frame that was made by a plan: whether the row was stored, and the prefix of its values as text.
 STORED, OLD = "stored:", "old:"
@@ -29,8 +30,7 @@ _RESERVED = frozenset(outcome_schema(jobs=True)) - {"entity_type", "id"}
 
 def key_name(name: str) -> str:
     """The name of a column of the key in outcomes, where it must not be mistaken for another column."""
-    reserved = name in _RESERVED or name.startswith((VALUE, STORED, OLD, "key."))
-    return f"key.{name}" if reserved else name
+    return f"key.{name}" if name in _RESERVED or name.startswith("key.") else name
 
 
 class TableNames:
@@ -38,11 +38,12 @@ class TableNames:
 
     def __init__(self, relation: Relation) -> None:
         self.relation = relation
-        self.key = tuple(map(key_name, relation.key))
         self.of = {
-            column.name: key_name(column.name) if column.name in relation.key else VALUE + column.name
-            for column in relation.columns
+            column.name: (KEY if column.name in relation.key else VALUE) + column.name for column in relation.columns
         }
+        self.key = tuple(self.of[name] for name in relation.key)
+        #: The names of the key columns in outcomes.
+        self.labels = tuple(map(key_name, relation.key))
 
     def outcomes(self, statuses: tuple[str, ...] = UPSERT_STATUSES) -> Outcomes:
         """Builds the outcomes of rows of the table."""
@@ -51,6 +52,7 @@ class TableNames:
             self._displayable,
             statuses,
             tuple(canonical(self.relation[name]) or pl.String() for name in self.relation.key),
+            labels=self.labels,
             jobs=False,
             conflict="the stored row is not as it was when the plan was made: another writer changed, created or "
             "deleted it",
@@ -58,13 +60,18 @@ class TableNames:
 
     def _displayable(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Row and key of rows that were not validated, with nulls for what is no valid key."""
-        frame, _ = readable(rows.select("row", *self.key))
-        columns = [frame["row"]]
-        for name, of_table in zip(self.key, self.relation.key, strict=True):
-            column = self.relation[of_table]
-            if refusal(frame[name].dtype, column) is None:
-                columns.append(convert(frame[name], column, Problems(frame.height)).alias(name))
-        return pl.DataFrame(columns)
+        return pl.DataFrame([rows["row"], *self.keys(rows).get_columns()])
+
+    def keys(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The columns of the key in canonical form, with nulls for what is no valid key."""
+        frame, _ = readable_texts(rows.select(self.key))
+        return pl.DataFrame(
+            [
+                convert(frame[name], self.relation[of_table], Problems(frame.height)).alias(name)
+                for name, of_table in zip(self.key, self.relation.key, strict=True)
+                if refusal(frame[name].dtype, self.relation[of_table]) is None
+            ]
+        )
 
 
 class TableTarget:
@@ -84,6 +91,9 @@ class TableTarget:
 
     def renamed(self, frame: pl.DataFrame) -> pl.DataFrame:
         return frame.rename({name: self._names.of[name] for name in frame.columns if name in self._names.of})
+
+    def comparable(self, frame: pl.DataFrame) -> pl.DataFrame:
+        return self._names.keys(frame)
 
     def prepare(self, frame: pl.DataFrame, *, record: bool = True) -> pl.DataFrame:
         return frame
@@ -182,7 +192,7 @@ def check_columns(relation: Relation, schema: Mapping[str, pl.DataType], options
 
 def validate(names: TableNames, chunk: pl.DataFrame) -> Validated:
     """The rows of a batch in canonical form, and those that cannot be written."""
-    frame, unreadable = readable(chunk)
+    frame, unreadable = readable_texts(chunk)
     problems = Problems(frame.height)
     if unreadable is not None:
         problems.add(unreadable.is_not_null(), "not_utf8", lambda row: _shown_name(str(unreadable[row])))
@@ -192,7 +202,6 @@ def validate(names: TableNames, chunk: pl.DataFrame) -> Validated:
         if name not in frame.columns:
             continue
         values = frame[name]
-        _check_text(values, column, problems)
         converted = convert(values, column, problems).alias(name)
         if column.name in names.relation.key:
             problems.add(values.is_null(), "null_key", lambda _, column=column: f"{column.name} is null")  # type: ignore[misc]
@@ -207,17 +216,14 @@ def validate(names: TableNames, chunk: pl.DataFrame) -> Validated:
     return Validated(rows.filter(~wrong), invalid)
 
 
-def _check_text(values: pl.Series, column: Column, problems: Problems) -> None:
-    if values.dtype != pl.String:
-        return
-    nul = values.str.contains("\0", literal=True)
-    if column.family == "json":
-        nul = nul | values.str.contains(r"(?:^|[^\\])(?:\\\\)*\\u0000")
-    problems.add(nul, "nul_character", lambda _: f"{column.name} contains a NUL character (U+0000)")
+def readable_texts(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series | None]:
+    """A frame with a replacement for each text that is not UTF-8, and the errors by row, or None without any."""
+    texts, errors = readable(frame.select(cs.string()))
+    return frame.with_columns(texts.get_columns()), errors
 
 
 def _shown_name(error: str) -> str:
-    return error.removeprefix(VALUE)
+    return error.removeprefix(VALUE).removeprefix(KEY)
 
 
 def _none(rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
@@ -226,22 +232,21 @@ def _none(rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
 
 
 def usable_keys(relation: Relation, keys: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
-    """Keys in canonical form, with the names of the columns, and which of them can be stored at all.
+    """Keys in canonical form, as ``c0``, ``c1``, ..., and which of them can be stored at all.
 
     Raises:
         SchemaError: a dtype cannot be compared with a column of the key.
     """
-    frame, unreadable = readable(keys)
+    frame, unreadable = readable_texts(keys)
     problems = Problems(frame.height)
     columns = []
-    for name in relation.key:
+    for number, name in enumerate(relation.key):
         if refused := refusal(frame[name].dtype, relation[name]):
             raise SchemaError(refused)
-        columns.append(convert(frame[name], relation[name], problems).alias(name))
+        columns.append(convert(frame[name], relation[name], problems).alias(f"c{number}"))
     converted = pl.DataFrame(columns)
     found = problems.columns()
-    valid = ~pl.any_horizontal(pl.col(relation.key).is_null())
-    usable = converted.select(valid).to_series()
+    usable = converted.select(~pl.any_horizontal(pl.all().is_null())).to_series()
     if found is not None:
         usable &= found[0].is_null()
     return converted, usable if unreadable is None else usable & unreadable.is_null()

@@ -11,6 +11,7 @@ import polars as pl
 
 from entityframes.engines.tables import Column, canonical
 from entityframes.metadata import dtypes
+from entityframes.metadata.canonical_json import NUL_ESCAPE
 from entityframes.visible import visible
 
 #: What each family takes, for messages.
@@ -122,7 +123,12 @@ def convert(values: pl.Series, column: Column, problems: Problems) -> pl.Series:
         return values.cast(dtype or pl.String)
     if isinstance(values.dtype, pl.Categorical | pl.Enum):
         values = values.cast(pl.String)
-    converted = _CONVERSIONS.get(column.family, _unchanged)(values, column, _Finder(values, column, problems))
+    find = _Finder(values, column, problems)
+    if values.dtype == pl.String:
+        find(values.str.contains("\0", literal=True), "nul_character", "contains a NUL character (U+0000)")
+    converted = _CONVERSIONS.get(column.family, _unchanged)(values, column, find)
+    if column.family == "json" and converted.str.contains("\\u0000", literal=True).any():
+        find(converted.str.contains(NUL_ESCAPE.pattern), "nul_character", "contains a NUL character (\\u0000)")
     return converted if dtype is None else converted.cast(dtype)
 
 
@@ -316,25 +322,27 @@ def _timestamp(values: pl.Series, column: Column, find: _Finder) -> pl.Series:
     dtype = canonical(column)
     assert isinstance(dtype, pl.Datetime)
     if values.dtype == pl.String:
-        texts = values.str.strip_chars().str.replace(r"^(\d{4}-\d\d-\d\d)[ T]", "${1}T")
-        if dtype.time_zone is None:
-            texts = texts.str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00").str.replace(r"T(\d\d:\d\d)$", "T${1}:00")
-            times = texts.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="ns", strict=False)
-        else:
-            texts = texts.str.replace(r"[Zz]$", "+00:00").str.replace(r"([+-]\d\d)$", "${1}:00")
-            times = texts.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="ns", time_zone="UTC", strict=False)
-        # Nanoseconds hold the years 1677 to 2262 only.
-        far = times.is_null() & values.is_not_null()
-        if far.any() or (texts.str.slice(0, 4) > "2261").any() or (texts.str.slice(0, 4) < "1678").any():
-            pattern = "%Y-%m-%dT%H:%M:%S%.f" + ("%:z" if dtype.time_zone else "")
-            times = texts.str.to_datetime(pattern, time_unit="us", time_zone=dtype.time_zone, strict=False)
+        times = _parsed_timestamps(values, dtype)
         find.unparsable(times)
+        digits = column.scale if column.scale is not None else 6
+        find.lost(values.str.contains(rf"\.\d{{{digits}}}\d*[1-9]"), f"it has more than {digits} digits of seconds")
     elif values.dtype == pl.Date:
         times = values.cast(pl.Datetime("us"))
     else:
         times = values if dtype.time_zone is None else values.dt.convert_time_zone("UTC")
     converted = _in_unit(times, dtype, column, find)
     return _within_years(converted, find)
+
+
+def _parsed_timestamps(values: pl.Series, dtype: pl.Datetime) -> pl.Series:
+    """Texts in the format of ISO 8601 as timestamps, nulls for others."""
+    texts = values.str.strip_chars().str.replace(r"^(\d{4}-\d\d-\d\d)[ T]", "${1}T")
+    unit, zone = dtype.time_unit, dtype.time_zone
+    if zone is None:
+        texts = texts.str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00").str.replace(r"T(\d\d:\d\d)$", "T${1}:00")
+        return texts.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit=unit, strict=False)
+    texts = texts.str.replace(r"[Zz]$", "+00:00").str.replace(r"([+-]\d\d)$", "${1}:00")
+    return texts.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit=unit, time_zone=zone, strict=False)
 
 
 def _in_unit(times: pl.Series, dtype: pl.Datetime, column: Column, find: _Finder) -> pl.Series:
