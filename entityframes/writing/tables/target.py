@@ -9,7 +9,7 @@ import polars as pl
 import polars.selectors as cs
 
 from entityframes.engines.batch import Batch
-from entityframes.engines.tables import Column, Relation, TableEngine, Writing, canonical
+from entityframes.engines.tables import Relation, TableEngine, Writing, canonical
 from entityframes.errors import ConnectionLostError, SchemaError
 from entityframes.frames.utf8 import readable
 from entityframes.results import UPSERT_STATUSES, outcome_schema
