@@ -12,7 +12,7 @@ import polars as pl
 from entityframes import forks
 from entityframes.engines import open_tables
 from entityframes.engines.base import check_writable
-from entityframes.engines.tables import Column, Relation, TableEngine
+from entityframes.engines.tables import Column, Relation, TableEngine, named
 from entityframes.engines.url import parse_url
 from entityframes.errors import ConnectError, DuplicateError, SchemaError
 from entityframes.frames import sources
@@ -521,7 +521,7 @@ class Table:
         wanted = reading.selected(self._relation, columns)
         key = [self._relation[name] for name in self._relation.key]
         extra = [column for column in key if column not in wanted]
-        parts = [reading.named(_empty([*wanted, *extra]), [*wanted, *extra])]
+        parts = [named(_empty([*wanted, *extra]), [*wanted, *extra])]
         interrupt = Interrupt(cancel)
         with Reporter(progress, None, delay=DELAY) as reporter:
             for chunk in reading.scan(self._engine, self._relation, [*wanted, *extra], None, interrupt):

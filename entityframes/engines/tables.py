@@ -317,6 +317,24 @@ class TableEngine(Protocol):
         """Add columns to a table."""
 
 
+def named(chunk: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
+    """A result of the engine with the names and dtypes of the columns."""
+    return pl.DataFrame(
+        [
+            _as_read(chunk[f"v{number}"], column).alias(column.name)
+            for number, column in enumerate(columns)
+        ]
+    )  # fmt: skip
+
+
+def _as_read(values: pl.Series, column: Column) -> pl.Series:
+    if values.dtype == column.dtype:
+        return values
+    if column.dtype == pl.Time and values.dtype == pl.String:
+        return values.str.to_time("%H:%M:%S%.f")
+    return values.cast(column.dtype)
+
+
 def quoted(name: str) -> str:
     """A name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from entityframes.engines.tables import Relation, TableEngine, as_text
+from entityframes.engines.tables import Relation, TableEngine, as_text, named
 from entityframes.errors import SchemaError
 from entityframes.interrupt import Interrupt
-from entityframes.reading.tables import named
 from entityframes.writing.tables.target import OLD, usable_keys
 
 #: What a mirror deletes: an expression over the columns of the table, or an SQL condition; None for all rows.
