@@ -21,10 +21,11 @@ import entityframes as ef
 from benchmarks.measure import OURS, Measurements, chosen
 from benchmarks.postgres import server
 
-_TEXT = "alpha beta gamma delta entity frame arrow polars duck postgres batch upsert merge staging copy index project " * 4
+_TEXT = "alpha beta gamma delta entity frame arrow polars duck postgres batch upsert merge staging copy index " * 4
 
 _WIDE = """CREATE TABLE {table} (
-    kind {text} NOT NULL, id {text} NOT NULL, content {text}, title {text}, n bigint CHECK (n >= 0), PRIMARY KEY (kind, id))"""
+    kind {text} NOT NULL, id {text} NOT NULL, content {text}, title {text}, n bigint CHECK (n >= 0),
+    PRIMARY KEY (kind, id))"""
 _NARROW = (
     "CREATE TABLE {table} (id bigint PRIMARY KEY, n bigint CHECK (n >= 0), "
     + ", ".join(f"c{number} {'bigint' if number % 2 else 'double precision'}" for number in range(18))
@@ -93,9 +94,9 @@ class DbMerge:
     def upsert(self, frame: pl.DataFrame, key: tuple[str, ...]) -> int:
         from dbmerge import dbmerge
 
-        with contextlib.redirect_stdout(io.StringIO()):
-            with dbmerge(engine=self._engine, data=frame, table_name=self._name, key=list(key)) as merge:
-                merge.exec()
+        target = {"engine": self._engine, "table_name": self._name, "key": list(key)}
+        with contextlib.redirect_stdout(io.StringIO()), dbmerge(data=frame, **target) as merge:
+            merge.exec()
         return 0
 
     def close(self) -> None:
@@ -154,7 +155,8 @@ class Merge:
         names, values = ", ".join(frame.columns), ", ".join(f"s.{name}" for name in frame.columns)
         self._connection.execute(
             f"MERGE INTO {self._name} AS t USING given AS s ON {matches} "
-            f"WHEN MATCHED AND ({differs}) THEN UPDATE SET {sets} WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({values})"
+            f"WHEN MATCHED AND ({differs}) THEN UPDATE SET {sets} "
+            f"WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({values})"
         )
         return 0
 
