@@ -254,6 +254,10 @@ def no_store(message: str) -> ConnectError:
     return error
 
 
+#: What to do about a database that was opened read-only.
+TO_WRITE = "to write, connect without read_only=True, and not with a DuckDB connection that can only read"
+
+
 def check_writable(database: Database) -> None:
     """Check that the store may be written to.
 
@@ -261,6 +265,4 @@ def check_writable(database: Database) -> None:
         PermanentError: the store was opened read-only.
     """
     if database.read_only:
-        raise PermanentError(
-            f"the store at {database.address} was opened read-only: connect without read_only=True to write", "25006"
-        )
+        raise PermanentError(f"the store at {database.address} was opened read-only: {TO_WRITE}", "25006")
