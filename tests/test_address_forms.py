@@ -37,7 +37,7 @@ NOTES = ef.ids("note", ["a", "b"])
     ("url", "parameters"),
     [
         ("postgresql+psycopg://u:p%40%2F+x@h:1/d", "user=u password=p@/+x host=h port=1 dbname=d"),
-        ("postgresql+psycopg2://h/my%20d", "host=h dbname='my d'"),
+        ("postgresql+psycopg2://h", "host=h"),
         ("postgresql+psycopg_async://h/d?connect_timeout=3&sslmode=require", "host=h dbname=d connect_timeout=3 sslmode=require"),
         ("postgresql+psycopg://h/d?application_name=my+app", "host=h dbname=d application_name='my app'"),
         ("postgresql+psycopg://h/d?options=-csearch_path%3Da+-c+role%3Db", "host=h dbname=d options='-csearch_path=a -c role=b'"),
@@ -64,6 +64,14 @@ def test_a_url_of_sqlalchemy_means_the_same_to_libpq(url: str, parameters: str) 
     assert conninfo_to_dict(parse_url(url).target) == expected
     assert conninfo_to_dict(parse_url(sqlalchemy.make_url(url)).target) == expected
     assert conninfo_to_dict(parse_url(url.replace("postgresql+", "postgres+")).target) == expected
+
+
+def test_names_that_have_to_be_encoded() -> None:
+    """The text of SQLAlchemy 2.0 does not encode the name of the database; its object holds it as it is."""
+    parts = {"username": "u@/:", "password": "p%?#", "host": "h", "database": "d /?&=%20é"}
+    url = sqlalchemy.URL.create("postgresql+psycopg", **parts)
+    expected = {"user": parts["username"], "password": parts["password"], "host": "h", "dbname": parts["database"]}
+    assert conninfo_to_dict(parse_url(url).target) == expected
 
 
 def test_a_url_of_libpq_is_left_alone() -> None:

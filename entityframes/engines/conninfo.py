@@ -219,6 +219,11 @@ def _plain(text: str, more: str = "") -> str:
     )
 
 
+#: From the first quotation mark to the last, because a value may contain quotation marks; without the last one to the
+#: end. What libpq says of a service, a file or a line of it is kept.
+_QUOTED = re.compile(r'".*"((?: not found|, line \d+)\s*\Z)|".*"?', re.DOTALL)
+
+
 def shown_when_connecting(message: str) -> str:
     """The message of libpq after a failed connection, without values of parameters, which may be secret.
 
@@ -227,6 +232,4 @@ def shown_when_connecting(message: str) -> str:
     if re.search(r"\b(?:FATAL|ERROR|PANIC):", message):
         return message
     parts = re.split(r'(connection to server (?:at|on socket) "[\w./:%-]*")', message)
-    # From the first quotation mark to the last, because a value may contain quotation marks.
-    return "".join(part if number % 2 else re.sub('".*"?', "***", part, flags=re.DOTALL) if part.count('"') else part
-                   for number, part in enumerate(parts))  # fmt: skip
+    return "".join(part if number % 2 else _QUOTED.sub(r"***\1", part) for number, part in enumerate(parts))
