@@ -227,6 +227,11 @@ def test_a_path_whose_file_the_caller_has_open(tmp_path: Path) -> None:
             store.upsert(NOTES, progress=False)
         assert stored(connection) == 3
         assert settings(connection) == before
+    with ef.connect(tmp_path / "y.duckdb"), duckdb.connect(tmp_path / "y.duckdb") as connection:
+        # Here the store came first, and what its settings are is up to it; those of the connection still do no harm.
+        connection.execute("SET default_collation = 'NOCASE'")
+        with ef.connect(connection) as store:
+            assert store.upsert(NOTES, progress=False).counts["created"] == 3
     with duckdb.connect(tmp_path / "x.duckdb", config={"threads": 1}) as connection:
         with pytest.raises(ef.ConnectError, match="pass the open DuckDB connection"):
             ef.connect(tmp_path / "x.duckdb")

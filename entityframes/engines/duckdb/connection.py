@@ -165,7 +165,7 @@ class File:
                 forks.keep(self)
                 if self.shared.adjustable is None:
                     self.shared.adjustable = self._given is None and _connections(self._root) == 1
-                if not self.shared.adjustable:
+                if self._given is not None or not self.shared.adjustable:
                     self._session = "; ".join([*_settings(self._root, location), session])
                 if self._given is not None:
                     # Its current database is looked up.
