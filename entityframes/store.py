@@ -14,7 +14,7 @@ import polars as pl
 
 from entityframes import forks
 from entityframes.engines import open_engine
-from entityframes.engines.base import Engine, check_writable
+from entityframes.engines.base import Engine, check_writable, where
 from entityframes.engines.tables import TableEngine
 from entityframes.engines.url import Address, parse_url
 from entityframes.errors import ConnectError, DuplicateError, EmbedderError, SchemaError
@@ -93,9 +93,7 @@ def connect(
     forks.check(ConnectError)
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be a positive integer or None, got {workers}")
-    location = parse_url(url)
-    with location.opening():
-        return EntityStore(open_engine(location, namespace, workers, read_only=read_only), location.origin)
+    return EntityStore(open_engine(parse_url(url), namespace, workers, read_only=read_only))
 
 
 @forks.guarded
@@ -117,11 +115,9 @@ class EntityStore:
         ['a', 'b', 'c', 'd']
     """
 
-    def __init__(self, engine: Engine, origin: str = "") -> None:
+    def __init__(self, engine: Engine) -> None:
         forks.opened()
         self._engine = engine
-        #: Where the address is from, if the caller may not expect it.
-        self._origin = origin
         self._threads = Threads()
         #: The embedders that this store has used, by model name, for searches without an embedder.
         self._embedders: dict[str, Embedder] = {}
@@ -984,5 +980,5 @@ class EntityStore:
         self.close()
 
     def __repr__(self) -> str:
-        database, origin = self._engine.database, f" ({self._origin})" if self._origin else ""
-        return f"EntityStore({database.address!r}{origin}, namespace={database.namespace!r})"
+        database = self._engine.database
+        return f"EntityStore({where(database)}, namespace={database.namespace!r})"

@@ -283,7 +283,9 @@ def test_database_url(empty_postgres_url: str, elsewhere: pytest.MonkeyPatch, ca
     with caplog.at_level(logging.INFO, "entityframes"), ef.connect() as store:
         store.upsert(NOTES, progress=False)
         assert repr(store) == f"EntityStore({store.address!r} (from $DATABASE_URL), namespace='entityframes')"
-    assert [record.getMessage() for record in caplog.records] == [f"{store.address} is used (from $DATABASE_URL)"]
+        with ef.table(None, "entityframes.spaces") as table:
+            assert repr(table).startswith(f"Table({store.address!r} (from $DATABASE_URL), 'entityframes.spaces'")
+    assert [record.getMessage() for record in caplog.records] == [f"{store.address} is used (from $DATABASE_URL)"] * 2
     run = command("stats", "--json")
     assert json.loads(run.stdout)["entities"] == 2
     assert run.stderr == f"store: {store.address} (from $DATABASE_URL)\n"

@@ -57,6 +57,33 @@ def test_a_store_beside_tables(connection: duckdb.DuckDBPyConnection) -> None:
         assert store.search("text", mode="text").height == 3
 
 
+def test_tables_of_the_connection(connection: duckdb.DuckDBPyConnection) -> None:
+    """They are found like in its own queries, which see what is written to them."""
+    connection.execute("CREATE SCHEMA air; USE air; CREATE TABLE airports (iata TEXT PRIMARY KEY, name TEXT)")
+    frame = pl.DataFrame({"iata": ["LIS", "OPO"], "name": ["Lisbon", None]})
+    before = settings(connection)
+    with ef.table(connection, "airports") as airports:
+        assert airports.upsert(frame, progress=False).counts["created"] == 2
+        assert airports.upsert(frame.fill_null("Porto"), progress=False).counts["updated"] == 1
+    assert connection.sql("SELECT name FROM airports ORDER BY iata").fetchall() == [("Lisbon",), ("Porto",)]
+    with ef.connect(connection) as store, ef.table(connection, "air.airports") as airports:
+        assert store.upsert(NOTES, progress=False).counts["created"] == 3
+        assert airports.get(["LIS"])["name"].item() == "Lisbon"
+        assert store.table("air.airports").read().height == 2
+    assert settings(connection) == before
+
+
+def test_tables_that_cursors_do_not_see(connection: duckdb.DuckDBPyConnection) -> None:
+    """The error says why a table that the connection has is not found."""
+    connection.execute("CREATE TEMP TABLE passing (n INT PRIMARY KEY); BEGIN; CREATE TABLE coming (n INT PRIMARY KEY)")
+    for name in ("passing", "coming"):
+        with pytest.raises(ef.SchemaError, match="temporary and uncommitted tables, .* your connection itself"):
+            ef.table(connection, name)
+    connection.commit()
+    with ef.table(connection, "coming") as coming:
+        assert coming.upsert(pl.DataFrame({"n": [1]}), progress=False).ok
+
+
 def test_settings_stay_as_they_are(connection: duckdb.DuckDBPyConnection) -> None:
     """Those of the connection and of its database: memory, files, checkpoints, the time zone."""
     connection.execute("SET TimeZone = 'Europe/Berlin'; SET threads = 2; SET memory_limit = '1GB'")
@@ -127,6 +154,10 @@ def test_a_connection_that_can_only_read(how: str, tmp_path: Path) -> None:
                 store.upsert(NOTES, progress=False)
         with pytest.raises(ef.ConnectError, match="no store .* in the namespace 'other'"):
             ef.connect(connection, namespace="other")
+        with ef.table(connection, "entityframes.spaces", key="space") as table:
+            assert table.read().is_empty()
+            with pytest.raises(ef.PermanentError, match="can only read"):
+                table.upsert(pl.DataFrame({"space": ["s"]}), progress=False)
 
 
 def test_rows_of_an_open_transaction(connection: duckdb.DuckDBPyConnection) -> None:

@@ -29,6 +29,8 @@ class Database(Protocol):
     name: str
     #: The address, without a password.
     address: str
+    #: Where the address is from, in a few words, if the caller may not expect this database, else "".
+    origin: str
     #: Whether writing is forbidden.
     read_only: bool
     #: How many batches are processed concurrently.
@@ -245,6 +247,11 @@ def check_format(database: Database, version: int) -> None:
             f"the store at {database.address} has format {version}, which is older than {FORMAT}: connect to it once "
             "for writing (without read_only=True) to migrate it"
         )
+
+
+def where(database: Database) -> str:
+    """The address for the repr of what uses a database, and where it is from if the caller may not expect it."""
+    return f"{database.address!r} ({database.origin})" if database.origin else repr(database.address)
 
 
 def no_store(message: str) -> ConnectError:

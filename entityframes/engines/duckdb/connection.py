@@ -183,6 +183,13 @@ class File:
         """Whether this process was forked from the one that opened the file, and has none of its threads."""
         return os.getpid() != self._process
 
+    @property
+    def not_seen(self) -> str:
+        """For an error about something that is not there: what cursors of a connection of the caller do not see."""
+        if self._given is None:
+            return ""
+        return "; temporary and uncommitted tables, and registered frames, can only be seen by your connection itself"
+
     def is_same_database(self, other: File) -> bool:
         """Whether the other one is a connection to the same database in memory; True if that cannot be found out.
 

@@ -32,7 +32,8 @@ class DuckDBDatabase:
     name = "duckdb"
 
     def __init__(self, location: Location, namespace: str | None, workers: int | None, read_only: bool = False) -> None:
-        self.address, self.read_only = location.address, read_only or location.read_only
+        self.address, self.origin = location.address, location.origin
+        self.read_only = read_only or location.read_only
         # One batch is prepared while another is written.
         self.workers, self.writers = workers or 2, 1
         # A full row group is written directly to the file; smaller batches go through the log, and are written twice.
