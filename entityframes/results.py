@@ -17,6 +17,7 @@ import polars as pl
 
 from entityframes import forks
 from entityframes.errors import EntityFramesError
+from entityframes.rejected import Inputs, Rejected
 from entityframes.visible import visible
 
 #: The statuses of a row of an upsert. Each row ends with exactly one of them:
@@ -107,6 +108,8 @@ class OutcomeLog:
         self._folder: Path | None = None
         self._files: list[Path] = []
         self.counts = dict.fromkeys(statuses, 0)
+        #: The Python objects that the rows were made from; None for rows of frames.
+        self.inputs: Inputs | None = None
 
     def append(self, frame: pl.DataFrame) -> None:
         """Add outcomes, in any order."""
@@ -114,6 +117,8 @@ class OutcomeLog:
             return
         for status, rows in frame["status"].cast(pl.String).value_counts().iter_rows():
             self.counts[status] += rows
+        if self.inputs is not None:
+            self.inputs.settle(frame)
         self._frames.append(frame)
         self._held += frame.height
         if self._held > self._keep:
@@ -336,6 +341,24 @@ class UpsertResult(RunResult):
             ['a']
         """
         return self.outcomes.filter(pl.col("status").is_in(["created", "updated", "unchanged"]))
+
+    @property
+    def rejected(self) -> Rejected:
+        """The Python objects of the rows that failed, in input order, to be corrected and passed again.
+
+        Each item is a dict: ``row`` (the position of the object in the input), ``value`` (the object itself; of a dict
+        from an iterator, a copy), ``rule`` and ``error``. The objects of an iterator are kept for this: 10,000 of them
+        in memory, more in a temporary file, which is removed with the result. ``value`` is None if the input consisted
+        of frames, whose rows `failed` can be joined to by ``row``; if the rows were lost in a failover after they had
+        been committed; and for `Plan.apply`.
+
+        Examples:
+            >>> notes = [{"entity_type": "note", "id": "d"}, {"entity_type": "note", "id": None}]
+            >>> for each in store.upsert(iter(notes)).rejected:
+            ...     print(each["row"], each["value"], each["rule"])
+            1 {'entity_type': 'note', 'id': None} null_key
+        """
+        return Rejected(self.failed, getattr(self._log, "inputs", None))
 
 
 @dataclass(frozen=True, repr=False)

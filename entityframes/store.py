@@ -18,6 +18,7 @@ from entityframes.engines.base import Engine, check_writable
 from entityframes.engines.url import parse_url
 from entityframes.errors import ConnectError, DuplicateError, EmbedderError, SchemaError
 from entityframes.frames import single, sources
+from entityframes.frames.records import Records
 from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.reading import lookup
@@ -186,20 +187,21 @@ class EntityStore:
         """
         check_writable(self._engine)
         options = Options(batch_size, embed, on_duplicate, on_error, expected_hash, absent=absent, nulls=nulls)
-        return self._upsert(
-            sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame), options, progress, cancel
+        source = sources.objects(frame, batch_size) or (
+            sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame)
         )
+        return self._upsert(source, options, progress, cancel)
 
     def _upsert(
         self,
-        source: pl.DataFrame | Iterator[pl.DataFrame],
+        source: pl.DataFrame | Iterator[pl.DataFrame] | Records,
         options: Options,
         progress: Progress,
         cancel: threading.Event | None,
     ) -> UpsertResult:
         check_writable(self._engine)
         run = Upsert(self._engine, options, Interrupt(cancel))
-        with Reporter(progress, source.height if isinstance(source, pl.DataFrame) else None) as reporter:
+        with Reporter(progress, source.height if isinstance(source, pl.DataFrame | Records) else None) as reporter:
             try:
                 return run.execute(source, reporter, self._threads.submit)
             except (SchemaError, DuplicateError) as error:
@@ -244,7 +246,8 @@ class EntityStore:
             1
         """
         options = Options(on_duplicate=on_duplicate, absent=absent, nulls=nulls)
-        return plan.make(self._engine, sources.collect(frame), options, self._upsert, progress, Interrupt(cancel))
+        given = sources.objects(frame) or sources.as_frame(frame)
+        return plan.make(self._engine, given, options, self._upsert, progress, Interrupt(cancel))
 
     def exists(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
         """Check which ids are stored. Up to 10,000 ids take one query.

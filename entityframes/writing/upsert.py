@@ -9,6 +9,7 @@ import polars as pl
 
 from entityframes.engines.base import Engine
 from entityframes.errors import EntityFramesError
+from entityframes.frames.records import Records
 from entityframes.interrupt import Interrupt
 from entityframes.progress import Reporter
 from entityframes.results import UpsertResult
@@ -36,9 +37,9 @@ class Upsert:
         return UpsertResult(dict(run.log.counts), run.batches, run.elapsed, run.log)
 
     def execute(
-        self, source: pl.DataFrame | Iterator[pl.DataFrame], reporter: Reporter, submit: Submit
+        self, source: pl.DataFrame | Iterator[pl.DataFrame] | Records, reporter: Reporter, submit: Submit
     ) -> UpsertResult:
-        """Write a frame or a stream of frames. `result` is complete even if an exception is raised.
+        """Write a frame, a stream of frames, or Python objects. `result` is complete even if an exception is raised.
 
         Raises:
             KeyboardInterrupt: on Ctrl-C, after the batches in flight were rolled back.
@@ -47,6 +48,9 @@ class Upsert:
             ValidationError, DatabaseError: rows failed and ``on_error="raise"``, or no batch can succeed.
         """
         size = self._options.batch_size
+        if isinstance(source, Records):
+            self._run.log.inputs = source.inputs
+            source = source.read(self._target.expected)
         in_memory = isinstance(source, pl.DataFrame)
         batches = (
             FrameBatches(source, self._target, self._superseded, self._engine, size)
@@ -64,6 +68,8 @@ class Upsert:
                 raise_if_lost=self._options.on_error == "raise",
             )
         finally:
+            if self._run.log.inputs is not None:
+                self._run.log.inputs.finish()
             if self._run.lost_connection and not self._interrupt.requested:
                 # If this fails, the next run does it.
                 with suppress(EntityFramesError):
