@@ -209,6 +209,8 @@ class EntityStore:
                 raise
             finally:
                 self.last_result = run.result()
+                if isinstance(source, Records):
+                    source.inputs.finish()
 
     def plan(
         self,

@@ -18,7 +18,7 @@ import polars as pl
 
 from entityframes.errors import SchemaError
 from entityframes.frames.objects import as_record, is_record
-from entityframes.frames.values import Conversion, Leaf, Object, Path, is_text
+from entityframes.frames.values import Conversion, Leaf, Object, Path, is_text, struct
 from entityframes.metadata import dtypes
 from entityframes.rejected import Inputs
 
@@ -30,6 +30,9 @@ RECORD = "__entityframes_record__"
 
 #: The maximum number of objects in a page, and of characters of text in it.
 PAGE_ROWS = 5_000
+#: The default number of rows of a batch. The objects of the batches in flight are in memory, so these are smaller than
+#: those of frames; and smaller than a page, so that the first batch starts when the first page has been read.
+BATCH_ROWS = 4_000
 #: A page that shall be small has this many objects nevertheless, since the dtypes of the columns are found in it.
 LEAST_PAGE_ROWS = 1_000
 PAGE_CHARACTERS = 8 << 20
@@ -64,10 +67,12 @@ class Records:
         self._source, self._as_frame = source, as_frame
         self._rows = min(max(rows or PAGE_ROWS, LEAST_PAGE_ROWS), PAGE_ROWS)
         self._list = list(_flat(source)) if are_records(source) else None
-        #: The objects by row.
-        self.inputs = Inputs()
+        #: The objects by row. Those of a list are in memory anyway.
+        self.inputs = Inputs() if self._list is None else Inputs(keep=len(self._list))
         if self._list is not None:
             self.inputs.add(self._list)
+        #: The default number of rows of a batch; None for frames, and until `read` is called.
+        self.batch_rows: int | None = None
 
     @property
     def height(self) -> int | None:
@@ -77,12 +82,18 @@ class Records:
     def read(self, expecting: Expecting) -> pl.DataFrame | Iterator[pl.DataFrame]:
         """One frame of the objects of a list, or the frames of an iterator, with the column `RECORD`.
 
-        Frames that the iterator itself consists of have no such column.
+        Frames that the iterator itself consists of have no such column. Waits for the first item of an iterator.
 
         Raises:
             SchemaError: objects cannot be converted to columns at all, or the items are neither objects nor frames.
         """
-        return self._pages(expecting) if self._list is None else _page(self._list, expecting)
+        if self._list is not None:
+            return _page(self._list, expecting)
+        items, are_frames = _items(self._source)
+        if are_frames:
+            return map(self._as_frame, items)
+        self.batch_rows = BATCH_ROWS
+        return self._pages(items, expecting)
 
     def whole(self, expecting: Expecting) -> pl.DataFrame:
         """All objects, also those of an iterator, as one frame.
@@ -98,11 +109,7 @@ class Records:
         objects = list(_flat(items))
         return _page(objects, expecting) if objects else concatenated([])
 
-    def _pages(self, expecting: Expecting) -> Iterator[pl.DataFrame]:
-        items, are_frames = _items(self._source)
-        if are_frames:
-            yield from map(self._as_frame, items)
-            return
+    def _pages(self, items: Iterable[Any], expecting: Expecting) -> Iterator[pl.DataFrame]:
         before: Mapping[str, pl.DataType] = {}
         for records in self._gathered(items):
             frame = _converted(records, expecting, before)
@@ -209,14 +216,15 @@ def _items(source: Iterable[Any]) -> tuple[Iterator[Any], bool]:
     return itertools.chain(read, items), False
 
 
-def _characters(record: Mapping[str, Any] | str) -> int:
-    """About how much text a record has."""
-    if isinstance(record, str):
-        return 0
-    return sum(
-        len(value) if type(value) in (str, bytes) else _characters(value) if type(value) is dict else 8
-        for value in record.values()
-    )
+def _characters(record: Mapping[str, Any] | _NoRecord) -> int:
+    """About how much text a record has: in its values, and in those of dicts."""
+    size = 0
+    for value in () if isinstance(record, _NoRecord) else record.values():
+        if type(value) is str:
+            size += len(value)
+        elif type(value) is dict:
+            size += sum([len(inner) for inner in value.values() if type(inner) is str])
+    return size
 
 
 def _page(objects: Iterable[Any], expecting: Expecting) -> pl.DataFrame:
@@ -261,8 +269,8 @@ def _converted(
         columns[expected.json] = Leaf(dicts.text())
         dtype = dtypes.widened(known[expected.json], dicts.dtype) or dicts.dtype
         details += [dicts.keys().alias("keys"), _repeated(None, pl.List(dtype), height).alias("fields")]
-    series = [columns[name].series(name) for name in names]
-    return pl.DataFrame([*series, pl.DataFrame(details).to_struct(RECORD)])
+    made_columns = {name: columns[name].series(name) for name in names}
+    return pl.DataFrame({**made_columns, RECORD: pl.DataFrame(details).to_struct(RECORD)})
 
 
 def _repeated(value: Any, dtype: pl.DataType, height: int) -> pl.Series:
@@ -281,8 +289,7 @@ def _reasons(conversion: Conversion, height: int) -> list[pl.Series]:
 def _absent(names: Iterable[str], absent: Mapping[str, pl.Series], height: int) -> pl.Series:
     """The field ``absent`` of the column `RECORD`."""
     no = _repeated(False, pl.Boolean(), height)
-    columns = [absent.get(name, no).alias(name) for name in names]
-    return (pl.DataFrame(columns) if columns else pl.DataFrame(height=height)).to_struct("absent")
+    return struct({name: absent.get(name, no) for name in names}, "absent", height)
 
 
 def _are_texts(values: list[Any]) -> bool:

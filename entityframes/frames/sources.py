@@ -128,7 +128,7 @@ def _from_columns(columns: Mapping[str, Any]) -> pl.DataFrame:
     if conversion.problems:
         row = min(conversion.problems)
         raise SchemaError(f"row {row}: {conversion.problems[row][1]}")
-    return pl.DataFrame([made[name] for name in columns])
+    return pl.DataFrame({name: made[name] for name in columns})
 
 
 #: Names of Arrow types that Polars does not support, some of which make it panic.

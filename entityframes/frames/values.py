@@ -110,8 +110,8 @@ class Object:
 
     def series(self, name: str) -> pl.Series:
         """See `Column`."""
-        columns = [column.series(key) for key, column in self.fields.items()]
-        made = (pl.DataFrame(columns) if columns else pl.DataFrame(height=len(self.given))).to_struct(name)
+        columns = {key: column.series(key) for key, column in self.fields.items()}
+        made = struct(columns, name, len(self.given))
         return made if self.given.all() else _select(pl.when(self.given).then(made), name)
 
     def text(self) -> pl.Series:
@@ -164,6 +164,12 @@ class Array:
         each = pl.select(place=pl.int_range(len(self.lengths), dtype=pl.UInt32), length=pl.lit(self.lengths))
         each = each.join(groups, on="place", how="left", maintain_order="left")
         return each.select(pl.when(pl.col("length") == 0).then(empty).otherwise("items")).to_series()
+
+
+def struct(columns: Mapping[str, pl.Series], name: str, height: int) -> pl.Series:
+    """A Struct Series of columns, of which there may be none."""
+    # Of a list of Series, Polars would rename those without a name.
+    return (pl.DataFrame(columns) if columns else pl.DataFrame(height=height)).to_struct(name)
 
 
 def _select(expression: pl.Expr, name: str) -> pl.Series:

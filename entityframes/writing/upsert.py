@@ -49,8 +49,9 @@ class Upsert:
         """
         size = self._options.batch_size
         if isinstance(source, Records):
-            self._run.log.inputs = source.inputs
-            source = source.read(self._target.expected)
+            objects, self._run.log.inputs = source, source.inputs
+            source = objects.read(self._target.expected)
+            size = size or objects.batch_rows
         in_memory = isinstance(source, pl.DataFrame)
         batches = (
             FrameBatches(source, self._target, self._superseded, self._engine, size)
@@ -68,8 +69,6 @@ class Upsert:
                 raise_if_lost=self._options.on_error == "raise",
             )
         finally:
-            if self._run.log.inputs is not None:
-                self._run.log.inputs.finish()
             if self._run.lost_connection and not self._interrupt.requested:
                 # If this fails, the next run does it.
                 with suppress(EntityFramesError):

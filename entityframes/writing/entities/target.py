@@ -110,8 +110,9 @@ class EntityTarget:
         if not isinstance(metadata, pl.Struct) or not frame.height:
             return
         fields = {field.name: dtypes.instance(field.dtype) for field in metadata.fields}
+        frame, _ = records.split(frame)
         types, keys = types_of(frame), records.keys_of_dicts(frame)
-        if keys is None or len(types) == 1 or len(types) > _FEW_TYPES:
+        if keys is None or len(types) > _FEW_TYPES:
             call(types, fields)
             return
         # Python objects of each type have fields of their own.
