@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import tempfile
 import threading
+import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, overload
@@ -76,6 +77,7 @@ class _Spilled:
 
     def __init__(self) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         self._lock = threading.Lock()
         self._rows, self._offsets = array("q"), array("q")
         self._size = 0
