@@ -140,17 +140,23 @@ class EntityStore:
         Args:
             frame: an entity frame: ``entity_type`` and ``id`` (String), and optionally ``content`` (String) and
                 ``metadata`` (Struct, or String with a JSON object). A DataFrame, a LazyFrame, an iterator of frames,
-                or any object with an Arrow stream. A LazyFrame, iterator or RecordBatchReader is streamed.
+                or any object with an Arrow stream; a list of dicts, dataclasses, models (``model_dump``), named tuples
+                or database rows, or an iterator of them or of lists of them; or a dict of columns. A LazyFrame,
+                iterator or RecordBatchReader is streamed. In lists and iterators of objects, ``metadata`` is a dict, or
+                JSON text. Metadata fields have the dtypes that they have in the store, and new fields the dtype of most
+                of their values in the list, or in a page of 5,000 objects of the iterator. A value that does not fit
+                fails its row, which `UpsertResult.rejected` returns with the object.
             absent: what happens to stored content and metadata fields that the frame does not have. "keep" leaves
                 them unchanged; "clear" removes them, so that each entity becomes what the frame holds. A field is
                 replaced as a whole, also if it is nested. JSON text has the top-level fields that it names, a null
-                ``metadata`` has none. A new entity without content is stored with ``""``.
+                ``metadata`` has none. An object has the keys that it has: in each row, a missing key is absent, and a
+                key that is None is null. A new entity without content is stored with ``""``.
             nulls: "write" stores a null metadata field as null, and fails a row whose content is null. "keep" keeps
                 the stored value wherever a top-level metadata field is null (typed or in JSON text), and wherever
                 content is null or ``""``. If a key is repeated, nulls in the row that is written are not filled from
                 the other rows.
             batch_size: rows per batch. None makes batches of about 8 MiB and at most 50,000 rows; for a frame in
-                memory on DuckDB, of about 128 MiB and at most 122,880 rows.
+                memory on DuckDB, of about 128 MiB and at most 122,880 rows; for objects from an iterator, of 4,000.
             embed: whether new and changed content is queued for embedding, as one job per batch.
             on_duplicate: which row of a repeated key is written: the "last", the "first", or "error" to refuse the
                 frame. In a stream this applies within a batch; a later batch updates what an earlier one wrote.
@@ -169,8 +175,9 @@ class EntityStore:
             UpsertResult, whose ``outcomes`` have one row per input row, in input order.
 
         Raises:
-            SchemaError: the columns or dtypes of the frame cannot be stored. A frame in memory is refused before
-                anything is written; in a stream, the batches before it stay stored, and the message counts them.
+            SchemaError: the columns or dtypes of the frame cannot be stored, or it is none. A frame in memory is
+                refused before anything is written; in a stream, the batches before it stay stored, and the message
+                counts them.
             DuplicateError: a key is repeated and ``on_duplicate="error"``.
             ValidationError, DatabaseError: a row failed and ``on_error="raise"``.
             PermanentError, ResourceError: no batch can succeed (missing permission, full disk), or the store was
@@ -184,6 +191,9 @@ class EntityStore:
             ['updated', 'created', 'failed']
             >>> store.upsert(frame[:2]).counts["unchanged"]
             2
+            >>> notes = ({"entity_type": "note", "id": id, "metadata": {"year": 1950}} for id in ["a", "e"])
+            >>> store.upsert(notes).outcomes["status"].to_list()
+            ['updated', 'created']
         """
         check_writable(self._engine)
         options = Options(batch_size, embed, on_duplicate, on_error, expected_hash, absent=absent, nulls=nulls)
@@ -226,7 +236,7 @@ class EntityStore:
         """Compare a frame with the store and report what `upsert` would do, row by row, without writing anything.
 
         Args:
-            frame: an entity frame as for `upsert`. The whole frame is held in memory, also if it is a stream.
+            frame: an entity frame, or objects, as for `upsert`. All of it is held in memory, also if it is a stream.
             absent, nulls, on_duplicate: as for `upsert`.
             progress, cancel: as for `upsert`; `cancel` takes effect before the next 50,000 rows are compared.
 
@@ -255,14 +265,15 @@ class EntityStore:
         """Check which ids are stored. Up to 10,000 ids take one query.
 
         Args:
-            ids: an id frame (``entity_type``, ``id``); other columns are ignored.
+            ids: an id frame (``entity_type``, ``id``), or a list or an iterator of dicts and other objects as for
+                `upsert`; other columns are ignored.
             progress, cancel: as for `upsert`; `cancel` takes effect before the next query.
 
         Returns:
             ``entity_type``, ``id`` String, ``exists`` Boolean; one row per id, in input order.
 
         Raises:
-            SchemaError: ``entity_type`` or ``id`` is missing or not String.
+            SchemaError: ``entity_type`` or ``id`` is missing or not String, or an object has a value of another type.
             StatementCancelledError: `cancel` was set.
 
         Examples:
@@ -275,14 +286,14 @@ class EntityStore:
         """Select the rows of an id frame whose entity is not stored (an anti-join).
 
         Args:
-            ids: an id frame (``entity_type``, ``id``), with any other columns.
+            ids: an id frame (``entity_type``, ``id``), with any other columns; or objects, as for `exists`.
             progress, cancel: as for `upsert`; `cancel` takes effect before the next query.
 
         Returns:
             Those rows with all their columns, in input order.
 
         Raises:
-            SchemaError: ``entity_type`` or ``id`` is missing or not String.
+            SchemaError: ``entity_type`` or ``id`` is missing or not String, or an object has a value of another type.
             StatementCancelledError: `cancel` was set.
 
         Examples:
@@ -297,7 +308,7 @@ class EntityStore:
         """Fetch entities by id. Up to 10,000 ids take one query.
 
         Args:
-            ids: an id frame (``entity_type``, ``id``); other columns are ignored.
+            ids: an id frame (``entity_type``, ``id``), or objects, as for `exists`; other columns are ignored.
             progress, cancel: as for `upsert`; `cancel` takes effect before the next query.
 
         Returns:
@@ -306,7 +317,7 @@ class EntityStore:
             id, in input order. From ``content`` on the columns are null if the entity is not stored.
 
         Raises:
-            SchemaError: ``entity_type`` or ``id`` is missing or not String.
+            SchemaError: ``entity_type`` or ``id`` is missing or not String, or an object has a value of another type.
             StatementCancelledError: `cancel` was set.
 
         Examples:
@@ -384,7 +395,7 @@ class EntityStore:
         """Delete entities and their vectors. Each batch of up to 50,000 ids is one transaction.
 
         Args:
-            ids: an id frame (``entity_type``, ``id``); other columns are ignored.
+            ids: an id frame (``entity_type``, ``id``), or objects, as for `exists`; other columns are ignored.
             progress, cancel: as for `upsert`. No exception is raised for `cancel`: ids that were not deleted have the
                 status cancelled.
 
@@ -392,7 +403,7 @@ class EntityStore:
             DeleteResult, whose ``outcomes`` have one row per id, in input order.
 
         Raises:
-            SchemaError: ``entity_type`` or ``id`` is missing or not String.
+            SchemaError: ``entity_type`` or ``id`` is missing or not String, or an object has a value of another type.
             DatabaseError: a transaction failed; PermanentError if the store was opened with ``read_only=True``. An id
                 that a constraint or trigger refuses to delete fails alone and raises nothing. `last_result` has the
                 outcomes.

@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import attrs
 import hypothesis.strategies as st
 import numpy as np
 import pandas as pd
@@ -63,6 +64,14 @@ class Model(pydantic.BaseModel):
     metadata: dict[str, Any]
 
 
+@attrs.define
+class Attrs:
+    entity_type: str
+    id: str
+    content: str
+    metadata: dict[str, Any]
+
+
 Tuple = namedtuple("Tuple", ["entity_type", "id", "content", "metadata"])
 
 
@@ -90,6 +99,7 @@ FORMS: dict[str, Callable[[], Any]] = {
     },
     "dataclasses": lambda: [Note("note", row["id"], row["content"], Fields(**row["metadata"])) for row in ROWS],
     "models": lambda: [Model(**row) for row in ROWS],
+    "attrs objects": lambda: [Attrs(**row) for row in ROWS],
     "named tuples": lambda: [Tuple(**row) for row in ROWS],
     "iterator of dicts": lambda: iter(ROWS),
     "generator of pages": lambda: ([row] for row in ROWS),
@@ -159,6 +169,14 @@ def test_what_is_refused(case: str) -> None:
     given, message = REFUSED[case]
     with pytest.raises(ef.SchemaError, match=message):
         ef.entities(given, "note", id="id")
+
+
+def test_a_key_that_is_not_text(store: ef.EntityStore) -> None:
+    """It fails its row, which is reported with its id."""
+    result = store.upsert(iter([ROWS[0], ROWS[1] | {5: 6}]))  # type: ignore[dict-item]
+    assert result.failed.select("id", "rule", "error").rows() == [
+        ("b", "invalid_key", "the row has the key 5 (int), which is not text")
+    ]
 
 
 def test_frames_and_dicts_in_one_iterator(store: ef.EntityStore) -> None:

@@ -269,7 +269,6 @@ class Conversion:
 
     def _integers(self, path: Path, values: list[Any], rows: Rows, known: pl.DataType | None) -> pl.Series:
         if float in set(map(type, values)):
-            values = list(values)
             for place, value in enumerate(values):
                 if type(value) is float and value.is_integer():
                     values[place] = int(value)
@@ -343,9 +342,10 @@ class Conversion:
 
     def _arrays(self, path: Path, values: list[Any], rows: Rows, known: pl.DataType | None) -> Array:
         size = known.shape[0] if isinstance(known, pl.Array) else None
+        values = self._not_too_deep(path, values, rows)
         for place, value in enumerate(values):
-            if value is not None and (path.depth > MAX_DEPTH or (size is not None and len(value) != size)):
-                self._too_deep(path, rows[place]) if size is None else self._misfit(path, value, rows[place], known)
+            if value is not None and size is not None and len(value) != size:
+                self._misfit(path, value, rows[place], known)
                 values[place] = None
         lengths = pl.Series([None if value is None else len(value) for value in values], dtype=pl.UInt32)
         repeated = np.repeat(np.asarray(rows), lengths.fill_null(0).to_numpy()).tolist()
@@ -360,18 +360,15 @@ class Conversion:
 
     def objects(self, path: Path, values: list[Any], rows: Rows, known: Mapping[str, pl.DataType]) -> Object:
         """Convert dicts; see `column`. `known` has the expected dtypes of some keys."""
+        values = self._not_too_deep(path, values, rows)
         counts = Counter(chain.from_iterable(value for value in values if value is not None))
-        unusable = {name for name in counts if not _is_key(name)}
-        if unusable or path.depth > MAX_DEPTH:
+        if unusable := {name for name in counts if not _is_key(name)}:
             for place, value in enumerate(values):
-                if value is not None and path.depth > MAX_DEPTH:
-                    self._too_deep(path, rows[place])
-                    values[place] = None
-                elif value is not None and (wrong := unusable.intersection(value)):
-                    self._bad_key(path, wrong.pop(), rows[place])
-                    values[place] = None
-            counts = Counter(chain.from_iterable(value for value in values if value is not None))
-        if len(counts) > MAX_KEYS:
+                if value is not None and (wrong := unusable.intersection(value)):
+                    self._bad_key(path, next(iter(wrong)), rows[place])
+                    values[place] = {name: inner for name, inner in value.items() if name not in unusable}
+            counts = Counter({name: number for name, number in counts.items() if name not in unusable})
+        if len(known.keys() | counts.keys()) > max(len(known), MAX_KEYS):
             where = f"the dicts of {path}" if path.text else "the rows"
             raise SchemaError(
                 f"{where} have {len(counts):,} distinct keys, over the limit of {MAX_KEYS:,}: "
@@ -392,8 +389,15 @@ class Conversion:
         }
         return Object(given, columns, absent)
 
-    def _too_deep(self, path: Path, row: int) -> None:
-        self.problem(row, "too_deep", f"{str(path)[:40]}... is nested deeper than {MAX_DEPTH} levels")
+    def _not_too_deep(self, path: Path, values: list[Any], rows: Rows) -> list[Any]:
+        """The values, unless this is the place where they are too deep."""
+        if path.depth <= MAX_DEPTH:
+            return values
+        for place, value in enumerate(values):
+            if value is not None:
+                error = f"{str(path)[:40]}... is nested deeper than {MAX_DEPTH} levels"
+                self.problem(rows[place], "too_deep", error)
+        return [None] * len(values)
 
     def _bad_key(self, path: Path, key: Any, row: int) -> None:
         where = f"{path} has the key" if path.text else "the row has the key"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import polars as pl
 
 from entityframes.engines.batch import Batch
+from entityframes.frames.records import Expected
 from entityframes.writing.outcomes import Outcomes
 
 
@@ -62,6 +63,13 @@ class Target(Protocol):
     #: The columns that identify a row, in the order of the index.
     key: tuple[str, ...]
     outcomes: Outcomes
+
+    def expected(self, rows: Sequence[Mapping[str, Any]]) -> Expected:
+        """What is expected of rows of Python objects, given their fields.
+
+        Raises:
+            DatabaseError: the dtypes could not be read.
+        """
 
     def check(self, schema: Mapping[str, pl.DataType]) -> None:
         """Check the columns of a frame.

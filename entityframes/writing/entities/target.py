@@ -52,7 +52,6 @@ class EntityTarget:
         self.write, self.write_each, self.recovered = engine.write, engine.write_each, engine.recorded
 
     def expected(self, rows: Sequence[Mapping[str, Any]]) -> records.Expected:
-        """What is expected of rows of Python objects."""
         given = dict.fromkeys(kind for row in rows if isinstance(kind := row.get("entity_type"), str))
         metadata = self._fields.expected(types_of(pl.DataFrame({"entity_type": records.texts(given)})))
         texts = [*KEY, "content", *self._options.expected]
