@@ -134,14 +134,15 @@ def _bad_rows(measurements: Measurements, database: str, address: str, repeat: i
 def _add_check(store: ef.EntityStore) -> None:
     """Make the database of an empty store reject contents that begin with "bad"."""
     engine, rule = store._engine, "CHECK (content NOT LIKE 'bad%')"
-    name = f'"{engine.namespace}".entities'
-    if engine.name == "postgresql":
-        with engine.session() as session:  # type: ignore[attr-defined]
+    name = f'"{engine.database.namespace}".entities'
+    if engine.database.name == "postgresql":
+        with engine.database.session() as session:  # type: ignore[attr-defined]
             session.connection.script(f"ALTER TABLE {name} ADD CONSTRAINT allowed_content {rule}")
         return
-    with engine._file.cursor() as cursor:  # type: ignore[attr-defined]
+    with engine.database.file.cursor() as cursor:  # type: ignore[attr-defined]
         [(ddl,)] = cursor.execute(
-            "SELECT sql FROM duckdb_tables() WHERE schema_name = $1 AND table_name = 'entities'", [engine.namespace]
+            "SELECT sql FROM duckdb_tables() WHERE schema_name = $1 AND table_name = 'entities'",
+            [engine.database.namespace],
         ).fetchall()
         cursor.execute(f"DROP TABLE {name}")
         cursor.execute(ddl.replace(");", f", {rule});"))

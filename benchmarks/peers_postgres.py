@@ -91,7 +91,7 @@ class WithoutOutcomes(EntityFrames):
     def prepare(self) -> None:
         super().prepare()
         assert self._store is not None
-        statements: Any = self._store._engine.statements  # type: ignore[attr-defined]
+        statements: Any = self._store._engine.database.statements  # type: ignore[attr-defined]
         statements.replace(
             "record", statements["record"], "SELECT 1 WHERE " + " AND ".join(f"${n} IS NULL" for n in range(1, 8))
         )

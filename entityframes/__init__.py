@@ -26,7 +26,9 @@ from entityframes.errors import (
 from entityframes.frames.schema import entities, ids
 from entityframes.results import DeleteResult, EmbedResult, SyncResult, UpsertResult
 from entityframes.store import EntityStore, connect
+from entityframes.tables import Table, create_table, table
 from entityframes.writing.plan import Plan
+from entityframes.writing.tables.plan import TablePlan
 
 if TYPE_CHECKING:
     from entityframes.directory import DirectorySync
@@ -66,13 +68,17 @@ __all__ = [
     "StatementCancelledError",
     "StatementTimeoutError",
     "SyncResult",
+    "Table",
+    "TablePlan",
     "TransientError",
     "UpsertResult",
     "ValidationError",
     "WordLlamaEmbedder",
     "connect",
+    "create_table",
     "entities",
     "ids",
+    "table",
 ]
 
 

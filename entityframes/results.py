@@ -29,6 +29,19 @@ from entityframes.visible import visible
 #: unknown: the connection was lost during COMMIT and the ledger could not be read.
 UPSERT_STATUSES = ("created", "updated", "unchanged", "duplicate", "conflict", "failed", "cancelled", "unknown")
 
+#: The statuses of a row of a mirror: those of an upsert, and deleted for a stored row that the frame lacks.
+MIRROR_STATUSES = (
+    "created",
+    "updated",
+    "unchanged",
+    "deleted",
+    "duplicate",
+    "conflict",
+    "failed",
+    "cancelled",
+    "unknown",
+)
+
 #: The statuses of a row of a delete; missing: the entity is not stored.
 DELETE_STATUSES = ("deleted", "missing", "duplicate", "failed", "cancelled", "unknown")
 
@@ -61,16 +74,18 @@ UNRESOLVED = ("conflict", "failed", "cancelled", "unknown")
 
 @cache
 def outcome_schema(
-    statuses: tuple[str, ...] = UPSERT_STATUSES, key: tuple[str, ...] = ("entity_type", "id")
+    statuses: tuple[str, ...] = UPSERT_STATUSES,
+    key: tuple[tuple[str, pl.DataType], ...] = (("entity_type", pl.String()), ("id", pl.String())),
+    jobs: bool = True,
 ) -> pl.Schema:
-    """The columns and dtypes of an outcome frame, given its statuses and key columns."""
+    """The columns and dtypes of an outcome frame, given its statuses and key columns, and whether there are jobs."""
     return pl.Schema(
         {
             "row": pl.UInt32(),
-            **dict.fromkeys(key, pl.String()),
+            **dict(key),
             "status": pl.Enum(statuses),
             "batch_id": pl.String(),
-            "job_id": pl.String(),
+            **({"job_id": pl.String()} if jobs else {}),
             "error_kind": pl.Enum(ERROR_KINDS),
             "rule": pl.String(),
             "error": pl.String(),
@@ -170,7 +185,7 @@ class OutcomeLog:
         forks.check()
         spilled = [pl.read_ipc(path) for path in self._files]
         frames = [*spilled, *self._frames]
-        return pl.concat(frames).sort("row") if frames else pl.DataFrame(schema=self._schema)
+        return pl.concat(frames).sort("row", nulls_last=True) if frames else pl.DataFrame(schema=self._schema)
 
     def _spill(self) -> None:
         if self._folder is None:
@@ -334,13 +349,15 @@ class UpsertResult(RunResult):
 
     @property
     def succeeded(self) -> pl.DataFrame:
-        """The outcomes of rows whose entity is stored as given: created, updated or unchanged.
+        """The outcomes of rows that are stored as given: created, updated or unchanged; for a mirror also deleted.
 
         Examples:
             >>> store.upsert(ef.ids("note", ["a", None])).succeeded["id"].to_list()
             ['a']
         """
-        return self.outcomes.filter(pl.col("status").is_in(["created", "updated", "unchanged"]))
+        return self.outcomes.filter(
+            pl.col("status").cast(pl.String).is_in(["created", "updated", "unchanged", "deleted"])
+        )
 
     @property
     def rejected(self) -> Rejected:
@@ -536,7 +553,13 @@ def _location(row: dict[str, Any]) -> str:
     """The path of the file of a row if it has one, otherwise its position and key."""
     if row.get("path"):
         return visible(row["path"])
-    return f"row {row['row']} ({visible(row['entity_type'])}/{visible(row['id'])})"
+    key = "/".join(visible(row[name]) for name in _key_columns(list(row)))
+    return f"({key})" if row["row"] is None else f"row {row['row']} ({key})"
+
+
+def _key_columns(columns: list[str]) -> list[str]:
+    """The key columns of an outcome frame: those between the position and the status."""
+    return columns[columns.index("row") + 1 : columns.index("status")]
 
 
 #: One colour per status, from the palette of Okabe and Ito (2008) for colour-blind readers.
@@ -583,7 +606,7 @@ def _failures_html(result: RunResult, most: int = 5) -> str:
     if not result.counts.get("failed"):
         return ""
     failed = result.failed
-    columns = ("path" if "path" in failed.columns else "row", "entity_type", "id", "error")
+    columns = ("path" if "path" in failed.columns else "row", *_failure_key(failed.columns), "error")
     cells = "".join(
         "<tr>" + "".join(f"<td>{html.escape(_clip(row[name]))}</td>" for name in columns) + "</tr>"
         for row in failed.head(most).iter_rows(named=True)
@@ -591,6 +614,10 @@ def _failures_html(result: RunResult, most: int = 5) -> str:
     more = f"<div>and {failed.height - most:,} more in <code>result.failed</code></div>" if failed.height > most else ""
     header = f"<tr>{''.join(f'<th>{name}</th>' for name in columns)}</tr>"
     return f'<table style="margin-top:.4em;font-size:90%">{header}{cells}</table>{more}'
+
+
+def _failure_key(columns: list[str]) -> list[str]:
+    return ["entity_type", "id"] if "path" in columns else _key_columns(columns)
 
 
 def _clip(value: Any, most: int = 200) -> str:

@@ -6,7 +6,8 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import polars as pl
 from entityframes import forks
 from entityframes.engines import open_engine
 from entityframes.engines.base import Engine, check_writable
+from entityframes.engines.tables import TableEngine
 from entityframes.engines.url import parse_url
 from entityframes.errors import ConnectError, DuplicateError, EmbedderError, SchemaError
 from entityframes.frames import single, sources
@@ -23,13 +25,17 @@ from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.reading import lookup
 from entityframes.reading import verify as verification
-from entityframes.results import DeleteResult, EmbedResult, RunResult, UpsertResult
+from entityframes.results import MIRROR_STATUSES, DeleteResult, EmbedResult, RunResult, UpsertResult
+from entityframes.tables import Table
 from entityframes.threads import Threads
 from entityframes.writing import plan
 from entityframes.writing.delete import Delete
+from entityframes.writing.entities.deletion import EntityDeletion
+from entityframes.writing.entities.mirror import absent_entities
+from entityframes.writing.entities.upsert import entity_upsert
+from entityframes.writing.mirror import check_deletions, check_max_delete, check_not_empty, with_deletions
 from entityframes.writing.options import Absent, Nulls, OnDuplicate, OnError, Options
 from entityframes.writing.plan import Plan
-from entityframes.writing.upsert import Upsert
 
 if TYPE_CHECKING:
     from entityframes.embedding import Embedder
@@ -115,7 +121,7 @@ class EntityStore:
             ...     memory.address
             ':memory:'
         """
-        return self._engine.address
+        return self._engine.database.address
 
     def upsert(
         self,
@@ -195,8 +201,16 @@ class EntityStore:
             >>> store.upsert(notes).outcomes["status"].to_list()
             ['updated', 'created']
         """
-        check_writable(self._engine)
-        options = Options(batch_size, embed, on_duplicate, on_error, expected_hash, absent=absent, nulls=nulls)
+        check_writable(self._engine.database)
+        options = Options(
+            batch_size=batch_size,
+            embed=embed,
+            on_duplicate=on_duplicate,
+            on_error=on_error,
+            expected_hash=expected_hash,
+            absent=absent,
+            nulls=nulls,
+        )
         source = sources.objects(frame, batch_size) or (
             sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame)
         )
@@ -209,8 +223,8 @@ class EntityStore:
         progress: Progress,
         cancel: threading.Event | None,
     ) -> UpsertResult:
-        check_writable(self._engine)
-        run = Upsert(self._engine, options, Interrupt(cancel))
+        check_writable(self._engine.database)
+        run = entity_upsert(self._engine, options, Interrupt(cancel))
         with Reporter(progress, source.height if isinstance(source, pl.DataFrame | Records) else None) as reporter:
             try:
                 return run.execute(source, reporter, self._threads.submit)
@@ -221,6 +235,76 @@ class EntityStore:
                 self.last_result = run.result()
                 if isinstance(source, Records):
                     source.inputs.finish()
+
+    def mirror(
+        self,
+        frame: Any,
+        /,
+        *,
+        scope: pl.Expr | None = None,
+        max_delete: float = 0.2,
+        absent: Absent = "keep",
+        nulls: Nulls = "write",
+        batch_size: int | None = None,
+        embed: bool = True,
+        on_duplicate: OnDuplicate = "last",
+        on_error: OnError = "isolate",
+        progress: Progress = None,
+        cancel: threading.Event | None = None,
+    ) -> UpsertResult:
+        """Make the store what a frame says: upsert its entities, then delete the stored entities that it lacks.
+
+        Args:
+            frame: an entity frame as for `upsert`. The whole frame is held in memory, also if it is a stream.
+            scope: the stored entities that may be deleted, of the types in the frame: an expression over the columns of
+                `read`. None for all entities of these types.
+            max_delete: the largest number of entities that may be deleted: below 1 a share of the stored entities in
+                the scope, otherwise a number of entities. If more are lacking, nothing is written.
+            absent, nulls, batch_size, embed, on_duplicate, on_error, progress, cancel: as for `upsert`.
+
+        Returns:
+            UpsertResult with an outcome for each row of the frame, and after them one with a null ``row`` for each
+            stored entity that it lacks: deleted; failed if the database refused it; cancelled if the run was stopped,
+            or if the frame has a row with an invalid key, so that it is unknown which entities it lacks.
+
+        Raises:
+            ValidationError: more entities than `max_delete` would be deleted.
+            SchemaError: the frame has no rows, or as for `upsert`.
+            ValueError: `max_delete` is negative, or an option has an unknown value.
+            StatementCancelledError: `cancel` was set before anything was written.
+            DuplicateError, DatabaseError, KeyboardInterrupt: as for `upsert`.
+
+        Examples:
+            >>> result = store.mirror(ef.ids("note", ["a", "b"]), max_delete=1)
+            >>> result.outcomes.select("row", "id", "status").rows()
+            [(0, 'a', 'unchanged'), (1, 'b', 'unchanged'), (None, 'c', 'deleted')]
+        """
+        check_max_delete(max_delete)
+        check_writable(self._engine.database)
+        options = Options(
+            batch_size=batch_size, embed=embed, on_duplicate=on_duplicate, on_error=on_error, absent=absent, nulls=nulls
+        )
+        given = sources.collect(frame)
+        check_not_empty(given)
+        missing, stored, complete = absent_entities(given, scope, self.scan)
+        check_deletions(missing.height, stored, max_delete)
+        interrupt = Interrupt(cancel)
+        run = entity_upsert(self._engine, options, interrupt, MIRROR_STATUSES)
+        deletion, stopped = EntityDeletion(self._engine), True
+        with Reporter(progress, given.height + missing.height) as reporter:
+            try:
+                run.execute(given, reporter, self._threads.submit)
+                stopped = interrupt.requested
+            finally:
+                self.last_result = result = with_deletions(
+                    run.result(),
+                    missing,
+                    lambda rows: run.unprocessed(deletion.keys(rows)),
+                    lambda: Delete(deletion, interrupt).execute(missing, reporter, self._threads.submit),
+                    complete=complete,
+                    stopped=stopped,
+                )
+        return result
 
     def plan(
         self,
@@ -413,9 +497,9 @@ class EntityStore:
             >>> store.delete(ef.ids("note", ["a", "x", "a"])).outcomes["status"].to_list()
             ['deleted', 'missing', 'duplicate']
         """
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         given = sources.as_frame(ids)
-        run = Delete(self._engine, Interrupt(cancel))
+        run = Delete(EntityDeletion(self._engine), Interrupt(cancel))
         with Reporter(progress, given.height, unit="ids", delay=DELAY) as reporter:
             try:
                 return run.execute(given, reporter, self._threads.submit)
@@ -473,7 +557,7 @@ class EntityStore:
             0
         """
         if repair:
-            check_writable(self._engine)
+            check_writable(self._engine.database)
         return verification.verify(self._engine, repair=repair, progress=progress, interrupt=Interrupt(cancel))
 
     def embed(
@@ -533,7 +617,7 @@ class EntityStore:
         from entityframes.embedding import spaces
         from entityframes.embedding.worker import EmbedRun
 
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         name, made = spaces.resolve(self._engine, embedder, space)
         self._embedders[embedder.name] = embedder
         run = EmbedRun(self._engine, embedder, name, options)
@@ -577,7 +661,7 @@ class EntityStore:
         """
         from entityframes.embedding import jobs
 
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         if isinstance(what, str):
             self._warn_if_unknown(what)
         return jobs.enqueue(self._engine, what, space)
@@ -603,7 +687,7 @@ class EntityStore:
         """
         from entityframes.embedding import spaces
 
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         return self._engine.embedding.retry_failed(spaces.find(self._engine, space)["space"])
 
     def jobs(self, state: str | None = None) -> pl.DataFrame:
@@ -664,7 +748,7 @@ class EntityStore:
         """
         from entityframes.embedding import spaces
 
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         self._engine.embedding.activate_space(spaces.find(self._engine, space)["space"])
 
     def drop_space(self, space: str) -> None:
@@ -685,7 +769,7 @@ class EntityStore:
         """
         from entityframes.embedding import jobs
 
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         jobs.drop_space(self._engine, space)
 
     def index_space(self, space: str | None = None) -> bool:
@@ -711,7 +795,7 @@ class EntityStore:
         """
         from entityframes.embedding import spaces
 
-        check_writable(self._engine)
+        check_writable(self._engine.database)
         row = spaces.find(self._engine, space)
         return self._engine.embedding.index_space(row["space"], row["dim"])
 
@@ -855,6 +939,30 @@ class EntityStore:
         result.raise_for_failures()
         return result.counts["deleted"] == 1
 
+    def table(self, name: str, key: str | Sequence[str] | None = None) -> Table:
+        """A table of the user in the database of this store, whose connections it shares.
+
+        Args:
+            name: ``table`` or ``schema.table``, as for `entityframes.table`.
+            key: the column, or the columns, by which rows are found; None for the primary key.
+
+        Returns:
+            Table.
+
+        Raises:
+            SchemaError: there is no such table, or the key cannot be used.
+
+        Examples:
+            >>> people = ef.create_table(store, "people", {"id": pl.Int64, "name": pl.String}, key="id")
+            >>> store.table("people").upsert(pl.DataFrame({"id": [1], "name": ["Ada"]})).counts["created"]
+            1
+        """
+        return Table(self._tables, name, key)
+
+    @cached_property
+    def _tables(self) -> TableEngine:
+        return self._engine.tables
+
     def close(self) -> None:
         """Close the store and its connections. It may be called more than once.
 
@@ -865,7 +973,7 @@ class EntityStore:
                 ...
             entityframes.errors.ClosedError: ...
         """
-        self._engine.close()
+        self._engine.database.close()
 
     def __enter__(self) -> EntityStore:
         return self
@@ -876,4 +984,4 @@ class EntityStore:
         self.close()
 
     def __repr__(self) -> str:
-        return f"EntityStore({self._engine.address!r}, namespace={self._engine.namespace!r})"
+        return f"EntityStore({self._engine.database.address!r}, namespace={self._engine.database.namespace!r})"

@@ -154,7 +154,7 @@ def sql(url: str, engine: str, store: ef.EntityStore) -> Callable[..., list[tupl
         if engine == "postgresql":
             return execute(url, *statements)
         # DuckDB allows no second process or connection object, so use a cursor of the store.
-        with store._engine._file.cursor() as cursor:
+        with store._engine.database.file.cursor() as cursor:
             rows: list[tuple[Any, ...]] = []
             for statement in statements:
                 relation = cursor.sql(statement)

@@ -15,18 +15,18 @@ from entityframes.cli import cli
 
 def test_the_scratch_namespace_is_removed(url: str, store, sql) -> None:
     """The N+1 comparison leaves the database as it was."""
-    if store._engine.name == "duckdb":
+    if store._engine.database.name == "duckdb":
         store.close()
     measured = n_plus_one(url, [20], repeat=1)
     assert measured["way"].to_list() == [N_PLUS_ONE, BATCH]
-    assert measured["round_trips"].null_count() == (2 if store._engine.name == "duckdb" else 0)
+    assert measured["round_trips"].null_count() == (2 if store._engine.database.name == "duckdb" else 0)
     with ef.connect(url) as again:
         listed = again._engine
         namespaces = (
             "SELECT DISTINCT table_schema FROM information_schema.tables WHERE table_schema LIKE 'entityframes%'"
         )
         if listed.name == "duckdb":
-            with listed._file.cursor() as cursor:
+            with listed.database.file.cursor() as cursor:
                 assert cursor.sql(namespaces).fetchall() == [("entityframes",)]
         else:
             assert sql(namespaces) == [("entityframes",)]
@@ -48,6 +48,7 @@ def test_bench_command(url: str, tmp_path: Path) -> None:
     assert chart.read_text("utf-8").startswith("<svg")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["upsert", "lookup", "n_plus_one", "embed", "scale", "directory", "guard"])
 def test_benchmarks_run(name: str, tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own contestants and the limits, at a small size, with all that a run writes; the others need an extra."""

@@ -210,7 +210,7 @@ def test_a_newer_format_is_refused(store: ef.EntityStore, sql, connect) -> None:
 
 def test_an_older_store_is_migrated(store: ef.EntityStore, sql, connect, engine: str, tmp_path: Path) -> None:
     """The contents of a store of format 1 are kept, and the features of newer formats work."""
-    statements = store._engine.statements
+    statements = store._engine.database.statements
     store._engine.drop()
     hash_of = "unhex(sha256({}))" if engine == "duckdb" else "sha256({}::bytea)"
     # PostgreSQL assigns the position of a field itself.

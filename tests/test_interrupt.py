@@ -188,9 +188,9 @@ def test_while_duckdb_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("entityframes.store.Interrupt", Kept)
     with ef.connect(tmp_path / "x.duckdb") as store:
         store.upsert(notes(rows=50_000), progress=False)
-        with store._engine._file.cursor() as cursor:
+        with store._engine.database.file.cursor() as cursor:
             cursor.execute("SET wal_autocheckpoint = '1KB'")
-        committing = store._engine._file.committing
+        committing = store._engine.database.file.committing
 
         @contextmanager
         def struck() -> Iterator[None]:
@@ -198,7 +198,7 @@ def test_while_duckdb_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             with committing():
                 yield
 
-        monkeypatch.setattr(store._engine._file, "committing", struck)
+        monkeypatch.setattr(store._engine.database.file, "committing", struck)
         for turn in range(40):
             frame = notes(100_000 + 500 * turn, 500)
             outcomes = store.upsert(frame, progress=False).outcomes

@@ -26,6 +26,7 @@ LAYERS = [
     {"files", "engines"},
     {"writing", "reading"},
     {"embedding"},
+    {"tables"},
     {"store"},
     {"directory", "bench"},
     {"cli"},
@@ -122,10 +123,12 @@ def test_both_engines_have_the_same_methods() -> None:
     from entityframes.engines.duckdb.directory import DuckDBDirectory
     from entityframes.engines.duckdb.embedding import DuckDBEmbedding
     from entityframes.engines.duckdb.engine import DuckDBEngine
+    from entityframes.engines.duckdb.tables import DuckDBTables
     from entityframes.engines.duckdb.text import DuckDBText
     from entityframes.engines.postgres.directory import PostgresDirectory
     from entityframes.engines.postgres.embedding import PostgresEmbedding
     from entityframes.engines.postgres.engine import PostgresEngine
+    from entityframes.engines.postgres.tables import PostgresTables
     from entityframes.engines.postgres.text import PostgresText
 
     def public(kind: type) -> set[str]:
@@ -135,6 +138,7 @@ def test_both_engines_have_the_same_methods() -> None:
     assert public(DuckDBEmbedding) == public(PostgresEmbedding)
     assert public(DuckDBDirectory) == public(PostgresDirectory)
     assert public(DuckDBText) == public(PostgresText)
+    assert public(DuckDBTables) == public(PostgresTables)
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_a_value_that_does_not_fit_its_declared_dtype_has_a_rule(store: ef.Entit
 def test_a_constraint_of_the_database_is_named(store: ef.EntityStore, sql, engine: str, bad: int) -> None:
     """A row that a CHECK refuses has the name of the constraint in its rule, wherever it is found out."""
     if engine == "duckdb":
-        with store._engine._file.cursor() as cursor:
+        with store._engine.database.file.cursor() as cursor:
             [(ddl,)] = cursor.execute(
                 "SELECT sql FROM duckdb_tables() WHERE schema_name = 'entityframes' AND table_name = 'entities'"
             ).fetchall()

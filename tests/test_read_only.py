@@ -211,7 +211,7 @@ def test_a_file_that_this_process_writes_too(tmp_path: Path) -> None:
         assert reader.exists(FRAME)["exists"].all()
         with pytest.raises(ef.PermanentError, match="read-only"):
             reader.delete(FRAME)
-        with pytest.raises(ef.PermanentError, match="read-only"), reader._engine._file.writer(None):
+        with pytest.raises(ef.PermanentError, match="read-only"), reader._engine.database.file.writer(None):
             pass
     with ef.connect(path, read_only=True), pytest.raises(ef.ConnectError, match="open read-only"):
         ef.connect(path)
@@ -222,7 +222,7 @@ def test_hashes_of_another_duckdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(duckdb_engine, "SCANNED", 0)
     with ef.connect(tmp_path / "x.duckdb") as store:
         store.upsert(FRAME, progress=False)
-        with store._engine._file.cursor() as cursor:
+        with store._engine.database.file.cursor() as cursor:
             cursor.execute("UPDATE entityframes.hashed_by SET version = 'v0'")
             cursor.execute("UPDATE entityframes.entities SET key_hash = key_hash + 1")
     with ef.connect(tmp_path / "x.duckdb", read_only=True) as store:

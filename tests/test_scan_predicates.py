@@ -164,7 +164,7 @@ def scanned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         if engine == "postgresql":
             execute(url, statement)
         else:
-            with store._engine._file.cursor() as cursor:
+            with store._engine.database.file.cursor() as cursor:
                 cursor.sql(statement)
         asked: list[list[Any]] = []
         select = store._engine.select

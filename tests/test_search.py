@@ -180,7 +180,7 @@ def test_another_process_finds_the_embedder(connect: Any) -> None:
     store = connect()
     store.upsert(corpus(50), progress=False)
     store.embed(EMBEDDER, progress=False)
-    if store._engine.name == "duckdb":
+    if store._engine.database.name == "duckdb":
         store.close()
     assert connect().search("river", k=3).height == 3
 

@@ -288,6 +288,7 @@ def _check(databases: Databases, reference: dict[str, Any], made: list[Made], *,
     phases=[Phase.generate],
 )
 @given(made=DRAWN, pgvector=st.booleans())
+@pytest.mark.slow
 def test_settings_change_nothing(
     databases: Databases, reference: dict[str, Any], made: list[Made], pgvector: bool
 ) -> None:
@@ -380,7 +381,7 @@ def test_other_settings_of_the_user_are_kept(postgres_url: str) -> None:
     """A user's search path is kept, so that triggers find their tables."""
     name = urlsplit(postgres_url).path[1:]
     execute(postgres_url, "CREATE SCHEMA theirs", f"ALTER DATABASE {name} SET search_path = theirs, public")
-    with ef.connect(postgres_url) as store, store._engine._pool.borrow() as connection:
+    with ef.connect(postgres_url) as store, store._engine.database._pool.borrow() as connection:
         assert connection.query_at_once("SELECT current_setting('search_path') AS path").item() == "theirs, public"
 
 

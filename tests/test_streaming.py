@@ -15,6 +15,7 @@ import pytest
 
 import entityframes as ef
 from entityframes.frames.batching import BATCH_BYTES, BATCH_ROWS, chunks, shares
+from entityframes.frames.schema import in_key_order
 from entityframes.results import OutcomeLog, outcome_schema, outcomes
 
 
@@ -54,10 +55,10 @@ def test_batches_of_neighboring_keys() -> None:
     """Sorted by key, each batch has its own key range, and rows keep their position; a single batch is not sorted."""
     frame = entities(40_000, text="x" * 400).sample(fraction=1, shuffle=True, seed=1)
     sizes = {"max_bytes": 5 << 20, "max_rows": 50_000, "writers": 2}
-    cut = pl.concat(shares(frame, **sizes, by_key=True))
+    cut = pl.concat(shares(frame, **sizes, in_key_order=in_key_order))
     assert cut["id"].is_sorted()
     assert frame[cut["row"]].equals(cut.drop("row"))
-    (alone,) = shares(frame[:100], **sizes, by_key=True)
+    (alone,) = shares(frame[:100], **sizes, in_key_order=in_key_order)
     assert alone.drop("row").equals(frame[:100])
 
 
@@ -128,6 +129,7 @@ def test_a_stream_whose_progress_fails(store: ef.EntityStore) -> None:
     assert (stored == (outcomes["status"] == "created")).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_memory_does_not_grow_with_the_stream(url: str, tmp_path: Path) -> None:
     """Four times the rows need about the same peak memory."""

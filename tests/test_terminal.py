@@ -70,7 +70,7 @@ def folder(tmp_path: Path) -> Path:
     with ef.connect(tmp_path / "x.duckdb") as store:
         assert store.upsert(frame, progress=False).ok
         assert store.embed(ef.HashingEmbedder(16), progress=False).ok
-        with store._engine._file.cursor() as cursor:
+        with store._engine.database.file.cursor() as cursor:
             cursor.execute("UPDATE entityframes.embedding_jobs SET error = $1", [EVIL])
     pl.DataFrame({"id": [f"a{EVIL}", None], "text": [f"{EVIL}", f"{EVIL}\0"]}).write_ndjson(tmp_path / "rows.ndjson")
     (tmp_path / "notes").mkdir()
@@ -114,7 +114,7 @@ COMMANDS = {
 def test_nothing_reaches_the_terminal(words: tuple[str, ...], folder: Path) -> None:
     """Case 54: ids, types, contents, metadata, errors, names of fields, files, folders, spaces and namespaces."""
     if words[0] == "verify":
-        with ef.connect(folder / "x.duckdb") as store, store._engine._file.cursor() as cursor:
+        with ef.connect(folder / "x.duckdb") as store, store._engine.database.file.cursor() as cursor:
             cursor.execute("UPDATE entityframes.entities SET content_hash = ''")
     shown = in_terminal(*words, "--store", "x.duckdb", cwd=folder)
     assert shown

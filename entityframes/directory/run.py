@@ -28,8 +28,9 @@ from entityframes.interrupt import Interrupt
 from entityframes.progress import Reporter
 from entityframes.results import SyncResult, UpsertResult
 from entityframes.writing.delete import Delete
+from entityframes.writing.entities.deletion import EntityDeletion
+from entityframes.writing.entities.upsert import entity_upsert
 from entityframes.writing.options import Options
-from entityframes.writing.upsert import Upsert
 
 if TYPE_CHECKING:
     from entityframes.store import EntityStore
@@ -66,7 +67,7 @@ class SyncRun:
         #: Whether entities may only be overwritten if they are as the survey found them.
         self._compared = options.direction == "both" or planned is not None
         self._run_id = str(uuid.uuid4())
-        self._losses = self._engine.losses
+        self._losses = self._engine.database.losses
         self._account = Account()
         #: Exports and deletions, to be done after the imports.
         self._deferred: list[pl.DataFrame] = []
@@ -120,7 +121,7 @@ class SyncRun:
 
     def _remember(self, holder: str) -> bool:
         """Record the state of the files in sync; returns whether this sync still held the lock."""
-        if self._engine.losses == self._losses:
+        if self._engine.database.losses == self._losses:
             wait_for_tick(self._tree.wrote_ns)
             try:
                 return self._account.record(self._engine.directory, self._folder.name, holder)
@@ -171,8 +172,8 @@ class SyncRun:
             return
         sent: list[pl.DataFrame] = []
         options = Options(
-            self._options.batch_size,
-            self._options.embed,
+            batch_size=self._options.batch_size,
+            embed=self._options.embed,
             expected_hash="expected_content" if self._compared else None,
             expected_metadata_hash="expected_metadata" if self._compared else None,
             # A file contains the complete entity.
@@ -185,7 +186,7 @@ class SyncRun:
             self._account.advance(rows - done)
             done = rows
 
-        run = Upsert(self._engine, options, Interrupt(self._cancel))
+        run = entity_upsert(self._engine, options, Interrupt(self._cancel))
         source = self._entity_frames(unread, sent)
         with Reporter(progress, None) as reporter:
             try:
@@ -267,7 +268,7 @@ class SyncRun:
         rows = self._keep_entities(self._take_deferred("delete", "import"))
         if rows.is_empty():
             return
-        run = Delete(self._engine, Interrupt(self._cancel), unchanged=True)
+        run = Delete(EntityDeletion(self._engine, unchanged=True), Interrupt(self._cancel))
         try:
             keys = rows.select(*KEY, content_hash="stored_content", metadata_hash="stored_metadata")
             run.execute(keys, Reporter(False, None), self._store._threads.submit)

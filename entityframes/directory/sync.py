@@ -365,7 +365,7 @@ class DirectorySync:
         cancel: threading.Event | None,
         planned: pl.DataFrame | None = None,
     ) -> SyncResult:
-        check_writable(self._store._engine)
+        check_writable(self._store._engine.database)
         self._last = None
         run = SyncRun(self._store, self._folder, options, cancel, planned)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from entityframes.engines.base import Engine
+from entityframes.engines.tables import TableEngine
 from entityframes.engines.url import Location
+from entityframes.errors import ConnectError, DatabaseError
 
 
 def open_engine(location: Location, namespace: str, workers: int | None, *, read_only: bool = False) -> Engine:
@@ -14,9 +16,35 @@ def open_engine(location: Location, namespace: str, workers: int | None, *, read
         FormatError: the format of the store is newer than this version supports, or older and `read_only` is set.
     """
     if location.engine == "postgresql":
+        from entityframes.engines.postgres.database import PostgresDatabase
         from entityframes.engines.postgres.engine import PostgresEngine
 
-        return PostgresEngine(location, namespace, workers, read_only)
+        return PostgresEngine(PostgresDatabase(location, namespace, workers, read_only))
+    from entityframes.engines.duckdb.database import DuckDBDatabase
     from entityframes.engines.duckdb.engine import DuckDBEngine
 
-    return DuckDBEngine(location, namespace, workers, read_only)
+    return DuckDBEngine(DuckDBDatabase(location, namespace, workers, read_only))
+
+
+def open_tables(location: Location, workers: int | None) -> TableEngine:
+    """Open a database without a store. Nothing is created in it.
+
+    Raises:
+        ConnectError: the database cannot be opened.
+    """
+    if location.engine == "postgresql":
+        from entityframes.engines.postgres.database import PostgresDatabase
+        from entityframes.engines.postgres.tables import PostgresTables
+
+        database = PostgresDatabase(location, None, workers)
+        try:
+            with database.session() as session:
+                database.opened(session)
+        except DatabaseError as error:
+            database.close()
+            raise ConnectError(f"cannot open the database at {database.address}: {error}") from error
+        return PostgresTables(database)
+    from entityframes.engines.duckdb.database import DuckDBDatabase
+    from entityframes.engines.duckdb.tables import DuckDBTables
+
+    return DuckDBTables(DuckDBDatabase(location, None, workers))

@@ -15,23 +15,19 @@ if TYPE_CHECKING:
     from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
+    from entityframes.engines.tables import TableEngine
     from entityframes.engines.text import TextEngine
 
 #: The store format that this version writes.
 FORMAT = 5
 
 
-class Engine(Protocol):
-    """A database that stores entities.
-
-    Frames of canonical rows have the columns of `validation.Canonical.valid`; key frames have entity_type and id.
-    A ``position`` (UInt32) in a result is the 0-based index of a row in the input frame. All methods are thread-safe,
-    use a connection of their own, and may raise DatabaseError.
-    """
+class Database(Protocol):
+    """A database. All methods are thread-safe, and may raise DatabaseError."""
 
     #: "postgresql" or "duckdb".
     name: str
-    #: The address of the store, without a password.
+    #: The address, without a password.
     address: str
     #: Whether writing is forbidden.
     read_only: bool
@@ -42,14 +38,48 @@ class Engine(Protocol):
     #: The default batch size of a frame in memory: the approximate maximum of bytes, and the maximum number of rows.
     batch_bytes: int
     batch_rows: int
-    #: Whether batches of adjacent keys are faster to compare with stored entities.
+    #: Whether batches of adjacent keys are faster to compare with stored rows.
     by_key: bool
-    #: The maximum number of ids in a lookup.
+    #: The maximum number of keys in a lookup.
     lookup_rows: int
 
     @property
     def namespace(self) -> str:
         """The schema of the store, as spelled in the database."""
+
+    @property
+    def losses(self) -> int:
+        """How often a connection was lost. After a loss, another server may respond, without the latest writes."""
+
+    def replicated(self, seconds: float) -> bool:
+        """Whether everything committed is on a standby, if COMMIT has to wait for one; waits at most `seconds`."""
+
+    def close(self) -> None:
+        """Close all connections. May be called repeatedly."""
+
+
+class Recorder(Protocol):
+    """What a run needs to know about the database that it writes to."""
+
+    @property
+    def database(self) -> Database:
+        """The database."""
+
+    def not_recorded(self, batch_ids: list[str]) -> list[str]:
+        """The given batches that are not in the database, after another server may have taken over."""
+
+
+class Engine(Protocol):
+    """A store of entities in a database.
+
+    Frames of canonical rows have the columns of `validation.Canonical.valid`; key frames have entity_type and id.
+    A ``position`` (UInt32) in a result is the 0-based index of a row in the input frame. All methods are thread-safe,
+    use a connection of their own, and may raise DatabaseError.
+    """
+
+    @property
+    def database(self) -> Database:
+        """The database of the store."""
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Write rows that are new or differ, in one transaction, with a ledger row and an embedding job.
@@ -87,15 +117,8 @@ class Engine(Protocol):
     def deleted_by(self, batch: Batch) -> int | None:
         """How many entities were deleted by a batch whose response was lost, or None if it is not in the ledger."""
 
-    @property
-    def losses(self) -> int:
-        """How often a connection was lost. After a loss, another server may respond, without the latest writes."""
-
     def not_recorded(self, batch_ids: list[str]) -> list[str]:
         """The given batches that are not in the ledger."""
-
-    def replicated(self, seconds: float) -> bool:
-        """Whether everything committed is on a standby, if COMMIT has to wait for one; waits at most `seconds`."""
 
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         """position, content_hash and metadata_hash (Binary) of each key that is stored."""
@@ -183,6 +206,10 @@ class Engine(Protocol):
         """The operations for embedding and vector search."""
 
     @property
+    def tables(self) -> TableEngine:
+        """The operations on tables of the user."""
+
+    @property
     def text(self) -> TextEngine:
         """The operations for text search."""
 
@@ -193,33 +220,30 @@ class Engine(Protocol):
     def drop(self) -> None:
         """Drop the namespace with everything in it. The engine cannot be used afterwards."""
 
-    def close(self) -> None:
-        """Close all connections. May be called repeatedly."""
 
-
-def check_format(engine: Engine, version: int) -> None:
+def check_format(database: Database, version: int) -> None:
     """Check that this version of the package supports the format of the store (0 if there is no store).
 
     Raises:
-        FormatError: the format is newer, or it is older and the engine is read-only.
-        ConnectError: there is no store, and the engine is read-only.
+        FormatError: the format is newer, or it is older and it is opened read-only.
+        ConnectError: there is no store, and it is opened read-only.
     """
     if version > FORMAT:
         raise FormatError(
-            f"the store at {engine.address} has format {version}, but this version of entityframes supports formats up "
-            f"to {FORMAT}: install a newer entityframes"
+            f"the store at {database.address} has format {version}, but this version of entityframes supports formats "
+            f"up to {FORMAT}: install a newer entityframes"
         )
-    if not engine.read_only:
+    if not database.read_only:
         return
     if version == 0:
         raise no_store(
-            f"there is no store at {engine.address} in the namespace {engine.namespace!r}: check the address and the "
-            "namespace, or connect once for writing to create it"
+            f"there is no store at {database.address} in the namespace {database.namespace!r}: check the address and "
+            "the namespace, or connect once for writing to create it"
         )
     if version < FORMAT:
         raise FormatError(
-            f"the store at {engine.address} has format {version}, which is older than {FORMAT}: connect to it once for "
-            "writing (without read_only=True) to migrate it"
+            f"the store at {database.address} has format {version}, which is older than {FORMAT}: connect to it once "
+            "for writing (without read_only=True) to migrate it"
         )
 
 
@@ -230,13 +254,13 @@ def no_store(message: str) -> ConnectError:
     return error
 
 
-def check_writable(engine: Engine) -> None:
+def check_writable(database: Database) -> None:
     """Check that the store may be written to.
 
     Raises:
         PermanentError: the store was opened read-only.
     """
-    if engine.read_only:
+    if database.read_only:
         raise PermanentError(
-            f"the store at {engine.address} was opened read-only: connect without read_only=True to write", "25006"
+            f"the store at {database.address} was opened read-only: connect without read_only=True to write", "25006"
         )

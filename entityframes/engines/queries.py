@@ -9,6 +9,9 @@ from importlib import resources
 
 from entityframes.errors import ConnectError
 
+#: A placeholder in a statement.
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
 _NAMESPACE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
 
@@ -48,7 +51,7 @@ def _without_comments(body: str) -> str:
 
 
 #: The files with the statements of each engine.
-FILES = ("engine", "checks", "embedding", "text", "directory", "earlier")
+FILES = ("engine", "checks", "embedding", "text", "directory", "tables", "earlier")
 
 
 @cache
@@ -64,7 +67,7 @@ class Statements:
 
     Args:
         engine: the folder of the ``.sql`` files.
-        namespace: the schema of the store.
+        namespace: the schema of the store; None if only statements without ``{schema}`` are used.
         catalog: the name of the database, if schema names have to be qualified with it to be unambiguous.
         files: the files to load.
 
@@ -72,9 +75,15 @@ class Statements:
         ConnectError: the namespace is invalid.
     """
 
-    def __init__(self, engine: str, namespace: str, catalog: str | None = None, files: Iterable[str] = FILES) -> None:
+    def __init__(
+        self, engine: str, namespace: str | None, catalog: str | None = None, files: Iterable[str] = FILES
+    ) -> None:
         self._engine, self._files, self._catalog = engine, tuple(files), catalog
-        self.use(namespace)
+        self._texts: dict[str, str] = {}
+        if namespace is None:
+            self._load()
+        else:
+            self.use(namespace)
 
     def use(self, namespace: str) -> None:
         """Switch to another namespace."""
@@ -83,7 +92,9 @@ class Statements:
         if self._catalog is not None:
             escaped = self._catalog.replace('"', '""')
             schema = f'"{escaped}".{schema}'
-        self._texts: dict[str, str] = {}
+        self._load(schema)
+
+    def _load(self, schema: str = "{schema}") -> None:
         for file in self._files:
             for name, body in _named(f"{self._engine}/{file}.sql").items():
                 self._texts[name] = body.replace("{schema}", schema)
@@ -94,11 +105,8 @@ class Statements:
         return self._texts[name]
 
     def format(self, name: str, placeholders: Mapping[str, object]) -> str:
-        """A statement with validated text substituted for its placeholders in braces, in the given order."""
-        sql = self._texts[name]
-        for placeholder, text in placeholders.items():
-            sql = sql.replace("{" + placeholder + "}", str(text))
-        return sql
+        """A statement with text substituted for its placeholders in braces, whatever else the text contains."""
+        return _PLACEHOLDER.sub(lambda found: str(placeholders.get(found[1], found[0])), self._texts[name])
 
     def replace(self, name: str, old: str, new: str) -> None:
         """Replace a part of a statement."""

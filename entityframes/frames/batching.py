@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 
-from entityframes.frames.schema import KEY, in_key_order, numbered
+from entityframes.frames.schema import numbered
 
 # Polars queries the version of NumPy on the first conversion, and a Ctrl-C at that moment would cause a panic.
 pl.Series([0]).to_numpy()
@@ -26,12 +27,12 @@ def chunks(frames: Iterable[pl.DataFrame], batch_size: int | None) -> Iterator[p
     """Split frames into batches and join small ones; at most one batch and one frame are in memory at a time.
 
     Args:
-        frames: entity frames, in order.
+        frames: the frames, in order.
         batch_size: rows per batch; None splits by bytes, where a row larger than a batch becomes a batch of its own.
 
     Yields:
         The rows in order, with their position in the whole input as ``row`` UInt32. A batch never contains frames
-        whose metadata have different dtypes.
+        with different columns or dtypes.
     """
 
     def cut(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
@@ -59,16 +60,21 @@ def chunks(frames: Iterable[pl.DataFrame], batch_size: int | None) -> Iterator[p
 
 
 def shares(
-    frame: pl.DataFrame, *, max_bytes: int, max_rows: int, writers: int, by_key: bool = False
+    frame: pl.DataFrame,
+    *,
+    max_bytes: int,
+    max_rows: int,
+    writers: int,
+    in_key_order: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
 ) -> Iterator[pl.DataFrame]:
     """Split a frame in memory into batches of equal size, the same number for each writer, so that none is idle.
 
     Args:
-        frame: an entity frame.
+        frame: a frame of rows.
         max_bytes: the approximate maximum of bytes of text in a batch; a larger row becomes a batch of its own.
         max_rows: the maximum number of rows in a batch.
         writers: the number of concurrent writers.
-        by_key: whether to split by key rather than by position, if there is more than one batch.
+        in_key_order: sorts rows by key, to split by key rather than by position if there is more than one batch.
 
     Yields:
         The rows with their position in the frame as ``row`` UInt32, ordered by position or by key.
@@ -84,7 +90,7 @@ def shares(
         rounds = -(-total // (max_bytes * writers))
         longest = int(np.diff(ends, prepend=0).max())
         max_bytes = min(-(-total // (rounds * writers)) + longest, max_bytes)
-    if by_key and (total > max_bytes or rows.height > max_rows):
+    if in_key_order is not None and (total > max_bytes or rows.height > max_rows):
         rows = in_key_order(rows)
         ends = np.diff(ends, prepend=0)[rows["row"].to_numpy()].cumsum()
     yield from _cut(rows, ends, max_bytes, max_rows)
@@ -101,12 +107,12 @@ def _cut(frame: pl.DataFrame, ends: np.ndarray[Any, Any], max_bytes: int, max_ro
 
 
 def _ends(frame: pl.DataFrame) -> np.ndarray[Any, Any]:
-    """The approximate cumulative size of the rows in bytes of text; typed metadata counts with its average size."""
-    texts = [name for name in (*KEY, "content", "metadata") if frame.schema.get(name) in (pl.String, pl.Binary)]
-    typed = (
-        frame["metadata"].estimated_size() // max(frame.height, 1)
-        if "metadata" not in texts and "metadata" in frame.columns
-        else 0
+    """The approximate cumulative size of the rows in bytes of text; other columns count with their average size."""
+    texts, others = cs.string() | cs.binary(), cs.exclude("row") - cs.string() - cs.binary()
+    typed = int(frame.select(others).estimated_size()) // max(frame.height, 1)
+    sizes = [texts.cast(pl.Binary).bin.size().fill_null(0).cast(pl.Int64)]
+    return (
+        frame.select(pl.sum_horizontal(*sizes, pl.repeat(typed, pl.len(), dtype=pl.Int64)).cum_sum())
+        .to_series()
+        .to_numpy()
     )
-    sizes = [pl.col(name).cast(pl.Binary).bin.size().fill_null(0).cast(pl.Int64) for name in texts]
-    return frame.select(pl.sum_horizontal(*sizes, pl.lit(typed, pl.Int64)).cum_sum()).to_series().to_numpy()

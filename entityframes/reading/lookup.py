@@ -97,10 +97,10 @@ def _by_position(
     if keys.height <= LEAST_LOOKUP and progress is None:
         return look_up(keys)
     # A database with a single writer (DuckDB) parallelizes a query by itself.
-    rows = min(-(-keys.height // engine.writers), engine.lookup_rows)
+    rows = min(-(-keys.height // engine.database.writers), engine.database.lookup_rows)
     results = []
     with Reporter(progress, keys.height, unit="ids", delay=DELAY) as reporter:
-        for found in map_concurrently(look_up, keys.iter_slices(rows), submit, engine.writers):
+        for found in map_concurrently(look_up, keys.iter_slices(rows), submit, engine.database.writers):
             results.append(found)
             reporter.advance(min(rows, keys.height - rows * (len(results) - 1)))
     return pl.concat(results)

@@ -20,7 +20,7 @@ from entityframes.errors import (
 from entityframes.results import concat_outcomes
 from entityframes.retry import Transaction
 from entityframes.writing.duplicates import Superseded
-from entityframes.writing.options import Options
+from entityframes.writing.options import RunOptions
 from entityframes.writing.outcomes import NOTHING_WRITTEN, subset
 from entityframes.writing.run import Run
 from entityframes.writing.target import Attempt, Pending, Target
@@ -32,7 +32,7 @@ _FATAL = (PermanentError, ResourceError, ClosedError)
 class BatchWriter:
     """Writes the batches of one call, each in the calling thread."""
 
-    def __init__(self, target: Target, options: Options, run: Run, superseded: Superseded) -> None:
+    def __init__(self, target: Target, options: RunOptions, run: Run, superseded: Superseded) -> None:
         self._target, self._options, self._run, self._superseded = target, options, run, superseded
         self._outcomes = run.outcomes
 
@@ -112,7 +112,7 @@ class BatchWriter:
         target = self._target
         transaction: Transaction[pl.DataFrame] = Transaction(
             f"run {batch.run_id}, batch {batch.batch_id}",
-            lambda lost, later: target.recovered(rows, batch),
+            lambda lost, later: target.recovered(rows, batch, lost),
             self._run.interrupt,
         )
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from entityframes.engines.base import Engine
+from entityframes.engines.base import Recorder
 from entityframes.errors import ClosedError, ConnectionLostError, DatabaseError
 from entityframes.interrupt import Interrupt
 from entityframes.results import WRITTEN, OutcomeLog
@@ -22,23 +22,25 @@ _UNCONFIRMED = (
 )
 
 
-def confirm(engine: Engine, log: OutcomeLog, losses: int, interrupt: Interrupt, before_each: Callable[[], None]) -> int:
+def confirm(
+    engine: Recorder, log: OutcomeLog, losses: int, interrupt: Interrupt, before_each: Callable[[], None]
+) -> int:
     """After a lost connection, check that the server still has the committed batches, and correct the outcomes.
 
     A standby that took over may lack the most recent ones.
 
     Args:
-        engine: the engine of the store.
+        engine: the engine of the store, or of tables.
         log: the outcomes of the run. Rows that are no longer stored become failed, or unknown if the server cannot be
             reached.
-        losses: the `Engine.losses` at the start of the run.
+        losses: the `Database.losses` at the start of the run.
         interrupt: the interrupt of the run; if it was requested, the wait for the server is short.
         before_each: called before each attempt to query the server; it may fire the interrupt.
 
     Returns:
         The number of corrected rows.
     """
-    if engine.losses == losses or not (batch_ids := log.written()):
+    if engine.database.losses == losses or not (batch_ids := log.written()):
         return 0
 
     def query() -> list[str]:
@@ -66,7 +68,7 @@ STANDBY_SECONDS_WHEN_STOPPED = 0.3
 _SHORT_RUN = 0.01
 
 
-def check_replicated(engine: Engine, log: OutcomeLog, elapsed: float, interrupt: Interrupt) -> None:
+def check_replicated(engine: Recorder, log: OutcomeLog, elapsed: float, interrupt: Interrupt) -> None:
     """If COMMIT has to wait for a synchronous standby but did not, report this in the outcome of each written row.
 
     If the wait is cancelled, by an administrator or because the run is stopped, COMMIT succeeds without the standby.
@@ -74,5 +76,5 @@ def check_replicated(engine: Engine, log: OutcomeLog, elapsed: float, interrupt:
     if elapsed < _SHORT_RUN or not any(log.counts.get(status) for status in WRITTEN):
         return
     with suppress(DatabaseError, ClosedError):
-        if not engine.replicated(STANDBY_SECONDS_WHEN_STOPPED if interrupt.requested else STANDBY_SECONDS):
+        if not engine.database.replicated(STANDBY_SECONDS_WHEN_STOPPED if interrupt.requested else STANDBY_SECONDS):
             log.correct(log.written(), None, _NOT_REPLICATED)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Protocol
 
 import polars as pl
 
-from entityframes.engines.base import Engine
+from entityframes.engines.base import Recorder
 from entityframes.engines.batch import Batch
 from entityframes.errors import ConnectionLostError, DatabaseError, RowError
-from entityframes.frames.schema import KEY, check_id_schema, numbered, readable_keys, usable_ids
-from entityframes.frames.sources import as_frame
 from entityframes.interrupt import Interrupt
 from entityframes.progress import Reporter
-from entityframes.results import DELETE_STATUSES, DeleteResult, concat_outcomes
+from entityframes.results import DeleteResult, concat_outcomes
 from entityframes.retry import CommitUnknownError, Transaction
 from entityframes.threads import Submit
 from entityframes.writing.outcomes import Outcomes
@@ -24,52 +22,71 @@ from entityframes.writing.run import Run
 DELETE_ROWS = 50_000
 
 
+class Deletion(Protocol):
+    """What is deleted: what differs between entities and rows of a table."""
+
+    @property
+    def engine(self) -> Recorder:
+        """The engine of the store, or of tables."""
+
+    #: The columns that identify a row, and all columns that are needed to delete it.
+    key: tuple[str, ...]
+    columns: list[str]
+    outcomes: Outcomes
+
+    def keys(self, given: pl.DataFrame) -> pl.DataFrame:
+        """row, the columns, and usable (Boolean): whether such a key can be stored at all.
+
+        Raises:
+            SchemaError: a column is missing or has the wrong dtype.
+        """
+
+    def delete(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        """Delete rows in one transaction; position of each that was stored, and error and rule if it was refused."""
+
+    def recovered(self, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:
+        """The result of a batch whose COMMIT got no response; None if it was not committed."""
+
+
 class Delete:
     """One call of `delete`.
 
     Args:
-        engine: the engine of the store.
+        deletion: what is deleted.
         interrupt: stops the run.
-        unchanged: whether to delete only entities that still have the hashes in the columns content_hash and
-            metadata_hash (Binary) of the id frame; the others are reported as missing.
     """
 
-    def __init__(self, engine: Engine, interrupt: Interrupt, *, unchanged: bool = False) -> None:
-        self._engine = engine
-        self._columns = [*KEY, "content_hash", "metadata_hash"] if unchanged else list(KEY)
-        self._outcomes = Outcomes(KEY, readable_keys, DELETE_STATUSES)
-        self._run = Run(engine, interrupt, self._outcomes, concurrency=1)
+    def __init__(self, deletion: Deletion, interrupt: Interrupt) -> None:
+        self._deletion, self._outcomes = deletion, deletion.outcomes
+        self._run = Run(deletion.engine, interrupt, self._outcomes, concurrency=1)
 
     def result(self) -> DeleteResult:
         """The outcomes so far."""
         run = self._run
         return DeleteResult(dict(run.log.counts), run.batches, run.elapsed, run.log)
 
-    def execute(self, ids: Any, reporter: Reporter, submit: Submit) -> DeleteResult:
-        """Delete the entities of an id frame.
+    def execute(self, given: pl.DataFrame, reporter: Reporter, submit: Submit) -> DeleteResult:
+        """Delete the rows of a frame of keys.
 
         Raises:
-            SchemaError: `ids` is not an id frame.
+            SchemaError: `given` is no frame of keys.
             DatabaseError: a batch could not be deleted; `result` has the outcomes.
             KeyboardInterrupt: on Ctrl-C, after the batch in flight was rolled back; `result` has the outcomes.
         """
-        given = as_frame(ids)
-        check_id_schema(given.schema)
-        keys = self._distinct(numbered(given), reporter)
+        keys = self._distinct(self._deletion.keys(given), reporter)
         self._run.execute(_IdBatches(keys), self._process, reporter, submit)
         return self.result()
 
-    def _distinct(self, given: pl.DataFrame, reporter: Reporter) -> pl.DataFrame:
-        """The valid ids, each once; logs the outcomes of the others."""
-        keys = given.select("row", *self._columns).with_columns(usable_ids(given).get_columns())
+    def _distinct(self, keys: pl.DataFrame, reporter: Reporter) -> pl.DataFrame:
+        """The usable keys, each once; logs the outcomes of the others."""
         invalid = keys.filter(~pl.col("usable"))
         valid = keys.filter("usable").drop("usable")
-        repeated = ~valid.select(pl.struct(KEY).is_first_distinct()).to_series()
+        repeated = ~valid.select(pl.struct(self._deletion.key).is_first_distinct()).to_series()
         self._run.log.append(self._outcomes.of(invalid, status="missing"))
         self._run.log.append(self._outcomes.of(valid.filter(repeated), status="duplicate"))
         valid = valid.filter(~repeated)
-        if given.height > valid.height:
-            reporter.advance(given.height - valid.height, self._run.log.counts)
+        if keys.height > valid.height:
+            reporter.advance(keys.height - valid.height, self._run.log.counts)
         return valid
 
     def _process(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -104,15 +121,14 @@ class Delete:
 
         def recovered(lost: ConnectionLostError, later: pl.DataFrame | None) -> pl.DataFrame | None:
             if later is not None and later.height:
-                # The retry found the entities, so the first attempt was not committed.
+                # The retry found the rows, so the first attempt was not committed.
                 return None
-            result: pl.DataFrame | None = lost.answer
-            return None if self._engine.deleted_by(batch) is None else result
+            return self._deletion.recovered(batch, lost)
 
         transaction: Transaction[pl.DataFrame] = Transaction(
             f"run {batch.run_id}, batch {batch.batch_id}", recovered, batch.interrupt
         )
-        result = transaction.run(lambda: self._engine.delete(rows.select(self._columns), batch))
+        result = transaction.run(lambda: self._deletion.delete(rows.select(self._deletion.columns), batch))
         rows = rows.with_row_index("position").join(_complete(result), on="position", how="left", maintain_order="left")
         rejected = pl.col("error").is_not_null()
         status = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import polars as pl
+import polars.selectors as cs
 
 from entityframes.errors import DuplicateError
 from entityframes.writing.options import OnDuplicate
@@ -46,8 +47,9 @@ class Superseded:
 
 
 def bytes_of(key: tuple[str, ...]) -> pl.Expr:
-    """The key as bytes, for comparison."""
-    return pl.struct(pl.col(key).cast(pl.Binary))
+    """The key for comparison, text as bytes."""
+    columns = cs.by_name(*key)
+    return pl.struct((columns & cs.string()).cast(pl.Binary), columns - cs.string())
 
 
 def superseded(rows: pl.DataFrame, key: tuple[str, ...], policy: OnDuplicate) -> pl.Series:

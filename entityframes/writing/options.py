@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import polars as pl
 
@@ -13,22 +13,37 @@ OnDuplicate = Literal["last", "first", "error"]
 OnError = Literal["isolate", "rollback", "raise"]
 Absent = Literal["keep", "clear"]
 Nulls = Literal["write", "keep"]
+OnMatch = Literal["update", "skip", "fail"]
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of an upsert."""
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The options of every upsert."""
 
     batch_size: int | None = None
-    embed: bool = True
     on_duplicate: OnDuplicate = "last"
     on_error: OnError = "isolate"
+    #: What a null means.
+    nulls: Nulls = "write"
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and not _is_positive_int(self.batch_size):
+            raise ValueError(f"batch_size must be a positive integer or None, got {self.batch_size!r}")
+        _check("on_duplicate", self.on_duplicate, OnDuplicate)
+        _check("on_error", self.on_error, OnError)
+        _check("nulls", self.nulls, Nulls)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """The options of an upsert of entities."""
+
+    embed: bool = True
     #: The columns with the expected hashes (hex) of the stored entity; see `EntityStore.upsert`.
     expected_hash: str | None = None
     expected_metadata_hash: str | None = None
-    #: What happens to stored content and metadata fields that a frame does not have, and what a null means.
+    #: What happens to stored content and metadata fields that a frame does not have.
     absent: Absent = "keep"
-    nulls: Nulls = "write"
 
     @property
     def expected(self) -> list[str]:
@@ -36,16 +51,8 @@ class Options:
         return [name for name in (self.expected_hash, self.expected_metadata_hash) if name is not None]
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and not _is_positive_int(self.batch_size):
-            raise ValueError(f"batch_size must be a positive integer or None, got {self.batch_size!r}")
-        if self.on_duplicate not in ("last", "first", "error"):
-            raise ValueError(f"on_duplicate must be 'last', 'first' or 'error', got {self.on_duplicate!r}")
-        if self.on_error not in ("isolate", "rollback", "raise"):
-            raise ValueError(f"on_error must be 'isolate', 'rollback' or 'raise', got {self.on_error!r}")
-        if self.absent not in ("keep", "clear"):
-            raise ValueError(f"absent must be 'keep' or 'clear', got {self.absent!r}")
-        if self.nulls not in ("write", "keep"):
-            raise ValueError(f"nulls must be 'write' or 'keep', got {self.nulls!r}")
+        super().__post_init__()
+        _check("absent", self.absent, Absent)
 
     @property
     def merging(self) -> bool:
@@ -64,6 +71,36 @@ class Options:
                 for name, alias in zip(hashes, ("expected", "expected_metadata"), strict=True)
             ),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(RunOptions):
+    """The options of an upsert into a table."""
+
+    #: What happens to a row whose key is stored.
+    on_match: OnMatch = "update"
+    #: The columns that are written but do not count as a difference.
+    ignore: tuple[str, ...] = ()
+    #: The column of a soft delete; a row that is written is undeleted.
+    undelete: str | None = None
+    #: Whether the frame has the state of each row when a plan was made; see `TablePlan`.
+    expecting: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("on_match", self.on_match, OnMatch)
+
+
+def _check(name: str, value: object, allowed: object) -> None:
+    """Check that an option has one of the values of its Literal.
+
+    Raises:
+        ValueError: naming the values that it may have.
+    """
+    values = get_args(allowed)
+    if value not in values:
+        *others, last = map(repr, values)
+        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
 
 
 def _is_positive_int(value: object) -> bool:

@@ -24,6 +24,7 @@ RESULT_SCHEMA = {
     "error": pl.String,
     "rule": pl.String,
     "sqlstate": pl.String,
+    "duplicate": pl.Boolean,
     "other_type": pl.String,
     "other_id": pl.String,
 }
@@ -37,15 +38,15 @@ _COMMITTED: dict[str, Any] = {
     .then(pl.lit("failed"))
     .when("conflict")
     .then(pl.lit("conflict"))
+    .when("duplicate")
+    .then(pl.lit("duplicate"))
     .when(pl.col("created").is_null())
     .then(pl.lit("unchanged"))
     .when("created")
     .then(pl.lit("created"))
     .otherwise(pl.lit("updated")),
     "error_kind": pl.when(_REJECTED).then(pl.lit("database")),
-    "error": pl.when("conflict")
-    .then(pl.lit("the stored entity does not have the expected hash: another writer changed, created or deleted it"))
-    .when(~_REJECTED & pl.col("other_id").is_not_null())
+    "error": pl.when(~_REJECTED & pl.col("other_id").is_not_null())
     .then(pl.format("a database trigger stored the row under another key: {}/{}", "other_type", "other_id"))
     .otherwise("error"),
 }
@@ -61,11 +62,23 @@ class Outcomes:
     displayable: Callable[[pl.DataFrame], pl.DataFrame]
     #: The possible statuses.
     statuses: tuple[str, ...] = UPSERT_STATUSES
+    #: The dtypes of the key columns; None if they are all String.
+    dtypes: tuple[pl.DataType, ...] | None = None
+    #: The names of the key columns in outcomes, if they are not those within a run.
+    labels: tuple[str, ...] | None = None
+    #: Whether rows have embedding jobs.
+    jobs: bool = True
+    #: The error of rows in conflict.
+    conflict: str = "the stored entity does not have the expected hash: another writer changed, created or deleted it"
 
     @cached_property
     def schema(self) -> pl.Schema:
         """The columns and dtypes of the outcomes."""
-        return outcome_schema(self.statuses, self.key)
+        return self._schema_with(self.labels or self.key)
+
+    def _schema_with(self, names: tuple[str, ...]) -> pl.Schema:
+        dtypes = self.dtypes or (pl.String(),) * len(self.key)
+        return outcome_schema(self.statuses, tuple(zip(names, dtypes, strict=True)), self.jobs)
 
     @cached_property
     def none(self) -> pl.DataFrame:
@@ -78,7 +91,10 @@ class Outcomes:
 
     def of(self, rows: pl.DataFrame, **columns: Any) -> pl.DataFrame:
         """Outcomes of `rows` (row, key, any outcome columns); other columns are taken from `columns` or null."""
-        return outcomes(rows, self.schema, **columns) if rows.height else self.none.clone()
+        if rows.is_empty():
+            return self.none.clone()
+        found = outcomes(rows, self._schema_with(self.key), **columns)
+        return found if self.labels is None else found.rename(dict(zip(self.key, self.labels, strict=True)))
 
     def unprocessed(self, rows: pl.DataFrame, status: str = "cancelled") -> pl.DataFrame:
         """Outcomes of rows that were not validated."""
@@ -97,7 +113,9 @@ class Outcomes:
         combined = rows[["row", *self.key]].with_row_index("position")
         combined = combined.join(written, on="position", how="left", maintain_order="left")
         job_id = pl.when(pl.col("due") & ~_REJECTED).then(pl.lit(batch.job_id))
-        return self.of(combined, batch_id=batch.batch_id, job_id=job_id, **_COMMITTED)
+        error = pl.when("conflict").then(pl.lit(self.conflict)).otherwise(_COMMITTED["error"])
+        columns = {**_COMMITTED, "error": error, "job_id": job_id}
+        return self.of(combined, batch_id=batch.batch_id, **columns)
 
     def rolled_back(self, rows: pl.DataFrame, error: EntityFramesError, batch: Batch | None) -> pl.DataFrame:
         """Outcomes of a batch that was rolled back, or whose COMMIT got no response."""

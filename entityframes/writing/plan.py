@@ -20,7 +20,7 @@ from entityframes.visible import visible
 from entityframes.writing.duplicates import Superseded
 from entityframes.writing.entities import keeping
 from entityframes.writing.entities.target import EntityTarget
-from entityframes.writing.options import OnError, Options
+from entityframes.writing.options import OnError, Options, RunOptions
 from entityframes.writing.run import Run
 
 #: The actions of a plan. create, update, unchanged: the outcome that an upsert would have; duplicate: another row with
@@ -70,7 +70,7 @@ class Plan:
 
     frame: pl.DataFrame
     _given: pl.DataFrame = field(compare=False)
-    _options: Options = field(compare=False)
+    _options: RunOptions = field(compare=False)
     _upsert: Callable[..., UpsertResult] = field(compare=False)
 
     @property
@@ -82,7 +82,9 @@ class Plan:
             {'create': 1, 'update': 0, 'unchanged': 1, 'duplicate': 0, 'invalid': 1}
         """
         found = dict(self.frame["action"].cast(pl.String).value_counts().iter_rows())
-        return {action: found.get(action, 0) for action in ACTIONS}
+        dtype = self.frame.schema["action"]
+        assert isinstance(dtype, pl.Enum)
+        return {action: found.get(action, 0) for action in dtype.categories}
 
     @property
     def changed_fields(self) -> dict[str, int]:
@@ -116,7 +118,7 @@ class Plan:
             >>> print(store.plan(ef.ids("note", ["a", "d"])).summary())
             2 rows: 1 to create, 1 unchanged
         """
-        names = {"create": "to create", "update": "to update"}
+        names = {"create": "to create", "update": "to update", "delete": "to delete"}
         counted = [f"{count:,} {names.get(action, action)}" for action, count in self.counts.items() if count]
         lines = [f"{self.frame.height:,} rows: {', '.join(counted) or 'nothing to do'}"]
         if self.counts["update"]:
@@ -124,8 +126,10 @@ class Plan:
             parts += [f"{visible(name)} of {count:,}" for name, count in list(self.changed_fields.items())[:10]]
             lines.append(f"updates change {', '.join(parts)}")
         invalid = self.frame.filter(pl.col("action") == "invalid").head(3).iter_rows(named=True)
+        columns = self.frame.columns
+        key = columns[columns.index("row") + 1 : columns.index("action")]
         lines += [
-            f"row {row['row']} ({visible(row['entity_type'])}/{visible(row['id'])}): {visible(row['error'])}"
+            f"row {row['row']} ({'/'.join(visible(row[name]) for name in key)}): {visible(row['error'])}"
             for row in invalid
         ]
         return "\n".join(lines)
@@ -161,6 +165,7 @@ class Plan:
             ['updated', 'conflict']
         """
         content, metadata = _EXPECTED
+        assert isinstance(self._options, Options)
         options = replace(
             self._options,
             batch_size=batch_size,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from entityframes.engines.base import Engine
+from entityframes.engines.base import Recorder
 from entityframes.frames.batching import chunks, shares
 from entityframes.frames.schema import numbered
 from entityframes.writing.duplicates import Superseded, bytes_of
@@ -26,10 +26,11 @@ class FrameBatches:
     error: Exception | None = None
 
     def __init__(
-        self, frame: pl.DataFrame, target: Target, superseded: Superseded, engine: Engine, batch_size: int | None
+        self, frame: pl.DataFrame, target: Target, superseded: Superseded, engine: Recorder, batch_size: int | None
     ) -> None:
         target.check(frame.schema)
         target.check_values(frame)
+        frame = target.renamed(frame)
         self._frame, self._target, self._superseded = frame, target, superseded
         self._engine, self._batch_size = engine, batch_size
         self.remaining = [numbered(frame)]
@@ -41,9 +42,10 @@ class FrameBatches:
             self.remaining = list(chunks([frame], self._batch_size))
         else:
             # A stream may be larger than memory; this frame is in memory already, so its batches may be large.
-            engine = self._engine
-            sizes = {"max_bytes": engine.batch_bytes, "max_rows": engine.batch_rows}
-            self.remaining = list(shares(frame, **sizes, writers=engine.writers, by_key=engine.by_key))
+            database = self._engine.database
+            sizes = {"max_bytes": database.batch_bytes, "max_rows": database.batch_rows}
+            order = self._target.in_key_order if database.by_key else None
+            self.remaining = list(shares(frame, **sizes, writers=database.writers, in_key_order=order))
         while self.remaining:
             yield self.remaining[0]
 
@@ -66,7 +68,7 @@ class StreamBatches:
         try:
             for frame in self._frames:
                 self._target.check(frame.schema)
-                yield self._target.prepare(frame)
+                yield self._target.prepare(self._target.renamed(frame))
         except Exception as error:
             self.error = error
 
@@ -78,11 +80,11 @@ def find_superseded(frame: pl.DataFrame, target: Target, superseded: Superseded)
         DuplicateError: a key is repeated and the policy is "error".
     """
     # Fast path: checking that the last key column is unique takes a quarter of the time of checking the whole key.
-    last = target.key[-1]
-    if frame[last].n_unique() == frame.height:
+    keys = target.comparable(frame)
+    if keys[target.key[-1]].n_unique() == frame.height:
         superseded.find(None)
         return
     rows = numbered(target.prepare(frame, record=False))
-    repeated = rows.filter(bytes_of(target.key).is_duplicated())
+    repeated = rows.filter(keys.select(bytes_of(target.key).is_duplicated()).to_series())
     # Only valid rows are compared: an invalid row must not supersede a valid one.
     superseded.find(target.validate(repeated, record=False).rows if repeated.height else None)

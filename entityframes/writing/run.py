@@ -10,7 +10,7 @@ from typing import Protocol
 
 import polars as pl
 
-from entityframes.engines.base import Engine
+from entityframes.engines.base import Recorder
 from entityframes.errors import ConnectionLostError, EntityFramesError
 from entityframes.interrupt import CtrlC, Interrupt
 from entityframes.progress import Reporter
@@ -38,7 +38,7 @@ class Run:
     """The run of one call that writes.
 
     Args:
-        engine: the engine of the store.
+        engine: the engine of the store, or of tables.
         interrupt: stops the run.
         outcomes: builds the outcomes of the rows.
         concurrency: how many batches are processed concurrently; None for the default of the engine.
@@ -46,7 +46,7 @@ class Run:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Recorder,
         interrupt: Interrupt,
         outcomes: Outcomes,
         *,
@@ -58,8 +58,8 @@ class Run:
         self.log = outcomes.log()
         #: Number of batches so far.
         self.batches = 0
-        self._engine, self._concurrency = engine, concurrency or engine.workers
-        self._started, self._losses = time.perf_counter(), engine.losses
+        self._engine, self._concurrency = engine, concurrency or engine.database.workers
+        self._started, self._losses = time.perf_counter(), engine.database.losses
         self._ctrl_c = CtrlC()
         #: The batches that are being processed, with their rows.
         self._in_flight: dict[Future[pl.DataFrame], pl.DataFrame] = {}
@@ -80,7 +80,7 @@ class Run:
     @property
     def lost_connection(self) -> bool:
         """Whether a connection was lost during the run, so that another server may have taken over."""
-        return self._engine.losses != self._losses
+        return self._engine.database.losses != self._losses
 
     def abort(self, error: BaseException) -> None:
         """Start no further batch; `execute` raises the first error given here."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from entityframes.engines.batch import Batch
+from entityframes.errors import ConnectionLostError
 from entityframes.frames.records import Expected
 from entityframes.writing.outcomes import Outcomes
 
@@ -85,11 +86,17 @@ class Target(Protocol):
             SchemaError: the frame cannot be stored; the message names the columns.
         """
 
+    def renamed(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """A frame that `check` has accepted, with the names that columns have within the run."""
+
+    def comparable(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The columns of the key, at least, of a frame returned by `renamed`, so that equal keys have equal values."""
+
     def prepare(self, frame: pl.DataFrame, *, record: bool = True) -> pl.DataFrame:
         """Record the dtypes of a frame and return it with the columns that `validate` expects.
 
         Args:
-            frame: the frame of the caller, which `check` has accepted.
+            frame: a frame returned by `renamed`.
             record: False to only check whether the dtypes could be recorded.
 
         Raises:
@@ -123,8 +130,14 @@ class Target(Protocol):
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Like `write`, but skip rows that the database rejects."""
 
-    def recovered(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
-        """The result of a batch whose COMMIT got no response; None if it was not committed."""
+    def recovered(self, rows: pl.DataFrame, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:
+        """The result of a batch whose COMMIT got no response; None if it was not committed.
+
+        Args:
+            rows: the rows of the batch.
+            batch: the batch.
+            lost: the error of the COMMIT; its ``answer`` is what the engine would have returned, if it knows.
+        """
 
     def restore_records(self) -> None:
         """After a lost connection, record the dtypes again that the server no longer has."""

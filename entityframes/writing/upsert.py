@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import polars as pl
 
-from entityframes.engines.base import Engine
+from entityframes.engines.base import Recorder
 from entityframes.errors import EntityFramesError
 from entityframes.frames.records import Records
 from entityframes.interrupt import Interrupt
@@ -15,26 +15,46 @@ from entityframes.progress import Reporter
 from entityframes.results import UpsertResult
 from entityframes.threads import Submit
 from entityframes.writing.batch import BatchWriter
-from entityframes.writing.duplicates import Superseded
-from entityframes.writing.entities.target import EntityTarget
-from entityframes.writing.options import Options
+from entityframes.writing.duplicates import Superseded, bytes_of
+from entityframes.writing.options import RunOptions
+from entityframes.writing.outcomes import Outcomes
 from entityframes.writing.prepare import FrameBatches, StreamBatches
 from entityframes.writing.run import Run
+from entityframes.writing.target import Target
 
 
 class Upsert:
-    """One call of `upsert`."""
+    """One call of `upsert`.
 
-    def __init__(self, engine: Engine, options: Options, interrupt: Interrupt) -> None:
+    Args:
+        engine: the engine of the store, or of tables.
+        options: how rows are written.
+        interrupt: stops the run.
+        outcomes: builds the outcomes of the rows.
+        target: makes the target of the run.
+    """
+
+    def __init__(
+        self,
+        engine: Recorder,
+        options: RunOptions,
+        interrupt: Interrupt,
+        outcomes: Outcomes,
+        target: Callable[[Run], Target],
+    ) -> None:
         self._engine, self._options, self._interrupt = engine, options, interrupt
-        self._run = Run(engine, interrupt, EntityTarget.outcomes)
-        self._target = EntityTarget(engine, options, self._run)
+        self._run = Run(engine, interrupt, outcomes)
+        self._target = target(self._run)
         self._superseded = Superseded(self._target.key, options.on_duplicate)
 
     def result(self) -> UpsertResult:
         """The outcomes so far."""
         run = self._run
         return UpsertResult(dict(run.log.counts), run.batches, run.elapsed, run.log)
+
+    def unprocessed(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Outcomes of rows that were not written."""
+        return self._run.outcomes.of(rows, status="cancelled")
 
     def execute(
         self, source: pl.DataFrame | Iterator[pl.DataFrame] | Records, reporter: Reporter, submit: Submit
@@ -78,5 +98,5 @@ class Upsert:
     def _disjoint(self, left: pl.DataFrame, right: pl.DataFrame) -> bool:
         """Whether two batches have no key in common."""
         key = self._target.key
-        left_keys, right_keys = (rows.select(pl.col(key).cast(pl.Binary)) for rows in (left, right))
-        return left_keys.join(right_keys, on=key, how="semi").is_empty()
+        left_keys, right_keys = (rows.select(key=bytes_of(key)) for rows in (left, right))
+        return left_keys.join(right_keys, on="key", how="semi").is_empty()

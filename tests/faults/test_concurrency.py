@@ -219,7 +219,7 @@ def test_the_cost_of_bad_rows_on_duckdb(tmp_path, monkeypatch: pytest.MonkeyPatc
     counts: dict[int, int] = {}
     for bad in (0, 1, 10, 100):
         with ef.connect(tmp_path / f"{bad}.duckdb") as store:
-            with store._engine._file.cursor() as cursor:
+            with store._engine.database.file.cursor() as cursor:
                 [(ddl,)] = cursor.execute(
                     "SELECT sql FROM duckdb_tables() WHERE schema_name = 'entityframes' AND table_name = 'entities'"
                 ).fetchall()

@@ -261,7 +261,7 @@ def test_what_a_pooler_does_between_transactions(own_store) -> None:
         result = store.upsert(frame)
         assert result.ok
         model.upserted(frame, result)
-        for connection in store._engine._pool._idle:
+        for connection in store._engine.database._pool._idle:
             connection.script("DISCARD ALL")
     model.check(store)
 

@@ -89,7 +89,7 @@ def test_duckdb_gives_up_its_file() -> None:
             pytest.skip("mounting a file system needs privileges")
         model = Model()
         with ef.connect(disk / "x.duckdb") as store:
-            with store._engine._file.cursor() as cursor:
+            with store._engine.database.file.cursor() as cursor:
                 # Checkpoint after each batch.
                 cursor.execute("SET wal_autocheckpoint = '1KB'")
             frame = fill(store, model, ef.ClosedError)
@@ -112,20 +112,20 @@ def test_a_commit_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with ef.connect(tmp_path / "x.duckdb") as store:
         first = rows(5_000, size=200)
         model.upserted(first, store.upsert(first))
-        committing = store._engine._file.committing
+        committing = store._engine.database.file.committing
 
         @contextlib.contextmanager
         def limited_memory() -> Iterator[None]:
             """Run COMMIT with hardly more memory than is in use."""
             limit = 400_000
-            with store._engine._file._root.cursor() as cursor, contextlib.suppress(duckdb.OutOfMemoryException):
+            with store._engine.database.file._root.cursor() as cursor, contextlib.suppress(duckdb.OutOfMemoryException):
                 while limit > 1_000:
                     cursor.execute(f"SET memory_limit = '{limit}KB'")
                     limit = limit * 98 // 100
             with committing():
                 yield
 
-        monkeypatch.setattr(store._engine._file, "committing", limited_memory)
+        monkeypatch.setattr(store._engine.database.file, "committing", limited_memory)
         frame = rows(60_000, start=10_000, size=100)
         with pytest.raises(ef.ClosedError, match="COMMIT ran out of memory"):
             store.upsert(frame, batch_size=20_000)

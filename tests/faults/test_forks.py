@@ -174,12 +174,12 @@ def test_a_child_that_unwinds_leaves_the_connection(url: str, tmp_path: Path) ->
         sql = "UPDATE entityframes.entities SET content = 'changed' WHERE id = 'a'"
         @contextmanager
         def changing():
-            if engine.name == "duckdb":
-                with engine._file.writer(Interrupt()) as cursor, engine._file.transaction(cursor, Interrupt()):
+            if engine.database.name == "duckdb":
+                with engine.database.file.writer(Interrupt()) as cursor, engine.database.file.transaction(cursor, Interrupt()):
                     cursor.execute(sql)
                     yield
             else:
-                with engine.session() as session, session.transaction():
+                with engine.database.session() as session, session.transaction():
                     session.connection.script(sql)
                     yield
         with changing():

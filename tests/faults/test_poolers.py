@@ -268,7 +268,7 @@ def test_nothing_foreign_behind_pgbouncer(
 
 
 def _pinned(store: ef.EntityStore) -> bool:
-    with store._engine._pool.borrow() as connection:
+    with store._engine.database._pool.borrow() as connection:
         return connection.pinned
 
 
@@ -305,11 +305,14 @@ def test_pool_mode_in_the_url(own_server: Server, database: str, monkeypatch: py
     with pytest.raises(ef.ConnectError, match="transaction or session"):
         ef.connect(url + "&pool_mode=sessions")
     setting = "SELECT current_setting('work_mem') AS value"
-    with ef.connect(url + "&options=-c%20work_mem%3D4321kB") as store, store._engine._pool.borrow() as connection:
+    with (
+        ef.connect(url + "&options=-c%20work_mem%3D4321kB") as store,
+        store._engine.database._pool.borrow() as connection,
+    ):
         assert connection.query_at_once(setting).item() == "4321kB"
         assert not connection.pinned
     monkeypatch.setenv("PGOPTIONS", "-c work_mem=5432kB")
-    with ef.connect(url) as store, store._engine._pool.borrow() as connection:
+    with ef.connect(url) as store, store._engine.database._pool.borrow() as connection:
         assert connection.query_at_once(setting).item() == "5432kB"
         assert not connection.pinned
 
@@ -355,7 +358,7 @@ def test_what_fails_at_commit(own_server: Server, database: str, word: str) -> N
         assert result.failed["sqlstate"].to_list() == ["23503"]
         model.upserted(frame, result)
         with pytest.raises(ef.PermanentError, match="nothing of it was written"):  # noqa: SIM117
-            with store._engine._pool.borrow() as connection, connection.transaction(Interrupt()):
+            with store._engine.database._pool.borrow() as connection, connection.transaction(Interrupt()):
                 with contextlib.suppress(ef.DatabaseError), connection.statement() as cursor:
                     cursor.execute("SELECT 1 / 0")
         _same(model, store)

@@ -164,7 +164,7 @@ def test_output_of_the_command_line(
 def test_messages_on_duckdb(capture: Capture, tmp_path: Path) -> None:
     """A CHECK, a bad row, a duplicate, a wrong frame, a plan, a cancelled run, a closed store: no row contents."""
     store = ef.connect(tmp_path / "x.duckdb")
-    with store._engine._file.cursor() as cursor:
+    with store._engine.database.file.cursor() as cursor:
         [(ddl,)] = cursor.execute(
             "SELECT sql FROM duckdb_tables() WHERE schema_name = 'entityframes' AND table_name = 'entities'"
         ).fetchall()
@@ -183,7 +183,7 @@ def test_messages_on_duckdb(capture: Capture, tmp_path: Path) -> None:
     cancel = threading.Event()
     cancel.set()
     assert capture.call(lambda: store.upsert(frame(), cancel=cancel)).counts["cancelled"] == 20
-    with store._engine._file.cursor() as cursor:
+    with store._engine.database.file.cursor() as cursor:
         cursor.execute("UPDATE entityframes.entities SET content_hash = '' WHERE id = 'e000001'")
     assert capture.call(store.verify).height == 1
     store.close()

@@ -223,13 +223,13 @@ def figures_of(store: ef.EntityStore, kills: int) -> dict[str, Any]:
 def stored_vectors(store: ef.EntityStore) -> list[tuple[str, list[float]]]:
     """Every vector as stored in the database."""
     engine: Any = store._engine
-    if engine.name == "postgresql":
-        url, stored = engine._pool._target, "FROM entityframes.embeddings WHERE error IS NULL"
+    if engine.database.name == "postgresql":
+        url, stored = engine.database._pool._target, "FROM entityframes.embeddings WHERE error IS NULL"
         if execute(url, "SELECT DISTINCT storage FROM entityframes.spaces") == [("pgvector",)]:
             return execute(url, f"SELECT id, pgvector::real[] {stored}")
         ids, vectors = zip(*execute(url, f"SELECT id, vector {stored}"), strict=True)
         return list(zip(ids, from_wire(pl.Series(vectors, dtype=pl.Binary), DIM).tolist(), strict=True))
-    with engine._file.cursor() as cursor:
+    with engine.database.file.cursor() as cursor:
         return cursor.execute(f"SELECT id, vector_{DIM} FROM entityframes.embeddings WHERE error IS NULL").fetchall()
 
 

@@ -99,9 +99,9 @@ def main(url: str, path: str, seed: str, threads: str, name: str) -> None:
     store = _opened(url, stopping)
     if store is None:
         return
-    if store._engine.name == "duckdb":
+    if store._engine.database.name == "duckdb":
         # Let faults also hit a COMMIT that runs a checkpoint.
-        with store._engine._file.cursor() as cursor:
+        with store._engine.database.file.cursor() as cursor:
             cursor.execute(f"SET wal_autocheckpoint = '{random.Random(seed).choice(['1KB', '256KB', '16MB'])}'")
     # last_result is that of the last call of a store, from any thread, so each thread has its own store on the engine.
     handles = [ef.EntityStore(store._engine) for _ in range(int(threads))]

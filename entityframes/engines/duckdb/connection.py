@@ -16,7 +16,7 @@ from entityframes import forks
 from entityframes.engines.base import no_store
 from entityframes.engines.duckdb.errors import InvalidatedError, translated, why_not_opened
 from entityframes.engines.url import Location
-from entityframes.errors import ClosedError, ConnectError, PermanentError, ResourceError
+from entityframes.errors import ClosedError, ConnectError, PermanentError, ResourceError, RowError
 from entityframes.interrupt import Interrupt
 
 T = TypeVar("T")
@@ -168,8 +168,9 @@ class File:
             # A COMMIT that is interrupted during its checkpoint has succeeded, but reports a failure.
             with interrupt.uncancelled(), self.committing():
                 cursor.commit()
-        except ResourceError:
-            # The transaction may be retried on this cursor. After other errors the cursor is closed, which rolls back.
+        except (ResourceError, RowError):
+            # The transaction may be retried on this cursor, also without the rejected rows. After other errors the
+            # cursor is closed, which rolls back.
             with suppress(duckdb.Error):
                 cursor.rollback()
             raise

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from entityframes.engines import migrations, predicates
 from entityframes.engines.base import FORMAT, check_format
 from entityframes.engines.batch import Batch, retry_all
-from entityframes.engines.duckdb.connection import File
+from entityframes.engines.duckdb.database import DuckDBDatabase
 from entityframes.engines.duckdb.session import Session
-from entityframes.engines.queries import Statements
 from entityframes.engines.rules import rule_of
-from entityframes.engines.url import Location
 from entityframes.errors import ConnectError, DatabaseError, TransientError
 from entityframes.interrupt import Interrupt
 
@@ -24,6 +21,7 @@ if TYPE_CHECKING:
     from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
+    from entityframes.engines.tables import TableEngine
     from entityframes.engines.text import TextEngine
 
 #: Up to this many entities, lookups scan all keys; beyond that, they scan the hashes of the keys first.
@@ -31,54 +29,34 @@ SCANNED = 300_000
 
 
 class DuckDBEngine:
-    """A DuckDB database; each call uses a separate cursor, which in DuckDB is a separate connection."""
+    """The store in a DuckDB database; opening it creates or migrates it if necessary."""
 
-    name = "duckdb"
-
-    def __init__(self, location: Location, namespace: str, workers: int | None, read_only: bool = False) -> None:
-        self.address, self.read_only = location.address, read_only
-        # One batch is prepared while another is written.
-        self.workers, self.writers = workers or 2, 1
-        # A full row group is written directly to the file; smaller batches go through the log, and are written twice.
-        self.batch_bytes, self.batch_rows, self.lookup_rows, self.by_key = 128 << 20, 122_880, 500_000, False
-        self.statements = Statements("duckdb", namespace)
+    def __init__(self, database: DuckDBDatabase) -> None:
+        self.database = database
         #: The approximate number of entities.
         self._entities = 0
         #: Whether the hashes of keys were computed by another version of DuckDB and could not be recomputed.
         self._hashed_elsewhere = False
-        self._file = File(location, self.statements["session"], read_only)
         try:
-            with self._file.root() as root:
-                # The file entityframes.duckdb is a catalog with the same name as its schema.
-                ((catalog, path),) = root.execute(self.statements["catalog"]).fetchall()
-                if path is None and location.target != ":memory:":
-                    # DuckDB opens CSV, Parquet and JSON files as temporary databases.
-                    raise ConnectError(f"{self.address} is a data file: use a separate file for a DuckDB store")
-                self.statements = Statements("duckdb", namespace, catalog)
-                root.execute(self.statements["settings"])
             self._migrate()
-            self._entities = self.count(None)
-            self._file.limit_memory()
+            self._count_entities(self.count(None))
+            database.file.limit_memory()
         except BaseException as error:
-            self.close()
+            database.close()
             if isinstance(error, DatabaseError):
-                raise ConnectError(f"cannot open the store at {self.address}: {error}") from error
+                raise ConnectError(f"cannot open the store at {database.address}: {error}") from error
             raise
 
-    @property
-    def namespace(self) -> str:
-        return self.statements.namespace
-
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        with self.session(batch.interrupt, writing=True) as session:
+        with self.database.session(batch.interrupt, writing=True) as session:
             changed = self._changed(session, rows, batch)
             if self._lacks(session, changed, batch):
                 return retry_all(rows)
-            self._file.reserve(int(changed.estimated_size()))
-            return self._file.with_memory(lambda: self._write(session, changed, batch))
+            self.database.file.reserve(int(changed.estimated_size()))
+            return self.database.file.with_memory(lambda: self._write(session, changed, batch))
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        with self.session(batch.interrupt, writing=True) as session:
+        with self.database.session(batch.interrupt, writing=True) as session:
             changed = self._changed(session, rows, batch)
             if self._lacks(session, changed, batch):
                 return retry_all(rows)
@@ -90,51 +68,44 @@ class DuckDBEngine:
             if rejected.is_empty():
                 # No CHECK constraint rejects these rows: write them all, which raises the error for the batch.
                 accepted = changed
-            written = self._file.with_memory(lambda: self._write(session, accepted, batch))
+            written = self.database.file.with_memory(lambda: self._write(session, accepted, batch))
             return pl.concat([written, rejected], how="diagonal")
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
-        with self.session() as session:
+        with self.database.session() as session:
             if not session.query("recorded", batch.batch_id).item():
                 return None
             session.register_keys(rows)
             return session.query("written_by", batch.batch_id)
 
     def deleted_by(self, batch: Batch) -> int | None:
-        return self.read("deleted_by", batch.batch_id).item()  # type: ignore[no-any-return]
-
-    @property
-    def losses(self) -> int:
-        return 0
+        return self.database.read("deleted_by", batch.batch_id).item()  # type: ignore[no-any-return]
 
     def not_recorded(self, batch_ids: list[str]) -> list[str]:
-        return self.read("not_recorded", batch_ids)["batch_id"].to_list()
-
-    def replicated(self, seconds: float) -> bool:
-        return True
+        return self.database.read("not_recorded", batch_ids)["batch_id"].to_list()
 
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
-        with self.session() as session:
+        with self.database.session() as session:
             session.register_keys(keys)
             return session.query("hashes").drop("place", "created_at")
 
     def stored(self, keys: pl.DataFrame) -> pl.DataFrame:
-        with self.session() as session:
+        with self.database.session() as session:
             session.register_keys(keys)
             return session.query("stored")
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
-        with self.session() as session:
+        with self.database.session() as session:
             session.register_keys(keys)
             return session.query("existing").drop("place")
 
     def lookup(self, keys: pl.DataFrame) -> pl.DataFrame:
-        with self.session() as session:
+        with self.database.session() as session:
             session.register_keys(keys)
             return session.query("lookup")
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        with self.session(batch.interrupt, writing=True) as session:
+        with self.database.session(batch.interrupt, writing=True) as session:
             numbered = keys.with_row_index("position")
             session.register("given", numbered)
             with session.transaction(batch.interrupt):
@@ -148,69 +119,75 @@ class DuckDBEngine:
             return found.drop("place")
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
-        with self.session() as session:
+        with self.database.session() as session:
             session.register("given", pl.DataFrame({"entity_type": entity_types}, schema={"entity_type": pl.String}))
             return session.query("fields")
 
     def record_fields(self, fields: pl.DataFrame) -> None:
-        with self.session(writing=True) as session:
+        with self.database.session(writing=True) as session:
             session.register("given", fields.with_row_index("position"))
             with session.transaction():
                 session.execute("widen_fields")
                 session.execute("add_fields")
 
     def is_empty(self, entity_type: str) -> bool:
-        return bool(self.read("is_empty", entity_type).item())
+        return bool(self.database.read("is_empty", entity_type).item())
 
     def stats(self, space: str | None) -> pl.DataFrame:
-        return self.read("stats", space)
+        return self.database.read("stats", space)
 
     @cached_property
     def embedding(self) -> EmbeddingEngine:
         from entityframes.engines.duckdb.embedding import DuckDBEmbedding
 
-        return DuckDBEmbedding(self)
+        return DuckDBEmbedding(self.database)
+
+    @cached_property
+    def tables(self) -> TableEngine:
+        from entityframes.engines.duckdb.tables import DuckDBTables
+
+        return DuckDBTables(self.database)
 
     @cached_property
     def text(self) -> TextEngine:
         from entityframes.engines.duckdb.text import DuckDBText
 
-        return DuckDBText(self)
+        return DuckDBText(self.database)
 
     @cached_property
     def directory(self) -> DirectoryEngine:
         from entityframes.engines.duckdb.directory import DuckDBDirectory
 
-        return DuckDBDirectory(self)
+        return DuckDBDirectory(self.database)
 
     def count(self, entity_type: str | None) -> int:
-        return int(self.read("count", entity_type).item())
+        return int(self.database.read("count", entity_type).item())
 
     @property
     def checks(self) -> list[str]:
-        return [name.removeprefix("find_") for name in self.statements.checks()]
+        return [name.removeprefix("find_") for name in self.database.statements.checks()]
 
     def inconsistencies(self, before_each: Callable[[], None]) -> pl.DataFrame:
         found = []
-        with self.session() as session, session.transaction():
+        with self.database.session() as session, session.transaction():
             for name in self.checks:
                 before_each()
                 found.append(session.query(f"find_{name}").select(pl.lit(name).alias("check"), pl.all()))
         return pl.concat(found)
 
     def repair(self, checks: list[str]) -> None:
-        with self.session(writing=True) as session, session.transaction():
-            for name in self.statements.repairs(checks):
+        with self.database.session(writing=True) as session, session.transaction():
+            for name in self.database.statements.repairs(checks):
                 session.execute(name)
 
     def kinds(self) -> pl.DataFrame:
-        return self.read("kinds")
+        return self.database.read("kinds")
 
     def all_fields(self) -> pl.DataFrame:
-        return self.read("all_fields")
+        return self.database.read("all_fields")
 
     def forget_fields(self, fields: pl.DataFrame) -> None:
-        with self.session(writing=True) as session:
+        with self.database.session(writing=True) as session:
             session.register("given", fields)
             session.execute("forget_fields")
 
@@ -223,15 +200,18 @@ class DuckDBEngine:
         interrupt: Interrupt | None = None,
     ) -> Iterator[pl.DataFrame]:
         placeholders = predicates.placeholders(predicates.DUCKDB, columns, entity_type, where, limit)
-        with self.session(interrupt) as session:
+        with self.database.session(interrupt) as session:
             yield from session.stream("select", placeholders=placeholders)
 
     def drop(self) -> None:
-        with self.session(writing=True) as session:
+        with self.database.session(writing=True) as session:
             session.execute("drop")
 
-    def close(self) -> None:
-        self._file.close()
+    def _count_entities(self, added: int) -> None:
+        """Add to the number of entities, and choose the lookup of keys that is faster for it."""
+        self._entities += added
+        if self._entities > SCANNED and not self._hashed_elsewhere:
+            self.database.found = "found_by_hash"
 
     def _changed(self, session: Session, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """The rows that are new or differ, with created, due, and place (the location of the stored entity)."""
@@ -283,7 +263,7 @@ class DuckDBEngine:
             # Only a writer in this process that does not use this package can cause this.
             raise TransientError(f"expected {changed.height - created} entities to update, found {updated}")
         session.execute("insert_changed", batch.batch_id)
-        self._entities += created
+        self._count_entities(created)
         due = int(changed["due"].sum())
         session.execute("ledger", batch.batch_id, batch.run_id, created, updated, 0, due)
         if due:
@@ -300,7 +280,7 @@ class DuckDBEngine:
         """position, sqlstate, rule and error of the rows that a CHECK constraint rejects; one query per constraint."""
         session.register("changed", changed)
         found = pl.DataFrame(schema={"position": pl.UInt32, **dict.fromkeys(["sqlstate", "rule", "error"], pl.String)})
-        for condition, name in session.query("checks", self.namespace).iter_rows():
+        for condition, name in session.query("checks", self.database.namespace).iter_rows():
             rows = session.query("rejected", placeholders={"condition": condition})
             error = pl.lit(f"CHECK constraint failed: {condition}")
             found = pl.concat(
@@ -308,37 +288,21 @@ class DuckDBEngine:
             )
         return found.unique("position", keep="first")
 
-    @contextmanager
-    def session(self, interrupt: Interrupt | None = None, *, writing: bool = False) -> Iterator[Session]:
-        """A session on a new cursor.
-
-        Args:
-            interrupt: cancels its statements.
-            writing: whether to acquire the writers' lock.
-        """
-        # The lookup of keys that is faster for this number of entities.
-        found = "found_by_hash" if self._entities > SCANNED and not self._hashed_elsewhere else "found"
-        with self._file.writer(interrupt or Interrupt()) if writing else self._file.cursor(interrupt) as cursor:
-            yield Session(cursor, self.statements, found, self._file)
-
-    def read(self, name: str, *parameters: Any, placeholders: Mapping[str, object] | None = None) -> pl.DataFrame:
-        """Execute a statement in a new session and return its result."""
-        with self.session() as session:
-            return session.query(name, *parameters, placeholders=placeholders)
-
     def _migrate(self) -> None:
         """Create the store, or migrate it to the format of this version, in one transaction."""
-        with self.session(writing=not self.read_only) as session:
-            found = session.query("format_table", self.namespace)
-            self.statements.namespace = found["namespace"].item() or self.namespace
+        with self.database.session(writing=not self.database.read_only) as session:
+            found = session.query("format_table", self.database.namespace)
+            self.database.statements.namespace = found["namespace"].item() or self.database.namespace
             there = found["there"].item()
-            version = migrations.known_version(self.address, session.query("format_version").item()) if there else 0
-            check_format(self, version)
+            version = (
+                migrations.known_version(self.database.address, session.query("format_version").item()) if there else 0
+            )
+            check_format(self.database, version)
             if version < FORMAT:
                 if session.query("storage_version").item() == "v1.0.0+":
                     # The storage format of this older file does not support zstd.
                     for name in ("migrate_3", "reshape_entities"):
-                        self.statements.replace(name, "USING COMPRESSION zstd", "")
+                        self.database.statements.replace(name, "USING COMPRESSION zstd", "")
                 with session.transaction():
                     session.execute("create_schema")
                     for step in range(version + 1, FORMAT + 1):
@@ -346,7 +310,7 @@ class DuckDBEngine:
                             self._repair(session)
                         session.execute(f"migrate_{step}")
             if session.query("hashed_elsewhere").item():
-                if self.read_only:
+                if self.database.read_only:
                     self._hashed_elsewhere = True
                     return
                 with session.transaction():
@@ -356,6 +320,6 @@ class DuckDBEngine:
         """Repair the tables of a store that was created by an earlier version."""
 
         def parts() -> list[str]:
-            return session.query("parts", self.namespace)["part"].to_list()
+            return session.query("parts", self.database.namespace)["part"].to_list()
 
-        migrations.repair(self.name, self.address, parts, lambda name: session.execute(name))
+        migrations.repair(self.database.name, self.database.address, parts, lambda name: session.execute(name))

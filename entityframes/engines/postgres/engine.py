@@ -7,13 +7,12 @@ are merged from a staging table.
 
 from __future__ import annotations
 
-import threading
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import polars as pl
@@ -21,20 +20,17 @@ import polars as pl
 from entityframes.engines import migrations, predicates
 from entityframes.engines.base import FORMAT, check_format
 from entityframes.engines.batch import Batch, retry_all
-from entityframes.engines.postgres.errors import READ_ONLY, REKEYED, UNIQUE_VIOLATION, committed
-from entityframes.engines.postgres.pool import Pool, for_writing
+from entityframes.engines.postgres.database import PostgresDatabase
+from entityframes.engines.postgres.errors import REKEYED, UNIQUE_VIOLATION, committed
 from entityframes.engines.postgres.probe import FEW_TYPES, by_type, probe
 from entityframes.engines.postgres.session import Session
-from entityframes.engines.queries import Statements
 from entityframes.engines.rules import with_rules
-from entityframes.engines.url import Location
 from entityframes.errors import (
     ConnectError,
     ConnectionLostError,
     DatabaseError,
     PermanentError,
     RowError,
-    StatementCancelledError,
     TransientError,
 )
 from entityframes.interrupt import Interrupt
@@ -44,6 +40,7 @@ if TYPE_CHECKING:
     from entityframes.engines.directory import DirectoryEngine
     from entityframes.engines.embedding import EmbeddingEngine
     from entityframes.engines.predicates import Predicate
+    from entityframes.engines.tables import TableEngine
     from entityframes.engines.text import TextEngine
 
 #: Batches up to this size are written by a single statement; for larger ones the staging table is faster (measured).
@@ -66,37 +63,22 @@ class _Seen:
 
 
 class PostgresEngine:
-    """A PostgreSQL database; each call borrows a separate connection from a pool."""
+    """The store in a PostgreSQL database; opening it creates or migrates it if necessary."""
 
-    name = "postgresql"
-
-    def __init__(self, location: Location, namespace: str, workers: int | None, read_only: bool = False) -> None:
-        self.address, self.read_only = location.address, read_only
-        self.workers = self.writers = workers or 2
-        self.batch_bytes, self.batch_rows, self.lookup_rows, self.by_key = 8 << 20, 50_000, 50_000, True
-        self.statements = Statements("postgres", namespace)
-        # Each embedding worker has an additional thread that writes.
-        self._pool = Pool(
-            location.target if read_only else for_writing(location.target), 2 * self.workers, self.statements
-        )
+    def __init__(self, database: PostgresDatabase) -> None:
+        self.database = database
         #: Keyed by the interrupt of the run.
         self._seen: WeakKeyDictionary[Interrupt, _Seen] = WeakKeyDictionary()
-        #: Whether the store was opened on a primary.
-        self._opened_on_primary = False
         try:
-            with self.session() as session:
+            with database.session() as session:
                 self._migrate(session)
-                self._opened_on_primary = session.is_primary()
+                database.opened(session)
         except ConnectError:
-            self.close()
+            database.close()
             raise
         except DatabaseError as error:
-            self.close()
-            raise ConnectError(f"cannot open the store at {self.address}: {error}") from error
-
-    @property
-    def namespace(self) -> str:
-        return self.statements.namespace
+            database.close()
+            raise ConnectError(f"cannot open the store at {database.address}: {error}") from error
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         try:
@@ -106,7 +88,7 @@ class PostgresEngine:
 
     def _write_once(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         header = [batch.batch_id, batch.run_id, batch.job_id, batch.embed]
-        with self.session(batch.interrupt) as session, self._rejections(session):
+        with self.database.session(batch.interrupt) as session, self._rejections(session):
             expecting = "expected" in rows.columns
             if rows.height <= ARRAY_ROWS and rows.estimated_size() <= ARRAY_BYTES:
                 columns = [rows[name] for name in _COPIED]
@@ -130,7 +112,7 @@ class PostgresEngine:
 
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         try:
-            with self.session(batch.interrupt) as session:
+            with self.database.session(batch.interrupt) as session:
                 return self._each(session, rows, self._probe(session, rows), batch)
         except _MayLackError:
             return retry_all(rows)
@@ -157,61 +139,28 @@ class PostgresEngine:
             return _with_conflicts(outcomes, rows, conflicts)
 
     def recorded(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
-        with self.session() as session:
+        with self.database.session() as session:
             session.check_primary()
             if not session.query("recorded", batch.batch_id).item():
                 return None
             return session.query("written_by", batch.batch_id, rows["entity_type"], rows["id"])
 
     def deleted_by(self, batch: Batch) -> int | None:
-        with self.session() as session:
+        with self.database.session() as session:
             session.check_primary()
             return session.query("deleted_by", batch.batch_id).item()  # type: ignore[no-any-return]
 
-    @property
-    def losses(self) -> int:
-        return self._pool.losses
-
     def not_recorded(self, batch_ids: list[str]) -> list[str]:
-        with self.session() as session:
+        with self.database.session() as session:
             session.check_primary()
             given = pl.Series(batch_ids, dtype=pl.String)
             return session.query("not_recorded", given)["batch_id"].to_list()
 
-    def replicated(self, seconds: float) -> bool:
-        # Cancelling a COMMIT that waits for a standby makes it succeed, with a notice, which the driver drops. To find
-        # out, wait for the standby with another COMMIT; if this side cancels that one, the answer is no.
-        if not self._pool.synchronous:
-            return True
-        late = threading.Event()
-        try:
-            with self.session() as session:
-
-                def end() -> None:
-                    late.set()
-                    session.connection.cancel()
-
-                timer = threading.Timer(seconds, end)
-                timer.start()
-                try:
-                    session.query("wait_for_standby")
-                finally:
-                    timer.cancel()
-                    timer.join()
-                if late.is_set():
-                    # The connection is not reused, because the cancellation may arrive only now.
-                    raise StatementCancelledError("the standby has not responded")
-        except DatabaseError:
-            if late.is_set():
-                return False
-            raise
-        return True
-
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
-        return self.read("hashes", keys["entity_type"], keys["id"])
+        return self.database.read("hashes", keys["entity_type"], keys["id"])
 
     def stored(self, keys: pl.DataFrame) -> pl.DataFrame:
-        return self.read("stored", keys["entity_type"], keys["id"])
+        return self.database.read("stored", keys["entity_type"], keys["id"])
 
     def existing(self, keys: pl.DataFrame) -> pl.DataFrame:
         return self._by_type("existing", "existing_of_types", keys)
@@ -223,8 +172,8 @@ class PostgresEngine:
         """Look up keys with one statement per type, which takes two thirds of the time of a single statement."""
         parts = by_type(keys)
         if not parts:
-            return self.read(of_types, keys["entity_type"], keys["id"])
-        found = [(part, self.read(name, part["entity_type"][0], part["id"])) for part in parts]
+            return self.database.read(of_types, keys["entity_type"], keys["id"])
+        found = [(part, self.database.read(name, part["entity_type"][0], part["id"])) for part in parts]
         return pl.concat(part.select("position", "id").join(stored, on="id").drop("id") for part, stored in found)
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
@@ -232,7 +181,7 @@ class PostgresEngine:
         deleted: pl.DataFrame | None = None
         try:
             with (
-                self.session(batch.interrupt) as session,
+                self.database.session(batch.interrupt) as session,
                 self._rejections(session, deleting=True),
                 session.transaction(batch.interrupt),
             ):
@@ -250,7 +199,7 @@ class PostgresEngine:
 
     def _kept(self, session: Session, keys: pl.DataFrame) -> pl.DataFrame:
         """The positions of keys that are stored (with the given hashes, if any) although they were to be deleted."""
-        if keys.is_empty() or not session.query("may_keep", self.namespace).item():
+        if keys.is_empty() or not session.query("may_keep", self.database.namespace).item():
             return keys.select("position").clear()
         stored = session.query("hashes", keys["entity_type"], keys["id"])
         if "content_hash" in keys.columns:
@@ -262,69 +211,75 @@ class PostgresEngine:
         return keys[stored["position"]].select("position")
 
     def fields(self, entity_types: list[str]) -> pl.DataFrame:
-        return self.read("fields", pl.Series(entity_types, dtype=pl.String))
+        return self.database.read("fields", pl.Series(entity_types, dtype=pl.String))
 
     def record_fields(self, fields: pl.DataFrame) -> None:
         def record() -> None:
-            with self.session() as session:
+            with self.database.session() as session:
                 session.execute("record_fields", *fields)
 
         retry(record)
 
     def is_empty(self, entity_type: str) -> bool:
-        return bool(self.read("is_empty", entity_type).item())
+        return bool(self.database.read("is_empty", entity_type).item())
 
     def stats(self, space: str | None) -> pl.DataFrame:
-        return self.read("stats", space)
+        return self.database.read("stats", space)
 
     @cached_property
     def embedding(self) -> EmbeddingEngine:
         from entityframes.engines.postgres.embedding import PostgresEmbedding
 
-        return PostgresEmbedding(self)
+        return PostgresEmbedding(self.database)
+
+    @cached_property
+    def tables(self) -> TableEngine:
+        from entityframes.engines.postgres.tables import PostgresTables
+
+        return PostgresTables(self.database)
 
     @cached_property
     def text(self) -> TextEngine:
         from entityframes.engines.postgres.text import PostgresText
 
-        return PostgresText(self)
+        return PostgresText(self.database)
 
     @cached_property
     def directory(self) -> DirectoryEngine:
         from entityframes.engines.postgres.directory import PostgresDirectory
 
-        return PostgresDirectory(self)
+        return PostgresDirectory(self.database)
 
     def count(self, entity_type: str | None) -> int:
-        return int(self.read("count", entity_type).item())
+        return int(self.database.read("count", entity_type).item())
 
     @property
     def checks(self) -> list[str]:
-        return [name.removeprefix("find_") for name in self.statements.checks()]
+        return [name.removeprefix("find_") for name in self.database.statements.checks()]
 
     def inconsistencies(self, before_each: Callable[[], None]) -> pl.DataFrame:
         found = []
-        snapshot = self.statements["snapshot"]
-        with self.session() as session, session.transaction(Interrupt(), snapshot):
+        snapshot = self.database.statements["snapshot"]
+        with self.database.session() as session, session.transaction(Interrupt(), snapshot):
             for name in self.checks:
                 before_each()
                 found.append(session.query(f"find_{name}").select(pl.lit(name).alias("check"), pl.all()))
         return pl.concat(found)
 
     def repair(self, checks: list[str]) -> None:
-        with self.session() as session, session.transaction(Interrupt()):
+        with self.database.session() as session, session.transaction(Interrupt()):
             session.execute("keep_writers_out")
-            for name in self.statements.repairs(checks):
+            for name in self.database.statements.repairs(checks):
                 session.execute(name)
 
     def kinds(self) -> pl.DataFrame:
-        return self.read("kinds")
+        return self.database.read("kinds")
 
     def all_fields(self) -> pl.DataFrame:
-        return self.read("all_fields")
+        return self.database.read("all_fields")
 
     def forget_fields(self, fields: pl.DataFrame) -> None:
-        with self.session() as session:
+        with self.database.session() as session:
             session.execute("forget_fields", fields["entity_type"], fields["field"])
 
     def select(
@@ -338,47 +293,14 @@ class PostgresEngine:
         placeholders = predicates.placeholders(predicates.POSTGRESQL, columns, entity_type, where, limit)
 
         def rows() -> Generator[pl.DataFrame]:
-            with self.session(interrupt) as session:
+            with self.database.session(interrupt) as session:
                 yield from session.stream("select", placeholders=placeholders)
 
         return retry_stream(rows)
 
     def drop(self) -> None:
-        with self.session() as session:
+        with self.database.session() as session:
             session.execute("drop")
-
-    def close(self) -> None:
-        self._pool.close()
-
-    @contextmanager
-    def session(self, interrupt: Interrupt | None = None, *, writing: bool = False) -> Iterator[Session]:
-        """A session on a connection of the pool. A standby that rejects writes is treated like a lost connection.
-
-        Args:
-            interrupt: cancels its statements.
-            writing: ignored by this engine.
-
-        Raises:
-            ConnectionLostError: the store was opened on a primary, but the server is a standby now.
-        """
-        with self._pool.borrow(interrupt) as connection:
-            session = Session(connection, self.statements, self.address)
-            try:
-                yield session
-            except PermanentError as error:
-                if error.sqlstate == READ_ONLY and self._opened_on_primary:
-                    session.rollback()
-                    session.check_primary()
-                raise
-
-    def read(self, name: str, *parameters: Any, placeholders: Mapping[str, object] | None = None) -> pl.DataFrame:
-        """Execute a statement without side effects in a new session and return its result, with retries."""
-
-        def query() -> pl.DataFrame:
-            with self.session() as session:
-                return session.query(name, *parameters, placeholders=placeholders)
-
-        return retry(query, what=name)
 
     def _probe(self, session: Session, rows: pl.DataFrame, scattered: set[str] | None = None) -> pl.DataFrame:
         return probe(session.query, rows, scattered)
@@ -422,7 +344,7 @@ class PostgresEngine:
         with session.transaction(batch.interrupt):
             changed, conflicts = self._hold(session, rows, changed)
             given = _pick(rows, changed).with_columns(due=due)
-            if given.select(copied.any()).item() and session.query("may_leave_out", self.namespace).item():
+            if given.select(copied.any()).item() and session.query("may_leave_out", self.database.namespace).item():
                 # COPY does not report which rows a trigger skipped; a merge does.
                 copied = pl.lit(False)
             fresh, others = given.filter(copied), given.filter(~copied)
@@ -541,7 +463,7 @@ class PostgresEngine:
                 raise
             session.rollback()
             try:
-                check = ("may_keep", self.namespace) if deleting else ("may_write",)
+                check = ("may_keep", self.database.namespace) if deleting else ("may_write",)
                 rejects_rows = session.query(*check).item()
             except PermanentError:
                 rejects_rows = False
@@ -569,14 +491,14 @@ class PostgresEngine:
     def _migrate(self, session: Session) -> None:
         """Create the store, or migrate it to the format of this version; safe with concurrent connections."""
         version = self._format(session)
-        check_format(self, version)
+        check_format(self.database, version)
         if version == FORMAT:
             return
         with session.transaction(Interrupt()):
-            session.query("migration_lock", self.namespace.lower())
+            session.query("migration_lock", self.database.namespace.lower())
             version = self._format(session)
-            check_format(self, version)
-            if version == 0 and not session.query("schema_exists", self.namespace).item():
+            check_format(self.database, version)
+            if version == 0 and not session.query("schema_exists", self.database.namespace).item():
                 session.execute("create_schema")
             for step in range(version + 1, FORMAT + 1):
                 if version and step == migrations.REPAIRED_AT + 1:
@@ -587,24 +509,24 @@ class PostgresEngine:
         """Repair the tables of a store that was created by an earlier version."""
 
         def parts() -> list[str]:
-            return session.query("parts", self.namespace)["part"].to_list()
+            return session.query("parts", self.database.namespace)["part"].to_list()
 
-        migrations.repair(self.name, self.address, parts, session.execute)
+        migrations.repair(self.database.name, self.database.address, parts, session.execute)
 
     def _format(self, session: Session) -> int:
         """The format of the store, 0 if there is none. The namespace is matched case-insensitively."""
-        if not session.query("format_table", self.namespace).item():
-            found = session.query("namespaces", self.namespace)["namespace"].to_list()
-            if found and self.namespace not in found:
+        if not session.query("format_table", self.database.namespace).item():
+            found = session.query("namespaces", self.database.namespace)["namespace"].to_list()
+            if found and self.database.namespace not in found:
                 if len(found) > 1:
                     raise ConnectError(
-                        f"{self.namespace!r} can be any of the namespaces {', '.join(map(repr, found))}, which differ "
-                        "in case only: use the exact spelling of one of them"
+                        f"{self.database.namespace!r} can be any of the namespaces {', '.join(map(repr, found))}, "
+                        "which differ in case only: use the exact spelling of one of them"
                     )
-                self.statements.use(found[0])
+                self.database.statements.use(found[0])
                 return self._format(session)
             return 0
-        return migrations.known_version(self.address, session.query("format_version").item())
+        return migrations.known_version(self.database.address, session.query("format_version").item())
 
 
 class _MayLackError(RowError):

@@ -414,6 +414,10 @@ class PooledConnection:
         with interrupt.committing(self.cancel):
             self._commit(committing=True)
 
+    def begin(self) -> None:
+        """Start a transaction that `rollback` ends."""
+        self._begin()
+
     def rollback(self) -> None:
         """Roll back the open transaction, if any."""
         if self._open:

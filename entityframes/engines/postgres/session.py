@@ -70,9 +70,9 @@ class Session:
         with self.connection.statement() as cursor:
             yield from cursor.stream(self._statement(name, placeholders), one_row(parameters) if parameters else None)
 
-    def copy(self, table: str, rows: pa.Table | pl.DataFrame) -> None:
-        """Copy rows into a table of the store."""
-        self._ingest(table, rows, db_schema_name=self._statements.namespace)
+    def copy(self, table: str, rows: pa.Table | pl.DataFrame, schema: str | None = None) -> None:
+        """Copy rows into a table, by default of the store."""
+        self._ingest(table, rows, db_schema_name=schema or self._statements.namespace)
 
     def stage(self, table: str, rows: pa.Table | pl.DataFrame) -> None:
         """Copy rows into an existing temporary table."""
@@ -82,9 +82,17 @@ class Session:
         with self.connection.statement() as cursor:
             cursor.ingest(table, rows.to_arrow() if isinstance(rows, pl.DataFrame) else rows, **where)
 
+    def text(self, name: str, placeholders: Mapping[str, object]) -> str:
+        """The text of a statement, to be used in another one."""
+        return self._statement(name, placeholders)
+
     def transaction(self, interrupt: Interrupt | None = None, *settings: str) -> AbstractContextManager[None]:
         """BEGIN and COMMIT; see `PooledConnection.transaction`."""
         return self.connection.transaction(interrupt or Interrupt(), *settings)
+
+    def begin(self) -> None:
+        """Start a transaction that `rollback` ends."""
+        self.connection.begin()
 
     def rollback(self) -> None:
         """Roll back the open transaction, if any."""

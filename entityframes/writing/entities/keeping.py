@@ -218,8 +218,8 @@ def _with_metadata(engine: Engine, rows: pl.DataFrame, hashes: pl.DataFrame, mas
 def _in_chunks(query: object, engine: Engine, rows: pl.DataFrame) -> pl.DataFrame:
     """Run a lookup of the engine for the keys of rows, `Engine.lookup_rows` at a time."""
     found = [pl.DataFrame(schema={"position": pl.Int64, "metadata": pl.String})]
-    for start in range(0, rows.height, engine.lookup_rows):
-        chunk = query(rows[start : start + engine.lookup_rows].select(KEY))  # type: ignore[operator]
+    for start in range(0, rows.height, engine.database.lookup_rows):
+        chunk = query(rows[start : start + engine.database.lookup_rows].select(KEY))  # type: ignore[operator]
         found.append(chunk.with_columns(pl.col("position").cast(pl.Int64) + start))
     return pl.concat(found, how="diagonal")
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from entityframes.engines.base import Engine
 from entityframes.engines.batch import Batch
-from entityframes.errors import TransientError
+from entityframes.errors import ConnectionLostError, TransientError
 from entityframes.frames import records
 from entityframes.frames.schema import (
     KEY,
@@ -49,7 +49,7 @@ class EntityTarget:
         self._fields = Fields(engine, recent=True)
         #: For each type, whether it had no entities when it first occurred in this run.
         self._was_empty: dict[str, bool] = {}
-        self.write, self.write_each, self.recovered = engine.write, engine.write_each, engine.recorded
+        self.write, self.write_each = engine.write, engine.write_each
 
     def expected(self, rows: Sequence[Mapping[str, Any]]) -> records.Expected:
         given = dict.fromkeys(kind for row in rows if isinstance(kind := row.get("entity_type"), str))
@@ -68,6 +68,12 @@ class EntityTarget:
         # Of Python objects, each fails by itself.
         if records.RECORD not in frame.columns:
             check_not_all_null(frame, self._options.nulls)
+
+    def renamed(self, frame: pl.DataFrame) -> pl.DataFrame:
+        return frame
+
+    def comparable(self, frame: pl.DataFrame) -> pl.DataFrame:
+        return frame
 
     def prepare(self, frame: pl.DataFrame, *, record: bool = True) -> pl.DataFrame:
         self._with_fields(frame, self._fields.declare if record else self._fields.check)
@@ -97,6 +103,9 @@ class EntityTarget:
     def pending(self, rows: pl.DataFrame, validated: Validated) -> Pending:
         only_new = "narrow" in rows.columns and self._in_new_types(rows)
         return Pending(self, rows, validated.context, only_new=only_new)
+
+    def recovered(self, rows: pl.DataFrame, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:
+        return self._engine.recorded(rows, batch)
 
     def restore_records(self) -> None:
         self._fields.record_again()

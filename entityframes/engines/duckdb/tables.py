@@ -1,0 +1,556 @@
+"""Tables of the user on DuckDB: the frame of a batch is scanned in place, compared, and updated or inserted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import polars as pl
+
+from entityframes.engines.batch import Batch
+from entityframes.engines.duckdb.database import DuckDBDatabase
+from entityframes.engines.duckdb.session import Session
+from entityframes.engines.rules import rule_of
+from entityframes.engines.tables import Column, Family, Relation, SoftDelete, Writing, parse_name, quoted
+from entityframes.errors import PermanentError, RowError, SchemaError
+from entityframes.interrupt import Interrupt
+
+#: The family and the bits of the types by name.
+_FAMILIES: dict[str, tuple[Family, int | None]] = {
+    "BOOLEAN": ("boolean", None), "TINYINT": ("integer", 8), "SMALLINT": ("integer", 16), "INTEGER": ("integer", 32),
+    "BIGINT": ("integer", 64), "HUGEINT": ("integer", 128), "FLOAT": ("float", 32), "DOUBLE": ("float", 64),
+    "VARCHAR": ("text", None), "BLOB": ("binary", None), "UUID": ("uuid", None), "DATE": ("date", None),
+    "TIMESTAMP": ("timestamp", 6), "TIMESTAMP_S": ("timestamp", 0), "TIMESTAMP_MS": ("timestamp", 3),
+    "TIMESTAMP_NS": ("timestamp", 9), "TIMESTAMP WITH TIME ZONE": ("timestamptz", 6), "TIME": ("time", None),
+    "INTERVAL": ("interval", None), "JSON": ("json", None),
+}  # fmt: skip
+
+#: Types that Arrow or Polars cannot represent, or not without loss.
+_AS_TEXT = re.compile(r"\b(HUGEINT|UHUGEINT|BIGNUM|VARINT|INTERVAL|UNION|BIT|UUID|ENUM|TIME WITH TIME ZONE|JSON)\b")
+
+_EXISTS = "a row with this key is stored"
+_AMBIGUOUS = "the key is stored more than once in the table"
+
+
+@dataclass
+class _Seen:
+    """What the batches of a run have learned, for later batches of the same run."""
+
+    #: Whether the table had no rows when the run first wrote to it.
+    was_empty: bool | None = None
+
+
+class DuckDBTables:
+    """The operations on tables of the user."""
+
+    def __init__(self, database: DuckDBDatabase) -> None:
+        self.database = database
+        #: Keyed by the interrupt of the run.
+        self._seen: WeakKeyDictionary[Interrupt, _Seen] = WeakKeyDictionary()
+
+    def describe(self, name: str) -> Relation:
+        parts = [text for text, _ in parse_name(name)]
+        with self.database.session() as session:
+            found = session.query("relation", parts[-2] if len(parts) > 1 else None, parts[-1])
+            if len(parts) > 2:
+                found = found.filter(pl.col("catalog").str.to_lowercase() == parts[0].lower())
+            if found.is_empty():
+                raise SchemaError(
+                    f"there is no table {name!r} in the database: check the name and the schema, or create it with "
+                    "entityframes.create_table"
+                )
+            if found.height > 1:
+                schemas = ", ".join(f"{schema}.{table}" for schema, table in found.select("schema", "name").rows())
+                raise SchemaError(f"{name!r} can be any of {schemas}: add the schema")
+            row = found.row(0, named=True)
+            if row["kind"] == "view":
+                raise SchemaError(f"{row['schema']}.{row['name']} is a view: only tables can be written to")
+            return _described(session, row["catalog"], row["schema"], row["name"])
+
+    def tables(self) -> pl.DataFrame:
+        return self.database.read("tables").select("table", "key", pl.col("rows").cast(pl.UInt64))
+
+    def write(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        self.database.file.reserve(int(rows.estimated_size()))
+        with self.database.session(batch.interrupt, writing=True) as session:
+            return self.database.file.with_memory(lambda: self._write(session, writing, rows, batch))
+
+    def _write(self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        given = rows.with_row_index("position")
+        session.register("given", given)
+        sql = _Sql(writing)
+        with session.transaction(batch.interrupt):
+            if self._was_empty(session, writing, batch):
+                session.register("fresh", given)
+                session.execute("table_insert", placeholders=sql.placeholders)
+                return given.select("position", created=pl.lit(True))
+            aside = _set_aside(session, sql, given)
+            changed = session.query("table_probe", placeholders=sql.placeholders)
+            changed = changed.select("position", "created").join(aside, on="position", how="anti")
+            if writing.on_match == "fail" and (matches := changed.filter(~pl.col("created"))).height:
+                aside = pl.concat([aside, _errors(matches["position"], _EXISTS, "key_exists")], how="diagonal")
+                changed = changed.filter("created")
+            if batch.whole and "error" in aside.columns and (failed := aside.drop_nulls("error")).height:
+                raise RowError(failed["error"][0], None, failed["rule"][0])
+            _merge(session, sql, given.join(changed, on="position", maintain_order="left"))
+        return pl.concat([changed, aside], how="diagonal")
+
+    def _was_empty(self, session: Session, writing: Writing, batch: Batch) -> bool:
+        """Whether rows can be inserted without a comparison, as the table was empty when the run started."""
+        seen = self._seen.setdefault(batch.interrupt, _Seen())
+        if seen.was_empty is None:
+            found = session.query("table_select", placeholders=_emptiness(writing.relation))
+            seen.was_empty = found.is_empty() and writing.relation.is_unique
+        return seen.was_empty and not writing.expecting and not any(map(_is_loose, writing.key))
+
+    def write_each(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        # Rows that conflict with rows of the same run are found by a comparison.
+        self._seen.setdefault(batch.interrupt, _Seen()).was_empty = False
+        with self.database.session(batch.interrupt, writing=True) as session:
+            given = rows.with_row_index("position")
+            rejected = _rejected(session, _Sql(writing), given)
+            accepted = given.join(rejected, on="position", how="anti", maintain_order="left")
+            if batch.whole and rejected.height:
+                first = rejected.row(0, named=True)
+                raise RowError(first["error"], first["sqlstate"], first["rule"])
+            results = [rejected, *self._bisect(session, writing, accepted, batch)]
+            return pl.concat(results, how="diagonal").sort("position")
+
+    def _bisect(self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch) -> Iterator[pl.DataFrame]:
+        """Write rows in one transaction; if the database rejects a row, halve them until only that row fails."""
+        parts = [rows] if rows.height else []
+        while parts:
+            rows = parts.pop()
+            try:
+                result = self._write(session, writing, rows.drop("position"), batch)
+                yield result.with_columns(position=rows["position"].gather(result["position"]))
+            except RowError as error:
+                if batch.whole:
+                    raise
+                if rows.height == 1:
+                    yield _errors(rows["position"], str(error), error.rule or "constraint", error.sqlstate)
+                else:
+                    half = rows.height // 2
+                    parts += [rows[half:], rows[:half]]
+
+    def recovered(self, batch: Batch, answer: pl.DataFrame | None) -> pl.DataFrame | None:
+        return None
+
+    def not_recorded(self, batch_ids: list[str]) -> list[str]:
+        return []
+
+    def compare(self, writing: Writing, rows: pl.DataFrame) -> pl.DataFrame:
+        sql = _Sql(writing)
+        with self.database.session() as session:
+            given = rows.with_row_index("position")
+            invalid = _invalid(session, sql, given)
+            session.register("given", given.join(invalid, on="position", how="anti", maintain_order="left"))
+            found = session.query("table_compare", placeholders=sql.placeholders)
+            return pl.concat([found, invalid], how="diagonal")
+
+    def existing(self, relation: Relation, keys: pl.DataFrame) -> pl.DataFrame:
+        return self._by_key("table_existing", relation, keys)
+
+    def lookup(self, relation: Relation, columns: Sequence[Column], keys: pl.DataFrame) -> pl.DataFrame:
+        found = self._by_key("table_lookup", relation, keys, columns=_selected(columns))
+        return found.unique("position", keep="first", maintain_order=True)
+
+    def _by_key(self, name: str, relation: Relation, keys: pl.DataFrame, **placeholders: str) -> pl.DataFrame:
+        with self.database.session() as session:
+            session.register("given", keys.with_row_index("position"))
+            return session.query(name, placeholders={**_by_keys(relation), **placeholders})
+
+    def delete(
+        self,
+        relation: Relation,
+        keys: pl.DataFrame,
+        batch: Batch,
+        soft: str | None = None,
+        expected: Sequence[str] = (),
+    ) -> pl.DataFrame:
+        conditions = [f"t.{quoted(one)}::VARCHAR IS NOT DISTINCT FROM s.e{n}" for n, one in enumerate(expected)]
+        placeholders = _by_keys(relation)
+        if soft is not None:
+            marked = SoftDelete(relation[soft])
+            conditions.append(f"NOT ({marked.is_deleted})")
+            placeholders |= {"column": marked.column.quoted, "value": marked.deleted}
+        placeholders["condition"] = " AND ".join(conditions) or "true"
+        with self.database.session(batch.interrupt, writing=True) as session:
+            session.register("given", keys.with_row_index("position"))
+            with session.transaction(batch.interrupt):
+                found = session.query("table_deletable", placeholders=placeholders)
+                if found.height:
+                    session.execute("table_soft_delete" if soft else "table_delete", placeholders=placeholders)
+            return found
+
+    def unmatched(
+        self, relation: Relation, columns: Sequence[Column], keys: pl.DataFrame, where: str | None
+    ) -> Iterator[pl.DataFrame]:
+        placeholders = {
+            **_by_keys(relation), "columns": _selected(columns), "where": f"WHERE {where}" if where else "",
+        }  # fmt: skip
+        with self.database.session() as session:
+            session.register("given", keys.with_row_index("position"))
+            yield from session.stream("table_unmatched", placeholders=placeholders)
+
+    def select(
+        self, relation: Relation, columns: Sequence[Column], where: str | None, interrupt: Interrupt | None = None
+    ) -> Iterator[pl.DataFrame]:
+        condition = f"WHERE {where}" if where else ""
+        placeholders = {"table": relation.sql, "columns": _selected(columns), "where": condition}
+        with self.database.session(interrupt) as session:
+            yield from session.stream("table_select", placeholders=placeholders)
+
+    def create(self, name: str, columns: dict[str, pl.DataType], key: Sequence[str]) -> None:
+        table = ".".join(quoted(text) for text, _ in parse_name(name))
+        definitions = ", ".join(f"{quoted(column)} {sql_type(dtype, column)}" for column, dtype in columns.items())
+        placeholders = {"table": table, "columns": definitions, "key": ", ".join(map(quoted, key))}
+        with self.database.session(writing=True) as session:
+            session.execute("table_create", placeholders=placeholders)
+
+    def add_columns(self, relation: Relation, columns: dict[str, pl.DataType]) -> None:
+        with self.database.session(writing=True) as session, session.transaction():
+            for name, dtype in columns.items():
+                column = f"{quoted(name)} {sql_type(dtype, name)}"
+                session.execute("table_add_column", placeholders={"table": relation.sql, "column": column})
+
+
+class _Sql:
+    """The SQL text for the columns of a batch."""
+
+    def __init__(self, writing: Writing) -> None:
+        self.writing = writing
+        relation = writing.relation
+        numbered = [(f"c{number}", column) for number, column in enumerate(writing.columns)]
+        key = [(name, column.quoted, column) for name, column in writing.key]
+        unexpected = [f"t.{column.quoted}::VARCHAR IS DISTINCT FROM s.e{name[1:]}" for name, column in writing.values]
+        self.placeholders = {
+            "table": relation.sql,
+            "matches": " AND ".join(f"t.{name} = {_cast(value, column)}" for value, name, column in key),
+            "same_key": " AND ".join(
+                f"{_cast(value, column, 'o')} = {_cast(value, column)}" for value, _, column in key
+            ),
+            "after": ">",
+            "differs": self._differs(),
+            "unexpected": " OR ".join(unexpected) or "false",
+            "assignments": self._assignments(),
+            "names": ", ".join(column.quoted for _, column in numbered),
+            "values": ", ".join(self.inserted(name, column) for name, column in numbered),
+            "texts": "".join(
+                f", t.{column.quoted}::VARCHAR AS o{name[1:]}, ({self.updated(name, column)})::VARCHAR AS n{name[1:]}"
+                for name, column in writing.values
+            ),
+        }
+
+    def _differs(self) -> str:
+        """Whether a given row differs from the stored one."""
+        if self.writing.on_match == "skip":
+            return "false"
+        if self.writing.on_match == "fail":
+            return "true"
+        parts = [
+            f"{_compared(f't.{column.quoted}', column)} IS DISTINCT FROM "
+            + _compared(self.updated(name, column), column)
+            for name, column in self.writing.compared
+        ]
+        if self.writing.undelete:
+            parts.append(SoftDelete(self.writing.relation[self.writing.undelete]).is_deleted)
+        return "(" + " OR ".join(parts) + ")" if parts else "false"
+
+    def updated(self, name: str, column: Column) -> str:
+        """The value of a column after an update."""
+        new = _cast(name, column)
+        return f"coalesce({new}, t.{column.quoted})" if self.writing.nulls == "keep" else new
+
+    def inserted(self, name: str, column: Column) -> str:
+        """The value of a column of a new row."""
+        value = _cast(name, column)
+        if self.writing.nulls == "keep" and column.default is not None:
+            return f"coalesce({value}, {column.default})"
+        return value
+
+    def _assignments(self) -> str:
+        assigned = [f"{column.quoted} = {self.updated(name, column)}" for name, column in self.writing.values]
+        if self.writing.undelete:
+            column = self.writing.relation[self.writing.undelete]
+            assigned.append(f"{column.quoted} = {SoftDelete(column).undeleted}")
+        return ", ".join(assigned)
+
+
+def _merge(session: Session, sql: _Sql, changed: pl.DataFrame) -> None:
+    """Update and insert the changed rows, within a transaction."""
+    created = changed["created"]
+    updates = changed.filter(~created)
+    if updates.height and sql.placeholders["assignments"]:
+        session.register("changed", updates)
+        session.execute("table_update", placeholders=sql.placeholders)
+    if created.any():
+        session.register("fresh", changed.filter(created))
+        session.execute("table_insert", placeholders=sql.placeholders)
+
+
+def _set_aside(session: Session, sql: _Sql, given: pl.DataFrame) -> pl.DataFrame:
+    """The rows that are not written: in conflict, duplicate, or of a key that is stored more than once."""
+    parts = [given.select("position").clear()]
+    if sql.writing.expecting:
+        conflicts = session.query("table_conflicts", placeholders=sql.placeholders)
+        parts.append(conflicts.with_columns(conflict=pl.lit(True)))
+    if any(map(_is_loose, sql.writing.key)):
+        found = session.query("table_loose_keys", placeholders=sql.placeholders)
+        parts.append(found.with_columns(duplicate=pl.lit(True)))
+    if not sql.writing.relation.is_unique:
+        found = session.query("table_ambiguous", placeholders=sql.placeholders)
+        parts.append(_errors(found["position"], _AMBIGUOUS, "key_not_unique"))
+    return pl.concat(parts, how="diagonal").unique("position", keep="first", maintain_order=True)
+
+
+def _errors(positions: pl.Series, error: str, rule: str, sqlstate: str | None = None) -> pl.DataFrame:
+    return pl.DataFrame({"position": positions}).with_columns(
+        error=pl.lit(error, pl.String), rule=pl.lit(rule, pl.String), sqlstate=pl.lit(sqlstate, pl.String)
+    )
+
+
+def _invalid(session: Session, sql: _Sql, given: pl.DataFrame) -> pl.DataFrame:
+    """The rows with values that are no values of the types of their columns."""
+    session.register("given", given)
+    parts = [_errors(given["position"].clear(), "", "")]
+    for number, column in enumerate(sql.writing.columns):
+        condition = f"s.c{number} IS NOT NULL AND TRY_CAST(s.c{number} AS {column.sql_type}) IS NULL"
+        found = session.query("table_rejected", placeholders={"condition": condition})["position"]
+        wrong = given.filter(pl.col("position").is_in(found.implode()))
+        for position, given_value in wrong.select("position", f"c{number}").iter_rows():
+            value = str(given_value)[:100]
+            error = f"{column.name}: {value!r} is not a valid {column.sql_type}"
+            parts.append(_errors(pl.Series([position], dtype=pl.UInt32), error, "invalid_value", "22000"))
+    return pl.concat(parts).unique("position", keep="first", maintain_order=True)
+
+
+def _rejected(session: Session, sql: _Sql, given: pl.DataFrame) -> pl.DataFrame:
+    """The rows that violate a type or a constraint, as far as single constraints can be checked by a query."""
+    rejected = _invalid(session, sql, given)
+    session.register("given", given.join(rejected, on="position", how="anti", maintain_order="left"))
+    changed = session.query("table_probe", placeholders=sql.placeholders)
+    if sql.writing.on_match == "fail":
+        changed = changed.filter("created")
+    # Constraints concern only the rows that would be written.
+    given = given.join(changed, on="position", how="semi", maintain_order="left")
+    relation = sql.writing.relation
+    checks = [*_null_checks(sql), *_constraint_checks(session, sql)]
+    for condition, error, kind, name in checks:
+        session.register("given", given.join(rejected, on="position", how="anti", maintain_order="left"))
+        placeholders = {"condition": condition, "table": relation.sql}
+        try:
+            found = session.query("table_rejected", placeholders=placeholders)["position"]
+        except (PermanentError, RowError):
+            # A condition that cannot be checked alone: the rows are written in halves instead.
+            continue
+        rejected = pl.concat([rejected, _errors(found, error, rule_of(kind, name), kind)])
+    return rejected
+
+
+def _null_checks(sql: _Sql) -> Iterator[tuple[str, str, str, str]]:
+    """The conditions of rows that lack a value, with the error, the SQLSTATE and the name of the column."""
+    writing = sql.writing
+    sent = {column.name: f"c{number}" for number, column in enumerate(writing.columns)}
+    for column in writing.relation.columns:
+        if column.nullable or column.generated:
+            continue
+        error = f"column {column.name} must not be null"
+        if column.name in sent and writing.nulls == "write":
+            yield f"s.{sent[column.name]} IS NULL", error, "23502", column.name
+        elif column.name not in sent and column.default is None:
+            stored = f"EXISTS (SELECT 1 FROM {writing.relation.sql} AS t WHERE {sql.placeholders['matches']})"
+            yield f"NOT {stored}", error, "23502", column.name
+
+
+def _constraint_checks(session: Session, sql: _Sql) -> Iterator[tuple[str, str, str, str]]:
+    """Likewise for CHECK, UNIQUE and FOREIGN KEY constraints."""
+    writing = sql.writing
+    relation, matches = writing.relation, sql.placeholders["matches"]
+    sent = {column.name: f"c{number}" for number, column in enumerate(writing.columns)}
+    stored = f"FROM {relation.sql} AS t WHERE {matches}"
+    new = {
+        column.name: sql.inserted(sent[column.name], column)
+        if column.name in sent
+        else f"coalesce((SELECT t.{column.quoted} {stored}), {column.default or 'NULL'})"
+        for column in relation.columns
+        if not column.generated
+    }
+    for one in session.query("table_constraints", *relation.address).iter_rows(named=True):
+        columns = [relation[name] for name in one["columns"] or () if name in new]
+        if one["kind"] == "CHECK":
+            row = ", ".join(f"{new[column.name]} AS {column.quoted}" for column in columns)
+            condition = (
+                f"EXISTS (SELECT 1 FROM (SELECT {row or '1'}) AS t WHERE NOT coalesce({one['expression']}, true))"
+            )
+            yield condition, f"CHECK constraint failed: {one['expression']}", "23514", one["name"]
+        elif one["kind"] == "UNIQUE" and set(one["columns"]) != set(relation.key):
+            same = " AND ".join(f"t.{column.quoted} = {new[column.name]}" for column in columns)
+            condition = f"EXISTS (SELECT 1 FROM {relation.sql} AS t WHERE {same} AND NOT ({matches}))"
+            yield condition, f"the value of {', '.join(one['columns'])} is stored in another row", "23505", one["name"]
+        elif one["kind"] == "FOREIGN KEY" and one["referenced_table"].lower() != relation.parts[1].lower():
+            schema = f"{quoted(relation.address[0])}.{quoted(relation.parts[0])}"
+            pairs = zip(one["referenced"], columns, strict=True)
+            same = " AND ".join(f"r.{quoted(name)} = {new[column.name]}" for name, column in pairs)
+            there = f"EXISTS (SELECT 1 FROM {schema}.{quoted(one['referenced_table'])} AS r WHERE {same})"
+            given = " AND ".join(f"{new[column.name]} IS NOT NULL" for column in columns)
+            error = f"no row of {one['referenced_table']} has this {', '.join(one['columns'])}"
+            yield f"{given} AND NOT {there}", error, "23503", one["name"]
+
+
+def _described(session: Session, catalog: str, schema: str, name: str) -> Relation:
+    address = (catalog, schema, name)
+    sql = ".".join(map(quoted, address))
+    ((definition,),) = session.query("table_definition", *address).rows()
+    collated = re.search(r"\bCOLLATE\b", definition, re.IGNORECASE) is not None
+    described = session.query("table_columns", *address).rows(named=True)
+    columns = [_column(row, collated) for row in described]
+    dtypes = session.query("table_select", placeholders=_nothing(sql, columns)).dtypes
+    columns = [
+        replace(column, dtype=dtype, generated=column.default is not None and _is_generated(session, sql, column))
+        for column, dtype in zip(columns, dtypes, strict=True)
+    ]
+    unique, unusable = _keys(session, address, columns)
+    return Relation(
+        f"{schema}.{name}", sql, tuple(columns), unique=unique, unusable=unusable, parts=(schema, name), catalog=catalog
+    )
+
+
+def _keys(
+    session: Session, address: tuple[str, str, str], columns: Sequence[Column]
+) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    """The unique keys, and the definitions of unique indexes that are none."""
+    found = session.query("table_constraints", *address).filter(pl.col("kind").is_in(["PRIMARY KEY", "UNIQUE"]))
+    unique = [tuple(names) for names in found["columns"]]
+    unusable = []
+    names = {column.name for column in columns}
+    for _, expressions, sql in session.query("table_indexes", *address).iter_rows():
+        indexed = tuple(one.strip().strip("'\"") for one in expressions.strip("[]").split(","))
+        if set(indexed) <= names:
+            unique.append(indexed)
+        else:
+            unusable.append(sql)
+    return tuple(dict.fromkeys(unique)), tuple(unusable)
+
+
+def _is_generated(session: Session, sql: str, column: Column) -> bool:
+    """Whether a column with an expression is a generated one, which duckdb_columns() does not tell from a default."""
+    try:
+        session.query("table_check_update", placeholders={"table": sql, "column": column.quoted})
+    except PermanentError:
+        return True
+    return False
+
+
+def _column(row: dict[str, Any], collated: bool) -> Column:
+    column = _typed(row["name"], row["sql_type"])
+    loose = collated and column.family == "text"
+    identity = str(row["default"]).lower().startswith("nextval(")
+    return replace(
+        column, nullable=not row["required"], default=row["default"], identity=identity, loose=loose or column.loose
+    )
+
+
+def _typed(name: str, sql_type: str) -> Column:
+    """A column of a type."""
+    if sql_type.endswith("]"):
+        inner = _typed("element", re.sub(r"\[\d*\]$", "", sql_type))
+        length = re.search(r"\[(\d+)\]$", sql_type)
+        if length and inner.family == "float" and inner.size == 32:
+            return Column(name, sql_type, "vector", size=int(length[1]))
+        if length or inner.family in ("struct", "other", "interval", "json"):
+            return Column(name, sql_type, "struct")
+        return Column(name, sql_type, "array", element=inner)
+    if enum := re.fullmatch(r"ENUM\((.*)\)", sql_type, re.DOTALL):
+        labels = re.findall(r"'((?:[^']|'')*)'", enum[1])
+        return Column(name, sql_type, "enum", labels=tuple(label.replace("''", "'") for label in labels))
+    if decimal := re.fullmatch(r"DECIMAL\((\d+),(\d+)\)", sql_type):
+        return Column(name, sql_type, "decimal", precision=int(decimal[1]), scale=int(decimal[2]))
+    if sql_type.startswith(("STRUCT(", "MAP(")):
+        return Column(name, sql_type, "struct")
+    unsigned = sql_type.startswith("U") and sql_type[1:] in _FAMILIES and _FAMILIES[sql_type[1:]][0] == "integer"
+    family, size = _FAMILIES.get(sql_type[1:] if unsigned else sql_type, ("other", None))
+    if family in ("timestamp", "timestamptz"):
+        return Column(name, sql_type, family, scale=size)
+    return Column(name, sql_type, family, size=size, unsigned=unsigned, loose=family == "interval")
+
+
+def _cast(name: str, column: Column, alias: str = "s") -> str:
+    """A given value as a value of the column."""
+    return f"{alias}.{name}" if column.sql_type == "VARCHAR" else f"CAST({alias}.{name} AS {column.sql_type})"
+
+
+def _compared(value: str, column: Column) -> str:
+    """A value in the form in which it is compared."""
+    if column.family == "text" and column.loose:
+        return f"encode({value})"
+    return f"CAST({value} AS VARCHAR)" if column.loose or column.family in ("json", "other") else value
+
+
+def _is_loose(key: tuple[str, Column]) -> bool:
+    """Whether the database may consider keys equal that have different texts."""
+    return key[1].loose or key[1].family in ("other", "decimal", "json", "array", "interval", "struct")
+
+
+def _selected(columns: Sequence[Column]) -> str:
+    """The columns as they are read, as v0, v1, ..."""
+    return ", ".join(f"{_read(column)} AS v{number}" for number, column in enumerate(columns)) or "NULL AS none"
+
+
+def _read(column: Column) -> str:
+    value = f"t.{column.quoted}"
+    if column.family == "other":
+        return f"CAST({value} AS VARCHAR)"
+    if not _AS_TEXT.search(column.sql_type):
+        return value
+    if column.family == "struct":
+        return f"CAST(to_json({value}) AS VARCHAR)"
+    return f"CAST({value} AS VARCHAR[])" if column.family == "array" else f"CAST({value} AS VARCHAR)"
+
+
+def _nothing(sql: str, columns: Sequence[Column]) -> dict[str, str]:
+    return {"table": sql, "columns": _selected(columns), "where": "LIMIT 0"}
+
+
+def _emptiness(relation: Relation) -> dict[str, str]:
+    return {"table": relation.sql, "columns": "1", "where": "LIMIT 1"}
+
+
+def _by_keys(relation: Relation) -> dict[str, str]:
+    columns = [relation[name] for name in relation.key]
+    matches = " AND ".join(f"t.{column.quoted} = {_cast(f'c{n}', column)}" for n, column in enumerate(columns))
+    return {"table": relation.sql, "matches": matches}
+
+
+def sql_type(dtype: pl.DataType, name: str) -> str:
+    """The SQL type of a new column for a dtype.
+
+    Raises:
+        SchemaError: no type holds the values of this dtype.
+    """
+    simple: dict[Any, str] = {
+        pl.Boolean: "BOOLEAN", pl.Int8: "TINYINT", pl.Int16: "SMALLINT", pl.Int32: "INTEGER", pl.Int64: "BIGINT",
+        pl.UInt8: "UTINYINT", pl.UInt16: "USMALLINT", pl.UInt32: "UINTEGER", pl.UInt64: "UBIGINT", pl.Int128: "HUGEINT",
+        pl.Float32: "FLOAT", pl.Float64: "DOUBLE", pl.String: "VARCHAR", pl.Categorical: "VARCHAR", pl.Enum: "VARCHAR",
+        pl.Binary: "BLOB", pl.Date: "DATE", pl.Time: "TIME", pl.Duration: "INTERVAL", pl.Null: "VARCHAR",
+    }  # fmt: skip
+    if isinstance(dtype, pl.Datetime):
+        return (
+            "TIMESTAMP WITH TIME ZONE"
+            if dtype.time_zone
+            else "TIMESTAMP_NS"
+            if dtype.time_unit == "ns"
+            else "TIMESTAMP"
+        )
+    if isinstance(dtype, pl.Decimal):
+        return f"DECIMAL({dtype.precision or 38},{dtype.scale})"
+    if isinstance(dtype, pl.List | pl.Array):
+        return f"{sql_type(dtype.inner, name)}[]"  # type: ignore[arg-type]
+    if isinstance(dtype, pl.Struct):
+        return "STRUCT(" + ", ".join(f"{quoted(one.name)} {sql_type(one.dtype, name)}" for one in dtype.fields) + ")"  # type: ignore[arg-type]
+    if found := simple.get(dtype.base_type()):
+        return found
+    raise SchemaError(f"column {name!r} is {dtype}, for which there is no SQL type: cast it first")

@@ -1,0 +1,808 @@
+"""Tables of the user on PostgreSQL.
+
+The rows of a batch are copied to a staging table, compared with the stored rows, and updated or inserted, in one
+transaction. The columns of the staging table have the types of the table where the driver copies values of this type;
+other values are copied as text, and the database converts them.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import polars as pl
+
+from entityframes.engines.batch import Batch
+from entityframes.engines.postgres.database import PostgresDatabase
+from entityframes.engines.postgres.errors import UNIQUE_VIOLATION
+from entityframes.engines.postgres.session import Session
+from entityframes.engines.rules import with_rules
+from entityframes.engines.tables import (
+    Column,
+    Family,
+    Relation,
+    SoftDelete,
+    Writing,
+    canonical,
+    literal,
+    parse_name,
+    quoted,
+)
+from entityframes.errors import ConnectionLostError, PermanentError, RowError, SchemaError
+from entityframes.interrupt import Interrupt
+from entityframes.retry import retry, retry_stream
+
+#: The families of types by the name of the type.
+_FAMILIES: dict[str, Family] = {
+    "bool": "boolean", "int2": "integer", "int4": "integer", "int8": "integer", "float4": "float", "float8": "float",
+    "numeric": "decimal", "text": "text", "varchar": "text", "bpchar": "text", "name": "text", "citext": "text",
+    "bytea": "binary", "uuid": "uuid", "date": "date", "timestamp": "timestamp", "timestamptz": "timestamptz",
+    "time": "time", "interval": "interval", "json": "json", "jsonb": "json", "vector": "vector", "halfvec": "vector",
+}  # fmt: skip
+_BITS = {"int2": 16, "int4": 32, "int8": 64, "float4": 32, "float8": 64}
+_DTYPES: dict[Family, pl.DataType] = {"boolean": pl.Boolean(), "binary": pl.Binary(), "date": pl.Date()}
+_INTEGERS: dict[int | None, pl.DataType] = {16: pl.Int16(), 32: pl.Int32(), 64: pl.Int64()}
+
+#: The types of the staging table whose values the driver copies as they are. All others are staged as text.
+_COPIED = {
+    pl.Boolean(): "boolean", pl.Int16(): "smallint", pl.Int32(): "integer", pl.Int64(): "bigint", pl.Float32(): "real",
+    pl.Float64(): "double precision", pl.Binary(): "bytea", pl.Date(): "date", pl.Datetime("us"): "timestamp",
+    pl.Datetime("us", "UTC"): "timestamptz",
+}  # fmt: skip
+
+#: The types of text that need no conversion.
+_PLAIN_TEXT = re.compile(r"text|character varying(\(\d+\))?")
+
+#: Rows that were skipped without an error.
+_SKIPPED = "not stored by the database, which reported no error: a trigger, a rule or a row-level policy prevents it"
+
+_KEPT = "not deleted by the database, which reported no error: a trigger, a rule or a row-level policy prevents it"
+_EXISTS = "a row with this key is stored"
+
+#: At most one of so many rows of a batch are updated by position; nearly all are more than all but one of so many.
+_FEW, _MOST = 4, 10
+
+#: The kinds of relations that cannot be written to.
+_NO_TABLES = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "S": "a sequence", "i": "an index"}
+
+
+@dataclass
+class _Seen:
+    """What the batches of a run have learned, for later batches of the same run."""
+
+    #: Whether the table had no rows when the run first wrote to it.
+    was_empty: bool | None = None
+    #: Whether nearly all rows of a batch were updated, so that the next one is not compared first.
+    updates_all: bool = False
+    #: The transaction of each batch: its id and timeline.
+    transactions: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+class PostgresTables:
+    """The operations on tables of the user."""
+
+    def __init__(self, database: PostgresDatabase) -> None:
+        self.database = database
+        #: Keyed by the interrupt of the run.
+        self._seen: WeakKeyDictionary[Interrupt, _Seen] = WeakKeyDictionary()
+
+    def describe(self, name: str) -> Relation:
+        parts = parse_name(name)
+        exact = ".".join(quoted(text) for text, _ in parts)
+        folded = ".".join(quoted(text if literal else text.lower()) for text, literal in parts)
+
+        def query() -> Relation:
+            with self.database.session() as session:
+                return _described(session, name, exact, folded)
+
+        return retry(query, what="describe")
+
+    def tables(self) -> pl.DataFrame:
+        return self.database.read("tables").select("table", "key", pl.col("rows").cast(pl.UInt64))
+
+    def write(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        result: pl.DataFrame | None = None
+        try:
+            with self.database.session(batch.interrupt) as session, self._rejections(session, writing):
+                if (copied := self._copied(session, writing, rows, batch)) is not None:
+                    return copied
+                with session.transaction(batch.interrupt):
+                    result = self._write(session, writing, rows, batch)
+        except ConnectionLostError as error:
+            error.answer = result
+            raise
+        return result
+
+    def _write(self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        sql = _Sql(writing)
+        self._stage(session, sql, rows)
+        duplicates = self._loose_duplicates(session, sql)
+        conflicts = self._conflicts(session, sql)
+        updated = self._updated_at_once(session, sql, batch)
+        if updated.height == rows.height:
+            self._note(session, batch)
+            return updated
+        changed = session.query("table_probe", placeholders=sql.placeholders)
+        if writing.on_match == "fail" and (matches := changed.filter(~pl.col("created"))).height:
+            if batch.whole:
+                raise RowError(_EXISTS, None, "key_exists")
+            changed = changed.filter("created")
+            session.execute("table_unstage", matches["position"])
+            duplicates = pl.concat([duplicates, _rejected(matches["position"], _EXISTS, "key_exists")], how="diagonal")
+        if conflicts is not None:
+            changed = changed.join(conflicts, on="position", how="anti")
+        written = self._merged(session, sql, rows.height, changed)
+        if written.height < changed.height:
+            written = self._with_skipped(session, sql, changed, written, conflicts is not None)
+        written = pl.concat([updated, written], how="diagonal")
+        if written.height:
+            self._note(session, batch)
+        if written["position"].null_count():
+            raise RowError("a trigger stores rows under other keys", "EF001")
+        updates = written.height - written["created"].sum()
+        self._seen_by(batch).updates_all = updates * _MOST > rows.height * (_MOST - 1)
+        parts = [written, duplicates]
+        if conflicts is not None:
+            parts.append(conflicts.with_columns(conflict=pl.lit(True)))
+        return pl.concat(parts, how="diagonal")
+
+    def _updated_at_once(self, session: Session, sql: _Sql, batch: Batch) -> pl.DataFrame:
+        """Update the rows that differ without a comparison, if nearly all rows of the batch before differed."""
+        none = pl.DataFrame(schema={"position": pl.UInt32, "created": pl.Boolean})
+        if not self._seen_by(batch).updates_all or sql.writing.on_match != "update" or sql.writing.expecting:
+            return none
+        return session.query("table_update", placeholders=sql.placeholders).with_columns(created=pl.lit(False))
+
+    def _merged(self, session: Session, sql: _Sql, height: int, changed: pl.DataFrame) -> pl.DataFrame:
+        """Update and insert the changed rows; position and created of those that were written."""
+        written = [changed.clear()]
+        updates = changed.filter(~pl.col("created"))["position"]
+        if len(updates):
+            if len(updates) * _FEW <= height:
+                updated = session.query("table_update_some", updates, placeholders=sql.placeholders)
+            else:
+                updated = session.query("table_update", placeholders=sql.placeholders)
+            written.append(updated.with_columns(created=pl.lit(False)))
+        if changed["created"].any():
+            inserted = session.query("table_insert", placeholders=sql.placeholders)
+            written.append(inserted.with_columns(created=pl.lit(True)))
+        return pl.concat(written)
+
+    def _with_skipped(
+        self, session: Session, sql: _Sql, changed: pl.DataFrame, written: pl.DataFrame, expecting: bool
+    ) -> pl.DataFrame:
+        """Look again at rows that differ but were not written: a concurrent transaction has written or deleted them."""
+        missed = changed.join(written, on="position", how="anti")
+        if expecting:
+            # The rows are locked, so a concurrent transaction has inserted them.
+            return pl.concat([written, missed.select("position", conflict=pl.lit(True))], how="diagonal")
+        again = session.query("table_probe", placeholders=sql.placeholders).join(missed, on="position", how="semi")
+        if again.is_empty():
+            return written
+        later = self._merged(session, sql, changed.height, again)
+        written = pl.concat([written, later.join(written, on="position", how="anti")])
+        skipped = again.join(written, on="position", how="anti")["position"]
+        if len(skipped):
+            raise RowError(_SKIPPED, "EF001", "skipped")
+        return written
+
+    def _copied(self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
+        """Copy rows directly into a table that was empty when the run started; None if that is not possible."""
+        relation = writing.relation
+        exact = all(
+            canonical(column) in _COPIED or _PLAIN_TEXT.fullmatch(column.sql_type) for column in writing.columns
+        )
+        if (
+            not exact
+            or relation.may_skip
+            or writing.expecting
+            or writing.nulls == "keep"
+            or any(map(_is_loose, writing.key))
+        ):
+            return None
+        seen = self._seen_by(batch)
+        if seen.was_empty is None:
+            seen.was_empty = bool(session.query("table_is_empty", placeholders={"table": relation.sql}).item())
+        if not seen.was_empty:
+            return None
+        names = [f"c{number}" for number in range(len(writing.columns))]
+        table = rows.select(
+            pl.col(name).alias(column.name) for name, column in zip(names, writing.columns, strict=True)
+        )
+        result = pl.DataFrame({"position": pl.int_range(rows.height, dtype=pl.UInt32, eager=True)})
+        result = result.with_columns(created=pl.lit(True))
+        try:
+            with session.transaction(batch.interrupt):
+                session.copy(relation.parts[1], table, schema=relation.parts[0])
+                self._note(session, batch)
+        except RowError as error:
+            if error.sqlstate != UNIQUE_VIOLATION:
+                raise
+            seen.was_empty = False
+            session.rollback()
+            return None
+        except ConnectionLostError as error:
+            error.answer = result
+            raise
+        return result
+
+    def write_each(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        result: pl.DataFrame | None = None
+        sql = _Sql(writing)
+        try:
+            with self.database.session(batch.interrupt) as session, session.transaction(batch.interrupt):
+                self._stage(session, sql, rows)
+                self._prepare_single_rows(session)
+                session.execute("immediate_constraints")
+                result = self._each(session, sql, batch)
+                self._note(session, batch)
+        except ConnectionLostError as error:
+            error.answer = result
+            raise
+        return result
+
+    def _each(self, session: Session, sql: _Sql, batch: Batch) -> pl.DataFrame:
+        """Write the staged rows except for those that are rejected, within a transaction."""
+        rejected = self._unstage_invalid(session, sql)
+        aside = [self._loose_duplicates(session, sql)]
+        if (conflicts := self._conflicts(session, sql)) is not None:
+            aside.append(conflicts.with_columns(conflict=pl.lit(True)))
+        session.execute("table_merge_each", placeholders=sql.each(session))
+        outcomes = with_rules(session.query("table_outcomes"))
+        session.execute("table_unstage", outcomes["position"])
+        for created, position in (
+            session.query("table_probe", placeholders=sql.placeholders).select("created", "position").rows()
+        ):
+            exists = sql.writing.on_match == "fail" and not created
+            error = (_EXISTS, "key_exists") if exists else (_SKIPPED, "skipped")
+            rejected = pl.concat([rejected, _rejected(pl.Series([position], dtype=pl.UInt32), *error)], how="diagonal")
+        outcomes = pl.concat([outcomes, rejected], how="diagonal")
+        if batch.whole and (errors := outcomes.drop_nulls("error")).height:
+            first = errors.row(0, named=True)
+            raise RowError(first["error"], first["sqlstate"], first["rule"])
+        return pl.concat([outcomes, *aside], how="diagonal")
+
+    def _prepare_single_rows(self, session: Session) -> None:
+        session.execute("table_index_staging")
+        session.execute("table_tried")
+
+    def compare(self, writing: Writing, rows: pl.DataFrame) -> pl.DataFrame:
+        sql = _Sql(writing)
+
+        def query(*, check: bool) -> pl.DataFrame:
+            # The transaction is not committed: it only holds the staging table.
+            with self.database.session() as session:
+                session.begin()
+                try:
+                    self._stage(session, sql, rows)
+                    invalid = []
+                    if check:
+                        self._prepare_single_rows(session)
+                        invalid = [self._unstage_invalid(session, sql)]
+                    found = session.query("table_compare", placeholders=sql.placeholders)
+                    return pl.concat([found, *invalid], how="diagonal")
+                finally:
+                    session.rollback()
+
+        try:
+            return retry(lambda: query(check=False), what="compare")
+        except RowError:
+            return retry(lambda: query(check=True), what="compare")
+
+    def _unstage_invalid(self, session: Session, sql: _Sql) -> pl.DataFrame:
+        """Find the staged rows with texts that are no values of the types of their columns, and remove them."""
+        if not (checks := sql.casts):
+            return _rejected(pl.Series(dtype=pl.UInt32), "", "")
+        session.execute("table_check_each", placeholders={"checks": checks, "tag": _tag()})
+        invalid = with_rules(session.query("table_outcomes"))
+        session.execute("table_unstage", invalid["position"])
+        session.execute("table_forget_outcomes")
+        return invalid.drop("created")
+
+    def recovered(self, batch: Batch, answer: pl.DataFrame | None) -> pl.DataFrame | None:
+        transaction = self._seen_by(batch).transactions.get(batch.batch_id)
+        if transaction is None or answer is None:
+            return None
+        status = self._status(transaction)
+        if status == "in progress" or status is None:
+            raise ConnectionLostError(
+                "it is unknown whether the transaction was committed: "
+                + ("the server has not finished it" if status else "another server has taken over")
+            )
+        return answer if status == "committed" else None
+
+    def not_recorded(self, batch_ids: list[str]) -> list[str]:
+        known = {name: token for seen in self._seen.values() for name, token in seen.transactions.items()}
+        lost = []
+        for batch_id in batch_ids:
+            status = self._status(known[batch_id]) if batch_id in known else "committed"
+            if status is None:
+                raise ConnectionLostError("another server has taken over, which may lack the latest transactions")
+            if status != "committed":
+                lost.append(batch_id)
+        return lost
+
+    def _status(self, transaction: tuple[str, str]) -> str | None:
+        """committed, aborted or in progress; None if another server has taken over."""
+        with self.database.session() as session:
+            session.check_primary()
+            return session.query("transaction_status", *transaction).item()  # type: ignore[no-any-return]
+
+    def existing(self, relation: Relation, keys: pl.DataFrame) -> pl.DataFrame:
+        return self._by_key("table_existing", relation, keys)
+
+    def lookup(self, relation: Relation, columns: Sequence[Column], keys: pl.DataFrame) -> pl.DataFrame:
+        return self._by_key("table_lookup", relation, keys, columns=_selected(columns))
+
+    def _by_key(self, name: str, relation: Relation, keys: pl.DataFrame, **placeholders: str) -> pl.DataFrame:
+        return self.database.read(name, *_parameters(keys), placeholders={**_by_arrays(relation), **placeholders})
+
+    def delete(
+        self,
+        relation: Relation,
+        keys: pl.DataFrame,
+        batch: Batch,
+        soft: str | None = None,
+        expected: Sequence[str] = (),
+    ) -> pl.DataFrame:
+        name = "table_delete" if soft is None else "table_soft_delete"
+        parameters, placeholders = _parameters(keys), _by_arrays(relation, expected)
+        conditions = [f"t.{quoted(one)}::text IS NOT DISTINCT FROM s.e{n}" for n, one in enumerate(expected)]
+        if soft is not None:
+            marked = SoftDelete(relation[soft])
+            conditions.append(f"NOT ({marked.is_deleted})")
+            placeholders |= {"column": marked.column.quoted, "value": marked.deleted}
+        placeholders["condition"] = " AND ".join(conditions) or "true"
+        deleted: pl.DataFrame | None = None
+        try:
+            with self.database.session(batch.interrupt) as session, session.transaction(batch.interrupt):
+                deleted = session.query(name, *parameters, placeholders=placeholders)
+                if relation.may_skip and deleted.height < keys.height and not conditions:
+                    kept = session.query("table_existing", *parameters, placeholders=placeholders)
+                    kept = kept.join(deleted, on="position", how="anti")
+                    rejected = _rejected(kept["position"], _KEPT, "skipped")
+                    deleted = pl.concat([deleted, rejected], how="diagonal")
+                self._note(session, batch)
+        except ConnectionLostError as error:
+            error.answer = deleted
+            raise
+        return deleted
+
+    def unmatched(
+        self, relation: Relation, columns: Sequence[Column], keys: pl.DataFrame, where: str | None
+    ) -> Iterator[pl.DataFrame]:
+        sql = _Sql(Writing(relation, tuple(relation[name] for name in relation.key)))
+        condition = f"WHERE {where}" if where else ""
+        placeholders = {**sql.placeholders, "columns": _selected(columns), "where": condition}
+
+        def rows() -> Any:
+            # The transaction is not committed: it only holds the staging table.
+            with self.database.session() as session:
+                session.begin()
+                try:
+                    self._stage(session, sql, keys.with_columns(row=pl.lit(0, pl.Int32)))
+                    session.execute("table_analyze_staging")
+                    session.execute("any_joins")
+                    yield from session.stream("table_unmatched", placeholders=placeholders)
+                finally:
+                    session.rollback()
+
+        return retry_stream(rows)
+
+    def select(
+        self, relation: Relation, columns: Sequence[Column], where: str | None, interrupt: Interrupt | None = None
+    ) -> Iterator[pl.DataFrame]:
+        placeholders = {
+            "table": relation.sql, "columns": _selected(columns), "where": f"WHERE {where}" if where else "",
+        }  # fmt: skip
+
+        def rows() -> Any:
+            with self.database.session(interrupt) as session:
+                yield from session.stream("table_select", placeholders=placeholders)
+
+        return retry_stream(rows)
+
+    def create(self, name: str, columns: dict[str, pl.DataType], key: Sequence[str]) -> None:
+        parts = parse_name(name)
+        table = ".".join(quoted(text if literal else text.lower()) for text, literal in parts)
+        definitions = ", ".join(f"{quoted(column)} {sql_type(dtype, column)}" for column, dtype in columns.items())
+        placeholders = {"table": table, "columns": definitions, "key": ", ".join(map(quoted, key))}
+        with self.database.session() as session:
+            session.execute("table_create", placeholders=placeholders)
+
+    def add_columns(self, relation: Relation, columns: dict[str, pl.DataType]) -> None:
+        added = ", ".join(f"ADD COLUMN {quoted(name)} {sql_type(dtype, name)}" for name, dtype in columns.items())
+        with self.database.session() as session:
+            session.execute("table_add_columns", placeholders={"table": relation.sql, "columns": added})
+
+    def _stage(self, session: Session, sql: _Sql, rows: pl.DataFrame) -> None:
+        """Copy rows into the staging table of this transaction."""
+        session.execute("table_staging", placeholders=sql.placeholders)
+        # The planner knows nothing about the staged rows, and would hash the whole table for each batch.
+        session.execute("nested_loops")
+        session.stage("entityframes_rows", sql.staged(rows))
+
+    def _loose_duplicates(self, session: Session, sql: _Sql) -> pl.DataFrame:
+        """Find rows whose keys differ as text, but are equal to the database; remove them from the staged rows."""
+        if not any(map(_is_loose, sql.writing.key)):
+            return pl.DataFrame(schema={"position": pl.UInt32})
+        found = session.query("table_loose_keys", placeholders=sql.placeholders)
+        if found.height:
+            session.execute("table_unstage", found["position"])
+        return found.with_columns(duplicate=pl.lit(True))
+
+    def _conflicts(self, session: Session, sql: _Sql) -> pl.DataFrame | None:
+        """Lock the stored rows, and separate the positions of those that are not as expected."""
+        if not sql.writing.expecting:
+            return None
+        session.query("table_lock", placeholders=sql.placeholders)
+        found = session.query("table_conflicts", placeholders=sql.placeholders)
+        if found.height:
+            session.execute("table_unstage", found["position"])
+        return found
+
+    def _note(self, session: Session, batch: Batch) -> None:
+        """Note the id of this transaction, by which the server knows what became of it."""
+        found = session.query("transaction").row(0)
+        self._seen_by(batch).transactions[batch.batch_id] = found
+
+    def _seen_by(self, batch: Batch) -> _Seen:
+        return self._seen.setdefault(batch.interrupt, _Seen())
+
+    @contextmanager
+    def _rejections(self, session: Session, writing: Writing) -> Iterator[None]:
+        """Distinguish a policy that rejects a row from an error that affects all rows.
+
+        Raises:
+            RowError: this user may write to the table, so a row was rejected.
+        """
+        try:
+            yield
+        except PermanentError as error:
+            if error.sqlstate != "42501":
+                raise
+            session.rollback()
+            if not session.query("table_may_write", writing.relation.sql).item():
+                raise
+            raise RowError(str(error), error.sqlstate, error.rule) from None
+
+
+class _Sql:
+    """The SQL text for the columns of a batch."""
+
+    def __init__(self, writing: Writing) -> None:
+        self.writing = writing
+
+    @property
+    def placeholders(self) -> dict[str, str]:
+        writing = self.writing
+        relation = writing.relation
+        columns = [f"c{number} {_staging_type(column)}" for number, column in enumerate(writing.columns)]
+        if writing.expecting:
+            columns += ["stored boolean", *(f"e{name[1:]} text" for name, _ in writing.values)]
+        if any(map(_is_loose, writing.key)):
+            columns.append("given int4")
+        first = writing.key[0][1].quoted
+        key = [(name, column.quoted) for name, column in writing.key]
+        names = [column.quoted for column in writing.columns]
+        return {
+            "table": relation.sql,
+            "columns": ", ".join(columns),
+            "first": first,
+            "matches": " AND ".join(f"t.{column.quoted} = {_cast(name, column)}" for name, column in writing.key),
+            "same_key": " AND ".join(
+                f"{_cast(name, column, 'o')} = {_cast(name, column)}" for name, column in writing.key
+            ),
+            "after": ">",
+            "differs": self._differs(),
+            "unexpected": " OR ".join(
+                f"t.{column.quoted}::text IS DISTINCT FROM s.e{name[1:]}" for name, column in writing.values
+            ) or "false",
+            "assignments": self._assignments(),
+            "names": ", ".join(names),
+            "values": ", ".join(self._inserted(f"c{number}", column) for number, column in enumerate(writing.columns)),
+            "key": ", ".join(quoted for _, quoted in key),
+            "returned": ", ".join(f"t.{quoted}" for _, quoted in key),
+            "texts": "".join(
+                f", t.{column.quoted}::text AS o{name[1:]}, ({self._updated(name, column)})::text AS n{name[1:]}"
+                for name, column in writing.values
+            ),
+        }  # fmt: skip
+
+    def each(self, session: Session) -> dict[str, str]:
+        """The placeholders of table_merge_each."""
+        placeholders = self.placeholders
+        if self.writing.on_match == "update" and self.writing.values:
+            slice = session.text("table_update_slice", placeholders)
+        else:
+            slice = ""
+        return {**placeholders, "update_slice": slice, "tag": _tag()}
+
+    @property
+    def casts(self) -> str:
+        """The conversions of staged text that may fail; empty if there are none."""
+        casts = [_cast(f"c{number}", column) for number, column in enumerate(self.writing.columns)]
+        return ", ".join(cast for cast in casts if "::" in cast)
+
+    def staged(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The rows as they are copied."""
+        writing = self.writing
+        columns = [pl.int_range(rows.height, dtype=pl.Int32, eager=True).alias("position")]
+        columns += [as_staged(rows[f"c{number}"], column) for number, column in enumerate(writing.columns)]
+        if writing.expecting:
+            columns += [rows["stored"], *(rows[f"e{name[1:]}"] for name, _ in writing.values)]
+        if any(map(_is_loose, writing.key)):
+            columns.append(rows["row"].cast(pl.Int32).alias("given"))
+        return pl.DataFrame(columns)
+
+    def _differs(self) -> str:
+        """Whether a staged row differs from the stored one."""
+        if self.writing.on_match == "skip":
+            return "false"
+        if self.writing.on_match == "fail":
+            return "true"
+        parts = []
+        for name, column in self.writing.compared:
+            new, old = self._updated(name, column), f"t.{column.quoted}"
+            if column.loose or column.incomparable:
+                collate = ' COLLATE "C"'
+                new, old = f"({new})::text{collate}", f"{old}::text{collate}"
+            parts.append(f"{old} IS DISTINCT FROM {new}")
+        if self.writing.undelete:
+            parts.append(SoftDelete(self.writing.relation[self.writing.undelete]).is_deleted)
+        return "(" + " OR ".join(parts) + ")" if parts else "false"
+
+    def _updated(self, name: str, column: Column) -> str:
+        """The value of a column after an update."""
+        new = _cast(name, column)
+        return f"coalesce({new}, t.{column.quoted})" if self.writing.nulls == "keep" else new
+
+    def _assignments(self) -> str:
+        assigned = [f"{column.quoted} = {self._updated(name, column)}" for name, column in self.writing.values]
+        if self.writing.undelete:
+            column = self.writing.relation[self.writing.undelete]
+            assigned.append(f"{column.quoted} = {SoftDelete(column).undeleted}")
+        # Not used if the rows have only their key.
+        return ", ".join(assigned) or f"{self.writing.key[0][1].quoted} = {_cast(*self.writing.key[0])}"
+
+    def _inserted(self, name: str, column: Column) -> str:
+        """The value of a column of a new row."""
+        value = _cast(name, column)
+        if self.writing.nulls == "keep" and column.default is not None and not column.identity:
+            return f"coalesce({value}, {column.default})"
+        return value
+
+
+def _tag() -> str:
+    """A delimiter of a string that no identifier can contain by chance."""
+    return f"$ef_{secrets.token_hex(8)}$"
+
+
+def _rejected(positions: pl.Series, error: str, rule: str) -> pl.DataFrame:
+    return pl.DataFrame({"position": positions}).with_columns(
+        error=pl.lit(error, pl.String), rule=pl.lit(rule, pl.String), sqlstate=pl.lit(None, pl.String)
+    )
+
+
+def _described(session: Session, name: str, exact: str, folded: str) -> Relation:
+    found = session.query("relation", exact, folded)
+    if found.is_empty():
+        raise SchemaError(
+            f"there is no table {name!r} in the database, or the user may not see it: check the name and the schema, "
+            "or create it with entityframes.create_table"
+        )
+    row = found.row(0, named=True)
+    shown = f"{row['schema']}.{row['name']}"
+    if kind := _NO_TABLES.get(row["kind"]):
+        raise SchemaError(f"{shown} is {kind}: only tables can be written to")
+    oid = str(row["oid"])
+    keys = session.query("table_keys", oid)
+    columns = tuple(_column(one) for one in session.query("table_columns", oid).iter_rows(named=True))
+    usable = [tuple(columns) for columns in keys["columns"].to_list() if columns]
+    return Relation(
+        shown,
+        f"{quoted(row['schema'])}.{quoted(row['name'])}",
+        columns,
+        unique=tuple(dict.fromkeys(usable)),
+        unusable=tuple(keys.filter(pl.col("columns").is_null())["definition"]),
+        parts=(row["schema"], row["name"]),
+        may_skip=row["may_skip"],
+    )
+
+
+def _column(row: dict[str, Any]) -> Column:
+    """A column as described by table_columns."""
+    kind = {name: row[name] for name in ("labels", "typmod", "nondeterministic")}
+    element = None
+    if row["element"] is not None:
+        element = _typed("element", row["element_sql_type"], row["element"], row["element_kind"], None, **kind)
+        element = None if element.family in ("other", "interval", "json", "vector") else element
+    column = _typed(row["name"], row["sql_type"], row["type"], row["kind"], element, **kind)
+    return replace(
+        column,
+        nullable=not row["required"],
+        default=None if row["generated"] else row["default"],
+        generated=bool(row["generated"]) or row["identity"] == "a",
+        identity=bool(row["identity"]),
+        collation=row["collation"],
+    )
+
+
+def _typed(
+    name: str,
+    sql_type: str,
+    base: str,
+    kind: str,
+    element: Column | None,
+    *,
+    labels: list[str] | None,
+    typmod: int,
+    nondeterministic: bool,
+) -> Column:
+    """A column of a type.
+
+    Args:
+        name: the name of the column.
+        sql_type: the type as SQL text.
+        base: the name of the type that a domain is based on, or else of the type.
+        kind: the ``typtype`` of this type.
+        element: the type of the elements of an array.
+        labels: the labels of an enum.
+        typmod: the ``atttypmod``, which encodes lengths and digits; -1 if there is none.
+        nondeterministic: whether the collation considers different texts equal.
+    """
+    if element is not None:
+        incomparable = element.incomparable
+        dtype = pl.List(element.dtype)
+        return Column(name, sql_type, "array", dtype, element=element, loose=element.loose, incomparable=incomparable)
+    if kind == "e":
+        return Column(name, sql_type, "enum", labels=tuple(labels or ()))
+    family = _FAMILIES.get(base, "other")
+    column = Column(name, sql_type, family, incomparable=family == "other" or base == "json")
+    if family == "integer":
+        return replace(column, dtype=_INTEGERS[_BITS[base]], size=_BITS[base])
+    if family == "float":
+        return replace(column, dtype=pl.Float32() if base == "float4" else pl.Float64(), size=_BITS[base])
+    if family == "decimal" and typmod >= 4:
+        precision, scale = (typmod - 4) >> 16 & 0xFFFF, ((typmod - 4 & 0x7FF) ^ 1024) - 1024
+        fits = precision <= 38 and 0 <= scale <= precision
+        read: pl.DataType = pl.Decimal(precision, scale) if fits else pl.String()
+        return replace(column, dtype=read, precision=precision, scale=scale)
+    if family == "text":
+        size = 63 if base == "name" else typmod - 4 if base in ("varchar", "bpchar") and typmod >= 4 else None
+        return replace(column, size=size, loose=base in ("citext", "bpchar") or nondeterministic)
+    if family == "time":
+        return replace(column, dtype=pl.Time(), scale=None if typmod < 0 else typmod)
+    if family in ("timestamp", "timestamptz"):
+        zone = "UTC" if family == "timestamptz" else None
+        return replace(column, dtype=pl.Datetime("us", zone), scale=None if typmod < 0 else typmod)
+    if family == "vector":
+        return replace(column, dtype=pl.List(pl.Float32()), size=None if typmod < 0 else typmod)
+    return replace(column, dtype=_DTYPES.get(family, pl.String()), loose=family == "interval")
+
+
+def _staging_type(column: Column) -> str:
+    """The type of a column of the staging table."""
+    if copied := _COPIED.get(canonical(column)):  # type: ignore[arg-type]
+        return copied
+    return f"text COLLATE {column.collation}" if column.collation else "text"
+
+
+def _cast(name: str, column: Column, alias: str = "s") -> str:
+    """A staged value as a value of the column."""
+    if canonical(column) in _COPIED or _PLAIN_TEXT.fullmatch(column.sql_type):
+        # Not cast, because a cast to varchar(n) truncates.
+        return f"{alias}.{name}"
+    return f"{alias}.{name}::{column.sql_type}"
+
+
+def _is_loose(key: tuple[str, Column]) -> bool:
+    """Whether the database may consider keys equal that have different texts."""
+    column = key[1]
+    return column.loose or column.family in ("other", "decimal", "json", "array", "interval")
+
+
+def as_staged(values: pl.Series, column: Column) -> pl.Series:
+    """Canonical values as they are copied: arrays as text in the form of PostgreSQL."""
+    if values.dtype == pl.Time:
+        return values.cast(pl.String)
+    if not isinstance(values.dtype, pl.List):
+        return values
+    inner = values.dtype.inner
+    element = pl.element().cast(pl.String)
+    if inner == pl.Binary:
+        element = pl.lit("\\x") + pl.element().bin.encode("hex")
+    elif inner == pl.Boolean:
+        element = pl.when(pl.element()).then(pl.lit("t")).otherwise(pl.lit("f"))
+        element = pl.when(pl.element().is_null()).then(None).otherwise(element)
+    if column.family != "vector":
+        escaped = element.str.replace_all("\\", "\\\\", literal=True).str.replace_all('"', '\\"', literal=True)
+        element = (pl.lit('"') + escaped + pl.lit('"')).fill_null("NULL")
+    joined = values.list.eval(element).list.join(",")
+    left, right = "[]" if column.family == "vector" else "{}"
+    return pl.select((pl.lit(left) + pl.lit(joined) + pl.lit(right)).alias(values.name)).to_series()
+
+
+def _parameters(keys: pl.DataFrame) -> list[pl.Series]:
+    """Keys as parameters: arrays of text."""
+    return [
+        pl.Series(["\\x" + value.hex() for value in column.to_list()], dtype=pl.String)
+        if column.dtype == pl.Binary
+        else column.cast(pl.String)
+        for column in keys.get_columns()
+    ]
+
+
+def _by_arrays(relation: Relation, expected: Sequence[str] = ()) -> dict[str, str]:
+    """The placeholders of statements whose parameters are the columns of the key, and expected values."""
+    columns = [relation[name] for name in relation.key]
+    names = [*(f"c{number}" for number in range(len(columns))), *(f"e{number}" for number in range(len(expected)))]
+    return {
+        "table": relation.sql,
+        "arrays": ", ".join(f"${number}::text[]" for number in range(1, len(names) + 1)),
+        "keys": ", ".join(names),
+        "matches": " AND ".join(
+            f"t.{column.quoted} = {_from_text(f's.c{number}', column)}" for number, column in enumerate(columns)
+        ),
+    }
+
+
+def _from_text(text: str, column: Column) -> str:
+    collate = f" COLLATE {column.collation}" if column.collation else ""
+    return text + collate if _PLAIN_TEXT.fullmatch(column.sql_type) else f"{text}::{column.sql_type}{collate}"
+
+
+def _selected(columns: Sequence[Column]) -> str:
+    """The columns as they are read, as v0, v1, ..."""
+    return ", ".join(f"{_read(column)} AS v{number}" for number, column in enumerate(columns)) or "NULL AS none"
+
+
+def _read(column: Column) -> str:
+    """A column as the driver returns it without loss."""
+    value = f"t.{column.quoted}"
+    if column.family in ("boolean", "integer", "float", "binary"):
+        return value
+    if column.family in ("date", "timestamp", "timestamptz"):
+        # Arrow has no infinity: the cast of the message fails, and shows it.
+        message = literal(f"column {column.name} has a value that Arrow cannot represent: ")
+        return f"CASE WHEN isfinite({value}) THEN {value} ELSE ({message} || {value}::text)::date END"
+    if column.family == "vector":
+        return f"{value}::real[]"
+    if column.element is not None:
+        kind = column.sql_type if column.element.family in ("boolean", "integer", "float") else "text[]"
+        # Arrow has lists only: an array of several dimensions would be flattened.
+        message = literal(f"column {column.name} has an array of several dimensions: ")
+        return f"CASE WHEN array_ndims({value}) > 1 THEN ({message} || {value}::text)::{kind} ELSE {value}::{kind} END"
+    return f"{value}::text"
+
+
+def sql_type(dtype: pl.DataType, name: str) -> str:
+    """The SQL type of a new column for a dtype.
+
+    Raises:
+        SchemaError: no type holds the values of this dtype.
+    """
+    simple: dict[Any, str] = {
+        pl.Boolean: "boolean", pl.Int8: "smallint", pl.Int16: "smallint", pl.Int32: "integer", pl.Int64: "bigint",
+        pl.UInt8: "smallint", pl.UInt16: "integer", pl.UInt32: "bigint", pl.UInt64: "numeric(20,0)", pl.Float32: "real",
+        pl.Float64: "double precision", pl.String: "text", pl.Categorical: "text", pl.Enum: "text", pl.Binary: "bytea",
+        pl.Date: "date", pl.Time: "time", pl.Duration: "interval", pl.Struct: "jsonb", pl.Int128: "numeric(39,0)",
+        pl.Null: "text",
+    }  # fmt: skip
+    if isinstance(dtype, pl.Datetime):
+        return "timestamptz" if dtype.time_zone else "timestamp"
+    if isinstance(dtype, pl.Decimal):
+        return f"numeric({dtype.precision},{dtype.scale})" if dtype.precision else "numeric"
+    if isinstance(dtype, pl.List | pl.Array):
+        inner = dtype.inner
+        if isinstance(inner, pl.List | pl.Array | pl.Struct):
+            return "jsonb"
+        return f"{sql_type(inner, name)}[]"  # type: ignore[arg-type]
+    if found := simple.get(dtype.base_type()):
+        return found
+    raise SchemaError(f"column {name!r} is {dtype}, for which there is no SQL type: cast it first")

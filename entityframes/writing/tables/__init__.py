@@ -1,0 +1,1 @@
+"""Tables of the user as targets of the write path."""

@@ -1,0 +1,252 @@
+"""A table of the user as a target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+import polars.selectors as cs
+
+from entityframes.engines.batch import Batch
+from entityframes.engines.tables import Relation, TableEngine, Writing, canonical
+from entityframes.errors import ConnectionLostError, SchemaError
+from entityframes.frames.utf8 import readable
+from entityframes.results import UPSERT_STATUSES, outcome_schema
+from entityframes.writing.options import TableOptions
+from entityframes.writing.outcomes import Outcomes
+from entityframes.writing.run import Run
+from entityframes.writing.tables.values import Problems, convert, refusal
+from entityframes.writing.target import Attempt, Validated
+
+#: Within a run, columns of the table have these prefixes, so that they are not mistaken for others.
+KEY, VALUE = "key:", "value:"
+
+#: The columns of a frame that was made by a plan: whether the row was stored, and the prefix of its values as text.
+STORED, OLD = "stored:", "old:"
+
+_RESERVED = frozenset(outcome_schema(jobs=True)) - {"entity_type", "id"}
+
+
+def key_name(name: str) -> str:
+    """The name of a column of the key in outcomes, where it must not be mistaken for another column."""
+    return f"key.{name}" if name in _RESERVED or name.startswith("key.") else name
+
+
+class TableNames:
+    """The names that the columns of a table have within a run."""
+
+    def __init__(self, relation: Relation) -> None:
+        self.relation = relation
+        self.of = {
+            column.name: (KEY if column.name in relation.key else VALUE) + column.name for column in relation.columns
+        }
+        self.key = tuple(self.of[name] for name in relation.key)
+        #: The names of the key columns in outcomes.
+        self.labels = tuple(map(key_name, relation.key))
+
+    def outcomes(self, statuses: tuple[str, ...] = UPSERT_STATUSES) -> Outcomes:
+        """Builds the outcomes of rows of the table."""
+        return Outcomes(
+            self.key,
+            self._displayable,
+            statuses,
+            tuple(canonical(self.relation[name]) or pl.String() for name in self.relation.key),
+            labels=self.labels,
+            jobs=False,
+            conflict="the stored row is not as it was when the plan was made: another writer changed, created or "
+            "deleted it",
+        )
+
+    def _displayable(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Row and key of rows that were not validated, with nulls for what is no valid key."""
+        return pl.DataFrame([rows["row"], *self.keys(rows).get_columns()])
+
+    def keys(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The columns of the key in canonical form, with nulls for what is no valid key."""
+        frame, _ = readable_texts(rows.select(self.key))
+        return pl.DataFrame(
+            [
+                convert(frame[name], self.relation[of_table], Problems(frame.height)).alias(name)
+                for name, of_table in zip(self.key, self.relation.key, strict=True)
+                if refusal(frame[name].dtype, self.relation[of_table]) is None
+            ]
+        )
+
+
+class TableTarget:
+    """The target of an upsert into a table."""
+
+    def __init__(self, engine: TableEngine, relation: Relation, options: TableOptions, run: Run) -> None:
+        self._engine, self._relation, self._options, self._run = engine, relation, options, run
+        self._names = TableNames(relation)
+        self.key = self._names.key
+        self.outcomes = run.outcomes
+
+    def check(self, schema: Mapping[str, pl.DataType]) -> None:
+        check_columns(self._relation, schema, self._options)
+
+    def check_values(self, frame: pl.DataFrame) -> None:
+        """Values are checked row by row."""
+
+    def renamed(self, frame: pl.DataFrame) -> pl.DataFrame:
+        return frame.rename({name: self._names.of[name] for name in frame.columns if name in self._names.of})
+
+    def comparable(self, frame: pl.DataFrame) -> pl.DataFrame:
+        return self._names.keys(frame)
+
+    def prepare(self, frame: pl.DataFrame, *, record: bool = True) -> pl.DataFrame:
+        return frame
+
+    def validate(self, chunk: pl.DataFrame, *, record: bool = True) -> Validated:
+        return validate(self._names, chunk)
+
+    def in_key_order(self, rows: pl.DataFrame) -> pl.DataFrame:
+        last = self.key[-1]
+        if rows.height < 2 or (len(self.key) == 1 and rows[last].is_sorted()):
+            return rows
+        return rows.sort(self.key, maintain_order=True)
+
+    def pending(self, rows: pl.DataFrame, validated: Validated) -> Pending:
+        return Pending(rows, Batch(self._run.run_id, self._run.interrupt, whole=self._options.on_error != "isolate"))
+
+    def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        writing, numbered = self._writing(rows)
+        return self._engine.write(writing, numbered, batch)
+
+    def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        writing, numbered = self._writing(rows)
+        return self._engine.write_each(writing, numbered, batch)
+
+    def recovered(self, rows: pl.DataFrame, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:
+        return self._engine.recovered(batch, lost.answer)
+
+    def restore_records(self) -> None:
+        """Nothing is recorded about a table."""
+
+    def _writing(self, rows: pl.DataFrame) -> tuple[Writing, pl.DataFrame]:
+        options = self._options
+        return writing_of(
+            self._names,
+            rows,
+            on_match=options.on_match,
+            nulls=options.nulls,
+            ignore=frozenset(options.ignore),
+            expecting=options.expecting,
+            undelete=options.undelete,
+        )
+
+
+class Pending:
+    """The rows of a batch without an outcome so far."""
+
+    def __init__(self, rows: pl.DataFrame, batch: Batch) -> None:
+        self.rows, self.batch = rows, batch
+
+    def attempt(self) -> Attempt:
+        return Attempt(self.rows)
+
+    def keep(self, rows: pl.DataFrame, *, merge: bool) -> None:
+        self.rows, self.batch = rows, Batch(self.batch.run_id, self.batch.interrupt, whole=self.batch.whole)
+
+
+def writing_of(names: TableNames, rows: pl.DataFrame, **options: Any) -> tuple[Writing, pl.DataFrame]:
+    """What a batch writes, and its rows with the names that the engine expects."""
+    columns = [column for column in names.relation.columns if names.of[column.name] in rows.columns]
+    renamed = [pl.col(names.of[column.name]).alias(f"c{number}") for number, column in enumerate(columns)]
+    writing = Writing(names.relation, tuple(columns), **options)
+    if writing.expecting:
+        renamed.append(pl.col(STORED).alias("stored"))
+        renamed += [pl.col(OLD + column.name).alias(f"e{name[1:]}") for name, column in writing.values]
+    return writing, rows.select("row", *renamed)
+
+
+def check_columns(relation: Relation, schema: Mapping[str, pl.DataType], options: TableOptions) -> None:
+    """Check that a frame with these columns can be written to a table.
+
+    Raises:
+        SchemaError: naming the columns that cannot.
+    """
+    known = relation.by_name
+    given = [name for name in schema if not (options.expecting and name.startswith((STORED, OLD)))]
+    if unknown := [name for name in given if name not in known]:
+        similar = {name.lower(): name for name in known}
+        hints = [f"{name!r} (there is {similar[name.lower()]!r})" for name in unknown if name.lower() in similar]
+        raise SchemaError(
+            f"the table {relation.name} has no column {', '.join(hints or map(repr, unknown))}: rename or drop the "
+            "columns, or add them to the table with table.add_columns(frame)"
+        )
+    if missing := [name for name in relation.key if name not in schema]:
+        raise SchemaError(f"the frame lacks {', '.join(map(repr, missing))} of the key of {relation.name}")
+    if generated := [name for name in given if known[name].generated]:
+        raise SchemaError(
+            f"the database computes {', '.join(map(repr, generated))} of {relation.name} itself: drop the columns, "
+            f"for example with frame.drop({', '.join(map(repr, generated))})"
+        )
+    refusals = [refusal(schema[name], known[name]) for name in given]
+    if problems := [problem for problem in refusals if problem]:
+        raise SchemaError("; ".join(problems[:10]))
+    if ignored := [name for name in options.ignore if name not in known or name in relation.key]:
+        raise SchemaError(f"ignore has {', '.join(map(repr, ignored))}, which is no column to compare")
+
+
+def validate(names: TableNames, chunk: pl.DataFrame) -> Validated:
+    """The rows of a batch in canonical form, and those that cannot be written."""
+    frame, unreadable = readable_texts(chunk)
+    problems = Problems(frame.height)
+    if unreadable is not None:
+        problems.add(unreadable.is_not_null(), "not_utf8", lambda row: _shown_name(str(unreadable[row])))
+    columns = [frame["row"]]
+    for column in names.relation.columns:
+        name = names.of[column.name]
+        if name not in frame.columns:
+            continue
+        values = frame[name]
+        converted = convert(values, column, problems).alias(name)
+        if column.name in names.relation.key:
+            problems.add(values.is_null(), "null_key", lambda _, column=column: f"{column.name} is null")  # type: ignore[misc]
+        columns.append(converted)
+    rows = pl.DataFrame(columns + [frame[name] for name in frame.columns if name.startswith((STORED, OLD))])
+    found = problems.columns()
+    if found is None:
+        return Validated(rows, _none(rows, names.key))
+    rules, errors = found
+    wrong = errors.is_not_null()
+    invalid = rows.select("row", *names.key).with_columns(rules, errors).filter(wrong)
+    return Validated(rows.filter(~wrong), invalid)
+
+
+def readable_texts(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series | None]:
+    """A frame with a replacement for each text that is not UTF-8, and the errors by row, or None without any."""
+    texts, errors = readable(frame.select(cs.string()))
+    return frame.with_columns(texts.get_columns()), errors
+
+
+def _shown_name(error: str) -> str:
+    return error.removeprefix(VALUE).removeprefix(KEY)
+
+
+def _none(rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
+    schema = {"row": rows.schema["row"], **{name: rows.schema[name] for name in key}}
+    return pl.DataFrame(schema={**schema, "rule": pl.String, "error": pl.String})
+
+
+def usable_keys(relation: Relation, keys: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+    """Keys in canonical form, as ``c0``, ``c1``, ..., and which of them can be stored at all.
+
+    Raises:
+        SchemaError: a dtype cannot be compared with a column of the key.
+    """
+    frame, unreadable = readable_texts(keys)
+    problems = Problems(frame.height)
+    columns = []
+    for number, name in enumerate(relation.key):
+        if refused := refusal(frame[name].dtype, relation[name]):
+            raise SchemaError(refused)
+        columns.append(convert(frame[name], relation[name], problems).alias(f"c{number}"))
+    converted = pl.DataFrame(columns)
+    found = problems.columns()
+    usable = converted.select(~pl.any_horizontal(pl.all().is_null())).to_series()
+    if found is not None:
+        usable &= found[0].is_null()
+    return converted, usable if unreadable is None else usable & unreadable.is_null()
