@@ -123,8 +123,8 @@ class OutcomeLog:
         self._folder: Path | None = None
         self._files: list[Path] = []
         self.counts = dict.fromkeys(statuses, 0)
-        #: The Python objects that the rows were made from; None for rows of frames.
-        self.inputs: Inputs | None = None
+        #: The Python objects that the rows were made from; of frames there are none.
+        self.inputs = Inputs()
 
     def append(self, frame: pl.DataFrame) -> None:
         """Add outcomes, in any order."""
@@ -132,8 +132,7 @@ class OutcomeLog:
             return
         for status, rows in frame["status"].cast(pl.String).value_counts().iter_rows():
             self.counts[status] += rows
-        if self.inputs is not None:
-            self.inputs.settle(frame)
+        self.inputs.settle(frame)
         self._frames.append(frame)
         self._held += frame.height
         if self._held > self._keep:
@@ -366,8 +365,8 @@ class UpsertResult(RunResult):
         Each item is a dict: ``row`` (the position of the object in the input), ``value`` (the object itself; of a dict
         from an iterator, a copy), ``rule`` and ``error``. The objects of an iterator are kept for this: 10,000 of them
         in memory, more in a temporary file, which is removed with the result. ``value`` is None if the input consisted
-        of frames, whose rows `failed` can be joined to by ``row``; if the rows were lost in a failover after they had
-        been committed; and for `Plan.apply`.
+        of frames, whose rows `failed` can be joined to by ``row``, and if the row was lost in a failover after it had
+        been committed.
 
         Examples:
             >>> notes = [{"entity_type": "note", "id": "d"}, {"entity_type": "note", "id": None}]

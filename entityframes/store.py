@@ -20,7 +20,7 @@ from entityframes.engines.tables import TableEngine
 from entityframes.engines.url import parse_url
 from entityframes.errors import ConnectError, DuplicateError, EmbedderError, SchemaError
 from entityframes.frames import single, sources
-from entityframes.frames.records import Records
+from entityframes.frames.records import Records, Whole
 from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.reading import lookup
@@ -218,14 +218,14 @@ class EntityStore:
 
     def _upsert(
         self,
-        source: pl.DataFrame | Iterator[pl.DataFrame] | Records,
+        source: pl.DataFrame | Iterator[pl.DataFrame] | Records | Whole,
         options: Options,
         progress: Progress,
         cancel: threading.Event | None,
     ) -> UpsertResult:
         check_writable(self._engine.database)
         run = entity_upsert(self._engine, options, Interrupt(cancel))
-        with Reporter(progress, source.height if isinstance(source, pl.DataFrame | Records) else None) as reporter:
+        with Reporter(progress, getattr(source, "height", None)) as reporter:
             try:
                 return run.execute(source, reporter, self._threads.submit)
             except (SchemaError, DuplicateError) as error:
@@ -233,8 +233,6 @@ class EntityStore:
                 raise
             finally:
                 self.last_result = run.result()
-                if isinstance(source, Records):
-                    source.inputs.finish()
 
     def mirror(
         self,
@@ -284,12 +282,12 @@ class EntityStore:
         options = Options(
             batch_size=batch_size, embed=embed, on_duplicate=on_duplicate, on_error=on_error, absent=absent, nulls=nulls
         )
-        given = sources.collect(frame)
-        check_not_empty(given)
-        missing, stored, complete = absent_entities(given, scope, self.scan)
-        check_deletions(missing.height, stored, max_delete)
         interrupt = Interrupt(cancel)
         run = entity_upsert(self._engine, options, interrupt, MIRROR_STATUSES)
+        given = run.whole(sources.objects(frame) or sources.as_frame(frame))
+        check_not_empty(given.frame)
+        missing, stored, complete = absent_entities(given.frame, scope, self.scan)
+        check_deletions(missing.height, stored, max_delete)
         deletion, stopped = EntityDeletion(self._engine), True
         with Reporter(progress, given.height + missing.height) as reporter:
             try:

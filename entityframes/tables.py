@@ -16,6 +16,7 @@ from entityframes.engines.tables import Column, Relation, TableEngine, named
 from entityframes.engines.url import parse_url
 from entityframes.errors import ConnectError, DuplicateError, SchemaError
 from entityframes.frames import sources
+from entityframes.frames.records import Records, Whole, visible_schema
 from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.reading import tables as reading
@@ -243,19 +244,21 @@ class Table:
             batch_size=batch_size, on_duplicate=on_duplicate, on_error=on_error, nulls=nulls, on_match=on_match,
             ignore=_names(ignore),
         )  # fmt: skip
-        source = sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame)
+        source = sources.objects(frame, batch_size) or (
+            sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame)
+        )
         return self._upsert(source, options, progress, cancel)
 
     def _upsert(
         self,
-        source: pl.DataFrame | Iterator[pl.DataFrame],
+        source: pl.DataFrame | Iterator[pl.DataFrame] | Records | Whole,
         options: TableOptions,
         progress: Progress,
         cancel: threading.Event | None,
     ) -> UpsertResult:
         check_writable(self._engine.database)
         run = table_upsert(self._engine, self._relation, options, Interrupt(cancel))
-        with Reporter(progress, source.height if isinstance(source, pl.DataFrame) else None) as reporter:
+        with Reporter(progress, getattr(source, "height", None)) as reporter:
             try:
                 return run.execute(source, reporter, self._threads.submit)
             except (SchemaError, DuplicateError) as error:
@@ -311,12 +314,12 @@ class Table:
             on_duplicate=on_duplicate, nulls=nulls, on_match=on_match, undelete=soft_delete if mirror else None,
             ignore=_names(ignore),
         )  # fmt: skip
-        given = sources.collect(frame)
         interrupt = Interrupt(cancel)
+        given = self._whole(frame, options, interrupt)
         deletions = self._deletions(given, options, scope, interrupt).with_values(self._engine) if mirror else None
 
         def upsert(
-            source: pl.DataFrame, options: TableOptions, progress: Progress, cancel: threading.Event | None
+            source: Whole, options: TableOptions, progress: Progress, cancel: threading.Event | None
         ) -> UpsertResult:
             if deletions is None:
                 return self._upsert(source, options, progress, cancel)
@@ -378,21 +381,28 @@ class Table:
             ignore=_names(ignore),
         )  # fmt: skip
         check_writable(self._engine.database)
-        given = sources.collect(frame)
-        deletions = self._deletions(given, options, scope, Interrupt(cancel))
+        interrupt = Interrupt(cancel)
+        given = self._whole(frame, options, interrupt)
+        deletions = self._deletions(given, options, scope, interrupt)
         check_deletions(deletions.rows.height, deletions.stored, max_delete)
         return self._mirror(given, options, deletions, progress, cancel)
 
-    def _deletions(self, given: pl.DataFrame, options: TableOptions, scope: Scope, interrupt: Interrupt) -> Deletions:
+    def _whole(self, frame: Any, options: TableOptions, interrupt: Interrupt) -> Whole:
+        """All rows of a frame, a stream or Python objects."""
+        run = table_upsert(self._engine, self._relation, options, interrupt)
+        return run.whole(sources.objects(frame) or sources.as_frame(frame))
+
+    def _deletions(self, given: Whole, options: TableOptions, scope: Scope, interrupt: Interrupt) -> Deletions:
         """The stored rows that a frame lacks."""
-        check_not_empty(given)
-        check_columns(self._relation, given.schema, options)
-        check_soft_delete(self._relation, options.undelete, given.columns)
-        return absent_rows(self._engine, self._relation, given, scope, options.undelete, interrupt)
+        frame = given.frame
+        check_not_empty(frame)
+        check_columns(self._relation, visible_schema(frame.schema), options)
+        check_soft_delete(self._relation, options.undelete, frame.columns)
+        return absent_rows(self._engine, self._relation, frame, scope, options.undelete, interrupt)
 
     def _mirror(
         self,
-        given: pl.DataFrame,
+        given: Whole,
         options: TableOptions,
         deletions: Deletions,
         progress: Progress,
@@ -466,7 +476,7 @@ class Table:
         """
         given = reading.given_keys(self._relation, keys)
         found = self.exists(given, progress=progress, cancel=cancel)["exists"]
-        whole = given if isinstance(keys, pl.Series | list | tuple) else sources.as_frame(keys)
+        whole = given if reading.are_values(keys) else sources.as_frame(keys)
         return whole.filter(~found)
 
     def get(self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:

@@ -18,14 +18,14 @@ import polars as pl
 
 from entityframes.errors import SchemaError
 from entityframes.frames.objects import as_record, is_record
-from entityframes.frames.values import Conversion, Leaf, Object, Path, is_text, struct
+from entityframes.frames.values import JSON, Conversion, Document, Leaf, Object, Path, is_text, struct
 from entityframes.metadata import dtypes
 from entityframes.rejected import Inputs
 
 #: The column with what is special about each row of a frame that was made from objects: a Struct with ``rule`` and
 #: ``error`` (why the object cannot be a row, null for others) and ``absent`` (a Struct of Booleans: the columns whose
-#: key the object lacks). If the column `Expected.json` was made from dicts, also ``keys`` (a JSON array of the keys of
-#: each dict) and ``fields`` (nulls of the dtype List(Struct), which has the dtypes of the dict's values).
+#: key the object lacks). If the column `Expected.fields` was made from dicts, also ``keys`` (a JSON array of the keys
+#: of each dict) and ``fields`` (nulls of the dtype List(Struct), which has the dtypes of the dict's values).
 RECORD = "__entityframes_record__"
 
 #: The maximum number of objects in a page, and of characters of text in it.
@@ -42,15 +42,30 @@ PAGE_CHARACTERS = 8 << 20
 class Expected:
     """What the rows are written to: the dtypes that it has, the columns that it may have."""
 
+    #: The dtypes of some columns; `JSON` for one whose values become JSON text, whatever they are.
     dtypes: Mapping[str, pl.DataType] = field(default_factory=dict)
     #: The columns that rows may have; None for any.
     columns: Collection[str] | None = None
-    #: The column whose dicts become JSON text.
-    json: str | None = None
+    #: The column whose dicts become JSON text with the dtypes of their fields.
+    fields: str | None = None
 
 
 #: Returns what is expected of a page, given its records.
 Expecting = Callable[[Sequence[Mapping[str, Any]]], Expected]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All rows of a source as one frame."""
+
+    frame: pl.DataFrame
+    #: The objects from which they were made, and the frame then has the column `RECORD`; None if they were frames.
+    objects: Sequence[Any] | None = None
+
+    @property
+    def height(self) -> int:
+        """The number of rows."""
+        return self.frame.height
 
 
 class Records:
@@ -67,10 +82,8 @@ class Records:
         self._source, self._as_frame = source, as_frame
         self._rows = min(max(rows or PAGE_ROWS, LEAST_PAGE_ROWS), PAGE_ROWS)
         self._list = list(_flat(source)) if are_records(source) else None
-        #: The objects by row. Those of a list are in memory anyway.
-        self.inputs = Inputs() if self._list is None else Inputs(keep=len(self._list))
-        if self._list is not None:
-            self.inputs.add(self._list)
+        #: The objects of an iterator that were read so far.
+        self.inputs = Inputs()
         #: The default number of rows of a batch; None for frames, and until `read` is called.
         self.batch_rows: int | None = None
 
@@ -79,8 +92,8 @@ class Records:
         """The number of objects; None if they come from an iterator."""
         return None if self._list is None else len(self._list)
 
-    def read(self, expecting: Expecting) -> pl.DataFrame | Iterator[pl.DataFrame]:
-        """One frame of the objects of a list, or the frames of an iterator, with the column `RECORD`.
+    def read(self, expecting: Expecting) -> Whole | Iterator[pl.DataFrame]:
+        """The rows of a list, or the frames of an iterator, with the column `RECORD`.
 
         Frames that the iterator itself consists of have no such column. Waits for the first item of an iterator.
 
@@ -88,26 +101,28 @@ class Records:
             SchemaError: objects cannot be converted to columns at all, or the items are neither objects nor frames.
         """
         if self._list is not None:
-            return _page(self._list, expecting)
+            return self.whole(expecting)
         items, are_frames = _items(self._source)
         if are_frames:
             return map(self._as_frame, items)
         self.batch_rows = BATCH_ROWS
         return self._pages(items, expecting)
 
-    def whole(self, expecting: Expecting) -> pl.DataFrame:
-        """All objects, also those of an iterator, as one frame.
+    def whole(self, expecting: Expecting) -> Whole:
+        """All rows, also those of an iterator.
 
         Raises:
             SchemaError: as `read`, or the iterator consists of frames whose columns or dtypes differ.
         """
-        if self._list is not None:
-            return _page(self._list, expecting)
-        items, are_frames = _items(self._source)
-        if are_frames:
-            return concatenated([self._as_frame(item) for item in items])
-        objects = list(_flat(items))
-        return _page(objects, expecting) if objects else concatenated([])
+        objects = self._list
+        if objects is None:
+            items, are_frames = _items(self._source)
+            if are_frames:
+                return Whole(_concatenated([self._as_frame(item) for item in items]))
+            objects = list(_flat(items))
+        if not objects:
+            return Whole(_concatenated([]))
+        return Whole(_converted([record for _, record in _each_object(objects)], expecting), objects)
 
     def _pages(self, items: Iterable[Any], expecting: Expecting) -> Iterator[pl.DataFrame]:
         before: Mapping[str, pl.DataType] = {}
@@ -143,7 +158,7 @@ class Records:
                 return
 
 
-def concatenated(frames: list[pl.DataFrame]) -> pl.DataFrame:
+def _concatenated(frames: list[pl.DataFrame]) -> pl.DataFrame:
     """The frames of an iterator as one.
 
     Raises:
@@ -227,10 +242,6 @@ def _characters(record: Mapping[str, Any] | _NoRecord) -> int:
     return size
 
 
-def _page(objects: Iterable[Any], expecting: Expecting) -> pl.DataFrame:
-    return _converted([record for _, record in _each_object(objects)], expecting)
-
-
 def _converted(
     records: list[dict[str, Any] | _NoRecord], expecting: Expecting, before: Mapping[str, pl.DataType] | None = None
 ) -> pl.DataFrame:
@@ -251,26 +262,40 @@ def _converted(
     given = [None if isinstance(record, _NoRecord) else record for record in records]
     expected = expecting([record for record in given if record is not None])
     _refuse_unknown(given, expected.columns, conversion)
-    known = dict(expected.dtypes)
-    if expected.json and _are_texts([record.get(expected.json) for record in given if record is not None]):
+    before = before or {}
+    known = {name: dtype for name, dtype in before.items() if _stays(dtype)} | dict(expected.dtypes)
+    if expected.fields and _are_texts([record.get(expected.fields) for record in given if record is not None]):
         # It is JSON text already.
-        del known[expected.json]
+        del known[expected.fields]
     height = len(given)
     made = conversion.objects(Path(""), given, range(height), known)
     columns, absent = made.fields, made.absent
-    for name, dtype in (before or {}).items():
-        if name not in columns and name not in (expected.json, RECORD):
+    for name, dtype in before.items():
+        if name not in columns and name not in (expected.fields, RECORD):
             columns[name] = Leaf(_repeated(None, dtype, height))
             absent[name] = _repeated(True, pl.Boolean(), height)
-    names = dict.fromkeys([*(name for name in before or {} if name in columns), *columns])
+    names = dict.fromkeys([*(name for name in before if name in columns), *columns])
     details = [*_reasons(conversion, height), _absent(names, absent, height)]
-    dicts = columns.get(expected.json) if expected.json else None
-    if expected.json and isinstance(dicts, Object):
-        columns[expected.json] = Leaf(dicts.text())
-        dtype = dtypes.widened(known[expected.json], dicts.dtype) or dicts.dtype
-        details += [dicts.keys().alias("keys"), _repeated(None, pl.List(dtype), height).alias("fields")]
-    made_columns = {name: columns[name].series(name) for name in names}
-    return pl.DataFrame({**made_columns, RECORD: pl.DataFrame(details).to_struct(RECORD)})
+    dicts = columns.get(expected.fields) if expected.fields else None
+    if expected.fields and isinstance(dicts, Object):
+        columns[expected.fields] = Leaf(dicts.text())
+        nulls = _repeated(None, pl.List(_widened(known[expected.fields], dicts)), height)
+        details += [dicts.keys().alias("keys"), nulls.alias("fields")]
+    series = {name: columns[name].series(name) for name in names}
+    return pl.DataFrame({**series, RECORD: pl.DataFrame(details).to_struct(RECORD)})
+
+
+def _stays(dtype: pl.DataType) -> bool:
+    """Whether the values of later pages have to have this dtype; numbers and nested values may get a wider one."""
+    return not (dtype.is_numeric() or dtype.is_nested() or isinstance(dtype, pl.Null))
+
+
+def _widened(known: pl.DataType, dicts: Object) -> pl.DataType:
+    """The dtypes of the fields of dicts and of known fields, without those that are `JSON`."""
+    typed = pl.Struct({name: column.dtype for name, column in dicts.fields.items() if not isinstance(column, Document)})
+    fields = known.fields if isinstance(known, pl.Struct) else []
+    known = pl.Struct([each for each in fields if each.dtype != JSON])
+    return dtypes.widened(known, typed) or typed
 
 
 def _repeated(value: Any, dtype: pl.DataType, height: int) -> pl.Series:
@@ -377,12 +402,21 @@ def lacking(frame: pl.DataFrame, column: str) -> pl.Series | None:
 
 
 def is_of_dicts(frame: pl.DataFrame) -> bool:
-    """Whether the column `Expected.json` was made from dicts."""
+    """Whether the column `Expected.fields` was made from dicts."""
     return RECORD in frame.columns and "keys" in frame[RECORD].struct.fields
 
 
+def absences(frame: pl.DataFrame) -> pl.DataFrame | None:
+    """Whether the object of each row lacks the key of each column that some of them lack; None if they lack none."""
+    if RECORD not in frame.columns:
+        return None
+    flags = frame[RECORD].struct.field("absent").struct.unnest()
+    lacked = [name for name in flags.columns if flags[name].any()]
+    return flags.select(lacked) if lacked else None
+
+
 def keys_of_dicts(frame: pl.DataFrame) -> list[tuple[str, ...]] | None:
-    """The keys of the dict of each row in the column `Expected.json`; None if that was not made from dicts."""
+    """The keys of the dict of each row in the column `Expected.fields`; None if that was not made from dicts."""
     if not is_of_dicts(frame):
         return None
     texts = frame[RECORD].struct.field("keys").to_list()

@@ -12,7 +12,7 @@ import polars as pl
 
 from entityframes.errors import SchemaError
 from entityframes.frames.objects import is_record
-from entityframes.frames.records import Expected, Records, are_records, unisolated
+from entityframes.frames.records import Expected, Records, Whole, are_records, unisolated
 from entityframes.frames.values import Conversion, Path
 
 #: Environment variables for the number of row groups (Parquet) and record batches (Arrow IPC) that Polars prefetches.
@@ -68,7 +68,7 @@ def as_frame(source: Any) -> pl.DataFrame:
         if isinstance(source, Mapping):
             return _from_columns(source)
         if _is_iterable(source):
-            return unisolated(Records(source, as_frame).whole(_anything))
+            return unisolated(Records(source, as_frame).whole(_anything).frame)
         one = f"one {type(source).__name__}: wrap it in a list" if is_record(source) else type(source).__name__
         raise SchemaError(
             f"expected a frame, got {one}; pass a Polars, pandas or PyArrow frame, a LazyFrame, a dict of columns, or "
@@ -287,7 +287,7 @@ def iterate(source: Any, rows: int = 25_000) -> Iterator[pl.DataFrame]:
             yield as_frame(batch)
     else:
         frames = Records(source, as_frame).read(_anything)
-        yield from [unisolated(frames)] if isinstance(frames, pl.DataFrame) else map(unisolated, frames)
+        yield from map(unisolated, [frames.frame] if isinstance(frames, Whole) else frames)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import polars as pl
 
 from entityframes.errors import SchemaError
 from entityframes.frames.objects import PLAIN, NoValueError, plain, shown
-from entityframes.metadata import dtypes
+from entityframes.metadata import canonical_json, dtypes
 from entityframes.visible import visible
 
 #: The maximum depth of nested values, and the maximum number of distinct keys of the dicts of a column.
@@ -37,6 +37,9 @@ _MAX_EXPONENT = 100
 _MAX_DAYS = 106_751_990
 
 Rows = Sequence[int]
+
+#: The expected dtype of a column whose values become JSON text, each by itself.
+JSON = pl.Object()
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,14 @@ class Array:
         return each.select(pl.when(pl.col("length") == 0).then(empty).otherwise("items")).to_series()
 
 
+class Document(Leaf):
+    """JSON text of any values."""
+
+    def text(self) -> pl.Series:
+        """See `Column`."""
+        return self.values.fill_null("null")
+
+
 def struct(columns: Mapping[str, pl.Series], name: str, height: int) -> pl.Series:
     """A Struct Series of columns, of which there may be none."""
     # Of a list of Series, Polars would rename those without a name.
@@ -203,6 +214,8 @@ class Conversion:
         Raises:
             SchemaError: the dicts of the column have too many distinct keys.
         """
+        if known == JSON:
+            return Document(self._documents(path, values, rows))
         values, families = self._by_value(path, values, rows)
         if isinstance(known, pl.Null):
             known = None
@@ -266,6 +279,19 @@ class Conversion:
         for place in (~same).arg_true():
             self._misfit(path, found[place], rows[place], known, rule)
         return made if same.all() else _select(pl.when(same).then(made), "")
+
+    def _documents(self, path: Path, values: list[Any], rows: Rows) -> pl.Series:
+        """The JSON text of each value; text in a column of JSON text is JSON already."""
+        made: list[str | None] = []
+        for place, value in enumerate(values):
+            try:
+                as_is = value is None or (isinstance(value, str) and path.depth == 1)
+                made.append(value if as_is else canonical_json.document(value, plain, canonical=path.depth > 1))
+            except (ValueError, TypeError, RecursionError) as error:
+                message = f"{path} holds {shown(value)} ({type(value).__name__}), which is not JSON: {error}"
+                self.problem(rows[place], "invalid_json", message)
+                made.append(None)
+        return self._texts(path, made, rows, None)
 
     def _integers(self, path: Path, values: list[Any], rows: Rows, known: pl.DataType | None) -> pl.Series:
         if float in set(map(type, values)):

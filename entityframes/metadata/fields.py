@@ -87,13 +87,13 @@ class Fields:
         with self._lock:
             return dict(self._load([entity_type])[entity_type])
 
-    def expected(self, entity_types: Iterable[str]) -> dict[str, pl.DataType]:
+    def expected(self, entity_types: Iterable[str]) -> dict[str, pl.DataType | None]:
         """The dtypes that typed columns of these types must have; for a field of several types, that of the first.
 
-        Fields without a common dtype are left out, and so are those of types without entities, which may be declared
-        with other dtypes.
+        The dtype is None for a field without a common dtype. Types without entities are left out, since their fields
+        may be declared with other dtypes.
         """
-        found: dict[str, pl.DataType] = {}
+        found: dict[str, pl.DataType | None] = {}
         with self._lock:
             for entity_type, fields in self._load(entity_types).items():
                 if fields and entity_type not in self._in_use and entity_type not in self._ours:
@@ -101,8 +101,7 @@ class Fields:
                         continue
                     self._in_use.add(entity_type)
                 for name, field in fields.items():
-                    if field.dtype is not None:
-                        found.setdefault(name, field.dtype)
+                    found.setdefault(name, field.dtype)
         return found
 
     def declare(self, entity_types: Iterable[str], schema: Mapping[str, pl.DataType]) -> None:

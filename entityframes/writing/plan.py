@@ -10,7 +10,7 @@ import polars as pl
 
 from entityframes import forks
 from entityframes.engines.base import Engine
-from entityframes.frames.records import Records, with_details
+from entityframes.frames.records import Records, Whole, with_details
 from entityframes.frames.schema import KEY, numbered
 from entityframes.interrupt import Interrupt
 from entityframes.metadata.merging import differences, merged_texts
@@ -69,7 +69,7 @@ class Plan:
     """
 
     frame: pl.DataFrame
-    _given: pl.DataFrame = field(compare=False)
+    _given: Whole = field(compare=False)
     _options: RunOptions = field(compare=False)
     _upsert: Callable[..., UpsertResult] = field(compare=False)
 
@@ -205,8 +205,8 @@ def make(
     """
     interrupt = interrupt or Interrupt()
     target = EntityTarget(engine, options, Run(engine, interrupt, EntityTarget.outcomes))
-    if isinstance(given, Records):
-        given = given.whole(target.expected)
+    whole = given.whole(target.expected) if isinstance(given, Records) else Whole(given)
+    given = whole.frame
     target.check(given.schema)
     target.check_values(given)
     validated = target.validate(numbered(target.prepare(given, record=False)), record=False)
@@ -238,7 +238,7 @@ def make(
     ]
     kept = given.select(name for name in (*KEY, "content", "metadata") if name in given.columns)
     kept = with_details(kept.with_columns(columns), given)
-    return Plan(pl.concat(parts).sort("row"), kept, options, upsert)
+    return Plan(pl.concat(parts).sort("row"), Whole(kept, whole.objects), options, upsert)
 
 
 def _as_plan(rows: pl.DataFrame) -> pl.DataFrame:

@@ -20,6 +20,7 @@ from entityframes.frames.schema import (
     readable_keys,
     types_of,
 )
+from entityframes.frames.values import JSON
 from entityframes.metadata import dtypes
 from entityframes.metadata.fields import Fields
 from entityframes.writing.entities import keeping
@@ -53,12 +54,14 @@ class EntityTarget:
 
     def expected(self, rows: Sequence[Mapping[str, Any]]) -> records.Expected:
         given = dict.fromkeys(kind for row in rows if isinstance(kind := row.get("entity_type"), str))
-        metadata = self._fields.expected(types_of(pl.DataFrame({"entity_type": records.texts(given)})))
+        fields = self._fields.expected(types_of(pl.DataFrame({"entity_type": records.texts(given)})))
+        # A field without a common dtype takes any JSON.
+        metadata = {name: JSON if dtype is None else dtype for name, dtype in fields.items()}
         texts = [*KEY, "content", *self._options.expected]
         return records.Expected(
             {**dict.fromkeys(texts, pl.String()), "metadata": pl.Struct(metadata)},
             columns=[*texts, "metadata", *sorted(STORE_COLUMNS.difference(texts))],
-            json="metadata",
+            fields="metadata",
         )
 
     def check(self, schema: Mapping[str, pl.DataType]) -> None:
