@@ -208,13 +208,17 @@ class Table:
 
         Args:
             frame: the rows, with columns of the table. Columns that it lacks keep their values, and have their default
-                in new rows. A DataFrame, a LazyFrame, an iterator of frames, or any object with an Arrow stream. A
-                LazyFrame, iterator or RecordBatchReader is streamed.
+                in new rows. A DataFrame, a LazyFrame, an iterator of frames, or any object with an Arrow stream; a list
+                or an iterator of dicts, dataclasses and other objects as for `EntityStore.upsert`; or a dict of
+                columns. A LazyFrame, iterator or RecordBatchReader is streamed. An object lacks the columns whose keys
+                it lacks; a column of JSON takes any values that JSON can represent. Objects that lack some columns and
+                have None in others are written in a transaction for each set of missing keys.
             on_match: what happens to a row whose key is stored: "update" it, "skip" it (it is unchanged), or "fail".
             nulls: "write" stores a null as null. "keep" leaves the stored value as it is where the frame has a null,
                 and uses the default in new rows.
             ignore: columns that are written but do not count as a difference, such as a load time.
-            batch_size: rows per batch; None makes batches of about 8 MiB (DuckDB: 128 MiB).
+            batch_size: rows per batch; None makes batches of about 8 MiB (DuckDB: 128 MiB), and of 4,000 objects from an
+                iterator.
             on_duplicate: which row of a repeated key is written: the "last", the "first", or "error" to refuse the
                 frame. In a stream this applies within a batch; a later batch updates what an earlier one wrote.
             on_error: "isolate" fails only the rows that cannot be stored, "rollback" fails the whole batch that has
@@ -433,8 +437,8 @@ class Table:
         """Check which keys are stored.
 
         Args:
-            keys: a frame with the columns of the key; other columns are ignored. For a key of one column also a Series
-                or list.
+            keys: a frame with the columns of the key, or a list or an iterator of dicts and other objects as for
+                `upsert`; other columns are ignored. For a key of one column also a Series or list of its values.
             progress, cancel: as for `EntityStore.exists`.
 
         Returns:
@@ -474,10 +478,10 @@ class Table:
             >>> people.missing([1, 2])["id"].to_list()
             [1, 2]
         """
-        given = reading.given_keys(self._relation, keys)
+        whole = keys if reading.are_values(keys) else sources.as_frame(keys)
+        given = reading.given_keys(self._relation, whole)
         found = self.exists(given, progress=progress, cancel=cancel)["exists"]
-        whole = given if reading.are_values(keys) else sources.as_frame(keys)
-        return whole.filter(~found)
+        return (whole if isinstance(whole, pl.DataFrame) else given).filter(~found)
 
     def get(self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
         """Fetch rows by key.

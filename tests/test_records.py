@@ -533,7 +533,7 @@ def test_plan(store: ef.EntityStore) -> None:
     assert plan.frame["error"][1] == "metadata.n holds 'x' (str), expected Int64"
     result = plan.apply()
     assert result.outcomes["status"].to_list() == ["updated", "failed", "created"]
-    assert result.rejected == [{"row": 1, "value": None, "rule": "wrong_dtype", "error": plan.frame["error"][1]}]
+    assert result.rejected == [{"row": 1, "value": rows[1], "rule": "wrong_dtype", "error": plan.frame["error"][1]}]
     assert metadata(store) == {"n": 2, "m": 1}
 
 
@@ -564,6 +564,122 @@ def test_rejected_is_a_sequence(store: ef.EntityStore) -> None:
     frame = pl.DataFrame({"entity_type": "note", "id": [None, "a"]})
     assert store.upsert(frame).rejected[0]["value"] is None
     assert store.upsert(iter([ROWS[0]])).rejected == []
+
+
+def test_mirror(store: ef.EntityStore) -> None:
+    """Missing keys are absent; an object with a known key is not deleted, whatever else is wrong with it."""
+    store.upsert([note(id, id, n=1, m=1) for id in "abc"])
+    rows = [{"entity_type": "note", "id": "a", "metadata": {"n": 2}}, note("b", n="x")]
+    result = store.mirror(iter(rows), max_delete=1)
+    assert result.outcomes.select("id", "status").rows() == [("a", "updated"), ("b", "failed"), ("c", "deleted")]
+    assert [each["value"] for each in result.rejected] == rows[1:]
+    assert metadata(store) == {"n": 2, "m": 1}
+    unknown = store.mirror([ROWS[0], note(5)], max_delete=1)
+    assert unknown.outcomes["status"].to_list() == ["updated", "failed", "cancelled"]
+
+
+def test_fields_that_hold_any_json(store: ef.EntityStore) -> None:
+    """A field that JSON text has given no dtype takes any JSON; other values fail their row."""
+    store.upsert_entity("note", "a", metadata={"v": {"x": 1}, "n": 1})
+    values = ["text", {"z": 1.0, "b": [Colour.RED]}, None, NOON, {1: 2}]
+    rows = [note(id, v=v, n=2) for id, v in zip("abcde", values, strict=True)]
+    result = store.upsert(iter(rows))
+    assert result.failed.select("id", "rule").rows() == [("d", "invalid_json"), ("e", "invalid_json")]
+    assert [metadata(store, id)["v"] for id in "abc"] == ["text", {"b": ["red"], "z": 1}, None]
+    assert store.read("note")["v"].to_list() == ['"text"', '{"b":["red"],"z":1}', None]
+    assert store.upsert(iter(rows)).counts["unchanged"] == 3
+    assert store.verify().is_empty()
+
+
+# Tables.
+
+
+@pytest.fixture
+def table(store: ef.EntityStore, sql: Callable[..., Any], engine: str) -> ef.Table:
+    """A table with defaults, and a column of JSON."""
+    types = ("jsonb", "numeric(10,2)") if engine == "postgresql" else ("json", "decimal(10,2)")
+    sql(
+        f"CREATE TABLE people (id bigint PRIMARY KEY, name text DEFAULT 'nobody', born date, doc {types[0]}, score {types[1]})"
+    )
+    return store.table("people")
+
+
+def rows_of(table: ef.Table) -> list[tuple[Any, ...]]:
+    """The rows of the table, with JSON as values."""
+    return [(*row[:3], None if row[3] is None else json.loads(row[3]), *row[4:]) for row in table.read().rows()]
+
+
+@pytest.mark.parametrize("form", [list, iter])
+def test_rows_of_a_table(table: ef.Table, form: Callable[[Any], Any]) -> None:
+    """A missing key is a default in a new row, and keeps the value of a stored one; JSON columns take any JSON."""
+    rows = [
+        {"id": 1, "name": "Ada", "born": "1815-12-10", "doc": {"a": 1, "b": [1, "x"]}, "score": 1.5},
+        {"id": 2, "doc": [1, {"c": None}]},
+        {"id": 3, "name": None},
+    ]
+    assert table.upsert(form(rows)).counts["created"] == 3
+    born, score = dt.date(1815, 12, 10), Decimal("1.50")
+    first = (1, "Ada", born, {"a": 1, "b": [1, "x"]}, score)
+    assert rows_of(table) == [first, (2, "nobody", None, [1, {"c": None}], None), (3, None, None, None, None)]
+    assert table.upsert(form(rows)).counts["unchanged"] == 3
+    changes = [
+        {"id": 1, "score": 2},
+        {"id": 2, "doc": None},
+        {"id": 3, "name": "Cid"},
+        {"id": 4, "name": None, "score": 4},
+    ]
+    plan = table.plan(form(changes))
+    assert plan.frame["action"].to_list() == ["update"] * 3 + ["create"]
+    assert [[each["field"] for each in changed] for changed in plan.frame["changes"][:3]] == [
+        ["score"],
+        ["doc"],
+        ["name"],
+    ]
+    result = plan.apply() if form is list else table.upsert(form(changes))
+    assert result.counts == result.counts | {"updated": 3, "created": 1}
+    assert rows_of(table) == [
+        (*first[:4], Decimal("2.00")),
+        (2, "nobody", None, None, None),
+        (3, "Cid", None, None, None),
+        (4, None, None, None, Decimal("4.00")),
+    ]
+    kept = table.upsert(form([{"id": 1, "name": None, "doc": None}, {"id": 5, "name": None}]), nulls="keep")
+    assert kept.outcomes["status"].to_list() == ["unchanged", "created"]
+    assert rows_of(table)[4][1] == "nobody"
+
+
+def test_odd_rows_of_a_table(table: ef.Table, monkeypatch) -> None:
+    """They fail by themselves, also in a page of their own; keys may be given as dicts in every call."""
+    monkeypatch.setattr(records, "PAGE_ROWS", 4)
+    rows = [
+        *({"id": n, "born": dt.date(2000, 1, n), "score": n} for n in (1, 2, 3)),
+        {"id": "x"},
+        {"id": 4, "born": "2000-01-01"},
+        {"id": 5, "born": None, "nam": "a typo"},
+        {"id": 6, "doc": NOON},
+        {"name": "no key"},
+        {"id": 7, "score": 1.005},
+        5,
+    ]
+    result = table.upsert(iter(rows))
+    assert result.counts["created"] == 3
+    assert [(each["value"], each["rule"]) for each in result.rejected] == [
+        (rows[3], "wrong_dtype"),
+        (rows[4], "wrong_dtype"),
+        (rows[5], "unknown_column"),
+        (rows[6], "invalid_json"),
+        (rows[7], "null_key"),
+        (rows[8], "loses_digits"),
+        (rows[9], "not_a_record"),
+    ]
+    assert table.plan(rows).counts["invalid"] == 7
+    keys = [{"id": 1}, {"id": 9}]
+    assert table.exists(keys)["exists"].to_list() == table.exists([1, 9])["exists"].to_list() == [True, False]
+    assert table.missing(iter(keys)).rows() == [(9,)]
+    assert table.get(keys)["found"].to_list() == [True, False]
+    mirrored = table.mirror([{"id": 1}, {"id": 2, "score": "many"}], max_delete=1)
+    assert mirrored.outcomes.select("id", "status").rows() == [(1, "unchanged"), (2, "failed"), (3, "deleted")]
+    assert table.delete(keys).outcomes["status"].to_list() == ["deleted", "missing"]
 
 
 # Streams.
