@@ -34,6 +34,8 @@ class Inputs:
 
     def add(self, objects: Sequence[Any]) -> None:
         """Hold the objects of the next rows."""
+        if not objects:
+            return
         self._pages.append((self._next, objects, len(objects)))
         self._next += len(objects)
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from entityframes import forks
 from entityframes.engines import open_tables
-from entityframes.engines.base import check_writable
+from entityframes.engines.base import check_writable, where
 from entityframes.engines.tables import Column, Relation, TableEngine, named
 from entityframes.engines.url import parse_url
 from entityframes.errors import ConnectError, DuplicateError, SchemaError
@@ -217,8 +217,8 @@ class Table:
             nulls: "write" stores a null as null. "keep" leaves the stored value as it is where the frame has a null,
                 and uses the default in new rows.
             ignore: columns that are written but do not count as a difference, such as a load time.
-            batch_size: rows per batch; None makes batches of about 8 MiB (DuckDB: 128 MiB), and of 4,000 objects from an
-                iterator.
+            batch_size: rows per batch; None makes batches of about 8 MiB (DuckDB: 128 MiB), or of 4,000 objects from
+                an iterator.
             on_duplicate: which row of a repeated key is written: the "last", the "first", or "error" to refuse the
                 frame. In a stream this applies within a batch; a later batch updates what an earlier one wrote.
             on_error: "isolate" fails only the rows that cannot be stored, "rollback" fails the whole batch that has
@@ -657,7 +657,7 @@ class Table:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Table({self._engine.database.address!r}, {self._relation.name!r}, key={list(self._relation.key)!r})"
+        return f"Table({where(self._engine.database)}, {self._relation.name!r}, key={list(self._relation.key)!r})"
 
     def _usable(self, keys: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
         """Keys as they are compared, and which of them can be stored at all."""
