@@ -17,6 +17,7 @@ import polars as pl
 
 from entityframes import forks
 from entityframes.errors import EntityFramesError
+from entityframes.rejected import Inputs, Rejected
 from entityframes.visible import visible
 
 #: The statuses of a row of an upsert. Each row ends with exactly one of them:
@@ -122,6 +123,8 @@ class OutcomeLog:
         self._folder: Path | None = None
         self._files: list[Path] = []
         self.counts = dict.fromkeys(statuses, 0)
+        #: The Python objects that the rows were made from; of frames there are none.
+        self.inputs = Inputs()
 
     def append(self, frame: pl.DataFrame) -> None:
         """Add outcomes, in any order."""
@@ -129,6 +132,7 @@ class OutcomeLog:
             return
         for status, rows in frame["status"].cast(pl.String).value_counts().iter_rows():
             self.counts[status] += rows
+        self.inputs.settle(frame)
         self._frames.append(frame)
         self._held += frame.height
         if self._held > self._keep:
@@ -353,6 +357,24 @@ class UpsertResult(RunResult):
         return self.outcomes.filter(
             pl.col("status").cast(pl.String).is_in(["created", "updated", "unchanged", "deleted"])
         )
+
+    @property
+    def rejected(self) -> Rejected:
+        """The Python objects of the rows that failed, in input order, to be corrected and passed again.
+
+        Each item is a dict: ``row`` (the position of the object in the input), ``value`` (the object itself; of a dict
+        from an iterator, a copy), ``rule`` and ``error``. The objects of an iterator are kept for this: 10,000 of them
+        in memory, more in a temporary file, which is removed with the result. ``value`` is None if the input consisted
+        of frames, whose rows `failed` can be joined to by ``row``, and if the row was lost in a failover after it had
+        been committed.
+
+        Examples:
+            >>> notes = [{"entity_type": "note", "id": "d"}, {"entity_type": "note", "id": None}]
+            >>> for each in store.upsert(iter(notes)).rejected:
+            ...     print(each["row"], each["value"], each["rule"])
+            1 {'entity_type': 'note', 'id': None} null_key
+        """
+        return Rejected(self.failed, getattr(self._log, "inputs", None))
 
 
 @dataclass(frozen=True, repr=False)

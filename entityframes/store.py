@@ -19,6 +19,7 @@ from entityframes.engines.tables import TableEngine
 from entityframes.engines.url import Address, parse_url
 from entityframes.errors import ConnectError, DuplicateError, EmbedderError, SchemaError
 from entityframes.frames import single, sources
+from entityframes.frames.records import Records, Whole
 from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.reading import lookup
@@ -157,17 +158,23 @@ class EntityStore:
         Args:
             frame: an entity frame: ``entity_type`` and ``id`` (String), and optionally ``content`` (String) and
                 ``metadata`` (Struct, or String with a JSON object). A DataFrame, a LazyFrame, an iterator of frames,
-                or any object with an Arrow stream. A LazyFrame, iterator or RecordBatchReader is streamed.
+                or any object with an Arrow stream; a list of dicts, dataclasses, models (``model_dump``), named tuples
+                or database rows, or an iterator of them or of lists of them; or a dict of columns. A LazyFrame,
+                iterator or RecordBatchReader is streamed. In lists and iterators of objects, ``metadata`` is a dict, or
+                JSON text. Metadata fields have the dtypes that they have in the store, and new fields the dtype of most
+                of their values in the list, or in a page of 5,000 objects of the iterator. A value that does not fit
+                fails its row, which `UpsertResult.rejected` returns with the object.
             absent: what happens to stored content and metadata fields that the frame does not have. "keep" leaves
                 them unchanged; "clear" removes them, so that each entity becomes what the frame holds. A field is
                 replaced as a whole, also if it is nested. JSON text has the top-level fields that it names, a null
-                ``metadata`` has none. A new entity without content is stored with ``""``.
+                ``metadata`` has none. An object has the keys that it has: in each row, a missing key is absent, and a
+                key that is None is null. A new entity without content is stored with ``""``.
             nulls: "write" stores a null metadata field as null, and fails a row whose content is null. "keep" keeps
                 the stored value wherever a top-level metadata field is null (typed or in JSON text), and wherever
                 content is null or ``""``. If a key is repeated, nulls in the row that is written are not filled from
                 the other rows.
             batch_size: rows per batch. None makes batches of about 8 MiB and at most 50,000 rows; for a frame in
-                memory on DuckDB, of about 128 MiB and at most 122,880 rows.
+                memory on DuckDB, of about 128 MiB and at most 122,880 rows; for objects from an iterator, of 4,000.
             embed: whether new and changed content is queued for embedding, as one job per batch.
             on_duplicate: which row of a repeated key is written: the "last", the "first", or "error" to refuse the
                 frame. In a stream this applies within a batch; a later batch updates what an earlier one wrote.
@@ -186,8 +193,9 @@ class EntityStore:
             UpsertResult, whose ``outcomes`` have one row per input row, in input order.
 
         Raises:
-            SchemaError: the columns or dtypes of the frame cannot be stored. A frame in memory is refused before
-                anything is written; in a stream, the batches before it stay stored, and the message counts them.
+            SchemaError: the columns or dtypes of the frame cannot be stored, or it is none. A frame in memory is
+                refused before anything is written; in a stream, the batches before it stay stored, and the message
+                counts them.
             DuplicateError: a key is repeated and ``on_duplicate="error"``.
             ValidationError, DatabaseError: a row failed and ``on_error="raise"``.
             PermanentError, ResourceError: no batch can succeed (missing permission, full disk), or the store was
@@ -201,6 +209,9 @@ class EntityStore:
             ['updated', 'created', 'failed']
             >>> store.upsert(frame[:2]).counts["unchanged"]
             2
+            >>> notes = ({"entity_type": "note", "id": id, "metadata": {"year": 1950}} for id in ["a", "e"])
+            >>> store.upsert(notes).outcomes["status"].to_list()
+            ['updated', 'created']
         """
         check_writable(self._engine.database)
         options = Options(
@@ -212,20 +223,21 @@ class EntityStore:
             absent=absent,
             nulls=nulls,
         )
-        return self._upsert(
-            sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame), options, progress, cancel
+        source = sources.objects(frame, batch_size) or (
+            sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame)
         )
+        return self._upsert(source, options, progress, cancel)
 
     def _upsert(
         self,
-        source: pl.DataFrame | Iterator[pl.DataFrame],
+        source: pl.DataFrame | Iterator[pl.DataFrame] | Records | Whole,
         options: Options,
         progress: Progress,
         cancel: threading.Event | None,
     ) -> UpsertResult:
         check_writable(self._engine.database)
         run = entity_upsert(self._engine, options, Interrupt(cancel))
-        with Reporter(progress, source.height if isinstance(source, pl.DataFrame) else None) as reporter:
+        with Reporter(progress, getattr(source, "height", None)) as reporter:
             try:
                 return run.execute(source, reporter, self._threads.submit)
             except (SchemaError, DuplicateError) as error:
@@ -282,12 +294,12 @@ class EntityStore:
         options = Options(
             batch_size=batch_size, embed=embed, on_duplicate=on_duplicate, on_error=on_error, absent=absent, nulls=nulls
         )
-        given = sources.collect(frame)
-        check_not_empty(given)
-        missing, stored, complete = absent_entities(given, scope, self.scan)
-        check_deletions(missing.height, stored, max_delete)
         interrupt = Interrupt(cancel)
         run = entity_upsert(self._engine, options, interrupt, MIRROR_STATUSES)
+        given = run.whole(sources.objects(frame) or sources.as_frame(frame))
+        check_not_empty(given.frame)
+        missing, stored, complete = absent_entities(given.frame, scope, self.scan)
+        check_deletions(missing.height, stored, max_delete)
         deletion, stopped = EntityDeletion(self._engine), True
         with Reporter(progress, given.height + missing.height) as reporter:
             try:
@@ -318,7 +330,7 @@ class EntityStore:
         """Compare a frame with the store and report what `upsert` would do, row by row, without writing anything.
 
         Args:
-            frame: an entity frame as for `upsert`. The whole frame is held in memory, also if it is a stream.
+            frame: an entity frame, or objects, as for `upsert`. All of it is held in memory, also if it is a stream.
             absent, nulls, on_duplicate: as for `upsert`.
             progress, cancel: as for `upsert`; `cancel` takes effect before the next 50,000 rows are compared.
 
@@ -340,20 +352,22 @@ class EntityStore:
             1
         """
         options = Options(on_duplicate=on_duplicate, absent=absent, nulls=nulls)
-        return plan.make(self._engine, sources.collect(frame), options, self._upsert, progress, Interrupt(cancel))
+        given = sources.objects(frame) or sources.as_frame(frame)
+        return plan.make(self._engine, given, options, self._upsert, progress, Interrupt(cancel))
 
     def exists(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
         """Check which ids are stored. Up to 10,000 ids take one query.
 
         Args:
-            ids: an id frame (``entity_type``, ``id``); other columns are ignored.
+            ids: an id frame (``entity_type``, ``id``), or a list or an iterator of dicts and other objects as for
+                `upsert`; other columns are ignored.
             progress, cancel: as for `upsert`; `cancel` takes effect before the next query.
 
         Returns:
             ``entity_type``, ``id`` String, ``exists`` Boolean; one row per id, in input order.
 
         Raises:
-            SchemaError: ``entity_type`` or ``id`` is missing or not String.
+            SchemaError: ``entity_type`` or ``id`` is missing or not String, or an object has a value of another type.
             StatementCancelledError: `cancel` was set.
 
         Examples:
@@ -366,14 +380,14 @@ class EntityStore:
         """Select the rows of an id frame whose entity is not stored (an anti-join).
 
         Args:
-            ids: an id frame (``entity_type``, ``id``), with any other columns.
+            ids: an id frame (``entity_type``, ``id``), with any other columns; or objects, as for `exists`.
             progress, cancel: as for `upsert`; `cancel` takes effect before the next query.
 
         Returns:
             Those rows with all their columns, in input order.
 
         Raises:
-            SchemaError: ``entity_type`` or ``id`` is missing or not String.
+            SchemaError: ``entity_type`` or ``id`` is missing or not String, or an object has a value of another type.
             StatementCancelledError: `cancel` was set.
 
         Examples:
@@ -388,7 +402,7 @@ class EntityStore:
         """Fetch entities by id. Up to 10,000 ids take one query.
 
         Args:
-            ids: an id frame (``entity_type``, ``id``); other columns are ignored.
+            ids: an id frame (``entity_type``, ``id``), or objects, as for `exists`; other columns are ignored.
             progress, cancel: as for `upsert`; `cancel` takes effect before the next query.
 
         Returns:
@@ -397,7 +411,7 @@ class EntityStore:
             id, in input order. From ``content`` on the columns are null if the entity is not stored.
 
         Raises:
-            SchemaError: ``entity_type`` or ``id`` is missing or not String.
+            SchemaError: ``entity_type`` or ``id`` is missing or not String, or an object has a value of another type.
             StatementCancelledError: `cancel` was set.
 
         Examples:
@@ -475,7 +489,7 @@ class EntityStore:
         """Delete entities and their vectors. Each batch of up to 50,000 ids is one transaction.
 
         Args:
-            ids: an id frame (``entity_type``, ``id``); other columns are ignored.
+            ids: an id frame (``entity_type``, ``id``), or objects, as for `exists`; other columns are ignored.
             progress, cancel: as for `upsert`. No exception is raised for `cancel`: ids that were not deleted have the
                 status cancelled.
 
@@ -483,7 +497,7 @@ class EntityStore:
             DeleteResult, whose ``outcomes`` have one row per id, in input order.
 
         Raises:
-            SchemaError: ``entity_type`` or ``id`` is missing or not String.
+            SchemaError: ``entity_type`` or ``id`` is missing or not String, or an object has a value of another type.
             DatabaseError: a transaction failed; PermanentError if the store was opened with ``read_only=True``. An id
                 that a constraint or trigger refuses to delete fails alone and raises nothing. `last_result` has the
                 outcomes.

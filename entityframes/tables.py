@@ -16,6 +16,7 @@ from entityframes.engines.tables import Column, Relation, TableEngine, named
 from entityframes.engines.url import parse_url
 from entityframes.errors import ConnectError, DuplicateError, SchemaError
 from entityframes.frames import sources
+from entityframes.frames.records import Records, Whole, visible_schema
 from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.reading import tables as reading
@@ -207,13 +208,17 @@ class Table:
 
         Args:
             frame: the rows, with columns of the table. Columns that it lacks keep their values, and have their default
-                in new rows. A DataFrame, a LazyFrame, an iterator of frames, or any object with an Arrow stream. A
-                LazyFrame, iterator or RecordBatchReader is streamed.
+                in new rows. A DataFrame, a LazyFrame, an iterator of frames, or any object with an Arrow stream; a list
+                or an iterator of dicts, dataclasses and other objects as for `EntityStore.upsert`; or a dict of
+                columns. A LazyFrame, iterator or RecordBatchReader is streamed. An object lacks the columns whose keys
+                it lacks; a column of JSON takes any values that JSON can represent. Objects that lack some columns and
+                have None in others are written in a transaction for each set of missing keys.
             on_match: what happens to a row whose key is stored: "update" it, "skip" it (it is unchanged), or "fail".
             nulls: "write" stores a null as null. "keep" leaves the stored value as it is where the frame has a null,
                 and uses the default in new rows.
             ignore: columns that are written but do not count as a difference, such as a load time.
-            batch_size: rows per batch; None makes batches of about 8 MiB (DuckDB: 128 MiB).
+            batch_size: rows per batch; None makes batches of about 8 MiB (DuckDB: 128 MiB), or of 4,000 objects from
+                an iterator.
             on_duplicate: which row of a repeated key is written: the "last", the "first", or "error" to refuse the
                 frame. In a stream this applies within a batch; a later batch updates what an earlier one wrote.
             on_error: "isolate" fails only the rows that cannot be stored, "rollback" fails the whole batch that has
@@ -243,19 +248,21 @@ class Table:
             batch_size=batch_size, on_duplicate=on_duplicate, on_error=on_error, nulls=nulls, on_match=on_match,
             ignore=_names(ignore),
         )  # fmt: skip
-        source = sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame)
+        source = sources.objects(frame, batch_size) or (
+            sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame)
+        )
         return self._upsert(source, options, progress, cancel)
 
     def _upsert(
         self,
-        source: pl.DataFrame | Iterator[pl.DataFrame],
+        source: pl.DataFrame | Iterator[pl.DataFrame] | Records | Whole,
         options: TableOptions,
         progress: Progress,
         cancel: threading.Event | None,
     ) -> UpsertResult:
         check_writable(self._engine.database)
         run = table_upsert(self._engine, self._relation, options, Interrupt(cancel))
-        with Reporter(progress, source.height if isinstance(source, pl.DataFrame) else None) as reporter:
+        with Reporter(progress, getattr(source, "height", None)) as reporter:
             try:
                 return run.execute(source, reporter, self._threads.submit)
             except (SchemaError, DuplicateError) as error:
@@ -311,12 +318,12 @@ class Table:
             on_duplicate=on_duplicate, nulls=nulls, on_match=on_match, undelete=soft_delete if mirror else None,
             ignore=_names(ignore),
         )  # fmt: skip
-        given = sources.collect(frame)
         interrupt = Interrupt(cancel)
+        given = self._whole(frame, options, interrupt)
         deletions = self._deletions(given, options, scope, interrupt).with_values(self._engine) if mirror else None
 
         def upsert(
-            source: pl.DataFrame, options: TableOptions, progress: Progress, cancel: threading.Event | None
+            source: Whole, options: TableOptions, progress: Progress, cancel: threading.Event | None
         ) -> UpsertResult:
             if deletions is None:
                 return self._upsert(source, options, progress, cancel)
@@ -378,21 +385,28 @@ class Table:
             ignore=_names(ignore),
         )  # fmt: skip
         check_writable(self._engine.database)
-        given = sources.collect(frame)
-        deletions = self._deletions(given, options, scope, Interrupt(cancel))
+        interrupt = Interrupt(cancel)
+        given = self._whole(frame, options, interrupt)
+        deletions = self._deletions(given, options, scope, interrupt)
         check_deletions(deletions.rows.height, deletions.stored, max_delete)
         return self._mirror(given, options, deletions, progress, cancel)
 
-    def _deletions(self, given: pl.DataFrame, options: TableOptions, scope: Scope, interrupt: Interrupt) -> Deletions:
+    def _whole(self, frame: Any, options: TableOptions, interrupt: Interrupt) -> Whole:
+        """All rows of a frame, a stream or Python objects."""
+        run = table_upsert(self._engine, self._relation, options, interrupt)
+        return run.whole(sources.objects(frame) or sources.as_frame(frame))
+
+    def _deletions(self, given: Whole, options: TableOptions, scope: Scope, interrupt: Interrupt) -> Deletions:
         """The stored rows that a frame lacks."""
-        check_not_empty(given)
-        check_columns(self._relation, given.schema, options)
-        check_soft_delete(self._relation, options.undelete, given.columns)
-        return absent_rows(self._engine, self._relation, given, scope, options.undelete, interrupt)
+        frame = given.frame
+        check_not_empty(frame)
+        check_columns(self._relation, visible_schema(frame.schema), options)
+        check_soft_delete(self._relation, options.undelete, frame.columns)
+        return absent_rows(self._engine, self._relation, frame, scope, options.undelete, interrupt)
 
     def _mirror(
         self,
-        given: pl.DataFrame,
+        given: Whole,
         options: TableOptions,
         deletions: Deletions,
         progress: Progress,
@@ -423,8 +437,8 @@ class Table:
         """Check which keys are stored.
 
         Args:
-            keys: a frame with the columns of the key; other columns are ignored. For a key of one column also a Series
-                or list.
+            keys: a frame with the columns of the key, or a list or an iterator of dicts and other objects as for
+                `upsert`; other columns are ignored. For a key of one column also a Series or list of its values.
             progress, cancel: as for `EntityStore.exists`.
 
         Returns:
@@ -464,10 +478,10 @@ class Table:
             >>> people.missing([1, 2])["id"].to_list()
             [1, 2]
         """
-        given = reading.given_keys(self._relation, keys)
+        whole = keys if reading.are_values(keys) else sources.as_frame(keys)
+        given = reading.given_keys(self._relation, whole)
         found = self.exists(given, progress=progress, cancel=cancel)["exists"]
-        whole = given if isinstance(keys, pl.Series | list | tuple) else sources.as_frame(keys)
-        return whole.filter(~found)
+        return (whole if isinstance(whole, pl.DataFrame) else given).filter(~found)
 
     def get(self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
         """Fetch rows by key.

@@ -232,8 +232,8 @@ def test_entities_refuses_unstable_ids() -> None:
         ef.entities(pl.DataFrame({"f": [1.0]}), "t", id="g")
     with pytest.raises(ef.SchemaError, match="content 'f' is Float64"):
         ef.entities(pl.DataFrame({"f": [1.0], "k": ["a"]}), "t", id="k", content="f")
-    with pytest.raises(ef.SchemaError, match="expected a frame, got dict"):
-        ef.entities({"a": [1]}, "t", id="a")
+    with pytest.raises(ef.SchemaError, match="expected a frame, got int"):
+        ef.entities(1, "t", id="a")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ PACKAGE = Path(ef.__file__).parent
 LAYERS = [
     {"errors", "visible", "progress"},
     {"interrupt", "forks", "threads"},
+    {"rejected"},
     {"retry", "results", "metadata"},
     {"frames"},
     {"files", "engines"},

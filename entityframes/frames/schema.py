@@ -53,8 +53,9 @@ def entities(
     """Make an entity frame from a dataframe.
 
     Args:
-        df: a Polars DataFrame or LazyFrame, or any object with the Arrow PyCapsule interface (pandas, PyArrow, a
-            DuckDB relation).
+        df: a Polars DataFrame or LazyFrame; any object with the Arrow PyCapsule interface (pandas, PyArrow, a DuckDB
+            relation); a dict of columns; or a list or an iterator of dicts, dataclasses or models, which is read
+            completely, and in which a key that some of them lack becomes null.
         entity_type: the type of all rows.
         id: the column with the ids, an expression, or a list of columns whose values are joined with ``|``. A ``|`` or
             backslash within a value is escaped with a backslash, so that different values never make the same id.
@@ -73,7 +74,7 @@ def entities(
 
     Raises:
         SchemaError: a column is missing, its dtype cannot be used as id, content or metadata, or an argument has the
-            wrong type.
+            wrong type; or a value of an object has another type than the others, which the message names with its row.
         ClosedError: this process was forked from one that had used Polars or opened a store.
 
     Examples:

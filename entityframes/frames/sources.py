@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import polars as pl
 
 from entityframes.errors import SchemaError
-
-#: The columns of an empty entity frame.
-_COLUMNS = ("entity_type", "id", "content")
+from entityframes.frames.objects import is_record
+from entityframes.frames.records import Expected, Records, Whole, are_records, unisolated
+from entityframes.frames.values import Conversion, Path
 
 #: Environment variables for the number of row groups (Parquet) and record batches (Arrow IPC) that Polars prefetches.
 _PREFETCH = ("POLARS_ROW_GROUP_PREFETCH_SIZE", "POLARS_RECORD_BATCH_PREFETCH_SIZE")
@@ -28,23 +28,51 @@ def is_stream(source: Any) -> bool:
     if hasattr(source, "__arrow_c_stream__"):
         # PyArrow tables and pandas frames are in memory; readers and relations are not.
         return not hasattr(source, "num_rows") and not hasattr(source, "iloc")
-    return hasattr(source, "__iter__") and not isinstance(source, str | bytes | Mapping)
+    return _is_iterable(source) and not are_records(source)
+
+
+def _is_iterable(source: Any) -> bool:
+    """Whether a source without an Arrow stream has items that are rows or frames."""
+    # A dict has columns, and a single record, such as a model or a named tuple, may be iterable, too.
+    return hasattr(source, "__iter__") and not isinstance(source, str | bytes) and not is_record(source)
+
+
+def objects(source: Any, rows: int | None = None) -> Records | None:
+    """The Python objects of a list or an iterator, for calls that report what became of each; None for other sources.
+
+    Args:
+        source: anything; an iterator may also turn out to consist of frames.
+        rows: about how many objects of an iterator are converted at once.
+    """
+    is_frame = isinstance(source, pl.DataFrame | pl.LazyFrame) or hasattr(source, "__arrow_c_stream__")
+    return None if is_frame or not _is_iterable(source) else Records(source, as_frame, rows)
 
 
 def as_frame(source: Any) -> pl.DataFrame:
-    """Read an object with the Arrow PyCapsule interface as a DataFrame; the columns of a pandas index are dropped.
+    """Read a source as one DataFrame.
+
+    Args:
+        source: an object with the Arrow PyCapsule interface, of which the columns of a pandas index are dropped; a
+            LazyFrame; a dict of columns; a list or an iterator of dicts, dataclasses, models or frames.
 
     Raises:
-        SchemaError: `source` lacks this interface, or contains values that Arrow or Polars cannot represent.
+        SchemaError: `source` is none of these; it contains values that Arrow or Polars cannot represent; the values of
+            a column are of different types, which the message names with row and column; or its frames differ in
+            columns or dtypes.
     """
     if isinstance(source, pl.DataFrame):
         return source
     if isinstance(source, pl.LazyFrame):
         return source.collect()
     if not hasattr(source, "__arrow_c_stream__"):
+        if isinstance(source, Mapping):
+            return _from_columns(source)
+        if _is_iterable(source):
+            return unisolated(Records(source, as_frame).whole(_anything).frame)
+        one = f"one {type(source).__name__}: wrap it in a list" if is_record(source) else type(source).__name__
         raise SchemaError(
-            f"expected a frame, got {type(source).__name__}: pass a Polars, pandas or PyArrow frame, a LazyFrame, "
-            "or an iterator of frames"
+            f"expected a frame, got {one}; pass a Polars, pandas or PyArrow frame, a LazyFrame, a dict of columns, or "
+            "a list or an iterator of dicts, dataclasses, models or frames"
         )
     given = source
     source = _without_panics(source)
@@ -59,6 +87,48 @@ def as_frame(source: Any) -> pl.DataFrame:
     # Uses the original source, because a reader created from it can be read only once.
     _check_times(given, frame)
     return frame.drop([name for name in frame.columns if name.startswith("__index_level_")])
+
+
+def _anything(records: Sequence[Mapping[str, Any]]) -> Expected:
+    """Any columns are expected."""
+    return Expected()
+
+
+def _from_columns(columns: Mapping[str, Any]) -> pl.DataFrame:
+    """Read a dict of columns: Series, arrays or lists of values, and single values that are the same in each row.
+
+    Raises:
+        SchemaError: there is no column, columns differ in length, or a column cannot be read; names it, and the row.
+    """
+    conversion = Conversion()
+    made: dict[str, pl.Series] = {}
+    single: dict[str, Any] = {}
+    for name, values in columns.items():
+        if isinstance(values, Mapping) or not isinstance(name, str):
+            raise SchemaError(f"column {name!r} is a dict: pass a list of its values")
+        if isinstance(values, list | tuple | range):
+            path = Path(name)
+            made[name] = conversion.column(path, list(values), range(len(values))).series(name)
+        elif hasattr(values, "__array__") or hasattr(values, "__arrow_c_stream__"):
+            try:
+                made[name] = pl.Series(name, values)
+            except (Exception, pl.exceptions.PanicException) as error:
+                raise SchemaError(f"column {name!r} cannot be read: {error}") from error
+        else:
+            single[name] = values
+    if not made:
+        raise SchemaError("expected a dict of columns, got single values only: wrap the dict of one row in a list")
+    if len({len(series) for series in made.values()}) > 1:
+        lengths = ", ".join(f"{name!r} has {len(series):,}" for name, series in made.items())
+        raise SchemaError(f"the columns differ in their number of values: {lengths}")
+    height = len(next(iter(made.values())))
+    for name, value in single.items():
+        column = conversion.column(Path(name), [value], range(1)).series(name)
+        made[name] = column.new_from_index(0, height)
+    if conversion.problems:
+        row = min(conversion.problems)
+        raise SchemaError(f"row {row}: {conversion.problems[row][1]}")
+    return pl.DataFrame({name: made[name] for name in columns})
 
 
 #: Names of Arrow types that Polars does not support, some of which make it panic.
@@ -191,24 +261,17 @@ def _from_pandas_bytes(source: Any, error: Exception) -> pl.DataFrame:
 
 
 def collect(source: Any) -> pl.DataFrame:
-    """A frame, or the concatenated frames of an iterable.
-
-    Raises:
-        SchemaError: `source` is not a frame, or its frames differ in columns or dtypes.
-    """
-    if isinstance(source, pl.DataFrame | pl.LazyFrame) or hasattr(source, "__arrow_c_stream__"):
-        return as_frame(source)
-    if not hasattr(source, "__iter__") or isinstance(source, str | bytes | Mapping):
-        return as_frame(source)
-    pieces = [as_frame(piece) for piece in source]
-    try:
-        return pl.concat(pieces) if pieces else pl.DataFrame(schema=dict.fromkeys(_COLUMNS, pl.String))
-    except pl.exceptions.PolarsError as error:
-        raise SchemaError(f"the frames of a plan must have the same columns: {error}") from error
+    """All rows of a source, also of a stream, as one DataFrame; see `as_frame`."""
+    return as_frame(source)
 
 
 def iterate(source: Any, rows: int = 25_000) -> Iterator[pl.DataFrame]:
-    """The frames of a streaming source, a LazyFrame or an iterable of frames, with one frame in memory at a time."""
+    """The frames of a streaming source, with one frame in memory at a time.
+
+    Args:
+        source: a LazyFrame, a reader of Arrow batches, or an iterable of frames, or of objects as for `as_frame`.
+        rows: about how many rows of a LazyFrame a frame has.
+    """
     if isinstance(source, pl.LazyFrame):
         batches = source.collect_batches(chunk_size=rows, maintain_order=True, lazy=True)
         # The scan starts with the first batch.
@@ -223,8 +286,8 @@ def iterate(source: Any, rows: int = 25_000) -> Iterator[pl.DataFrame]:
         for batch in _without_panics(pa.RecordBatchReader.from_stream(source)):
             yield as_frame(batch)
     else:
-        for frame in source:
-            yield as_frame(frame)
+        frames = Records(source, as_frame).read(_anything)
+        yield from map(unisolated, [frames.frame] if isinstance(frames, Whole) else frames)
 
 
 @contextmanager

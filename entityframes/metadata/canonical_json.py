@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
 from sys import float_info
@@ -180,6 +180,42 @@ def dump(metadata: Mapping[str, Any]) -> str:
         return json.dumps(dict(metadata), ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValidationError(f"metadata cannot be written as JSON: {error}") from error
+
+
+def document(value: Any, plain: Callable[[Any], Any], *, canonical: bool) -> str:
+    """A value as JSON text.
+
+    Args:
+        value: any value.
+        plain: replaces a value that is not of a type of JSON by one that may be.
+        canonical: whether to make canonical JSON; otherwise keys and numbers stay as they are.
+
+    Raises:
+        ValueError, TypeError, RecursionError: JSON cannot represent the value, or the key of a dict is not text.
+    """
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, dict):
+            if wrong := next((key for key in value if type(key) is not str), None):
+                raise TypeError(f"the key {wrong!r} is not text")
+            return {name: replaced(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [replaced(item) for item in value]
+        if value is None or type(value) in (str, int, float, bool):
+            return value
+        made = plain(value)
+        if type(made) is type(value):
+            raise TypeError(f"{type(value).__name__} is not a type of JSON")
+        return replaced(made)
+
+    text = json.dumps(replaced(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text.encode()
+    if not canonical:
+        return text
+    [whole], [error], _ = canonical_json([f'{{"v":{text}}}'])
+    if whole is None:
+        raise ValueError(error)
+    return whole[5:-1]
 
 
 def number_text(text: str) -> str:

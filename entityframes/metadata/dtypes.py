@@ -130,6 +130,11 @@ def encode(metadata: pl.Series) -> pl.Series:
     return frame.select(text.alias(metadata.name)).to_series()
 
 
+def json_text(values: pl.Series) -> pl.Series:
+    """The JSON text of each value of a column, as `encode` writes it; nulls become ``null``."""
+    return values.alias("values").to_frame().select(_text(pl.col("values"), values.dtype)).to_series()
+
+
 def outside(metadata: pl.Series) -> pl.Series | None:
     """The error of each row with a value outside its dtype, else null; None if no dtype allows such values.
 

@@ -77,6 +77,8 @@ class Fields:
         self._loaded_at = loaded_at if fresh else time.monotonic()
         #: The types that this run has declared, whose rows may not be written yet.
         self._ours: set[str] = set()
+        #: The types that had entities when this run asked.
+        self._in_use: set[str] = set()
         #: The types for which this run has recorded fields but has not written a row yet.
         self.unconfirmed: set[str] = set()
 
@@ -84,6 +86,23 @@ class Fields:
         """The fields of a type, in order of first occurrence."""
         with self._lock:
             return dict(self._load([entity_type])[entity_type])
+
+    def expected(self, entity_types: Iterable[str]) -> dict[str, pl.DataType | None]:
+        """The dtypes that typed columns of these types must have; for a field of several types, that of the first.
+
+        The dtype is None for a field without a common dtype. Types without entities are left out, since their fields
+        may be declared with other dtypes.
+        """
+        found: dict[str, pl.DataType | None] = {}
+        with self._lock:
+            for entity_type, fields in self._load(entity_types).items():
+                if fields and entity_type not in self._in_use and entity_type not in self._ours:
+                    if self._engine.is_empty(entity_type):
+                        continue
+                    self._in_use.add(entity_type)
+                for name, field in fields.items():
+                    found.setdefault(name, field.dtype)
+        return found
 
     def declare(self, entity_types: Iterable[str], schema: Mapping[str, pl.DataType]) -> None:
         """Record typed columns for each type before their rows are written.

@@ -9,6 +9,7 @@ import polars as pl
 
 from entityframes.engines.tables import Column, Relation, TableEngine, named
 from entityframes.errors import SchemaError
+from entityframes.frames.records import are_records
 from entityframes.frames.sources import as_frame
 from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
@@ -21,13 +22,18 @@ Keys = Callable[[pl.DataFrame], tuple[pl.DataFrame, pl.Series]]
 _LOOKUP_ROWS = 50_000
 
 
+def are_values(keys: Any) -> bool:
+    """Whether keys are the values of one column, rather than a frame or a list of dicts or other objects."""
+    return isinstance(keys, pl.Series | list | tuple) and not are_records(keys)
+
+
 def given_keys(relation: Relation, keys: Any) -> pl.DataFrame:
     """The columns of the key in a frame, or of a Series for a key of one column.
 
     Raises:
         SchemaError: a column is missing.
     """
-    if isinstance(keys, pl.Series | list | tuple) and len(relation.key) == 1:
+    if are_values(keys) and len(relation.key) == 1:
         keys = pl.Series(relation.key[0], keys).to_frame()
     frame = as_frame(keys)
     if missing := [name for name in relation.key if name not in frame.columns]:

@@ -10,6 +10,7 @@ import polars as pl
 
 from entityframes import forks
 from entityframes.engines.base import Engine
+from entityframes.frames.records import Records, Whole, with_details
 from entityframes.frames.schema import KEY, numbered
 from entityframes.interrupt import Interrupt
 from entityframes.metadata.merging import differences, merged_texts
@@ -68,7 +69,7 @@ class Plan:
     """
 
     frame: pl.DataFrame
-    _given: pl.DataFrame = field(compare=False)
+    _given: Whole = field(compare=False)
     _options: RunOptions = field(compare=False)
     _upsert: Callable[..., UpsertResult] = field(compare=False)
 
@@ -181,7 +182,7 @@ class Plan:
 
 def make(
     engine: Engine,
-    given: pl.DataFrame,
+    given: pl.DataFrame | Records,
     options: Options,
     upsert: Callable[..., UpsertResult],
     progress: Progress = None,
@@ -191,7 +192,7 @@ def make(
 
     Args:
         engine: the engine of the store.
-        given: an entity frame.
+        given: an entity frame, or the Python objects that it is made from.
         options: the options of the upsert.
         upsert: called by `Plan.apply` with a frame, `Options`, progress and cancel.
         progress: see `Progress`.
@@ -204,6 +205,8 @@ def make(
     """
     interrupt = interrupt or Interrupt()
     target = EntityTarget(engine, options, Run(engine, interrupt, EntityTarget.outcomes))
+    whole = given.whole(target.expected) if isinstance(given, Records) else Whole(given)
+    given = whole.frame
     target.check(given.schema)
     target.check_values(given)
     validated = target.validate(numbered(target.prepare(given, record=False)), record=False)
@@ -234,7 +237,8 @@ def make(
         expected[name].alias(alias) for name, alias in zip(("old_hash", "old_metadata_hash"), _EXPECTED, strict=True)
     ]
     kept = given.select(name for name in (*KEY, "content", "metadata") if name in given.columns)
-    return Plan(pl.concat(parts).sort("row"), kept.with_columns(columns), options, upsert)
+    kept = with_details(kept.with_columns(columns), given)
+    return Plan(pl.concat(parts).sort("row"), Whole(kept, whole.objects), options, upsert)
 
 
 def _as_plan(rows: pl.DataFrame) -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import polars as pl
 
 from entityframes.engines.batch import Batch
 from entityframes.errors import ConnectionLostError
+from entityframes.frames.records import Expected
 from entityframes.writing.outcomes import Outcomes
 
 
@@ -63,6 +64,13 @@ class Target(Protocol):
     #: The columns that identify a row, in the order of the index.
     key: tuple[str, ...]
     outcomes: Outcomes
+
+    def expected(self, rows: Sequence[Mapping[str, Any]]) -> Expected:
+        """What is expected of rows of Python objects, given their fields.
+
+        Raises:
+            DatabaseError: the dtypes could not be read.
+        """
 
     def check(self, schema: Mapping[str, pl.DataType]) -> None:
         """Check the columns of a frame.

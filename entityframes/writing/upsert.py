@@ -9,8 +9,10 @@ import polars as pl
 
 from entityframes.engines.base import Recorder
 from entityframes.errors import EntityFramesError
+from entityframes.frames.records import Records, Whole
 from entityframes.interrupt import Interrupt
 from entityframes.progress import Reporter
+from entityframes.rejected import Inputs
 from entityframes.results import UpsertResult
 from entityframes.threads import Submit
 from entityframes.writing.batch import BatchWriter
@@ -56,9 +58,9 @@ class Upsert:
         return self._run.outcomes.of(rows, status="cancelled")
 
     def execute(
-        self, source: pl.DataFrame | Iterator[pl.DataFrame], reporter: Reporter, submit: Submit
+        self, source: pl.DataFrame | Iterator[pl.DataFrame] | Records | Whole, reporter: Reporter, submit: Submit
     ) -> UpsertResult:
-        """Write a frame or a stream of frames. `result` is complete even if an exception is raised.
+        """Write a frame, a stream of frames, or Python objects. `result` is complete even if an exception is raised.
 
         Raises:
             KeyboardInterrupt: on Ctrl-C, after the batches in flight were rolled back.
@@ -66,15 +68,15 @@ class Upsert:
             DuplicateError: a key is repeated and ``on_duplicate="error"``.
             ValidationError, DatabaseError: rows failed and ``on_error="raise"``, or no batch can succeed.
         """
-        size = self._options.batch_size
-        in_memory = isinstance(source, pl.DataFrame)
-        batches = (
-            FrameBatches(source, self._target, self._superseded, self._engine, size)
-            if isinstance(source, pl.DataFrame)
-            else StreamBatches(source, self._target, size)
-        )
         writer = BatchWriter(self._target, self._options, self._run, self._superseded)
         try:
+            frames, size = self._frames(source)
+            in_memory = isinstance(frames, pl.DataFrame)
+            batches = (
+                FrameBatches(frames, self._target, self._superseded, self._engine, size)
+                if isinstance(frames, pl.DataFrame)
+                else StreamBatches(frames, self._target, size)
+            )
             self._run.execute(
                 batches,
                 writer.process,
@@ -84,11 +86,36 @@ class Upsert:
                 raise_if_lost=self._options.on_error == "raise",
             )
         finally:
+            self._run.log.inputs.finish()
             if self._run.lost_connection and not self._interrupt.requested:
                 # If this fails, the next run does it.
                 with suppress(EntityFramesError):
                     self._target.restore_records()
         return self.result()
+
+    def whole(self, source: pl.DataFrame | Records) -> Whole:
+        """All rows of a source, to be written by `execute`.
+
+        Raises:
+            SchemaError: Python objects cannot be converted to columns at all.
+        """
+        return source.whole(self._target.expected) if isinstance(source, Records) else Whole(source)
+
+    def _frames(
+        self, source: pl.DataFrame | Iterator[pl.DataFrame] | Records | Whole
+    ) -> tuple[pl.DataFrame | Iterator[pl.DataFrame], int | None]:
+        """The frame or the frames of a source, and the number of rows of a batch."""
+        size, log = self._options.batch_size, self._run.log
+        if isinstance(source, Records):
+            objects, log.inputs = source, source.inputs
+            source = objects.read(self._target.expected)
+            size = size or objects.batch_rows
+        if isinstance(source, Whole):
+            # Objects that are in memory anyway need no file.
+            log.inputs = Inputs(keep=source.height)
+            log.inputs.add(source.objects or ())
+            return source.frame, size
+        return source, size
 
     def _disjoint(self, left: pl.DataFrame, right: pl.DataFrame) -> bool:
         """Whether two batches have no key in common."""

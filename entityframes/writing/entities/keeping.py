@@ -38,8 +38,8 @@ def all_narrow(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def without_shape(rows: pl.DataFrame) -> pl.DataFrame:
-    """Canonical rows without the column ``shape``, which is not used after `mark_narrow`."""
-    return rows[[name for name in rows.columns if name != "shape"]]
+    """Canonical rows without the columns ``shape`` and ``no_content``, which are not used after `mark_narrow`."""
+    return rows[[name for name in rows.columns if name not in ("shape", "no_content")]]
 
 
 def mark_narrow(
@@ -53,7 +53,8 @@ def mark_narrow(
     """Add ``narrow`` and ``keeps_content`` (Boolean) to canonical rows, unless none of them is narrow.
 
     Args:
-        rows: canonical rows, with ``shape`` if their metadata was given as JSON text.
+        rows: canonical rows, with ``shape`` if their metadata was given as JSON text or as Python objects, and with
+            ``no_content`` if some of these objects lack content.
         dtype: the dtype of the metadata column of the input frame; None if it has none.
         has_content: whether the input frame has a content column.
         shapes: the distinct shapes of the JSON text.
@@ -61,11 +62,16 @@ def mark_narrow(
         options: the options of the upsert.
     """
     lacking = _lacking(rows, dtype, shapes, known) if options.absent == "keep" else None
-    if has_content and options.nulls == "write":
+    some_absent = "no_content" in rows.columns and options.absent == "keep"
+    if has_content and options.nulls == "write" and not some_absent:
         if lacking is None:
             return rows
         return rows.with_columns(narrow=lacking, keeps_content=pl.lit(False))
-    keeps = pl.lit(options.absent == "keep") if not has_content else pl.col("content") == ""
+    keeps = pl.lit(options.absent == "keep") if not has_content else pl.lit(False)
+    if some_absent:
+        keeps |= pl.col("no_content")
+    if has_content and options.nulls == "keep":
+        keeps |= pl.col("content") == ""
     narrow = keeps if lacking is None else keeps | lacking
     if options.nulls == "keep":
         # The text may match without a null value; a needless merge is harmless.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import polars as pl
 
 from entityframes.errors import SchemaError
+from entityframes.frames.records import visible_schema
 from entityframes.frames.schema import KEY, check_entity_schema, numbered, usable_ids
 
 
@@ -28,7 +29,7 @@ def absent_entities(
     Raises:
         SchemaError: the frame is no entity frame, or the scope uses a column that no type in the frame has.
     """
-    check_entity_schema(given.schema, [])
+    check_entity_schema(visible_schema(given.schema, "metadata"), [])
     ids = usable_ids(numbered(given))
     keys = ids.filter("usable").select(KEY).unique()
     parts = [pl.DataFrame(schema=dict.fromkeys(KEY, pl.String))]

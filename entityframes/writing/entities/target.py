@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
 from entityframes.engines.base import Engine
 from entityframes.engines.batch import Batch
 from entityframes.errors import ConnectionLostError, TransientError
+from entityframes.frames import records
 from entityframes.frames.schema import (
     KEY,
+    STORE_COLUMNS,
     check_entity_schema,
     check_not_all_null,
     in_key_order,
     readable_keys,
     types_of,
 )
+from entityframes.frames.values import JSON
 from entityframes.metadata import dtypes
 from entityframes.metadata.fields import Fields
 from entityframes.writing.entities import keeping
@@ -26,7 +30,7 @@ from entityframes.writing.outcomes import Outcomes
 from entityframes.writing.run import Run
 from entityframes.writing.target import Attempt, Validated
 
-#: The maximum number of types in a batch that are checked for being empty.
+#: The maximum number of types in a batch that are checked for being empty, or whose fields are recorded one by one.
 _FEW_TYPES = 8
 
 #: The maximum number of attempts to merge and write rows whose entities other writers keep changing.
@@ -48,11 +52,25 @@ class EntityTarget:
         self._was_empty: dict[str, bool] = {}
         self.write, self.write_each = engine.write, engine.write_each
 
+    def expected(self, rows: Sequence[Mapping[str, Any]]) -> records.Expected:
+        given = dict.fromkeys(kind for row in rows if isinstance(kind := row.get("entity_type"), str))
+        fields = self._fields.expected(types_of(pl.DataFrame({"entity_type": records.texts(given)})))
+        # A field without a common dtype takes any JSON.
+        metadata = {name: JSON if dtype is None else dtype for name, dtype in fields.items()}
+        texts = [*KEY, "content", *self._options.expected]
+        return records.Expected(
+            {**dict.fromkeys(texts, pl.String()), "metadata": pl.Struct(metadata)},
+            columns=[*texts, "metadata", *sorted(STORE_COLUMNS.difference(texts))],
+            fields="metadata",
+        )
+
     def check(self, schema: Mapping[str, pl.DataType]) -> None:
-        check_entity_schema(schema, self._options.expected)
+        check_entity_schema(records.visible_schema(schema, "metadata"), self._options.expected)
 
     def check_values(self, frame: pl.DataFrame) -> None:
-        check_not_all_null(frame, self._options.nulls)
+        # Of Python objects, each fails by itself.
+        if records.RECORD not in frame.columns:
+            check_not_all_null(frame, self._options.nulls)
 
     def renamed(self, frame: pl.DataFrame) -> pl.DataFrame:
         return frame
@@ -62,9 +80,10 @@ class EntityTarget:
 
     def prepare(self, frame: pl.DataFrame, *, record: bool = True) -> pl.DataFrame:
         self._with_fields(frame, self._fields.declare if record else self._fields.check)
-        return self._options.with_expected(frame)
+        return records.with_details(self._options.with_expected(frame), frame)
 
     def validate(self, chunk: pl.DataFrame, *, record: bool = True) -> Validated:
+        chunk, refused = records.split(chunk)
         if self._fields.unconfirmed:
             self._with_fields(chunk, self._fields.confirm)
         valid = validate(chunk, self._fields, self._options)
@@ -76,7 +95,10 @@ class EntityTarget:
         if self._options.merging:
             dtype, has_content = chunk.schema.get("metadata"), "content" in chunk.columns
             rows = keeping.mark_narrow(rows, dtype, has_content, valid.shapes, known, self._options)
-        return Validated(keeping.without_shape(rows), valid.invalid, known)
+        invalid = valid.invalid
+        if refused is not None:
+            invalid = pl.concat([readable_keys(refused).hstack(refused[["rule", "error"]]), invalid])
+        return Validated(keeping.without_shape(rows), invalid, known)
 
     def in_key_order(self, rows: pl.DataFrame) -> pl.DataFrame:
         return in_key_order(rows)
@@ -95,9 +117,21 @@ class EntityTarget:
         self, frame: pl.DataFrame, call: Callable[[Iterable[str], Mapping[str, pl.DataType]], None]
     ) -> None:
         """Call a function with the entity types and the metadata fields of a frame, if its metadata is typed."""
-        metadata = frame.schema.get("metadata")
-        if isinstance(metadata, pl.Struct) and frame.height:
-            call(types_of(frame), {field.name: dtypes.instance(field.dtype) for field in metadata.fields})
+        metadata = records.visible_schema(frame.schema, "metadata").get("metadata")
+        if not isinstance(metadata, pl.Struct) or not frame.height:
+            return
+        fields = {field.name: dtypes.instance(field.dtype) for field in metadata.fields}
+        frame, _ = records.split(frame)
+        types, keys = types_of(frame), records.keys_of_dicts(frame)
+        if keys is None or len(types) > _FEW_TYPES:
+            call(types, fields)
+            return
+        # Python objects of each type have fields of their own.
+        of_type: dict[str, set[str]] = {entity_type: set() for entity_type in types}
+        for entity_type, names in set(zip(frame["entity_type"], keys, strict=True)):
+            of_type.get(entity_type, set()).update(names)
+        for entity_type, found in of_type.items():
+            call([entity_type], {name: dtype for name, dtype in fields.items() if name in found})
 
     def _in_new_types(self, rows: pl.DataFrame) -> bool:
         """Whether this is a large batch of types that had no entities before the run: nothing has to be merged."""

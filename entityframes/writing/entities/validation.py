@@ -9,6 +9,7 @@ from functools import cache
 
 import polars as pl
 
+from entityframes.frames import records
 from entityframes.frames.schema import KEY
 from entityframes.frames.utf8 import readable
 from entityframes.metadata import conformance, dtypes
@@ -31,11 +32,13 @@ _NO_INVALID = pl.DataFrame(
 class Canonical:
     """The rows of an entity frame in canonical form."""
 
-    #: row, entity_type, id, content, metadata (JSON text), content_hash and metadata_hash (Binary, SHA-256).
+    #: row, entity_type, id, content, metadata (JSON text), content_hash and metadata_hash (Binary, SHA-256); with
+    #: no_content (Boolean) if Python objects lack content.
     valid: pl.DataFrame
     #: row, entity_type, id, rule, error: the invalid rows, with the rule that each violates.
     invalid: pl.DataFrame
-    #: The distinct shapes of metadata given as JSON text; if there are any, ``valid`` has their index in ``shape``.
+    #: The distinct shapes of metadata given as JSON text or as Python objects; if there are any, ``valid`` has their
+    #: index in ``shape``.
     shapes: list[Shape]
 
 
@@ -53,14 +56,19 @@ def canonicalise(frame: pl.DataFrame, nulls: str = "write") -> Canonical:
         frame = frame.with_columns(content=pl.lit(""))
     names = ["row", *KEY, "content", *(["metadata"] if "metadata" in frame.columns else [])]
     rows, unreadable = readable(frame[names])
+    if (no_content := records.lacking(frame, "content")) is not None:
+        rows = rows.with_columns(pl.when(~no_content).then("content").otherwise(pl.lit("")).alias("content"))
     if nulls == "keep":
         rows = rows.with_columns(pl.col("content").fill_null(""))
-    metadata, unparsable, shapes = _canonical_metadata(rows)
+    keys = records.keys_of_dicts(frame)
+    metadata, unparsable, shapes = _canonical_metadata(rows) if keys is None else _metadata_of_dicts(rows, keys)
     distinct = {shape: number for number, shape in enumerate(dict.fromkeys(filter(None, shapes)))}
     rows = pl.DataFrame([*(rows[name] for name in names[:4]), metadata])
     if shapes:
         numbers = [None if shape is None else distinct[shape] for shape in shapes]
         rows = rows.hstack([pl.Series("shape", numbers, dtype=pl.UInt32)])
+    if no_content is not None:
+        rows = rows.hstack([no_content.alias("no_content")])
     problems = _problems(rows, unreadable, unparsable)
     invalid = _NO_INVALID
     if problems is not None:
@@ -89,7 +97,8 @@ def validate(chunk: pl.DataFrame, fields: Fields, options: Options) -> Valid:
     """Validate the rows of a frame that has a ``row`` column and was prepared by `Options.with_expected`."""
     canonical = canonicalise(chunk, options.nulls)
     rows, invalid = canonical.valid, canonical.invalid
-    if has_fields := any(names for names, _ in canonical.shapes):
+    # The values of Python objects have been converted to the declared dtypes already.
+    if has_fields := not records.is_of_dicts(chunk) and any(names for names, _ in canonical.shapes):
         rows, misfits, grown = _conforming(rows, fields)
         invalid = pl.concat([invalid, *misfits])
     if "expected" in chunk.columns:
@@ -188,15 +197,29 @@ def _canonical_metadata(frame: pl.DataFrame) -> tuple[pl.Series, pl.Series | Non
         return pl.Series("metadata", canonical, dtype=pl.String), unparsable, shapes
     encoded, unreadable = readable(dtypes.encode(metadata).alias("metadata").to_frame())
     problems = [] if unreadable is None else [_with_rule("not_utf8", unreadable)]
-    if encoded["metadata"].str.contains("\\u0000", literal=True).any():
-        holds_nul = encoded["metadata"].str.contains(NUL_ESCAPE.pattern)
-        problems.append(
-            _with_rule("nul_character", pl.select(pl.when(holds_nul).then(pl.lit(NUL_MESSAGE))).to_series())
-        )
+    if (nul := _nul_problem(encoded["metadata"])) is not None:
+        problems.append(nul)
     if (outside := dtypes.outside(metadata)) is not None and outside.null_count() < len(outside):
         problems.append(_with_rule("out_of_range", outside))
     problem = pl.select(pl.coalesce(problems)).to_series() if problems else None
     return encoded["metadata"], problem, []
+
+
+def _metadata_of_dicts(
+    frame: pl.DataFrame, keys: list[tuple[str, ...]]
+) -> tuple[pl.Series, pl.Series | None, list[Shape | None]]:
+    """As `_canonical_metadata`, for metadata whose canonical JSON was made from Python dicts with these keys."""
+    is_null = frame["metadata"] == "null"
+    metadata = frame.select(pl.when(~is_null).then("metadata").otherwise(pl.lit("{}")).alias("metadata")).to_series()
+    return metadata, _nul_problem(metadata), [(names, ()) for names in keys]
+
+
+def _nul_problem(metadata: pl.Series) -> pl.Series | None:
+    """The problem of each row whose JSON text holds a NUL character; None if none does."""
+    if not metadata.str.contains("\\u0000", literal=True).any():
+        return None
+    holds_nul = metadata.str.contains(NUL_ESCAPE.pattern)
+    return _with_rule("nul_character", pl.select(pl.when(holds_nul).then(pl.lit(NUL_MESSAGE))).to_series())
 
 
 def _inferred(rows: pl.DataFrame, shapes: list[Shape]) -> dict[str, Inferred]:

@@ -10,6 +10,7 @@ import polars as pl
 
 from entityframes import forks
 from entityframes.engines.tables import Relation, TableEngine
+from entityframes.frames.records import Whole, visible_schema
 from entityframes.frames.schema import numbered
 from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
@@ -18,7 +19,17 @@ from entityframes.writing.duplicates import Superseded
 from entityframes.writing.options import OnError, TableOptions
 from entityframes.writing.plan import ACTIONS, PLAN_SCHEMA, Plan
 from entityframes.writing.tables.mirror import Deletions
-from entityframes.writing.tables.target import OLD, STORED, TableNames, check_columns, usable_keys, validate, writing_of
+from entityframes.writing.tables.target import (
+    KEEPS,
+    OLD,
+    STORED,
+    TableNames,
+    by_columns,
+    check_columns,
+    usable_keys,
+    validate,
+    writing_of,
+)
 
 #: Number of rows that are compared at a time.
 _CHUNK_ROWS = 50_000
@@ -90,7 +101,7 @@ class TablePlan(Plan):
 def make(
     engine: TableEngine,
     relation: Relation,
-    given: pl.DataFrame,
+    given: Whole,
     options: TableOptions,
     upsert: Any,
     deletions: Deletions | None,
@@ -102,7 +113,7 @@ def make(
     Args:
         engine: the engine.
         relation: the table.
-        given: a frame with columns of the table.
+        given: rows with columns of the table.
         options: the options of the upsert.
         upsert: called by `TablePlan.apply` with a frame, options, progress and cancel.
         deletions: the rows that a mirror would delete; None for an upsert.
@@ -114,16 +125,19 @@ def make(
         DuplicateError: a key is repeated and ``on_duplicate="error"``.
         StatementCancelledError: the interrupt was requested.
     """
-    check_columns(relation, given.schema, options)
+    frame = given.frame
+    check_columns(relation, visible_schema(frame.schema), options)
     names = TableNames(relation)
-    validated = validate(names, numbered(given.rename({name: names.of[name] for name in given.columns})))
+    validated = validate(names, numbered(frame.rename({name: names.of.get(name, name) for name in frame.columns})))
     rows, duplicates = Superseded(names.key, options.on_duplicate).split(validated.rows)
     compared = []
     with Reporter(progress, rows.height, delay=DELAY) as reporter:
         for start in range(0, max(rows.height, 1), _CHUNK_ROWS):
             interrupt.check()
-            compared.append(_compare(engine, names, rows[start : start + _CHUNK_ROWS], options))
-            reporter.advance(compared[-1].height)
+            chunk = rows[start : start + _CHUNK_ROWS]
+            same_columns = by_columns(chunk, options.nulls) if chunk.height else iter([chunk])
+            compared += [_compare(engine, names, part, options) for part in same_columns]
+            reporter.advance(chunk.height)
     decided = pl.concat(compared, how="diagonal")
     schema = _schema(names, rows, mirror=deletions is not None)
     parts = [
@@ -133,15 +147,15 @@ def make(
     ]
     if deletions is not None:
         parts.append(_as_plan(_as_deleted(names, deletions), schema))
-    state = pl.DataFrame({"row": pl.int_range(given.height, dtype=pl.UInt32, eager=True)}).join(
+    state = pl.DataFrame({"row": pl.int_range(frame.height, dtype=pl.UInt32, eager=True)}).join(
         decided.select("row", STORED, *(name for name in decided.columns if name.startswith(OLD))),
         on="row", how="left", maintain_order="left",
     )  # fmt: skip
-    kept = given.hstack(state.drop("row").get_columns())
+    kept = Whole(frame.hstack(state.drop("row").get_columns()), given.objects)
     taken = {"row", "action", "changes", "rule", "error"}
     labels = [f"key.{name}" if name in taken or name.startswith("key.") else name for name in relation.key]
-    frame = pl.concat(parts).sort("row", nulls_last=True).rename(dict(zip(names.key, labels, strict=True)))
-    return TablePlan(frame, kept, options, upsert)
+    planned = pl.concat(parts).sort("row", nulls_last=True).rename(dict(zip(names.key, labels, strict=True)))
+    return TablePlan(planned, kept, options, upsert)
 
 
 def _as_deleted(names: TableNames, deletions: Deletions) -> pl.DataFrame:
@@ -180,7 +194,7 @@ def _compare(engine: TableEngine, names: TableNames, rows: pl.DataFrame, options
         names,
         rows,
         on_match=options.on_match,
-        nulls=options.nulls,
+        nulls="keep" if KEEPS in rows.columns else options.nulls,
         ignore=frozenset(options.ignore),
         undelete=options.undelete,
     )

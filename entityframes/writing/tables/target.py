@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -11,9 +11,11 @@ import polars.selectors as cs
 from entityframes.engines.batch import Batch
 from entityframes.engines.tables import Relation, TableEngine, Writing, canonical
 from entityframes.errors import ConnectionLostError, SchemaError
+from entityframes.frames import records
 from entityframes.frames.utf8 import readable
+from entityframes.frames.values import JSON
 from entityframes.results import UPSERT_STATUSES, outcome_schema
-from entityframes.writing.options import TableOptions
+from entityframes.writing.options import Nulls, TableOptions
 from entityframes.writing.outcomes import Outcomes
 from entityframes.writing.run import Run
 from entityframes.writing.tables.values import Problems, convert, refusal
@@ -21,6 +23,9 @@ from entityframes.writing.target import Attempt, Validated
 
 #: Within a run, columns of the table have these prefixes, so that they are not mistaken for others.
 KEY, VALUE = "key:", "value:"
+
+#: The columns that a row of Python objects lacks (a Struct of Booleans), and the mark of rows whose nulls keep values.
+ABSENT, KEEPS = "absent:", "keeps:"
 
 #: The columns of a frame that was made by a plan: whether the row was stored, and the prefix of its values as text.
 STORED, OLD = "stored:", "old:"
@@ -49,7 +54,7 @@ class TableNames:
         """Builds the outcomes of rows of the table."""
         return Outcomes(
             self.key,
-            self._displayable,
+            self.displayable,
             statuses,
             tuple(canonical(self.relation[name]) or pl.String() for name in self.relation.key),
             labels=self.labels,
@@ -58,7 +63,7 @@ class TableNames:
             "deleted it",
         )
 
-    def _displayable(self, rows: pl.DataFrame) -> pl.DataFrame:
+    def displayable(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Row and key of rows that were not validated, with nulls for what is no valid key."""
         return pl.DataFrame([rows["row"], *self.keys(rows).get_columns()])
 
@@ -83,8 +88,12 @@ class TableTarget:
         self.key = self._names.key
         self.outcomes = run.outcomes
 
+    def expected(self, rows: Sequence[Mapping[str, Any]]) -> records.Expected:
+        documents = [column.name for column in self._relation.columns if column.family == "json"]
+        return records.Expected(dict.fromkeys(documents, JSON), columns=list(self._relation.by_name))
+
     def check(self, schema: Mapping[str, pl.DataType]) -> None:
-        check_columns(self._relation, schema, self._options)
+        check_columns(self._relation, records.visible_schema(schema), self._options)
 
     def check_values(self, frame: pl.DataFrame) -> None:
         """Values are checked row by row."""
@@ -109,7 +118,8 @@ class TableTarget:
         return rows.sort(self.key, maintain_order=True)
 
     def pending(self, rows: pl.DataFrame, validated: Validated) -> Pending:
-        return Pending(rows, Batch(self._run.run_id, self._run.interrupt, whole=self._options.on_error != "isolate"))
+        batch = Batch(self._run.run_id, self._run.interrupt, whole=self._options.on_error != "isolate")
+        return Pending(rows, batch, self._options.nulls)
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         writing, numbered = self._writing(rows)
@@ -131,7 +141,7 @@ class TableTarget:
             self._names,
             rows,
             on_match=options.on_match,
-            nulls=options.nulls,
+            nulls="keep" if KEEPS in rows.columns else options.nulls,
             ignore=frozenset(options.ignore),
             expecting=options.expecting,
             undelete=options.undelete,
@@ -139,16 +149,47 @@ class TableTarget:
 
 
 class Pending:
-    """The rows of a batch without an outcome so far."""
+    """The rows of a batch without an outcome so far; those that lack different columns are written one by one."""
 
-    def __init__(self, rows: pl.DataFrame, batch: Batch) -> None:
-        self.rows, self.batch = rows, batch
+    def __init__(self, rows: pl.DataFrame, batch: Batch, nulls: Nulls) -> None:
+        self.rows, self.batch, self._nulls = rows, batch, nulls
 
     def attempt(self) -> Attempt:
-        return Attempt(self.rows)
+        return Attempt(next(by_columns(self.rows, self._nulls)))
 
     def keep(self, rows: pl.DataFrame, *, merge: bool) -> None:
         self.rows, self.batch = rows, Batch(self.batch.run_id, self.batch.interrupt, whole=self.batch.whole)
+
+
+def by_columns(rows: pl.DataFrame, nulls: Nulls) -> Iterator[pl.DataFrame]:
+    """Rows, made from Python objects, by the columns that they have; nothing is done with a column that a row lacks.
+
+    Args:
+        rows: the rows of a batch, of which some lack columns if there is the column `ABSENT`.
+        nulls: what a null in a column means that a row has.
+
+    Yields:
+        Rows with the same columns; or rows that lack different columns, in which all nulls mean that the stored value
+        is kept, with a column `KEEPS`.
+    """
+    if ABSENT not in rows.columns:
+        yield rows
+        return
+    flags = rows[ABSENT].struct.unnest()
+    rows = rows.drop(ABSENT)
+    lacks = flags.select(pl.any_horizontal(pl.all())).to_series()
+    mixed = pl.repeat(False, rows.height, eager=True)
+    if nulls == "write":
+        # A row that lacks columns, and has nulls in others, needs a statement with its columns.
+        for name in (name for name in rows.columns if name.startswith(VALUE)):
+            written = rows[name].is_null()
+            mixed |= lacks & (written & ~flags[name] if name in flags.columns else written)
+    for part in (rows.filter(~lacks), rows.filter(lacks & ~mixed).with_columns(pl.lit(True).alias(KEEPS))):
+        if part.height:
+            yield part
+    for part in rows.hstack([flags.to_struct(ABSENT)]).filter(mixed).partition_by(ABSENT, maintain_order=True):
+        lacked = [name for name, is_absent in part[ABSENT][0].items() if is_absent]
+        yield part.drop(ABSENT, *lacked)
 
 
 def writing_of(names: TableNames, rows: pl.DataFrame, **options: Any) -> tuple[Writing, pl.DataFrame]:
@@ -193,6 +234,7 @@ def check_columns(relation: Relation, schema: Mapping[str, pl.DataType], options
 
 def validate(names: TableNames, chunk: pl.DataFrame) -> Validated:
     """The rows of a batch in canonical form, and those that cannot be written."""
+    chunk, refused = records.split(chunk)
     frame, unreadable = readable_texts(chunk)
     problems = Problems(frame.height)
     if unreadable is not None:
@@ -207,14 +249,19 @@ def validate(names: TableNames, chunk: pl.DataFrame) -> Validated:
         if column.name in names.relation.key:
             problems.add(values.is_null(), "null_key", lambda _, column=column: f"{column.name} is null")  # type: ignore[misc]
         columns.append(converted)
+    if (lacks := records.absences(chunk)) is not None:
+        columns.append(lacks.rename({name: names.of[name] for name in lacks.columns}).to_struct(ABSENT))
     rows = pl.DataFrame(columns + [frame[name] for name in frame.columns if name.startswith((STORED, OLD))])
-    found = problems.columns()
-    if found is None:
-        return Validated(rows, _none(rows, names.key))
-    rules, errors = found
-    wrong = errors.is_not_null()
-    invalid = rows.select("row", *names.key).with_columns(rules, errors).filter(wrong)
-    return Validated(rows.filter(~wrong), invalid)
+    invalid = _none(rows, names.key)
+    if (found := problems.columns()) is not None:
+        rules, errors = found
+        wrong = errors.is_not_null()
+        invalid = rows.select("row", *names.key).with_columns(rules, errors).filter(wrong)
+        rows = rows.filter(~wrong)
+    if refused is not None:
+        reasons = refused[["rule", "error"]].get_columns()
+        invalid = pl.concat([names.displayable(refused).hstack(reasons), invalid])
+    return Validated(rows, invalid)
 
 
 def readable_texts(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series | None]:
