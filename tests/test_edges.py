@@ -115,7 +115,7 @@ def test_backslashes_before_u0000(store: ef.EntityStore, typed: bool, where: str
         rows = rows.with_columns(metadata=pl.struct(k=pl.Series(texts)))
     result = store.upsert(rows, progress=False)
     assert result.outcomes["status"].to_list() == ["created", "failed"] * 4
-    assert result.failed["error"].str.contains("metadata holds a NUL").fill_null(False).all()
+    assert result.failed["error"].str.contains("metadata contains a NUL").fill_null(False).all()
     assert store.read("t")["k"].to_list() == texts[::2]
 
 

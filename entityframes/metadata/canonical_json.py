@@ -24,7 +24,7 @@ Shape = tuple[tuple[str, ...], tuple[type, ...]]
 
 #: An escaped U+0000, preceded by an even number of backslashes, which are escaped backslashes.
 NUL_ESCAPE = re.compile(r"(?:^|[^\\])(?:\\\\)*\\u0000")
-NUL_MESSAGE = "metadata holds a NUL character (\\u0000)"
+NUL_MESSAGE = "metadata contains a NUL character (U+0000)"
 
 _PYTHON_DTYPES: Mapping[type, pl.DataType] = {
     bool: pl.Boolean(),

@@ -296,8 +296,7 @@ def decode(metadata: pl.Series, fields: Mapping[str, pl.DataType]) -> pl.DataFra
     if lost:
         row = int((frame[lost[0]].is_null() & texts[lost[0]].is_not_null()).arg_true()[0])
         raise SchemaError(
-            f"metadata field {lost[0]!r} contains {texts[lost[0]][row]!r} (row {row}), which is not a valid "
-            f"{fields[lost[0]]}"
+            f"metadata field {lost[0]!r}: {texts[lost[0]][row]!r} (row {row}) is not a valid {fields[lost[0]]}"
         )
     return frame
 

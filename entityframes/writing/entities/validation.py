@@ -175,7 +175,7 @@ def _text_problems(name: str) -> list[pl.Expr]:
     rules = [
         ("null_key" if name in KEY else f"null_{name}", text.is_null(), pl.lit(f"{name} is null")),
         ("empty_key", (text == "") & pl.lit(name in KEY), pl.lit(f"{name} is empty")),
-        ("nul_character", text.str.contains("\0", literal=True), pl.lit(f"{name} holds a NUL character (U+0000)")),
+        ("nul_character", text.str.contains("\0", literal=True), pl.lit(f"{name} contains a NUL character (U+0000)")),
         ("too_long", text.str.len_bytes() > limit, too_long),
     ]
     return [_as_problem(rule, pl.when(violated).then(error)) for rule, violated, error in rules]
@@ -252,7 +252,7 @@ def _conforming(
             types = wrong["field"].replace_strict(
                 {name: str(dtype) for name, dtype in declared.items()}, return_dtype=pl.String
             )
-            error = pl.format("metadata field {} holds {}, which is not a valid {}", "field", "value", pl.lit(types))
+            error = pl.format("metadata field {}: {} is not a valid {}", "field", "value", pl.lit(types))
             problem = wrong.select(rule=pl.lit("wrong_dtype"), error=error)
             misfits.append(of_type[wrong["row"]].select("row", *KEY).hstack(problem.get_columns()))
     if misfits:
