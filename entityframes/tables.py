@@ -102,7 +102,7 @@ def create_table(
     shared = hasattr(url, "_tables")
     if not shared:
         forks.check(ConnectError)
-    engine = url._tables if shared else open_tables(parse_url(url), workers)
+    engine = url._tables if shared else open_tables(parse_url(url), workers, create=True)
     try:
         check_writable(engine.database)
         engine.create(name, schema, names)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from entityframes.engines.base import Engine
+import os
+
+from entityframes.engines.base import Engine, no_store
 from entityframes.engines.tables import TableEngine
 from entityframes.engines.url import Location
 from entityframes.errors import ConnectError, DatabaseError
@@ -27,8 +29,16 @@ def open_engine(location: Location, namespace: str, workers: int | None, *, read
         return DuckDBEngine(DuckDBDatabase(location, namespace, workers, read_only))
 
 
-def open_tables(location: Location, workers: int | None) -> TableEngine:
+def open_tables(
+    location: Location, workers: int | None, *, read_only: bool = False, create: bool = False
+) -> TableEngine:
     """Open a database without a store. Nothing is created in it.
+
+    Args:
+        location: the address.
+        workers: how many batches are processed concurrently; None for 2.
+        read_only: whether writing is forbidden, so that a DuckDB file can have several readers.
+        create: whether a DuckDB file is created if it does not exist.
 
     Raises:
         ConnectError: the database cannot be opened.
@@ -38,7 +48,7 @@ def open_tables(location: Location, workers: int | None) -> TableEngine:
             from entityframes.engines.postgres.database import PostgresDatabase
             from entityframes.engines.postgres.tables import PostgresTables
 
-            database = PostgresDatabase(location, None, workers)
+            database = PostgresDatabase(location, None, workers, read_only)
             try:
                 with database.session() as session:
                     database.opened(session)
@@ -49,4 +59,10 @@ def open_tables(location: Location, workers: int | None) -> TableEngine:
         from entityframes.engines.duckdb.database import DuckDBDatabase
         from entityframes.engines.duckdb.tables import DuckDBTables
 
-        return DuckDBTables(DuckDBDatabase(location, None, workers))
+        if not create and location.connection is None and _is_missing(location.target):
+            raise no_store(f"there is no database at {location.address}: no such file")
+        return DuckDBTables(DuckDBDatabase(location, None, workers, read_only))
+
+
+def _is_missing(path: str) -> bool:
+    return path != ":memory:" and not os.path.exists(path)

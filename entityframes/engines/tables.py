@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from entityframes.engines.base import Database
     from entityframes.engines.batch import Batch
 
+
+class NoTableError(SchemaError):
+    """There is no table of this name."""
+
+
 #: What values a column takes, whatever the database calls its type. ``other`` takes text in the form of the database.
 Family = Literal[
     "boolean", "integer", "float", "decimal", "text", "binary", "uuid", "date", "timestamp", "timestamptz", "time",
@@ -229,11 +234,15 @@ class TableEngine(Protocol):
             name: ``table`` or ``schema.table``; parts may be quoted.
 
         Raises:
-            SchemaError: there is no such table, or it is no table that can be written to.
+            NoTableError: there is no such table.
+            SchemaError: it is no table that can be written to.
         """
 
     def tables(self) -> pl.DataFrame:
-        """table, key (names of its columns) and rows (UInt64, estimated) of each table of the user."""
+        """table, key (names of the columns of its primary key) and rows (UInt64, estimated) of each table of the user.
+
+        The key is null if there is none, and rows if there is no estimate yet.
+        """
 
     def write(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Write rows that are new or differ, in one transaction.

@@ -14,7 +14,7 @@ from entityframes.engines.batch import Batch
 from entityframes.engines.duckdb.database import DuckDBDatabase
 from entityframes.engines.duckdb.session import Session
 from entityframes.engines.rules import rule_of
-from entityframes.engines.tables import Column, Family, Relation, SoftDelete, Writing, parse_name, quoted
+from entityframes.engines.tables import Column, Family, NoTableError, Relation, SoftDelete, Writing, parse_name, quoted
 from entityframes.errors import PermanentError, RowError, SchemaError
 from entityframes.interrupt import Interrupt
 
@@ -58,7 +58,7 @@ class DuckDBTables:
             if len(parts) > 2:
                 found = found.filter(pl.col("catalog").str.to_lowercase() == parts[0].lower())
             if found.is_empty():
-                raise SchemaError(
+                raise NoTableError(
                     f"there is no table {name!r} in the database: check the name and the schema, or create it with "
                     f"entityframes.create_table{self.database.file.not_seen}"
                 )

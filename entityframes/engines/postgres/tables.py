@@ -25,6 +25,7 @@ from entityframes.engines.rules import with_rules
 from entityframes.engines.tables import (
     Column,
     Family,
+    NoTableError,
     Relation,
     SoftDelete,
     Writing,
@@ -632,7 +633,7 @@ def _rejected(positions: pl.Series, error: str, rule: str) -> pl.DataFrame:
 def _described(session: Session, name: str, exact: str, folded: str) -> Relation:
     found = session.query("relation", exact, folded)
     if found.is_empty():
-        raise SchemaError(
+        raise NoTableError(
             f"there is no table {name!r} in the database, or the user may not see it: check the name and the schema, "
             "or create it with entityframes.create_table"
         )

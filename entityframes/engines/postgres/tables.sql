@@ -48,13 +48,13 @@ FROM pg_index AS i WHERE i.indrelid = $1::oid AND i.indisunique
 ORDER BY i.indisprimary DESC, i.indexrelid
 
 -- name: tables
--- The tables that this user can read, with their primary keys.
+-- The tables that this user can read, with their primary keys, and their rows at the last ANALYZE.
 SELECT format('%s.%s', n.nspname, c.relname) AS table, (
         SELECT array_agg(a.attname::text ORDER BY k.position)
         FROM pg_index AS i CROSS JOIN unnest(i.indkey) WITH ORDINALITY AS k (attnum, position)
         JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
         WHERE i.indrelid = c.oid AND i.indisprimary AND k.position <= i.indnkeyatts
-    ) AS key, greatest(c.reltuples, 0)::int8 AS rows
+    ) AS key, nullif(c.reltuples, -1)::int8 AS rows
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND n.nspname <> 'information_schema'
     AND n.nspname !~ '^pg_' AND has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
