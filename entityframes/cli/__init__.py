@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from entityframes.cli import directory, embedding, entities, imports
+from entityframes.cli import directory, embedding, entities, imports, tables
 from entityframes.cli.common import echo
 from entityframes.visible import visible
 
@@ -32,12 +32,13 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="entityframes")
 def cli() -> None:
-    """Import, look up, export and delete entities in bulk.
+    """Import, look up, export and delete entities, or rows of tables, in bulk.
 
     \b
     entityframes import people.csv --type person --id email
     entityframes get --type person ada@example.org
     entityframes export person --out people.parquet
+    entityframes import customers.csv --table sales.customers
     """
 
 
@@ -88,6 +89,7 @@ for _command in (
     entities.exists,
     entities.delete,
     entities.export,
+    tables.tables,
     directory.sync,
     embedding.embed,
     embedding.search,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -14,21 +16,36 @@ from entityframes.visible import visible, visible_json
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def store_options(command: F) -> F:
-    """--store and --namespace."""
-    command = click.option(
+def url_option(command: F) -> F:
+    """--store."""
+    return click.option(
         "--store", "url", metavar="URL",
         help="Path of a DuckDB file or postgresql://user@host/database.  [default: $ENTITYFRAMES_URL, else "
         "$DATABASE_URL, else entities.duckdb]",
     )(command)  # fmt: skip
+
+
+def store_options(command: F) -> F:
+    """--store and --namespace."""
     return click.option("--namespace", default="entityframes", show_default=True, help="Schema of the store's tables.")(
-        command
+        url_option(command)
     )
 
 
 def json_option(command: F) -> F:
     """--json."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")(command)
+
+
+def given_options(names: Sequence[str]) -> list[str]:
+    """Those of some options of the current command that were given on the command line, for messages."""
+    context = click.get_current_context()
+    line = click.core.ParameterSource.COMMANDLINE
+    shown = {
+        one.name: one.opts[0] if isinstance(one, click.Option) else str(one.metavar).strip("[]")
+        for one in context.command.params
+    }
+    return [shown[name] for name in names if context.get_parameter_source(name) is line]
 
 
 def echo(text: str, *, err: bool = False) -> None:
@@ -79,16 +96,21 @@ def open_for_dry_run(url: str | None, namespace: str) -> Any:
 
 
 def print_summary(
-    result: Any, files: Sequence[str], store: str, as_json: bool, rest: str | None = None, notes: Sequence[str] = ()
+    result: Any, files: Sequence[str], target: str, as_json: bool, rest: str | None = None, notes: Sequence[str] = ()
 ) -> None:
     """Print the result of a command: JSON on standard output for scripts, else a few lines for people.
 
     Args:
+        result: the result.
+        files: what was read.
+        target: the store or the table.
+        as_json: whether to print JSON.
         rest: how to see the failed rows that are not shown.
         notes: notes about how the files were interpreted.
     """
     if as_json:
-        failures = result.failed.select("row", "entity_type", "id", "error_kind", "rule", "error", "sqlstate")
+        failed = result.failed
+        failures = failed.select("row", *_key_of(failed), "error_kind", "rule", "error", "sqlstate")
         report = {
             "ok": result.ok,
             "counts": result.counts,
@@ -97,12 +119,18 @@ def print_summary(
             "failed": failures.head(1_000).to_dicts(),
             **({"notes": list(notes)} if notes else {}),
         }
-        print_exactly(json.dumps(report, ensure_ascii=False), json=True)
+        print_exactly(json.dumps(report, ensure_ascii=False, default=str), json=True)
         return
-    echo(f"{' '.join(map(visible, files))} -> {visible(store)}")
+    echo(f"{' '.join(map(visible, files))} -> {visible(target)}")
     echo(repr(result).split("; first failure")[0].removeprefix("UpsertResult: ").removeprefix("DeleteResult: "))
     if result.counts["failed"]:
         print_failures(result.failed, rest)
+
+
+def _key_of(outcomes: Any) -> list[str]:
+    """The columns of the key in outcomes."""
+    names: list[str] = outcomes.columns
+    return names[names.index("row") + 1 : names.index("status")]
 
 
 def print_failures(failed: Any, rest: str | None = None, most: int = 10) -> None:
@@ -113,10 +141,13 @@ def print_failures(failed: Any, rest: str | None = None, most: int = 10) -> None
 
     title = "1 row failed" if failed.height == 1 else f"{failed.height:,} rows failed"
     echo(f"{title} (the first row of the input is row 0)", err=True)
-    table = Table("row", "type", "id", "error")
+    columns = ["row", *_key_of(failed), "error"]
+    table = Table()
+    # Text, so that brackets in the data are not interpreted as markup.
+    for name in columns:
+        table.add_column(Text("type" if name == "entity_type" else visible(name)))
     for row in failed.head(most).iter_rows(named=True):
-        # Text, so that brackets in the data are not interpreted as markup.
-        table.add_row(*(Text(visible(row[name])) for name in ("row", "entity_type", "id", "error")))
+        table.add_row(*(Text(visible(row[name])) for name in columns))
     # Lines in a file are not wrapped.
     Console(stderr=True, width=None if sys.stderr.isatty() else 1_000).print(table)
     if failed.height > most:
@@ -135,6 +166,38 @@ def print_frame(frame: Any, as_json: bool, shown: Sequence[str] | None = None) -
     else:
         with pl.Config(tbl_rows=50, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, fmt_str_lengths=60):
             echo(str(_visible_frame(frame if shown is None else frame.select(shown))))
+
+
+def print_exported(frame: Any, what: str, out: str | None, file_format: str | None, as_json: bool) -> None:
+    """Write a frame to a file, or print it.
+
+    Args:
+        frame: the rows.
+        what: what they are, for display.
+        out: the file; None for standard output.
+        file_format: the format; None to infer it from the name of the file, or CSV.
+        as_json: whether to print NDJSON.
+    """
+    from entityframes.files import check_writable, nonfinite, write_file
+
+    kind = file_format or ("csv" if not as_json else "ndjson")
+    if check_writable(frame.schema, out or f"standard output.{kind}", file_format) in ("ndjson", "json"):
+        for name in nonfinite(frame):
+            note = f"column {name!r} contains NaN or infinities, which JSON cannot represent: they are written as null"
+            echo(f"note: {visible(note)}", err=True)
+    if out:
+        write_file(frame, out, file_format)
+        echo(f"{frame.height:,} rows of {what} -> {visible(out)}", err=True)
+    elif as_json or file_format == "ndjson":
+        print_frame(frame, True)
+    else:
+        with tempfile.TemporaryDirectory(prefix="entityframes-") as folder:
+            path = Path(folder) / "out"
+            write_file(frame, path, file_format or "csv")
+            if sys.stdout.isatty():
+                print_exactly(path.read_text("utf-8"))
+            else:
+                sys.stdout.buffer.write(path.read_bytes())
 
 
 def _visible_frame(frame: Any) -> Any:

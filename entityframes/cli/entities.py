@@ -1,4 +1,4 @@
-"""The entity commands: get, exists, delete, export, stats, verify, bench."""
+"""The commands for entities, and for rows of tables: get, exists, delete, export; stats, verify, bench."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from typing import Any
 
 import click
 
+from entityframes.cli import tables
 from entityframes.cli.common import (
     F,
     echo,
+    given_options,
     json_option,
     open_store,
     print_exactly,
+    print_exported,
     print_frame,
     print_origin,
     print_summary,
     store_options,
 )
+from entityframes.cli.files import listed
 from entityframes.visible import visible
 
 
@@ -63,10 +67,29 @@ def _note_unknown_type(store: Any, entity_type: str) -> None:
 
 def _ids_arguments(command: F) -> F:
     command = click.argument("ids", nargs=-1, metavar="[ID]...")(command)
-    command = click.option("--ids", "ids_file", type=click.Path(), help="File with a column id: CSV, Parquet, ...")(
-        command
-    )
-    return click.option("--type", "entity_type", required=True, help="Entity type of the ids.")(command)
+    command = click.option(
+        "--ids", "ids_file", type=click.Path(),
+        help="File with a column id, or with the columns of the key of a table: CSV, Parquet, ...",
+    )(command)  # fmt: skip
+    command = click.option(
+        "--key", multiple=True, metavar="TEXT",
+        help="Columns by which rows of the table are found, comma-separated.  [default: its primary key]",
+    )(command)  # fmt: skip
+    command = click.option("--table", metavar="NAME", help="Table with these keys, instead of --type.")(command)
+    return click.option("--type", "entity_type", help="Entity type of the ids.")(command)
+
+
+def _check_table() -> None:
+    """Check that nothing is given with --table that has a meaning for entities only."""
+    if wrong := given_options(["entity_type", "namespace"]):
+        raise click.UsageError(f"{', '.join(wrong)}: not with --table, which has no entities")
+
+
+def _check_type(entity_type: str | None) -> None:
+    if entity_type is None:
+        raise click.UsageError("give the type of the ids with --type, or a table with --table")
+    if wrong := given_options(["key"]):
+        raise click.UsageError(f"{', '.join(wrong)}: only with --table")
 
 
 @click.command()
@@ -74,9 +97,17 @@ def _ids_arguments(command: F) -> F:
 @json_option
 @store_options
 def get(
-    entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
-) -> None:
-    """Print entities by id, in the order given; - reads ids from standard input. Exit status 1 if some are missing."""
+    entity_type: str, table: str | None, key: Sequence[str], ids: Sequence[str], ids_file: str | None, as_json: bool,
+    url: str | None, namespace: str,
+) -> None:  # fmt: skip
+    """Print entities by id, or rows of a table by key, in the order given. Exit status 1 if some are missing.
+
+    An ID of - reads ids from standard input. A key of several columns is given as values separated by commas.
+    """
+    if table:
+        _check_table()
+        tables.get(url, table, listed(key), ids, ids_file, as_json)
+    _check_type(entity_type)
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace, read_only=True) as store:
         found = store.get(wanted)
@@ -91,9 +122,14 @@ def get(
 @json_option
 @store_options
 def exists(
-    entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
-) -> None:
-    """Check which ids are stored. Exit status 1 if some are missing."""
+    entity_type: str, table: str | None, key: Sequence[str], ids: Sequence[str], ids_file: str | None, as_json: bool,
+    url: str | None, namespace: str,
+) -> None:  # fmt: skip
+    """Check which ids, or keys of a table, are stored. Exit status 1 if some are missing."""
+    if table:
+        _check_table()
+        tables.exists(url, table, listed(key), ids, ids_file, as_json)
+    _check_type(entity_type)
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace, read_only=True) as store:
         found = store.exists(wanted)
@@ -108,9 +144,14 @@ def exists(
 @json_option
 @store_options
 def delete(
-    entity_type: str, ids: Sequence[str], ids_file: str | None, as_json: bool, url: str | None, namespace: str
-) -> None:
-    """Delete entities by id. Ids that are not stored are ignored."""
+    entity_type: str, table: str | None, key: Sequence[str], ids: Sequence[str], ids_file: str | None, as_json: bool,
+    url: str | None, namespace: str,
+) -> None:  # fmt: skip
+    """Delete entities by id, or rows of a table by key. Ids that are not stored are ignored."""
+    if table:
+        _check_table()
+        tables.delete(url, table, listed(key), ids, ids_file, as_json)
+    _check_type(entity_type)
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace) as store:
         result = store.delete(wanted)
@@ -121,7 +162,8 @@ def delete(
 
 
 @click.command()
-@click.argument("entity_type", metavar="TYPE")
+@click.argument("entity_type", metavar="[TYPE]", required=False)
+@click.option("--table", metavar="NAME", help="Table to export, instead of a type.")
 @click.option("--out", type=click.Path(dir_okay=False), help="File to write.  [default: standard output, as CSV]")
 @click.option(
     "--format",
@@ -132,35 +174,26 @@ def delete(
 @json_option
 @store_options
 def export(
-    entity_type: str, out: str | None, file_format: str | None, as_json: bool, url: str | None, namespace: str
-) -> None:
-    """Write all entities of a type with their metadata as typed columns; --json prints NDJSON."""
-    from entityframes.files import check_writable, nonfinite, write_file
+    entity_type: str | None, table: str | None, out: str | None, file_format: str | None, as_json: bool,
+    url: str | None, namespace: str,
+) -> None:  # fmt: skip
+    """Write all entities of a type, with their metadata as typed columns, or all rows of a table.
 
+    --json prints NDJSON.
+    """
     if out is None and file_format in ("parquet", "ipc") and sys.stdout.isatty():
         raise click.UsageError(f"--format {file_format} cannot be printed to a terminal: give a file with --out")
+    if table:
+        _check_table()
+        tables.export(url, table, out, file_format, as_json)
+        return
+    if entity_type is None:
+        raise click.UsageError("give the type of the entities, or --table")
     with open_store(url, namespace, read_only=True) as store:
         if unknown := _unknown_type(store, entity_type):
             raise click.ClickException(unknown)
         frame = store.read(entity_type)
-    kind = file_format or ("csv" if not as_json else "ndjson")
-    if check_writable(frame.schema, out or f"standard output.{kind}", file_format) in ("ndjson", "json"):
-        for name in nonfinite(frame):
-            note = f"column {name!r} contains NaN or infinities, which JSON cannot represent: they are written as null"
-            echo(f"note: {visible(note)}", err=True)
-    if out:
-        write_file(frame, out, file_format)
-        echo(f"{frame.height:,} rows of {visible(entity_type)} -> {visible(out)}", err=True)
-    elif as_json or file_format == "ndjson":
-        print_frame(frame, True)
-    else:
-        with tempfile.TemporaryDirectory(prefix="entityframes-") as folder:
-            path = Path(folder) / "out"
-            write_file(frame, path, file_format or "csv")
-            if sys.stdout.isatty():
-                print_exactly(path.read_text("utf-8"))
-            else:
-                sys.stdout.buffer.write(path.read_bytes())
+    print_exported(frame, visible(entity_type), out, file_format, as_json)
 
 
 @click.command()

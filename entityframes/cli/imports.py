@@ -1,36 +1,39 @@
-"""The import command: imports files of rows as entities."""
+"""The import command: imports files of rows as entities, or into a table."""
 
 from __future__ import annotations
 
-import csv
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
+from entityframes.cli import tables
 from entityframes.cli.common import (
     echo,
+    given_options,
     json_option,
     open_for_dry_run,
     open_store,
-    print_exactly,
     print_summary,
     store_options,
 )
+from entityframes.cli.files import (
+    ERROR_COLUMN,
+    RAW_COLUMN,
+    check_failed_file,
+    chosen,
+    nothing_imported,
+    of_files,
+    read,
+    report_plan,
+    text_options,
+    write_failed,
+)
 from entityframes.visible import visible
-
-#: The column with errors that --failed adds; import ignores it.
-ERROR_COLUMN = "entityframes_error"
-#: A temporary column with the position of a row in the input.
-ROW_COLUMN = "entityframes_row"
-
-
-#: The column with the text of an unreadable row in the file of failed rows; import ignores it.
-RAW_COLUMN = "entityframes_line"
 
 #: Settings of an option that takes names: comma-separated, or given several times.
 _LISTING: dict[str, Any] = {"multiple": True, "metavar": "TEXT"}
@@ -41,8 +44,8 @@ _LISTING: dict[str, Any] = {"multiple": True, "metavar": "TEXT"}
 @click.option(
     "--type",
     "entity_type",
-    help="Entity type of every row; without it the file needs the columns entity_type and id, and may have content "
-    "and metadata.",
+    help="Entity type of every row; without it, and without --table, the file needs the columns entity_type and id, "
+    "and may have content and metadata.",
 )
 @click.option(
     "--id",
@@ -58,6 +61,22 @@ _LISTING: dict[str, Any] = {"multiple": True, "metavar": "TEXT"}
 )
 @click.option("--content", help="Column with the text of each entity.  [default: none, stored content is kept]")
 @click.option("--metadata", help="Columns to store as metadata, comma-separated.  [default: all others]", **_LISTING)
+@click.option("--table", metavar="NAME", help="Import into this table, such as sales.customers, instead of a store.")
+@click.option(
+    "--key",
+    help="Columns by which rows of the table are found, comma-separated.  [default: its primary key]",
+    **_LISTING,
+)
+@click.option("--only", help="Columns of the file to write to the table, comma-separated.  [default: all]", **_LISTING)
+@click.option(
+    "--ignore",
+    help="Columns of the table that are written, but do not count as a difference (a load time), comma-separated.",
+    **_LISTING,
+)
+@click.option("--insert-only", is_flag=True, help="Leave rows alone that are in the table already.")
+@click.option(
+    "--create", is_flag=True, help="Create the table if it does not exist, with the dtypes of the file and --key."
+)
 @click.option(
     "--format",
     "file_format",
@@ -132,41 +151,31 @@ _LISTING: dict[str, Any] = {"multiple": True, "metavar": "TEXT"}
 @json_option
 @store_options
 def import_command(files: Sequence[str], as_json: bool, url: str | None, namespace: str, **options: Any) -> None:
-    """Import rows as entities: CSV, TSV, NDJSON, JSON, Parquet or Arrow IPC, also compressed; patterns, or - for stdin.
+    """Import rows of CSV, TSV, NDJSON, JSON, Parquet or Arrow IPC files, also compressed, as entities or into a table.
 
-    Rows that are already stored are skipped, so to resume an interrupted import, run it again.
+    FILE may also be a pattern, or - for standard input. Rows that are already stored are skipped, so to resume an
+    interrupted import, run it again.
 
     \b
     entityframes import airports.dat --type airport --id id --content name \\
         --columns id,name,city,country,iata --null '\\N'
     entityframes import routes.csv --type route --id airline,source,destination
+    entityframes import customers.csv --table sales.customers
     """
-    from entityframes.files import check_writable, read_files
+    from entityframes.files import read_files
 
-    if options["entity_type"] is None and options["id_columns"]:
-        raise click.UsageError("--id needs --type, the entity type of every row")
-    if options["entity_type"] is not None and not options["id_columns"]:
-        raise click.UsageError("--type needs --id, the column with the ids")
-    _check_failed_file(options["failed_file"], files)
+    _check_options(options)
+    check_failed_file(options["failed_file"], files)
     with tempfile.TemporaryDirectory(prefix="entityframes-") as spool:
         # Errors in the files are raised before a store is created.
-        with _nothing_imported():
-            given = read_files(files, options["file_format"], _text_options(options), Path(spool))
-            _name_columns(given, options)
-            rows = given.scan()
-            frame = _read(rows, given, options)
-        with (open_for_dry_run if options["dry_run"] else open_store)(url, namespace) as store:
-            if known := _known(store, options["entity_type"]):
-                rows = given.scan(known)
-                frame = _read(rows, given, options)
-            if options["failed_file"]:
-                check_writable(rows.collect_schema(), options["failed_file"])
-            for line in given.notes.lines():
-                echo(f"note: {visible(line)}", err=True)
-            with _named(files):
-                result = _import(store, frame, files, as_json, options, given)
+        with nothing_imported():
+            given = read_files(files, options["file_format"], text_options(options), Path(spool))
+        if options["table"]:
+            rows, result = tables.import_rows(given, files, url, as_json, options)
+        else:
+            rows, result = _import_entities(given, files, url, namespace, as_json, options)
         if options["failed_file"] and not result.ok:
-            _write_failed(rows, result, given, options["failed_file"])
+            write_failed(rows, result, given, options["failed_file"])
             echo(
                 f"wrote the failed rows to {visible(options['failed_file'])}: correct them and import that file",
                 err=True,
@@ -174,14 +183,49 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
     sys.exit(0 if result.ok else 1)
 
 
-@contextmanager
-def _nothing_imported() -> Iterator[None]:
-    """Print a note if Ctrl-C is pressed while the files are read."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        echo("note: nothing was imported: the files were still being read", err=True)
-        raise
+#: The options that have a meaning for entities or for tables only.
+_ENTITIES = ("entity_type", "id_columns", "id_separator", "content", "metadata", "absent", "no_embed", "namespace")
+_TABLES = ("key", "only", "ignore", "insert_only", "create")
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Check that the options go together.
+
+    Raises:
+        click.UsageError: they do not.
+    """
+    if options["table"]:
+        if wrong := given_options(_ENTITIES):
+            raise click.UsageError(f"{', '.join(wrong)}: not with --table, which has no entities")
+        return
+    if wrong := given_options(_TABLES):
+        raise click.UsageError(f"{', '.join(wrong)}: only with --table")
+    if options["entity_type"] is None and options["id_columns"]:
+        raise click.UsageError("--id needs --type, the entity type of every row")
+    if options["entity_type"] is not None and not options["id_columns"]:
+        raise click.UsageError("--type needs --id, the column with the ids")
+
+
+def _import_entities(
+    given: Any, files: Sequence[str], url: str | None, namespace: str, as_json: bool, options: dict[str, Any]
+) -> tuple[Any, Any]:
+    """Import the rows of files as entities; the rows as they are in the files, and the result."""
+    from entityframes.files import check_writable
+
+    with nothing_imported():
+        _name_columns(given, options)
+        rows = given.scan()
+        frame = read(_entity_frame(rows, given, options), given)
+    with (open_for_dry_run if options["dry_run"] else open_store)(url, namespace) as store:
+        if known := _known(store, options["entity_type"]):
+            rows = given.scan(known)
+            frame = read(_entity_frame(rows, given, options), given)
+        if options["failed_file"]:
+            check_writable(rows.collect_schema(), options["failed_file"])
+        for line in given.notes.lines():
+            echo(f"note: {visible(line)}", err=True)
+        with _named(files):
+            return rows, _import(store, frame, files, as_json, options, given)
 
 
 @contextmanager
@@ -197,44 +241,11 @@ def _named(files: Sequence[str]) -> Iterator[None]:
         raise SchemaError(f"{names}: {error}{help if 'other dtypes' in str(error) else ''}") from error
 
 
-def _text_options(options: dict[str, Any]) -> Any:
-    """The options for text files."""
-    from entityframes.files import TextOptions
-
-    return TextOptions(
-        columns=_listed(options["columns"]) or None,
-        separator=options["separator"],
-        quote="" if options["no_quote"] else options["quote"],
-        escape=options["escape"],
-        encoding=options["encoding"],
-        decimal_comma=options["decimal_comma"],
-        nulls=options["nulls"],
-    )
-
-
-def _listed(values: Sequence[str]) -> list[str]:
-    """The names given by an option, comma-separated or repeated; a name that contains a comma must be quoted."""
-    return [name.strip() for row in csv.reader(values, skipinitialspace=True) for name in row]
-
-
-def _chosen(values: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The columns given by an option: a value is a column name if there is such a column, else a list of names."""
-    found: list[str] = []
-    for value in values:
-        if value in names:
-            found.append(value)
-        elif all(part in names for part in value.split(",")):
-            found += value.split(",")
-        else:
-            found += _listed([value])
-    return list(dict.fromkeys(found))
-
-
 def _name_columns(given: Any, options: dict[str, Any]) -> None:
     """Replace the values of options by the columns that they refer to, and set their dtypes."""
     names = given.names
     for option in ("id_columns", "metadata", "text", "numbers"):
-        options[option] = _chosen(options[option], names)
+        options[option] = chosen(options[option], names)
     keys = options["id_columns"] if options["entity_type"] else ["entity_type", "id", "content"]
     if options["entity_type"] is None and given.kind in ("csv", "tsv"):
         keys = [*keys, "metadata"]
@@ -250,19 +261,12 @@ def _name_columns(given: Any, options: dict[str, Any]) -> None:
     given.choose(list(dict.fromkeys(text)), options["numbers"], options["metadata"])
 
 
-def _read(rows: Any, given: Any, options: dict[str, Any]) -> Any:
-    """The entity frame: eager for small files, so that duplicate keys are found across all rows, else lazy."""
-    from entityframes.files import reading_errors
-
-    with reading_errors(given.files):
-        frame = _entity_frame(rows, given, options)
-        return frame.collect() if given.bytes <= _SMALL else frame
-
-
 def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options: dict[str, Any], given: Any) -> Any:
     """Upsert an entity frame, and print the result for the files."""
+    known = {"entity_type": options["entity_type"]}
     if options["dry_run"]:
-        _dry_run(store, frame, options, as_json, given)
+        policies = {"absent": options["absent"], "nulls": options["null_values"]}
+        report_plan(store.plan(frame, on_duplicate=options["on_duplicate"], **policies), given, as_json)
     rest = None if options["failed_file"] else "write them all with --failed FILE"
     try:
         result = store.upsert(
@@ -276,110 +280,16 @@ def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options
             progress=options["progress"],
         )
     except KeyboardInterrupt:
-        print_summary(of_files(store.last_result, given, options), files, store.address, as_json, rest)
+        print_summary(of_files(store.last_result, given, known), files, store.address, as_json, rest)
         echo("note: run the same command again to resume: rows that are already stored are skipped", err=True)
         raise
     parts = options["id_columns"]
     some_null = len(parts) > 1 and (result.failed["error"] == "id is null").any()
-    result = of_files(result, given, options)
+    result = of_files(result, given, known)
     print_summary(result, files, store.address, as_json, rest, given.notes.all())
     if some_null:
         echo(f"note: an id is null if any of its parts is null: {', '.join(map(visible, parts))}", err=True)
     return result
-
-
-def of_files(result: Any, given: Any, options: dict[str, Any]) -> Any:
-    """The result extended by the unreadable rows, with file and line of each failed row."""
-    from dataclasses import replace
-
-    if not given.unread.seen:
-        return result
-    counts = {**result.counts, "failed": result.counts["failed"] + len(given.unread.rows)}
-    return replace(result, counts=counts, _log=_OfFiles(result, given.unread, options["entity_type"]))
-
-
-class _OfFiles:
-    """The outcomes of the rows of files, including unreadable rows, with file and line of each failed row."""
-
-    def __init__(self, result: Any, unread: Any, entity_type: str | None) -> None:
-        self._result, self._unread, self._entity_type = result, unread, entity_type
-
-    def read(self) -> Any:
-        """The outcomes of the readable rows; row counts only these, input_row is the position among all rows."""
-        import polars as pl
-
-        outcomes = self._result.outcomes
-        rows = pl.Series([each.row for each in self._unread.rows], dtype=pl.Int64)
-        # The number of unreadable rows before each readable row.
-        before = (rows - pl.int_range(len(rows), eager=True)).search_sorted(
-            outcomes["row"].cast(pl.Int64), side="right"
-        )
-        outcomes = outcomes.with_columns(input_row=outcomes["row"] + before.cast(pl.UInt32))
-        failed = outcomes.filter(pl.col("status") == "failed")["input_row"]
-        places = pl.Series("place", [self._unread.place(row) for row in failed], dtype=pl.String)
-        outcomes = outcomes.join(pl.DataFrame([failed, places]), on="input_row", how="left", maintain_order="left")
-        located = pl.concat_str("place", "error", separator=": ")
-        return outcomes.with_columns(pl.coalesce(located, "error").alias("error")).drop("place")
-
-    def collect(self) -> Any:
-        import polars as pl
-
-        read = self.read().with_columns(row="input_row").drop("input_row")
-        unread = pl.DataFrame(
-            {"row": [each.row for each in self._unread.rows], "error": [each.error for each in self._unread.rows]},
-            {"row": pl.UInt32, "error": pl.String},
-        )
-        known = {"entity_type": self._entity_type, "status": "failed", "error_kind": "validation"}
-        unread = unread.with_columns(pl.lit(value).alias(name) for name, value in known.items())
-        unread = unread.select(
-            (pl.col(name) if name in unread.columns else pl.lit(None)).cast(dtype).alias(name)
-            for name, dtype in read.schema.items()
-        )
-        return pl.concat([read, unread]).sort("row")
-
-
-def _dry_run(store: Any, frame: Any, options: dict[str, Any], as_json: bool, given: Any) -> NoReturn:
-    import json
-
-    from entityframes.cli import reports
-
-    plan = store.plan(
-        frame, absent=options["absent"], nulls=options["null_values"], on_duplicate=options["on_duplicate"]
-    )
-    report = reports.of_plan(plan, as_json)
-    unread = given.unread.rows
-    if as_json:
-        listed = [{"row": each.row, "error": each.error} for each in unread[:1_000]]
-        more = {"unreadable": len(unread), "unreadable_rows": listed, "notes": given.notes.all()}
-        made = json.loads(report)
-        report = json.dumps({**made, "ok": made["ok"] and not unread, **more}, ensure_ascii=False)
-    elif unread:
-        count = "1 row cannot be read" if len(unread) == 1 else f"{len(unread):,} rows cannot be read"
-        first = unread[0]
-        report = f"{count}, such as row {first.row}: {visible(first.error)}\n{report}"
-    if as_json:
-        print_exactly(report, json=True)
-    else:
-        echo(report)
-    sys.exit(1 if plan.counts["invalid"] or unread else 0)
-
-
-#: Files up to this size are read eagerly.
-_SMALL = 512 << 20
-
-
-def _check_failed_file(path: str | None, files: Sequence[str]) -> None:
-    """Check that the file for failed rows can be written, before anything is imported."""
-    from entityframes.files import check_name, format_of
-
-    if path is None:
-        return
-    check_name(path)
-    format_of(path)
-    if not Path(path).resolve().parent.is_dir():
-        raise click.UsageError(f"--failed {path}: the folder does not exist")
-    if any(Path(path).resolve() == Path(file).resolve() for file in files):
-        raise click.UsageError(f"--failed {path}: this is one of the files to import, give another name")
 
 
 def _known(store: Any, entity_type: str | None) -> dict[str, Any]:
@@ -426,46 +336,3 @@ def _no_column(missing: list[str], names: list[str]) -> Any:
 
     found = ", ".join(map(repr, names[:50])) + (", ..." if len(names) > 50 else "")
     return SchemaError(f"no column {', '.join(map(repr, missing))}; the file has {found}")
-
-
-def _write_failed(rows: Any, result: Any, given: Any, path: str) -> None:
-    """Write the failed input rows unchanged, with the error in a column that a later import ignores.
-
-    An unreadable row has its text in a separate column, and the values that could be assigned to columns.
-    """
-    import polars as pl
-
-    from entityframes.files import write_file
-    from entityframes.results import UNRESOLVED
-
-    outcomes = result._log.read() if isinstance(result._log, _OfFiles) else result.outcomes
-    bad = outcomes.filter(pl.col("status").is_in(UNRESOLVED))
-    reasons = bad.select(
-        pl.col("row").alias(ROW_COLUMN), pl.coalesce("error", pl.col("status").cast(pl.String)).alias(ERROR_COLUMN)
-    )
-    numbered = rows.drop(ERROR_COLUMN, RAW_COLUMN, strict=False).with_row_index(ROW_COLUMN)
-    failed = numbered.filter(pl.col(ROW_COLUMN).is_in(bad["row"].implode())).collect()
-    failed = failed.join(reasons, on=ROW_COLUMN, how="left", maintain_order="left").drop(ROW_COLUMN)
-    if given.unread.rows:
-        failed = pl.concat([failed, _unread_frame(given, failed)], how="diagonal_relaxed")
-    write_file(failed, path)
-
-
-def _unread_frame(given: Any, like: Any) -> Any:
-    """The unreadable rows, with the columns of the readable ones."""
-    import polars as pl
-
-    rows = given.unread.rows
-    frame = pl.DataFrame(
-        {RAW_COLUMN: [each.raw for each in rows], ERROR_COLUMN: [each.error for each in rows]},
-        {RAW_COLUMN: pl.String, ERROR_COLUMN: pl.String},
-    )
-    values = {
-        name: [None if each.values is None or n >= len(each.values) else each.values[n] or None for each in rows]
-        for n, name in enumerate(given.names)
-        if name in like.columns
-    }
-    texts = pl.DataFrame(values, dict.fromkeys(values, pl.String)) if values else pl.DataFrame()
-    # A value that cannot be cast to the dtype of its column is only in the text of the line.
-    typed = [texts[name].cast(like.schema[name], strict=False) for name in values if not like.schema[name].is_nested()]
-    return frame.hstack(typed)

@@ -17,16 +17,22 @@ def of_plan(plan: Plan, as_json: bool) -> str:
     """The report of what an import would do."""
     if not as_json:
         return f"{plan.summary()}\nnothing was written"
-    invalid = plan.frame.filter(pl.col("action") == "invalid").select("row", "entity_type", "id", "error")
+    key = plan.frame.columns[1 : plan.frame.columns.index("action")]
+    invalid = plan.frame.filter(pl.col("action") == "invalid").select("row", *key, "error")
     report = {
         "ok": not plan.counts["invalid"],
         "dry_run": True,
         "counts": plan.counts,
-        "changed_contents": plan.changed_contents,
+        **({"changed_contents": plan.changed_contents} if "old_hash" in plan.frame.columns else {}),
         "changed_fields": plan.changed_fields,
         "invalid": invalid.head(_LISTED).to_dicts(),
     }
-    return json.dumps(report, ensure_ascii=False)
+    return as_json_text(report)
+
+
+def as_json_text(report: object) -> str:
+    """JSON; a value of a key that has no JSON type is written as text."""
+    return json.dumps(report, ensure_ascii=False, default=str)
 
 
 def of_verification(found: pl.DataFrame, as_json: bool) -> str:
@@ -35,7 +41,7 @@ def of_verification(found: pl.DataFrame, as_json: bool) -> str:
     if as_json:
         ok = bool(found["repaired"].all())
         report = {"ok": ok, "counts": counts, "inconsistencies": found.head(_LISTED).to_dicts()}
-        return json.dumps(report, ensure_ascii=False)
+        return as_json_text(report)
     if found.is_empty():
         return "the store is sound"
     counted = ", ".join(f"{count:,} {check}" for check, count in counts.items())

@@ -1,0 +1,268 @@
+"""Tables on the command line: imports, lookups by key, deletions and exports, and the list of all tables."""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from entityframes.cli.common import echo, json_option, print_exported, print_frame, print_summary, url_option
+from entityframes.cli.files import ERROR_COLUMN, RAW_COLUMN, chosen, of_files, read, report_plan
+from entityframes.visible import visible
+
+#: What to use here where a message names a parameter or a function of Python.
+_OPTIONS = (
+    (r"rename or drop the columns, or add them to the table with table\.add_columns\(frame\)",
+     "rename them in the file, leave them out with --only, or add them to the table"),
+    (r"drop the columns, for example with frame\.drop.*\)", "leave them out with --only"),
+    (r"the frame lacks", "the file lacks"),
+    (r"key=\[\.\.\.\]", "--key"),
+    (r"create it with entityframes\.create_table", "create it with --create"),
+    (r"cast it first", "leave it out with --only, or use a file with other dtypes"),
+)  # fmt: skip
+
+
+def _open(url: str | None, *, read_only: bool = False) -> Any:
+    """Open a database; no store is created."""
+    from entityframes.engines import open_tables
+    from entityframes.engines.url import parse_url
+
+    return open_tables(parse_url(url), None, read_only=read_only)
+
+
+def open_table(url: str | None, name: str, key: Sequence[str], *, read_only: bool = False) -> Any:
+    """Open a table; nothing is created."""
+    from entityframes import Table
+
+    engine = _open(url, read_only=read_only)
+    try:
+        with _messages():
+            return Table(engine, name, list(key) or None, owner=True)
+    except BaseException:
+        engine.database.close()
+        raise
+
+
+@contextmanager
+def _messages(files: Sequence[str] = ()) -> Iterator[None]:
+    """Add the names of files to a SchemaError, and name the options of the command line in it."""
+    from entityframes.errors import SchemaError
+
+    try:
+        yield
+    except SchemaError as error:
+        names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+        message = str(error)
+        for pattern, option in _OPTIONS:
+            message = re.sub(pattern, option, message)
+        error.args = (f"{names}: {message}" if names else message,)
+        raise
+
+
+def import_rows(
+    given: Any, files: Sequence[str], url: str | None, as_json: bool, options: dict[str, Any]
+) -> tuple[Any, Any]:
+    """Import the rows of files into a table.
+
+    Args:
+        given: the rows of the files.
+        files: the files, for messages.
+        url: the address of the database.
+        as_json: whether to print JSON.
+        options: the options of the import command.
+
+    Returns:
+        The rows as they are in the files, and the result.
+    """
+    from entityframes.files import check_writable
+
+    for option in ("key", "only", "ignore", "text", "numbers"):
+        options[option] = chosen(options[option], given.names)
+    columns = options["only"] or [name for name in given.names if name not in (ERROR_COLUMN, RAW_COLUMN)]
+    given.choose(options["text"], options["numbers"], columns)
+    with _opened(given, url, columns, options) as table:
+        rows = _as_texts(given, table, columns)
+        frame = read(_with_points(rows, table) if options["decimal_comma"] else rows, given)
+        if options["failed_file"]:
+            check_writable(rows.collect_schema(), options["failed_file"])
+        _print_notes(given)
+        with _messages(files):
+            return rows, _write(table, frame, files, as_json, options, given)
+
+
+def _opened(given: Any, url: str | None, columns: Sequence[str], options: dict[str, Any]) -> Any:
+    """The table; with --create it is created if it does not exist, in a dry run in memory."""
+    import entityframes
+    from entityframes.engines.tables import NoTableError, parse_name, quoted
+
+    name, dry_run = options["table"], options["dry_run"]
+    try:
+        return open_table(url, name, options["key"], read_only=dry_run)
+    except (NoTableError, entityframes.ConnectError) as error:
+        if not options["create"] or not (isinstance(error, NoTableError) or error.missing):
+            raise
+    if not options["key"]:
+        raise click.UsageError(f"there is no table {name}: --create needs --key, the columns of its primary key")
+    schema = given.scan().select(columns).collect_schema()
+    _print_notes(given)
+    if dry_run:
+        url, name = ":memory:", quoted(parse_name(name)[-1][0])
+    table = entityframes.create_table(url, name, schema, key=options["key"])
+    described = table.columns.head(50).select("column", "sql_type").rows()
+    shown = ", ".join(f"{visible(column)} {sql_type}" for column, sql_type in described)
+    more = ", ..." if len(schema) > len(described) else ""
+    if dry_run:
+        created = f"{visible(options['table'])} would be created with {shown}{more}; the dry run assumes an empty table"
+    else:
+        created = f"created {visible(table.name)} with {shown}{more}"
+    echo(f"note: {created}", err=True)
+    return table
+
+
+def _print_notes(given: Any) -> None:
+    for line in given.notes.lines():
+        echo(f"note: {visible(line)}", err=True)
+
+
+def _as_texts(given: Any, table: Any, columns: Sequence[str]) -> Any:
+    """The rows of the files. Values of CSV and JSON are text, as in the file, which the upsert converts by value."""
+    known = table._relation.by_name
+    nested = ("array", "vector", "struct") if given.kind in ("json", "ndjson") else ()
+    if given.kind not in ("parquet", "ipc"):
+        texts = [name for name in columns if name not in known or known[name].family not in nested]
+        given.choose(texts, (), columns)
+    return given.scan().select(columns)
+
+
+def _with_points(rows: Any, table: Any) -> Any:
+    """The rows with decimal points instead of decimal commas in the columns that are numbers in the table."""
+    import polars as pl
+
+    known = table._relation.by_name
+    texts = [name for name, dtype in rows.collect_schema().items() if dtype == pl.String and name in known]
+    numbers = [name for name in texts if known[name].family in ("integer", "float", "decimal")]
+    return rows.with_columns(pl.col(numbers).str.replace(r"^(\s*[+-]?\d*),(\d+\s*)$", "${1}.${2}"))
+
+
+def _write(table: Any, frame: Any, files: Sequence[str], as_json: bool, options: dict[str, Any], given: Any) -> Any:
+    """Upsert the rows, and print the result for the files; in a dry run, print the plan and exit."""
+    policies = {
+        "on_match": "skip" if options["insert_only"] else "update",
+        "nulls": options["null_values"],
+        "ignore": options["ignore"],
+        "on_duplicate": options["on_duplicate"],
+    }
+    if options["dry_run"]:
+        report_plan(table.plan(frame, **policies), given, as_json)
+    target = f"{table.name} in {table._engine.database.address}"
+    rest = None if options["failed_file"] else "write them all with --failed FILE"
+    run = {name: options[name] for name in ("batch_size", "on_error", "progress")}
+    try:
+        result = table.upsert(frame, **policies, **run)
+    except KeyboardInterrupt:
+        print_summary(of_files(table.last_result, given, {}), files, target, as_json, rest)
+        echo("note: run the same command again to resume: rows that are already stored are skipped", err=True)
+        raise
+    result = of_files(result, given, {})
+    print_summary(result, files, target, as_json, rest, given.notes.all())
+    return result
+
+
+def get(url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool) -> None:
+    """Print rows by key, and exit with status 1 if some are missing."""
+    with open_table(url, name, key, read_only=True) as table:
+        found = table.get(_key_frame(table, keys, file))
+    print_frame(found, as_json)
+    flag = found.columns[len(table.key)]
+    sys.exit(0 if found[flag].all() else 1)
+
+
+def exists(
+    url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool
+) -> None:
+    """Print which keys are stored, and exit with status 1 if some are missing."""
+    with open_table(url, name, key, read_only=True) as table:
+        found = table.exists(_key_frame(table, keys, file))
+    print_frame(found, as_json)
+    sys.exit(0 if found["exists"].all() else 1)
+
+
+def delete(
+    url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool
+) -> None:
+    """Delete rows by key, and exit with status 1 if some cannot be deleted."""
+    with open_table(url, name, key) as table:
+        wanted = _key_frame(table, keys, file)
+        result = table.delete(wanted)
+        print_summary(result, [f"{wanted.height:,} keys"], f"{table.name} in {table._engine.database.address}", as_json)
+    sys.exit(0 if result.ok else 1)
+
+
+def export(url: str | None, name: str, out: str | None, file_format: str | None, as_json: bool) -> None:
+    """Write all rows of a table, ordered by its primary key if it has one."""
+    import polars as pl
+
+    from entityframes.interrupt import Interrupt
+    from entityframes.reading import tables as reading
+
+    engine = _open(url, read_only=True)
+    try:
+        with _messages():
+            table = engine.describe(name)
+        chunks = list(reading.scan(engine, table, table.columns, None, Interrupt()))
+    finally:
+        engine.database.close()
+    schema = {column.name: column.dtype for column in table.columns}
+    rows = pl.concat([pl.DataFrame(schema=schema), *chunks])
+    key = [name for name in (*table.unique, ())[0] if not schema[name].is_nested()]
+    ordered = rows.sort(key, maintain_order=True) if key else rows
+    print_exported(ordered, visible(table.name), out, file_format, as_json)
+
+
+def _key_frame(table: Any, keys: Sequence[str], file: str | None) -> Any:
+    """The keys given as arguments, through standard input, or by a file with the columns of the key."""
+    import polars as pl
+
+    from entityframes.files import TextOptions, read_files
+
+    if bool(keys) == bool(file):
+        raise click.UsageError("give keys as arguments, or a file of them with --ids")
+    if file:
+        with tempfile.TemporaryDirectory(prefix="entityframes-") as spool:
+            given = read_files([file], None, TextOptions(), Path(spool))
+            given.choose(table.key)
+            if given.unread.rows:
+                raise click.UsageError(f"--ids {given.unread.rows[0].error}")
+            return given.scan().select(table.key).collect()
+    listed = [line for key in keys for line in (sys.stdin.read().splitlines() if key == "-" else [key])]
+    if len(table.key) == 1:
+        return pl.DataFrame({table.key[0]: listed}, {table.key[0]: pl.String})
+    parts = list(csv.reader(listed))
+    if wrong := next((line for line, part in zip(listed, parts, strict=True) if len(part) != len(table.key)), None):
+        raise click.UsageError(f"{wrong!r}: the key of {table.name} has the parts {','.join(table.key)}")
+    return pl.DataFrame(parts, dict.fromkeys(table.key, pl.String), orient="row")
+
+
+@click.command("tables")
+@json_option
+@url_option
+def tables(as_json: bool, url: str | None) -> None:
+    """List the tables of the database, with their primary keys and estimated numbers of rows.
+
+    The tables of stores are not listed.
+    """
+    import polars as pl
+
+    engine = _open(url, read_only=True)
+    try:
+        listed = engine.tables()
+    finally:
+        engine.database.close()
+    print_frame(listed if as_json else listed.with_columns(pl.col("key").list.join(",")), as_json)
