@@ -39,7 +39,7 @@ def _open(url: str | None, *, read_only: bool = False) -> Any:
 
 def open_table(url: str | None, name: str, key: Sequence[str], *, read_only: bool = False) -> Any:
     """Open a table; nothing is created."""
-    from entityframes import Table
+    from entityframes.tables import Table
 
     engine = _open(url, read_only=read_only)
     try:
@@ -99,13 +99,14 @@ def import_rows(
 
 def _opened(given: Any, url: str | None, columns: Sequence[str], options: dict[str, Any]) -> Any:
     """The table; with --create it is created if it does not exist, in a dry run in memory."""
-    import entityframes
     from entityframes.engines.tables import NoTableError, parse_name, quoted
+    from entityframes.errors import ConnectError
+    from entityframes.tables import create_table
 
     name, dry_run = options["table"], options["dry_run"]
     try:
         return open_table(url, name, options["key"], read_only=dry_run)
-    except (NoTableError, entityframes.ConnectError) as error:
+    except (NoTableError, ConnectError) as error:
         if not options["create"] or not (isinstance(error, NoTableError) or error.missing):
             raise
     if not options["key"]:
@@ -114,7 +115,7 @@ def _opened(given: Any, url: str | None, columns: Sequence[str], options: dict[s
     _print_notes(given)
     if dry_run:
         url, name = ":memory:", quoted(parse_name(name)[-1][0])
-    table = entityframes.create_table(url, name, schema, key=options["key"])
+    table = create_table(url, name, schema, key=options["key"])
     described = table.columns.head(50).select("column", "sql_type").rows()
     shown = ", ".join(f"{visible(column)} {sql_type}" for column, sql_type in described)
     more = ", ..." if len(schema) > len(described) else ""
