@@ -59,7 +59,8 @@ def translated() -> Iterator[None]:
     except duckdb.InterruptException:
         raise StatementCancelledError("the statement was cancelled", "57014", rule_of("57014")) from None
     except duckdb.ConstraintException as error:
-        raise RowError(_readable(error), "23000", rule_of("23000")) from None
+        sqlstate = _violated(str(error))
+        raise RowError(_constraint_message(str(error)), sqlstate, rule_of(sqlstate)) from None
     except duckdb.OutOfMemoryException as error:
         raise ResourceError(_readable(error), "53200", rule_of("53200")) from None
     except duckdb.TransactionException as error:
@@ -85,6 +86,26 @@ def translated() -> Iterator[None]:
         if isinstance(error, EntityFramesError) or "interrupt" not in str(error).lower():
             raise
         raise KeyboardInterrupt from None
+
+
+#: The SQLSTATE of a constraint by a word in the message.
+_CONSTRAINTS = {"foreign key": "23503", "Duplicate key": "23505", "NOT NULL": "23502", "CHECK": "23514"}
+
+
+def _violated(message: str) -> str:
+    """The SQLSTATE of a violated constraint."""
+    return next((sqlstate for word, sqlstate in _CONSTRAINTS.items() if word in message), "23000")
+
+
+def _constraint_message(message: str) -> str:
+    """The message about a violated constraint."""
+    text = " ".join(message.split("\n\n")[0].split())[:500].removeprefix("Constraint Error: ")
+    if key := re.search(r'because key "(.*)" is still referenced', text):
+        return (
+            f"a foreign key of another table references this row ({key[1]}), so that DuckDB refuses to delete it, and "
+            "to change a list or an indexed column of it"
+        )
+    return text
 
 
 #: The beginnings of the messages of streaming results, for which DuckDB reports no exception class.

@@ -14,7 +14,17 @@ from entityframes.engines.batch import Batch
 from entityframes.engines.duckdb.database import DuckDBDatabase
 from entityframes.engines.duckdb.session import Session
 from entityframes.engines.rules import rule_of
-from entityframes.engines.tables import Column, Family, NoTableError, Relation, SoftDelete, Writing, parse_name, quoted
+from entityframes.engines.tables import (
+    Column,
+    Family,
+    NoTableError,
+    Relation,
+    SoftDelete,
+    Writing,
+    literal,
+    parse_name,
+    quoted,
+)
 from entityframes.errors import PermanentError, RowError, SchemaError
 from entityframes.interrupt import Interrupt
 
@@ -78,7 +88,19 @@ class DuckDBTables:
         with self.database.session(batch.interrupt, writing=True) as session:
             return self.database.file.with_memory(lambda: self._write(session, writing, rows, batch))
 
-    def _write(self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+    def _write(
+        self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch, *, narrow: bool = False
+    ) -> pl.DataFrame:
+        """Write the rows that are new or differ, in one transaction.
+
+        Args:
+            session: a session that may write.
+            writing: what to write.
+            rows: the rows.
+            batch: the batch.
+            narrow: whether to assign only the columns that differ in one of the rows. DuckDB replaces a row if an
+                indexed column or a list is assigned, which it refuses while a foreign key references the row.
+        """
         given = rows.with_row_index("position")
         session.register("given", given)
         sql = _Sql(writing)
@@ -95,7 +117,7 @@ class DuckDBTables:
                 changed = changed.filter("created")
             if batch.whole and "error" in aside.columns and (failed := aside.drop_nulls("error")).height:
                 raise RowError(failed["error"][0], None, failed["rule"][0])
-            _merge(session, sql, given.join(changed, on="position", maintain_order="left"))
+            _merge(session, sql, given.join(changed, on="position", maintain_order="left"), narrow=narrow)
         return pl.concat([changed.drop("place"), aside], how="diagonal")
 
     def _was_empty(self, session: Session, writing: Writing, batch: Batch) -> bool:
@@ -125,7 +147,7 @@ class DuckDBTables:
         while parts:
             rows = parts.pop()
             try:
-                result = self._write(session, writing, rows.drop("position"), batch)
+                result = self._write(session, writing, rows.drop("position"), batch, narrow=True)
                 yield result.with_columns(position=rows["position"].gather(result["position"]))
             except RowError as error:
                 if batch.whole:
@@ -236,7 +258,7 @@ class _Sql:
             "after": ">",
             "differs": self._differs(),
             "unexpected": " OR ".join(unexpected) or "false",
-            "assignments": self._assignments(),
+            "assignments": self.assignments([name for name, _ in writing.values]),
             "names": ", ".join(column.quoted for _, column in numbered),
             "values": ", ".join(self.inserted(name, column) for name, column in numbered),
             "texts": "".join(
@@ -251,14 +273,15 @@ class _Sql:
             return "false"
         if self.writing.on_match == "fail":
             return "true"
-        parts = [
-            f"{_compared(f't.{column.quoted}', column)} IS DISTINCT FROM "
-            + _compared(self.updated(name, column), column)
-            for name, column in self.writing.compared
-        ]
+        parts = [self.changes(name, column) for name, column in self.writing.compared]
         if self.writing.undelete:
             parts.append(SoftDelete(self.writing.relation[self.writing.undelete]).is_deleted)
         return "(" + " OR ".join(parts) + ")" if parts else "false"
+
+    def changes(self, name: str, column: Column) -> str:
+        """Whether an update changes the value of a column."""
+        old, new = _compared(f"t.{column.quoted}", column), _compared(self.updated(name, column), column)
+        return f"{old} IS DISTINCT FROM {new}"
 
     def updated(self, name: str, column: Column) -> str:
         """The value of a column after an update."""
@@ -272,24 +295,35 @@ class _Sql:
             return f"coalesce({value}, {column.default})"
         return value
 
-    def _assignments(self) -> str:
-        assigned = [f"{column.quoted} = {self.updated(name, column)}" for name, column in self.writing.values]
+    def assignments(self, names: Sequence[str]) -> str:
+        """The assignments of an update to some of the columns."""
+        values = [(name, column) for name, column in self.writing.values if name in names]
+        assigned = [f"{column.quoted} = {self.updated(name, column)}" for name, column in values]
         if self.writing.undelete:
             column = self.writing.relation[self.writing.undelete]
             assigned.append(f"{column.quoted} = {SoftDelete(column).undeleted}")
         return ", ".join(assigned)
 
 
-def _merge(session: Session, sql: _Sql, changed: pl.DataFrame) -> None:
+def _merge(session: Session, sql: _Sql, changed: pl.DataFrame, *, narrow: bool) -> None:
     """Update and insert the changed rows, within a transaction."""
     created = changed["created"]
     updates = changed.filter(~created)
     if updates.height and sql.placeholders["assignments"]:
         session.register("changed", updates)
-        session.execute("table_update", placeholders=sql.placeholders)
+        assignments = sql.assignments(_differing(session, sql)) if narrow else sql.placeholders["assignments"]
+        session.execute("table_update", placeholders={**sql.placeholders, "assignments": assignments})
     if created.any():
         session.register("fresh", changed.filter(created))
         session.execute("table_insert", placeholders=sql.placeholders)
+
+
+def _differing(session: Session, sql: _Sql) -> list[str]:
+    """The names in the frame of the columns that differ in one of the changed rows."""
+    changes = [f"bool_or({sql.changes(name, column)}) AS {name}" for name, column in sql.writing.values]
+    placeholders = {**sql.placeholders, "changes": ", ".join(changes)}
+    found = session.query("table_differing", placeholders=placeholders).row(0, named=True)
+    return [name for name, differs in found.items() if differs]
 
 
 def _set_aside(session: Session, sql: _Sql, given: pl.DataFrame) -> pl.DataFrame:
@@ -319,7 +353,7 @@ def _invalid(session: Session, sql: _Sql, given: pl.DataFrame) -> pl.DataFrame:
     parts = [_errors(given["position"].clear(), "", "")]
     for number, column in enumerate(sql.writing.columns):
         condition = f"s.c{number} IS NOT NULL AND TRY_CAST(s.c{number} AS {column.sql_type}) IS NULL"
-        found = session.query("table_rejected", placeholders={"condition": condition})["position"]
+        found = session.query("table_rejected", placeholders={"condition": condition, "error": "NULL"})["position"]
         wrong = given.filter(pl.col("position").is_in(found.implode()))
         for position, given_value in wrong.select("position", f"c{number}").iter_rows():
             value = str(given_value)[:100]
@@ -341,24 +375,25 @@ def _rejected(session: Session, sql: _Sql, given: pl.DataFrame) -> pl.DataFrame:
     checks = [*_null_checks(sql), *_constraint_checks(session, sql)]
     for condition, error, kind, name in checks:
         session.register("given", given.join(rejected, on="position", how="anti", maintain_order="left"))
-        placeholders = {"condition": condition, "table": relation.sql}
+        placeholders = {"condition": condition, "error": error, "table": relation.sql}
         try:
-            found = session.query("table_rejected", placeholders=placeholders)["position"]
+            found = session.query("table_rejected", placeholders=placeholders)
         except (PermanentError, RowError):
             # A condition that cannot be checked alone: the rows are written in halves instead.
             continue
-        rejected = pl.concat([rejected, _errors(found, error, rule_of(kind, name), kind)])
+        errors = _errors(found["position"], "", rule_of(kind, name), kind)
+        rejected = pl.concat([rejected, errors.with_columns(found["error"])])
     return rejected
 
 
 def _null_checks(sql: _Sql) -> Iterator[tuple[str, str, str, str]]:
-    """The conditions of rows that lack a value, with the error, the SQLSTATE and the name of the column."""
+    """The conditions of rows that lack a value, with the error as SQL, the SQLSTATE and the name of the column."""
     writing = sql.writing
     sent = {column.name: f"c{number}" for number, column in enumerate(writing.columns)}
     for column in writing.relation.columns:
         if column.nullable or column.generated:
             continue
-        error = f"column {column.name} must not be null"
+        error = literal(f"column {column.name} must not be null")
         if column.name in sent and writing.nulls == "write":
             yield f"s.{sent[column.name]} IS NULL", error, "23502", column.name
         elif column.name not in sent and column.default is None:
@@ -386,19 +421,27 @@ def _constraint_checks(session: Session, sql: _Sql) -> Iterator[tuple[str, str, 
             condition = (
                 f"EXISTS (SELECT 1 FROM (SELECT {row or '1'}) AS t WHERE NOT coalesce({one['expression']}, true))"
             )
-            yield condition, f"CHECK constraint failed: {one['expression']}", "23514", one["name"]
+            yield condition, literal(f"CHECK constraint failed: {one['expression']}"), "23514", one["name"]
         elif one["kind"] == "UNIQUE" and set(one["columns"]) != set(relation.key):
             same = " AND ".join(f"t.{column.quoted} = {new[column.name]}" for column in columns)
             condition = f"EXISTS (SELECT 1 FROM {relation.sql} AS t WHERE {same} AND NOT ({matches}))"
-            yield condition, f"the value of {', '.join(one['columns'])} is stored in another row", "23505", one["name"]
+            error = _with_values(f"{', '.join(one['columns'])}: another row has the value", columns, new)
+            yield condition, error, "23505", one["name"]
         elif one["kind"] == "FOREIGN KEY" and one["referenced_table"].lower() != relation.parts[1].lower():
             schema = f"{quoted(relation.address[0])}.{quoted(relation.parts[0])}"
             pairs = zip(one["referenced"], columns, strict=True)
             same = " AND ".join(f"r.{quoted(name)} = {new[column.name]}" for name, column in pairs)
             there = f"EXISTS (SELECT 1 FROM {schema}.{quoted(one['referenced_table'])} AS r WHERE {same})"
             given = " AND ".join(f"{new[column.name]} IS NOT NULL" for column in columns)
-            error = f"no row of {one['referenced_table']} has this {', '.join(one['columns'])}"
+            lacking = f"no row of {one['referenced_table']} has {', '.join(one['referenced'])} ="
+            error = _with_values(f"{', '.join(one['columns'])}: {lacking}", columns, new)
             yield f"{given} AND NOT {there}", error, "23503", one["name"]
+
+
+def _with_values(text: str, columns: Sequence[Column], values: dict[str, str]) -> str:
+    """A message that ends with the values of columns of a row, as SQL."""
+    shown = ", ".join(f"CAST({values[column.name]} AS VARCHAR)" for column in columns)
+    return f"{literal(text + ' ')} || left(concat_ws(', ', {shown}), 100)"
 
 
 def _described(session: Session, catalog: str, schema: str, name: str) -> Relation:

@@ -69,13 +69,17 @@ SELECT s.position FROM given AS s JOIN given AS o ON {same_key} WHERE o.row {aft
 -- Updates the stored rows that differ.
 UPDATE {table} AS t SET {assignments} FROM changed AS s WHERE t.rowid = s.place
 
+-- name: table_differing
+-- Whether each column differs in one of the changed rows.
+SELECT {changes} FROM changed AS s JOIN {table} AS t ON t.rowid = s.place
+
 -- name: table_insert
 -- Inserts the new rows.
 INSERT INTO {table} ({names}) SELECT {values} FROM fresh AS s
 
 -- name: table_rejected
--- The given rows that violate a condition.
-SELECT s.position FROM given AS s WHERE {condition}
+-- The given rows that violate a condition, with the error.
+SELECT s.position, {error} AS error FROM given AS s WHERE {condition}
 
 -- name: table_compare
 -- The given rows that are new or differ, with the stored and the new value of each column as text.

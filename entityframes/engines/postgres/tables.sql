@@ -156,6 +156,7 @@ DECLARE
     strange int8;
     constraint_name text;
     column_name text;
+    detail text;
 BEGIN
     WHILE lower <= top LOOP
         BEGIN
@@ -186,9 +187,13 @@ BEGIN
                 step := step / 16;
                 CONTINUE;
             END IF;
-            GET STACKED DIAGNOSTICS constraint_name = CONSTRAINT_NAME, column_name = COLUMN_NAME;
-            INSERT INTO pg_temp.entityframes_outcomes (position, sqlstate, error, name)
-            VALUES (lower, SQLSTATE, SQLERRM, coalesce(nullif(constraint_name, ''), nullif(column_name, '')));
+            GET STACKED DIAGNOSTICS
+                constraint_name = CONSTRAINT_NAME, column_name = COLUMN_NAME, detail = PG_EXCEPTION_DETAIL;
+            -- The detail of these errors is the value of the key of this row.
+            detail := CASE WHEN SQLSTATE IN ('23503', '23505') AND detail <> '' THEN ': ' || detail ELSE '' END;
+            INSERT INTO pg_temp.entityframes_outcomes (position, sqlstate, error, name) VALUES (
+                lower, SQLSTATE, SQLERRM || detail, coalesce(nullif(constraint_name, ''), nullif(column_name, ''))
+            );
             lower := lower + 1;
         END;
         IF again IS NULL THEN
