@@ -27,7 +27,7 @@ PAGES = sorted(GUIDE.rglob("*.md"))
 #: block before it, with ... for omissions.
 RUN, SHOWN = ("python", "bash"), ("text", "sql", "markdown", "yaml")
 #: Commands that need something unavailable (a server, a key, the network) or do not end are checked, not run.
-ELSEWHERE = ("postgresql://", "openai", "--watch", "pip install", "--latency-ms", "tests.torture")
+ELSEWHERE = ("postgresql://", "postgresql+psycopg://", "alembic", "openai", "--watch", "pip install", "--latency-ms", "tests.torture")
 #: Options of every command that accesses a store, documented once.
 SHARED = {"--store", "--namespace", "--json", "--help", "-h"}
 
@@ -252,6 +252,7 @@ def test_the_guide_is_a_folder_that_syncs_and_is_found(folder: Path) -> None:
             "search with a filter on metadata": "search",
             "my import was interrupted": "import-files",
             "what rights does the database user need": "engines",
+            "upsert a dataframe into an existing table": "tables",
         }.items():
             assert page in store.search(question, k=3, mode="hybrid")["id"].to_list(), question
 
@@ -286,7 +287,7 @@ def test_every_public_name_is_mentioned() -> None:
     """Functions, classes and errors of the package, and the methods of a store, a sync and a result."""
     guide = "\n".join(map(text_of, PAGES))
     names = [*ef.__all__]
-    for kind in (ef.EntityStore, ef.DirectorySync, ef.Plan, ef.UpsertResult, ef.EmbedResult):
+    for kind in (ef.EntityStore, ef.DirectorySync, ef.Plan, ef.UpsertResult, ef.EmbedResult, ef.Table, ef.TablePlan):
         names += [name for name in vars(kind) if not name.startswith("_")]
     for base in ef.EntityStore.__mro__:
         names += [name for name in vars(base) if not name.startswith("_")] if base is not object else []

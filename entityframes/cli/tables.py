@@ -13,7 +13,15 @@ from typing import Any
 
 import click
 
-from entityframes.cli.common import echo, json_option, print_exported, print_frame, print_summary, url_option
+from entityframes.cli.common import (
+    echo,
+    json_option,
+    print_exported,
+    print_frame,
+    print_origin,
+    print_summary,
+    url_option,
+)
 from entityframes.cli.files import ERROR_COLUMN, RAW_COLUMN, chosen, of_files, read, report_plan
 from entityframes.visible import visible
 
@@ -34,6 +42,7 @@ def _open(url: str | None, *, read_only: bool = False) -> Any:
     from entityframes.engines import open_tables
     from entityframes.engines.url import parse_url
 
+    print_origin(url)
     return open_tables(parse_url(url), None, read_only=read_only)
 
 
@@ -202,7 +211,7 @@ def delete(
     with open_table(url, name, key) as table:
         wanted = _key_frame(table, keys, file)
         result = table.delete(wanted)
-        print_summary(result, [f"{wanted.height:,} keys"], f"{table.name} in {table._engine.database.address}", as_json)
+        print_summary(result, [f"{wanted.height:,} {'key' if wanted.height == 1 else 'keys'}"], f"{table.name} in {table._engine.database.address}", as_json)
     sys.exit(0 if result.ok else 1)
 
 

@@ -120,5 +120,5 @@ class Upsert:
     def _disjoint(self, left: pl.DataFrame, right: pl.DataFrame) -> bool:
         """Whether two batches have no key in common."""
         key = self._target.key
-        left_keys, right_keys = (rows.select(key=bytes_of(key)) for rows in (left, right))
+        left_keys, right_keys = (self._target.comparable(rows).select(key=bytes_of(key)) for rows in (left, right))
         return left_keys.join(right_keys, on="key", how="semi").is_empty()
