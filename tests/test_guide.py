@@ -27,7 +27,16 @@ PAGES = sorted(GUIDE.rglob("*.md"))
 #: block before it, with ... for omissions.
 RUN, SHOWN = ("python", "bash"), ("text", "sql", "markdown", "yaml")
 #: Commands that need something unavailable (a server, a key, the network) or do not end are checked, not run.
-ELSEWHERE = ("postgresql://", "postgresql+psycopg://", "alembic", "openai", "--watch", "pip install", "--latency-ms", "tests.torture")
+ELSEWHERE = (
+    "postgresql://",
+    "postgresql+psycopg://",
+    "alembic",
+    "openai",
+    "--watch",
+    "pip install",
+    "--latency-ms",
+    "tests.torture",
+)
 #: Options of every command that accesses a store, documented once.
 SHARED = {"--store", "--namespace", "--json", "--help", "-h"}
 

@@ -171,7 +171,7 @@ def _write(table: Any, frame: Any, files: Sequence[str], as_json: bool, options:
     }
     if options["dry_run"]:
         report_plan(table.plan(frame, **policies), given, as_json)
-    target = f"{table.name} in {table._engine.database.address}"
+    target = _address(table)
     rest = None if options["failed_file"] else "write them all with --failed FILE"
     run = {name: options[name] for name in ("batch_size", "on_error", "progress")}
     try:
@@ -183,6 +183,11 @@ def _write(table: Any, frame: Any, files: Sequence[str], as_json: bool, options:
     result = of_files(result, given, {})
     print_summary(result, files, target, as_json, rest, given.notes.all())
     return result
+
+
+def _address(table: Any) -> str:
+    """A table and its database, for display."""
+    return f"{table.name} in {table._engine.database.address}"
 
 
 def get(url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool) -> None:
@@ -211,7 +216,8 @@ def delete(
     with open_table(url, name, key) as table:
         wanted = _key_frame(table, keys, file)
         result = table.delete(wanted)
-        print_summary(result, [f"{wanted.height:,} {'key' if wanted.height == 1 else 'keys'}"], f"{table.name} in {table._engine.database.address}", as_json)
+        given = f"{wanted.height:,} {'key' if wanted.height == 1 else 'keys'}"
+        print_summary(result, [given], _address(table), as_json)
     sys.exit(0 if result.ok else 1)
 
 
