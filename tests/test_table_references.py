@@ -77,3 +77,20 @@ def test_a_referenced_row_is_not_deleted(flights: tuple[ef.Table, ef.Table]) -> 
     assert result.failed["rule"].item().partition(":")[0] == "foreign_key"
     assert routes.delete(pl.DataFrame({"origin": [1], "target": [2]})).counts["deleted"] == 1
     assert airports.delete([1]).counts["deleted"] == 1
+
+
+def test_rows_that_reference_each_other(store: ef.EntityStore, sql: Sql) -> None:
+    """In any order; a row below one that fails fails too, and is named; a stored row may move below a new one."""
+    sql("CREATE TABLE staff (id int PRIMARY KEY, boss int REFERENCES staff (id), name text)")
+    staff = store.table("staff")
+    size = 40
+    chain = pl.DataFrame({"id": range(size), "boss": [*range(1, size), None]})
+    below = pl.DataFrame({"id": [100, 101, 102], "boss": [99, 100, 101]})
+    result = staff.upsert(pl.concat([below, chain.cast(below.schema)]))
+    assert result.outcomes["status"].to_list() == ["failed"] * 3 + ["created"] * size
+    failed = result.failed.select("rule", "error").rows()
+    assert {rule.partition(":")[0] for rule, _ in failed} == {"foreign_key"}
+    assert all(str(missing) in error for missing, (_, error) in zip([99, 100, 101], failed, strict=True))
+    moved = staff.upsert(pl.DataFrame({"id": [0, 200, 201], "boss": [201, None, 200]}))
+    assert moved.outcomes["status"].to_list() == ["updated", "created", "created"]
+    assert staff.get([0])["boss"].to_list() == [201]

@@ -98,8 +98,10 @@ class DuckDBTables:
             writing: what to write.
             rows: the rows.
             batch: the batch.
-            narrow: whether to assign only the columns that differ in one of the rows. DuckDB replaces a row if an
-                indexed column or a list is assigned, which it refuses while a foreign key references the row.
+            narrow: whether to take care of foreign keys. DuckDB replaces a row if an indexed column or a list is
+                assigned, which it refuses while a foreign key references the row: only columns that differ in one of
+                the rows are assigned. It looks for a referenced row before the statement: new rows that reference
+                each other are inserted by several statements.
         """
         given = rows.with_row_index("position")
         session.register("given", given)
@@ -308,14 +310,53 @@ class _Sql:
 def _merge(session: Session, sql: _Sql, changed: pl.DataFrame, *, narrow: bool) -> None:
     """Update and insert the changed rows, within a transaction."""
     created = changed["created"]
-    updates = changed.filter(~created)
+    updates, fresh = changed.filter(~created), changed.filter(created)
+    references = _own_references(session, sql) if narrow else []
+    if references:
+        # Updates may reference new rows.
+        for rows in _in_order_of(references, fresh):
+            _insert(session, sql, rows)
     if updates.height and sql.placeholders["assignments"]:
         session.register("changed", updates)
         assignments = sql.assignments(_differing(session, sql)) if narrow else sql.placeholders["assignments"]
         session.execute("table_update", placeholders={**sql.placeholders, "assignments": assignments})
-    if created.any():
-        session.register("fresh", changed.filter(created))
-        session.execute("table_insert", placeholders=sql.placeholders)
+    if fresh.height and not references:
+        _insert(session, sql, fresh)
+
+
+def _insert(session: Session, sql: _Sql, rows: pl.DataFrame) -> None:
+    session.register("fresh", rows)
+    session.execute("table_insert", placeholders=sql.placeholders)
+
+
+def _own_references(session: Session, sql: _Sql) -> list[tuple[list[str], list[str]]]:
+    """The foreign keys by which rows of the table reference others of it: the names in the frame of the columns."""
+    relation = sql.writing.relation
+    sent = {column.name: f"c{number}" for number, column in enumerate(sql.writing.columns)}
+    return [
+        ([sent[name] for name in one["columns"]], [sent[name] for name in one["referenced"]])
+        for one in session.query("table_constraints", *relation.address).iter_rows(named=True)
+        if _is_own_reference(one, relation) and {*one["columns"], *one["referenced"]} <= set(sent)
+    ]
+
+
+def _is_own_reference(constraint: dict[str, Any], relation: Relation) -> bool:
+    """Whether a constraint is a foreign key to the same table."""
+    return constraint["kind"] == "FOREIGN KEY" and bool(
+        constraint["referenced_table"].lower() == relation.parts[1].lower()
+    )
+
+
+def _in_order_of(references: list[tuple[list[str], list[str]]], rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Rows in parts, so that rows reference only rows of earlier parts; the last part is a cycle if there is one."""
+    while rows.height:
+        waiting = [
+            rows.join(rows.select(referenced), left_on=columns, right_on=referenced, how="semi")["position"]
+            for columns, referenced in references
+        ]
+        ready = rows.filter(~pl.col("position").is_in(pl.concat(waiting).implode()))
+        yield ready if ready.height else rows
+        rows = rows.join(ready, on="position", how="anti", maintain_order="left") if ready.height else ready
 
 
 def _differing(session: Session, sql: _Sql) -> list[str]:
@@ -371,19 +412,22 @@ def _rejected(session: Session, sql: _Sql, given: pl.DataFrame) -> pl.DataFrame:
         changed = changed.filter("created")
     # Constraints concern only the rows that would be written.
     given = given.join(changed, on="position", how="semi", maintain_order="left")
-    relation = sql.writing.relation
     checks = [*_null_checks(sql), *_constraint_checks(session, sql)]
-    for condition, error, kind, name in checks:
-        session.register("given", given.join(rejected, on="position", how="anti", maintain_order="left"))
-        placeholders = {"condition": condition, "error": error, "table": relation.sql}
-        try:
-            found = session.query("table_rejected", placeholders=placeholders)
-        except (PermanentError, RowError):
-            # A condition that cannot be checked alone: the rows are written in halves instead.
-            continue
-        errors = _errors(found["position"], "", rule_of(kind, name), kind)
-        rejected = pl.concat([rejected, errors.with_columns(found["error"])])
-    return rejected
+    cascades = bool(_own_references(session, sql))
+    while True:
+        before = rejected.height
+        for condition, error, kind, name in checks:
+            session.register("given", given.join(rejected, on="position", how="anti", maintain_order="left"))
+            try:
+                found = session.query("table_rejected", placeholders={"condition": condition, "error": error})
+            except (PermanentError, RowError):
+                # A condition that cannot be checked alone: the rows are written in halves instead.
+                continue
+            errors = _errors(found["position"], "", rule_of(kind, name), kind)
+            rejected = pl.concat([rejected, errors.with_columns(found["error"])])
+        # Rows that reference a rejected row are rejected as well.
+        if not cascades or rejected.height == before:
+            return rejected
 
 
 def _null_checks(sql: _Sql) -> Iterator[tuple[str, str, str, str]]:
@@ -427,15 +471,21 @@ def _constraint_checks(session: Session, sql: _Sql) -> Iterator[tuple[str, str, 
             condition = f"EXISTS (SELECT 1 FROM {relation.sql} AS t WHERE {same} AND NOT ({matches}))"
             error = _with_values(f"{', '.join(one['columns'])}: another row has the value", columns, new)
             yield condition, error, "23505", one["name"]
-        elif one["kind"] == "FOREIGN KEY" and one["referenced_table"].lower() != relation.parts[1].lower():
+        elif one["kind"] == "FOREIGN KEY":
             schema = f"{quoted(relation.address[0])}.{quoted(relation.parts[0])}"
             pairs = zip(one["referenced"], columns, strict=True)
             same = " AND ".join(f"r.{quoted(name)} = {new[column.name]}" for name, column in pairs)
             there = f"EXISTS (SELECT 1 FROM {schema}.{quoted(one['referenced_table'])} AS r WHERE {same})"
+            if _is_own_reference(one, relation) and set(one["referenced"]) <= set(sent):
+                pairs = zip(one["referenced"], columns, strict=True)
+                same = " AND ".join(
+                    f"{_cast(sent[name], relation[name], 'o')} = {new[each.name]}" for name, each in pairs
+                )
+                there += f" OR EXISTS (SELECT 1 FROM given AS o WHERE {same} AND o.position <> s.position)"
             given = " AND ".join(f"{new[column.name]} IS NOT NULL" for column in columns)
             lacking = f"no row of {one['referenced_table']} has {', '.join(one['referenced'])} ="
             error = _with_values(f"{', '.join(one['columns'])}: {lacking}", columns, new)
-            yield f"{given} AND NOT {there}", error, "23503", one["name"]
+            yield f"{given} AND NOT ({there})", error, "23503", one["name"]
 
 
 def _with_values(text: str, columns: Sequence[Column], values: dict[str, str]) -> str:
