@@ -278,19 +278,23 @@ class PostgresTables:
                 self._stage(session, sql, rows)
                 self._prepare_single_rows(session)
                 session.execute("immediate_constraints")
-                result = self._each(session, sql, batch)
+                result = self._each(session, sql, batch, rows.height)
                 self._note(session, batch)
         except ConnectionLostError as error:
             error.answer = result
             raise
         return result
 
-    def _each(self, session: Session, sql: _Sql, batch: Batch) -> pl.DataFrame:
+    def _each(self, session: Session, sql: _Sql, batch: Batch, height: int) -> pl.DataFrame:
         """Write the staged rows except for those that are rejected, within a transaction."""
         rejected = self._unstage_invalid(session, sql)
         aside = [self._loose_duplicates(session, sql)]
         if (conflicts := self._conflicts(session, sql)) is not None:
             aside.append(conflicts.with_columns(conflict=pl.lit(True)))
+        # Unchanged rows are not tried, so that another run after one with failures takes little time.
+        changed = session.query("table_probe", placeholders=sql.placeholders)["position"]
+        positions = pl.int_range(height, dtype=pl.Int32, eager=True)
+        session.execute("table_unstage", positions.filter(~positions.is_in(changed.cast(pl.Int32).implode())))
         session.execute("table_merge_each", placeholders=sql.each(session))
         outcomes = with_rules(session.query("table_outcomes"))
         session.execute("table_unstage", outcomes["position"])
