@@ -147,11 +147,11 @@ def test_entities_of_dicts() -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "a value": ([{"id": 1}, {"id": "b"}], r"row 1: id holds 'b' \(str\), expected Int64$"),
+    "a value": ([{"id": 1}, {"id": "b"}], r"row 1: id is 'b' \(str\), expected Int64$"),
     "values": ([{"id": 1}, {"id": "b"}, {"id": "c"}, {"id": 2}], r"row 1: .* \(and 1 more rows\)"),
-    "nested": ([{"id": "a", "x": {"y": [1, 2, "b"]}}], r"row 0: x\.y\[\] holds 'b' \(str\), expected Int64"),
+    "nested": ([{"id": "a", "x": {"y": [1, 2, "b"]}}], r"row 0: x\.y\[\] is 'b' \(str\), expected Int64"),
     "no record": ([{"id": "a"}, 5], "row 1: expected a dict, dataclass or model, got int"),
-    "a column": ({"id": ["a", 1]}, r"row 1: id holds 1 \(int\), expected String"),
+    "a column": ({"id": ["a", 1]}, r"row 1: id is 1 \(int\), expected String"),
     "lengths": ({"id": ["a", "b"], "n": [1]}, "differ in their number of values: 'id' has 2, 'n' has 1"),
     "an array": ({"id": ["a"], "n": np.array([object()])}, "column 'n'"),
     "one dict": ({"id": "a", "n": 1}, "wrap the dict of one row in a list"),
@@ -268,14 +268,14 @@ def test_one_odd_value_fails_its_row(store: ef.EntityStore) -> None:
     result = store.upsert(rows[start : start + 100] for start in range(0, 6_000, 100))
     assert (result.counts["created"], result.counts["failed"]) == (5_996, 4)
     assert list(result.rejected) == [
-        {"row": 5, "value": rows[5], "rule": "wrong_dtype", "error": "metadata.n holds 'five' (str), expected Int64"},
+        {"row": 5, "value": rows[5], "rule": "wrong_dtype", "error": "metadata.n is 'five' (str), expected Int64"},
         {
             "row": 5_500,
             "value": rows[5_500],
             "rule": "wrong_dtype",
-            "error": "metadata.deep.list[].x holds True (bool), expected Int64",
+            "error": "metadata.deep.list[].x is True (bool), expected Int64",
         },
-        {"row": 5_900, "value": rows[5_900], "rule": "wrong_dtype", "error": "id holds 5900 (int), expected String"},
+        {"row": 5_900, "value": rows[5_900], "rule": "wrong_dtype", "error": "id is 5900 (int), expected String"},
         {
             "row": 5_950,
             "value": rows[5_950],
@@ -514,7 +514,7 @@ def test_policies(store: ef.EntityStore, policy: str) -> None:
     """A value that does not fit is a failure like any other."""
     rows = [note(str(n), n="x" if n == 2_500 else n) for n in range(4_000)]
     if policy == "raise":
-        with pytest.raises(ef.ValidationError, match=r"row 2500 \(note/2500\): metadata.n holds 'x'"):
+        with pytest.raises(ef.ValidationError, match=r"row 2500 \(note/2500\): metadata.n is 'x'"):
             store.upsert(iter(rows), batch_size=1_000, on_error="raise")
     else:
         result = store.upsert(iter(rows), batch_size=1_000, on_error="rollback")
@@ -530,7 +530,7 @@ def test_plan(store: ef.EntityStore) -> None:
     rows = [{"entity_type": "note", "id": "a", "metadata": {"n": 2}}, note("b", n="x"), note("c", n=3)]
     plan = store.plan(iter(rows))
     assert plan.frame["action"].to_list() == ["update", "invalid", "create"]
-    assert plan.frame["error"][1] == "metadata.n holds 'x' (str), expected Int64"
+    assert plan.frame["error"][1] == "metadata.n is 'x' (str), expected Int64"
     result = plan.apply()
     assert result.outcomes["status"].to_list() == ["updated", "failed", "created"]
     assert result.rejected == [{"row": 1, "value": rows[1], "rule": "wrong_dtype", "error": plan.frame["error"][1]}]

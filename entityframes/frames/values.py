@@ -233,7 +233,7 @@ class Conversion:
         return converted if isinstance(converted, Leaf | Object | Array) else Leaf(converted)
 
     def _misfit(self, path: Path, value: Any, row: int, expected: Any, rule: str = "wrong_dtype") -> None:
-        self.problem(row, rule, f"{path} holds {shown(value)} ({type(value).__name__}), expected {expected}")
+        self.problem(row, rule, f"{path} is {shown(value)} ({type(value).__name__}), expected {expected}")
 
     def _by_value(self, path: Path, values: list[Any], rows: Rows) -> tuple[list[Any], Counter[str]]:
         """The values in plain types, and how many there are of each family."""
@@ -245,7 +245,7 @@ class Conversion:
                     try:
                         made[place] = plain(value)
                     except NoValueError as error:
-                        self.problem(rows[place], "wrong_dtype", f"{path} holds {error}")
+                        self.problem(rows[place], "wrong_dtype", f"{path} is {error}")
                         made[place] = None
             kinds = set(map(type, made))
         if len(kinds - {type(None)}) > 1 or dt.datetime in kinds:
@@ -288,7 +288,7 @@ class Conversion:
                 as_is = value is None or (isinstance(value, str) and path.depth == 1)
                 made.append(value if as_is else canonical_json.document(value, plain, canonical=path.depth > 1))
             except (ValueError, TypeError, RecursionError) as error:
-                message = f"{path} holds {shown(value)} ({type(value).__name__}), which is not JSON: {error}"
+                message = f"{path} is {shown(value)} ({type(value).__name__}), which is not JSON: {error}"
                 self.problem(rows[place], "invalid_json", message)
                 made.append(None)
         return self._texts(path, made, rows, None)
