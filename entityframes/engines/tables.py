@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: What values a column takes, whatever the database calls its type. ``other`` takes text in the form of the database.
 Family = Literal[
     "boolean", "integer", "float", "decimal", "text", "binary", "uuid", "date", "timestamp", "timestamptz", "time",
-    "interval", "json", "enum", "array", "vector", "struct", "other",
+    "interval", "json", "enum", "array", "vector", "struct", "map", "other",
 ]  # fmt: skip
 
 
@@ -33,8 +33,11 @@ class Column:
     family: Family
     #: The dtype that is read.
     dtype: pl.DataType = field(default_factory=pl.String)
-    #: Bits of an integer or float, maximum number of characters of text, number of values of a vector; None if unknown.
+    #: Bits of an integer or float, maximum number of characters of text, number of values of an array or vector; None
+    #: if there is no limit.
     size: int | None = None
+    #: Whether `size` counts bytes.
+    in_bytes: bool = False
     #: Whether an integer has no sign.
     unsigned: bool = False
     #: The digits of a decimal; the digits of the fraction of a decimal or of the seconds of a time.
@@ -42,8 +45,12 @@ class Column:
     scale: int | None = None
     #: The labels of an enum.
     labels: tuple[str, ...] = ()
-    #: The type of the values of an array.
+    #: The type of the values of an array, or of a vector whose values may be null.
     element: Column | None = None
+    #: The fields of a struct; the key and the value of a map.
+    fields: tuple[Column, ...] = ()
+    #: The type without its length or digits, if a cast to the type changes values that exceed them.
+    exact: str | None = None
     #: Whether values that the database considers equal may have different texts, such as ``a`` and ``A``.
     loose: bool = False
     #: Whether the type has no equality.
@@ -168,10 +175,12 @@ _FIXED: dict[str, pl.DataType] = {
 }
 
 
-def canonical(column: Column) -> pl.DataType | None:
-    """The dtype in which values for a column are compared and written; None for a struct, which stays as it is."""
+def canonical(column: Column) -> pl.DataType:
+    """The dtype in which values for a column are compared and written."""
     if column.family == "struct":
-        return None
+        return pl.Struct({field.name: canonical(field) for field in column.fields})
+    if column.family == "map":
+        return pl.Map(*map(canonical, column.fields))
     if column.family == "integer":
         return (_UNSIGNED if column.unsigned else _SIGNED).get(column.size, pl.String())
     if column.family == "float":
@@ -179,7 +188,7 @@ def canonical(column: Column) -> pl.DataType | None:
     if column.family == "timestamp":
         return pl.Datetime("ns" if column.scale == 9 else "us")
     if column.family == "array" and column.element is not None:
-        return pl.List(canonical(column.element) or pl.String())
+        return pl.List(canonical(column.element))
     return _FIXED.get(column.family, pl.String())
 
 

@@ -128,4 +128,4 @@ def _as_read(values: pl.Series, column: Column) -> pl.Series:
 
 def key_dtypes(relation: Relation) -> dict[str, pl.DataType]:
     """The dtypes in which the columns of the key are compared."""
-    return {name: canonical(relation[name]) or pl.String() for name in relation.key}
+    return {name: canonical(relation[name]) for name in relation.key}

@@ -30,7 +30,8 @@ from entityframes.retry import retry, retry_stream
 #: The families of types by the name of the type.
 _FAMILIES: dict[str, Family] = {
     "bool": "boolean", "int2": "integer", "int4": "integer", "int8": "integer", "float4": "float", "float8": "float",
-    "numeric": "decimal", "text": "text", "varchar": "text", "bpchar": "text", "name": "text", "citext": "text",
+    "numeric": "decimal", "text": "text", "varchar": "text", "bpchar": "text", "name": "text", "char": "text",
+    "citext": "text",
     "bytea": "binary", "uuid": "uuid", "date": "date", "timestamp": "timestamp", "timestamptz": "timestamptz",
     "time": "time", "interval": "interval", "json": "json", "jsonb": "json", "vector": "vector", "halfvec": "vector",
 }  # fmt: skip
@@ -96,7 +97,7 @@ class PostgresTables:
     def write(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         result: pl.DataFrame | None = None
         try:
-            with self.database.session(batch.interrupt) as session, self._rejections(session, writing):
+            with self.database.session(batch.interrupt) as session, self._rejections(session, writing, rows):
                 if (copied := self._copied(session, writing, rows, batch)) is not None:
                     return copied
                 with session.transaction(batch.interrupt):
@@ -109,6 +110,8 @@ class PostgresTables:
     def _write(self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         sql = _Sql(writing)
         self._stage(session, sql, rows)
+        if (inexact := self._inexact(session, sql)).height:
+            raise RowError(inexact["error"][0], None, "loses_digits")
         duplicates = self._loose_duplicates(session, sql)
         conflicts = self._conflicts(session, sql)
         changed = session.query("table_probe", placeholders=sql.placeholders)
@@ -211,7 +214,6 @@ class PostgresTables:
         try:
             with self.database.session(batch.interrupt) as session, session.transaction(batch.interrupt):
                 self._stage(session, sql, rows)
-                self._prepare_single_rows(session)
                 session.execute("immediate_constraints")
                 result = self._each(session, sql, batch)
                 self._note(session, batch)
@@ -254,29 +256,43 @@ class PostgresTables:
                 session.begin()
                 try:
                     self._stage(session, sql, rows)
-                    invalid = []
-                    if check:
-                        self._prepare_single_rows(session)
-                        invalid = [self._unstage_invalid(session, sql)]
+                    invalid = [self._unstage_invalid(session, sql)] if check else []
                     found = session.query("table_compare", placeholders=sql.placeholders)
                     return pl.concat([found, *invalid], how="diagonal")
                 finally:
                     session.rollback()
 
+        if sql.inexact:
+            return retry(lambda: query(check=True), what="compare")
         try:
             return retry(lambda: query(check=False), what="compare")
-        except RowError:
+        except (RowError, PermanentError) as error:
+            if not _may_be_invalid(error, sql):
+                raise
             return retry(lambda: query(check=True), what="compare")
 
     def _unstage_invalid(self, session: Session, sql: _Sql) -> pl.DataFrame:
-        """Find the staged rows with texts that are no values of the types of their columns, and remove them."""
-        if not (checks := sql.casts):
+        """Find the staged rows with values that are none of the types of their columns, and remove them."""
+        self._prepare_single_rows(session)
+        invalid = [_rejected(pl.Series(dtype=pl.UInt32), "", "")]
+        if checks := sql.casts:
+            session.execute("table_check_each", placeholders={"checks": checks, "tag": _tag()})
+            invalid.append(with_rules(session.query("table_outcomes")).drop("created"))
+            session.execute("table_unstage", invalid[-1]["position"])
+            session.execute("table_forget_outcomes")
+        if (inexact := self._inexact(session, sql)).height:
+            session.execute("table_unstage", inexact["position"])
+            invalid.append(inexact)
+        return pl.concat(invalid, how="diagonal")
+
+    def _inexact(self, session: Session, sql: _Sql) -> pl.DataFrame:
+        """The staged rows with values that a cast to the type of their column would change."""
+        if not sql.inexact:
             return _rejected(pl.Series(dtype=pl.UInt32), "", "")
-        session.execute("table_check_each", placeholders={"checks": checks, "tag": _tag()})
-        invalid = with_rules(session.query("table_outcomes"))
-        session.execute("table_unstage", invalid["position"])
-        session.execute("table_forget_outcomes")
-        return invalid.drop("created")
+        found = session.query("table_inexact", placeholders={"inexact": sql.inexact})
+        columns = [sql.writing.columns[number] for number in found["number"]]
+        errors = [f"{one.name}: has more digits, or another length, than {one.sql_type} holds" for one in columns]
+        return _rejected(found["position"], pl.Series(errors, dtype=pl.String), "loses_digits")
 
     def recovered(self, batch: Batch, answer: pl.DataFrame | None) -> pl.DataFrame | None:
         transaction = self._seen_by(batch).transactions.get(batch.batch_id)
@@ -314,13 +330,15 @@ class PostgresTables:
         return self._by_key("table_lookup", relation, keys, columns=_selected(columns))
 
     def _by_key(self, name: str, relation: Relation, keys: pl.DataFrame, **placeholders: str) -> pl.DataFrame:
-        return self.database.read(name, *_parameters(keys), placeholders={**_by_arrays(relation), **placeholders})
+        return self.database.read(
+            name, *_parameters(relation, keys), placeholders={**_by_arrays(relation), **placeholders}
+        )
 
     def delete(self, relation: Relation, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         deleted: pl.DataFrame | None = None
         try:
             with self.database.session(batch.interrupt) as session, session.transaction(batch.interrupt):
-                parameters, placeholders = _parameters(keys), _by_arrays(relation)
+                parameters, placeholders = _parameters(relation, keys), _by_arrays(relation)
                 deleted = session.query("table_delete", *parameters, placeholders=placeholders)
                 if relation.may_skip and deleted.height < keys.height:
                     kept = session.query("table_existing", *parameters, placeholders=placeholders)
@@ -392,21 +410,41 @@ class PostgresTables:
         return self._seen.setdefault(batch.interrupt, _Seen())
 
     @contextmanager
-    def _rejections(self, session: Session, writing: Writing) -> Iterator[None]:
-        """Distinguish a policy that rejects a row from an error that affects all rows.
+    def _rejections(self, session: Session, writing: Writing, rows: pl.DataFrame) -> Iterator[None]:
+        """Distinguish a row that is rejected from an error that affects all rows.
 
         Raises:
-            RowError: this user may write to the table, so a row was rejected.
+            RowError: this user may write to the table, so a policy rejected a row; or a text is no value of the type
+                of its column, for which some types report a syntax error.
         """
         try:
             yield
         except PermanentError as error:
-            if error.sqlstate != "42501":
+            sql = _Sql(writing)
+            denied = error.sqlstate == "42501"
+            if not denied and not _may_be_invalid(error, sql):
                 raise
             session.rollback()
-            if not session.query("table_may_write", writing.relation.sql).item():
+            if denied:
+                rejected = session.query("table_may_write", writing.relation.sql).item()
+            else:
+                rejected = self._has_invalid(session, sql, rows)
+            if not rejected:
                 raise
             raise RowError(str(error), error.sqlstate, error.rule) from None
+
+    def _has_invalid(self, session: Session, sql: _Sql, rows: pl.DataFrame) -> bool:
+        session.begin()
+        try:
+            self._stage(session, sql, rows)
+            return self._unstage_invalid(session, sql).height > 0
+        finally:
+            session.rollback()
+
+
+def _may_be_invalid(error: RowError | PermanentError, sql: _Sql) -> bool:
+    """Whether an error may have been caused by a text that is no value of the type of its column."""
+    return isinstance(error, RowError) or bool(sql.casts and (error.sqlstate or "").startswith("42"))
 
 
 class _Sql:
@@ -466,6 +504,16 @@ class _Sql:
         casts = [_cast(f"c{number}", column) for number, column in enumerate(self.writing.columns)]
         return ", ".join(cast for cast in casts if "::" in cast)
 
+    @property
+    def inexact(self) -> str:
+        """The number of a column whose staged value a cast to the type would change; empty if there is none."""
+        numbered = [(number, f"s.c{number}", column) for number, column in enumerate(self.writing.columns)]
+        return " ".join(
+            f"WHEN {value}::{column.exact} IS DISTINCT FROM {value}::{column.sql_type} THEN {number}"
+            for number, value, column in numbered
+            if column.exact
+        )
+
     def staged(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows as they are copied."""
         writing = self.writing
@@ -519,7 +567,7 @@ def _tag() -> str:
     return f"$ef_{secrets.token_hex(8)}$"
 
 
-def _rejected(positions: pl.Series, error: str, rule: str) -> pl.DataFrame:
+def _rejected(positions: pl.Series, error: str | pl.Series, rule: str) -> pl.DataFrame:
     return pl.DataFrame({"position": positions}).with_columns(
         error=pl.lit(error, pl.String), rule=pl.lit(rule, pl.String), sqlstate=pl.lit(None, pl.String)
     )
@@ -566,6 +614,7 @@ def _column(row: dict[str, Any]) -> Column:
         generated=bool(row["generated"]) or row["identity"] == "a",
         identity=bool(row["identity"]),
         collation=row["collation"],
+        exact=row["exact"],
     )
 
 
@@ -610,7 +659,9 @@ def _typed(
         read: pl.DataType = pl.Decimal(precision, scale) if fits else pl.String()
         return replace(column, dtype=read, precision=precision, scale=scale)
     if family == "text":
-        size = 63 if base == "name" else typmod - 4 if base in ("varchar", "bpchar") and typmod >= 4 else None
+        if base in ("name", "char"):
+            return replace(column, size=63 if base == "name" else 1, in_bytes=True)
+        size = typmod - 4 if base in ("varchar", "bpchar") and typmod >= 4 else None
         return replace(column, size=size, loose=base in ("citext", "bpchar") or nondeterministic)
     if family == "time":
         return replace(column, dtype=pl.Time(), scale=None if typmod < 0 else typmod)
@@ -624,7 +675,7 @@ def _typed(
 
 def _staging_type(column: Column) -> str:
     """The type of a column of the staging table."""
-    if copied := _COPIED.get(canonical(column)):  # type: ignore[arg-type]
+    if copied := _COPIED.get(canonical(column)):
         return copied
     return f"text COLLATE {column.collation}" if column.collation else "text"
 
@@ -645,33 +696,48 @@ def _is_loose(key: tuple[str, Column]) -> bool:
 
 def as_staged(values: pl.Series, column: Column) -> pl.Series:
     """Canonical values as they are copied: arrays as text in the form of PostgreSQL."""
-    if values.dtype == pl.Time:
-        return values.cast(pl.String)
+    return as_text(values, column) if isinstance(values.dtype, pl.List | pl.Time) else values
+
+
+def as_text(values: pl.Series, column: Column) -> pl.Series:
+    """Canonical values as text in the form of PostgreSQL."""
     if not isinstance(values.dtype, pl.List):
-        return values
-    inner = values.dtype.inner
-    element = pl.element().cast(pl.String)
-    if inner == pl.Binary:
-        element = pl.lit("\\x") + pl.element().bin.encode("hex")
-    elif inner == pl.Boolean:
-        element = pl.when(pl.element()).then(pl.lit("t")).otherwise(pl.lit("f"))
-        element = pl.when(pl.element().is_null()).then(None).otherwise(element)
+        if values.dtype == pl.Binary:
+            return "\\x" + values.bin.encode("hex")
+        if isinstance(values.dtype, pl.Date | pl.Datetime):
+            return _dates_as_text(values)
+        if values.dtype == pl.Time:
+            # A cast would cut the digits of the second.
+            return values.dt.to_string("%H:%M:%S%.f")
+        return values.cast(pl.String)
+    items = values.list.explode(empty_as_null=False, keep_nulls=False)
+    texts = as_text(items, column)
     if column.family != "vector":
-        escaped = element.str.replace_all("\\", "\\\\", literal=True).str.replace_all('"', '\\"', literal=True)
-        element = (pl.lit('"') + escaped + pl.lit('"')).fill_null("NULL")
-    joined = values.list.eval(element).list.join(",")
+        escaped = texts.str.replace_all("\\", "\\\\", literal=True).str.replace_all('"', '\\"', literal=True)
+        texts = ('"' + escaped + '"').fill_null("NULL")
+    lengths = pl.DataFrame({"length": values.list.len()}).with_row_index("row")
+    rows = lengths.drop_nulls().select(pl.col("row").repeat_by("length").list.explode(empty_as_null=False)).to_series()
+    joined = pl.DataFrame({"row": rows, "text": texts}).group_by("row").agg(pl.col("text").str.join(","))
     left, right = "[]" if column.family == "vector" else "{}"
-    return pl.select((pl.lit(left) + pl.lit(joined) + pl.lit(right)).alias(values.name)).to_series()
+    text = pl.lit(left) + pl.col("text").fill_null("") + pl.lit(right)
+    listed = lengths.join(joined, on="row", how="left", maintain_order="left")
+    return listed.select(pl.when(pl.col("length").is_not_null()).then(text).alias(values.name)).to_series()
 
 
-def _parameters(keys: pl.DataFrame) -> list[pl.Series]:
+def _dates_as_text(values: pl.Series) -> pl.Series:
+    """Dates and timestamps as text; Polars and PostgreSQL write years before 1 and after 9999 differently."""
+    texts, years = values.cast(pl.String), values.dt.year()
+    for place in ((years < 1) | (years > 9999)).fill_null(False).arg_true():
+        year = years[place]
+        rest = texts[place].removeprefix("-").removeprefix("+").partition("-")[2]
+        texts[place] = f"{year:04}-{rest}" if year > 0 else f"{1 - year:04}-{rest} BC"
+    return texts
+
+
+def _parameters(relation: Relation, keys: pl.DataFrame) -> list[pl.Series]:
     """Keys as parameters: arrays of text."""
-    return [
-        pl.Series(["\\x" + value.hex() for value in column.to_list()], dtype=pl.String)
-        if column.dtype == pl.Binary
-        else column.cast(pl.String)
-        for column in keys.get_columns()
-    ]
+    columns = (relation[name] for name in relation.key)
+    return [as_text(values, column) for values, column in zip(keys.get_columns(), columns, strict=True)]
 
 
 def _by_arrays(relation: Relation) -> dict[str, str]:
@@ -690,7 +756,9 @@ def _by_arrays(relation: Relation) -> dict[str, str]:
 
 def _from_text(text: str, column: Column) -> str:
     collate = f" COLLATE {column.collation}" if column.collation else ""
-    return text + collate if _PLAIN_TEXT.fullmatch(column.sql_type) else f"{text}::{column.sql_type}{collate}"
+    if _PLAIN_TEXT.fullmatch(column.sql_type):
+        return text + collate
+    return f"{text}::{column.exact or column.sql_type}{collate}"
 
 
 def _selected(columns: Sequence[Column]) -> str:
@@ -698,23 +766,41 @@ def _selected(columns: Sequence[Column]) -> str:
     return ", ".join(f"{_read(column)} AS v{number}" for number, column in enumerate(columns)) or "NULL AS none"
 
 
+#: The families that the driver reads without loss, also as values of arrays.
+_READ = ("boolean", "integer", "float", "binary", "date", "timestamp", "timestamptz", "time")
+
+
 def _read(column: Column) -> str:
     """A column as the driver returns it without loss."""
     value = f"t.{column.quoted}"
-    if column.family in ("boolean", "integer", "float", "binary"):
-        return value
-    if column.family in ("date", "timestamp", "timestamptz"):
-        # Arrow has no infinity: the cast of the message fails, and shows it.
-        message = literal(f"column {column.name} has a value that Arrow cannot represent: ")
-        return f"CASE WHEN isfinite({value}) THEN {value} ELSE ({message} || {value}::text)::date END"
     if column.family == "vector":
         return f"{value}::real[]"
-    if column.element is not None:
-        kind = column.sql_type if column.element.family in ("boolean", "integer", "float") else "text[]"
-        # Arrow has lists only: an array of several dimensions would be flattened.
-        message = literal(f"column {column.name} has an array of several dimensions: ")
-        return f"CASE WHEN array_ndims({value}) > 1 THEN ({message} || {value}::text)::{kind} ELSE {value}::{kind} END"
-    return f"{value}::text"
+    one = column.element or column
+    native = one.family in _READ
+    kind = column.sql_type if native else "text[]" if column.element else "text"
+    # The cast of text(inet) always adds a netmask.
+    read = f"textin(inet_out({value}))" if column.sql_type == "inet" else value if native else f"{value}::{kind}"
+    refused = [f"array_ndims({value}) > 1"] if column.element else []
+    if unreadable := _unreadable("e" if column.element else value, one):
+        refused.append(
+            f"EXISTS (SELECT FROM unnest({value}) AS e WHERE {unreadable})" if column.element else unreadable
+        )
+    if not refused:
+        return read
+    # This cast fails, and the error shows the message.
+    message = literal(f"column {column.name} has a value that a dataframe cannot represent: ")
+    failing = "integer::text" if kind == "text" else kind
+    wrong = f"({message} || {value}::text)::{failing}"
+    return f"CASE WHEN {' OR '.join(refused)} THEN {wrong} ELSE {read} END"
+
+
+def _unreadable(value: str, column: Column) -> str | None:
+    """Whether a value cannot be represented by the dtype that is read; None if each can."""
+    if column.family in ("date", "timestamp", "timestamptz"):
+        return f"NOT isfinite({value})"
+    if column.family == "time":
+        return f"{value} = '24:00'"
+    return f"{value} = 'NaN'" if isinstance(column.dtype, pl.Decimal) else None
 
 
 def sql_type(dtype: pl.DataType, name: str) -> str:

@@ -11,7 +11,8 @@ FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.oid = coalesce(to_regclass($1), to_regclass($2))
 
 -- name: table_columns
--- The columns of a table; domains are replaced by their base types. $1 oid
+-- The columns of a table; domains are replaced by their base types. The exact type is that without the length or digits
+-- to which a cast cuts values. $1 oid
 WITH RECURSIVE types AS (
     SELECT a.attnum, a.atttypid AS type, a.atttypmod AS typmod, a.attnotnull AS required
     FROM pg_attribute AS a WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -23,6 +24,8 @@ SELECT a.attname::text AS name, format_type(a.atttypid, a.atttypmod) AS sql_type
     pg_get_expr(d.adbin, d.adrelid) AS default, a.attidentity::text AS identity, a.attgenerated::text AS generated,
     b.typname::text AS type, b.typtype::text AS kind, s.typmod::int4 AS typmod, b.oid <> a.atttypid AS domain,
     e.typname::text AS element, e.typtype::text AS element_kind, format_type(e.oid, s.typmod) AS element_sql_type,
+    CASE WHEN s.typmod >= 0 AND coalesce(e.typname, b.typname) IN ('bit', 'varbit', 'interval', 'timetz')
+        THEN format_type(b.oid, -1) END AS exact,
     NOT coalesce(l.collisdeterministic, true) AS nondeterministic,
     CASE WHEN a.attcollation NOT IN (0, 100) THEN format('%I.%I', ln.nspname, l.collname) END AS collation,
     (SELECT array_agg(enumlabel::text ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid IN (b.oid, e.oid)) AS labels
@@ -93,6 +96,12 @@ WHERE (t.{first} IS NULL OR {differs}) AND ((t.{first} IS NULL) = s.stored OR t.
 -- Staged rows whose key the database considers equal to that of a later row.
 SELECT s.position FROM pg_temp.entityframes_rows AS s
 WHERE EXISTS (SELECT FROM pg_temp.entityframes_rows AS o WHERE {same_key} AND o.given {after} s.given)
+
+-- name: table_inexact
+-- Staged rows with values that a cast to the type of their column would change, with the number of the column.
+SELECT position, number FROM (
+    SELECT s.position, CASE {inexact} END AS number FROM pg_temp.entityframes_rows AS s
+) AS s WHERE number IS NOT NULL
 
 -- name: table_unstage
 -- Removes staged rows. $1 positions

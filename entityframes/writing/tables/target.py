@@ -9,7 +9,7 @@ import polars as pl
 import polars.selectors as cs
 
 from entityframes.engines.batch import Batch
-from entityframes.engines.tables import Column, Relation, TableEngine, Writing, canonical
+from entityframes.engines.tables import Relation, TableEngine, Writing, canonical
 from entityframes.errors import ConnectionLostError, SchemaError
 from entityframes.frames.utf8 import readable
 from entityframes.results import UPSERT_STATUSES, outcome_schema
@@ -51,7 +51,7 @@ class TableNames:
             self.key,
             self._displayable,
             statuses,
-            tuple(canonical(self.relation[name]) or pl.String() for name in self.relation.key),
+            tuple(canonical(self.relation[name]) for name in self.relation.key),
             labels=self.labels,
             jobs=False,
             conflict="the stored row is not as it was when the plan was made: another writer changed, created or "
