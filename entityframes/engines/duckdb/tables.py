@@ -76,8 +76,15 @@ class DuckDBTables:
 
     def write(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         self.database.file.reserve(int(rows.estimated_size()))
-        with self.database.session(batch.interrupt, writing=True) as session:
-            return self.database.file.with_memory(lambda: self._write(session, writing, rows, batch))
+        try:
+            with self.database.session(batch.interrupt, writing=True) as session:
+                return self.database.file.with_memory(lambda: self._write(session, writing, rows, batch))
+        except PermanentError as error:
+            # Some types report a wrong text like a wrong statement.
+            with self.database.session(batch.interrupt) as session:
+                if _invalid(session, _Sql(writing), rows.with_row_index("position")).is_empty():
+                    raise
+            raise RowError(str(error), error.sqlstate, error.rule) from None
 
     def _write(self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         given = rows.with_row_index("position")
@@ -479,7 +486,12 @@ def _unquoted(name: str) -> str:
 
 def _cast(name: str, column: Column, alias: str = "s") -> str:
     """A given value as a value of the column."""
-    return f"{alias}.{name}" if column.sql_type == "VARCHAR" else f"CAST({alias}.{name} AS {column.sql_type})"
+    value = f"{alias}.{name}"
+    if column.sql_type == "VARCHAR":
+        return value
+    cast = f"CAST({value} AS {column.sql_type})"
+    # A null would become a member of the union that is null.
+    return f"CASE WHEN {value} IS NOT NULL THEN {cast} END" if column.sql_type.startswith("UNION(") else cast
 
 
 def _compared(value: str, column: Column) -> str:

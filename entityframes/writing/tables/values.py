@@ -410,6 +410,10 @@ def _timestamp(values: pl.Series, column: Column, find: _Finder) -> pl.Series:
     if values.dtype == pl.String:
         times = _parsed_timestamps(values, dtype)
         find.unparsable(times)
+        if dtype.time_unit == "ns":
+            # Those outside of the range of nanoseconds wrap around.
+            days = _parsed_timestamps(values, pl.Datetime("us", dtype.time_zone)).dt.truncate("1d")
+            find.out_of_range(times.dt.truncate("1d").dt.cast_time_unit("us").ne_missing(days) & days.is_not_null())
         digits = column.scale if column.scale is not None else 6
         find.lost(values.str.contains(rf"\.\d{{{digits}}}\d*[1-9]"), f"it has more than {digits} digits of seconds")
     elif values.dtype == pl.Date:
@@ -423,9 +427,10 @@ def _timestamp(values: pl.Series, column: Column, find: _Finder) -> pl.Series:
 def _parsed_timestamps(values: pl.Series, dtype: pl.Datetime) -> pl.Series:
     """Texts in the format of ISO 8601 as timestamps, nulls for others."""
     texts = values.str.strip_chars().str.replace(r"^(\d{4}-\d\d-\d\d)[ T]", "${1}T")
+    texts = texts.str.replace(r"T(\d\d:\d\d)([+-].*|[Zz]|)$", "T${1}:00${2}")
     unit, zone = dtype.time_unit, dtype.time_zone
     if zone is None:
-        texts = texts.str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00").str.replace(r"T(\d\d:\d\d)$", "T${1}:00")
+        texts = texts.str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00")
         return texts.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit=unit, strict=False)
     texts = texts.str.replace(r"[Zz]$", "+00:00").str.replace(r"([+-]\d\d)$", "${1}:00")
     return texts.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit=unit, time_zone=zone, strict=False)
