@@ -28,6 +28,19 @@ from entityframes.visible import visible
 #: unknown: the connection was lost during COMMIT and the ledger could not be read.
 UPSERT_STATUSES = ("created", "updated", "unchanged", "duplicate", "conflict", "failed", "cancelled", "unknown")
 
+#: The statuses of a row of a mirror: those of an upsert, and deleted for a stored row that the frame lacks.
+MIRROR_STATUSES = (
+    "created",
+    "updated",
+    "unchanged",
+    "deleted",
+    "duplicate",
+    "conflict",
+    "failed",
+    "cancelled",
+    "unknown",
+)
+
 #: The statuses of a row of a delete; missing: the entity is not stored.
 DELETE_STATUSES = ("deleted", "missing", "duplicate", "failed", "cancelled", "unknown")
 
@@ -167,7 +180,7 @@ class OutcomeLog:
         forks.check()
         spilled = [pl.read_ipc(path) for path in self._files]
         frames = [*spilled, *self._frames]
-        return pl.concat(frames).sort("row") if frames else pl.DataFrame(schema=self._schema)
+        return pl.concat(frames).sort("row", nulls_last=True) if frames else pl.DataFrame(schema=self._schema)
 
     def _spill(self) -> None:
         if self._folder is None:
@@ -331,13 +344,15 @@ class UpsertResult(RunResult):
 
     @property
     def succeeded(self) -> pl.DataFrame:
-        """The outcomes of rows whose entity is stored as given: created, updated or unchanged.
+        """The outcomes of rows that are stored as given: created, updated or unchanged; for a mirror also deleted.
 
         Examples:
             >>> store.upsert(ef.ids("note", ["a", None])).succeeded["id"].to_list()
             ['a']
         """
-        return self.outcomes.filter(pl.col("status").is_in(["created", "updated", "unchanged"]))
+        return self.outcomes.filter(
+            pl.col("status").cast(pl.String).is_in(["created", "updated", "unchanged", "deleted"])
+        )
 
 
 @dataclass(frozen=True, repr=False)

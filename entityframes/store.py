@@ -24,13 +24,15 @@ from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.reading import lookup
 from entityframes.reading import verify as verification
-from entityframes.results import DeleteResult, EmbedResult, RunResult, UpsertResult
+from entityframes.results import MIRROR_STATUSES, DeleteResult, EmbedResult, RunResult, UpsertResult
 from entityframes.tables import Table
 from entityframes.threads import Threads
 from entityframes.writing import plan
 from entityframes.writing.delete import Delete
 from entityframes.writing.entities.deletion import EntityDeletion
+from entityframes.writing.entities.mirror import absent_entities
 from entityframes.writing.entities.upsert import entity_upsert
+from entityframes.writing.mirror import check_deletions, check_max_delete, check_not_empty, with_deletions
 from entityframes.writing.options import Absent, Nulls, OnDuplicate, OnError, Options
 from entityframes.writing.plan import Plan
 
@@ -219,6 +221,76 @@ class EntityStore:
                 raise
             finally:
                 self.last_result = run.result()
+
+    def mirror(
+        self,
+        frame: Any,
+        /,
+        *,
+        scope: pl.Expr | None = None,
+        max_delete: float = 0.2,
+        absent: Absent = "keep",
+        nulls: Nulls = "write",
+        batch_size: int | None = None,
+        embed: bool = True,
+        on_duplicate: OnDuplicate = "last",
+        on_error: OnError = "isolate",
+        progress: Progress = None,
+        cancel: threading.Event | None = None,
+    ) -> UpsertResult:
+        """Make the store what a frame says: upsert its entities, then delete the stored entities that it lacks.
+
+        Args:
+            frame: an entity frame as for `upsert`. The whole frame is held in memory, also if it is a stream.
+            scope: the stored entities that may be deleted, of the types in the frame: an expression over the columns of
+                `read`. None for all entities of these types.
+            max_delete: the largest number of entities that may be deleted: below 1 a share of the stored entities in
+                the scope, otherwise a number of entities. If more are lacking, nothing is written.
+            absent, nulls, batch_size, embed, on_duplicate, on_error, progress, cancel: as for `upsert`.
+
+        Returns:
+            UpsertResult with an outcome for each row of the frame, and after them one with a null ``row`` for each
+            stored entity that it lacks: deleted; failed if the database refused it; cancelled if the run was stopped,
+            or if the frame has a row with an invalid key, so that it is unknown which entities it lacks.
+
+        Raises:
+            ValidationError: more entities than `max_delete` would be deleted.
+            SchemaError: the frame has no rows, or as for `upsert`.
+            ValueError: `max_delete` is negative, or an option has an unknown value.
+            StatementCancelledError: `cancel` was set before anything was written.
+            DuplicateError, DatabaseError, KeyboardInterrupt: as for `upsert`.
+
+        Examples:
+            >>> result = store.mirror(ef.ids("note", ["a", "b"]), max_delete=1)
+            >>> result.outcomes.select("row", "id", "status").rows()
+            [(0, 'a', 'unchanged'), (1, 'b', 'unchanged'), (None, 'c', 'deleted')]
+        """
+        check_max_delete(max_delete)
+        check_writable(self._engine.database)
+        options = Options(
+            batch_size=batch_size, embed=embed, on_duplicate=on_duplicate, on_error=on_error, absent=absent, nulls=nulls
+        )
+        given = sources.collect(frame)
+        check_not_empty(given)
+        missing, stored, complete = absent_entities(given, scope, self.scan)
+        check_deletions(missing.height, stored, max_delete)
+        interrupt = Interrupt(cancel)
+        run = entity_upsert(self._engine, options, interrupt, MIRROR_STATUSES)
+        deletion, stopped = EntityDeletion(self._engine), True
+        with Reporter(progress, given.height + missing.height) as reporter:
+            try:
+                run.execute(given, reporter, self._threads.submit)
+                stopped = interrupt.requested
+            finally:
+                self.last_result = result = with_deletions(
+                    run.result(),
+                    missing,
+                    lambda rows: run.unprocessed(deletion.keys(rows)),
+                    lambda: Delete(deletion, interrupt).execute(missing, reporter, self._threads.submit),
+                    complete=complete,
+                    stopped=stopped,
+                )
+        return result
 
     def plan(
         self,

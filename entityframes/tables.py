@@ -12,21 +12,23 @@ import polars as pl
 from entityframes import forks
 from entityframes.engines import open_tables
 from entityframes.engines.base import check_writable
-from entityframes.engines.tables import Column, Relation, TableEngine
+from entityframes.engines.tables import Column, Relation, TableEngine, named
 from entityframes.engines.url import parse_url
 from entityframes.errors import ConnectError, DuplicateError, SchemaError
 from entityframes.frames import sources
 from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.reading import tables as reading
-from entityframes.results import DeleteResult, RunResult, UpsertResult
+from entityframes.results import MIRROR_STATUSES, DeleteResult, RunResult, UpsertResult
 from entityframes.threads import Threads
 from entityframes.writing.delete import Delete
+from entityframes.writing.mirror import check_deletions, check_max_delete, check_not_empty, with_deletions
 from entityframes.writing.options import Nulls, OnDuplicate, OnError, OnMatch, TableOptions
 from entityframes.writing.tables import plan as planning
 from entityframes.writing.tables.deletion import TableDeletion
+from entityframes.writing.tables.mirror import Deletions, Scope, absent_rows, check_soft_delete
 from entityframes.writing.tables.plan import TablePlan
-from entityframes.writing.tables.target import usable_keys
+from entityframes.writing.tables.target import check_columns, usable_keys
 from entityframes.writing.tables.upsert import table_upsert
 
 
@@ -239,7 +241,7 @@ class Table:
         """
         options = TableOptions(
             batch_size=batch_size, on_duplicate=on_duplicate, on_error=on_error, nulls=nulls, on_match=on_match,
-            ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
+            ignore=_names(ignore),
         )  # fmt: skip
         source = sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame)
         return self._upsert(source, options, progress, cancel)
@@ -271,6 +273,9 @@ class Table:
         nulls: Nulls = "write",
         ignore: str | Iterable[str] = (),
         on_duplicate: OnDuplicate = "last",
+        mirror: bool = False,
+        scope: Scope = None,
+        soft_delete: str | None = None,
         progress: Progress = None,
         cancel: threading.Event | None = None,
     ) -> TablePlan:
@@ -279,10 +284,12 @@ class Table:
         Args:
             frame: as for `upsert`. The whole frame is held in memory, also if it is a stream.
             on_match, nulls, ignore, on_duplicate: as for `upsert`.
+            mirror: plan a `mirror` rather than an upsert, with its `scope` and `soft_delete`.
             progress, cancel: as for `EntityStore.plan`.
 
         Returns:
-            TablePlan: ``frame`` has one row per input row, in input order; ``summary()`` describes it in a few lines;
+            TablePlan: ``frame`` has one row per input row, in input order, and after them one with a null ``row`` for
+            each stored row that a mirror would delete; ``summary()`` describes it in a few lines;
             ``apply()`` carries it out, except for rows that have been changed in the meantime.
 
         Raises:
@@ -301,12 +308,116 @@ class Table:
             1
         """
         options = TableOptions(
-            on_duplicate=on_duplicate, nulls=nulls, on_match=on_match,
-            ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
+            on_duplicate=on_duplicate, nulls=nulls, on_match=on_match, undelete=soft_delete if mirror else None,
+            ignore=_names(ignore),
         )  # fmt: skip
         given = sources.collect(frame)
         interrupt = Interrupt(cancel)
-        return planning.make(self._engine, self._relation, given, options, self._upsert, progress, interrupt)
+        deletions = self._deletions(given, options, scope, interrupt).with_values(self._engine) if mirror else None
+
+        def upsert(
+            source: pl.DataFrame, options: TableOptions, progress: Progress, cancel: threading.Event | None
+        ) -> UpsertResult:
+            if deletions is None:
+                return self._upsert(source, options, progress, cancel)
+            return self._mirror(source, options, deletions, progress, cancel)
+
+        return planning.make(self._engine, self._relation, given, options, upsert, deletions, progress, interrupt)
+
+    def mirror(
+        self,
+        frame: Any,
+        /,
+        *,
+        scope: Scope = None,
+        max_delete: float = 0.2,
+        soft_delete: str | None = None,
+        nulls: Nulls = "write",
+        ignore: str | Iterable[str] = (),
+        batch_size: int | None = None,
+        on_duplicate: OnDuplicate = "last",
+        on_error: OnError = "isolate",
+        progress: Progress = None,
+        cancel: threading.Event | None = None,
+    ) -> UpsertResult:
+        """Make the table what a frame says: upsert its rows, then delete the stored rows that it lacks.
+
+        Args:
+            frame: as for `upsert`. The whole frame is held in memory, also if it is a stream.
+            scope: the stored rows that may be deleted: a Polars expression over the columns of the table, or an SQL
+                condition, in which ``t`` is the table. None for all rows.
+            max_delete: the largest number of rows that may be deleted: below 1 a share of the stored rows in the scope,
+                otherwise a number of rows. If more rows are lacking, nothing is written.
+            soft_delete: a nullable column with the time of deletion (or Boolean), which is set instead of deleting the
+                row. A row that is in the frame gets a null there.
+            nulls, ignore, batch_size, on_duplicate, on_error, progress, cancel: as for `upsert`.
+
+        Returns:
+            UpsertResult with an outcome for each row of the frame, and after them one with a null ``row`` for each
+            stored row that it lacks: deleted; failed if the database refused it; cancelled if the run was stopped, or
+            if the frame has a row with an invalid key, so that it is unknown which rows it lacks.
+
+        Raises:
+            ValidationError: more rows than `max_delete` would be deleted.
+            SchemaError: the frame has no rows, or as for `upsert`.
+            ValueError: `max_delete` is negative, or an option has an unknown value.
+            StatementCancelledError: `cancel` was set before anything was written.
+            DuplicateError, DatabaseError, KeyboardInterrupt: as for `upsert`.
+
+        Examples:
+            >>> people = ef.create_table(store, "people", {"id": pl.Int64, "name": pl.String}, key="id")
+            >>> result = people.upsert(pl.DataFrame({"id": [1, 2], "name": ["Ada", "Bob"]}))
+            >>> people.mirror(pl.DataFrame({"id": [2, 3], "name": ["Bob", "Cid"]}), max_delete=1).counts["deleted"]
+            1
+            >>> people.read()["id"].to_list()
+            [2, 3]
+        """
+        check_max_delete(max_delete)
+        options = TableOptions(
+            batch_size=batch_size, on_duplicate=on_duplicate, on_error=on_error, nulls=nulls, undelete=soft_delete,
+            ignore=_names(ignore),
+        )  # fmt: skip
+        check_writable(self._engine.database)
+        given = sources.collect(frame)
+        deletions = self._deletions(given, options, scope, Interrupt(cancel))
+        check_deletions(deletions.rows.height, deletions.stored, max_delete)
+        return self._mirror(given, options, deletions, progress, cancel)
+
+    def _deletions(self, given: pl.DataFrame, options: TableOptions, scope: Scope, interrupt: Interrupt) -> Deletions:
+        """The stored rows that a frame lacks."""
+        check_not_empty(given)
+        check_columns(self._relation, given.schema, options)
+        check_soft_delete(self._relation, options.undelete, given.columns)
+        return absent_rows(self._engine, self._relation, given, scope, options.undelete, interrupt)
+
+    def _mirror(
+        self,
+        given: pl.DataFrame,
+        options: TableOptions,
+        deletions: Deletions,
+        progress: Progress,
+        cancel: threading.Event | None,
+    ) -> UpsertResult:
+        """Upsert a frame, and then delete rows unless the upsert was stopped."""
+        interrupt = Interrupt(cancel)
+        run = table_upsert(self._engine, self._relation, options, interrupt, MIRROR_STATUSES)
+        deletion = TableDeletion(self._engine, self._relation, options.undelete, deletions.expected)
+        absent, stopped = deletions.rows, True
+        with Reporter(progress, given.height + absent.height) as reporter:
+            try:
+                run.execute(given, reporter, self._threads.submit)
+                stopped = interrupt.requested
+            finally:
+                self.last_result = result = with_deletions(
+                    run.result(),
+                    absent,
+                    lambda rows: run.unprocessed(deletion.keys(rows)),
+                    lambda: Delete(deletion, interrupt).execute(absent, reporter, self._threads.submit),
+                    complete=deletions.complete,
+                    stopped=stopped,
+                    compared=bool(deletions.expected),
+                )
+        return result
 
     def exists(self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
         """Check which keys are stored.
@@ -410,7 +521,7 @@ class Table:
         wanted = reading.selected(self._relation, columns)
         key = [self._relation[name] for name in self._relation.key]
         extra = [column for column in key if column not in wanted]
-        parts = [reading.named(_empty([*wanted, *extra]), [*wanted, *extra])]
+        parts = [named(_empty([*wanted, *extra]), [*wanted, *extra])]
         interrupt = Interrupt(cancel)
         with Reporter(progress, None, delay=DELAY) as reporter:
             for chunk in reading.scan(self._engine, self._relation, [*wanted, *extra], None, interrupt):
@@ -561,6 +672,10 @@ def _keyed(engine: TableEngine, relation: Relation, key: list[str] | None) -> Re
             f"needs. Unique keys: {unique}{unusable}"
         )
     return keyed
+
+
+def _names(given: str | Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _schema_of(frame_or_schema: Any) -> dict[str, pl.DataType]:

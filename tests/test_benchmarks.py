@@ -48,6 +48,7 @@ def test_bench_command(url: str, tmp_path: Path) -> None:
     assert chart.read_text("utf-8").startswith("<svg")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["upsert", "lookup", "n_plus_one", "embed", "scale", "directory", "guard"])
 def test_benchmarks_run(name: str, tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own contestants and the limits, at a small size, with all that a run writes; the others need an extra."""

@@ -288,6 +288,7 @@ def _check(databases: Databases, reference: dict[str, Any], made: list[Made], *,
     phases=[Phase.generate],
 )
 @given(made=DRAWN, pgvector=st.booleans())
+@pytest.mark.slow
 def test_settings_change_nothing(
     databases: Databases, reference: dict[str, Any], made: list[Made], pgvector: bool
 ) -> None:

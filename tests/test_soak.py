@@ -13,6 +13,7 @@ from tests.soak import COUNTED, verdict
 from tests.torture.summary import EMBEDDING_NAMES, NAMES, summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_short_soak(engine: str) -> None:
     """Each part ends by itself and reports the growth of each figure."""

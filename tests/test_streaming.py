@@ -129,6 +129,7 @@ def test_a_stream_whose_progress_fails(store: ef.EntityStore) -> None:
     assert (stored == (outcomes["status"] == "created")).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["postgresql"])
 def test_memory_does_not_grow_with_the_stream(url: str, tmp_path: Path) -> None:
     """Four times the rows need about the same peak memory."""

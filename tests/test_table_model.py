@@ -28,7 +28,7 @@ COUNT = int(os.environ.get("ENTITYFRAMES_TABLES", "40"))
 FIRST = int(os.environ.get("ENTITYFRAMES_SEED", "0"))
 
 
-class Invalid(Exception):
+class InvalidError(Exception):
     """A value that a column does not take."""
 
 
@@ -39,7 +39,7 @@ class Kind:
     Args:
         sql: the type on each engine.
         draw: draws a value, and a dtype in which a frame may have it.
-        stored: the value that is stored for a value; raises Invalid.
+        stored: the value that is stored for a value; raises InvalidError.
         dtypes: the dtypes in which a frame may have the column.
     """
 
@@ -68,9 +68,9 @@ def _integer(bits: int) -> Kind:
         try:
             number = Decimal(value.strip()) if isinstance(value, str) else Decimal(value)
         except ArithmeticError:
-            raise Invalid from None
+            raise InvalidError from None
         if not number.is_finite() or number != number.to_integral_value() or not -high - 1 <= number <= high:
-            raise Invalid
+            raise InvalidError
         return int(number)
 
     names = {16: "smallint", 32: "integer", 64: "bigint"}
@@ -86,7 +86,7 @@ def _float(bits: int) -> Kind:
         try:
             return struct.unpack("f", struct.pack("f", value))[0]
         except OverflowError:
-            raise Invalid from None
+            raise InvalidError from None
 
     def stored(value: Any) -> float:
         number = float(value)
@@ -96,7 +96,7 @@ def _float(bits: int) -> Kind:
         # By the shortest text that names the narrow number.
         shortest = next(text for digits in range(1, 10) if narrow(float(text := f"{narrowed:.{digits}g}")) == narrowed)
         if float(shortest) != number:
-            raise Invalid
+            raise InvalidError
         return narrowed
 
     return Kind((("real", "double precision")[bits == 64],) * 2, (pl.Float64, pl.String), draw, stored)
@@ -110,7 +110,7 @@ def _decimal() -> Kind:
     def stored(value: Any) -> Decimal:
         number = Decimal(str(value))
         if number.quantize(Decimal("0.01")) != number or abs(number) >= 10_000:
-            raise Invalid
+            raise InvalidError
         return number.quantize(Decimal("0.01"))
 
     return Kind(("numeric(6,2)",) * 2, (pl.String, pl.Float64, pl.Decimal(10, 3)), draw, stored)
@@ -125,13 +125,13 @@ def _one_of(
 
 def _text(value: str) -> str:
     if "\0" in value:
-        raise Invalid
+        raise InvalidError
     return value
 
 
 def _enum(value: str) -> str:
     if value not in ("sad", "ok", "so'so"):
-        raise Invalid
+        raise InvalidError
     return value
 
 
@@ -139,7 +139,7 @@ def _uuid(value: str) -> str:
     try:
         return str(uuid.UUID(value))
     except ValueError:
-        raise Invalid from None
+        raise InvalidError from None
 
 
 #: A text that only the database finds invalid, if it uses it.
@@ -157,13 +157,13 @@ def _json(value: str) -> Any:
 def _date(value: Any) -> date:
     if isinstance(value, datetime):
         if value.time() != datetime.min.time():
-            raise Invalid
+            raise InvalidError
         return value.date()
     if isinstance(value, str):
         try:
             return date.fromisoformat(value)
         except ValueError:
-            raise Invalid from None
+            raise InvalidError from None
     return value
 
 
@@ -189,7 +189,7 @@ def _timestamps() -> Kind:
     def stored(value: Any) -> datetime:
         if isinstance(value, str):
             if value in ("12:00", "2020-01-01 00:00:00.1234567"):
-                raise Invalid
+                raise InvalidError
             return datetime.fromisoformat(value)
         return value
 
@@ -210,7 +210,7 @@ def _zoned() -> Kind:
             text = value.replace("Z", "+00:00")
             when = datetime.fromisoformat(text + ":00" if text.endswith("+02") else text)
             if when.tzinfo is None:
-                raise Invalid
+                raise InvalidError
             return when.astimezone(UTC)
         return value
 
@@ -226,7 +226,7 @@ def _booleans() -> Kind:
             return value
         known = {"true": True, "f": False, "yes": True}
         if value.strip().lower() not in known:
-            raise Invalid
+            raise InvalidError
         return known[value.strip().lower()]
 
     return Kind(("boolean", "boolean"), (pl.Boolean, pl.String), draw, stored)
@@ -389,7 +389,7 @@ class Made:
                 values = {
                     name: None if value is None else known[name].kind.stored(value) for name, value in row.items()
                 }
-            except Invalid:
+            except InvalidError:
                 values = None
             converted.append(None if values is None or any(values[name] is None for name in names) else values)
         chosen: dict[tuple, int] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -192,6 +192,34 @@ def canonical(column: Column) -> pl.DataType:
     return _FIXED.get(column.family, pl.String())
 
 
+@dataclass(frozen=True)
+class SoftDelete:
+    """The SQL of a column that tells which rows are deleted, in a statement where ``t`` is the table."""
+
+    column: Column
+
+    @property
+    def is_deleted(self) -> str:
+        """Whether a row is deleted."""
+        name = f"t.{self.column.quoted}"
+        return f"{name} IS TRUE" if self.column.family == "boolean" else f"{name} IS NOT NULL"
+
+    @property
+    def deleted(self) -> str:
+        """The value of a row that is deleted now."""
+        return "true" if self.column.family == "boolean" else f"now()::{self.column.sql_type}"
+
+    @property
+    def undeleted(self) -> str:
+        """The value of a row that is not deleted."""
+        return "false" if self.column.family == "boolean" else "NULL"
+
+
+def as_text(columns: Iterable[Column]) -> list[Column]:
+    """These columns, to be read as text in the form of the database."""
+    return [replace(column, family="other", dtype=pl.String()) for column in columns]
+
+
 class TableEngine(Protocol):
     """The operations on tables of the user, which need no store.
 
@@ -260,8 +288,31 @@ class TableEngine(Protocol):
     def lookup(self, relation: Relation, columns: Sequence[Column], keys: pl.DataFrame) -> pl.DataFrame:
         """Position and the given columns, as ``v0``, ``v1``, ..., of each key that is stored."""
 
-    def delete(self, relation: Relation, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        """Delete rows in one transaction; position of each key that was stored."""
+    def delete(
+        self,
+        relation: Relation,
+        keys: pl.DataFrame,
+        batch: Batch,
+        soft: str | None = None,
+        expected: Sequence[str] = (),
+    ) -> pl.DataFrame:
+        """Delete rows in one transaction.
+
+        Args:
+            relation: the table.
+            keys: the keys; with `expected` also ``e0``, ``e1``, ... (String), the text of these columns.
+            batch: the batch.
+            soft: a column that is set to the current time instead, if it is null.
+            expected: columns; only rows with the given values are deleted.
+
+        Returns:
+            position of each row that was deleted, and of each that was refused, with error and rule.
+        """
+
+    def unmatched(
+        self, relation: Relation, columns: Sequence[Column], keys: pl.DataFrame, where: str | None
+    ) -> Iterator[pl.DataFrame]:
+        """The given columns of the stored rows, as ``v0``, ..., and absent: whether none of the keys is theirs."""
 
     def select(
         self, relation: Relation, columns: Sequence[Column], where: str | None, interrupt: Interrupt | None = None
@@ -273,6 +324,16 @@ class TableEngine(Protocol):
 
     def add_columns(self, relation: Relation, columns: dict[str, pl.DataType]) -> None:
         """Add columns to a table."""
+
+
+def named(chunk: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
+    """A result of the engine with the names and dtypes of the columns."""
+    return pl.DataFrame(
+        [
+            chunk[f"v{number}"].cast(column.dtype).alias(column.name)
+            for number, column in enumerate(columns)
+        ]
+    )  # fmt: skip
 
 
 def quoted(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from entityframes.engines.tables import Column, Relation, TableEngine, canonical
+from entityframes.engines.tables import Column, Relation, TableEngine, named
 from entityframes.errors import SchemaError
 from entityframes.frames.sources import as_frame
 from entityframes.interrupt import Interrupt
@@ -106,26 +106,3 @@ def scan(
     """The rows of a table in chunks, in no particular order."""
     for chunk in engine.select(relation, columns, where, interrupt):
         yield named(chunk, columns)
-
-
-def named(chunk: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
-    """A result of the engine with the names and dtypes of the columns."""
-    return pl.DataFrame(
-        [
-            _as_read(chunk[f"v{number}"], column).alias(column.name)
-            for number, column in enumerate(columns)
-        ]
-    )  # fmt: skip
-
-
-def _as_read(values: pl.Series, column: Column) -> pl.Series:
-    if values.dtype == column.dtype:
-        return values
-    if column.dtype == pl.Time and values.dtype == pl.String:
-        return values.str.to_time("%H:%M:%S%.f")
-    return values.cast(column.dtype)
-
-
-def key_dtypes(relation: Relation) -> dict[str, pl.DataType]:
-    """The dtypes in which the columns of the key are compared."""
-    return {name: canonical(relation[name]) for name in relation.key}

@@ -81,7 +81,9 @@ class Plan:
             {'create': 1, 'update': 0, 'unchanged': 1, 'duplicate': 0, 'invalid': 1}
         """
         found = dict(self.frame["action"].cast(pl.String).value_counts().iter_rows())
-        return {action: found.get(action, 0) for action in ACTIONS}
+        dtype = self.frame.schema["action"]
+        assert isinstance(dtype, pl.Enum)
+        return {action: found.get(action, 0) for action in dtype.categories}
 
     @property
     def changed_fields(self) -> dict[str, int]:
@@ -115,7 +117,7 @@ class Plan:
             >>> print(store.plan(ef.ids("note", ["a", "d"])).summary())
             2 rows: 1 to create, 1 unchanged
         """
-        names = {"create": "to create", "update": "to update"}
+        names = {"create": "to create", "update": "to update", "delete": "to delete"}
         counted = [f"{count:,} {names.get(action, action)}" for action, count in self.counts.items() if count]
         lines = [f"{self.frame.height:,} rows: {', '.join(counted) or 'nothing to do'}"]
         if self.counts["update"]:

@@ -51,6 +51,10 @@ class Upsert:
         run = self._run
         return UpsertResult(dict(run.log.counts), run.batches, run.elapsed, run.log)
 
+    def unprocessed(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Outcomes of rows that were not written."""
+        return self._run.outcomes.of(rows, status="cancelled")
+
     def execute(
         self, source: pl.DataFrame | Iterator[pl.DataFrame], reporter: Reporter, submit: Submit
     ) -> UpsertResult:

@@ -192,6 +192,7 @@ for name, bomb in bombs((1 << 20) - 100).items():
 """
 
 
+@pytest.mark.slow
 def test_bombs_end_and_take_little_memory() -> None:
     """Case 43 of the fault catalogue: each is read or rejected, with at most 256 MB more than the package itself needs.
 

@@ -60,6 +60,7 @@ def check(store: ef.EntityStore, count: int) -> None:
         assert best["score"][0] == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_workers_are_killed(url: str) -> None:
     """A short run of what `python -m tests.torture.embedding` does."""
     figures = torture(url, kills=4, seed=5)

@@ -30,6 +30,8 @@ from entityframes.results import OutcomeLog
 from tests.faults.invariants import Model, rows
 from tests.faults.servers import COMMIT, Background, Proxy, Server, Standby, wait_until
 
+pytestmark = pytest.mark.slow
+
 _numbers = itertools.count()
 
 

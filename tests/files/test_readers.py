@@ -198,6 +198,7 @@ def packed(path: Path, head: bytes, lines: bytes, times: int) -> None:
         file.write(struct.pack("<II", check, (len(head) + len(lines) * times) & 0xFFFFFFFF))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "ndjson"])
 def test_memory_does_not_grow_with_what_is_packed(tmp_path: Path, kind: str) -> None:
     """FAULTS 53: six times the text in a small archive costs less than twice the memory."""

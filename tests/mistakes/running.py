@@ -73,7 +73,7 @@ class Copy:
             "ENTITYFRAMES_TEST_POSTGRES": self._server, "ENTITYFRAMES_COPY": str(self.folder),
         }  # fmt: skip
         command = [
-            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.mistakes.plugin",
+            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.mistakes.plugin", "-m", "",
             "--tb=line", "--hypothesis-seed=0", *words,
         ]  # fmt: skip
         with (self.folder / "output").open("w+b") as output:

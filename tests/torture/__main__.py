@@ -1,4 +1,4 @@
-"""Workers upsert, delete and read shared keys under random faults; then the store is checked against their outcomes.
+"""Workers upsert, delete and read shared keys under random faults; then what is stored is checked against their outcomes.
 
 On PostgreSQL the workers are processes, and the server is started for the run. On DuckDB one process has several
 threads. A worker logs each call before it starts and its outcomes afterwards; a call that was killed may have
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
@@ -22,10 +23,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import duckdb
+
 import entityframes as ef
 from tests.faults.servers import Server, wait_until
 from tests.torture.history import History
 from tests.torture.summary import NAMES, summary
+from tests.torture.targets import CREATE_TABLE, open_target
 
 #: Processes on PostgreSQL, threads on DuckDB.
 WORKERS = 4
@@ -42,8 +46,8 @@ _OF_DRIVERS = re.compile(
 class Workers:
     """Worker processes, restarted when they end."""
 
-    def __init__(self, url: str, folder: Path, seed: int, threads: int, count: int) -> None:
-        self._url, self._folder, self._threads = url, folder, threads
+    def __init__(self, url: str, folder: Path, seed: int, threads: int, count: int, target: str) -> None:
+        self._url, self._folder, self._threads, self._target = url, folder, threads, target
         self._seeds = random.Random(seed)
         self._started = 0
         self._count = count
@@ -55,7 +59,7 @@ class Workers:
         while len(self.running) < self._count:
             name = f"{self._started:05}"
             self._started += 1
-            words = [self._url, self._folder / name, str(self._seeds.random()), str(self._threads), name]
+            words = [self._url, self._folder / name, str(self._seeds.random()), str(self._threads), name, self._target]
             errors = (self._folder / f"{name}.errors").open("wb")
             command = [sys.executable, "-m", "tests.torture.worker", *map(str, words)]
             self.running[name] = subprocess.Popen(command, stderr=errors)
@@ -84,7 +88,7 @@ class Workers:
         return [text for text in outputs if text]
 
 
-def on_postgresql(minutes: float, seed: int) -> dict[str, Any]:
+def on_postgresql(minutes: float, seed: int, target: str) -> dict[str, Any]:
     """Torture a private server."""
     rng, faults = random.Random(seed), collections.Counter[str]()
     server, folder = Server(), Path(tempfile.mkdtemp(prefix="ef-torture-"))
@@ -92,7 +96,8 @@ def on_postgresql(minutes: float, seed: int) -> dict[str, Any]:
         server.sql("CREATE DATABASE torture")
         url = server.url("torture")
         ef.connect(url).close()
-        workers = Workers(url, folder, seed, 1, WORKERS)
+        server.sql(CREATE_TABLE, database="torture")
+        workers = Workers(url, folder, seed, 1, WORKERS, target)
 
         def on_a_backend(function: str) -> None:
             server.sql(
@@ -112,29 +117,29 @@ def on_postgresql(minutes: float, seed: int) -> dict[str, Any]:
             "SIGKILL server": (2, crash),
         }
         _strike(minutes, rng, faults, kinds, workers)
-        with ef.connect(url) as store:
-            [(version,)] = server.sql("SELECT current_setting('server_version')")
-            return {"version": version, **_figures(store, folder, workers, faults)}
+        [(version,)] = server.sql("SELECT current_setting('server_version')")
+        return {"version": version, **_figures(url, target, folder, workers, faults)}
     finally:
         server.stop()
         shutil.rmtree(folder)
 
 
-def on_duckdb(minutes: float, seed: int) -> dict[str, Any]:
+def on_duckdb(minutes: float, seed: int, target: str) -> dict[str, Any]:
     """Torture a file, which one process at a time has open."""
     rng, faults = random.Random(seed), collections.Counter[str]()
     folder = Path(tempfile.mkdtemp(prefix="ef-torture-"))
     try:
         url = str(folder / "torture.duckdb")
-        workers = Workers(url, folder, seed, WORKERS, 1)
+        with duckdb.connect(url) as connection:
+            connection.execute(CREATE_TABLE)
+        workers = Workers(url, folder, seed, WORKERS, 1, target)
         kinds = {
             "SIGKILL process": (2, lambda: workers.strike(rng, signal.SIGKILL)),
             "SIGINT process": (1, lambda: workers.strike(rng, signal.SIGINT)),
             "cancel call": (4, lambda: workers.strike(rng, signal.SIGUSR1)),
         }
         _strike(minutes, rng, faults, kinds, workers)
-        with ef.connect(url) as store:
-            return _figures(store, folder, workers, faults)
+        return _figures(url, target, folder, workers, faults)
     finally:
         shutil.rmtree(folder)
 
@@ -156,11 +161,12 @@ def _strike(
     workers.stop()
 
 
-def _figures(store: ef.EntityStore, folder: Path, workers: Workers, faults: collections.Counter[str]) -> dict[str, Any]:
+def _figures(url: str, target: str, folder: Path, workers: Workers, faults: collections.Counter[str]) -> dict[str, Any]:
     """The figures of a run."""
     history = History.read(folder)
-    lost, misreported = history.check(store)
-    inconsistent = store.verify()
+    with contextlib.closing(open_target(url, target)) as opened:
+        lost, misreported = history.check(opened.stored())
+        inconsistent = opened.inconsistencies()
     unexpected = workers.unexpected()
     for text in [*lost[:5], *misreported[:5], *map(str, inconsistent.head(5).to_dicts()), *unexpected[:3]]:
         print(f"  {text}", file=sys.stderr)
@@ -181,22 +187,37 @@ def _figures(store: ef.EntityStore, folder: Path, workers: Workers, faults: coll
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=2.0, help="total duration for all engines")
+    parser.add_argument("--minutes", type=float, default=2.0, help="total duration for all engines and targets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=["postgresql", "duckdb"], action="append")
+    parser.add_argument("--target", choices=["entities", "tables"], action="append")
     given = parser.parse_args()
-    engines = given.engine or ["postgresql", "duckdb"]
+    runs = [
+        (engine, target)
+        for engine in given.engine or ["postgresql", "duckdb"]
+        for target in given.target or ["entities", "tables"]
+    ]
     os.environ["PYTHONWARNINGS"] = "ignore"
     failed = False
     every: dict[str, dict[str, Any]] = {}
-    for engine in engines:
+    for engine, target in runs:
         torture = on_postgresql if engine == "postgresql" else on_duckdb
-        figures = every[engine] = torture(given.minutes / len(engines), given.seed)
-        print(json.dumps({"engine": engine, "seed": given.seed, **figures}), flush=True)
+        figures = torture(given.minutes / len(runs), given.seed, target)
+        every[engine if target == "entities" else f"{engine}, tables"] = figures
+        print(json.dumps({"engine": engine, "target": target, "seed": given.seed, **figures}), flush=True)
         failed |= any(
             figures[name] for name in ("rows lost", "rows misreported", "inconsistencies", "unexpected errors")
         )
-    print(summary("torture", given.seed, every, NAMES, every.get("postgresql", {}).get("version")), flush=True)
+    print(
+        summary(
+            "torture",
+            given.seed,
+            every,
+            NAMES,
+            next((one["version"] for one in every.values() if "version" in one), None),
+        ),
+        flush=True,
+    )
     return int(failed)
 
 

@@ -7,8 +7,6 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import entityframes as ef
-
 #: Statuses of rows whose write has happened, and of rows whose write may have happened; with others it has not.
 DONE = {"created", "updated", "unchanged", "deleted", "missing"}
 MAYBE = {"unknown"}
@@ -76,13 +74,15 @@ class History:
             content = None if call["kind"] == "delete" else f"{call['call']} {key}"
             self.writes[key].append(Write(call["call"], call["began"], ended, content, status))
 
-    def check(self, store: ef.EntityStore) -> tuple[list[str], list[str]]:
+    def check(self, stored: dict[str, str]) -> tuple[list[str], list[str]]:
         """Rows that are lost, and rows whose reported outcome is wrong.
 
         The content of a key must be that of a possible last write: one that happened or may have happened, and that did
         not end before another write that happened began.
+
+        Args:
+            stored: the content of each key.
         """
-        stored = dict(store.scan("t").select("id", "content").collect().iter_rows())
         lost, misreported = [], list(self.unaccounted)
         for key in stored.keys() | self.writes.keys():
             writes = self.writes.get(key, [])

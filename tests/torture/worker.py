@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 import entityframes as ef
+from tests.torture.targets import Target, open_target
 
 #: Keys that all workers share.
 KEYS = 400
@@ -25,8 +27,8 @@ SIZES = (1, 5, 40, 400)
 class Worker:
     """The calls of one thread."""
 
-    def __init__(self, store: ef.EntityStore, path: Path, seed: str, name: str) -> None:
-        self._store, self._name = store, name
+    def __init__(self, target: Target, path: Path, seed: str, name: str) -> None:
+        self._target, self._name = target, name
         self._log = path.open("a")
         self._rng = random.Random(seed)
         self._numbers = itertools.count()
@@ -44,31 +46,27 @@ class Worker:
         keys = [f"k{n:04}" for n in self._rng.sample(range(KEYS), count)]
         keys = [key if self._rng.random() < 0.8 else f"own-{self._name}-{key}" for key in keys]
         kind = self._rng.choices(["upsert", "delete", "read"], [6, 2, 1])[0]
-        ids = ef.ids("t", keys)
         if kind == "read":
             with contextlib.suppress(ef.ConnectionLostError):
-                assert self._store.get(ids).height == count
+                assert self._target.get(keys).height == count
             return
         self._write(call=number, kind=kind, keys=keys, began=time.time())
         try:
             if kind == "delete":
-                result: ef.UpsertResult = self._store.delete(ids)
+                result: Any = self._target.delete(keys)
             else:
-                frame = ids.with_columns(content=pl.format("{} {}", pl.lit(number), "id"))
-                result = self._store.upsert(
-                    frame, batch_size=self._rng.choice([None, 50, 7]), progress=False, cancel=self.cancel
-                )
+                result = self._target.upsert(keys, number, self._rng.choice([None, 50, 7]), self.cancel)
         except ef.EntityFramesError:
-            result = self._store.last_result
+            result = self._target.last_result
         except KeyboardInterrupt:
             # Valid only if it belongs to the interrupted call: otherwise last_result is that of an earlier call.
-            result = self._store.last_result
+            result = self._target.last_result
             if result is not None and result.outcomes["id"].to_list() == keys:
                 self._log_outcomes(number, result)
             raise
         self._log_outcomes(number, result)
 
-    def _log_outcomes(self, number: str, result: ef.UpsertResult) -> None:
+    def _log_outcomes(self, number: str, result: Any) -> None:
         statuses = result.outcomes["status"].cast(pl.String).to_list()
         self._write(
             call=number,
@@ -83,28 +81,28 @@ class Worker:
         self._log.flush()
 
 
-def _opened(url: str, stopping: threading.Event) -> ef.EntityStore | None:
+def _opened(url: str, kind: str, stopping: threading.Event) -> Target | None:
     while not stopping.is_set():
         try:
-            return ef.connect(url, workers=2)
+            return open_target(url, kind, workers=2)
         except ef.ConnectError:
             # The server recovers, or the killed process has not released the file yet.
             stopping.wait(0.05)
     return None
 
 
-def main(url: str, path: str, seed: str, threads: str, name: str) -> None:
+def main(url: str, path: str, seed: str, threads: str, name: str, kind: str) -> None:
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    store = _opened(url, stopping)
-    if store is None:
+    target = _opened(url, kind, stopping)
+    if target is None:
         return
-    if store._engine.database.name == "duckdb":
+    if target.engine.database.name == "duckdb":
         # Let faults also hit a COMMIT that runs a checkpoint.
-        with store._engine.database.file.cursor() as cursor:
+        with target.engine.database.file.cursor() as cursor:
             cursor.execute(f"SET wal_autocheckpoint = '{random.Random(seed).choice(['1KB', '256KB', '16MB'])}'")
-    # last_result is that of the last call of a store, from any thread, so each thread has its own store on the engine.
-    handles = [ef.EntityStore(store._engine) for _ in range(int(threads))]
+    # last_result is that of the last call of a store, from any thread, so each thread has its own one on the engine.
+    handles = [target.another() for _ in range(int(threads))]
     workers = [
         Worker(handle, Path(f"{path}.{n}.calls"), f"{seed}-{n}", f"{name}.{n}") for n, handle in enumerate(handles)
     ]
@@ -116,14 +114,14 @@ def main(url: str, path: str, seed: str, threads: str, name: str) -> None:
         workers[0].work(stopping)
         for helper in helpers:
             helper.join()
-        store.close()
+        target.close()
     except KeyboardInterrupt:
         # A second signal would end the process while its helpers still work.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         stopping.set()
         for helper in helpers:
             helper.join()
-        store.close()
+        target.close()
 
 
 def _guarded(worker: Worker, stopping: threading.Event) -> None:

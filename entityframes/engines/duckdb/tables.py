@@ -14,7 +14,7 @@ from entityframes.engines.batch import Batch
 from entityframes.engines.duckdb.database import DuckDBDatabase
 from entityframes.engines.duckdb.session import Session
 from entityframes.engines.rules import rule_of
-from entityframes.engines.tables import Column, Family, Relation, Writing, parse_name, quoted
+from entityframes.engines.tables import Column, Family, Relation, SoftDelete, Writing, parse_name, quoted
 from entityframes.errors import PermanentError, RowError, SchemaError
 from entityframes.interrupt import Interrupt
 
@@ -171,15 +171,38 @@ class DuckDBTables:
             session.register("given", keys.with_row_index("position"))
             return session.query(name, placeholders={**_by_keys(relation), **placeholders})
 
-    def delete(self, relation: Relation, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+    def delete(
+        self,
+        relation: Relation,
+        keys: pl.DataFrame,
+        batch: Batch,
+        soft: str | None = None,
+        expected: Sequence[str] = (),
+    ) -> pl.DataFrame:
+        conditions = [f"t.{quoted(one)}::VARCHAR IS NOT DISTINCT FROM s.e{n}" for n, one in enumerate(expected)]
+        placeholders = _by_keys(relation)
+        if soft is not None:
+            marked = SoftDelete(relation[soft])
+            conditions.append(f"NOT ({marked.is_deleted})")
+            placeholders |= {"column": marked.column.quoted, "value": marked.deleted}
+        placeholders["condition"] = " AND ".join(conditions) or "true"
         with self.database.session(batch.interrupt, writing=True) as session:
             session.register("given", keys.with_row_index("position"))
-            placeholders = _by_keys(relation)
             with session.transaction(batch.interrupt):
-                found = session.query("table_existing", placeholders=placeholders)
+                found = session.query("table_deletable", placeholders=placeholders)
                 if found.height:
-                    session.execute("table_delete", placeholders=placeholders)
+                    session.execute("table_soft_delete" if soft else "table_delete", placeholders=placeholders)
             return found
+
+    def unmatched(
+        self, relation: Relation, columns: Sequence[Column], keys: pl.DataFrame, where: str | None
+    ) -> Iterator[pl.DataFrame]:
+        placeholders = {
+            **_by_keys(relation), "columns": _selected(columns), "where": f"WHERE {where}" if where else "",
+        }  # fmt: skip
+        with self.database.session() as session:
+            session.register("given", keys.with_row_index("position"))
+            yield from session.stream("table_unmatched", placeholders=placeholders)
 
     def select(
         self, relation: Relation, columns: Sequence[Column], where: str | None, interrupt: Interrupt | None = None
@@ -242,7 +265,7 @@ class _Sql:
             for name, column in self.writing.compared
         ]
         if self.writing.undelete:
-            parts.append(f"t.{quoted(self.writing.undelete)} IS NOT NULL")
+            parts.append(SoftDelete(self.writing.relation[self.writing.undelete]).is_deleted)
         return "(" + " OR ".join(parts) + ")" if parts else "false"
 
     def updated(self, name: str, column: Column) -> str:
@@ -260,7 +283,8 @@ class _Sql:
     def _assignments(self) -> str:
         assigned = [f"{column.quoted} = {self.updated(name, column)}" for name, column in self.writing.values]
         if self.writing.undelete:
-            assigned.append(f"{quoted(self.writing.undelete)} = NULL")
+            column = self.writing.relation[self.writing.undelete]
+            assigned.append(f"{column.quoted} = {SoftDelete(column).undeleted}")
         return ", ".join(assigned)
 
 

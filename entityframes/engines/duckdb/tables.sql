@@ -91,9 +91,21 @@ SELECT DISTINCT s.position FROM given AS s JOIN {table} AS t ON {matches}
 -- The given columns of the keys that are stored.
 SELECT s.position, {columns} FROM given AS s JOIN {table} AS t ON {matches}
 
+-- name: table_deletable
+-- The positions of the keys that are stored as expected.
+SELECT DISTINCT s.position FROM given AS s JOIN {table} AS t ON {matches} WHERE {condition}
+
 -- name: table_delete
--- Deletes the rows of the keys that are stored.
-DELETE FROM {table} AS t USING given AS s WHERE {matches}
+-- Deletes the rows of the keys that are stored as expected.
+DELETE FROM {table} AS t USING given AS s WHERE {matches} AND {condition}
+
+-- name: table_soft_delete
+-- Marks them as deleted instead.
+UPDATE {table} AS t SET {column} = {value} FROM given AS s WHERE {matches} AND {condition}
+
+-- name: table_unmatched
+-- The given columns of the stored rows, and whether none of the given keys is theirs.
+SELECT {columns}, NOT EXISTS (SELECT 1 FROM given AS s WHERE {matches}) AS absent FROM {table} AS t {where}
 
 -- name: table_select
 -- The given columns of the rows that satisfy a condition.

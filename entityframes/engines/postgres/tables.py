@@ -22,7 +22,17 @@ from entityframes.engines.postgres.database import PostgresDatabase
 from entityframes.engines.postgres.errors import UNIQUE_VIOLATION
 from entityframes.engines.postgres.session import Session
 from entityframes.engines.rules import with_rules
-from entityframes.engines.tables import Column, Family, Relation, Writing, canonical, literal, parse_name, quoted
+from entityframes.engines.tables import (
+    Column,
+    Family,
+    Relation,
+    SoftDelete,
+    Writing,
+    canonical,
+    literal,
+    parse_name,
+    quoted,
+)
 from entityframes.errors import ConnectionLostError, PermanentError, RowError, SchemaError
 from entityframes.interrupt import Interrupt
 from entityframes.retry import retry, retry_stream
@@ -55,8 +65,8 @@ _SKIPPED = "not stored by the database, which reported no error: a trigger, a ru
 _KEPT = "not deleted by the database, which reported no error: a trigger, a rule or a row-level policy prevents it"
 _EXISTS = "a row with this key is stored"
 
-#: At most this share of the rows of a batch is updated by position.
-_FEW = 4
+#: At most one of so many rows of a batch are updated by position; nearly all are more than all but one of so many.
+_FEW, _MOST = 4, 10
 
 #: The kinds of relations that cannot be written to.
 _NO_TABLES = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "S": "a sequence", "i": "an index"}
@@ -68,6 +78,8 @@ class _Seen:
 
     #: Whether the table had no rows when the run first wrote to it.
     was_empty: bool | None = None
+    #: Whether nearly all rows of a batch were updated, so that the next one is not compared first.
+    updates_all: bool = False
     #: The transaction of each batch: its id and timeline.
     transactions: dict[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -114,6 +126,10 @@ class PostgresTables:
             raise RowError(inexact["error"][0], None, "loses_digits")
         duplicates = self._loose_duplicates(session, sql)
         conflicts = self._conflicts(session, sql)
+        updated = self._updated_at_once(session, sql, batch)
+        if updated.height == rows.height:
+            self._note(session, batch)
+            return updated
         changed = session.query("table_probe", placeholders=sql.placeholders)
         if writing.on_match == "fail" and (matches := changed.filter(~pl.col("created"))).height:
             if batch.whole:
@@ -126,14 +142,24 @@ class PostgresTables:
         written = self._merged(session, sql, rows.height, changed)
         if written.height < changed.height:
             written = self._with_skipped(session, sql, changed, written, conflicts is not None)
+        written = pl.concat([updated, written], how="diagonal")
         if written.height:
             self._note(session, batch)
         if written["position"].null_count():
             raise RowError("a trigger stores rows under other keys", "EF001")
+        updates = written.height - written["created"].sum()
+        self._seen_by(batch).updates_all = updates * _MOST > rows.height * (_MOST - 1)
         parts = [written, duplicates]
         if conflicts is not None:
             parts.append(conflicts.with_columns(conflict=pl.lit(True)))
         return pl.concat(parts, how="diagonal")
+
+    def _updated_at_once(self, session: Session, sql: _Sql, batch: Batch) -> pl.DataFrame:
+        """Update the rows that differ without a comparison, if nearly all rows of the batch before differed."""
+        none = pl.DataFrame(schema={"position": pl.UInt32, "created": pl.Boolean})
+        if not self._seen_by(batch).updates_all or sql.writing.on_match != "update" or sql.writing.expecting:
+            return none
+        return session.query("table_update", placeholders=sql.placeholders).with_columns(created=pl.lit(False))
 
     def _merged(self, session: Session, sql: _Sql, height: int, changed: pl.DataFrame) -> pl.DataFrame:
         """Update and insert the changed rows; position and created of those that were written."""
@@ -334,13 +360,27 @@ class PostgresTables:
             name, *_parameters(relation, keys), placeholders={**_by_arrays(relation), **placeholders}
         )
 
-    def delete(self, relation: Relation, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+    def delete(
+        self,
+        relation: Relation,
+        keys: pl.DataFrame,
+        batch: Batch,
+        soft: str | None = None,
+        expected: Sequence[str] = (),
+    ) -> pl.DataFrame:
+        name = "table_delete" if soft is None else "table_soft_delete"
+        parameters, placeholders = _parameters(relation, keys), _by_arrays(relation, expected)
+        conditions = [f"t.{quoted(one)}::text IS NOT DISTINCT FROM s.e{n}" for n, one in enumerate(expected)]
+        if soft is not None:
+            marked = SoftDelete(relation[soft])
+            conditions.append(f"NOT ({marked.is_deleted})")
+            placeholders |= {"column": marked.column.quoted, "value": marked.deleted}
+        placeholders["condition"] = " AND ".join(conditions) or "true"
         deleted: pl.DataFrame | None = None
         try:
             with self.database.session(batch.interrupt) as session, session.transaction(batch.interrupt):
-                parameters, placeholders = _parameters(relation, keys), _by_arrays(relation)
-                deleted = session.query("table_delete", *parameters, placeholders=placeholders)
-                if relation.may_skip and deleted.height < keys.height:
+                deleted = session.query(name, *parameters, placeholders=placeholders)
+                if relation.may_skip and deleted.height < keys.height and not conditions:
                     kept = session.query("table_existing", *parameters, placeholders=placeholders)
                     kept = kept.join(deleted, on="position", how="anti")
                     rejected = _rejected(kept["position"], _KEPT, "skipped")
@@ -350,6 +390,27 @@ class PostgresTables:
             error.answer = deleted
             raise
         return deleted
+
+    def unmatched(
+        self, relation: Relation, columns: Sequence[Column], keys: pl.DataFrame, where: str | None
+    ) -> Iterator[pl.DataFrame]:
+        sql = _Sql(Writing(relation, tuple(relation[name] for name in relation.key)))
+        condition = f"WHERE {where}" if where else ""
+        placeholders = {**sql.placeholders, "columns": _selected(columns), "where": condition}
+
+        def rows() -> Any:
+            # The transaction is not committed: it only holds the staging table.
+            with self.database.session() as session:
+                session.begin()
+                try:
+                    self._stage(session, sql, keys.with_columns(row=pl.lit(0, pl.Int32)))
+                    session.execute("table_analyze_staging")
+                    session.execute("any_joins")
+                    yield from session.stream("table_unmatched", placeholders=placeholders)
+                finally:
+                    session.rollback()
+
+        return retry_stream(rows)
 
     def select(
         self, relation: Relation, columns: Sequence[Column], where: str | None, interrupt: Interrupt | None = None
@@ -380,6 +441,8 @@ class PostgresTables:
     def _stage(self, session: Session, sql: _Sql, rows: pl.DataFrame) -> None:
         """Copy rows into the staging table of this transaction."""
         session.execute("table_staging", placeholders=sql.placeholders)
+        # The planner knows nothing about the staged rows, and would hash the whole table for each batch.
+        session.execute("nested_loops")
         session.stage("entityframes_rows", sql.staged(rows))
 
     def _loose_duplicates(self, session: Session, sql: _Sql) -> pl.DataFrame:
@@ -415,7 +478,7 @@ class PostgresTables:
 
         Raises:
             RowError: this user may write to the table, so a policy rejected a row; or a text is no value of the type
-                of its column, for which some types report a syntax error.
+                of its column, for which some types report a syntax error or an internal one.
         """
         try:
             yield
@@ -444,7 +507,7 @@ class PostgresTables:
 
 def _may_be_invalid(error: RowError | PermanentError, sql: _Sql) -> bool:
     """Whether an error may have been caused by a text that is no value of the type of its column."""
-    return isinstance(error, RowError) or bool(sql.casts and (error.sqlstate or "").startswith("42"))
+    return isinstance(error, RowError) or bool(sql.casts and (error.sqlstate or "").startswith(("42", "XX000")))
 
 
 class _Sql:
@@ -539,7 +602,7 @@ class _Sql:
                 new, old = f"({new})::text{collate}", f"{old}::text{collate}"
             parts.append(f"{old} IS DISTINCT FROM {new}")
         if self.writing.undelete:
-            parts.append(f"t.{quoted(self.writing.undelete)} IS NOT NULL")
+            parts.append(SoftDelete(self.writing.relation[self.writing.undelete]).is_deleted)
         return "(" + " OR ".join(parts) + ")" if parts else "false"
 
     def _updated(self, name: str, column: Column) -> str:
@@ -550,7 +613,8 @@ class _Sql:
     def _assignments(self) -> str:
         assigned = [f"{column.quoted} = {self._updated(name, column)}" for name, column in self.writing.values]
         if self.writing.undelete:
-            assigned.append(f"{quoted(self.writing.undelete)} = NULL")
+            column = self.writing.relation[self.writing.undelete]
+            assigned.append(f"{column.quoted} = {SoftDelete(column).undeleted}")
         # Not used if the rows have only their key.
         return ", ".join(assigned) or f"{self.writing.key[0][1].quoted} = {_cast(*self.writing.key[0])}"
 
@@ -735,19 +799,20 @@ def _dates_as_text(values: pl.Series) -> pl.Series:
 
 
 def _parameters(relation: Relation, keys: pl.DataFrame) -> list[pl.Series]:
-    """Keys as parameters: arrays of text."""
-    columns = (relation[name] for name in relation.key)
-    return [as_text(values, column) for values, column in zip(keys.get_columns(), columns, strict=True)]
-
-
-def _by_arrays(relation: Relation) -> dict[str, str]:
-    """The placeholders of statements whose parameters are the columns of the key."""
+    """Keys, and the texts of other columns, as parameters: arrays of text."""
     columns = [relation[name] for name in relation.key]
-    numbers = range(1, len(columns) + 1)
+    texts = [as_text(keys[f"c{number}"], column) for number, column in enumerate(columns)]
+    return [*texts, *keys.get_columns()[len(columns) :]]
+
+
+def _by_arrays(relation: Relation, expected: Sequence[str] = ()) -> dict[str, str]:
+    """The placeholders of statements whose parameters are the columns of the key, and expected values."""
+    columns = [relation[name] for name in relation.key]
+    names = [*(f"c{number}" for number in range(len(columns))), *(f"e{number}" for number in range(len(expected)))]
     return {
         "table": relation.sql,
-        "arrays": ", ".join(f"${number}::text[]" for number in numbers),
-        "keys": ", ".join(f"c{number - 1}" for number in numbers),
+        "arrays": ", ".join(f"${number}::text[]" for number in range(1, len(names) + 1)),
+        "keys": ", ".join(names),
         "matches": " AND ".join(
             f"t.{column.quoted} = {_from_text(f's.c{number}', column)}" for number, column in enumerate(columns)
         ),

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from entityframes.engines.base import Engine
 from entityframes.interrupt import Interrupt
+from entityframes.results import UPSERT_STATUSES
 from entityframes.writing.entities.target import EntityTarget
 from entityframes.writing.options import Options
 from entityframes.writing.upsert import Upsert
 
 
-def entity_upsert(engine: Engine, options: Options, interrupt: Interrupt) -> Upsert:
+def entity_upsert(
+    engine: Engine, options: Options, interrupt: Interrupt, statuses: tuple[str, ...] = UPSERT_STATUSES
+) -> Upsert:
     """One call of `upsert` on a store."""
-    return Upsert(
-        engine, options, interrupt, EntityTarget.outcomes, lambda run: EntityTarget(engine, options, run)
-    )  # fmt: skip
+    outcomes = EntityTarget.outcomes
+    if statuses != outcomes.statuses:
+        outcomes = replace(outcomes, statuses=statuses)
+    return Upsert(engine, options, interrupt, outcomes, lambda run: EntityTarget(engine, options, run))

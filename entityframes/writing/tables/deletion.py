@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 
 from entityframes.engines.batch import Batch
 from entityframes.engines.tables import Relation, TableEngine
 from entityframes.errors import ConnectionLostError
 from entityframes.results import DELETE_STATUSES
-from entityframes.writing.tables.target import TableNames, usable_keys
+from entityframes.writing.tables.target import OLD, TableNames, usable_keys
 
 
 class TableDeletion:
-    """The deletion of rows of a table."""
+    """The deletion of rows of a table.
 
-    def __init__(self, engine: TableEngine, relation: Relation, statuses: tuple[str, ...] = DELETE_STATUSES) -> None:
-        self.engine, self._relation = engine, relation
+    Args:
+        engine: the engine.
+        relation: the table.
+        soft: a column that is set to the current time instead.
+        expected: the columns whose values are compared: the frame of keys has their text as ``old:<name>``, and a row
+            with other values is reported as missing.
+    """
+
+    def __init__(
+        self, engine: TableEngine, relation: Relation, soft: str | None = None, expected: Sequence[str] = ()
+    ) -> None:
+        self.engine, self._relation, self._soft, self._expected = engine, relation, soft, expected
         names = TableNames(relation)
-        self.key, self.columns, self.outcomes = names.key, list(names.key), names.outcomes(statuses)
+        self.key, self.outcomes = names.key, names.outcomes(DELETE_STATUSES)
+        self.columns = [*names.key, *(OLD + name for name in expected)]
 
     def keys(self, given: pl.DataFrame) -> pl.DataFrame:
         converted, usable = usable_keys(self._relation, given)
         named = converted.rename(dict(zip(converted.columns, self.key, strict=True)))
-        return named.with_columns(usable=usable).with_row_index("row")
+        expected = given.select(OLD + name for name in self._expected)
+        return named.hstack(expected.get_columns()).with_columns(usable=usable).with_row_index("row")
 
     def delete(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        keys = rows.rename({name: f"c{number}" for number, name in enumerate(rows.columns)})
-        return self.engine.delete(self._relation, keys, batch)
+        names = {name: f"c{number}" for number, name in enumerate(self.key)}
+        names |= {OLD + name: f"e{number}" for number, name in enumerate(self._expected)}
+        return self.engine.delete(self._relation, rows.rename(names), batch, self._soft, self._expected)
 
     def recovered(self, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:
         return self.engine.recovered(batch, lost.answer)

@@ -17,7 +17,8 @@ from entityframes.results import UpsertResult
 from entityframes.writing.duplicates import Superseded
 from entityframes.writing.options import OnError, TableOptions
 from entityframes.writing.plan import ACTIONS, PLAN_SCHEMA, Plan
-from entityframes.writing.tables.target import OLD, STORED, TableNames, check_columns, validate, writing_of
+from entityframes.writing.tables.mirror import Deletions
+from entityframes.writing.tables.target import OLD, STORED, TableNames, check_columns, usable_keys, validate, writing_of
 
 #: Number of rows that are compared at a time.
 _CHUNK_ROWS = 50_000
@@ -92,6 +93,7 @@ def make(
     given: pl.DataFrame,
     options: TableOptions,
     upsert: Any,
+    deletions: Deletions | None,
     progress: Progress,
     interrupt: Interrupt,
 ) -> TablePlan:
@@ -103,6 +105,7 @@ def make(
         given: a frame with columns of the table.
         options: the options of the upsert.
         upsert: called by `TablePlan.apply` with a frame, options, progress and cancel.
+        deletions: the rows that a mirror would delete; None for an upsert.
         progress: see `Progress`.
         interrupt: stops the comparison between two chunks.
 
@@ -122,12 +125,14 @@ def make(
             compared.append(_compare(engine, names, rows[start : start + _CHUNK_ROWS], options))
             reporter.advance(compared[-1].height)
     decided = pl.concat(compared, how="diagonal")
-    schema = _schema(names, rows)
+    schema = _schema(names, rows, mirror=deletions is not None)
     parts = [
         _as_plan(decided, schema),
         _as_plan(duplicates.select("row", *names.key, action=pl.lit("duplicate")), schema),
         _as_plan(validated.invalid.with_columns(action=pl.lit("invalid")), schema),
     ]
+    if deletions is not None:
+        parts.append(_as_plan(_as_deleted(names, deletions), schema))
     state = pl.DataFrame({"row": pl.int_range(given.height, dtype=pl.UInt32, eager=True)}).join(
         decided.select("row", STORED, *(name for name in decided.columns if name.startswith(OLD))),
         on="row", how="left", maintain_order="left",
@@ -135,15 +140,27 @@ def make(
     kept = given.hstack(state.drop("row").get_columns())
     taken = {"row", "action", "changes", "rule", "error"}
     labels = [f"key.{name}" if name in taken or name.startswith("key.") else name for name in relation.key]
-    frame = pl.concat(parts).sort("row").rename(dict(zip(names.key, labels, strict=True)))
+    frame = pl.concat(parts).sort("row", nulls_last=True).rename(dict(zip(names.key, labels, strict=True)))
     return TablePlan(frame, kept, options, upsert)
 
 
-def _schema(names: TableNames, rows: pl.DataFrame) -> dict[str, pl.DataType]:
+def _as_deleted(names: TableNames, deletions: Deletions) -> pl.DataFrame:
+    """The key, action and changes of the rows that would be deleted."""
+    keys, _ = usable_keys(names.relation, deletions.rows)
+    renamed = keys.rename(dict(zip(keys.columns, names.key, strict=True)))
+    changes = [
+        pl.struct(field=pl.lit(name), old=pl.col(OLD + name), new=pl.lit(None, pl.String))
+        for name in deletions.expected
+    ]
+    listed = deletions.rows.select(changes=pl.concat_list(changes) if changes else pl.lit(None))
+    return renamed.hstack(listed.get_columns()).with_columns(action=pl.lit("delete"))
+
+
+def _schema(names: TableNames, rows: pl.DataFrame, *, mirror: bool) -> dict[str, pl.DataType]:
     return {
         "row": pl.UInt32(),
         **{name: rows.schema[name] for name in names.key},
-        "action": pl.Enum(ACTIONS),
+        "action": pl.Enum([*ACTIONS, "delete"] if mirror else ACTIONS),
         "changes": PLAN_SCHEMA["changes"],
         "rule": pl.String(),
         "error": pl.String(),
@@ -160,7 +177,12 @@ def _as_plan(rows: pl.DataFrame, schema: dict[str, pl.DataType]) -> pl.DataFrame
 def _compare(engine: TableEngine, names: TableNames, rows: pl.DataFrame, options: TableOptions) -> pl.DataFrame:
     """row, key, action, changes, rule and error of rows, with the state of the stored rows."""
     writing, numbered_rows = writing_of(
-        names, rows, on_match=options.on_match, nulls=options.nulls, ignore=frozenset(options.ignore)
+        names,
+        rows,
+        on_match=options.on_match,
+        nulls=options.nulls,
+        ignore=frozenset(options.ignore),
+        undelete=options.undelete,
     )
     texts = {column.name: name[1:] for name, column in writing.values}
     found = engine.compare(writing, numbered_rows)
