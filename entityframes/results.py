@@ -299,7 +299,7 @@ class RunResult:
         written = [f"{self.counts[status]:,} {status}" for status in statuses if self.counts.get(status)]
         if not written:
             return "nothing was written"
-        return f"before that, {', '.join(written)}, which are kept (see store.last_result)"
+        return f"before that, {', '.join(written)}, which are kept (see last_result)"
 
     @property
     def rows(self) -> int:

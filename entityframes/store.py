@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +14,9 @@ import polars as pl
 
 from entityframes import forks
 from entityframes.engines import open_engine
-from entityframes.engines.base import Engine, check_writable
+from entityframes.engines.base import Engine, check_writable, where
 from entityframes.engines.tables import TableEngine
-from entityframes.engines.url import parse_url
+from entityframes.engines.url import Address, parse_url
 from entityframes.errors import ConnectError, DuplicateError, EmbedderError, SchemaError
 from entityframes.frames import single, sources
 from entityframes.interrupt import Interrupt
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def connect(
-    url: str | os.PathLike[str] | None = None,
+    url: Address | None = None,
     *,
     namespace: str = "entityframes",
     workers: int | None = None,
@@ -52,8 +51,10 @@ def connect(
 
     Args:
         url: a path, ``duckdb:///path`` or ``:memory:`` for DuckDB; ``postgresql://user@host/database`` or
-            ``host=... dbname=...`` for PostgreSQL. None uses $ENTITYFRAMES_URL, or ``./entities.duckdb`` if that is
-            not set.
+            ``host=... dbname=...`` for PostgreSQL; a URL of SQLAlchemy with any driver, as text or as an object, or an
+            Engine of SQLAlchemy; an open DuckDB connection, of which only cursors are used. None uses
+            $ENTITYFRAMES_URL, else $DATABASE_URL, else ``./entities.duckdb``; the repr of the store says so if it
+            uses $DATABASE_URL.
         namespace: the database schema with the tables of the store, so that several stores can share a database: 1 to
             63 ASCII letters, digits and underscores, not starting with a digit. Case does not matter: an existing
             schema whose name differs only in case is used.
@@ -71,12 +72,23 @@ def connect(
             store at this address; or this process was forked from one that had opened a store or used Polars.
         FormatError: the store was written by a newer version of this package, or `read_only` is set and it was
             written by an older one.
+        TypeError: `url` is none of these.
         ValueError: `workers` is less than 1.
 
     Examples:
         >>> with ef.connect(":memory:") as memory:
         ...     memory.upsert(ef.ids("note", ["a", "b"])).counts["created"]
         2
+
+        A store next to the tables of an open DuckDB connection:
+
+        >>> import duckdb
+        >>> connection = duckdb.connect()
+        >>> with ef.connect(connection) as beside:
+        ...     beside.upsert(ef.ids("note", ["a"])).counts["created"]
+        1
+        >>> connection.execute("SELECT id FROM entityframes.entities").fetchall()
+        [('a',)]
     """
     forks.check(ConnectError)
     if workers is not None and workers < 1:
@@ -968,4 +980,5 @@ class EntityStore:
         self.close()
 
     def __repr__(self) -> str:
-        return f"EntityStore({self._engine.database.address!r}, namespace={self._engine.database.namespace!r})"
+        database = self._engine.database
+        return f"EntityStore({where(database)}, namespace={database.namespace!r})"

@@ -11,7 +11,7 @@ import polars as pl
 
 from entityframes import forks
 from entityframes.engines import open_tables
-from entityframes.engines.base import check_writable
+from entityframes.engines.base import check_writable, where
 from entityframes.engines.tables import Column, Relation, TableEngine, named
 from entityframes.engines.url import parse_url
 from entityframes.errors import ConnectError, DuplicateError, SchemaError
@@ -643,7 +643,7 @@ class Table:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Table({self._engine.database.address!r}, {self._relation.name!r}, key={list(self._relation.key)!r})"
+        return f"Table({where(self._engine.database)}, {self._relation.name!r}, key={list(self._relation.key)!r})"
 
     def _usable(self, keys: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
         """Keys as they are compared, and which of them can be stored at all."""

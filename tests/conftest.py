@@ -25,6 +25,10 @@ from tests.databases import Databases, execute, with_database
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The variables that name a database, which would replace the default of a test.
+os.environ.pop("ENTITYFRAMES_URL", None)
+os.environ.pop("DATABASE_URL", None)
+
 ENGINES = ("duckdb", "postgresql")
 #: SQL of each engine for the ids that a row of embedding_jobs lists.
 IDS_OF_JOB = {

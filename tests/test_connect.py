@@ -46,7 +46,7 @@ CANARY = "s3cr3t-c4n4ry"
         ("postgresql://u:p?a#b:c@h/d", "postgresql", "postgresql://u@h/d"),
         ("host=h port=1 user=u password=p dbname=d", "postgresql", "postgresql://u@h:1/d"),
         ("password = 'a b\\'c' host = /tmp dbname='d e'", "postgresql", "postgresql:///d e?host=/tmp"),
-        ("service=prod", "postgresql", "postgresql://"),
+        ("service=prod", "postgresql", "postgresql:///?service=prod"),
         ("notes=1.duckdb", "duckdb", "notes=1.duckdb"),
         ("C:\\notes\\x.duckdb", "duckdb", "C:\\notes\\x.duckdb"),
         ("me@home.duckdb", "duckdb", "me@home.duckdb"),

@@ -189,7 +189,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder of a page: a folder that contains only the guide itself."""
     shutil.copytree(GUIDE, tmp_path / "notebooks" / "guide")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ENTITYFRAMES_URL", raising=False)
+    for name in ("ENTITYFRAMES_URL", "DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "120")
     return tmp_path
 

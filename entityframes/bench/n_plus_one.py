@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from entityframes.bench.wire import WireProxy
-from entityframes.engines.url import parse_url
+from entityframes.engines.url import Address, parse_url
 from entityframes.store import EntityStore, connect
 
 #: The loop that queries one entity at a time, and the single call that replaces it.
@@ -21,7 +21,7 @@ N_PLUS_ONE, BATCH = "N+1", "batch"
 
 
 def n_plus_one(
-    url: str | os.PathLike[str] | None = None,
+    url: Address | None = None,
     entities: Sequence[int] = (100, 1_000),
     *,
     latency_ms: float = 0.0,
@@ -48,7 +48,7 @@ def n_plus_one(
     location = parse_url(url)
     measured: list[dict[str, Any]] = []
     wire = WireProxy(location.target, latency_ms=latency_ms) if location.engine == "postgresql" else nullcontext()
-    with wire as proxy, _scratch(proxy.url if proxy else location.target) as store:
+    with wire as proxy, _scratch(proxy.url if proxy else location) as store:
         for size in entities:
             for _ in range(repeat):
                 for way, sync in ((N_PLUS_ONE, sync_one_by_one), (BATCH, sync_in_batches)):
@@ -119,7 +119,7 @@ def sample(size: int, version: int) -> pl.DataFrame:
 
 
 @contextmanager
-def _scratch(url: str) -> Iterator[EntityStore]:
+def _scratch(url: Address) -> Iterator[EntityStore]:
     with connect(url, namespace=f"entityframes_bench_{secrets.token_hex(4)}") as store:
         try:
             yield store

@@ -17,8 +17,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 def store_options(command: F) -> F:
     """--store and --namespace."""
     command = click.option(
-        "--store", "url", envvar="ENTITYFRAMES_URL", metavar="URL",
-        help="Path of a DuckDB file or postgresql://user@host/database.  [default: entities.duckdb]",
+        "--store", "url", metavar="URL",
+        help="Path of a DuckDB file or postgresql://user@host/database.  [default: $ENTITYFRAMES_URL, else "
+        "$DATABASE_URL, else entities.duckdb]",
     )(command)  # fmt: skip
     return click.option("--namespace", default="entityframes", show_default=True, help="Schema of the store's tables.")(
         command
@@ -49,7 +50,19 @@ def open_store(url: str | None, namespace: str, *, read_only: bool = False) -> A
     """Open the store given by the options; a command that only reads does not create it."""
     import entityframes
 
+    print_origin(url)
     return entityframes.connect(url, namespace=namespace, read_only=read_only)
+
+
+def print_origin(url: str | None) -> None:
+    """Print once which store is used, if no option says it and $DATABASE_URL does, which may be for other programs."""
+    from entityframes.engines.url import parse_url
+
+    printed = click.get_current_context().meta
+    location = parse_url(url)
+    if location.origin and not printed.get("entityframes.origin"):
+        printed["entityframes.origin"] = True
+        echo(f"store: {visible(location.address)} ({location.origin})", err=True)
 
 
 def open_for_dry_run(url: str | None, namespace: str) -> Any:

@@ -17,6 +17,7 @@ from entityframes.cli.common import (
     open_store,
     print_exactly,
     print_frame,
+    print_origin,
     print_summary,
     store_options,
 )
@@ -185,6 +186,7 @@ def bench(
     """
     from entityframes.bench.n_plus_one import n_plus_one, save_chart
 
+    print_origin(url)
     measured = n_plus_one(url, sizes or (100, 1_000), latency_ms=latency_ms, repeat=repeat)
     if chart:
         save_chart(measured, chart)

@@ -15,15 +15,16 @@ def open_engine(location: Location, namespace: str, workers: int | None, *, read
         ConnectError: the store cannot be opened, or does not exist and `read_only` is set.
         FormatError: the format of the store is newer than this version supports, or older and `read_only` is set.
     """
-    if location.engine == "postgresql":
-        from entityframes.engines.postgres.database import PostgresDatabase
-        from entityframes.engines.postgres.engine import PostgresEngine
+    with location.opening():
+        if location.engine == "postgresql":
+            from entityframes.engines.postgres.database import PostgresDatabase
+            from entityframes.engines.postgres.engine import PostgresEngine
 
-        return PostgresEngine(PostgresDatabase(location, namespace, workers, read_only))
-    from entityframes.engines.duckdb.database import DuckDBDatabase
-    from entityframes.engines.duckdb.engine import DuckDBEngine
+            return PostgresEngine(PostgresDatabase(location, namespace, workers, read_only))
+        from entityframes.engines.duckdb.database import DuckDBDatabase
+        from entityframes.engines.duckdb.engine import DuckDBEngine
 
-    return DuckDBEngine(DuckDBDatabase(location, namespace, workers, read_only))
+        return DuckDBEngine(DuckDBDatabase(location, namespace, workers, read_only))
 
 
 def open_tables(location: Location, workers: int | None) -> TableEngine:
@@ -32,19 +33,20 @@ def open_tables(location: Location, workers: int | None) -> TableEngine:
     Raises:
         ConnectError: the database cannot be opened.
     """
-    if location.engine == "postgresql":
-        from entityframes.engines.postgres.database import PostgresDatabase
-        from entityframes.engines.postgres.tables import PostgresTables
+    with location.opening():
+        if location.engine == "postgresql":
+            from entityframes.engines.postgres.database import PostgresDatabase
+            from entityframes.engines.postgres.tables import PostgresTables
 
-        database = PostgresDatabase(location, None, workers)
-        try:
-            with database.session() as session:
-                database.opened(session)
-        except DatabaseError as error:
-            database.close()
-            raise ConnectError(f"cannot open the database at {database.address}: {error}") from error
-        return PostgresTables(database)
-    from entityframes.engines.duckdb.database import DuckDBDatabase
-    from entityframes.engines.duckdb.tables import DuckDBTables
+            database = PostgresDatabase(location, None, workers)
+            try:
+                with database.session() as session:
+                    database.opened(session)
+            except DatabaseError as error:
+                database.close()
+                raise ConnectError(f"cannot open the database at {database.address}: {error}") from error
+            return PostgresTables(database)
+        from entityframes.engines.duckdb.database import DuckDBDatabase
+        from entityframes.engines.duckdb.tables import DuckDBTables
 
-    return DuckDBTables(DuckDBDatabase(location, None, workers))
+        return DuckDBTables(DuckDBDatabase(location, None, workers))

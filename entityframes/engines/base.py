@@ -29,6 +29,8 @@ class Database(Protocol):
     name: str
     #: The address, without a password.
     address: str
+    #: Where the address is from, in a few words, if the caller may not expect this database, else "".
+    origin: str
     #: Whether writing is forbidden.
     read_only: bool
     #: How many batches are processed concurrently.
@@ -247,11 +249,20 @@ def check_format(database: Database, version: int) -> None:
         )
 
 
+def where(database: Database) -> str:
+    """The address for the repr of what uses a database, and where it is from if the caller may not expect it."""
+    return f"{database.address!r} ({database.origin})" if database.origin else repr(database.address)
+
+
 def no_store(message: str) -> ConnectError:
     """The error for a store that does not exist."""
     error = ConnectError(message)
     error.missing = True
     return error
+
+
+#: What to do about a database that was opened read-only.
+TO_WRITE = "to write, connect without read_only=True, and not with a DuckDB connection that can only read"
 
 
 def check_writable(database: Database) -> None:
@@ -261,6 +272,4 @@ def check_writable(database: Database) -> None:
         PermanentError: the store was opened read-only.
     """
     if database.read_only:
-        raise PermanentError(
-            f"the store at {database.address} was opened read-only: connect without read_only=True to write", "25006"
-        )
+        raise PermanentError(f"the store at {database.address} was opened read-only: {TO_WRITE}", "25006")

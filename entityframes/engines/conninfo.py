@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote_to_bytes
 
+from entityframes.engines import drivers
+from entityframes.engines.drivers import UnreadableError
+
 #: The parameters of libpq 18, and `pool_mode`, which is specific to this package. A string that begins with one of them
 #: and ``=`` is a key=value string.
 KEYWORDS = frozenset(
@@ -23,10 +26,10 @@ KEYWORDS = frozenset(
 )
 #: Parameters whose value is a secret. Other values that look like one are not displayed either.
 _SECRETS = frozenset({"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
-_SHOWN = ("host", "port", "dbname", "user")
+_SHOWN = ("host", "port", "dbname", "user", "service")
 
 #: The scheme of libpq, or of SQLAlchemy with the name of a driver; case-insensitive.
-_SCHEME = re.compile(r"postgres(?:ql)?(?:\+[a-z0-9_]+)?://", re.IGNORECASE)
+_SCHEME = re.compile(r"postgres(?:ql)?(?:\+([a-z0-9_]+))?://", re.IGNORECASE)
 _HOST = re.compile(r"[\w.-]*|\[[0-9A-Fa-f:.]+(?:%25?[\w.-]+)?\]")
 _HOST_ONLY = re.compile(r"[\w.:-]*(?:%[\w.-]+)?")
 _SOCKETS = re.compile(r"[/@][^@:;=?&]*")
@@ -35,10 +38,6 @@ _PORT = re.compile(r"\d{0,5}")
 _PLAIN = re.compile(r"[\w .$+@-]*")
 _PAIR = re.compile(r"\s*([a-z_]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?)(?=\s|$)", re.DOTALL)
 _FIRST = re.compile(r"\s*([a-z_]+)\s*=", re.IGNORECASE)
-
-
-class UnreadableError(ValueError):
-    """Text that cannot be parsed unambiguously; the message repeats nothing of it."""
 
 
 def is_uri(text: str) -> bool:
@@ -68,6 +67,31 @@ def read_pairs(text: str) -> tuple[str, str]:
             raise UnreadableError("it has a parameter that libpq does not support")
         given[pair[1]] = re.sub(r"\\(.)", r"\1", pair[2] if pair[2] is not None else pair[3] or "", flags=re.DOTALL)
         place = pair.end()
+    return _from_parameters(given)
+
+
+def read_parts(
+    driver: str | None, given: Mapping[str, str | None], query: Iterable[tuple[str, str]]
+) -> tuple[str, str]:
+    """The URI that is equivalent to the parts of a URL of SQLAlchemy, and a version of it that is safe to display.
+
+    Args:
+        driver: the name after the + in the scheme, in lower case.
+        given: the parts before the query, under the names of libpq.
+        query: name and value of each parameter, which override the other parts.
+
+    Raises:
+        UnreadableError: libpq does not have one of the parameters, or a value is invalid.
+    """
+    pairs = list(query)
+    _check_names(pairs)
+    parameters = {name: value for name, value in given.items() if value} | drivers.translated(driver, pairs)
+    if (default := drivers.default_host(driver)) and not parameters.get("host"):
+        parameters["host"] = default
+    return _from_parameters(parameters)
+
+
+def _from_parameters(given: Mapping[str, str]) -> tuple[str, str]:
     hosts, ports = given.get("host", "").split(","), given.get("port", "").split(",")
     if not all(_HOST_ONLY.fullmatch(host) or _SOCKETS.fullmatch(host) for host in hosts):
         raise UnreadableError("host is not a valid host name")
@@ -81,7 +105,8 @@ def read_pairs(text: str) -> tuple[str, str]:
             (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
             for host, port in zip(hosts, each, strict=True)
         )
-    elsewhere = {name: given[name] for name in ("host", "port") if given.get(name) and not netloc}
+    shown = ("service",) if netloc else ("host", "port", "service")
+    elsewhere = {name: given[name] for name in shown if given.get(name)}
     return f"postgresql:///?{query}", _address(given.get("user", ""), netloc, given.get("dbname", ""), elsewhere)
 
 
@@ -91,6 +116,8 @@ def read_uri(text: str) -> tuple[str, str]:
     Raises:
         UnreadableError: libpq could not parse it, or it contains another ``@`` than the one after the password.
     """
+    scheme = _SCHEME.match(text)
+    driver = scheme[1].lower() if scheme and scheme[1] else None
     rest = _SCHEME.sub("", text, count=1)
     # Like libpq: the user and password are before the first @, unless there is a / before that.
     userinfo, at, after = rest.partition("@")
@@ -108,22 +135,37 @@ def read_uri(text: str) -> tuple[str, str]:
                 "the host and port cannot be found: write @ : / ? # and % in a password as %40 %3A %2F %3F %23 and %25"
             )
     given = {"user": _decoded(user), "password": _decoded(password), "dbname": _decoded(dbname)}
-    queried: dict[str, str] = {}
+    pairs = []
     for pair in query.split("&") if query else ():
         name, equals, value = pair.partition("=")
-        if not equals or _decoded(name) not in KEYWORDS:
-            raise UnreadableError("it has a parameter that libpq does not support")
+        if not equals:
+            raise UnreadableError("a parameter after the ? has no value")
         if "@" in value and name not in _SECRETS:
             raise UnreadableError("write an @ in a parameter as %40")
-        queried[_decoded(name)] = _decoded(value)
+        # In a query SQLAlchemy writes a space as a +, which libpq takes literally.
+        pairs.append((_decoded(name), _decoded(value.replace("+", " ") if driver else value)))
+    _check_names(pairs)
+    queried = drivers.translated(driver, pairs)
+    if (default := drivers.default_host(driver)) and not (queried.get("host") or netloc):
+        queried["host"] = default
     _check(given | queried, queried.get("port", "").split(","))
     if not all(_HOST_ONLY.fullmatch(one) or _SOCKETS.fullmatch(one) for one in queried.get("host", "").split(",")):
         raise UnreadableError("host is not a valid host name")
+    if driver or queried != dict(pairs):
+        translated = "&".join(f"{name}={quote(value, safe='')}" for name, value in queried.items())
+        rest = rest[: len(rest) - len(after)] + place + ("?" + translated if translated else "")
     if "@" in query:
         # Everything before it may be part of a password.
         return f"postgresql://{rest}", "postgresql://***"
     shown = {name: queried[name] for name in _SHOWN if name in queried}
     return f"postgresql://{rest}", _address(given["user"], netloc, given["dbname"], shown)
+
+
+def _check_names(query: Iterable[tuple[str, str]]) -> None:
+    """Reject unknown parameters, without their names, which may be part of a password that contains a &."""
+    for number, (name, _) in enumerate(query, 1):
+        if name not in KEYWORDS and name not in drivers.NAMES:
+            raise UnreadableError(f"libpq does not have parameter number {number} after the ?")
 
 
 def _is_host(text: str) -> bool:
@@ -177,6 +219,11 @@ def _plain(text: str, more: str = "") -> str:
     )
 
 
+#: From the first quotation mark to the last, because a value may contain quotation marks; without the last one to the
+#: end. What libpq says of a service, a file or a line of it is kept.
+_QUOTED = re.compile(r'".*"((?: not found|, line \d+)\s*\Z)|".*"?', re.DOTALL)
+
+
 def shown_when_connecting(message: str) -> str:
     """The message of libpq after a failed connection, without values of parameters, which may be secret.
 
@@ -185,6 +232,4 @@ def shown_when_connecting(message: str) -> str:
     if re.search(r"\b(?:FATAL|ERROR|PANIC):", message):
         return message
     parts = re.split(r'(connection to server (?:at|on socket) "[\w./:%-]*")', message)
-    # From the first quotation mark to the last, because a value may contain quotation marks.
-    return "".join(part if number % 2 else re.sub('".*"?', "***", part, flags=re.DOTALL) if part.count('"') else part
-                   for number, part in enumerate(parts))  # fmt: skip
+    return "".join(part if number % 2 else _QUOTED.sub(r"***\1", part) for number, part in enumerate(parts))

@@ -101,6 +101,81 @@ def test_failed_logins(own_server: Server, database: str, login: str, capture: C
     own_server.sql(f"DROP ROLE refused_{database}")
 
 
+@pytest.fixture
+def files(
+    own_server: Server, database: str, login: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, str, Path]:
+    """A password file, what identifies the login but for its password, and a service file."""
+    user, port = f"keeper_{database}", own_server.port
+    passwords, services = tmp_path / "passwords", tmp_path / "services.conf"
+    passwords.write_text(f"127.0.0.1:{port}:{database}:{user}:{PASSWORD}\n")
+    passwords.chmod(0o600)
+    where = f"host=127.0.0.1 port={port} dbname={database} user={user}"
+    services.write_text("\n".join(["[mine]", *where.split(), f"password={PASSWORD}", "[open]", *where.split()]))
+    for name in ("PGPASSFILE", "PGPASSWORD", "PGSERVICE", "PGSERVICEFILE"):
+        monkeypatch.delenv(name, raising=False)
+    return passwords, where, services
+
+
+def test_where_libpq_finds_a_login(
+    files: tuple[Path, str, Path], login: str, capture: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Password files, services and variables, in key=value strings, URLs and URLs of SQLAlchemy."""
+    passwords, where, services = files
+    bare = login.replace(f":{PASSWORD}", "")
+
+    def opens(address: str, **variables: str) -> str:
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            with ef.connect(address) as store:
+                assert store.upsert(frame(), progress=False).ok
+                capture.call(lambda: store)
+                return store.address
+
+    opens(f"{where} password='{PASSWORD}'")
+    opens(f"{where} passfile={passwords}")
+    opens(where, PGPASSFILE=str(passwords))
+    opens(bare, PGPASSFILE=str(passwords))
+    opens(bare, PGPASSWORD=PASSWORD)
+    opens(f"{bare}&passfile={passwords}")
+    opens(f"{bare.replace('postgresql', 'postgresql+asyncpg')}&passfile={passwords}")
+    for address in ("service=mine", "postgresql:///?service=mine", "postgresql+psycopg://?service=mine"):
+        assert opens(address, PGSERVICEFILE=str(services)) == "postgresql:///?service=mine"
+    opens("postgresql://", PGSERVICEFILE=str(services), PGSERVICE="mine")
+    opens("service=open", PGSERVICEFILE=str(services), PGPASSFILE=str(passwords))
+    # What the address says itself comes first.
+    opens(f"service=mine application_name=x {where}", PGSERVICEFILE=str(services))
+
+
+def test_logins_that_libpq_does_not_find(
+    files: tuple[Path, str, Path], capture: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason, without passwords from the address, from variables and from files."""
+    passwords, where, services = files
+
+    def refused(address: str, message: str, **variables: str) -> None:
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            error = capture.call(lambda: ef.connect(address))
+        assert isinstance(error, ef.ConnectError)
+        assert message in str(error)
+
+    refused(where, "no password supplied")
+    refused(where, "password authentication failed", PGPASSWORD=f"{PASSWORD}-wrong")
+    passwords.write_text(passwords.read_text().replace(PASSWORD, f"{PASSWORD}-wrong"))
+    refused(where, "password authentication failed", PGPASSFILE=str(passwords))
+    refused(
+        "service=missing",
+        "postgresql:///?service=missing: Failed to connect: definition of service *** not found",
+        PGSERVICEFILE=str(services),
+    )
+    refused("service=mine", "service file *** not found", PGSERVICEFILE=str(services / "missing"))
+    services.write_text(services.read_text().replace("password=", f"{PASSWORD}="))
+    refused("service=mine", "syntax error in service file ***, line 6", PGSERVICEFILE=str(services))
+
+
 def test_messages_of_faults(
     own_server: Server, database: str, login: str, capture: Capture, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

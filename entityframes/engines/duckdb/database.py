@@ -32,7 +32,8 @@ class DuckDBDatabase:
     name = "duckdb"
 
     def __init__(self, location: Location, namespace: str | None, workers: int | None, read_only: bool = False) -> None:
-        self.address, self.read_only = location.address, read_only
+        self.address, self.origin = location.address, location.origin
+        self.read_only = read_only or location.read_only
         # One batch is prepared while another is written.
         self.workers, self.writers = workers or 2, 1
         # A full row group is written directly to the file; smaller batches go through the log, and are written twice.
@@ -40,7 +41,7 @@ class DuckDBDatabase:
         self.statements = Statements("duckdb", namespace)
         #: The name of the statement that looks up keys of entities.
         self.found = "found"
-        self.file = File(location, self.statements["session"], read_only)
+        self.file = File(location, self.statements["session"], self.read_only)
         try:
             with self.file.root() as root:
                 # The file entityframes.duckdb is a catalog with the same name as its schema.
@@ -49,7 +50,7 @@ class DuckDBDatabase:
                     # DuckDB opens CSV, Parquet and JSON files as temporary databases.
                     raise ConnectError(f"{self.address} is a data file: use a separate file for a DuckDB store")
                 self.statements = Statements("duckdb", namespace, catalog)
-                root.execute(self.statements["settings"])
+            self.file.configure(self.statements["settings"])
         except BaseException as error:
             self.close()
             if isinstance(error, DatabaseError):

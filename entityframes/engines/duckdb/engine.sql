@@ -25,7 +25,8 @@ hashed AS MATERIALIZED (
 -- name: format_table
 -- Whether the store exists in this namespace, and the exact spelling of its name. $1 namespace
 SELECT count(*) > 0 AS there, max(schema_name) AS namespace
-FROM duckdb_tables() WHERE lower(schema_name) = lower($1) AND table_name = 'format' AND NOT temporary
+FROM duckdb_tables()
+WHERE database_name = current_database() AND lower(schema_name) = lower($1) AND table_name = 'format'
 
 -- name: catalog
 -- The name of the catalog of the file, and its path, which is null in memory.
@@ -105,7 +106,8 @@ INSERT INTO {schema}.job_keys SELECT $1::UUID, entity_type, id FROM changed WHER
 -- name: checks
 -- The CHECK constraints of the entities table, to find the rows that they reject. $1 namespace
 SELECT expression, constraint_name FROM duckdb_constraints()
-WHERE lower(schema_name) = lower($1) AND table_name = 'entities' AND constraint_type = 'CHECK'
+WHERE database_name = current_database() AND lower(schema_name) = lower($1) AND table_name = 'entities'
+    AND constraint_type = 'CHECK'
 
 -- name: rejected
 -- Rows that a CHECK constraint rejects; the condition is the text of the constraint, as returned by the database.

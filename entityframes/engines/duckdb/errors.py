@@ -39,7 +39,15 @@ def why_not_opened(location: Location, error: Exception) -> str:
             "Close it there, use another file, or use PostgreSQL for a shared store"
         )
     if "different configuration" in message:
-        return f"{location.address} is open read-only in this process: close that store before you open it for writing"
+        return (
+            f"{location.address} is open read-only in this process, or with other settings: close it there first, or "
+            "pass the open DuckDB connection instead of the address"
+        )
+    if "Unique file handle conflict" in message:
+        return (
+            f"{location.address} is attached to another DuckDB connection of this process: pass that connection, with "
+            "this database as the current one (USE), instead of the address"
+        )
     return f"cannot open {location.address} as a DuckDB store: {message.partition('. See also')[0][:300]}"
 
 
@@ -59,7 +67,7 @@ def translated() -> Iterator[None]:
         if "Failed to commit" in str(error) and not re.search("conflict|constraint", str(error), re.IGNORECASE):
             full = "53200" if "memory" in str(error) else "53100"
             raise ResourceError(_readable(error), full, rule_of(full)) from None
-        raise TransientError(_readable(error), "40001", rule_of("40001")) from None
+        raise TransientError(_readable(error) + _why_conflict(error), "40001", rule_of("40001")) from None
     except duckdb.FatalException as error:
         raise InvalidatedError(_readable(error), "58030", rule_of("58030")) from None
     except duckdb.IOException as error:
@@ -106,6 +114,16 @@ def streamed(reader: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         message = str(error)
         named = (kind for name, kind in _NAMED if message.startswith(name))
         raise next(named, duckdb.Error)(message) from None
+
+
+def _why_conflict(error: Exception) -> str:
+    """What to do after a conflict; only connections of this process can have caused it."""
+    if not re.search("conflict", str(error), re.IGNORECASE):
+        return ""
+    return (
+        " (another connection of this process has changed the same rows or tables: commit or roll back its "
+        "transaction, and try again)"
+    )
 
 
 def _readable(error: Exception) -> str:

@@ -61,7 +61,7 @@ class DuckDBTables:
             if found.is_empty():
                 raise SchemaError(
                     f"there is no table {name!r} in the database: check the name and the schema, or create it with "
-                    "entityframes.create_table"
+                    f"entityframes.create_table{self.database.file.not_seen}"
                 )
             if found.height > 1:
                 schemas = ", ".join(f"{schema}.{table}" for schema, table in found.select("schema", "name").rows())

@@ -35,7 +35,7 @@ class PostgresDatabase:
     name = "postgresql"
 
     def __init__(self, location: Location, namespace: str | None, workers: int | None, read_only: bool = False) -> None:
-        self.address, self.read_only = location.address, read_only
+        self.address, self.origin, self.read_only = location.address, location.origin, read_only
         self.workers = self.writers = workers or 2
         self.batch_bytes, self.batch_rows, self.lookup_rows, self.by_key = 8 << 20, 50_000, 50_000, True
         self.statements = Statements("postgres", namespace)

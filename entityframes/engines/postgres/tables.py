@@ -33,7 +33,7 @@ from entityframes.engines.tables import (
     parse_name,
     quoted,
 )
-from entityframes.errors import ConnectionLostError, PermanentError, RowError, SchemaError
+from entityframes.errors import ConnectionLostError, PermanentError, RowError, SchemaError, TransientError
 from entityframes.interrupt import Interrupt
 from entityframes.retry import retry, retry_stream
 
@@ -65,6 +65,9 @@ _SKIPPED = "not stored by the database, which reported no error: a trigger, a ru
 _KEPT = "not deleted by the database, which reported no error: a trigger, a rule or a row-level policy prevents it"
 _EXISTS = "a row with this key is stored"
 
+#: The condition of rows given by their positions.
+_SOME = "WHERE s.position = ANY ($1::int4[])"
+
 #: At most one of so many rows of a batch are updated by position; nearly all are more than all but one of so many.
 _FEW, _MOST = 4, 10
 
@@ -78,8 +81,12 @@ class _Seen:
 
     #: Whether the table had no rows when the run first wrote to it.
     was_empty: bool | None = None
-    #: Whether nearly all rows of a batch were updated, so that the next one is not compared first.
+    #: Whether nearly all rows of a batch were updated, so that the next one is not compared first; and whether all
+    #: were created, so that of the next one only the keys are compared.
     updates_all: bool = False
+    creates_all: bool = False
+    #: Whether concurrent transactions insert the same keys, so that each inserted row is returned.
+    contested: bool = False
     #: The transaction of each batch: its id and timeline.
     transactions: dict[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -139,16 +146,18 @@ class PostgresTables:
             duplicates = pl.concat([duplicates, _rejected(matches["position"], _EXISTS, "key_exists")], how="diagonal")
         if conflicts is not None:
             changed = changed.join(conflicts, on="position", how="anti")
-        written = self._merged(session, sql, rows.height, changed)
+        written = self._merged(session, sql, rows.height, changed, batch)
         if written.height < changed.height:
-            written = self._with_skipped(session, sql, changed, written, conflicts is not None)
+            written = self._with_skipped(session, sql, changed, written, batch, expecting=conflicts is not None)
         written = pl.concat([updated, written], how="diagonal")
         if written.height:
             self._note(session, batch)
         if written["position"].null_count():
             raise RowError("a trigger stores rows under other keys", "EF001")
         updates = written.height - written["created"].sum()
-        self._seen_by(batch).updates_all = updates * _MOST > rows.height * (_MOST - 1)
+        seen = self._seen_by(batch)
+        seen.updates_all = updates * _MOST > rows.height * (_MOST - 1)
+        seen.creates_all = written["created"].sum() == rows.height
         parts = [written, duplicates]
         if conflicts is not None:
             parts.append(conflicts.with_columns(conflict=pl.lit(True)))
@@ -161,7 +170,7 @@ class PostgresTables:
             return none
         return session.query("table_update", placeholders=sql.placeholders).with_columns(created=pl.lit(False))
 
-    def _merged(self, session: Session, sql: _Sql, height: int, changed: pl.DataFrame) -> pl.DataFrame:
+    def _merged(self, session: Session, sql: _Sql, height: int, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Update and insert the changed rows; position and created of those that were written."""
         written = [changed.clear()]
         updates = changed.filter(~pl.col("created"))["position"]
@@ -172,12 +181,36 @@ class PostgresTables:
                 updated = session.query("table_update", placeholders=sql.placeholders)
             written.append(updated.with_columns(created=pl.lit(False)))
         if changed["created"].any():
-            inserted = session.query("table_insert", placeholders=sql.placeholders)
-            written.append(inserted.with_columns(created=pl.lit(True)))
+            written.append(self._inserted(session, sql, height, changed.filter("created"), batch))
         return pl.concat(written)
 
+    def _inserted(self, session: Session, sql: _Sql, height: int, new: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        """Insert new rows; position and created of those that were inserted.
+
+        Raises:
+            TransientError: a concurrent transaction has inserted some of them; a retry finds out which.
+        """
+        some, positions = ("", []) if new.height == height else (_SOME, [new["position"]])
+        placeholders = {**sql.placeholders, "some": some}
+        seen = self._seen_by(batch)
+        if seen.contested or sql.writing.relation.may_skip:
+            session.execute("any_joins")
+            inserted = session.query("table_insert_each", *positions, placeholders=placeholders)
+            return inserted.with_columns(created=pl.lit(True))
+        if session.query("table_insert", *positions, placeholders=placeholders).item() != new.height:
+            seen.contested = True
+            raise TransientError("a concurrent transaction has inserted the same keys", "40001")
+        return new
+
     def _with_skipped(
-        self, session: Session, sql: _Sql, changed: pl.DataFrame, written: pl.DataFrame, expecting: bool
+        self,
+        session: Session,
+        sql: _Sql,
+        changed: pl.DataFrame,
+        written: pl.DataFrame,
+        batch: Batch,
+        *,
+        expecting: bool,
     ) -> pl.DataFrame:
         """Look again at rows that differ but were not written: a concurrent transaction has written or deleted them."""
         missed = changed.join(written, on="position", how="anti")
@@ -187,7 +220,7 @@ class PostgresTables:
         again = session.query("table_probe", placeholders=sql.placeholders).join(missed, on="position", how="semi")
         if again.is_empty():
             return written
-        later = self._merged(session, sql, changed.height, again)
+        later = self._merged(session, sql, 0, again, batch)
         written = pl.concat([written, later.join(written, on="position", how="anti")])
         skipped = again.join(written, on="position", how="anti")["position"]
         if len(skipped):
@@ -195,7 +228,7 @@ class PostgresTables:
         return written
 
     def _copied(self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
-        """Copy rows directly into a table that was empty when the run started; None if that is not possible."""
+        """Copy rows directly into the table if all of them are new, most likely; None if that is not possible."""
         relation = writing.relation
         exact = all(
             canonical(column) in _COPIED or _PLAIN_TEXT.fullmatch(column.sql_type) for column in writing.columns
@@ -211,7 +244,7 @@ class PostgresTables:
         seen = self._seen_by(batch)
         if seen.was_empty is None:
             seen.was_empty = bool(session.query("table_is_empty", placeholders={"table": relation.sql}).item())
-        if not seen.was_empty:
+        if not (seen.was_empty or (seen.creates_all and self._all_new(session, writing, rows))):
             return None
         names = [f"c{number}" for number in range(len(writing.columns))]
         table = rows.select(
@@ -226,13 +259,18 @@ class PostgresTables:
         except RowError as error:
             if error.sqlstate != UNIQUE_VIOLATION:
                 raise
-            seen.was_empty = False
+            seen.was_empty = seen.creates_all = False
             session.rollback()
             return None
         except ConnectionLostError as error:
             error.answer = result
             raise
         return result
+
+    def _all_new(self, session: Session, writing: Writing, rows: pl.DataFrame) -> bool:
+        keys = rows.select(name for name, _ in writing.key)
+        relation = writing.relation
+        return session.query("table_existing", *_parameters(keys), placeholders=_by_arrays(relation)).is_empty()
 
     def write_each(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         result: pl.DataFrame | None = None
@@ -271,6 +309,8 @@ class PostgresTables:
 
     def _prepare_single_rows(self, session: Session) -> None:
         session.execute("table_index_staging")
+        session.execute("table_analyze_staging")
+        session.execute("any_joins")
         session.execute("table_tried")
 
     def compare(self, writing: Writing, rows: pl.DataFrame) -> pl.DataFrame:

@@ -126,10 +126,17 @@ UPDATE {table} AS t SET {assignments} FROM pg_temp.entityframes_rows AS s
 WHERE s.position = ANY ($1::int4[]) AND {matches} AND ({differs}) RETURNING s.position
 
 -- name: table_insert
--- Inserts the staged rows that are not stored, and returns them; null for a row whose key a trigger has changed.
+-- Inserts staged rows unless a concurrent transaction has inserted their keys, and returns how many were inserted.
 WITH inserted AS (
-    INSERT INTO {table} AS t ({names}) SELECT {values}
-    FROM pg_temp.entityframes_rows AS s WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {matches})
+    INSERT INTO {table} AS t ({names}) SELECT {values} FROM pg_temp.entityframes_rows AS s {some}
+    ORDER BY s.position ON CONFLICT ({key}) DO NOTHING RETURNING 1
+)
+SELECT count(*) FROM inserted
+
+-- name: table_insert_each
+-- Likewise, and returns the rows that were inserted; null for a row whose key a trigger has changed.
+WITH inserted AS (
+    INSERT INTO {table} AS t ({names}) SELECT {values} FROM pg_temp.entityframes_rows AS s {some}
     ORDER BY s.position ON CONFLICT ({key}) DO NOTHING RETURNING {returned}
 )
 SELECT s.position FROM inserted AS t LEFT JOIN pg_temp.entityframes_rows AS s ON {matches}
