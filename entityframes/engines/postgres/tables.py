@@ -270,7 +270,9 @@ class PostgresTables:
     def _all_new(self, session: Session, writing: Writing, rows: pl.DataFrame) -> bool:
         keys = rows.select(name for name, _ in writing.key)
         relation = writing.relation
-        return session.query("table_existing", *_parameters(keys), placeholders=_by_arrays(relation)).is_empty()
+        return session.query(
+            "table_existing", *_parameters(relation, keys), placeholders=_by_arrays(relation)
+        ).is_empty()
 
     def write_each(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         result: pl.DataFrame | None = None
@@ -839,10 +841,9 @@ def _dates_as_text(values: pl.Series) -> pl.Series:
 
 
 def _parameters(relation: Relation, keys: pl.DataFrame) -> list[pl.Series]:
-    """Keys, and the texts of other columns, as parameters: arrays of text."""
-    columns = [relation[name] for name in relation.key]
-    texts = [as_text(keys[f"c{number}"], column) for number, column in enumerate(columns)]
-    return [*texts, *keys.get_columns()[len(columns) :]]
+    """Keys, and the texts of further columns, as parameters: arrays of text."""
+    given, columns = keys.get_columns(), [relation[name] for name in relation.key]
+    return [*map(as_text, given[: len(columns)], columns), *given[len(columns) :]]
 
 
 def _by_arrays(relation: Relation, expected: Sequence[str] = ()) -> dict[str, str]:
