@@ -154,7 +154,10 @@ CREATE INDEX ON pg_temp.entityframes_rows (position)
 -- name: table_merge_each
 -- Writes staged rows in slices, each in a subtransaction: 4,096 rows; if these are rejected 256 and 16 rows, and then
 -- single rows. Records the error of each rejected row. Rows that reference rows which come later are repeated at the end.
+-- Columns of the table may have the names of the variables.
 DO {tag}
+#variable_conflict use_column
+<<entityframes>>
 DECLARE
     lower int4 := 0;
     step int4 := 4096;
@@ -171,12 +174,12 @@ BEGIN
             {update_slice}
             WITH inserted AS (
                 INSERT INTO {table} AS t ({names}) SELECT {values}
-                FROM pg_temp.entityframes_rows AS s WHERE s.position >= lower AND s.position < lower + step
+                FROM pg_temp.entityframes_rows AS s WHERE s.position >= entityframes.lower AND s.position < entityframes.lower + entityframes.step
                     AND NOT EXISTS (SELECT FROM {table} AS t WHERE {matches})
                 ORDER BY s.position ON CONFLICT ({key}) DO NOTHING RETURNING {returned}
             ), found AS (
                 SELECT s.position FROM inserted AS t LEFT JOIN pg_temp.entityframes_rows AS s
-                    ON {matches} AND s.position >= lower AND s.position < lower + step
+                    ON {matches} AND s.position >= entityframes.lower AND s.position < entityframes.lower + entityframes.step
             ), kept AS (
                 INSERT INTO pg_temp.entityframes_outcomes (position, created)
                 SELECT position, true FROM found WHERE position IS NOT NULL
@@ -231,7 +234,7 @@ END
 -- The update of a slice in table_merge_each.
 WITH updated AS (
     UPDATE {table} AS t SET {assignments} FROM pg_temp.entityframes_rows AS s
-    WHERE s.position >= lower AND s.position < lower + step AND {matches} AND ({differs}) RETURNING s.position
+    WHERE s.position >= entityframes.lower AND s.position < entityframes.lower + entityframes.step AND {matches} AND ({differs}) RETURNING s.position
 )
 INSERT INTO pg_temp.entityframes_outcomes (position, created) SELECT position, false FROM updated;
 
@@ -239,6 +242,8 @@ INSERT INTO pg_temp.entityframes_outcomes (position, created) SELECT position, f
 -- Converts the staged texts of slices of rows, in subtransactions as in table_merge_each, and records the errors.
 -- An internal error is one of the value: some types report a wrong text like this.
 DO {tag}
+#variable_conflict use_column
+<<entityframes>>
 DECLARE
     lower int4 := 0;
     step int4 := 4096;
@@ -248,7 +253,7 @@ BEGIN
         BEGIN
             PERFORM count(ROW({checks})) FROM (
                 SELECT * FROM pg_temp.entityframes_rows AS s
-                WHERE s.position >= lower AND s.position < lower + step OFFSET 0
+                WHERE s.position >= entityframes.lower AND s.position < entityframes.lower + entityframes.step OFFSET 0
             ) AS s;
             lower := lower + step;
         EXCEPTION WHEN OTHERS THEN

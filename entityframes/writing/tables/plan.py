@@ -116,7 +116,8 @@ def make(
     """
     check_columns(relation, given.schema, options)
     names = TableNames(relation)
-    validated = validate(names, numbered(given.rename({name: names.of[name] for name in given.columns})))
+    given = names.renamed(given)
+    validated = validate(names, numbered(given))
     rows, duplicates = Superseded(names.key, options.on_duplicate).split(validated.rows)
     compared = []
     with Reporter(progress, rows.height, delay=DELAY) as reporter:
