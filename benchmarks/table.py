@@ -189,13 +189,17 @@ def _postgresql(measurements: Measurements, url: str, shape: str, size: int, rep
             connection.execute(ddl.format(table=table, text="text"))
             connection.execute("CHECKPOINT")
 
+    def checkpoint(table: str) -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CHECKPOINT")
+
     def check(table: str) -> int:
         with psycopg.connect(url) as connection:
             return connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # type: ignore[index]
 
     contestants = {"mine": Ours(url), "merged": DbMerge(url), "hand": ByHand(url)}
     for _ in range(repeat):
-        _phases(measurements, "postgresql", shape, size, contestants, create, check, key)
+        _phases(measurements, "postgresql", shape, size, contestants, create, check, key, checkpoint)
     for one in contestants.values():
         one.close()
 
@@ -211,18 +215,22 @@ def _duckdb(measurements: Measurements, folder: Path, shape: str, size: int, rep
             with duckdb.connect(str(folder / f"{table}{number}.duckdb")) as connection:
                 connection.execute(ddl.format(table=table, text="VARCHAR"))
 
+        def checkpoint(table: str, number: int = number) -> None:
+            with duckdb.connect(str(folder / f"{table}{number}.duckdb")) as connection:
+                connection.execute("CHECKPOINT")
+
         for table in ("mine", "hand"):
             create(table)
             address = str(folder / f"{table}{number}.duckdb")
             made.append((table, Ours(address) if table == "mine" else Merge(address)))
-        _phases(measurements, "duckdb", shape, size, dict(made), lambda table: None, None, key)
+        _phases(measurements, "duckdb", shape, size, dict(made), lambda table: None, None, key, checkpoint)
         for _, one in made:
             one.close()
 
 
 def _phases(
     measurements: Measurements, database: str, shape: str, size: int, contestants: dict[str, Any], create: Any,
-    check: Any, key: tuple[str, ...],
+    check: Any, key: tuple[str, ...], checkpoint: Any,
 ) -> None:  # fmt: skip
     """One repetition: each phase by each contestant in turn."""
     for table, contestant in contestants.items():
@@ -236,6 +244,8 @@ def _phases(
                 create(table)
             with measurements.timed(contestant.name, database=database, phase=f"{shape}, {phase}", rows=size):
                 failed = contestant.upsert(frame, key)
+            # Each phase begins without the log of the one before.
+            checkpoint(table)
             assert failed == ("bad" in phase)
     if check is not None:
         assert {check(table) for table in contestants if table != "mine"} == {size}

@@ -97,14 +97,14 @@ class DuckDBTables:
                 return given.select("position", created=pl.lit(True))
             aside = _set_aside(session, sql, given)
             changed = session.query("table_probe", placeholders=sql.placeholders)
-            changed = changed.select("position", "created").join(aside, on="position", how="anti")
+            changed = changed.join(aside, on="position", how="anti") if aside.height else changed
             if writing.on_match == "fail" and (matches := changed.filter(~pl.col("created"))).height:
                 aside = pl.concat([aside, _errors(matches["position"], _EXISTS, "key_exists")], how="diagonal")
                 changed = changed.filter("created")
             if batch.whole and "error" in aside.columns and (failed := aside.drop_nulls("error")).height:
                 raise RowError(failed["error"][0], None, failed["rule"][0])
             _merge(session, sql, given.join(changed, on="position", maintain_order="left"))
-        return pl.concat([changed, aside], how="diagonal")
+        return pl.concat([changed.drop("place"), aside], how="diagonal")
 
     def _was_empty(self, session: Session, writing: Writing, batch: Batch) -> bool:
         """Whether rows can be inserted without a comparison, as the table was empty when the run started."""

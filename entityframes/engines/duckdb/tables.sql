@@ -47,8 +47,8 @@ WHERE NOT t.internal AND t.database_name = current_database() AND t.schema_name 
 ORDER BY t.schema_name, t.table_name
 
 -- name: table_probe
--- The given rows that are new or differ, and how often their key is stored.
-SELECT s.position, t.rowid IS NULL AS created, count(*) OVER (PARTITION BY s.position) AS times
+-- The given rows that are new or differ, and the place of the stored row.
+SELECT s.position, t.rowid IS NULL AS created, t.rowid AS place
 FROM given AS s LEFT JOIN {table} AS t ON {matches}
 WHERE t.rowid IS NULL OR {differs}
 
@@ -67,7 +67,7 @@ SELECT s.position FROM given AS s JOIN given AS o ON {same_key} WHERE o.row {aft
 
 -- name: table_update
 -- Updates the stored rows that differ.
-UPDATE {table} AS t SET {assignments} FROM changed AS s WHERE {matches}
+UPDATE {table} AS t SET {assignments} FROM changed AS s WHERE t.rowid = s.place
 
 -- name: table_insert
 -- Inserts the new rows.
