@@ -53,6 +53,8 @@ class Column:
     exact: str | None = None
     #: Whether values that the database considers equal may have different texts, such as ``a`` and ``A``.
     loose: bool = False
+    #: Whether blanks at the end of text do not count.
+    padded: bool = False
     #: Whether the type has no equality.
     incomparable: bool = False
     nullable: bool = True
@@ -62,7 +64,7 @@ class Column:
     generated: bool = False
     #: Whether the default is the next value of a sequence.
     identity: bool = False
-    #: The collation as SQL text, if it is not the default one.
+    #: The collation as SQL text, if it is not the default one (DuckDB: any text, if there may be one).
     collation: str | None = None
 
     @property
@@ -104,6 +106,11 @@ class Relation:
         return self.catalog, *self.parts
 
     @property
+    def has_loose_key(self) -> bool:
+        """Whether only the database can tell which keys are equal."""
+        return any(_is_loose(self[name]) for name in self.key)
+
+    @property
     def by_name(self) -> dict[str, Column]:
         """The columns by name."""
         return {column.name: column for column in self.columns}
@@ -125,6 +132,12 @@ class Relation:
         # In the order of the index, so that rows are written in its order.
         found = next((unique for unique in self.unique if set(unique) == set(key)), None)
         return replace(self, key=found or tuple(key), is_unique=found is not None)
+
+
+def _is_loose(column: Column) -> bool:
+    parts = [*column.fields, *([] if column.element is None else [column.element])]
+    nested = any(_is_loose(part) or part.family == "decimal" for part in parts)
+    return column.loose or nested or column.family in ("interval", "json", "other")
 
 
 @dataclass(frozen=True)
@@ -281,6 +294,9 @@ class TableEngine(Protocol):
             and ``n<n>``, of the rows that are new or differ; position, error, rule and sqlstate of rows with values
             that are none of the types of their columns.
         """
+
+    def same_keys(self, relation: Relation, keys: pl.DataFrame) -> pl.Series:
+        """The position of the first key that is equal to each key, as far as the database can compare it."""
 
     def existing(self, relation: Relation, keys: pl.DataFrame) -> pl.DataFrame:
         """Position of each key that is stored."""

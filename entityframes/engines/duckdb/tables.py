@@ -112,7 +112,7 @@ class DuckDBTables:
         if seen.was_empty is None:
             found = session.query("table_select", placeholders=_emptiness(writing.relation))
             seen.was_empty = found.is_empty() and writing.relation.is_unique
-        return seen.was_empty and not writing.expecting and not any(map(_is_loose, writing.key))
+        return seen.was_empty and not writing.expecting
 
     def write_each(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         # Rows that conflict with rows of the same run are found by a comparison.
@@ -158,6 +158,16 @@ class DuckDBTables:
             session.register("given", given.join(invalid, on="position", how="anti", maintain_order="left"))
             found = session.query("table_compare", placeholders=sql.placeholders)
             return pl.concat([found, invalid], how="diagonal")
+
+    def same_keys(self, relation: Relation, keys: pl.DataFrame) -> pl.Series:
+        sql = _Sql(Writing(relation, tuple(relation[name] for name in relation.key)))
+        given = keys.with_row_index("position")
+        with self.database.session() as session:
+            invalid = _invalid(session, sql, given)
+            session.register("given", given.join(invalid, on="position", how="anti"))
+            found = session.query("table_same_keys", placeholders=sql.placeholders)
+        same = given.select("position").join(found, on="position", how="left", maintain_order="left")
+        return same.select(pl.col("same").fill_null(pl.col("position"))).to_series()
 
     def existing(self, relation: Relation, keys: pl.DataFrame) -> pl.DataFrame:
         return self._by_key("table_existing", relation, keys)
@@ -237,11 +247,8 @@ class _Sql:
         unexpected = [f"t.{column.quoted}::VARCHAR IS DISTINCT FROM s.e{name[1:]}" for name, column in writing.values]
         self.placeholders = {
             "table": relation.sql,
-            "matches": " AND ".join(f"t.{name} = {_cast(value, column)}" for value, name, column in key),
-            "same_key": " AND ".join(
-                f"{_cast(value, column, 'o')} = {_cast(value, column)}" for value, _, column in key
-            ),
-            "after": ">",
+            "matches": " AND ".join(_matches(value, column) for value, _, column in key),
+            "cast_key": ", ".join(_cast(value, column) for value, _, column in key),
             "differs": self._differs(),
             "unexpected": " OR ".join(unexpected) or "false",
             "assignments": self._assignments(),
@@ -306,9 +313,6 @@ def _set_aside(session: Session, sql: _Sql, given: pl.DataFrame) -> pl.DataFrame
     if sql.writing.expecting:
         conflicts = session.query("table_conflicts", placeholders=sql.placeholders)
         parts.append(conflicts.with_columns(conflict=pl.lit(True)))
-    if any(map(_is_loose, sql.writing.key)):
-        found = session.query("table_loose_keys", placeholders=sql.placeholders)
-        parts.append(found.with_columns(duplicate=pl.lit(True)))
     if not sql.writing.relation.is_unique:
         found = session.query("table_ambiguous", placeholders=sql.placeholders)
         parts.append(_errors(found["position"], _AMBIGUOUS, "key_not_unique"))
@@ -455,11 +459,10 @@ def _is_generated(session: Session, sql: str, column: Column) -> bool:
 
 def _column(row: dict[str, Any], collated: bool) -> Column:
     column = _typed(row["name"], row["sql_type"])
-    loose = collated and column.family == "text"
+    # Which collation it is, is not needed: texts are compared by their bytes.
+    collation = "any" if collated and column.family == "text" else None
     identity = str(row["default"]).lower().startswith("nextval(")
-    return replace(
-        column, nullable=not row["required"], default=row["default"], identity=identity, loose=loose or column.loose
-    )
+    return replace(column, nullable=not row["required"], default=row["default"], identity=identity, collation=collation)
 
 
 def _typed(name: str, sql_type: str) -> Column:
@@ -518,16 +521,18 @@ def _cast(name: str, column: Column, alias: str = "s") -> str:
     return f"CASE WHEN {value} IS NOT NULL THEN {cast} END" if column.sql_type.startswith("UNION(") else cast
 
 
+def _matches(name: str, column: Column) -> str:
+    """Whether a given value is that of a column of the key."""
+    given, stored = _cast(name, column), f"t.{column.quoted}"
+    # Indexes ignore collations.
+    return f"encode({stored}) = encode({given})" if column.collation else f"{stored} = {given}"
+
+
 def _compared(value: str, column: Column) -> str:
     """A value in the form in which it is compared."""
-    if column.family == "text" and column.loose:
+    if column.collation:
         return f"encode({value})"
     return f"CAST({value} AS VARCHAR)" if column.loose or column.family in ("json", "other") else value
-
-
-def _is_loose(key: tuple[str, Column]) -> bool:
-    """Whether the database may consider keys equal that have different texts."""
-    return key[1].loose or key[1].family in ("other", "decimal", "json", "array", "interval", "struct", "map")
 
 
 def _selected(columns: Sequence[Column]) -> str:
@@ -563,7 +568,7 @@ def _emptiness(relation: Relation) -> dict[str, str]:
 
 def _by_keys(relation: Relation) -> dict[str, str]:
     columns = [relation[name] for name in relation.key]
-    matches = " AND ".join(f"t.{column.quoted} = {_cast(f'c{n}', column)}" for n, column in enumerate(columns))
+    matches = " AND ".join(_matches(f"c{number}", column) for number, column in enumerate(columns))
     return {"table": relation.sql, "matches": matches}
 
 

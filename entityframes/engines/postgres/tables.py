@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -131,19 +131,18 @@ class PostgresTables:
         self._stage(session, sql, rows)
         if (inexact := self._inexact(session, sql)).height:
             raise RowError(inexact["error"][0], None, "loses_digits")
-        duplicates = self._loose_duplicates(session, sql)
         conflicts = self._conflicts(session, sql)
         updated = self._updated_at_once(session, sql, batch)
         if updated.height == rows.height:
             self._note(session, batch)
             return updated
-        changed = session.query("table_probe", placeholders=sql.placeholders)
+        changed, aside = session.query("table_probe", placeholders=sql.placeholders), []
         if writing.on_match == "fail" and (matches := changed.filter(~pl.col("created"))).height:
             if batch.whole:
                 raise RowError(_EXISTS, None, "key_exists")
             changed = changed.filter("created")
             session.execute("table_unstage", matches["position"])
-            duplicates = pl.concat([duplicates, _rejected(matches["position"], _EXISTS, "key_exists")], how="diagonal")
+            aside.append(_rejected(matches["position"], _EXISTS, "key_exists"))
         if conflicts is not None:
             changed = changed.join(conflicts, on="position", how="anti")
         written = self._merged(session, sql, rows.height, changed, batch)
@@ -158,10 +157,9 @@ class PostgresTables:
         seen = self._seen_by(batch)
         seen.updates_all = updates * _MOST > rows.height * (_MOST - 1)
         seen.creates_all = written["created"].sum() == rows.height
-        parts = [written, duplicates]
         if conflicts is not None:
-            parts.append(conflicts.with_columns(conflict=pl.lit(True)))
-        return pl.concat(parts, how="diagonal")
+            aside.append(conflicts.with_columns(conflict=pl.lit(True)))
+        return pl.concat([written, *aside], how="diagonal")
 
     def _updated_at_once(self, session: Session, sql: _Sql, batch: Batch) -> pl.DataFrame:
         """Update the rows that differ without a comparison, if nearly all rows of the batch before differed."""
@@ -233,13 +231,7 @@ class PostgresTables:
         exact = all(
             canonical(column) in _COPIED or _PLAIN_TEXT.fullmatch(column.sql_type) for column in writing.columns
         )
-        if (
-            not exact
-            or relation.may_skip
-            or writing.expecting
-            or writing.nulls == "keep"
-            or any(map(_is_loose, writing.key))
-        ):
+        if not exact or relation.may_skip or writing.expecting or writing.nulls == "keep":
             return None
         seen = self._seen_by(batch)
         if seen.was_empty is None:
@@ -291,7 +283,7 @@ class PostgresTables:
     def _each(self, session: Session, sql: _Sql, batch: Batch) -> pl.DataFrame:
         """Write the staged rows except for those that are rejected, within a transaction."""
         rejected = self._unstage_invalid(session, sql)
-        aside = [self._loose_duplicates(session, sql)]
+        aside = []
         if (conflicts := self._conflicts(session, sql)) is not None:
             aside.append(conflicts.with_columns(conflict=pl.lit(True)))
         session.execute("table_merge_each", placeholders=sql.each(session))
@@ -317,27 +309,32 @@ class PostgresTables:
 
     def compare(self, writing: Writing, rows: pl.DataFrame) -> pl.DataFrame:
         sql = _Sql(writing)
+        return self._staged(sql, rows, lambda session: session.query("table_compare", placeholders=sql.placeholders))
 
-        def query(*, check: bool) -> pl.DataFrame:
-            # The transaction is not committed: it only holds the staging table.
+    def _staged(self, sql: _Sql, rows: pl.DataFrame, query: Callable[[Session], pl.DataFrame]) -> pl.DataFrame:
+        """The result of a query on staged rows, in a transaction that is not committed.
+
+        Rows with values that are none of the types of their columns are not staged, and have their error in the result.
+        """
+
+        def staged(*, check: bool) -> pl.DataFrame:
             with self.database.session() as session:
                 session.begin()
                 try:
                     self._stage(session, sql, rows)
                     invalid = [self._unstage_invalid(session, sql)] if check else []
-                    found = session.query("table_compare", placeholders=sql.placeholders)
-                    return pl.concat([found, *invalid], how="diagonal")
+                    return pl.concat([query(session), *invalid], how="diagonal")
                 finally:
                     session.rollback()
 
         if sql.inexact:
-            return retry(lambda: query(check=True), what="compare")
+            return retry(lambda: staged(check=True), what="compare")
         try:
-            return retry(lambda: query(check=False), what="compare")
+            return retry(lambda: staged(check=False), what="compare")
         except (RowError, PermanentError) as error:
             if not _may_be_invalid(error, sql):
                 raise
-            return retry(lambda: query(check=True), what="compare")
+            return retry(lambda: staged(check=True), what="compare")
 
     def _unstage_invalid(self, session: Session, sql: _Sql) -> pl.DataFrame:
         """Find the staged rows with values that are none of the types of their columns, and remove them."""
@@ -391,6 +388,13 @@ class PostgresTables:
             session.check_primary()
             return session.query("transaction_status", *transaction).item()  # type: ignore[no-any-return]
 
+    def same_keys(self, relation: Relation, keys: pl.DataFrame) -> pl.Series:
+        sql = _key_sql(relation)
+        found = self._staged(sql, keys, lambda session: session.query("table_same_keys", placeholders=sql.placeholders))
+        own = keys.select(position=pl.int_range(pl.len(), dtype=pl.UInt32))
+        same = own.join(found, on="position", how="left", maintain_order="left")
+        return same.select(pl.col("same").cast(pl.UInt32).fill_null(pl.col("position"))).to_series()
+
     def existing(self, relation: Relation, keys: pl.DataFrame) -> pl.DataFrame:
         return self._by_key("table_existing", relation, keys)
 
@@ -436,7 +440,7 @@ class PostgresTables:
     def unmatched(
         self, relation: Relation, columns: Sequence[Column], keys: pl.DataFrame, where: str | None
     ) -> Iterator[pl.DataFrame]:
-        sql = _Sql(Writing(relation, tuple(relation[name] for name in relation.key)))
+        sql = _key_sql(relation)
         condition = f"WHERE {where}" if where else ""
         placeholders = {**sql.placeholders, "columns": _selected(columns), "where": condition}
 
@@ -445,7 +449,7 @@ class PostgresTables:
             with self.database.session() as session:
                 session.begin()
                 try:
-                    self._stage(session, sql, keys.with_columns(row=pl.lit(0, pl.Int32)))
+                    self._stage(session, sql, keys)
                     session.execute("table_analyze_staging")
                     session.execute("any_joins")
                     yield from session.stream("table_unmatched", placeholders=placeholders)
@@ -486,15 +490,6 @@ class PostgresTables:
         # The planner knows nothing about the staged rows, and would hash the whole table for each batch.
         session.execute("nested_loops")
         session.stage("entityframes_rows", sql.staged(rows))
-
-    def _loose_duplicates(self, session: Session, sql: _Sql) -> pl.DataFrame:
-        """Find rows whose keys differ as text, but are equal to the database; remove them from the staged rows."""
-        if not any(map(_is_loose, sql.writing.key)):
-            return pl.DataFrame(schema={"position": pl.UInt32})
-        found = session.query("table_loose_keys", placeholders=sql.placeholders)
-        if found.height:
-            session.execute("table_unstage", found["position"])
-        return found.with_columns(duplicate=pl.lit(True))
 
     def _conflicts(self, session: Session, sql: _Sql) -> pl.DataFrame | None:
         """Lock the stored rows, and separate the positions of those that are not as expected."""
@@ -565,8 +560,6 @@ class _Sql:
         columns = [f"c{number} {_staging_type(column)}" for number, column in enumerate(writing.columns)]
         if writing.expecting:
             columns += ["stored boolean", *(f"e{name[1:]} text" for name, _ in writing.values)]
-        if any(map(_is_loose, writing.key)):
-            columns.append("given int4")
         first = writing.key[0][1].quoted
         key = [(name, column.quoted) for name, column in writing.key]
         names = [column.quoted for column in writing.columns]
@@ -575,10 +568,7 @@ class _Sql:
             "columns": ", ".join(columns),
             "first": first,
             "matches": " AND ".join(f"t.{column.quoted} = {_cast(name, column)}" for name, column in writing.key),
-            "same_key": " AND ".join(
-                f"{_cast(name, column, 'o')} = {_cast(name, column)}" for name, column in writing.key
-            ),
-            "after": ">",
+            "cast_key": ", ".join(_cast(name, column) for name, column in writing.key),
             "differs": self._differs(),
             "unexpected": " OR ".join(
                 f"t.{column.quoted}::text IS DISTINCT FROM s.e{name[1:]}" for name, column in writing.values
@@ -626,8 +616,6 @@ class _Sql:
         columns += [as_staged(rows[f"c{number}"], column) for number, column in enumerate(writing.columns)]
         if writing.expecting:
             columns += [rows["stored"], *(rows[f"e{name[1:]}"] for name, _ in writing.values)]
-        if any(map(_is_loose, writing.key)):
-            columns.append(rows["row"].cast(pl.Int32).alias("given"))
         return pl.DataFrame(columns)
 
     def _differs(self) -> str:
@@ -666,6 +654,11 @@ class _Sql:
         if self.writing.nulls == "keep" and column.default is not None and not column.identity:
             return f"coalesce({value}, {column.default})"
         return value
+
+
+def _key_sql(relation: Relation) -> _Sql:
+    """The SQL text for frames of keys."""
+    return _Sql(Writing(relation, tuple(relation[name] for name in relation.key)))
 
 
 def _tag() -> str:
@@ -768,7 +761,7 @@ def _typed(
         if base in ("name", "char"):
             return replace(column, size=63 if base == "name" else 1, in_bytes=True)
         size = typmod - 4 if base in ("varchar", "bpchar") and typmod >= 4 else None
-        return replace(column, size=size, loose=base in ("citext", "bpchar") or nondeterministic)
+        return replace(column, size=size, loose=base == "citext" or nondeterministic, padded=base == "bpchar")
     if family == "time":
         return replace(column, dtype=pl.Time(), scale=None if typmod < 0 else typmod)
     if family in ("timestamp", "timestamptz"):
@@ -792,12 +785,6 @@ def _cast(name: str, column: Column, alias: str = "s") -> str:
         # Not cast, because a cast to varchar(n) truncates.
         return f"{alias}.{name}"
     return f"{alias}.{name}::{column.sql_type}"
-
-
-def _is_loose(key: tuple[str, Column]) -> bool:
-    """Whether the database may consider keys equal that have different texts."""
-    column = key[1]
-    return column.loose or column.family in ("other", "decimal", "json", "array", "interval")
 
 
 def as_staged(values: pl.Series, column: Column) -> pl.Series:

@@ -100,10 +100,9 @@ SELECT count(*) FROM (
 SELECT s.position FROM pg_temp.entityframes_rows AS s LEFT JOIN {table} AS t ON {matches}
 WHERE (t.{first} IS NULL OR {differs}) AND ((t.{first} IS NULL) = s.stored OR t.{first} IS NOT NULL AND ({unexpected}))
 
--- name: table_loose_keys
--- Staged rows whose key the database considers equal to that of a later row.
-SELECT s.position FROM pg_temp.entityframes_rows AS s
-WHERE EXISTS (SELECT FROM pg_temp.entityframes_rows AS o WHERE {same_key} AND o.given {after} s.given)
+-- name: table_same_keys
+-- For each staged key the position of the first one that is equal to the database.
+SELECT s.position, min(s.position) OVER (PARTITION BY {cast_key}) AS same FROM pg_temp.entityframes_rows AS s
 
 -- name: table_inexact
 -- Staged rows with values that a cast to the type of their column would change, with the number of the column.

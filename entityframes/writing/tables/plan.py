@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -18,7 +19,16 @@ from entityframes.writing.duplicates import Superseded
 from entityframes.writing.options import OnError, TableOptions
 from entityframes.writing.plan import ACTIONS, PLAN_SCHEMA, Plan
 from entityframes.writing.tables.mirror import Deletions
-from entityframes.writing.tables.target import OLD, STORED, TableNames, check_columns, usable_keys, validate, writing_of
+from entityframes.writing.tables.target import (
+    OLD,
+    STORED,
+    TableNames,
+    check_columns,
+    comparable_keys,
+    usable_keys,
+    validate,
+    writing_of,
+)
 
 #: Number of rows that are compared at a time.
 _CHUNK_ROWS = 50_000
@@ -118,7 +128,8 @@ def make(
     names = TableNames(relation)
     given = names.renamed(given)
     validated = validate(names, numbered(given))
-    rows, duplicates = Superseded(names.key, options.on_duplicate).split(validated.rows)
+    superseded = Superseded(names.key, options.on_duplicate, partial(comparable_keys, engine, names))
+    rows, duplicates = superseded.split(validated.rows)
     compared = []
     with Reporter(progress, rows.height, delay=DELAY) as reporter:
         for start in range(0, max(rows.height, 1), _CHUNK_ROWS):

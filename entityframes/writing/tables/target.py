@@ -13,10 +13,11 @@ from entityframes.engines.tables import Relation, TableEngine, Writing, canonica
 from entityframes.errors import ConnectionLostError, SchemaError
 from entityframes.frames.utf8 import readable
 from entityframes.results import UPSERT_STATUSES, outcome_schema
+from entityframes.writing.duplicates import disjoint
 from entityframes.writing.options import TableOptions
 from entityframes.writing.outcomes import Outcomes
 from entityframes.writing.run import Run
-from entityframes.writing.tables.values import Problems, convert, refusal
+from entityframes.writing.tables.values import Problems, convert, convert_key, refusal
 from entityframes.writing.target import Attempt, Validated
 
 #: Within a run, columns of the table have these prefixes, so that they are not mistaken for others.
@@ -71,7 +72,7 @@ class TableNames:
         frame, _ = readable_texts(rows.select(self.key))
         return pl.DataFrame(
             [
-                convert(frame[name], self.relation[of_table], Problems(frame.height)).alias(name)
+                convert_key(frame[name], self.relation[of_table], Problems(frame.height)).alias(name)
                 for name, of_table in zip(self.key, self.relation.key, strict=True)
                 if refusal(frame[name].dtype, self.relation[of_table]) is None
             ]
@@ -99,7 +100,12 @@ class TableTarget:
         return frame if self._options.expecting else self._names.renamed(frame)
 
     def comparable(self, frame: pl.DataFrame) -> pl.DataFrame:
-        return self._names.keys(frame)
+        return comparable_keys(self._engine, self._names, frame)
+
+    def disjoint(self, left: pl.DataFrame, right: pl.DataFrame) -> bool:
+        if self._relation.has_loose_key:
+            return False
+        return disjoint(self._names.keys(left), self._names.keys(right), self.key)
 
     def prepare(self, frame: pl.DataFrame, *, record: bool = True) -> pl.DataFrame:
         return frame
@@ -208,8 +214,9 @@ def validate(names: TableNames, chunk: pl.DataFrame) -> Validated:
         if name not in frame.columns:
             continue
         values = frame[name]
-        converted = convert(values, column, problems).alias(name)
-        if column.name in names.relation.key:
+        is_key = column.name in names.relation.key
+        converted = (convert_key if is_key else convert)(values, column, problems).alias(name)
+        if is_key:
             problems.add(values.is_null(), "null_key", lambda _, column=column: f"{column.name} is null")  # type: ignore[misc]
         columns.append(converted)
     rows = pl.DataFrame(columns + [frame[name] for name in frame.columns if name.startswith((STORED, OLD))])
@@ -237,6 +244,15 @@ def _none(rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
     return pl.DataFrame(schema={**schema, "rule": pl.String, "error": pl.String})
 
 
+def comparable_keys(engine: TableEngine, names: TableNames, rows: pl.DataFrame) -> pl.DataFrame:
+    """The columns of the key, so that keys that the database considers equal have equal values."""
+    keys = names.keys(rows)
+    if not names.relation.has_loose_key or keys.height < 2:
+        return keys
+    numbered = keys.rename({name: f"c{number}" for number, name in enumerate(keys.columns)})
+    return keys[engine.same_keys(names.relation, numbered)]
+
+
 def usable_keys(relation: Relation, keys: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
     """Keys in canonical form, as ``c0``, ``c1``, ..., and which of them can be stored at all.
 
@@ -249,7 +265,7 @@ def usable_keys(relation: Relation, keys: pl.DataFrame) -> tuple[pl.DataFrame, p
     for number, name in enumerate(relation.key):
         if refused := refusal(frame[name].dtype, relation[name]):
             raise SchemaError(refused)
-        columns.append(convert(frame[name], relation[name], problems).alias(f"c{number}"))
+        columns.append(convert_key(frame[name], relation[name], problems).alias(f"c{number}"))
     converted = pl.DataFrame(columns)
     found = problems.columns()
     usable = converted.select(~pl.any_horizontal(pl.all().is_null())).to_series()

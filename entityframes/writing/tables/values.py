@@ -146,6 +146,27 @@ def convert(values: pl.Series, column: Column, problems: Problems) -> pl.Series:
     return converted.cast(dtype)
 
 
+def convert_key(values: pl.Series, column: Column, problems: Problems) -> pl.Series:
+    """Like `convert`, for a column of the key: equal numbers, and texts that differ in padding, have equal values."""
+    converted = convert(values, column, problems)
+    if column.family == "decimal":
+        return _normal_numbers(converted)
+    return converted.str.strip_chars_end(" ") if column.padded else converted
+
+
+def _normal_numbers(texts: pl.Series) -> pl.Series:
+    """Numbers as text without exponents and superfluous zeros."""
+    for place in texts.str.contains("[eE]").fill_null(False).arg_true():
+        number = Decimal(texts[place])
+        # Others are out of the range of every type.
+        if abs(number.adjusted()) < 200_000:
+            texts[place] = format(number, "f")
+    digits = texts.str.strip_chars_start("+-").str.replace(r"(\.\d*?)0+$", "${1}").str.strip_suffix(".")
+    digits = digits.str.strip_chars_start("0").str.replace(r"^(\.|$)", "0${1}")
+    sign = pl.select(pl.when(texts.str.starts_with("-") & (digits != "0")).then(pl.lit("-")).otherwise(pl.lit("")))
+    return sign.to_series() + digits
+
+
 @dataclass
 class _Finder:
     """Adds the problems of a column."""
