@@ -11,21 +11,20 @@ from entityframes.errors import DuplicateError
 from entityframes.writing.options import OnDuplicate
 
 
+#: Makes keys that are equal have equal values.
+Comparable = Callable[[pl.DataFrame], pl.DataFrame]
+
+
 class Superseded:
     """The superseded rows of a call: those that are not written because another row has the same key.
 
     Args:
         key: the columns that identify a row.
         policy: which row of a key is written.
-        comparable: makes equal keys have equal values.
+        comparable: applied to rows before their keys are compared; None if they can be compared as they are.
     """
 
-    def __init__(
-        self,
-        key: tuple[str, ...],
-        policy: OnDuplicate,
-        comparable: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
-    ) -> None:
+    def __init__(self, key: tuple[str, ...], policy: OnDuplicate, comparable: Comparable | None = None) -> None:
         self._key, self._policy, self._comparable = key, policy, comparable or (lambda rows: rows)
         #: ``row`` of each superseded row of a frame in memory. None for a stream, whose batches are checked separately.
         self._rows: pl.Series | None = None
@@ -85,8 +84,8 @@ def superseded(rows: pl.DataFrame, keys: pl.DataFrame, key: tuple[str, ...], pol
     kept = key_bytes.is_first_distinct() if policy == "first" else key_bytes.is_last_distinct()
     found = rows.filter(~keys.select(kept).to_series())
     if policy == "error" and found.height:
-        keys = found.select(key).unique(maintain_order=True).head(5).iter_rows()
-        shown = ", ".join("/".join(map(str, values)) for values in keys)
+        repeated = found.select(key).unique(maintain_order=True).head(5).iter_rows()
+        shown = ", ".join("/".join(map(str, values)) for values in repeated)
         raise DuplicateError(
             f"{found.height:,} {'row repeats' if found.height == 1 else 'rows repeat'} the key of another row "
             f"({shown}{', ...' if found.height > 5 else ''}): "
