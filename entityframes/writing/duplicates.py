@@ -10,7 +10,6 @@ import polars.selectors as cs
 from entityframes.errors import DuplicateError
 from entityframes.writing.options import OnDuplicate
 
-
 #: Makes keys that are equal have equal values.
 Comparable = Callable[[pl.DataFrame], pl.DataFrame]
 
