@@ -24,7 +24,7 @@ class NoTableError(SchemaError):
 #: What values a column takes, whatever the database calls its type. ``other`` takes text in the form of the database.
 Family = Literal[
     "boolean", "integer", "float", "decimal", "text", "binary", "uuid", "date", "timestamp", "timestamptz", "time",
-    "interval", "json", "enum", "array", "vector", "struct", "other",
+    "interval", "json", "enum", "array", "vector", "struct", "map", "other",
 ]  # fmt: skip
 
 
@@ -38,8 +38,11 @@ class Column:
     family: Family
     #: The dtype that is read.
     dtype: pl.DataType = field(default_factory=pl.String)
-    #: Bits of an integer or float, maximum number of characters of text, number of values of a vector; None if unknown.
+    #: Bits of an integer or float, maximum number of characters of text, number of values of an array or vector; None
+    #: if there is no limit.
     size: int | None = None
+    #: Whether `size` counts bytes.
+    in_bytes: bool = False
     #: Whether an integer has no sign.
     unsigned: bool = False
     #: The digits of a decimal; the digits of the fraction of a decimal or of the seconds of a time.
@@ -47,10 +50,16 @@ class Column:
     scale: int | None = None
     #: The labels of an enum.
     labels: tuple[str, ...] = ()
-    #: The type of the values of an array.
+    #: The type of the values of an array, or of a vector whose values may be null.
     element: Column | None = None
+    #: The fields of a struct; the key and the value of a map.
+    fields: tuple[Column, ...] = ()
+    #: The type without its length or digits, if a cast to the type changes values that exceed them.
+    exact: str | None = None
     #: Whether values that the database considers equal may have different texts, such as ``a`` and ``A``.
     loose: bool = False
+    #: Whether blanks at the end of text do not count.
+    padded: bool = False
     #: Whether the type has no equality.
     incomparable: bool = False
     nullable: bool = True
@@ -60,7 +69,7 @@ class Column:
     generated: bool = False
     #: Whether the default is the next value of a sequence.
     identity: bool = False
-    #: The collation as SQL text, if it is not the default one.
+    #: The collation as SQL text, if it is not the default one (DuckDB: any text, if there may be one).
     collation: str | None = None
 
     @property
@@ -102,6 +111,11 @@ class Relation:
         return self.catalog, *self.parts
 
     @property
+    def has_loose_key(self) -> bool:
+        """Whether only the database can tell which keys are equal."""
+        return any(_is_loose(self[name]) for name in self.key)
+
+    @property
     def by_name(self) -> dict[str, Column]:
         """The columns by name."""
         return {column.name: column for column in self.columns}
@@ -123,6 +137,12 @@ class Relation:
         # In the order of the index, so that rows are written in its order.
         found = next((unique for unique in self.unique if set(unique) == set(key)), None)
         return replace(self, key=found or tuple(key), is_unique=found is not None)
+
+
+def _is_loose(column: Column) -> bool:
+    parts = [*column.fields, *([] if column.element is None else [column.element])]
+    nested = any(_is_loose(part) or part.family == "decimal" for part in parts)
+    return column.loose or nested or column.family in ("interval", "json", "other")
 
 
 @dataclass(frozen=True)
@@ -173,10 +193,12 @@ _FIXED: dict[str, pl.DataType] = {
 }
 
 
-def canonical(column: Column) -> pl.DataType | None:
-    """The dtype in which values for a column are compared and written; None for a struct, which stays as it is."""
+def canonical(column: Column) -> pl.DataType:
+    """The dtype in which values for a column are compared and written."""
     if column.family == "struct":
-        return None
+        return pl.Struct({field.name: canonical(field) for field in column.fields})
+    if column.family == "map":
+        return pl.Map(*map(canonical, column.fields))
     if column.family == "integer":
         return (_UNSIGNED if column.unsigned else _SIGNED).get(column.size, pl.String())
     if column.family == "float":
@@ -184,7 +206,7 @@ def canonical(column: Column) -> pl.DataType | None:
     if column.family == "timestamp":
         return pl.Datetime("ns" if column.scale == 9 else "us")
     if column.family == "array" and column.element is not None:
-        return pl.List(canonical(column.element) or pl.String())
+        return pl.List(canonical(column.element))
     return _FIXED.get(column.family, pl.String())
 
 
@@ -282,6 +304,9 @@ class TableEngine(Protocol):
             that are none of the types of their columns.
         """
 
+    def same_keys(self, relation: Relation, keys: pl.DataFrame) -> pl.Series:
+        """The position of the first key that is equal to each key, as far as the database can compare it."""
+
     def existing(self, relation: Relation, keys: pl.DataFrame) -> pl.DataFrame:
         """Position of each key that is stored."""
 
@@ -330,18 +355,10 @@ def named(chunk: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
     """A result of the engine with the names and dtypes of the columns."""
     return pl.DataFrame(
         [
-            _as_read(chunk[f"v{number}"], column).alias(column.name)
+            chunk[f"v{number}"].cast(column.dtype).alias(column.name)
             for number, column in enumerate(columns)
         ]
     )  # fmt: skip
-
-
-def _as_read(values: pl.Series, column: Column) -> pl.Series:
-    if values.dtype == column.dtype:
-        return values
-    if column.dtype == pl.Time and values.dtype == pl.String:
-        return values.str.to_time("%H:%M:%S%.f")
-    return values.cast(column.dtype)
 
 
 def quoted(name: str) -> str:

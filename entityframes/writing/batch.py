@@ -51,7 +51,13 @@ class BatchWriter:
             # The metadata fields of the rows could not be loaded or recorded, so nothing of the batch was written.
             yield self._failed(self._outcomes.displayable(chunk), error)
             return
-        rows, duplicates = self._superseded.split(validated.rows)
+        try:
+            rows, duplicates = self._superseded.split(validated.rows)
+        except (DatabaseError, ClosedError) as error:
+            # The database could not compare the keys.
+            yield self._outcomes.of(validated.invalid, status="failed", error_kind="validation")
+            yield self._failed(validated.rows, error)
+            return
         yield self._outcomes.of(duplicates, status="duplicate")
         yield self._outcomes.of(validated.invalid, status="failed", error_kind="validation")
         if validated.invalid.height and self._options.on_error != "isolate":

@@ -41,6 +41,9 @@ class Deletion(Protocol):
             SchemaError: a column is missing or has the wrong dtype.
         """
 
+    def comparable(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The columns of the key of usable rows, so that equal keys have equal values."""
+
     def delete(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Delete rows in one transaction; position of each that was stored, and error and rule if it was refused."""
 
@@ -81,7 +84,8 @@ class Delete:
         """The usable keys, each once; logs the outcomes of the others."""
         invalid = keys.filter(~pl.col("usable"))
         valid = keys.filter("usable").drop("usable")
-        repeated = ~valid.select(pl.struct(self._deletion.key).is_first_distinct()).to_series()
+        compared = self._deletion.comparable(valid)
+        repeated = ~compared.select(pl.struct(self._deletion.key).is_first_distinct()).to_series()
         self._run.log.append(self._outcomes.of(invalid, status="missing"))
         self._run.log.append(self._outcomes.of(valid.filter(repeated), status="duplicate"))
         valid = valid.filter(~repeated)

@@ -24,7 +24,6 @@ RESULT_SCHEMA = {
     "error": pl.String,
     "rule": pl.String,
     "sqlstate": pl.String,
-    "duplicate": pl.Boolean,
     "other_type": pl.String,
     "other_id": pl.String,
 }
@@ -38,8 +37,6 @@ _COMMITTED: dict[str, Any] = {
     .then(pl.lit("failed"))
     .when("conflict")
     .then(pl.lit("conflict"))
-    .when("duplicate")
-    .then(pl.lit("duplicate"))
     .when(pl.col("created").is_null())
     .then(pl.lit("unchanged"))
     .when("created")

@@ -92,6 +92,9 @@ class Target(Protocol):
     def comparable(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The columns of the key, at least, of a frame returned by `renamed`, so that equal keys have equal values."""
 
+    def disjoint(self, left: pl.DataFrame, right: pl.DataFrame) -> bool:
+        """Whether two frames returned by `prepare` certainly have no key in common."""
+
     def prepare(self, frame: pl.DataFrame, *, record: bool = True) -> pl.DataFrame:
         """Record the dtypes of a frame and return it with the columns that `validate` expects.
 

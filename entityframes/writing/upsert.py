@@ -16,7 +16,7 @@ from entityframes.rejected import Inputs
 from entityframes.results import UpsertResult
 from entityframes.threads import Submit
 from entityframes.writing.batch import BatchWriter
-from entityframes.writing.duplicates import Superseded, bytes_of
+from entityframes.writing.duplicates import Superseded
 from entityframes.writing.options import RunOptions
 from entityframes.writing.outcomes import Outcomes
 from entityframes.writing.prepare import FrameBatches, StreamBatches
@@ -46,7 +46,7 @@ class Upsert:
         self._engine, self._options, self._interrupt = engine, options, interrupt
         self._run = Run(engine, interrupt, outcomes)
         self._target = target(self._run)
-        self._superseded = Superseded(self._target.key, options.on_duplicate)
+        self._superseded = Superseded(self._target.key, options.on_duplicate, self._target.comparable)
 
     def result(self) -> UpsertResult:
         """The outcomes so far."""
@@ -82,7 +82,7 @@ class Upsert:
                 writer.process,
                 reporter,
                 submit,
-                disjoint=None if in_memory else self._disjoint,
+                disjoint=None if in_memory else self._target.disjoint,
                 raise_if_lost=self._options.on_error == "raise",
             )
         finally:
@@ -116,9 +116,3 @@ class Upsert:
             log.inputs.add(source.objects or ())
             return source.frame, size
         return source, size
-
-    def _disjoint(self, left: pl.DataFrame, right: pl.DataFrame) -> bool:
-        """Whether two batches have no key in common."""
-        key = self._target.key
-        left_keys, right_keys = (self._target.comparable(rows).select(key=bytes_of(key)) for rows in (left, right))
-        return left_keys.join(right_keys, on="key", how="semi").is_empty()

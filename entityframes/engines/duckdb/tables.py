@@ -31,15 +31,16 @@ from entityframes.interrupt import Interrupt
 #: The family and the bits of the types by name.
 _FAMILIES: dict[str, tuple[Family, int | None]] = {
     "BOOLEAN": ("boolean", None), "TINYINT": ("integer", 8), "SMALLINT": ("integer", 16), "INTEGER": ("integer", 32),
-    "BIGINT": ("integer", 64), "HUGEINT": ("integer", 128), "FLOAT": ("float", 32), "DOUBLE": ("float", 64),
+    "BIGINT": ("integer", 64), "HUGEINT": ("integer", 128), "BIGNUM": ("integer", None), "FLOAT": ("float", 32),
+    "DOUBLE": ("float", 64),
     "VARCHAR": ("text", None), "BLOB": ("binary", None), "UUID": ("uuid", None), "DATE": ("date", None),
     "TIMESTAMP": ("timestamp", 6), "TIMESTAMP_S": ("timestamp", 0), "TIMESTAMP_MS": ("timestamp", 3),
-    "TIMESTAMP_NS": ("timestamp", 9), "TIMESTAMP WITH TIME ZONE": ("timestamptz", 6), "TIME": ("time", None),
-    "INTERVAL": ("interval", None), "JSON": ("json", None),
+    "TIMESTAMP_NS": ("timestamp", 9), "TIMESTAMP WITH TIME ZONE": ("timestamptz", 6), "TIME": ("time", 6),
+    "TIME_NS": ("time", 9), "INTERVAL": ("interval", None), "JSON": ("json", None),
 }  # fmt: skip
 
-#: Types that Arrow or Polars cannot represent, or not without loss.
-_AS_TEXT = re.compile(r"\b(HUGEINT|UHUGEINT|BIGNUM|VARINT|INTERVAL|UNION|BIT|UUID|ENUM|TIME WITH TIME ZONE|JSON)\b")
+#: Families that are read as text, because Arrow or Polars cannot represent them, or not without loss.
+_AS_TEXT = ("uuid", "enum", "interval", "json", "other")
 
 _EXISTS = "a row with this key is stored"
 _AMBIGUOUS = "the key is stored more than once in the table"
@@ -85,8 +86,15 @@ class DuckDBTables:
 
     def write(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         self.database.file.reserve(int(rows.estimated_size()))
-        with self.database.session(batch.interrupt, writing=True) as session:
-            return self.database.file.with_memory(lambda: self._write(session, writing, rows, batch))
+        try:
+            with self.database.session(batch.interrupt, writing=True) as session:
+                return self.database.file.with_memory(lambda: self._write(session, writing, rows, batch))
+        except PermanentError as error:
+            # Some types report a wrong text like a wrong statement.
+            with self.database.session(batch.interrupt) as session:
+                if _invalid(session, _Sql(writing), rows.with_row_index("position")).is_empty():
+                    raise
+            raise RowError(str(error), error.sqlstate, error.rule) from None
 
     def _write(
         self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch, *, narrow: bool = False
@@ -128,7 +136,7 @@ class DuckDBTables:
         if seen.was_empty is None:
             found = session.query("table_select", placeholders=_emptiness(writing.relation))
             seen.was_empty = found.is_empty() and writing.relation.is_unique
-        return seen.was_empty and not writing.expecting and not any(map(_is_loose, writing.key))
+        return seen.was_empty and not writing.expecting
 
     def write_each(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         # Rows that conflict with rows of the same run are found by a comparison.
@@ -174,6 +182,16 @@ class DuckDBTables:
             session.register("given", given.join(invalid, on="position", how="anti", maintain_order="left"))
             found = session.query("table_compare", placeholders=sql.placeholders)
             return pl.concat([found, invalid], how="diagonal")
+
+    def same_keys(self, relation: Relation, keys: pl.DataFrame) -> pl.Series:
+        sql = _Sql(Writing(relation, tuple(relation[name] for name in relation.key)))
+        given = keys.with_row_index("position")
+        with self.database.session() as session:
+            invalid = _invalid(session, sql, given)
+            session.register("given", given.join(invalid, on="position", how="anti"))
+            found = session.query("table_same_keys", placeholders=sql.placeholders)
+        same = given.select("position").join(found, on="position", how="left", maintain_order="left")
+        return same.select(pl.col("same").fill_null(pl.col("position"))).to_series()
 
     def existing(self, relation: Relation, keys: pl.DataFrame) -> pl.DataFrame:
         return self._by_key("table_existing", relation, keys)
@@ -253,11 +271,8 @@ class _Sql:
         unexpected = [f"t.{column.quoted}::VARCHAR IS DISTINCT FROM s.e{name[1:]}" for name, column in writing.values]
         self.placeholders = {
             "table": relation.sql,
-            "matches": " AND ".join(f"t.{name} = {_cast(value, column)}" for value, name, column in key),
-            "same_key": " AND ".join(
-                f"{_cast(value, column, 'o')} = {_cast(value, column)}" for value, _, column in key
-            ),
-            "after": ">",
+            "matches": " AND ".join(_matches(value, column) for value, _, column in key),
+            "cast_key": ", ".join(_cast(value, column) for value, _, column in key),
             "differs": self._differs(),
             "unexpected": " OR ".join(unexpected) or "false",
             "assignments": self.assignments([name for name, _ in writing.values]),
@@ -373,9 +388,6 @@ def _set_aside(session: Session, sql: _Sql, given: pl.DataFrame) -> pl.DataFrame
     if sql.writing.expecting:
         conflicts = session.query("table_conflicts", placeholders=sql.placeholders)
         parts.append(conflicts.with_columns(conflict=pl.lit(True)))
-    if any(map(_is_loose, sql.writing.key)):
-        found = session.query("table_loose_keys", placeholders=sql.placeholders)
-        parts.append(found.with_columns(duplicate=pl.lit(True)))
     if not sql.writing.relation.is_unique:
         found = session.query("table_ambiguous", placeholders=sql.placeholders)
         parts.append(_errors(found["position"], _AMBIGUOUS, "key_not_unique"))
@@ -393,7 +405,7 @@ def _invalid(session: Session, sql: _Sql, given: pl.DataFrame) -> pl.DataFrame:
     session.register("given", given)
     parts = [_errors(given["position"].clear(), "", "")]
     for number, column in enumerate(sql.writing.columns):
-        condition = f"s.c{number} IS NOT NULL AND TRY_CAST(s.c{number} AS {column.sql_type}) IS NULL"
+        condition = f"s.c{number} IS NOT NULL AND TRY(CAST(s.c{number} AS {column.sql_type})) IS NULL"
         found = session.query("table_rejected", placeholders={"condition": condition, "error": "NULL"})["position"]
         wrong = given.filter(pl.col("position").is_in(found.implode()))
         for position, given_value in wrong.select("position", f"c{number}").iter_rows():
@@ -540,52 +552,80 @@ def _is_generated(session: Session, sql: str, column: Column) -> bool:
 
 def _column(row: dict[str, Any], collated: bool) -> Column:
     column = _typed(row["name"], row["sql_type"])
-    loose = collated and column.family == "text"
+    # Which collation it is, is not needed: texts are compared by their bytes.
+    collation = "any" if collated and column.family == "text" else None
     identity = str(row["default"]).lower().startswith("nextval(")
-    return replace(
-        column, nullable=not row["required"], default=row["default"], identity=identity, loose=loose or column.loose
-    )
+    return replace(column, nullable=not row["required"], default=row["default"], identity=identity, collation=collation)
 
 
 def _typed(name: str, sql_type: str) -> Column:
     """A column of a type."""
-    if sql_type.endswith("]"):
-        inner = _typed("element", re.sub(r"\[\d*\]$", "", sql_type))
-        length = re.search(r"\[(\d+)\]$", sql_type)
-        if length and inner.family == "float" and inner.size == 32:
-            return Column(name, sql_type, "vector", size=int(length[1]))
-        if length or inner.family in ("struct", "other", "interval", "json"):
-            return Column(name, sql_type, "struct")
-        return Column(name, sql_type, "array", element=inner)
+    if array := re.fullmatch(r"(.*)\[(\d*)\]", sql_type, re.DOTALL):
+        inner = _typed(name, array[1])
+        family: Family = "vector" if array[2] and array[1] == "FLOAT" else "array"
+        return Column(name, sql_type, family, element=inner, size=int(array[2]) if array[2] else None)
     if enum := re.fullmatch(r"ENUM\((.*)\)", sql_type, re.DOTALL):
         labels = re.findall(r"'((?:[^']|'')*)'", enum[1])
         return Column(name, sql_type, "enum", labels=tuple(label.replace("''", "'") for label in labels))
     if decimal := re.fullmatch(r"DECIMAL\((\d+),(\d+)\)", sql_type):
         return Column(name, sql_type, "decimal", precision=int(decimal[1]), scale=int(decimal[2]))
-    if sql_type.startswith(("STRUCT(", "MAP(")):
-        return Column(name, sql_type, "struct")
+    if nested := re.fullmatch(r"(STRUCT|MAP)\((.*)\)", sql_type, re.DOTALL):
+        parts = _parts(nested[2])
+        if nested[1] == "MAP":
+            fields = [_typed(part, text) for part, text in zip(("key", "value"), parts, strict=True)]
+            return Column(name, sql_type, "map", fields=tuple(fields))
+        named = [re.fullmatch(r'("(?:[^"]|"")*"|\S+) (.*)', part, re.DOTALL) for part in parts]
+        fields = [_typed(_unquoted(one[1]), one[2]) for one in named if one]
+        return Column(name, sql_type, "struct", fields=tuple(fields))
     unsigned = sql_type.startswith("U") and sql_type[1:] in _FAMILIES and _FAMILIES[sql_type[1:]][0] == "integer"
     family, size = _FAMILIES.get(sql_type[1:] if unsigned else sql_type, ("other", None))
-    if family in ("timestamp", "timestamptz"):
+    if family in ("timestamp", "timestamptz", "time"):
         return Column(name, sql_type, family, scale=size)
     return Column(name, sql_type, family, size=size, unsigned=unsigned, loose=family == "interval")
 
 
+#: A piece of the text of a type: a quoted name or label, an opening or closing parenthesis, a comma, other text.
+_PIECE = re.compile(r"""("(?:[^"]|"")*"|'(?:[^']|'')*')|([(])|([)])|(,)|[^"'(),]+""", re.DOTALL)
+
+
+def _parts(text: str) -> list[str]:
+    """The types in a list of types, separated by commas."""
+    parts, depth = [""], 0
+    for piece in _PIECE.finditer(text):
+        depth += (piece[2] is not None) - (piece[3] is not None)
+        if piece[4] and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += piece[0]
+    return [part.strip() for part in parts]
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
+
+
 def _cast(name: str, column: Column, alias: str = "s") -> str:
     """A given value as a value of the column."""
-    return f"{alias}.{name}" if column.sql_type == "VARCHAR" else f"CAST({alias}.{name} AS {column.sql_type})"
+    value = f"{alias}.{name}"
+    if column.sql_type == "VARCHAR":
+        return value
+    cast = f"CAST({value} AS {column.sql_type})"
+    # A null would become a member of the union that is null.
+    return f"CASE WHEN {value} IS NOT NULL THEN {cast} END" if column.sql_type.startswith("UNION(") else cast
+
+
+def _matches(name: str, column: Column) -> str:
+    """Whether a given value is that of a column of the key."""
+    given, stored = _cast(name, column), f"t.{column.quoted}"
+    # Indexes ignore collations.
+    return f"encode({stored}) = encode({given})" if column.collation else f"{stored} = {given}"
 
 
 def _compared(value: str, column: Column) -> str:
     """A value in the form in which it is compared."""
-    if column.family == "text" and column.loose:
+    if column.collation:
         return f"encode({value})"
     return f"CAST({value} AS VARCHAR)" if column.loose or column.family in ("json", "other") else value
-
-
-def _is_loose(key: tuple[str, Column]) -> bool:
-    """Whether the database may consider keys equal that have different texts."""
-    return key[1].loose or key[1].family in ("other", "decimal", "json", "array", "interval", "struct")
 
 
 def _selected(columns: Sequence[Column]) -> str:
@@ -594,14 +634,21 @@ def _selected(columns: Sequence[Column]) -> str:
 
 
 def _read(column: Column) -> str:
+    readable = _readable_type(column)
     value = f"t.{column.quoted}"
-    if column.family == "other":
-        return f"CAST({value} AS VARCHAR)"
-    if not _AS_TEXT.search(column.sql_type):
-        return value
+    return value if readable == column.sql_type else f"CAST({value} AS {readable})"
+
+
+def _readable_type(column: Column) -> str:
+    """The type in which values are read."""
+    if column.family in ("array", "vector") and column.element is not None:
+        return f"{_readable_type(column.element)}[{'' if column.size is None else column.size}]"
     if column.family == "struct":
-        return f"CAST(to_json({value}) AS VARCHAR)"
-    return f"CAST({value} AS VARCHAR[])" if column.family == "array" else f"CAST({value} AS VARCHAR)"
+        return "STRUCT(" + ", ".join(f"{one.quoted} {_readable_type(one)}" for one in column.fields) + ")"
+    if column.family == "map":
+        return "MAP(" + ", ".join(map(_readable_type, column.fields)) + ")"
+    wide = column.family == "integer" and (column.size is None or column.size > 64)
+    return "VARCHAR" if wide or column.family in _AS_TEXT else column.sql_type
 
 
 def _nothing(sql: str, columns: Sequence[Column]) -> dict[str, str]:
@@ -614,7 +661,7 @@ def _emptiness(relation: Relation) -> dict[str, str]:
 
 def _by_keys(relation: Relation) -> dict[str, str]:
     columns = [relation[name] for name in relation.key]
-    matches = " AND ".join(f"t.{column.quoted} = {_cast(f'c{n}', column)}" for n, column in enumerate(columns))
+    matches = " AND ".join(_matches(f"c{number}", column) for number, column in enumerate(columns))
     return {"table": relation.sql, "matches": matches}
 
 

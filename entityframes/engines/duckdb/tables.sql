@@ -61,9 +61,9 @@ SELECT s.position FROM given AS s JOIN {table} AS t ON {matches} GROUP BY s.posi
 SELECT s.position FROM given AS s LEFT JOIN {table} AS t ON {matches}
 WHERE (t.rowid IS NULL OR {differs}) AND ((t.rowid IS NULL) = s.stored OR t.rowid IS NOT NULL AND ({unexpected}))
 
--- name: table_loose_keys
--- Given rows whose key the database considers equal to that of a later row.
-SELECT s.position FROM given AS s JOIN given AS o ON {same_key} WHERE o.row {after} s.row GROUP BY s.position
+-- name: table_same_keys
+-- For each given key the position of the first one that is equal to the database.
+SELECT s.position, min(s.position) OVER (PARTITION BY {cast_key}) AS same FROM given AS s
 
 -- name: table_update
 -- Updates the stored rows that differ.

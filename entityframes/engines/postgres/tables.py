@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -41,7 +41,8 @@ from entityframes.retry import retry, retry_stream
 #: The families of types by the name of the type.
 _FAMILIES: dict[str, Family] = {
     "bool": "boolean", "int2": "integer", "int4": "integer", "int8": "integer", "float4": "float", "float8": "float",
-    "numeric": "decimal", "text": "text", "varchar": "text", "bpchar": "text", "name": "text", "citext": "text",
+    "numeric": "decimal", "text": "text", "varchar": "text", "bpchar": "text", "name": "text", "char": "text",
+    "citext": "text",
     "bytea": "binary", "uuid": "uuid", "date": "date", "timestamp": "timestamp", "timestamptz": "timestamptz",
     "time": "time", "interval": "interval", "json": "json", "jsonb": "json", "vector": "vector", "halfvec": "vector",
 }  # fmt: skip
@@ -116,7 +117,7 @@ class PostgresTables:
     def write(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         result: pl.DataFrame | None = None
         try:
-            with self.database.session(batch.interrupt) as session, self._rejections(session, writing):
+            with self.database.session(batch.interrupt) as session, self._rejections(session, writing, rows):
                 if (copied := self._copied(session, writing, rows, batch)) is not None:
                     return copied
                 with session.transaction(batch.interrupt):
@@ -129,19 +130,20 @@ class PostgresTables:
     def _write(self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         sql = _Sql(writing)
         self._stage(session, sql, rows)
-        duplicates = self._loose_duplicates(session, sql)
+        if (inexact := self._inexact(session, sql)).height:
+            raise RowError(inexact["error"][0], None, "loses_digits")
         conflicts = self._conflicts(session, sql)
         updated = self._updated_at_once(session, sql, batch)
         if updated.height == rows.height:
             self._note(session, batch)
             return updated
-        changed = session.query("table_probe", placeholders=sql.placeholders)
+        changed, aside = session.query("table_probe", placeholders=sql.placeholders), []
         if writing.on_match == "fail" and (matches := changed.filter(~pl.col("created"))).height:
             if batch.whole:
                 raise RowError(_EXISTS, None, "key_exists")
             changed = changed.filter("created")
             session.execute("table_unstage", matches["position"])
-            duplicates = pl.concat([duplicates, _rejected(matches["position"], _EXISTS, "key_exists")], how="diagonal")
+            aside.append(_rejected(matches["position"], _EXISTS, "key_exists"))
         if conflicts is not None:
             changed = changed.join(conflicts, on="position", how="anti")
         written = self._merged(session, sql, rows.height, changed, batch)
@@ -156,10 +158,9 @@ class PostgresTables:
         seen = self._seen_by(batch)
         seen.updates_all = updates * _MOST > rows.height * (_MOST - 1)
         seen.creates_all = written["created"].sum() == rows.height
-        parts = [written, duplicates]
         if conflicts is not None:
-            parts.append(conflicts.with_columns(conflict=pl.lit(True)))
-        return pl.concat(parts, how="diagonal")
+            aside.append(conflicts.with_columns(conflict=pl.lit(True)))
+        return pl.concat([written, *aside], how="diagonal")
 
     def _updated_at_once(self, session: Session, sql: _Sql, batch: Batch) -> pl.DataFrame:
         """Update the rows that differ without a comparison, if nearly all rows of the batch before differed."""
@@ -231,13 +232,7 @@ class PostgresTables:
         exact = all(
             canonical(column) in _COPIED or _PLAIN_TEXT.fullmatch(column.sql_type) for column in writing.columns
         )
-        if (
-            not exact
-            or relation.may_skip
-            or writing.expecting
-            or writing.nulls == "keep"
-            or any(map(_is_loose, writing.key))
-        ):
+        if not exact or relation.may_skip or writing.expecting or writing.nulls == "keep":
             return None
         seen = self._seen_by(batch)
         if seen.was_empty is None:
@@ -268,7 +263,9 @@ class PostgresTables:
     def _all_new(self, session: Session, writing: Writing, rows: pl.DataFrame) -> bool:
         keys = rows.select(name for name, _ in writing.key)
         relation = writing.relation
-        return session.query("table_existing", *_parameters(keys), placeholders=_by_arrays(relation)).is_empty()
+        return session.query(
+            "table_existing", *_parameters(relation, keys), placeholders=_by_arrays(relation)
+        ).is_empty()
 
     def write_each(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         result: pl.DataFrame | None = None
@@ -276,7 +273,6 @@ class PostgresTables:
         try:
             with self.database.session(batch.interrupt) as session, session.transaction(batch.interrupt):
                 self._stage(session, sql, rows)
-                self._prepare_single_rows(session)
                 session.execute("immediate_constraints")
                 result = self._each(session, sql, batch, rows.height)
                 self._note(session, batch)
@@ -288,7 +284,7 @@ class PostgresTables:
     def _each(self, session: Session, sql: _Sql, batch: Batch, height: int) -> pl.DataFrame:
         """Write the staged rows except for those that are rejected, within a transaction."""
         rejected = self._unstage_invalid(session, sql)
-        aside = [self._loose_duplicates(session, sql)]
+        aside = []
         if (conflicts := self._conflicts(session, sql)) is not None:
             aside.append(conflicts.with_columns(conflict=pl.lit(True)))
         # Unchanged rows are not tried, so that another run after one with failures takes little time.
@@ -318,36 +314,55 @@ class PostgresTables:
 
     def compare(self, writing: Writing, rows: pl.DataFrame) -> pl.DataFrame:
         sql = _Sql(writing)
+        return self._staged(sql, rows, lambda session: session.query("table_compare", placeholders=sql.placeholders))
 
-        def query(*, check: bool) -> pl.DataFrame:
-            # The transaction is not committed: it only holds the staging table.
+    def _staged(self, sql: _Sql, rows: pl.DataFrame, query: Callable[[Session], pl.DataFrame]) -> pl.DataFrame:
+        """The result of a query on staged rows, in a transaction that is not committed.
+
+        Rows with values that are none of the types of their columns are not staged, and have their error in the result.
+        """
+
+        def staged(*, check: bool) -> pl.DataFrame:
             with self.database.session() as session:
                 session.begin()
                 try:
                     self._stage(session, sql, rows)
-                    invalid = []
-                    if check:
-                        self._prepare_single_rows(session)
-                        invalid = [self._unstage_invalid(session, sql)]
-                    found = session.query("table_compare", placeholders=sql.placeholders)
-                    return pl.concat([found, *invalid], how="diagonal")
+                    invalid = [self._unstage_invalid(session, sql)] if check else []
+                    return pl.concat([query(session), *invalid], how="diagonal")
                 finally:
                     session.rollback()
 
+        if sql.inexact:
+            return retry(lambda: staged(check=True), what="compare")
         try:
-            return retry(lambda: query(check=False), what="compare")
-        except RowError:
-            return retry(lambda: query(check=True), what="compare")
+            return retry(lambda: staged(check=False), what="compare")
+        except (RowError, PermanentError) as error:
+            if not _may_be_invalid(error, sql):
+                raise
+            return retry(lambda: staged(check=True), what="compare")
 
     def _unstage_invalid(self, session: Session, sql: _Sql) -> pl.DataFrame:
-        """Find the staged rows with texts that are no values of the types of their columns, and remove them."""
-        if not (checks := sql.casts):
+        """Find the staged rows with values that are none of the types of their columns, and remove them."""
+        self._prepare_single_rows(session)
+        invalid = [_rejected(pl.Series(dtype=pl.UInt32), "", "")]
+        if checks := sql.casts:
+            session.execute("table_check_each", placeholders={"checks": checks, "tag": _tag()})
+            invalid.append(with_rules(session.query("table_outcomes")).drop("created"))
+            session.execute("table_unstage", invalid[-1]["position"])
+            session.execute("table_forget_outcomes")
+        if (inexact := self._inexact(session, sql)).height:
+            session.execute("table_unstage", inexact["position"])
+            invalid.append(inexact)
+        return pl.concat(invalid, how="diagonal")
+
+    def _inexact(self, session: Session, sql: _Sql) -> pl.DataFrame:
+        """The staged rows with values that a cast to the type of their column would change."""
+        if not sql.inexact:
             return _rejected(pl.Series(dtype=pl.UInt32), "", "")
-        session.execute("table_check_each", placeholders={"checks": checks, "tag": _tag()})
-        invalid = with_rules(session.query("table_outcomes"))
-        session.execute("table_unstage", invalid["position"])
-        session.execute("table_forget_outcomes")
-        return invalid.drop("created")
+        found = session.query("table_inexact", placeholders={"inexact": sql.inexact})
+        columns = [sql.writing.columns[number] for number in found["number"]]
+        errors = [f"{one.name}: has more digits, or another length, than {one.sql_type} holds" for one in columns]
+        return _rejected(found["position"], pl.Series(errors, dtype=pl.String), "loses_digits")
 
     def recovered(self, batch: Batch, answer: pl.DataFrame | None) -> pl.DataFrame | None:
         transaction = self._seen_by(batch).transactions.get(batch.batch_id)
@@ -378,6 +393,13 @@ class PostgresTables:
             session.check_primary()
             return session.query("transaction_status", *transaction).item()  # type: ignore[no-any-return]
 
+    def same_keys(self, relation: Relation, keys: pl.DataFrame) -> pl.Series:
+        sql = _key_sql(relation)
+        found = self._staged(sql, keys, lambda session: session.query("table_same_keys", placeholders=sql.placeholders))
+        own = keys.select(position=pl.int_range(pl.len(), dtype=pl.UInt32))
+        same = own.join(found, on="position", how="left", maintain_order="left")
+        return same.select(pl.col("same").cast(pl.UInt32).fill_null(pl.col("position"))).to_series()
+
     def existing(self, relation: Relation, keys: pl.DataFrame) -> pl.DataFrame:
         return self._by_key("table_existing", relation, keys)
 
@@ -385,7 +407,9 @@ class PostgresTables:
         return self._by_key("table_lookup", relation, keys, columns=_selected(columns))
 
     def _by_key(self, name: str, relation: Relation, keys: pl.DataFrame, **placeholders: str) -> pl.DataFrame:
-        return self.database.read(name, *_parameters(keys), placeholders={**_by_arrays(relation), **placeholders})
+        return self.database.read(
+            name, *_parameters(relation, keys), placeholders={**_by_arrays(relation), **placeholders}
+        )
 
     def delete(
         self,
@@ -396,7 +420,7 @@ class PostgresTables:
         expected: Sequence[str] = (),
     ) -> pl.DataFrame:
         name = "table_delete" if soft is None else "table_soft_delete"
-        parameters, placeholders = _parameters(keys), _by_arrays(relation, expected)
+        parameters, placeholders = _parameters(relation, keys), _by_arrays(relation, expected)
         conditions = [f"t.{quoted(one)}::text IS NOT DISTINCT FROM s.e{n}" for n, one in enumerate(expected)]
         if soft is not None:
             marked = SoftDelete(relation[soft])
@@ -421,7 +445,7 @@ class PostgresTables:
     def unmatched(
         self, relation: Relation, columns: Sequence[Column], keys: pl.DataFrame, where: str | None
     ) -> Iterator[pl.DataFrame]:
-        sql = _Sql(Writing(relation, tuple(relation[name] for name in relation.key)))
+        sql = _key_sql(relation)
         condition = f"WHERE {where}" if where else ""
         placeholders = {**sql.placeholders, "columns": _selected(columns), "where": condition}
 
@@ -430,7 +454,7 @@ class PostgresTables:
             with self.database.session() as session:
                 session.begin()
                 try:
-                    self._stage(session, sql, keys.with_columns(row=pl.lit(0, pl.Int32)))
+                    self._stage(session, sql, keys)
                     session.execute("table_analyze_staging")
                     session.execute("any_joins")
                     yield from session.stream("table_unmatched", placeholders=placeholders)
@@ -472,15 +496,6 @@ class PostgresTables:
         session.execute("nested_loops")
         session.stage("entityframes_rows", sql.staged(rows))
 
-    def _loose_duplicates(self, session: Session, sql: _Sql) -> pl.DataFrame:
-        """Find rows whose keys differ as text, but are equal to the database; remove them from the staged rows."""
-        if not any(map(_is_loose, sql.writing.key)):
-            return pl.DataFrame(schema={"position": pl.UInt32})
-        found = session.query("table_loose_keys", placeholders=sql.placeholders)
-        if found.height:
-            session.execute("table_unstage", found["position"])
-        return found.with_columns(duplicate=pl.lit(True))
-
     def _conflicts(self, session: Session, sql: _Sql) -> pl.DataFrame | None:
         """Lock the stored rows, and separate the positions of those that are not as expected."""
         if not sql.writing.expecting:
@@ -500,21 +515,41 @@ class PostgresTables:
         return self._seen.setdefault(batch.interrupt, _Seen())
 
     @contextmanager
-    def _rejections(self, session: Session, writing: Writing) -> Iterator[None]:
-        """Distinguish a policy that rejects a row from an error that affects all rows.
+    def _rejections(self, session: Session, writing: Writing, rows: pl.DataFrame) -> Iterator[None]:
+        """Distinguish a row that is rejected from an error that affects all rows.
 
         Raises:
-            RowError: this user may write to the table, so a row was rejected.
+            RowError: this user may write to the table, so a policy rejected a row; or a text is no value of the type
+                of its column, for which some types report a syntax error or an internal one.
         """
         try:
             yield
         except PermanentError as error:
-            if error.sqlstate != "42501":
+            sql = _Sql(writing)
+            denied = error.sqlstate == "42501"
+            if not denied and not _may_be_invalid(error, sql):
                 raise
             session.rollback()
-            if not session.query("table_may_write", writing.relation.sql).item():
+            if denied:
+                rejected = session.query("table_may_write", writing.relation.sql).item()
+            else:
+                rejected = self._has_invalid(session, sql, rows)
+            if not rejected:
                 raise
             raise RowError(str(error), error.sqlstate, error.rule) from None
+
+    def _has_invalid(self, session: Session, sql: _Sql, rows: pl.DataFrame) -> bool:
+        session.begin()
+        try:
+            self._stage(session, sql, rows)
+            return self._unstage_invalid(session, sql).height > 0
+        finally:
+            session.rollback()
+
+
+def _may_be_invalid(error: RowError | PermanentError, sql: _Sql) -> bool:
+    """Whether an error may have been caused by a text that is no value of the type of its column."""
+    return isinstance(error, RowError) or bool(sql.casts and (error.sqlstate or "").startswith(("42", "XX000")))
 
 
 class _Sql:
@@ -530,8 +565,6 @@ class _Sql:
         columns = [f"c{number} {_staging_type(column)}" for number, column in enumerate(writing.columns)]
         if writing.expecting:
             columns += ["stored boolean", *(f"e{name[1:]} text" for name, _ in writing.values)]
-        if any(map(_is_loose, writing.key)):
-            columns.append("given int4")
         first = writing.key[0][1].quoted
         key = [(name, column.quoted) for name, column in writing.key]
         names = [column.quoted for column in writing.columns]
@@ -540,10 +573,7 @@ class _Sql:
             "columns": ", ".join(columns),
             "first": first,
             "matches": " AND ".join(f"t.{column.quoted} = {_cast(name, column)}" for name, column in writing.key),
-            "same_key": " AND ".join(
-                f"{_cast(name, column, 'o')} = {_cast(name, column)}" for name, column in writing.key
-            ),
-            "after": ">",
+            "cast_key": ", ".join(_cast(name, column) for name, column in writing.key),
             "differs": self._differs(),
             "unexpected": " OR ".join(
                 f"t.{column.quoted}::text IS DISTINCT FROM s.e{name[1:]}" for name, column in writing.values
@@ -574,6 +604,16 @@ class _Sql:
         casts = [_cast(f"c{number}", column) for number, column in enumerate(self.writing.columns)]
         return ", ".join(cast for cast in casts if "::" in cast)
 
+    @property
+    def inexact(self) -> str:
+        """The number of a column whose staged value a cast to the type would change; empty if there is none."""
+        numbered = [(number, f"s.c{number}", column) for number, column in enumerate(self.writing.columns)]
+        return " ".join(
+            f"WHEN {value}::{column.exact} IS DISTINCT FROM {value}::{column.sql_type} THEN {number}"
+            for number, value, column in numbered
+            if column.exact
+        )
+
     def staged(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows as they are copied."""
         writing = self.writing
@@ -581,8 +621,6 @@ class _Sql:
         columns += [as_staged(rows[f"c{number}"], column) for number, column in enumerate(writing.columns)]
         if writing.expecting:
             columns += [rows["stored"], *(rows[f"e{name[1:]}"] for name, _ in writing.values)]
-        if any(map(_is_loose, writing.key)):
-            columns.append(rows["row"].cast(pl.Int32).alias("given"))
         return pl.DataFrame(columns)
 
     def _differs(self) -> str:
@@ -623,12 +661,17 @@ class _Sql:
         return value
 
 
+def _key_sql(relation: Relation) -> _Sql:
+    """The SQL text for frames of keys."""
+    return _Sql(Writing(relation, tuple(relation[name] for name in relation.key)))
+
+
 def _tag() -> str:
     """A delimiter of a string that no identifier can contain by chance."""
     return f"$ef_{secrets.token_hex(8)}$"
 
 
-def _rejected(positions: pl.Series, error: str, rule: str) -> pl.DataFrame:
+def _rejected(positions: pl.Series, error: str | pl.Series, rule: str) -> pl.DataFrame:
     return pl.DataFrame({"position": positions}).with_columns(
         error=pl.lit(error, pl.String), rule=pl.lit(rule, pl.String), sqlstate=pl.lit(None, pl.String)
     )
@@ -675,6 +718,7 @@ def _column(row: dict[str, Any]) -> Column:
         generated=bool(row["generated"]) or row["identity"] == "a",
         identity=bool(row["identity"]),
         collation=row["collation"],
+        exact=row["exact"],
     )
 
 
@@ -719,8 +763,10 @@ def _typed(
         read: pl.DataType = pl.Decimal(precision, scale) if fits else pl.String()
         return replace(column, dtype=read, precision=precision, scale=scale)
     if family == "text":
-        size = 63 if base == "name" else typmod - 4 if base in ("varchar", "bpchar") and typmod >= 4 else None
-        return replace(column, size=size, loose=base in ("citext", "bpchar") or nondeterministic)
+        if base in ("name", "char"):
+            return replace(column, size=63 if base == "name" else 1, in_bytes=True)
+        size = typmod - 4 if base in ("varchar", "bpchar") and typmod >= 4 else None
+        return replace(column, size=size, loose=base == "citext" or nondeterministic, padded=base == "bpchar")
     if family == "time":
         return replace(column, dtype=pl.Time(), scale=None if typmod < 0 else typmod)
     if family in ("timestamp", "timestamptz"):
@@ -733,7 +779,7 @@ def _typed(
 
 def _staging_type(column: Column) -> str:
     """The type of a column of the staging table."""
-    if copied := _COPIED.get(canonical(column)):  # type: ignore[arg-type]
+    if copied := _COPIED.get(canonical(column)):
         return copied
     return f"text COLLATE {column.collation}" if column.collation else "text"
 
@@ -746,41 +792,50 @@ def _cast(name: str, column: Column, alias: str = "s") -> str:
     return f"{alias}.{name}::{column.sql_type}"
 
 
-def _is_loose(key: tuple[str, Column]) -> bool:
-    """Whether the database may consider keys equal that have different texts."""
-    column = key[1]
-    return column.loose or column.family in ("other", "decimal", "json", "array", "interval")
-
-
 def as_staged(values: pl.Series, column: Column) -> pl.Series:
     """Canonical values as they are copied: arrays as text in the form of PostgreSQL."""
-    if values.dtype == pl.Time:
-        return values.cast(pl.String)
+    return as_text(values, column) if isinstance(values.dtype, pl.List | pl.Time) else values
+
+
+def as_text(values: pl.Series, column: Column) -> pl.Series:
+    """Canonical values as text in the form of PostgreSQL."""
     if not isinstance(values.dtype, pl.List):
-        return values
-    inner = values.dtype.inner
-    element = pl.element().cast(pl.String)
-    if inner == pl.Binary:
-        element = pl.lit("\\x") + pl.element().bin.encode("hex")
-    elif inner == pl.Boolean:
-        element = pl.when(pl.element()).then(pl.lit("t")).otherwise(pl.lit("f"))
-        element = pl.when(pl.element().is_null()).then(None).otherwise(element)
+        if values.dtype == pl.Binary:
+            return "\\x" + values.bin.encode("hex")
+        if isinstance(values.dtype, pl.Date | pl.Datetime):
+            return _dates_as_text(values)
+        if values.dtype == pl.Time:
+            # A cast would cut the digits of the second.
+            return values.dt.to_string("%H:%M:%S%.f")
+        return values.cast(pl.String)
+    items = values.list.explode(empty_as_null=False, keep_nulls=False)
+    texts = as_text(items, column)
     if column.family != "vector":
-        escaped = element.str.replace_all("\\", "\\\\", literal=True).str.replace_all('"', '\\"', literal=True)
-        element = (pl.lit('"') + escaped + pl.lit('"')).fill_null("NULL")
-    joined = values.list.eval(element).list.join(",")
+        escaped = texts.str.replace_all("\\", "\\\\", literal=True).str.replace_all('"', '\\"', literal=True)
+        texts = ('"' + escaped + '"').fill_null("NULL")
+    lengths = pl.DataFrame({"length": values.list.len()}).with_row_index("row")
+    rows = lengths.drop_nulls().select(pl.col("row").repeat_by("length").list.explode(empty_as_null=False)).to_series()
+    joined = pl.DataFrame({"row": rows, "text": texts}).group_by("row").agg(pl.col("text").str.join(","))
     left, right = "[]" if column.family == "vector" else "{}"
-    return pl.select((pl.lit(left) + pl.lit(joined) + pl.lit(right)).alias(values.name)).to_series()
+    text = pl.lit(left) + pl.col("text").fill_null("") + pl.lit(right)
+    listed = lengths.join(joined, on="row", how="left", maintain_order="left")
+    return listed.select(pl.when(pl.col("length").is_not_null()).then(text).alias(values.name)).to_series()
 
 
-def _parameters(keys: pl.DataFrame) -> list[pl.Series]:
-    """Keys as parameters: arrays of text."""
-    return [
-        pl.Series(["\\x" + value.hex() for value in column.to_list()], dtype=pl.String)
-        if column.dtype == pl.Binary
-        else column.cast(pl.String)
-        for column in keys.get_columns()
-    ]
+def _dates_as_text(values: pl.Series) -> pl.Series:
+    """Dates and timestamps as text; Polars and PostgreSQL write years before 1 and after 9999 differently."""
+    texts, years = values.cast(pl.String), values.dt.year()
+    for place in ((years < 1) | (years > 9999)).fill_null(False).arg_true():
+        year = years[place]
+        rest = texts[place].removeprefix("-").removeprefix("+").partition("-")[2]
+        texts[place] = f"{year:04}-{rest}" if year > 0 else f"{1 - year:04}-{rest} BC"
+    return texts
+
+
+def _parameters(relation: Relation, keys: pl.DataFrame) -> list[pl.Series]:
+    """Keys, and the texts of further columns, as parameters: arrays of text."""
+    given, columns = keys.get_columns(), [relation[name] for name in relation.key]
+    return [*map(as_text, given[: len(columns)], columns), *given[len(columns) :]]
 
 
 def _by_arrays(relation: Relation, expected: Sequence[str] = ()) -> dict[str, str]:
@@ -799,7 +854,9 @@ def _by_arrays(relation: Relation, expected: Sequence[str] = ()) -> dict[str, st
 
 def _from_text(text: str, column: Column) -> str:
     collate = f" COLLATE {column.collation}" if column.collation else ""
-    return text + collate if _PLAIN_TEXT.fullmatch(column.sql_type) else f"{text}::{column.sql_type}{collate}"
+    if _PLAIN_TEXT.fullmatch(column.sql_type):
+        return text + collate
+    return f"{text}::{column.exact or column.sql_type}{collate}"
 
 
 def _selected(columns: Sequence[Column]) -> str:
@@ -807,23 +864,41 @@ def _selected(columns: Sequence[Column]) -> str:
     return ", ".join(f"{_read(column)} AS v{number}" for number, column in enumerate(columns)) or "NULL AS none"
 
 
+#: The families that the driver reads without loss, also as values of arrays.
+_READ = ("boolean", "integer", "float", "binary", "date", "timestamp", "timestamptz", "time")
+
+
 def _read(column: Column) -> str:
     """A column as the driver returns it without loss."""
     value = f"t.{column.quoted}"
-    if column.family in ("boolean", "integer", "float", "binary"):
-        return value
-    if column.family in ("date", "timestamp", "timestamptz"):
-        # Arrow has no infinity: the cast of the message fails, and shows it.
-        message = literal(f"column {column.name} has a value that Arrow cannot represent: ")
-        return f"CASE WHEN isfinite({value}) THEN {value} ELSE ({message} || {value}::text)::date END"
     if column.family == "vector":
         return f"{value}::real[]"
-    if column.element is not None:
-        kind = column.sql_type if column.element.family in ("boolean", "integer", "float") else "text[]"
-        # Arrow has lists only: an array of several dimensions would be flattened.
-        message = literal(f"column {column.name} has an array of several dimensions: ")
-        return f"CASE WHEN array_ndims({value}) > 1 THEN ({message} || {value}::text)::{kind} ELSE {value}::{kind} END"
-    return f"{value}::text"
+    one = column.element or column
+    native = one.family in _READ
+    kind = column.sql_type if native else "text[]" if column.element else "text"
+    # The cast of text(inet) always adds a netmask.
+    read = f"textin(inet_out({value}))" if column.sql_type == "inet" else value if native else f"{value}::{kind}"
+    refused = [f"array_ndims({value}) > 1"] if column.element else []
+    if unreadable := _unreadable("e" if column.element else value, one):
+        refused.append(
+            f"EXISTS (SELECT FROM unnest({value}) AS e WHERE {unreadable})" if column.element else unreadable
+        )
+    if not refused:
+        return read
+    # This cast fails, and the error shows the message.
+    message = literal(f"column {column.name} has a value that a dataframe cannot represent: ")
+    failing = "integer::text" if kind == "text" else kind
+    wrong = f"({message} || {value}::text)::{failing}"
+    return f"CASE WHEN {' OR '.join(refused)} THEN {wrong} ELSE {read} END"
+
+
+def _unreadable(value: str, column: Column) -> str | None:
+    """Whether a value cannot be represented by the dtype that is read; None if each can."""
+    if column.family in ("date", "timestamp", "timestamptz"):
+        return f"NOT isfinite({value})"
+    if column.family == "time":
+        return f"{value} = '24:00'"
+    return f"{value} = 'NaN'" if isinstance(column.dtype, pl.Decimal) else None
 
 
 def sql_type(dtype: pl.DataType, name: str) -> str:

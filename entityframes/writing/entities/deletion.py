@@ -33,6 +33,9 @@ class EntityDeletion:
         given = numbered(given)
         return given.select("row", *self.columns).with_columns(usable_ids(given).get_columns())
 
+    def comparable(self, rows: pl.DataFrame) -> pl.DataFrame:
+        return rows
+
     def delete(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         return self.engine.delete(rows, batch)
 

@@ -23,6 +23,7 @@ from entityframes.frames.schema import (
 from entityframes.frames.values import JSON
 from entityframes.metadata import dtypes
 from entityframes.metadata.fields import Fields
+from entityframes.writing.duplicates import disjoint
 from entityframes.writing.entities import keeping
 from entityframes.writing.entities.validation import validate
 from entityframes.writing.options import Options
@@ -77,6 +78,9 @@ class EntityTarget:
 
     def comparable(self, frame: pl.DataFrame) -> pl.DataFrame:
         return frame
+
+    def disjoint(self, left: pl.DataFrame, right: pl.DataFrame) -> bool:
+        return disjoint(left, right, self.key)
 
     def prepare(self, frame: pl.DataFrame, *, record: bool = True) -> pl.DataFrame:
         self._with_fields(frame, self._fields.declare if record else self._fields.check)

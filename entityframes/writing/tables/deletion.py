@@ -10,7 +10,7 @@ from entityframes.engines.batch import Batch
 from entityframes.engines.tables import Relation, TableEngine
 from entityframes.errors import ConnectionLostError
 from entityframes.results import DELETE_STATUSES
-from entityframes.writing.tables.target import OLD, TableNames, usable_keys
+from entityframes.writing.tables.target import OLD, TableNames, comparable_keys, usable_keys
 
 
 class TableDeletion:
@@ -28,7 +28,7 @@ class TableDeletion:
         self, engine: TableEngine, relation: Relation, soft: str | None = None, expected: Sequence[str] = ()
     ) -> None:
         self.engine, self._relation, self._soft, self._expected = engine, relation, soft, expected
-        names = TableNames(relation)
+        self._names = names = TableNames(relation)
         self.key, self.outcomes = names.key, names.outcomes(DELETE_STATUSES)
         self.columns = [*names.key, *(OLD + name for name in expected)]
 
@@ -37,6 +37,9 @@ class TableDeletion:
         named = converted.rename(dict(zip(converted.columns, self.key, strict=True)))
         expected = given.select(OLD + name for name in self._expected)
         return named.hstack(expected.get_columns()).with_columns(usable=usable).with_row_index("row")
+
+    def comparable(self, rows: pl.DataFrame) -> pl.DataFrame:
+        return comparable_keys(self.engine, self._names, rows)
 
     def delete(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         names = {name: f"c{number}" for number, name in enumerate(self.key)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -26,6 +27,7 @@ from entityframes.writing.tables.target import (
     TableNames,
     by_columns,
     check_columns,
+    comparable_keys,
     usable_keys,
     validate,
     writing_of,
@@ -128,8 +130,10 @@ def make(
     frame = given.frame
     check_columns(relation, visible_schema(frame.schema), options)
     names = TableNames(relation)
-    validated = validate(names, numbered(frame.rename({name: names.of.get(name, name) for name in frame.columns})))
-    rows, duplicates = Superseded(names.key, options.on_duplicate).split(validated.rows)
+    frame = names.renamed(frame)
+    validated = validate(names, numbered(frame))
+    superseded = Superseded(names.key, options.on_duplicate, partial(comparable_keys, engine, names))
+    rows, duplicates = superseded.split(validated.rows)
     compared = []
     with Reporter(progress, rows.height, delay=DELAY) as reporter:
         for start in range(0, max(rows.height, 1), _CHUNK_ROWS):

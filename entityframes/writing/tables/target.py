@@ -15,10 +15,11 @@ from entityframes.frames import records
 from entityframes.frames.utf8 import readable
 from entityframes.frames.values import JSON
 from entityframes.results import UPSERT_STATUSES, outcome_schema
+from entityframes.writing.duplicates import disjoint
 from entityframes.writing.options import Nulls, TableOptions
 from entityframes.writing.outcomes import Outcomes
 from entityframes.writing.run import Run
-from entityframes.writing.tables.values import Problems, convert, refusal
+from entityframes.writing.tables.values import Problems, convert, convert_key, refusal
 from entityframes.writing.target import Attempt, Validated
 
 #: Within a run, columns of the table have these prefixes, so that they are not mistaken for others.
@@ -50,13 +51,17 @@ class TableNames:
         #: The names of the key columns in outcomes.
         self.labels = tuple(map(key_name, relation.key))
 
+    def renamed(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """A frame with columns of the table, with the names that they have within a run."""
+        return frame.rename({name: self.of.get(name, name) for name in frame.columns})
+
     def outcomes(self, statuses: tuple[str, ...] = UPSERT_STATUSES) -> Outcomes:
         """Builds the outcomes of rows of the table."""
         return Outcomes(
             self.key,
             self.displayable,
             statuses,
-            tuple(canonical(self.relation[name]) or pl.String() for name in self.relation.key),
+            tuple(canonical(self.relation[name]) for name in self.relation.key),
             labels=self.labels,
             jobs=False,
             conflict="the stored row is not as it was when the plan was made: another writer changed, created or "
@@ -72,7 +77,7 @@ class TableNames:
         frame, _ = readable_texts(rows.select(self.key))
         return pl.DataFrame(
             [
-                convert(frame[name], self.relation[of_table], Problems(frame.height)).alias(name)
+                convert_key(frame[name], self.relation[of_table], Problems(frame.height)).alias(name)
                 for name, of_table in zip(self.key, self.relation.key, strict=True)
                 if refusal(frame[name].dtype, self.relation[of_table]) is None
             ]
@@ -93,16 +98,23 @@ class TableTarget:
         return records.Expected(dict.fromkeys(documents, JSON), columns=list(self._relation.by_name))
 
     def check(self, schema: Mapping[str, pl.DataType]) -> None:
-        check_columns(self._relation, records.visible_schema(schema), self._options)
+        # The frame of a plan was checked when the plan was made, and its columns renamed.
+        if not self._options.expecting:
+            check_columns(self._relation, records.visible_schema(schema), self._options)
 
     def check_values(self, frame: pl.DataFrame) -> None:
         """Values are checked row by row."""
 
     def renamed(self, frame: pl.DataFrame) -> pl.DataFrame:
-        return frame.rename({name: self._names.of[name] for name in frame.columns if name in self._names.of})
+        return frame if self._options.expecting else self._names.renamed(frame)
 
     def comparable(self, frame: pl.DataFrame) -> pl.DataFrame:
-        return self._names.keys(frame)
+        return comparable_keys(self._engine, self._names, frame)
+
+    def disjoint(self, left: pl.DataFrame, right: pl.DataFrame) -> bool:
+        if self._relation.has_loose_key:
+            return False
+        return disjoint(self._names.keys(left), self._names.keys(right), self.key)
 
     def prepare(self, frame: pl.DataFrame, *, record: bool = True) -> pl.DataFrame:
         return frame
@@ -210,8 +222,7 @@ def check_columns(relation: Relation, schema: Mapping[str, pl.DataType], options
         SchemaError: naming the columns that cannot.
     """
     known = relation.by_name
-    given = [name for name in schema if not (options.expecting and name.startswith((STORED, OLD)))]
-    if unknown := [name for name in given if name not in known]:
+    if unknown := [name for name in schema if name not in known]:
         similar = {name.lower(): name for name in known}
         hints = [f"{name!r} (there is {similar[name.lower()]!r})" for name in unknown if name.lower() in similar]
         raise SchemaError(
@@ -220,12 +231,12 @@ def check_columns(relation: Relation, schema: Mapping[str, pl.DataType], options
         )
     if missing := [name for name in relation.key if name not in schema]:
         raise SchemaError(f"the frame lacks {', '.join(map(repr, missing))} of the key of {relation.name}")
-    if generated := [name for name in given if known[name].generated]:
+    if generated := [name for name in schema if known[name].generated]:
         raise SchemaError(
             f"the database computes {', '.join(map(repr, generated))} of {relation.name} itself: drop the columns, "
             f"for example with frame.drop({', '.join(map(repr, generated))})"
         )
-    refusals = [refusal(schema[name], known[name]) for name in given]
+    refusals = [refusal(schema[name], known[name]) for name in schema]
     if problems := [problem for problem in refusals if problem]:
         raise SchemaError("; ".join(problems[:10]))
     if ignored := [name for name in options.ignore if name not in known or name in relation.key]:
@@ -245,8 +256,9 @@ def validate(names: TableNames, chunk: pl.DataFrame) -> Validated:
         if name not in frame.columns:
             continue
         values = frame[name]
-        converted = convert(values, column, problems).alias(name)
-        if column.name in names.relation.key:
+        is_key = column.name in names.relation.key
+        converted = (convert_key if is_key else convert)(values, column, problems).alias(name)
+        if is_key:
             problems.add(values.is_null(), "null_key", lambda _, column=column: f"{column.name} is null")  # type: ignore[misc]
         columns.append(converted)
     if (lacks := records.absences(chunk)) is not None:
@@ -279,6 +291,15 @@ def _none(rows: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
     return pl.DataFrame(schema={**schema, "rule": pl.String, "error": pl.String})
 
 
+def comparable_keys(engine: TableEngine, names: TableNames, rows: pl.DataFrame) -> pl.DataFrame:
+    """The columns of the key, so that keys that the database considers equal have equal values."""
+    keys = names.keys(rows)
+    if not names.relation.has_loose_key or keys.height < 2:
+        return keys
+    numbered = keys.rename({name: f"c{number}" for number, name in enumerate(keys.columns)})
+    return keys[engine.same_keys(names.relation, numbered)]
+
+
 def usable_keys(relation: Relation, keys: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
     """Keys in canonical form, as ``c0``, ``c1``, ..., and which of them can be stored at all.
 
@@ -291,7 +312,7 @@ def usable_keys(relation: Relation, keys: pl.DataFrame) -> tuple[pl.DataFrame, p
     for number, name in enumerate(relation.key):
         if refused := refusal(frame[name].dtype, relation[name]):
             raise SchemaError(refused)
-        columns.append(convert(frame[name], relation[name], problems).alias(f"c{number}"))
+        columns.append(convert_key(frame[name], relation[name], problems).alias(f"c{number}"))
     converted = pl.DataFrame(columns)
     found = problems.columns()
     usable = converted.select(~pl.any_horizontal(pl.all().is_null())).to_series()
