@@ -145,7 +145,7 @@ def _print_notes(given: Any) -> None:
 def _as_texts(given: Any, table: Any, columns: Sequence[str]) -> Any:
     """The rows of the files. Values of CSV and JSON are text, as in the file, which the upsert converts by value."""
     known = table._relation.by_name
-    nested = ("array", "vector", "struct") if given.kind in ("json", "ndjson") else ()
+    nested = ("array", "vector", "struct", "map") if given.kind in ("json", "ndjson") else ()
     if given.kind not in ("parquet", "ipc"):
         texts = [name for name in columns if name not in known or known[name].family not in nested]
         given.choose(texts, (), columns)
