@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import adbc_driver_postgresql.dbapi as adbc
@@ -101,6 +102,72 @@ def test_a_concurrent_change_is_a_conflict(
     }[change]  # fmt: skip
     found = store.get(lost)
     assert found["content"].to_list() == [None if change == "delete" else "theirs"]
+
+
+def test_a_concurrent_change_is_not_deleted(own_server: Server, database: str, own_store, tmp_path: Path) -> None:
+    """A sync deletes an entity only as it was when it was compared, even if another session has it locked."""
+    store = own_store()
+    sync = ef.DirectorySync(store, tmp_path)
+    store.upsert(rows(3))
+    sync.sync()
+    (tmp_path / "note/e000001.md").unlink()
+    with adbc.connect(own_server.url(database), autocommit=True) as connection, connection.cursor() as other:
+        other.execute("BEGIN")
+        other.execute("UPDATE entityframes.entities SET content = 'theirs', content_hash = '\\x00' WHERE id = 'e000001'")
+        run = Background(lambda: sync.sync(delete=True))
+        wait_until(lambda: backends(own_server, database, WAITING), "the deletion to wait for the other")
+        other.execute("COMMIT")
+    result = run.outcome()
+    assert (result.counts["conflict"], result.counts["deleted"]) == (1, 0), result
+    assert store.get_entity("note", "e000001")["content"] == "theirs"
+
+
+@pytest.mark.parametrize("call", ["upsert", "upsert as expected", "delete"])
+def test_entities_are_locked_in_key_order(own_server: Server, database: str, own_store, call: str) -> None:
+    """Also if they are stored in another order: a call that waits for a key has locked those before it only."""
+    store = own_store()
+    for start in (10, 5, 0):
+        store.upsert(rows(5, start=start))
+    frame = rows(15, "changed").join(store.scan().collect().select("id", "content_hash"), on="id")
+    calls = {
+        "upsert": lambda: store.upsert(frame),
+        "upsert as expected": lambda: store.upsert(frame, expected_hash="content_hash"),
+        "delete": lambda: store.delete(frame),
+    }
+    free = "SELECT count(*) FROM (SELECT FROM entityframes.entities WHERE id {} FOR UPDATE SKIP LOCKED) AS e"
+    with adbc.connect(own_server.url(database), autocommit=True) as connection, connection.cursor() as other:
+        other.execute("BEGIN")
+        other.execute("SELECT FROM entityframes.entities WHERE id = 'e000007' FOR UPDATE")
+        run = Background(calls[call])
+        wait_until(lambda: backends(own_server, database, WAITING), "the call to wait for the row")
+        for keys, count in (("< 'e000007'", 0), ("> 'e000007'", 7)):
+            assert own_server.sql(free.format(keys), database=database) == [(count,)]
+        other.execute("COMMIT")
+    assert run.outcome().ok
+
+
+def test_a_concurrent_write_of_the_same(own_server: Server, database: str, own_store) -> None:
+    """A batch with a rejected row waits for another session, which writes the same: unchanged."""
+    own_server.sql(
+        "ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (content NOT LIKE 'bad%')",
+        database=database,
+    )
+    model, store = Model(), own_store(workers=1)
+    first, frame = rows(5), pl.concat([rows(4, "changed", start=1), rows(1, "bad")])
+    model.upserted(first, store.upsert(first))
+    with adbc.connect(own_server.url(database), autocommit=True) as connection, connection.cursor() as other:
+        other.execute("BEGIN")
+        other.execute(
+            "UPDATE entityframes.entities SET content = 'changed 3 ', content_hash = sha256('changed 3 ') "
+            "WHERE id = 'e000003'"
+        )
+        run = Background(lambda: store.upsert(frame))
+        wait_until(lambda: backends(own_server, database, WAITING), "the upsert to wait for the row")
+        other.execute("COMMIT")
+    result = run.outcome()
+    assert (result.counts["updated"], result.counts["unchanged"], result.counts["failed"]) == (3, 1, 1), result
+    model.upserted(frame, result)
+    assert store.verify().is_empty()
 
 
 def write_at_once(url: str, writers: int, batches: int) -> int:
