@@ -104,7 +104,7 @@ class File:
             self._root = _connect(location.target, read_only)
             # Closing it in a child would write the log into the file.
             forks.keep(self)
-        except (duckdb.Error, UnicodeError, ValueError) as error:
+        except (duckdb.Error, ValueError) as error:
             raise ConnectError(why_not_opened(location, error)) from None
 
     @property
