@@ -369,6 +369,17 @@ def test_another_suffix_is_the_same_entity(store: ef.EntityStore, root: Path, fo
     ]  # fmt: skip
 
 
+def test_a_sync_without_progress_writes_nothing(
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither for what is created nor for what is deleted."""
+    write(root, **{"a.md": "a", "b.md": "b"})
+    folder.sync(progress=False)
+    (root / "a.md").unlink()
+    assert folder.sync(delete=True, progress=False).counts["deleted"] == 1
+    assert capsys.readouterr() == ("", "")
+
+
 def test_the_default_limit_of_a_file(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
     """It is 5 MiB, as the guide says."""
     put(root / "a.md", b"x" * ((5 << 20) + 1))

@@ -104,8 +104,20 @@ def test_a_concurrent_change_is_a_conflict(
     assert found["content"].to_list() == [None if change == "delete" else "theirs"]
 
 
-def test_a_concurrent_change_is_not_deleted(own_server: Server, database: str, own_store, tmp_path: Path) -> None:
-    """A sync deletes an entity only as it was when it was compared, even if another session has it locked."""
+@pytest.mark.parametrize("triggered", [False, True])
+def test_a_concurrent_change_is_not_deleted(
+    own_server: Server, database: str, own_store, tmp_path: Path, triggered: bool
+) -> None:
+    """A sync deletes an entity only as it was when it was compared, even if another session has it locked.
+
+    This is a conflict, not a refusal by a trigger, also where there is one.
+    """
+    if triggered:
+        own_server.sql(
+            "CREATE FUNCTION ours() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN OLD; END $$",
+            "CREATE TRIGGER ours BEFORE DELETE ON entityframes.entities FOR EACH ROW EXECUTE FUNCTION ours()",
+            database=database,
+        )
     store = own_store()
     sync = ef.DirectorySync(store, tmp_path)
     store.upsert(rows(3))

@@ -168,6 +168,18 @@ def test_a_trigger_that_raises_on_delete(own_store, user, sql: Sql, code: str) -
         store.delete_entity("note", "e000004")
 
 
+def test_a_role_that_may_not_delete(own_store, user, sql: Sql, database: str) -> None:
+    """64: the error ends the call; a trigger on other operations is not taken for the cause."""
+    frame = rows(5)
+    own_store().upsert(frame)
+    trigger(sql, "", "BEFORE INSERT")
+    store = user()
+    sql(f"REVOKE DELETE ON entityframes.entities FROM user_{database}")
+    with pytest.raises(ef.PermanentError, match="permission denied"):
+        store.delete(frame)
+    assert store.exists(frame)["exists"].all()
+
+
 RAISED = {
     "P0001": "RAISE 'refused';",
     "P0002": "RAISE no_data_found;",
