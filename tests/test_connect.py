@@ -163,6 +163,8 @@ def test_paths_that_are_refused(tmp_path: Path) -> None:
         ef.connect(other)
     with pytest.raises(ef.ConnectError, match="mysql"):
         ef.connect("mysql://h/d")
+    with pytest.raises(ef.ConnectError, match="not an address"):
+        ef.connect("{url of the database}")
 
 
 @pytest.mark.duckdb

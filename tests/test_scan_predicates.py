@@ -321,6 +321,7 @@ LEFT: dict[str, pl.Expr] = {
     "arithmetic": C("i64") - 1 > 2,
     "cast": C("s").cast(pl.Int64, strict=False) > 1,
     "NUL": C("s") < "a\0b",
+    "NUL in": C("s").is_in(["a", "b\0"]),
     "hash order": C("content_hash") > "abc",
     "hash not a hash": C("content_hash") != "abc",
     "xor": (C("i64") > 0) ^ (C("s") == "a"),

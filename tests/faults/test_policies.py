@@ -156,12 +156,12 @@ def test_a_trigger_that_raises_on_delete(own_store, user, sql: Sql, code: str) -
     model = Model()
     frame = some_bad(300, {4, 9, 222}, kind="kept")
     model.upserted(frame, own_store().upsert(frame))
-    raised = f"IF OLD.content LIKE 'kept%' THEN RAISE 'it is kept' USING ERRCODE = '{code}'; END IF; RETURN OLD;"
+    raised = f"IF OLD.content LIKE 'kept%' THEN RAISE E'it is kept:\\nLINE 1 of the rules' USING ERRCODE = '{code}'; END IF; RETURN OLD;"
     trigger(sql, raised, "BEFORE DELETE")
     store = user()
     result = store.delete(frame)
     assert result.failed["row"].to_list() == [4, 9, 222], result
-    assert result.failed.select("error", "sqlstate").unique().rows() == [("it is kept", code)]
+    assert result.failed.select("error", "sqlstate").unique().rows() == [("it is kept: LINE 1 of the rules", code)]
     model.deleted(result)
     model.check(own_store())
     with pytest.raises(ef.EntityFramesError, match="it is kept"):
