@@ -125,7 +125,9 @@ def test_a_concurrent_change_is_not_deleted(
     (tmp_path / "note/e000001.md").unlink()
     with adbc.connect(own_server.url(database), autocommit=True) as connection, connection.cursor() as other:
         other.execute("BEGIN")
-        other.execute("UPDATE entityframes.entities SET content = 'theirs', content_hash = '\\x00' WHERE id = 'e000001'")
+        other.execute(
+            "UPDATE entityframes.entities SET content = 'theirs', content_hash = '\\x00' WHERE id = 'e000001'"
+        )
         run = Background(lambda: sync.sync(delete=True))
         wait_until(lambda: backends(own_server, database, WAITING), "the deletion to wait for the other")
         other.execute("COMMIT")
