@@ -202,6 +202,7 @@ EXACT: dict[str, pl.Expr] = {
     "id mirrored less": pl.lit("b") < C("id"),
     "id in": C("id").is_in(["a'b", "nope", "\u00e9", "back\\slash", None]),
     "id in a Series": C("id").is_in(pl.Series(["A", "b"])),
+    "id in an Array": C("id").is_in(pl.Series([["A", "b"]], dtype=pl.Array(pl.String, 2))),
     "id in nothing": C("id").is_in(pl.Series([], dtype=pl.String).implode()),
     "id between": C("id").is_between(pl.lit("A"), pl.lit("a'b")),
     "content": C("content") == "'; DROP TABLE x; --",

@@ -97,6 +97,9 @@ CORRUPTIONS: dict[str, tuple[str, str | None, set[str]]] = {
     "an unreadable dtype": (
         "UPDATE entityframes.metadata_fields SET dtype = 'nonsense' WHERE field = 'n'", None, {"field_record"}
     ),
+    "a dtype without its parts": (
+        """UPDATE entityframes.metadata_fields SET dtype = '{"Array":[]}' WHERE field = 'n'""", None, {"field_record"}
+    ),
 }  # fmt: skip
 
 
