@@ -493,7 +493,9 @@ class PostgresTables:
         """Copy rows into the staging table of this transaction."""
         session.execute("table_staging", placeholders=sql.placeholders)
         # The planner knows nothing about the staged rows, and would hash the whole table for each batch.
-        session.execute("nested_loops")
+        relation = sql.writing.relation
+        placeholders = {"table_name": literal(relation.sql), "height": rows.height, "tag": _tag()}
+        session.execute("table_joins", placeholders=placeholders)
         session.stage("entityframes_rows", sql.staged(rows))
 
     def _conflicts(self, session: Session, sql: _Sql) -> pl.DataFrame | None:

@@ -79,8 +79,33 @@ CREATE TEMPORARY TABLE pg_temp.entityframes_rows (position int4, {columns}) ON C
 -- Informs the planner about the staged rows.
 ANALYZE pg_temp.entityframes_rows
 
+-- name: table_joins
+-- Until the end of the transaction: look up each staged key in the index if the planner takes the table for larger than
+-- the batch. Otherwise hash joins, because nested loops are slow if the table is larger than that: the planner takes it
+-- for empty if its statistics are from a time when all rows were deleted.
+DO {tag}
+DECLARE
+    believed float8;
+BEGIN
+    WITH RECURSIVE parts AS (
+        SELECT {table_name}::regclass::oid AS oid
+        UNION ALL SELECT i.inhrelid FROM pg_inherits AS i JOIN parts AS p ON p.oid = i.inhparent
+    )
+    SELECT sum(pg_relation_size(c.oid) / current_setting('block_size')::int4
+        * CASE WHEN c.relpages > 0 THEN c.reltuples / c.relpages ELSE 30 END)
+    INTO believed FROM parts AS p JOIN pg_class AS c ON c.oid = p.oid;
+    IF believed > {height} THEN
+        SET LOCAL enable_hashjoin = off;
+        SET LOCAL enable_mergejoin = off;
+        SET LOCAL enable_bitmapscan = off;
+    ELSE
+        SET LOCAL enable_nestloop = off;
+    END IF;
+END
+{tag}
+
 -- name: any_joins
--- Undoes nested_loops for a statement that reads the whole table.
+-- Undoes table_joins for a statement that reads the whole table.
 DO 'BEGIN SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; SET LOCAL enable_bitmapscan = on; END'
 
 -- name: table_probe
