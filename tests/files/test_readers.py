@@ -192,6 +192,18 @@ def test_numbers_keep_their_digits(tmp_path: Path) -> None:
     assert rows.scan().collect()["x"].to_list() == [long, "0.5"]
 
 
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_an_integer_that_no_float_holds(run: Run) -> None:
+    """It is not rounded to fit a field of floats."""
+    for name, value in (("a", "0.5"), ("b", "3"), ("c", str(2**53 + 1))):
+        run.write(f"{name}.ndjson", f'{{"id": "{name}", "x": {value}}}\n')
+        run("import", f"{name}.ndjson", "--type", "t", "--id", "id")
+    with ef.connect(run.url) as store:
+        found = store.get(ef.ids("t", ["a", "b", "c"]))["metadata"].to_list()
+    assert found[:2] == ['{"x":0.5}', '{"x":3}']
+    assert found[2] in (None, f'{{"x":{2**53 + 1}}}')
+
+
 def test_an_archive_is_no_table(tmp_path: Path) -> None:
     """A tar archive, packed or not, and a file that only begins like a packed one."""
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
