@@ -142,6 +142,19 @@ def test_a_commit_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
         model.check(store)
 
 
+def test_a_full_disk_is_no_lack_of_memory(tmp_path: Path) -> None:
+    """A call that runs out of disk is not repeated with more memory."""
+    calls = []
+
+    def work() -> None:
+        calls.append(1)
+        raise ef.ResourceError("the disk is full", "53100")
+
+    with ef.connect(tmp_path / "store.duckdb") as store, pytest.raises(ef.ResourceError):
+        store._engine.database.file.with_memory(work)
+    assert calls == [1]
+
+
 def test_duckdb_at_a_file_size_limit(tmp_path: Path) -> None:
     """The same without mounting a file system: a limit on the file size of a child process."""
     script = textwrap.dedent(

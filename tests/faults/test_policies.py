@@ -162,6 +162,7 @@ def test_a_trigger_that_raises_on_delete(own_store, user, sql: Sql, code: str) -
     result = store.delete(frame)
     assert result.failed["row"].to_list() == [4, 9, 222], result
     assert result.failed.select("error", "sqlstate").unique().rows() == [("it is kept: LINE 1 of the rules", code)]
+    assert result.batches >= result.outcomes["batch_id"].n_unique()
     model.deleted(result)
     model.check(own_store())
     with pytest.raises(ef.EntityFramesError, match="it is kept"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
 import os
 import struct
+import tarfile
 import threading
 import zlib
 from pathlib import Path
@@ -143,6 +145,76 @@ def test_an_array_that_ends_anywhere_in_a_block(tmp_path: Path, monkeypatch: pyt
         rows = read_files([str(tmp_path / "a.json")], None, TextOptions(), folder)
         assert rows.scan().collect().rows(named=True) == objects[:7] + objects[8:]
         assert [each.error.split(":")[0] for each in rows.unread.rows] == [f"a.json, line {line}"]
+
+
+def _read(folder: Path, name: str, content: bytes, options: TextOptions | None = None) -> Any:
+    """The rows of one file, and what could not be read of it."""
+    (folder / name).write_bytes(content)
+    target = folder / f"read {len(list(folder.iterdir()))}"
+    target.mkdir()
+    return read_files([str(folder / name)], None, options or TextOptions(), target)
+
+
+def test_values_of_several_lines_at_the_edges_of_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records with quotes, doubled or escaped, are the same wherever a block ends."""
+    for escape, quote in ((None, '""'), ("\\", '\\"')):
+        text = "k,v\n" + "".join(f'{n},"line {n}\nof {quote}several{quote}\n"\n' for n in range(8))
+        expected = [{"k": str(n), "v": f'line {n}\nof "several"\n'} for n in range(8)]
+        for block in (7, 64, 100_000):
+            monkeypatch.setattr(opening, "BLOCK", block)
+            rows = _read(tmp_path, "a.csv", text.encode(), TextOptions(escape=escape))
+            assert rows.scan().collect().select("k", "v").cast(pl.String).rows(named=True) == expected
+            assert rows.unread.rows == []
+
+
+def test_lines_of_a_wrong_length(tmp_path: Path) -> None:
+    """Blank lines and empty values beyond the last column are ignored, with a note; other values are not dropped."""
+    rows = _read(tmp_path, "a.csv", b'k\na\n  \nb\n"  "\n')
+    assert rows.scan().collect()["k"].to_list() == ["a", "b", "  "]
+    assert rows.notes.all() == ["a.csv: 1 blank line is ignored, such as line 3"]
+    rows = _read(tmp_path, "b.csv", b'k,v\n1,x,,\n2,y,lost,\n3,z,,lost\n4,"open\n')
+    assert rows.scan().collect()["v"].to_list() == ["x"]
+    found = [(each.error.split(":")[0], "4 values" in each.error) for each in rows.unread.rows]
+    assert found == [("b.csv, line 3", True), ("b.csv, line 4", True), ("b.csv, line 5", False)]
+    assert "a quote is not closed" in rows.unread.rows[2].error
+    # The limit of Python's parser is that of the whole process.
+    assert csv.field_size_limit() == 131_072
+
+
+def test_numbers_keep_their_digits(tmp_path: Path) -> None:
+    """In JSON, whether or not an object of the same shape was seen before; exact numbers remain numbers."""
+    big, long = 2**64, "0.123456789012345671"
+    rows = _read(tmp_path, "a.ndjson", "".join(f'{{"n": {n}}}\n' for n in (1, 2**60, big)).encode())
+    assert rows.scan().collect()["n"].to_list() == [1, 2**60, big]
+    rows = _read(tmp_path, "b.ndjson", b'{"x": 0.30000000000000004}\n')
+    assert rows.scan().collect()["x"].to_list() == [0.30000000000000004]
+    rows = _read(tmp_path, "c.ndjson", f'{{"x": {long}}}\n{{"x": 0.5}}\n'.encode())
+    assert rows.scan().collect()["x"].to_list() == [long, "0.5"]
+
+
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_an_integer_that_no_float_holds(run: Run) -> None:
+    """It is not rounded to fit a field of floats."""
+    for name, value in (("a", "0.5"), ("b", "3"), ("c", str(2**53 + 1))):
+        run.write(f"{name}.ndjson", f'{{"id": "{name}", "x": {value}}}\n')
+        run("import", f"{name}.ndjson", "--type", "t", "--id", "id")
+    with ef.connect(run.url) as store:
+        found = store.get(ef.ids("t", ["a", "b", "c"]))["metadata"].to_list()
+    assert found[:2] == ['{"x":0.5}', '{"x":3}']
+    assert found[2] in (None, f'{{"x":{2**53 + 1}}}')
+
+
+def test_an_archive_is_no_table(tmp_path: Path) -> None:
+    """A tar archive, packed or not, and a file that only begins like a packed one."""
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("a.csv"))
+    data = (tmp_path / "x.tar").read_bytes()
+    for name, content, message in (
+        ("a.csv", data, "tar archive"), ("a.csv.gz", gzip.compress(data), "tar archive"),
+        ("b.csv.gz", b"\x1f\x8b\xff\xff" + bytes(20), "cannot be decompressed"),
+    ):  # fmt: skip
+        with pytest.raises(ef.SchemaError, match=message):
+            _read(tmp_path, name, content)
 
 
 # Files of any kind.
