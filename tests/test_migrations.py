@@ -294,6 +294,21 @@ def test_stores_of_earlier_shapes_are_migrated(name: str, engine: str, place, tm
     assert versions == [(number,) for number in range(1, FORMAT + 1)]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["the first", "the first, at format 3"])
+def test_another_store_in_the_database(name: str, engine: str, place, tmp_path: Path) -> None:
+    """A store of the current format in another namespace is not mistaken for the one that is migrated."""
+    url = place(engine)
+    with ef.connect(url, namespace="other") as store:
+        store.upsert(ef.ids("note", ["a"]).with_columns(content=pl.lit("text")), progress=False)
+        store.embed(ef.HashingEmbedder(16), progress=False)
+    make(name, engine, url)
+    check(url, tmp_path)
+    with ef.connect(url, namespace="other") as store:
+        assert store.verify().rows() == []
+        assert store.search("text", k=1)["id"].to_list() == ["a"]
+
+
 @pytest.mark.parametrize(("name", "engine"), FEW)
 def test_a_migration_that_is_killed_is_repeated(name: str, engine: str, place, tmp_path: Path) -> None:
     """Case 66: after SIGKILL at its first or last statement nothing is changed; after its COMMIT everything is."""
