@@ -28,6 +28,10 @@ Family = Literal[
 ]  # fmt: skip
 
 
+#: The error of a row whose key stands for several stored rows.
+REPEATED = "the key is stored more than once in the table"
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a table."""
@@ -97,8 +101,12 @@ class Relation:
     parts: tuple[str, str] = ("", "")
     #: The database of the table, where an address needs it.
     catalog: str = ""
-    #: Whether a trigger, a rule or a row-level policy may change or skip rows, which COPY would not report.
+    #: Whether a trigger or a row-level policy may change or skip rows, which COPY would not report.
     may_skip: bool = False
+    #: Whether there are rules for INSERT or UPDATE, with which rows cannot be upserted.
+    has_rules: bool = False
+    #: Whether rows of child tables belong to the table, so that a key may be stored more than once.
+    inherited: bool = False
     #: Whether the key has a unique constraint or index.
     is_unique: bool = True
 
@@ -109,6 +117,11 @@ class Relation:
     def address(self) -> tuple[str, str, str]:
         """The names of the database, the schema and the table."""
         return self.catalog, *self.parts
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether a key may be stored more than once."""
+        return self.inherited or not self.is_unique
 
     @property
     def has_loose_key(self) -> bool:

@@ -15,6 +15,7 @@ from entityframes.engines.duckdb.database import DuckDBDatabase
 from entityframes.engines.duckdb.session import Session
 from entityframes.engines.rules import rule_of
 from entityframes.engines.tables import (
+    REPEATED,
     Column,
     Family,
     NoTableError,
@@ -25,7 +26,7 @@ from entityframes.engines.tables import (
     parse_name,
     quoted,
 )
-from entityframes.errors import PermanentError, RowError, SchemaError
+from entityframes.errors import ClosedError, DatabaseError, PermanentError, RowError, SchemaError
 from entityframes.interrupt import Interrupt
 
 #: The family and the bits of the types by name.
@@ -43,7 +44,6 @@ _FAMILIES: dict[str, tuple[Family, int | None]] = {
 _AS_TEXT = ("uuid", "enum", "interval", "json", "other")
 
 _EXISTS = "a row with this key is stored"
-_AMBIGUOUS = "the key is stored more than once in the table"
 
 
 @dataclass
@@ -135,7 +135,7 @@ class DuckDBTables:
         seen = self._seen.setdefault(batch.interrupt, _Seen())
         if seen.was_empty is None:
             found = session.query("table_select", placeholders=_emptiness(writing.relation))
-            seen.was_empty = found.is_empty() and writing.relation.is_unique
+            seen.was_empty = found.is_empty() and not writing.relation.may_repeat
         return seen.was_empty and not writing.expecting
 
     def write_each(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
@@ -152,13 +152,17 @@ class DuckDBTables:
             return pl.concat(results, how="diagonal").sort("position")
 
     def _bisect(self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch) -> Iterator[pl.DataFrame]:
-        """Write rows in one transaction; if the database rejects a row, halve them until only that row fails."""
-        parts = [rows] if rows.height else []
+        """Write rows in one transaction; if the database rejects a row, halve them until only that row fails.
+
+        If it is stopped in between, the rows that are not written yet have to be written again.
+        """
+        parts, written = [rows] if rows.height else [], False
         while parts:
             rows = parts.pop()
             try:
                 result = self._write(session, writing, rows.drop("position"), batch, narrow=True)
                 yield result.with_columns(position=rows["position"].gather(result["position"]))
+                written = True
             except RowError as error:
                 if batch.whole:
                     raise
@@ -167,6 +171,11 @@ class DuckDBTables:
                 else:
                     half = rows.height // 2
                     parts += [rows[half:], rows[:half]]
+            except (DatabaseError, ClosedError):
+                if not written:
+                    raise
+                yield pl.concat([rows, *parts]).select("position", again=pl.lit(True))
+                return
 
     def recovered(self, batch: Batch, answer: pl.DataFrame | None) -> pl.DataFrame | None:
         return None
@@ -180,8 +189,9 @@ class DuckDBTables:
             given = rows.with_row_index("position")
             invalid = _invalid(session, sql, given)
             session.register("given", given.join(invalid, on="position", how="anti", maintain_order="left"))
+            invalid = pl.concat([invalid, _repeated(session, sql)], how="diagonal")
             found = session.query("table_compare", placeholders=sql.placeholders)
-            return pl.concat([found, invalid], how="diagonal")
+            return pl.concat([found.join(invalid, on="position", how="anti"), invalid], how="diagonal")
 
     def same_keys(self, relation: Relation, keys: pl.DataFrame) -> pl.Series:
         sql = _Sql(Writing(relation, tuple(relation[name] for name in relation.key)))
@@ -388,10 +398,16 @@ def _set_aside(session: Session, sql: _Sql, given: pl.DataFrame) -> pl.DataFrame
     if sql.writing.expecting:
         conflicts = session.query("table_conflicts", placeholders=sql.placeholders)
         parts.append(conflicts.with_columns(conflict=pl.lit(True)))
-    if not sql.writing.relation.is_unique:
-        found = session.query("table_ambiguous", placeholders=sql.placeholders)
-        parts.append(_errors(found["position"], _AMBIGUOUS, "key_not_unique"))
+    parts.append(_repeated(session, sql))
     return pl.concat(parts, how="diagonal").unique("position", keep="first", maintain_order=True)
+
+
+def _repeated(session: Session, sql: _Sql) -> pl.DataFrame:
+    """The given rows whose key is stored more than once."""
+    if not sql.writing.relation.may_repeat:
+        return _errors(pl.Series(dtype=pl.UInt32), REPEATED, "key_not_unique")
+    found = session.query("table_ambiguous", placeholders=sql.placeholders)
+    return _errors(found["position"], REPEATED, "key_not_unique")
 
 
 def _errors(positions: pl.Series, error: str, rule: str, sqlstate: str | None = None) -> pl.DataFrame:
@@ -483,6 +499,10 @@ def _constraint_checks(session: Session, sql: _Sql) -> Iterator[tuple[str, str, 
             condition = f"EXISTS (SELECT 1 FROM {relation.sql} AS t WHERE {same} AND NOT ({matches}))"
             error = _with_values(f"{', '.join(one['columns'])}: another row has the value", columns, new)
             yield condition, error, "23505", one["name"]
+            if {column.name for column in columns} <= sent.keys():
+                same = " AND ".join(f"{_cast(sent[one.name], one, 'o')} = {new[one.name]}" for one in columns)
+                before = f"EXISTS (SELECT 1 FROM given AS o WHERE {same} AND o.position < s.position)"
+                yield before, error, "23505", one["name"]
         elif one["kind"] == "FOREIGN KEY":
             schema = f"{quoted(relation.address[0])}.{quoted(relation.parts[0])}"
             pairs = zip(one["referenced"], columns, strict=True)
