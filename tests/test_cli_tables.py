@@ -299,3 +299,29 @@ def test_a_store_is_beside_the_tables(run: Run, database: str) -> None:
     listed = run("tables", "--json")[1].splitlines()
     assert [json.loads(line)["table"] for line in listed] == ["sales.customers"]
     assert json.loads(listed[0])["key"] == ["code"]
+
+
+def test_a_mirror(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """Rows that the file lacks are deleted, within a limit, and not if a row of the file cannot be read."""
+    file = tmp_path / "people.csv"
+
+    def mirror(text: str, *options: object, words: tuple[object, ...] = ("--mirror",)) -> tuple[int, str]:
+        file.write_text(text, "utf-8")
+        status, out, err = run("import", "people.csv", "--table", "mirrored", *words, *options)
+        return status, out + err
+
+    assert mirror("id,name\n1,Ada\n2,Bob\n3,Cid\n4,Dan\n", words=("--create", "--key", "id"))[0] == 0
+    newer = "id,name\n1,Ada\n2,Bo\n9,New\n"
+    status, shown = mirror(newer)
+    assert status == 2
+    assert "2 of 4 stored rows" in shown
+    assert "2 to delete" in mirror(newer, "--dry-run")[1]
+    status, shown = mirror(newer, "--scope", "t.name = 'Dan'", "--max-delete", "1")
+    assert status == 0
+    assert "1 deleted" in shown
+    status, shown = mirror('id,name\n1,Ada\n2,"Bo\n', "--max-delete", "9")
+    assert status == 2
+    assert "nothing was imported" in shown
+    assert "2 deleted" in mirror("id,name\n1,Ada\n2,Bo\n", "--max-delete", "2")[1]
+    assert mirror(newer, "--max-delete", "3", words=())[0] == 2
+    assert mirror(newer, "--insert-only")[0] == 2

@@ -143,6 +143,13 @@ def test_namespaces_on_duckdb_ignore_case(tmp_path: Path) -> None:
         assert store.entity_exists("note", "a")
 
 
+def test_namespaces_that_differ_in_case(postgres_url: str) -> None:
+    """PostgreSQL has both; a name in another case could mean either, and the message lists them in order."""
+    execute(postgres_url, 'CREATE SCHEMA "Notes"', 'CREATE SCHEMA "NOTES"')
+    with pytest.raises(ef.ConnectError, match="any of the namespaces 'NOTES', 'Notes'"):
+        ef.connect(postgres_url, namespace="notes")
+
+
 @pytest.mark.duckdb
 def test_paths_that_are_refused(tmp_path: Path) -> None:
     """The message names the path, and there is no traceback of the driver."""
@@ -156,6 +163,8 @@ def test_paths_that_are_refused(tmp_path: Path) -> None:
         ef.connect(other)
     with pytest.raises(ef.ConnectError, match="mysql"):
         ef.connect("mysql://h/d")
+    with pytest.raises(ef.ConnectError, match="not an address"):
+        ef.connect("{url of the database}")
 
 
 @pytest.mark.duckdb

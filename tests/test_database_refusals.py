@@ -55,9 +55,13 @@ def test_exactly_the_bad_rows_fail(store: ef.EntityStore, checked: None, bad: in
 def test_a_rejected_update_leaves_the_old_row(store: ef.EntityStore, checked: None) -> None:
     """A row whose update is rejected keeps its old value; the valid update next to it is stored."""
     store.upsert(rows(3))
-    result = store.upsert(rows(3, {1}, "changed"))
+    frame = rows(3, {1}, "changed").with_columns(metadata=pl.lit('{"n":1}'))
+    result = store.upsert(frame)
     assert result.outcomes["status"].to_list() == ["updated", "failed", "updated"]
-    assert store.get(rows(3))["content"].to_list() == ["changed 0", "fine 1", "changed 2"]
+    assert store.get(rows(3)).select("content", "metadata").rows() == [
+        ("changed 0", '{"n":1}'), ("fine 1", "{}"), ("changed 2", '{"n":1}')
+    ]  # fmt: skip
+    assert store.verify().is_empty()
 
 
 def test_a_rejected_row_creates_no_job(store: ef.EntityStore, checked: None, sql: Sql, engine: str) -> None:

@@ -49,6 +49,12 @@ def test_hashing_vectors_are_those_of_earlier_versions() -> None:
     assert {n: round(float(x), 4) for n, x in enumerate(vectors[1]) if x} == {4: -0.9545, 8: 0.2983}
 
 
+def test_hashing_keeps_characters_that_are_not_ascii_in_their_word() -> None:
+    """Whatever their bytes: ŀ ends in the lowest one that is not ASCII."""
+    vectors = ef.HashingEmbedder(256).embed(["gardenŀriver", "gardenłriver", "river"])
+    assert abs(vectors[0] @ vectors[2] - vectors[1] @ vectors[2]) < 0.1
+
+
 def test_hashing_puts_texts_that_share_words_near() -> None:
     vectors = ef.HashingEmbedder(256).embed(
         ["install the plugin with bundler", "how to install a plugin", "the train to the airport leaves at nine"]

@@ -118,6 +118,17 @@ def test_skipped_and_queued_later(store: ef.EntityStore, sql: Any) -> None:
     assert store.verify().is_empty()
 
 
+def test_the_size_of_jobs_that_are_queued_later(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the last are full, for a type and for an id frame."""
+    monkeypatch.setattr(f"{type(store._engine.embedding).__module__}.JOB_ROWS", 5)
+    store.upsert(notes(12), embed=False, progress=False)
+    for given in ("note", notes(12)):
+        assert store.enqueue(given) == 12
+        assert sorted(store.jobs("pending")["entities"]) == [2, 5, 5]
+        assert embed(store).counts["embedded"] == 12
+        store.upsert(notes(12, "new"), embed=False, progress=False)
+
+
 def test_empty_content_is_not_embedded(store: ef.EntityStore) -> None:
     """There is nothing to embed; an entity whose content became empty is no longer found by its old vector."""
     store.upsert(notes(3), progress=False)
@@ -140,6 +151,7 @@ def test_a_poisoned_text(store: ef.EntityStore, sql: Any) -> None:
         ("n00700", "embedder", "ValueError: cannot embed this")
     ]
     assert result.counts["embedded"] == 1_023
+    assert result.succeeded.select("error_kind", "error").null_count().row(0) == (1_023, 1_023)
     assert len(embedder.calls) <= 1 + 2 * math.log2(1_024) + 1
     assert store.stats().select("embedded", "due", "failed").row(0) == (1_023, 0, 1)
     assert embed(store).rows == 0
@@ -383,6 +395,8 @@ def test_spaces(store: ef.EntityStore, sql: Any) -> None:
     assert store.spaces()["due"].to_list() == [10, 10]
     assert embed(store, Recording(32), space="wide").counts["embedded"] == 10
     assert store.spaces()["due"].to_list() == [10, 0]
+    # An embedder selects the space of its model.
+    assert store.search("new 3", k=1, embedder=Recording(32))["content"].to_list() == ["new 3"]
     store.activate("wide")
     assert store.stats()["due"].to_list() == [0]
     found = store.search("new 3", k=1, embedder=Recording(32))

@@ -167,6 +167,8 @@ def test_a_query_that_is_not_a_vector(store: ef.EntityStore, value: Any) -> None
     # Numbers whose squares are out of range still have a direction.
     plain = store.search([1.0] * 16)["id"].to_list()
     assert store.search([1e300] * 16)["id"].to_list() == store.search([1e-300] * 16)["id"].to_list() == plain
+    one = store.search([1.0] + [0.0] * 15)["id"].to_list()
+    assert store.search([1e300] + [1e-300] * 15)["id"].to_list() == one
 
 
 @pytest.mark.parametrize("queued", [True, False])

@@ -176,6 +176,12 @@ def test_a_job_that_kills_its_workers(store: ef.EntityStore, sql: Callable[..., 
     assert (job["state"], job["error"]) == (("done", None) if died == 24 else ("failed", "25 workers died at it"))
     assert store.stats()["due"].to_list() == [0 if died == 24 else 20]
     assert store.retry_failed() == (0 if died == 24 else 20)
+    if died == 25:
+        # Its workers are counted anew.
+        sql(
+            "UPDATE entityframes.embedding_jobs SET state = 'running', worker = 'elsewhere/1/', "
+            "lease_until = now() - INTERVAL '1 minute'"
+        )
     assert embed(store).counts["embedded"] == (0 if died == 24 else 20)
 
 

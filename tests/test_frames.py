@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 import entityframes as ef
+from entityframes.frames.schema import in_key_order
 
 KEYS = {"entity_type": ["t"], "id": ["a"]}
 
@@ -149,6 +150,33 @@ def test_conflicting_dtype_is_refused_and_more_columns_widen(store: ef.EntitySto
     assert store.stats()["entities"].to_list() == [1]
     store.upsert(ef.entities(pl.DataFrame({"k": ["b"], "n": [2], "day": [dt.date(2026, 1, 1)]}), "t", id="k"))
     assert store.read("t").select("id", "n", "day").rows() == [("a", 1, None), ("b", 2, dt.date(2026, 1, 1))]
+
+
+def test_dtypes_of_several_types_at_once(store: ef.EntityStore) -> None:
+    """Those of a new type are recorded, also next to a type that has them already."""
+    rows = pl.DataFrame({"k": ["a"], "day": ["2026-01-01"]}).with_columns(pl.col("day").str.to_date())
+    store.upsert(ef.entities(rows, "old", id="k"))
+    store.upsert(pl.concat([ef.entities(rows, name, id="k") for name in ("old", "new")]))
+    assert store.read("new").schema["day"] == store.read("old").schema["day"] == pl.Date
+
+
+def test_a_field_that_has_the_name_of_a_column(store: ef.EntityStore) -> None:
+    """What `read` returns is written back unchanged."""
+    store.upsert_entity("note", "a", "text", {"content": "inner", "n": 1})
+    found = store.read("note")
+    assert {"metadata.content", "n"} < set(found.columns)
+    frame = ef.entities(found, "note", id="id", content="content", metadata=["metadata.content", "n"])
+    assert store.upsert(frame).counts["unchanged"] == 1
+
+
+def test_key_order() -> None:
+    """By type and then by id, in the order of their bytes, however many types there are."""
+    for types in (["b"], ["b", "a"], ["b", "é", "a"]):
+        frame = pl.DataFrame({"id": ["A", "a", "é", "\U0001f986"]}).join(
+            pl.DataFrame({"entity_type": types}), how="cross"
+        )
+        keys = in_key_order(frame).select("entity_type", "id").rows()
+        assert keys == sorted(keys, key=lambda key: [part.encode() for part in key])
 
 
 def test_a_type_without_entities_may_change_its_dtypes(store: ef.EntityStore) -> None:

@@ -316,6 +316,9 @@ def test_more_fields_than_are_recorded(store: ef.EntityStore, monkeypatch: pytes
     store.upsert(texts(("a", "x", '{"a":1,"b":2,"c":3,"d":4,"e":5}')))
     assert statuses(store.upsert(texts(("a", "x", '{"a":9,"b":2,"c":3}')))) == ["updated"]
     assert held(store)["a"] == ("x", {"a": 9, "b": 2, "c": 3, "d": 4, "e": 5})
+    store.upsert(texts(("b", "x", '{"f":1}')))
+    assert {"a", "b", "c"} < set(store.read("doc").columns)
+    assert not {"d", "e", "f"} & set(store.read("doc").columns)
 
 
 @pytest.mark.parametrize("count", SIZES)

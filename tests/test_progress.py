@@ -52,6 +52,13 @@ def test_progress_reaches_its_total(
         assert len(calls) == 3
 
 
+def test_progress_of_embedding(store: ef.EntityStore, frame: pl.DataFrame) -> None:
+    """The number of due entities is the total."""
+    calls: list[tuple[int, int | None]] = []
+    store.embed(ef.HashingEmbedder(16), progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (ROWS, ROWS)
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_that_is_cancelled(store: ef.EntityStore, frame: pl.DataFrame, name: str) -> None:
     """A call that reads raises; one that writes returns outcomes, and nothing is written."""

@@ -73,7 +73,8 @@ def test_an_index_is_used_at_once(store: ef.EntityStore, sql: Any, engine: str) 
     store.upsert(many, progress=False)
     store.embed(EMBEDDER, progress=False)
     # A PostgreSQL that the tests did not start may lack it.
-    indexed = engine == "postgresql" and sql("SELECT DISTINCT storage FROM entityframes.spaces") == [("pgvector",)]
+    available = "SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'"
+    indexed = engine == "postgresql" and sql(available) == [(1,)]
     assert store.index_space() == indexed
     assert store.index_space() == indexed
     store.upsert_entity("page", "new", "green garden in winter")
@@ -146,6 +147,32 @@ def test_a_vector_of_older_content_is_not_compared(filled: ef.EntityStore) -> No
     best = corpus(600)["content"][0]
     assert "p0000" not in filled.search(best, entity_type="page", k=5)["id"]
     assert "p0000" in filled.search("different", entity_type="page", mode="text", k=5)["id"]
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_a_search_without_pgvector(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same results, each entity once, also those with an id and content of another type; there is no index."""
+    monkeypatch.setattr(type(store._engine.embedding), "_has_pgvector", lambda self: False)
+    for kind, id in (("page", "a"), ("post", "a"), ("page", "b")):
+        store.upsert_entity(kind, id, "green garden" if id == "a" else "stone")
+    store.embed(EMBEDDER, progress=False)
+    assert not store.index_space()
+    found = store.search("green garden", k=3)
+    assert found.select("entity_type", "id").rows() == [("page", "a"), ("post", "a"), ("page", "b")]
+    assert store.search("green garden", entity_type="post", k=3).select("entity_type", "id").rows() == [("post", "a")]
+
+
+def test_an_embedder_of_earlier_vectors(connect: Any) -> None:
+    """The store remembers an embedder of this name; another one has since made a space with other dimensions."""
+    store, other = connect(), connect()
+    small, large = ef.HashingEmbedder(16), ef.HashingEmbedder(32)
+    small.name = large.name = "ours"
+    store.upsert(corpus(5), progress=False)
+    store.embed(small, progress=False)
+    other.embed(large, space="large", progress=False)
+    other.activate("large")
+    with pytest.raises(ef.SpaceError, match="ours with 32 dimensions, but the embedder is ours with 16"):
+        store.search("river")
 
 
 def test_invalid_searches(store: ef.EntityStore) -> None:

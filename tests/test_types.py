@@ -232,6 +232,16 @@ def test_typed_and_textual_metadata_agree(rows: list[dict]) -> None:
     assert canonical == text
 
 
+def test_numbers_that_no_dtype_holds(store: ef.EntityStore) -> None:
+    """They are stored with all digits; their fields are not taken for texts."""
+    text = '{"few":0.123456789012345671,"long":12345678901234567890,"n":1}'
+    store.upsert_entity("note", "a", metadata=text)
+    assert store.get(ef.ids("note", ["a"]))["metadata"].to_list() == [text]
+    assert store.verify().is_empty()
+    store.upsert_entity("note", "b", metadata='{"few":"word"}')
+    assert store.read("note")["few"].to_list()[1] == '"word"'
+
+
 def test_fields_with_any_names() -> None:
     """Names are sorted and escaped as in canonical JSON, and null structs among them stay empty objects."""
     names = ["a", 'b"', "c\\", "d\n", "e\u2028", "f.g", "é", "\x01", "", "{", "}"]

@@ -66,6 +66,7 @@ CORRUPTIONS: dict[str, tuple[str, str | None, set[str]]] = {
         {"ledger", "ledger_balance", "job_batch"},
     ),
     "counts": ("UPDATE entityframes.batches SET created = 0 WHERE created > 0", None, {"ledger_count", "ledger_balance"}),
+    "counts of updates": ("UPDATE entityframes.batches SET updated = 0 WHERE updated > 0", None, {"ledger_count"}),
     "a deletion": ("DELETE FROM entityframes.entities WHERE id = 'n7'", None, {"ledger_balance"}),
     "a job": (f"DELETE FROM entityframes.embedding_jobs WHERE job_id::text = {ONE_JOB}", None, {"job_missing"}),
     "a job's lists": (
@@ -95,6 +96,9 @@ CORRUPTIONS: dict[str, tuple[str, str | None, set[str]]] = {
     ),
     "an unreadable dtype": (
         "UPDATE entityframes.metadata_fields SET dtype = 'nonsense' WHERE field = 'n'", None, {"field_record"}
+    ),
+    "a dtype without its parts": (
+        """UPDATE entityframes.metadata_fields SET dtype = '{"Array":[]}' WHERE field = 'n'""", None, {"field_record"}
     ),
 }  # fmt: skip
 
@@ -126,22 +130,47 @@ def test_corruption_is_found_and_repaired(filled: ef.EntityStore, sql: Sql, engi
 
 def test_a_key_that_has_two_rows(filled: ef.EntityStore, sql: Sql, engine: str) -> None:
     """DuckDB has no index that prevents it, and an index of PostgreSQL may be corrupt; the last written row is kept."""
-    later = f"'{hashlib.sha256(b'later').hexdigest()}'"
     if engine == "postgresql":
         sql("ALTER TABLE entityframes.entities DROP CONSTRAINT entities_pkey")
     key_hash = "key_hash, " if engine == "duckdb" else ""
-    sql(
-        f"INSERT INTO entityframes.entities ({key_hash}entity_type, id, content, metadata, content_hash, "
-        f"metadata_hash, batch_id, created_at, updated_at) SELECT {key_hash}entity_type, id, 'later', metadata, "
-        f"{f'unhex({later})' if engine == 'duckdb' else f'decode({later}, $$hex$$)'}, "
-        "metadata_hash, batch_id, created_at, updated_at + INTERVAL '1 hour' "
-        "FROM entityframes.entities WHERE id = 'n1'"
-    )
-    found = filled.verify().filter(pl.col("check") == "duplicate_key")
-    assert found.select("entity_type", "id", "expected", "found").rows() == [("note", "n1", "1 row", "2 rows")]
+
+    def insert(id: str, content: str, updated: str) -> None:
+        digest = f"'{hashlib.sha256(content.encode()).hexdigest()}'"
+        sql(
+            f"INSERT INTO entityframes.entities ({key_hash}entity_type, id, content, metadata, content_hash, "
+            f"metadata_hash, batch_id, created_at, updated_at) SELECT {key_hash}entity_type, id, '{content}', metadata, "
+            f"{f'unhex({digest})' if engine == 'duckdb' else f'decode({digest}, $$hex$$)'}, "
+            f"metadata_hash, batch_id, created_at, updated_at {updated} "
+            f"FROM entityframes.entities WHERE id = '{id}' AND content = 'changed'"
+        )
+
+    insert("n1", "later", "+ INTERVAL '1 hour'")
+    insert("n1", "earlier", "- INTERVAL '1 hour'")
+    insert("n2", "earlier", "- INTERVAL '1 hour'")
+    insert("n2", "later", "+ INTERVAL '1 hour'")
+    found = filled.verify().filter(pl.col("check") == "duplicate_key").sort("id")
+    assert found.select("entity_type", "id", "expected", "found").rows() == [
+        ("note", "n1", "1 row", "3 rows"), ("note", "n2", "1 row", "3 rows")
+    ]  # fmt: skip
     filled.verify(repair=True)
     assert filled.verify().rows() == []
-    assert filled.get_entity("note", "n1")["content"] == "later"
+    assert [filled.get_entity("note", id)["content"] for id in ("n1", "n2")] == ["later", "later"]
+
+
+def test_a_missing_job_next_to_others(store: ef.EntityStore, sql: Sql) -> None:
+    """Entities of other types with the same id and content, embedded or in a job, do not hide it or repeat it."""
+    store.upsert_entity("embedded", "a", "text")
+    store.embed(ef.HashingEmbedder(16), progress=False)
+    for kind in ("queued", "lost", "queued too"):
+        store.upsert_entity(kind, "a", "text")
+    sql(
+        "DELETE FROM entityframes.embedding_jobs WHERE batch_id = "
+        "(SELECT batch_id FROM entityframes.entities WHERE entity_type = 'lost')"
+    )
+    found = store.verify()
+    assert found.select(pl.col("check").cast(pl.String), "entity_type", "id").rows() == [("job_missing", "lost", "a")]
+    assert store.verify(repair=True)["repaired"].all()
+    assert store.embed(ef.HashingEmbedder(16), progress=False).counts["embedded"] == 3
 
 
 def test_what_cannot_be_derived_is_reported(filled: ef.EntityStore, sql: Sql) -> None:

@@ -124,7 +124,8 @@ class _OfFiles:
             outcomes["row"].cast(pl.Int64), side="right"
         )
         outcomes = outcomes.with_columns(input_row=outcomes["row"] + before.cast(pl.UInt32))
-        failed = outcomes.filter(pl.col("status") == "failed")["input_row"]
+        # A row that a mirror could not delete is in no file.
+        failed = outcomes.filter(pl.col("status") == "failed")["input_row"].drop_nulls()
         places = pl.Series("place", [self._unread.place(row) for row in failed], dtype=pl.String)
         outcomes = outcomes.join(pl.DataFrame([failed, places]), on="input_row", how="left", maintain_order="left")
         located = pl.concat_str("place", "error", separator=": ")
@@ -144,7 +145,7 @@ class _OfFiles:
             (pl.col(name) if name in unread.columns else pl.lit(None)).cast(dtype).alias(name)
             for name, dtype in read.schema.items()
         )
-        return pl.concat([read, unread]).sort("row")
+        return pl.concat([read, unread]).sort("row", nulls_last=True)
 
 
 def report_plan(plan: Any, given: Any, as_json: bool) -> NoReturn:

@@ -77,6 +77,18 @@ _LISTING: dict[str, Any] = {"multiple": True, "metavar": "TEXT"}
 @click.option(
     "--create", is_flag=True, help="Create the table if it does not exist, with the dtypes of the file and --key."
 )
+@click.option("--mirror", is_flag=True, help="Then delete the rows of the table that the files do not have.")
+@click.option("--scope", metavar="SQL", help="Condition of the rows that --mirror may delete; t is the table.")
+@click.option(
+    "--max-delete",
+    type=click.FloatRange(0),
+    default=0.2,
+    show_default=True,
+    help="Maximum number of rows that --mirror deletes: below 1 a share of the stored rows, else a number.",
+)
+@click.option(
+    "--soft-delete", metavar="COLUMN", help="Column in which --mirror sets the time instead of deleting a row."
+)
 @click.option(
     "--format",
     "file_format",
@@ -183,9 +195,12 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
     sys.exit(0 if result.ok else 1)
 
 
+#: The options that have a meaning with --mirror only.
+_MIRROR = ("scope", "max_delete", "soft_delete")
+
 #: The options that have a meaning for entities or for tables only.
 _ENTITIES = ("entity_type", "id_columns", "id_separator", "content", "metadata", "absent", "no_embed", "namespace")
-_TABLES = ("key", "only", "ignore", "insert_only", "create")
+_TABLES = ("key", "only", "ignore", "insert_only", "create", "mirror", *_MIRROR)
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -197,6 +212,10 @@ def _check_options(options: dict[str, Any]) -> None:
     if options["table"]:
         if wrong := given_options(_ENTITIES):
             raise click.UsageError(f"{', '.join(wrong)}: not with --table, which has no entities")
+        if not options["mirror"] and (wrong := given_options(_MIRROR)):
+            raise click.UsageError(f"{', '.join(wrong)}: only with --mirror")
+        if options["mirror"] and options["insert_only"]:
+            raise click.UsageError("--mirror and --insert-only exclude each other")
         return
     if wrong := given_options(_TABLES):
         raise click.UsageError(f"{', '.join(wrong)}: only with --table")

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def _print_notes(given: Any) -> None:
 def _as_texts(given: Any, table: Any, columns: Sequence[str]) -> Any:
     """The rows of the files. Values of CSV and JSON are text, as in the file, which the upsert converts by value."""
     known = table._relation.by_name
-    nested = ("array", "vector", "struct") if given.kind in ("json", "ndjson") else ()
+    nested = ("array", "vector", "struct", "map") if given.kind in ("json", "ndjson") else ()
     if given.kind not in ("parquet", "ipc"):
         texts = [name for name in columns if name not in known or known[name].family not in nested]
         given.choose(texts, (), columns)
@@ -163,19 +164,21 @@ def _with_points(rows: Any, table: Any) -> Any:
 
 def _write(table: Any, frame: Any, files: Sequence[str], as_json: bool, options: dict[str, Any], given: Any) -> Any:
     """Upsert the rows, and print the result for the files; in a dry run, print the plan and exit."""
-    policies = {
-        "on_match": "skip" if options["insert_only"] else "update",
-        "nulls": options["null_values"],
-        "ignore": options["ignore"],
-        "on_duplicate": options["on_duplicate"],
-    }
+    policies = {"nulls": options["null_values"], "ignore": options["ignore"], "on_duplicate": options["on_duplicate"]}
+    write, planned = table.upsert, {}
+    if options["mirror"]:
+        _check_all_read(given)
+        policies |= {"scope": options["scope"], "soft_delete": options["soft_delete"]}
+        write, planned = partial(table.mirror, max_delete=options["max_delete"]), {"mirror": True}
+    else:
+        policies["on_match"] = "skip" if options["insert_only"] else "update"
     if options["dry_run"]:
-        report_plan(table.plan(frame, **policies), given, as_json)
+        report_plan(table.plan(frame, **policies, **planned), given, as_json)
     target = _address(table)
     rest = None if options["failed_file"] else "write them all with --failed FILE"
     run = {name: options[name] for name in ("batch_size", "on_error", "progress")}
     try:
-        result = table.upsert(frame, **policies, **run)
+        result = write(frame, **policies, **run)
     except KeyboardInterrupt:
         print_summary(of_files(table.last_result, given, {}), files, target, as_json, rest)
         echo("note: run the same command again to resume: rows that are already stored are skipped", err=True)
@@ -183,6 +186,19 @@ def _write(table: Any, frame: Any, files: Sequence[str], as_json: bool, options:
     result = of_files(result, given, {})
     print_summary(result, files, target, as_json, rest, given.notes.all())
     return result
+
+
+def _check_all_read(given: Any) -> None:
+    """Check that all rows of the files could be read: a mirror would delete the rows that they stand for.
+
+    Raises:
+        click.ClickException: naming the first row that could not.
+    """
+    if unread := given.unread.rows:
+        raise click.ClickException(
+            f"nothing was imported: {len(unread):,} rows cannot be read, so that --mirror would delete what they stand "
+            f"for: {visible(unread[0].error)}"
+        )
 
 
 def _address(table: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import datetime as dt
 import json
 import re
@@ -139,7 +138,7 @@ def _text_fits(value: str, dtype: Any) -> bool:
     if isinstance(dtype, pl.Decimal):
         whole, _, fraction = value.lstrip("-").partition(".")
         digits = len(whole.lstrip("0")) + dtype.scale
-        return bool(_DECIMAL.fullmatch(value) and len(fraction) <= dtype.scale and digits <= (dtype.precision or 38))
+        return bool(_DECIMAL.fullmatch(value) and len(fraction) <= dtype.scale and digits <= dtype.precision)
     try:
         if isinstance(dtype, pl.Binary):
             base64.b64decode(value, validate=True)
@@ -150,7 +149,7 @@ def _text_fits(value: str, dtype: Any) -> bool:
         elif isinstance(dtype, pl.Datetime):
             bare = value.removesuffix("Z") if dtype.time_zone else value
             return bool(_DATETIME.fullmatch(bare)) and bool(dt.datetime.fromisoformat(bare[:19]))
-    except (ValueError, binascii.Error):
+    except ValueError:
         return False
     return isinstance(dtype, pl.String | pl.Categorical | pl.Binary)
 

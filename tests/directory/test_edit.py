@@ -145,6 +145,7 @@ def test_nothing_left_but_comments() -> None:
     """They are preserved; front matter without any is removed."""
     assert render("{}", "body", b"---\n# why\na: 1\n---\n") == b"---\n# why\n---\nbody"
     assert render("{}", "body", b"---\na: 1\n\n---\n") == b"body"
+    assert render("{}", "body", b"\xef\xbb\xbf---\na: 1\n---\n") == b"\xef\xbb\xbfbody"
     assert render('{"a":1}', "body", b"---\n# why\n---\n") == b"---\n# why\na: 1\n---\nbody"
 
 

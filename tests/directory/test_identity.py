@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
+from entityframes.directory.handles import Stat
 from entityframes.directory.tree import Tree
 from tests.conftest import engine_and_keys
 
@@ -201,6 +202,22 @@ def test_another_status_is_no_edit(store: ef.EntityStore, root: Path, folder: ef
     store.delete_entity("note", "mon")
     (root / "note/mon.md").chmod(0o600)
     assert folder.export_files(delete=True).counts["deleted"] == 1
+
+
+def test_a_renamed_file_where_times_are_coarse(
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that stores whole seconds: the next sync reads the file, which may have changed since."""
+    entity = store.get_entity("note", "mon")
+    store.delete_entity("note", "mon")
+    store.upsert_entity("note", "other", entity["content"], entity["metadata"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Stat, "coarse", True)
+        assert folder.sync(delete=True).counts["renamed"] == 1
+    read, asked = Tree.read, []
+    monkeypatch.setattr(Tree, "read", lambda tree, paths: asked.extend(paths) or read(tree, paths))
+    folder.sync()
+    assert "note/other.md" in asked
 
 
 def test_a_checkout(store: ef.EntityStore, root: Path) -> None:

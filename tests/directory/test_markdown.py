@@ -418,6 +418,11 @@ def test_order_line_ends_and_mark_of_the_old_header() -> None:
     assert render(text, "body\n", header) == expected
 
 
+def test_words_that_are_no_text_for_other_readers() -> None:
+    """They are quoted, also those that only some readers of YAML 1.1 resolve to another type."""
+    assert render('{"a":"y","b":"N","c":"off","d":"yo"}', "") == b'---\na: "y"\nb: "N"\nc: "off"\nd: yo\n---\n'
+
+
 def test_text_in_lines_is_a_literal_block() -> None:
     """It is written as a readable literal block, or quoted if a block would change it."""
     text = json.dumps({"a": "one\ntwo\n", "b": ["x\n\n y", "z\n\n"], "c": " x\ny", "d": "x \ny"})

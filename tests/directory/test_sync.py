@@ -355,13 +355,35 @@ def test_an_entity_with_another_key_takes_its_file_along(
 
 
 def test_another_suffix_is_the_same_entity(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
-    """a.txt in the place of a.md."""
-    put(root / "a.md", "a")
+    """a.txt in the place of a.md, also next to another type with the same id."""
+    write(root, **{"a.md": "a", "post__a.md": "a post"})
     folder.sync()
     (root / "a.md").rename(root / "a.txt")
-    assert folder.sync(delete=True).ok
-    assert store.entity_exists("note", "a")
-    assert folder.plan().rows() == [("a.txt", "note", "a", "unchanged", None, None)]
+    (root / "post/a.md").rename(root / "post/a.txt")
+    result = folder.sync(delete=True)
+    assert result.ok
+    assert result.rows == 2
+    assert store.get(ef.ids("note", ["a"]))["content"].to_list() == ["a"]
+    assert folder.plan().sort("path").rows() == [
+        ("a.txt", "note", "a", "unchanged", None, None), ("post/a.txt", "post", "a", "unchanged", None, None)
+    ]  # fmt: skip
+
+
+def test_a_sync_without_progress_writes_nothing(
+    store: ef.EntityStore, root: Path, folder: ef.DirectorySync, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither for what is created nor for what is deleted."""
+    write(root, **{"a.md": "a", "b.md": "b"})
+    folder.sync(progress=False)
+    (root / "a.md").unlink()
+    assert folder.sync(delete=True, progress=False).counts["deleted"] == 1
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_default_limit_of_a_file(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """It is 5 MiB, as the guide says."""
+    put(root / "a.md", b"x" * ((5 << 20) + 1))
+    assert "more than the limit of 5,242,880" in folder.sync().failed["error"].item()
 
 
 def test_two_files_of_one_entity_are_a_collision(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:

@@ -477,6 +477,21 @@ def test_where_names_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.Mon
     assert everything(tmp_path) == {"a.md": b"new"}
 
 
+def test_where_folders_have_no_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are found, read, written, renamed and removed by their paths, and links in them are refused."""
+    monkeypatch.setattr(handles, "BY_DESCRIPTOR", False)
+    fill(tmp_path, "a/b.md", "elsewhere/c.md")
+    (tmp_path / "link").symlink_to("elsewhere")
+    root, expected = tree(tmp_path), seen(tmp_path / "a/b.md")
+    assert found(tmp_path) == ["a/b.md", "elsewhere/c.md"]
+    assert root.read(["a/b.md"])[0].data == b"a/b.md"
+    written = root.write([Write("a/b.md", b"new", None, expected), Write("d/e.md", b"e"), Write("link/f.md", b"f")])
+    assert [one.reason for one in written] == [None, None, "'link' in its path is a link or a file, not a folder"]
+    assert root.rename("a/b.md", "g/b.md", seen(tmp_path / "a/b.md")) is None
+    assert root.remove("d/e.md", seen(tmp_path / "d/e.md")) is None
+    assert everything(tmp_path) == {"g/b.md": b"new", "elsewhere/c.md": b"elsewhere/c.md"}
+
+
 def test_removing(tmp_path: Path) -> None:
     """With the folders that are empty afterwards, except the root."""
     fill(tmp_path, "a/b/c/d.md", "a/e.png", "f.md")

@@ -124,6 +124,24 @@ def test_its_own_files_start_no_sync(store: ef.EntityStore, root: Path, monkeypa
     assert (root / "note/a.md").read_text() == "from the store"
 
 
+def test_a_change_among_its_own_files_starts_a_sync(
+    store: ef.EntityStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export and a new file that are noticed at the same time."""
+    stop, results = threading.Event(), []
+
+    def batches(*_: object, **__: object) -> Iterator[set[tuple[object, str]]]:
+        yield set()
+        (root / "b.md").write_text("from the folder")
+        yield {(watchfiles.Change.added, str(root / name)) for name in ("note/a.md", "b.md")}
+        stop.set()
+
+    monkeypatch.setattr(watchfiles, "watch", batches)
+    store.upsert_entity("note", "a", "from the store")
+    ef.DirectorySync(store, root).watch(stop=stop, on_result=results.append, poll=3_600.0)
+    assert [result.counts["exported"] + result.counts["created"] for result in results] == [1, 1]
+
+
 def test_every_save_is_reported(store: ef.EntityStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same file, repeatedly, and together with an invalid one: once each time."""
     (root / "bad.md").write_bytes(b"\xff")

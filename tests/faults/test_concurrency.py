@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import adbc_driver_postgresql.dbapi as adbc
@@ -101,6 +102,92 @@ def test_a_concurrent_change_is_a_conflict(
     }[change]  # fmt: skip
     found = store.get(lost)
     assert found["content"].to_list() == [None if change == "delete" else "theirs"]
+
+
+@pytest.mark.parametrize("triggered", [False, True])
+def test_a_concurrent_change_is_not_deleted(
+    own_server: Server, database: str, own_store, tmp_path: Path, triggered: bool
+) -> None:
+    """A sync deletes an entity only as it was when it was compared, even if another session has it locked.
+
+    This is a conflict, not a refusal by a trigger, also where there is one.
+    """
+    if triggered:
+        own_server.sql(
+            "CREATE FUNCTION ours() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN OLD; END $$",
+            "CREATE TRIGGER ours BEFORE DELETE ON entityframes.entities FOR EACH ROW EXECUTE FUNCTION ours()",
+            database=database,
+        )
+    store = own_store()
+    sync = ef.DirectorySync(store, tmp_path)
+    store.upsert(rows(3))
+    sync.sync()
+    (tmp_path / "note/e000001.md").unlink()
+    with adbc.connect(own_server.url(database), autocommit=True) as connection, connection.cursor() as other:
+        other.execute("BEGIN")
+        other.execute(
+            "UPDATE entityframes.entities SET content = 'theirs', content_hash = '\\x00' WHERE id = 'e000001'"
+        )
+        run = Background(lambda: sync.sync(delete=True))
+        wait_until(lambda: backends(own_server, database, WAITING), "the deletion to wait for the other")
+        other.execute("COMMIT")
+    result = run.outcome()
+    assert (result.counts["conflict"], result.counts["deleted"]) == (1, 0), result
+    assert store.get_entity("note", "e000001")["content"] == "theirs"
+
+
+@pytest.mark.parametrize("call", ["upsert", "upsert as expected", "delete"])
+def test_entities_are_locked_in_key_order(own_server: Server, database: str, own_store, call: str) -> None:
+    """Also if they are stored and read in another order: a call that waits for a key has locked those before it only."""
+    # As for many rows: the planner reads the table in its own order.
+    for name in ("enable_nestloop", "enable_mergejoin", "enable_indexscan", "enable_bitmapscan"):
+        own_server.sql(f"ALTER DATABASE {database} SET {name} = off")
+    store = own_store()
+    store.upsert(rows(300, entity_type="other"))
+    for start in (10, 5, 0):
+        store.upsert(rows(5, start=start))
+    own_server.sql("ANALYZE entityframes.entities", database=database)
+    frame = rows(15, "changed").join(store.scan("note").collect().select("id", "content_hash"), on="id")
+    calls = {
+        "upsert": lambda: store.upsert(frame),
+        "upsert as expected": lambda: store.upsert(frame, expected_hash="content_hash"),
+        "delete": lambda: store.delete(frame),
+    }
+    note = "entityframes.entities WHERE entity_type = 'note' AND id"
+    free = f"SELECT count(*) FROM (SELECT FROM {note} {{}} FOR UPDATE SKIP LOCKED) AS e"
+    with adbc.connect(own_server.url(database), autocommit=True) as connection, connection.cursor() as other:
+        other.execute("BEGIN")
+        other.execute(f"SELECT FROM {note} = 'e000007' FOR UPDATE")
+        run = Background(calls[call])
+        wait_until(lambda: backends(own_server, database, WAITING), "the call to wait for the row")
+        for keys, count in (("< 'e000007'", 0), ("> 'e000007'", 7)):
+            assert own_server.sql(free.format(keys), database=database) == [(count,)]
+        other.execute("COMMIT")
+    assert run.outcome().ok
+
+
+def test_a_concurrent_write_of_the_same(own_server: Server, database: str, own_store) -> None:
+    """A batch with a rejected row waits for another session, which writes the same: unchanged."""
+    own_server.sql(
+        "ALTER TABLE entityframes.entities ADD CONSTRAINT allowed_content CHECK (content NOT LIKE 'bad%')",
+        database=database,
+    )
+    model, store = Model(), own_store(workers=1)
+    first, frame = rows(5), pl.concat([rows(4, "changed", start=1), rows(1, "bad")])
+    model.upserted(first, store.upsert(first))
+    with adbc.connect(own_server.url(database), autocommit=True) as connection, connection.cursor() as other:
+        other.execute("BEGIN")
+        other.execute(
+            "UPDATE entityframes.entities SET content = 'changed 3 ', content_hash = sha256('changed 3 ') "
+            "WHERE id = 'e000003'"
+        )
+        run = Background(lambda: store.upsert(frame))
+        wait_until(lambda: backends(own_server, database, WAITING), "the upsert to wait for the row")
+        other.execute("COMMIT")
+    result = run.outcome()
+    assert (result.counts["updated"], result.counts["unchanged"], result.counts["failed"]) == (3, 1, 1), result
+    model.upserted(frame, result)
+    assert store.verify().is_empty()
 
 
 def write_at_once(url: str, writers: int, batches: int) -> int:

@@ -253,6 +253,20 @@ def test_idle_connections_that_died(own_server: Server, database: str, own_store
     model.check(store)
 
 
+def test_every_loss_is_counted(own_store, proxy: Proxy) -> None:
+    """A lost connection, and one that cannot be opened: after either, another server may respond."""
+    store = own_store(port=proxy.port)
+    database = store._engine.database
+    proxy.refuse = True
+    proxy.cut()
+    seen = [database.losses]
+    for _ in range(2):
+        with pytest.raises(ef.ConnectionLostError), database.session() as session:
+            session.query("is_empty", "note")
+        seen.append(database.losses)
+    assert seen[0] < seen[1] < seen[2]
+
+
 def test_what_a_pooler_does_between_transactions(own_store) -> None:
     """DISCARD ALL drops settings, temporary tables and prepared statements without any effect on the store."""
     model, store = Model(), own_store(workers=1)

@@ -13,7 +13,7 @@ import pytest
 
 import entityframes as ef
 from tests.conftest import execute
-from tests.faults.servers import Background, wait_until
+from tests.faults.servers import COMMIT, Background, Proxy, wait_until
 from tests.torture.embedding import sound, torture
 
 #: Embeds what is due, slowly enough to be killed in between.
@@ -104,6 +104,38 @@ def test_the_connection_is_lost_in_mid_job(url: str) -> None:
         store.enqueue()
         store.embed(ef.HashingEmbedder(16), progress=False)
         check(store, 3_000)
+
+
+def test_the_answer_to_the_commit_of_vectors_is_lost(
+    own_store: Any, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are embedded, except those that another writer has changed and embedded before the retry."""
+    store, other = own_store(port=proxy.port), own_store()
+    store.upsert(notes(20, "text"), progress=False)
+
+    class Losing(ef.HashingEmbedder):
+        def embed(self, texts: Any) -> Any:
+            proxy.drop_answer_to = COMMIT
+            return super().embed(texts)
+
+    engine = type(store._engine.embedding)
+    write, tries = engine.write_vectors, []
+
+    def late(self: Any, *given: Any) -> pl.DataFrame:
+        tries.append(given)
+        if len(tries) == 2:
+            other.upsert(notes(3, "new"), progress=False)
+            tries.append(())
+            other.embed(ef.HashingEmbedder(16), progress=False)
+        return write(self, *given)
+
+    monkeypatch.setattr(engine, "write_vectors", late)
+    result = store.embed(Losing(16), progress=False)
+    assert proxy.dropped.is_set()
+    statuses = result.outcomes.filter(pl.col("id").is_in(["n0", "n1", "n2"]))["status"]
+    assert statuses.cast(pl.String).to_list() == ["skipped"] * 3
+    assert result.counts["embedded"] == 17
+    check(store, 20)
 
 
 def test_sigterm_ends_a_watching_worker(url: str) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 import entityframes as ef
-from entityframes.directory.handles import Stat
+from entityframes.directory.handles import Folder, Stat
 from entityframes.directory.tree import Tree, Write
 from tests.faults.servers import Background, tmpfs
 
@@ -159,6 +159,23 @@ def test_a_file_becomes_a_link_between_walk_and_read(root: Path) -> None:
     (root / "b" / "a.md").symlink_to(root.parent / "outside" / "secret.md")
     read = tree(root).read(["b/a.md"])[0]
     assert (read.data, read.reason, read.gone) == (None, "is a link", False)
+
+
+def test_a_folder_becomes_a_link_during_the_walk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its name was read and before it is opened: the target of the link is not read."""
+    (root.parent / "outside" / "a.md").write_text("mine")
+    opened = Folder.open
+
+    def late(path: str, **options: bool) -> Folder:
+        if path.endswith("/b") and not (root / "b").is_symlink():
+            shutil.rmtree(root / "b")
+            (root / "b").symlink_to(root.parent / "outside")
+        return opened(path, **options)
+
+    monkeypatch.setattr(Folder, "open", late)
+    walk = tree(root).walk()
+    assert walk.files.is_empty()
+    assert walk.unreadable == ["b"]
 
 
 def test_a_folder_becomes_a_link_between_walk_and_write(root: Path) -> None:

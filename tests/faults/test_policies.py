@@ -156,16 +156,28 @@ def test_a_trigger_that_raises_on_delete(own_store, user, sql: Sql, code: str) -
     model = Model()
     frame = some_bad(300, {4, 9, 222}, kind="kept")
     model.upserted(frame, own_store().upsert(frame))
-    raised = f"IF OLD.content LIKE 'kept%' THEN RAISE 'it is kept' USING ERRCODE = '{code}'; END IF; RETURN OLD;"
+    raised = f"IF OLD.content LIKE 'kept%' THEN RAISE E'it is kept:\\nLINE 1 of the rules' USING ERRCODE = '{code}'; END IF; RETURN OLD;"
     trigger(sql, raised, "BEFORE DELETE")
     store = user()
     result = store.delete(frame)
     assert result.failed["row"].to_list() == [4, 9, 222], result
-    assert result.failed.select("error", "sqlstate").unique().rows() == [("it is kept", code)]
+    assert result.failed.select("error", "sqlstate").unique().rows() == [("it is kept: LINE 1 of the rules", code)]
     model.deleted(result)
     model.check(own_store())
     with pytest.raises(ef.EntityFramesError, match="it is kept"):
         store.delete_entity("note", "e000004")
+
+
+def test_a_role_that_may_not_delete(own_store, user, sql: Sql, database: str) -> None:
+    """64: the error ends the call; a trigger on other operations is not taken for the cause."""
+    frame = rows(5)
+    own_store().upsert(frame)
+    trigger(sql, "", "BEFORE INSERT")
+    store = user()
+    sql(f"REVOKE DELETE ON entityframes.entities FROM user_{database}")
+    with pytest.raises(ef.PermanentError, match="permission denied"):
+        store.delete(frame)
+    assert store.exists(frame)["exists"].all()
 
 
 RAISED = {

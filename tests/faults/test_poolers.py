@@ -311,6 +311,15 @@ def test_pool_mode_in_the_url(own_server: Server, database: str, monkeypatch: py
     ):
         assert connection.query_at_once(setting).item() == "4321kB"
         assert not connection.pinned
+    words = f"host=127.0.0.1 port='{own_server.port}' user=postgres dbname='{database}' sslmode=disable"
+    with (
+        ef.connect(f"{words} options='-c work_mem=4321kB'") as store,
+        store._engine.database._pool.borrow() as connection,
+    ):
+        assert connection.query_at_once(setting).item() == "4321kB"
+        assert not connection.pinned
+    with pytest.raises(ef.ConnectError):
+        ef.connect(f"{words} options='-c work_mem=4321kB")
     monkeypatch.setenv("PGOPTIONS", "-c work_mem=5432kB")
     with ef.connect(url) as store, store._engine.database._pool.borrow() as connection:
         assert connection.query_at_once(setting).item() == "5432kB"

@@ -118,11 +118,22 @@ def test_errors_that_end_the_run(
     assert result.failed.select("error_kind", "sqlstate").unique().rows() == [(kind, sqlstate)]
 
 
-@pytest.mark.parametrize("sqlstate", ["23514", "22003", "P0001", "0A000", "21000", "54000", "TEST1"])
+@pytest.mark.parametrize(
+    ("sqlstate", "rule"),
+    [
+        ("23514", "check"),
+        ("22012", "invalid_value"),
+        ("P0001", "trigger"),
+        ("0A000", "sqlstate:0A000"),
+        ("21000", "sqlstate:21000"),
+        ("54000", "sqlstate:54000"),
+        ("TEST1", "sqlstate:TEST1"),
+    ],
+)
 def test_errors_of_a_row(
-    own_server: Server, database: str, own_store: Callable[..., ef.EntityStore], sqlstate: str
+    own_server: Server, database: str, own_store: Callable[..., ef.EntityStore], sqlstate: str, rule: str
 ) -> None:
-    """Only the affected rows fail, or their batch with on_error="rollback"."""
+    """Only the affected rows fail, or their batch with on_error="rollback"; their rule may be that of the class."""
     own_server.sql(
         f"""CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             IF NEW.id IN ('e000003', 'e000007') THEN RAISE 'refused' USING ERRCODE = '{sqlstate}'; END IF;
@@ -138,8 +149,8 @@ def test_errors_of_a_row(
     assert rolled_back.outcomes["batch_id"].null_count() == 0
     result = store.upsert(frame)
     assert sorted(result.failed["id"]) == ["e000003", "e000007"]
-    assert result.failed.select("error_kind", "error", "sqlstate").unique().rows() == [
-        ("database", "refused", sqlstate)
+    assert result.failed.select("error_kind", "error", "sqlstate", "rule").unique().rows() == [
+        ("database", "refused", sqlstate, rule)
     ]
     assert result.counts["created"] == 18
     # A failed row names its batch too.

@@ -102,8 +102,6 @@ class HashingEmbedder:
     def _add_words(self, sums: Array, letters: Array, inside: Array, row: Array) -> None:
         edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
         start, end = edges[::2], edges[1::2]
-        if not len(start):
-            return
         powers, inverses = _powers(_BASE, len(letters)), _powers(_INVERSE, len(letters))
         # The sum of byte * base**position over a word, normalized to position 0.
         before = np.concatenate([np.zeros(1, np.uint64), np.cumsum((letters.astype(np.uint64) + 1) * powers)])

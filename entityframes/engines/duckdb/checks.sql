@@ -136,7 +136,7 @@ WHERE j.entities <> (SELECT count(*) FROM {schema}.job_keys AS k WHERE k.job_id 
 -- part: missing
 -- Entities that are due for embedding and whose batch created a job, but that are in no job.
 listed AS (
-    SELECT DISTINCT entity_type, id
+    SELECT entity_type, id
     FROM {schema}.job_keys WHERE job_id IN (SELECT keys_of FROM {schema}.embedding_jobs)
 ), jobs AS (
     SELECT batch_id, sum(entities) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id

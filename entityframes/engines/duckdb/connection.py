@@ -172,7 +172,7 @@ class File:
                     self._root.execute(self._session)
             if self._given is not None and location.target == ":memory:":
                 self.shared = _shared_in_memory(self)
-        except (duckdb.Error, UnicodeError, ValueError) as error:
+        except (duckdb.Error, ValueError) as error:
             self.close()
             raise ConnectError(why_not_opened(location, error)) from None
         # A store in memory has no limit.

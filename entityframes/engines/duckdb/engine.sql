@@ -113,31 +113,6 @@ WHERE database_name = current_database() AND lower(schema_name) = lower($1) AND 
 -- Rows that a CHECK constraint rejects; the condition is the text of the constraint, as returned by the database.
 SELECT position FROM changed WHERE NOT coalesce({condition}, true)
 
--- name: recorded
--- Whether the ledger has the batch. $1 batch
-SELECT count(*) FROM {schema}.batches WHERE batch_id = $1::UUID
-
--- name: not_recorded
--- The given batches that are not in the ledger. $1 batches
-SELECT batch_id FROM (SELECT unnest($1::varchar[]) AS batch_id)
-WHERE batch_id::uuid NOT IN (SELECT batch_id FROM {schema}.batches)
-
--- name: written_by
--- The given rows that the batch wrote. $1 batch
-WITH {found}, members AS (
-    SELECT DISTINCT k.entity_type, k.id
-    FROM {schema}.embedding_jobs AS j JOIN {schema}.job_keys AS k ON k.job_id = j.keys_of
-    WHERE j.batch_id = $1::UUID
-)
-SELECT e.position, e.created_at = e.updated_at AS created, m.id IS NOT NULL AS due
-FROM found AS e
-LEFT JOIN members AS m ON m.entity_type = e.entity_type AND m.id = e.id
-WHERE e.batch_id = $1::UUID
-
--- name: deleted_by
--- The number of entities that a batch deleted; null if it is not in the ledger. $1 batch
-SELECT max(deleted) FROM {schema}.batches WHERE batch_id = $1::UUID
-
 -- name: hashes
 -- The hashes of the keys that are stored, with their location and creation time.
 WITH {found} SELECT position, place, content_hash, metadata_hash, created_at FROM found

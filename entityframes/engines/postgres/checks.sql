@@ -125,7 +125,7 @@ DELETE FROM {schema}.embedding_jobs WHERE cardinality(entity_types) <> cardinali
 -- part: missing
 -- Entities that are due for embedding and whose batch created a job, but that are in no job.
 listed AS (
-    SELECT DISTINCT m.entity_type, m.id
+    SELECT m.entity_type, m.id
     FROM {schema}.embedding_jobs AS j CROSS JOIN unnest(j.entity_types, j.ids) AS m (entity_type, id)
 ), jobs AS (
     SELECT batch_id, sum(cardinality(ids)) AS keys FROM {schema}.embedding_jobs GROUP BY batch_id

@@ -395,19 +395,12 @@ class PostgresEngine:
         outcomes = session.query("merge_expected", *header, *columns, *expected, *_known(batch), committing=True)
         written = outcomes.filter(pl.col("created").is_not_null()).drop("conflict", "again")
         conflicts = outcomes.filter("conflict")["position"]
-        again = outcomes.filter("again").select(pl.col("position"), "again")
-        outcomes = outcomes.filter(~pl.col("again"))
-        missed = outcomes.filter(pl.col("created").is_null() & ~pl.col("conflict"))["position"]
-        new = missed.filter(rows["expected"].gather(missed).is_null())
+        again = outcomes.filter("again").select("position", "again")
+        given = outcomes.filter(~pl.col("again") & ~pl.col("conflict"))["position"]
         with committed():
-            if len(new):
-                # A concurrent transaction may have created the entity during this statement.
-                existing = self._probe(session, rows[new]).filter(~pl.col("created"))["position"]
-                conflicts = pl.concat([conflicts, new[existing]])
-            given = outcomes.filter(~pl.col("position").is_in(conflicts.implode()))["position"]
+            # Among the rows that were not written may be one whose entity a concurrent transaction has just created.
             written = self._with_skipped(session, rows, given, written, batch)
-        written = _with_conflicts(written, rows, conflicts)
-        return pl.concat([written, again], how="diagonal") if again.height else written
+        return pl.concat([_with_conflicts(written, rows, conflicts), again], how="diagonal")
 
     def _with_skipped(
         self, session: Session, rows: pl.DataFrame, given: pl.Series, written: pl.DataFrame, batch: Batch

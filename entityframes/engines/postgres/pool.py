@@ -51,7 +51,7 @@ class Pool:
     """The connections of this process to a database.
 
     Args:
-        target: the connection URI or key=value string, with ``pool_mode`` if the mode of a pooler is specified.
+        target: the connection URI, with ``pool_mode`` if the mode of a pooler is specified.
         keep: the maximum number of idle connections.
         sql: the statements ``session``, ``local_settings`` and ``own_name``.
 
@@ -266,13 +266,10 @@ class Pool:
 
 def for_writing(target: str) -> str:
     """The address, with ``target_session_attrs=read-write`` if it has several hosts and does not set this itself."""
-    parts = _split(target)
-    if parts is None:
-        return target
-    given = {name: value for name, value, _ in parts[1]}
+    head, parameters = _split(target)
+    given = {name: value for name, value, _ in parameters}
     specified = "target_session_attrs" in given or "service" in given or "PGTARGETSESSIONATTRS" in os.environ
-    authority = "" if parts[0] is None else parts[0].partition("://")[2].partition("/")[0].rpartition("@")[2]
-    hosts = [authority, *(given.get(name, "") for name in ("host", "hostaddr"))]
+    hosts = [_hosts(head), *(given.get(name, "") for name in ("host", "hostaddr"))]
     if not any(hosts):
         hosts = [os.environ.get(name, "") for name in ("PGHOST", "PGHOSTADDR")]
     if specified or not any("," in unquote(host) for host in hosts):
@@ -499,7 +496,7 @@ def pool_mode(target: str) -> tuple[str, str | None]:
     """The address without ``pool_mode``, which the driver does not support, and the value of this parameter.
 
     Args:
-        target: a connection URI or key=value string.
+        target: a connection URI.
 
     Returns:
         The address, and "transaction", "session", or None if the mode has to be detected.
@@ -507,9 +504,9 @@ def pool_mode(target: str) -> tuple[str, str | None]:
     Raises:
         ConnectError: the value is "statement" or invalid.
     """
-    parts = _split(target)
-    given = [value for name, value, _ in parts[1] if name == "pool_mode"] if parts else []
-    if not parts or not given:
+    head, parameters = _split(target)
+    given = [value for name, value, _ in parameters if name == "pool_mode"]
+    if not given:
         return target, None
     if given[-1] == "statement":
         raise ConnectError(
@@ -518,76 +515,53 @@ def pool_mode(target: str) -> tuple[str, str | None]:
         )
     if given[-1] not in ("transaction", "session"):
         raise ConnectError("pool_mode in the URL must be transaction or session, as configured in the pooler")
-    return _joined(parts[0], [text for name, _, text in parts[1] if name != "pool_mode"]), given[-1]
+    return _joined(head, [text for name, _, text in parameters if name != "pool_mode"]), given[-1]
 
 
 def extended(target: str, **parameters: str) -> str:
-    """The address with additional parameters, which override existing ones; unchanged if it cannot be parsed."""
-    parts = _split(target)
-    if parts is None:
-        return target
-    texts = [text for _, _, text in parts[1]]
-    for name, value in parameters.items():
-        if parts[0] is None:
-            texts.append(f"{name}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'")
-        else:
-            texts.append(f"{name}={quote(value, safe='')}")
-    return _joined(parts[0], texts)
+    """The address with additional parameters, which override existing ones."""
+    head, given = _split(target)
+    added = [f"{name}={quote(value, safe='')}" for name, value in parameters.items()]
+    return _joined(head, [text for _, _, text in given] + added)
 
 
 def _ports(target: str) -> str:
     """The ports of the server in the address, separated by commas; 0 for a Unix-domain socket."""
-    parts = _split(target)
-    given = {name: value for name, value, _ in parts[1]} if parts else {}
-    authority = "" if parts is None or parts[0] is None else parts[0].partition("://")[2].partition("/")[0]
-    hosts = [one.rpartition(":") for one in authority.rpartition("@")[2].split(",") if ":" in one]
+    head, parameters = _split(target)
+    given = {name: value for name, value, _ in parameters}
+    hosts = [one.rpartition(":") for one in _hosts(head).split(",") if ":" in one]
     named = [port for _, _, port in hosts] or given.get("port", os.environ.get("PGPORT", "5432")).split(",")
     return ", ".join(dict.fromkeys(["0", *(port for port in named if port.isdecimal())]))
 
 
 def _with_option(target: str, option: str) -> str:
     """The address with a further option for the server, in addition to those of the address or the environment."""
-    given = [value for name, value, _ in (_split(target) or (None, []))[1] if name == "options"]
+    given = [value for name, value, _ in _split(target)[1] if name == "options"]
     before = given[-1] if given else os.environ.get("PGOPTIONS", "")
-    return extended(target, options=f"{before} {option}".strip())
+    return extended(target, options=f"{before} {option}")
 
 
 def _takes_options(target: str) -> bool:
     """Whether an option can be added without overriding others: those of a service file are unknown, and would be."""
-    parts = _split(target)
-    if parts is None:
-        return False
-    names = [name for name, _, _ in parts[1]]
+    names = [name for name, _, _ in _split(target)[1]]
     return "options" in names or ("service" not in names and "PGSERVICE" not in os.environ)
 
 
-_URI = re.compile("postgres(?:ql)?://", re.IGNORECASE)
-_PAIR = re.compile(r"\s*([^\s=]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?!')(?:[^\s\\]|\\.)*)(?:\s+|$)", re.DOTALL)
+def _split(target: str) -> tuple[str, list[tuple[str, str, str]]]:
+    """The part of a URI before its parameters, and the name, value and text of each parameter."""
+    start = target.index("://") + 3
+    # Like libpq: a question mark before an @ is part of the user or password.
+    user = re.match("[^@/]*@", target[start:])
+    mark = target.find("?", start + (user.end() if user else 0))
+    head, query = (target, "") if mark < 0 else (target[:mark], target[mark + 1 :])
+    pairs = [(pair.partition("="), pair) for pair in query.split("&") if pair]
+    return head, [(unquote(cut[0]), unquote(cut[2]), pair) for cut, pair in pairs]
 
 
-def _split(target: str) -> tuple[str | None, list[tuple[str, str, str]]] | None:
-    """The parts of an address: the part of a URI before its parameters (None for a key=value string), and the name,
-    value and text of each parameter; None if it cannot be parsed.
-    """
-    if scheme := _URI.match(target):
-        # Like libpq: a question mark before an @ is part of the user or password.
-        user = re.match("[^@/]*@", target[scheme.end() :])
-        mark = target.find("?", scheme.end() + (user.end() if user else 0))
-        head, query = (target, "") if mark < 0 else (target[:mark], target[mark + 1 :])
-        pairs = [(pair.partition("="), pair) for pair in query.split("&") if pair]
-        return head, [(unquote(cut[0]), unquote(cut[2]), pair) for cut, pair in pairs]
-    found, place = [], 0
-    while place < len(target):
-        pair = _PAIR.match(target, place)
-        if pair is None:
-            return None
-        value = re.sub(r"\\(.)", r"\1", pair[2][1:-1] if pair[2].startswith("'") else pair[2], flags=re.DOTALL)
-        found.append((pair[1], value, pair[0].strip()))
-        place = pair.end()
-    return None, found
+def _hosts(head: str) -> str:
+    """The hosts in a URI, with their ports, separated by commas."""
+    return head.partition("://")[2].partition("/")[0].rpartition("@")[2]
 
 
-def _joined(head: str | None, texts: list[str]) -> str:
-    if head is None:
-        return " ".join(texts)
+def _joined(head: str, texts: list[str]) -> str:
     return head + ("?" + "&".join(texts) if texts else "")
