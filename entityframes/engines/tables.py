@@ -145,6 +145,8 @@ class Relation:
                 f"the table {self.name} has no column {', '.join(map(repr, missing))}; "
                 f"it has {', '.join(map(repr, self.by_name))}"
             )
+        if not key:
+            raise SchemaError(f"the key of {self.name} has no columns: name them, or leave out key")
         if len(set(key)) < len(key):
             raise SchemaError(f"duplicate columns in the key of {self.name}: {', '.join(map(repr, key))}")
         # In the order of the index, so that rows are written in its order.

@@ -552,8 +552,8 @@ def _keys(
     unique = [tuple(names) for names in found["columns"]]
     unusable = []
     names = {column.name for column in columns}
-    for _, expressions, sql in session.query("table_indexes", *address).iter_rows():
-        indexed = tuple(one.strip().strip("'\"") for one in expressions.strip("[]").split(","))
+    for (sql,) in session.query("table_indexes", *address).iter_rows():
+        indexed = tuple(map(_unquoted, _parts(sql.rstrip("; ")[:-1].partition(" ON ")[2].partition("(")[2])))
         if set(indexed) <= names:
             unique.append(indexed)
         else:

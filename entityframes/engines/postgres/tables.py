@@ -326,7 +326,7 @@ class PostgresTables:
         return pl.concat([outcomes, *aside], how="diagonal")
 
     def _tried(self, session: Session, sql: _Sql) -> pl.DataFrame:
-        """Try to write the staged rows; the outcomes of those that were written or rejected, which are then unstaged."""
+        """Try to write the staged rows; returns and removes those that were written or rejected."""
         session.execute("table_merge_each", placeholders=sql.each(session))
         outcomes = with_rules(session.query("table_outcomes"))
         session.execute("table_unstage", outcomes["position"])
