@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import polars as pl
@@ -128,7 +129,7 @@ class Relation:
         """Whether only the database can tell which keys are equal."""
         return any(_is_loose(self[name]) for name in self.key)
 
-    @property
+    @cached_property
     def by_name(self) -> dict[str, Column]:
         """The columns by name."""
         return {column.name: column for column in self.columns}

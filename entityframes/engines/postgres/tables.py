@@ -7,11 +7,9 @@ other values are copied as text, and the database converts them.
 
 from __future__ import annotations
 
-import re
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,11 +19,12 @@ from entityframes.engines.batch import Batch
 from entityframes.engines.postgres.database import PostgresDatabase
 from entityframes.engines.postgres.errors import UNIQUE_VIOLATION
 from entityframes.engines.postgres.session import Session
+from entityframes.engines.postgres.table_sql import Sql, by_arrays, delimiter, key_parameters, key_sql, selected_columns
+from entityframes.engines.postgres.types import COPIED, PLAIN_TEXT, described_column, sql_type
 from entityframes.engines.rules import with_rules
 from entityframes.engines.tables import (
     REPEATED,
     Column,
-    Family,
     NoTableError,
     Relation,
     SoftDelete,
@@ -38,28 +37,6 @@ from entityframes.engines.tables import (
 from entityframes.errors import ConnectionLostError, PermanentError, RowError, SchemaError, TransientError
 from entityframes.interrupt import Interrupt
 from entityframes.retry import retry, retry_stream
-
-#: The families of types by the name of the type.
-_FAMILIES: dict[str, Family] = {
-    "bool": "boolean", "int2": "integer", "int4": "integer", "int8": "integer", "float4": "float", "float8": "float",
-    "numeric": "decimal", "text": "text", "varchar": "text", "bpchar": "text", "name": "text", "char": "text",
-    "citext": "text",
-    "bytea": "binary", "uuid": "uuid", "date": "date", "timestamp": "timestamp", "timestamptz": "timestamptz",
-    "time": "time", "interval": "interval", "json": "json", "jsonb": "json", "vector": "vector", "halfvec": "vector",
-}  # fmt: skip
-_BITS = {"int2": 16, "int4": 32, "int8": 64, "float4": 32, "float8": 64}
-_DTYPES: dict[Family, pl.DataType] = {"boolean": pl.Boolean(), "binary": pl.Binary(), "date": pl.Date()}
-_INTEGERS: dict[int | None, pl.DataType] = {16: pl.Int16(), 32: pl.Int32(), 64: pl.Int64()}
-
-#: The types of the staging table whose values the driver copies as they are. All others are staged as text.
-_COPIED = {
-    pl.Boolean(): "boolean", pl.Int16(): "smallint", pl.Int32(): "integer", pl.Int64(): "bigint", pl.Float32(): "real",
-    pl.Float64(): "double precision", pl.Binary(): "bytea", pl.Date(): "date", pl.Datetime("us"): "timestamp",
-    pl.Datetime("us", "UTC"): "timestamptz",
-}  # fmt: skip
-
-#: The types of text that need no conversion.
-_PLAIN_TEXT = re.compile(r"text|character varying(\(\d+\))?")
 
 #: Rows that were skipped without an error.
 _SKIPPED = "not stored by the database, which reported no error: a trigger or a row-level policy prevents it"
@@ -132,7 +109,7 @@ class PostgresTables:
         return result
 
     def _write(self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
-        sql = _Sql(writing)
+        sql = Sql(writing)
         self._stage(session, sql, rows)
         if (inexact := self._inexact(session, sql)).height:
             raise RowError(inexact["error"][0], None, "loses_digits")
@@ -171,14 +148,14 @@ class PostgresTables:
             aside.append(conflicts.with_columns(conflict=pl.lit(True)))
         return pl.concat([written, *aside], how="diagonal")
 
-    def _updated_at_once(self, session: Session, sql: _Sql, batch: Batch) -> pl.DataFrame:
+    def _updated_at_once(self, session: Session, sql: Sql, batch: Batch) -> pl.DataFrame:
         """Update the rows that differ without a comparison, if nearly all rows of the batch before differed."""
         none = pl.DataFrame(schema={"position": pl.UInt32, "created": pl.Boolean})
         if not self._seen_by(batch).updates_all or sql.writing.on_match != "update" or sql.writing.expecting:
             return none
         return session.query("table_update", placeholders=sql.placeholders).with_columns(created=pl.lit(False))
 
-    def _merged(self, session: Session, sql: _Sql, height: int, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+    def _merged(self, session: Session, sql: Sql, height: int, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Update and insert the changed rows; position and created of those that were written."""
         written = [changed.clear()]
         updates = changed.filter(~pl.col("created"))["position"]
@@ -192,7 +169,7 @@ class PostgresTables:
             written.append(self._inserted(session, sql, height, changed.filter("created"), batch))
         return pl.concat(written)
 
-    def _inserted(self, session: Session, sql: _Sql, height: int, new: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+    def _inserted(self, session: Session, sql: Sql, height: int, new: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Insert new rows; position and created of those that were inserted.
 
         Raises:
@@ -213,7 +190,7 @@ class PostgresTables:
     def _with_skipped(
         self,
         session: Session,
-        sql: _Sql,
+        sql: Sql,
         changed: pl.DataFrame,
         written: pl.DataFrame,
         batch: Batch,
@@ -240,16 +217,8 @@ class PostgresTables:
     def _copied(self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame | None:
         """Copy rows directly into the table if all of them are new, most likely; None if that is not possible."""
         relation = writing.relation
-        exact = all(
-            canonical(column) in _COPIED or _PLAIN_TEXT.fullmatch(column.sql_type) for column in writing.columns
-        )
-        # COPY does not check that the type of a column that is not sent allows nulls.
-        sent = {column.name for column in writing.columns}
-        lacking = any(
-            not (column.nullable or column.default or column.generated or column.identity or column.name in sent)
-            for column in relation.columns
-        )
-        if not exact or lacking or relation.may_skip or writing.expecting or writing.nulls == "keep":
+        exact = all(canonical(column) in COPIED or PLAIN_TEXT.fullmatch(column.sql_type) for column in writing.columns)
+        if not exact or relation.may_skip or writing.expecting or writing.nulls == "keep":
             return None
         seen = self._seen_by(batch)
         if seen.was_empty is None:
@@ -281,12 +250,12 @@ class PostgresTables:
         keys = rows.select(name for name, _ in writing.key)
         relation = writing.relation
         return session.query(
-            "table_existing", *_parameters(relation, keys), placeholders=_by_arrays(relation)
+            "table_existing", *key_parameters(relation, keys), placeholders=by_arrays(relation)
         ).is_empty()
 
     def write_each(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         result: pl.DataFrame | None = None
-        sql = _Sql(writing)
+        sql = Sql(writing)
         try:
             with self.database.session(batch.interrupt) as session, session.transaction(batch.interrupt):
                 self._stage(session, sql, rows)
@@ -298,7 +267,7 @@ class PostgresTables:
             raise
         return result
 
-    def _each(self, session: Session, sql: _Sql, batch: Batch, height: int) -> pl.DataFrame:
+    def _each(self, session: Session, sql: Sql, batch: Batch, height: int) -> pl.DataFrame:
         """Write the staged rows except for those that are rejected, within a transaction."""
         rejected = self._unstage_invalid(session, sql)
         aside: list[pl.DataFrame] = []
@@ -340,10 +309,10 @@ class PostgresTables:
         session.execute("table_tried")
 
     def compare(self, writing: Writing, rows: pl.DataFrame) -> pl.DataFrame:
-        sql = _Sql(writing)
+        sql = Sql(writing)
         return self._staged(sql, rows, lambda session: session.query("table_compare", placeholders=sql.placeholders))
 
-    def _staged(self, sql: _Sql, rows: pl.DataFrame, query: Callable[[Session], pl.DataFrame]) -> pl.DataFrame:
+    def _staged(self, sql: Sql, rows: pl.DataFrame, query: Callable[[Session], pl.DataFrame]) -> pl.DataFrame:
         """The result of a query on staged rows, in a transaction that is not committed.
 
         Rows with values that are none of the types of their columns are not staged, and have their error in the result.
@@ -368,12 +337,12 @@ class PostgresTables:
                 raise
             return retry(lambda: staged(check=True), what="compare")
 
-    def _unstage_invalid(self, session: Session, sql: _Sql) -> pl.DataFrame:
+    def _unstage_invalid(self, session: Session, sql: Sql) -> pl.DataFrame:
         """Find the staged rows with values that are none of the types of their columns, and remove them."""
         self._prepare_single_rows(session)
         invalid = [_rejected(pl.Series(dtype=pl.UInt32), "", "")]
         if checks := sql.casts:
-            session.execute("table_check_each", placeholders={"checks": checks, "tag": _tag()})
+            session.execute("table_check_each", placeholders={"checks": checks, "tag": delimiter()})
             invalid.append(with_rules(session.query("table_outcomes")).drop("created"))
             session.execute("table_unstage", invalid[-1]["position"])
             session.execute("table_forget_outcomes")
@@ -383,15 +352,7 @@ class PostgresTables:
         invalid.append(self._repeated(session, sql))
         return pl.concat(invalid, how="diagonal")
 
-    def _repeated(self, session: Session, sql: _Sql) -> pl.DataFrame:
-        """Find the staged rows whose key is stored more than once, and remove them."""
-        if not sql.writing.relation.may_repeat:
-            return _rejected(pl.Series(dtype=pl.UInt32), "", "")
-        found = session.query("table_ambiguous", placeholders=sql.placeholders)["position"]
-        session.execute("table_unstage", found)
-        return _rejected(found, REPEATED, "key_not_unique")
-
-    def _inexact(self, session: Session, sql: _Sql) -> pl.DataFrame:
+    def _inexact(self, session: Session, sql: Sql) -> pl.DataFrame:
         """The staged rows with values that a cast to the type of their column would change."""
         if not sql.inexact:
             return _rejected(pl.Series(dtype=pl.UInt32), "", "")
@@ -430,7 +391,7 @@ class PostgresTables:
             return session.query("transaction_status", *transaction).item()  # type: ignore[no-any-return]
 
     def same_keys(self, relation: Relation, keys: pl.DataFrame) -> pl.Series:
-        sql = _key_sql(relation)
+        sql = key_sql(relation)
         found = self._staged(sql, keys, lambda session: session.query("table_same_keys", placeholders=sql.placeholders))
         own = keys.select(position=pl.int_range(pl.len(), dtype=pl.UInt32))
         same = own.join(found, on="position", how="left", maintain_order="left")
@@ -440,11 +401,11 @@ class PostgresTables:
         return self._by_key("table_existing", relation, keys)
 
     def lookup(self, relation: Relation, columns: Sequence[Column], keys: pl.DataFrame) -> pl.DataFrame:
-        return self._by_key("table_lookup", relation, keys, columns=_selected(columns))
+        return self._by_key("table_lookup", relation, keys, columns=selected_columns(columns))
 
     def _by_key(self, name: str, relation: Relation, keys: pl.DataFrame, **placeholders: str) -> pl.DataFrame:
         return self.database.read(
-            name, *_parameters(relation, keys), placeholders={**_by_arrays(relation), **placeholders}
+            name, *key_parameters(relation, keys), placeholders={**by_arrays(relation), **placeholders}
         )
 
     def delete(
@@ -456,7 +417,7 @@ class PostgresTables:
         expected: Sequence[str] = (),
     ) -> pl.DataFrame:
         name = "table_delete" if soft is None else "table_soft_delete"
-        parameters, placeholders = _parameters(relation, keys), _by_arrays(relation, expected)
+        parameters, placeholders = key_parameters(relation, keys), by_arrays(relation, expected)
         conditions = [f"t.{quoted(one)}::text IS NOT DISTINCT FROM s.e{n}" for n, one in enumerate(expected)]
         if soft is not None:
             marked = SoftDelete(relation[soft])
@@ -481,9 +442,9 @@ class PostgresTables:
     def unmatched(
         self, relation: Relation, columns: Sequence[Column], keys: pl.DataFrame, where: str | None
     ) -> Iterator[pl.DataFrame]:
-        sql = _key_sql(relation)
+        sql = key_sql(relation)
         condition = f"WHERE {where}" if where else ""
-        placeholders = {**sql.placeholders, "columns": _selected(columns), "where": condition}
+        placeholders = {**sql.placeholders, "columns": selected_columns(columns), "where": condition}
 
         def rows() -> Any:
             # The transaction is not committed: it only holds the staging table.
@@ -503,7 +464,7 @@ class PostgresTables:
         self, relation: Relation, columns: Sequence[Column], where: str | None, interrupt: Interrupt | None = None
     ) -> Iterator[pl.DataFrame]:
         placeholders = {
-            "table": relation.sql, "columns": _selected(columns), "where": f"WHERE {where}" if where else "",
+            "table": relation.sql, "columns": selected_columns(columns), "where": f"WHERE {where}" if where else "",
         }  # fmt: skip
 
         def rows() -> Any:
@@ -525,16 +486,16 @@ class PostgresTables:
         with self.database.session() as session:
             session.execute("table_add_columns", placeholders={"table": relation.sql, "columns": added})
 
-    def _stage(self, session: Session, sql: _Sql, rows: pl.DataFrame) -> None:
+    def _stage(self, session: Session, sql: Sql, rows: pl.DataFrame) -> None:
         """Copy rows into the staging table of this transaction."""
         session.execute("table_staging", placeholders=sql.placeholders)
         # The planner knows nothing about the staged rows, and would hash the whole table for each batch.
         relation = sql.writing.relation
-        placeholders = {"table_name": literal(relation.sql), "height": rows.height, "tag": _tag()}
+        placeholders = {"table_name": literal(relation.sql), "height": rows.height, "tag": delimiter()}
         session.execute("table_joins", placeholders=placeholders)
         session.stage("entityframes_rows", sql.staged(rows))
 
-    def _conflicts(self, session: Session, sql: _Sql) -> pl.DataFrame | None:
+    def _conflicts(self, session: Session, sql: Sql) -> pl.DataFrame | None:
         """Lock the stored rows, and separate the positions of those that are not as expected."""
         if not sql.writing.expecting:
             return None
@@ -563,7 +524,7 @@ class PostgresTables:
         try:
             yield
         except PermanentError as error:
-            sql = _Sql(writing)
+            sql = Sql(writing)
             denied = error.sqlstate == "42501"
             if not denied and not _may_be_invalid(error, sql):
                 raise
@@ -576,7 +537,7 @@ class PostgresTables:
                 raise
             raise RowError(str(error), error.sqlstate, error.rule) from None
 
-    def _has_invalid(self, session: Session, sql: _Sql, rows: pl.DataFrame) -> bool:
+    def _has_invalid(self, session: Session, sql: Sql, rows: pl.DataFrame) -> bool:
         session.begin()
         try:
             self._stage(session, sql, rows)
@@ -585,129 +546,9 @@ class PostgresTables:
             session.rollback()
 
 
-def _may_be_invalid(error: RowError | PermanentError, sql: _Sql) -> bool:
+def _may_be_invalid(error: RowError | PermanentError, sql: Sql) -> bool:
     """Whether an error may have been caused by a text that is no value of the type of its column."""
     return isinstance(error, RowError) or bool(sql.casts and (error.sqlstate or "").startswith(("42", "XX000")))
-
-
-class _Sql:
-    """The SQL text for the columns of a batch."""
-
-    def __init__(self, writing: Writing) -> None:
-        self.writing = writing
-
-    @property
-    def placeholders(self) -> dict[str, str]:
-        writing = self.writing
-        relation = writing.relation
-        columns = [f"c{number} {_staging_type(column)}" for number, column in enumerate(writing.columns)]
-        if writing.expecting:
-            columns += ["stored boolean", *(f"e{name[1:]} text" for name, _ in writing.values)]
-        first = writing.key[0][1].quoted
-        key = [(name, column.quoted) for name, column in writing.key]
-        names = [column.quoted for column in writing.columns]
-        return {
-            "table": relation.sql,
-            "columns": ", ".join(columns),
-            "first": first,
-            "matches": " AND ".join(f"t.{column.quoted} = {_cast(name, column)}" for name, column in writing.key),
-            "cast_key": ", ".join(_cast(name, column) for name, column in writing.key),
-            "differs": self._differs(),
-            "unexpected": " OR ".join(
-                f"t.{column.quoted}::text IS DISTINCT FROM s.e{name[1:]}" for name, column in writing.values
-            ) or "false",
-            "assignments": self._assignments(),
-            "names": ", ".join(names),
-            "values": ", ".join(self._inserted(f"c{number}", column) for number, column in enumerate(writing.columns)),
-            "key": ", ".join(quoted for _, quoted in key),
-            "returned": ", ".join(f"t.{quoted}" for _, quoted in key),
-            "texts": "".join(
-                f", t.{column.quoted}::text AS o{name[1:]}, ({self._updated(name, column)})::text AS n{name[1:]}"
-                for name, column in writing.values
-            ),
-        }  # fmt: skip
-
-    def each(self, session: Session) -> dict[str, str]:
-        """The placeholders of table_merge_each."""
-        placeholders = self.placeholders
-        if self.writing.on_match == "update" and self.writing.values:
-            slice = session.text("table_update_slice", placeholders)
-        else:
-            slice = ""
-        return {**placeholders, "update_slice": slice, "tag": _tag()}
-
-    @property
-    def casts(self) -> str:
-        """The conversions of staged text that may fail; empty if there are none."""
-        casts = [_cast(f"c{number}", column) for number, column in enumerate(self.writing.columns)]
-        return ", ".join(cast for cast in casts if "::" in cast)
-
-    @property
-    def inexact(self) -> str:
-        """The number of a column whose staged value a cast to the type would change; empty if there is none."""
-        numbered = [(number, f"s.c{number}", column) for number, column in enumerate(self.writing.columns)]
-        return " ".join(
-            f"WHEN {value}::{column.exact} IS DISTINCT FROM {value}::{column.sql_type} THEN {number}"
-            for number, value, column in numbered
-            if column.exact
-        )
-
-    def staged(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """The rows as they are copied."""
-        writing = self.writing
-        columns = [pl.int_range(rows.height, dtype=pl.Int32, eager=True).alias("position")]
-        columns += [as_staged(rows[f"c{number}"], column) for number, column in enumerate(writing.columns)]
-        if writing.expecting:
-            columns += [rows["stored"], *(rows[f"e{name[1:]}"] for name, _ in writing.values)]
-        return pl.DataFrame(columns)
-
-    def _differs(self) -> str:
-        """Whether a staged row differs from the stored one."""
-        if self.writing.on_match == "skip":
-            return "false"
-        if self.writing.on_match == "fail":
-            return "true"
-        parts = []
-        for name, column in self.writing.compared:
-            new, old = self._updated(name, column), f"t.{column.quoted}"
-            if column.loose or column.incomparable:
-                collate = ' COLLATE "C"'
-                new, old = f"({new})::text{collate}", f"{old}::text{collate}"
-            parts.append(f"{old} IS DISTINCT FROM {new}")
-        if self.writing.undelete:
-            parts.append(SoftDelete(self.writing.relation[self.writing.undelete]).is_deleted)
-        return "(" + " OR ".join(parts) + ")" if parts else "false"
-
-    def _updated(self, name: str, column: Column) -> str:
-        """The value of a column after an update."""
-        new = _cast(name, column)
-        return f"coalesce({new}, t.{column.quoted})" if self.writing.nulls == "keep" else new
-
-    def _assignments(self) -> str:
-        assigned = [f"{column.quoted} = {self._updated(name, column)}" for name, column in self.writing.values]
-        if self.writing.undelete:
-            column = self.writing.relation[self.writing.undelete]
-            assigned.append(f"{column.quoted} = {SoftDelete(column).undeleted}")
-        # Not used if the rows have only their key.
-        return ", ".join(assigned) or f"{self.writing.key[0][1].quoted} = {_cast(*self.writing.key[0])}"
-
-    def _inserted(self, name: str, column: Column) -> str:
-        """The value of a column of a new row."""
-        value = _cast(name, column)
-        default = column.default
-        if column.identity:
-            default = f"nextval(pg_get_serial_sequence({literal(self.writing.relation.sql)}, {literal(column.name)}))"
-        return f"coalesce({value}, {default})" if self.writing.nulls == "keep" and default else value
-
-
-def _key_sql(relation: Relation) -> _Sql:
-    """The SQL text for frames of keys."""
-    return _Sql(Writing(relation, tuple(relation[name] for name in relation.key)))
-
-
-def _tag() -> str:
-    """A delimiter of a string that no identifier can contain by chance."""
-    return f"$ef_{secrets.token_hex(8)}$"
 
 
 def _rejected(positions: pl.Series, error: str | pl.Series, rule: str) -> pl.DataFrame:
@@ -729,7 +570,7 @@ def _described(session: Session, name: str, exact: str, folded: str) -> Relation
         raise SchemaError(f"{shown} is {kind}: only tables can be written to")
     oid = str(row["oid"])
     keys = session.query("table_keys", oid)
-    columns = tuple(_column(one) for one in session.query("table_columns", oid).iter_rows(named=True))
+    columns = tuple(described_column(one) for one in session.query("table_columns", oid).iter_rows(named=True))
     usable = [tuple(columns) for columns in keys["columns"].to_list() if columns]
     return Relation(
         shown,
@@ -742,228 +583,3 @@ def _described(session: Session, name: str, exact: str, folded: str) -> Relation
         has_rules=row["has_rules"],
         inherited=row["inherited"],
     )
-
-
-def _column(row: dict[str, Any]) -> Column:
-    """A column as described by table_columns."""
-    kind = {name: row[name] for name in ("labels", "typmod", "nondeterministic")}
-    element = None
-    if row["element"] is not None:
-        element = _typed("element", row["element_sql_type"], row["element"], row["element_kind"], None, **kind)
-        element = None if element.family in ("other", "interval", "json", "vector") else element
-    column = _typed(row["name"], row["sql_type"], row["type"], row["kind"], element, **kind)
-    return replace(
-        column,
-        nullable=not row["required"],
-        default=None if row["generated"] else row["default"],
-        generated=bool(row["generated"]) or row["identity"] == "a",
-        identity=bool(row["identity"]),
-        collation=row["collation"],
-        exact=row["exact"],
-    )
-
-
-def _typed(
-    name: str,
-    sql_type: str,
-    base: str,
-    kind: str,
-    element: Column | None,
-    *,
-    labels: list[str] | None,
-    typmod: int,
-    nondeterministic: bool,
-) -> Column:
-    """A column of a type.
-
-    Args:
-        name: the name of the column.
-        sql_type: the type as SQL text.
-        base: the name of the type that a domain is based on, or else of the type.
-        kind: the ``typtype`` of this type.
-        element: the type of the elements of an array.
-        labels: the labels of an enum.
-        typmod: the ``atttypmod``, which encodes lengths and digits; -1 if there is none.
-        nondeterministic: whether the collation considers different texts equal.
-    """
-    if element is not None:
-        incomparable = element.incomparable
-        dtype = pl.List(element.dtype)
-        return Column(name, sql_type, "array", dtype, element=element, loose=element.loose, incomparable=incomparable)
-    if kind == "e":
-        return Column(name, sql_type, "enum", labels=tuple(labels or ()))
-    family = _FAMILIES.get(base, "other")
-    column = Column(name, sql_type, family, incomparable=family == "other" or base == "json")
-    if family == "integer":
-        return replace(column, dtype=_INTEGERS[_BITS[base]], size=_BITS[base])
-    if family == "float":
-        return replace(column, dtype=pl.Float32() if base == "float4" else pl.Float64(), size=_BITS[base])
-    if family == "decimal" and typmod >= 4:
-        precision, scale = (typmod - 4) >> 16 & 0xFFFF, ((typmod - 4 & 0x7FF) ^ 1024) - 1024
-        fits = precision <= 38 and 0 <= scale <= precision
-        read: pl.DataType = pl.Decimal(precision, scale) if fits else pl.String()
-        return replace(column, dtype=read, precision=precision, scale=scale)
-    if family == "text":
-        if base in ("name", "char"):
-            return replace(column, size=63 if base == "name" else 1, in_bytes=True)
-        size = typmod - 4 if base in ("varchar", "bpchar") and typmod >= 4 else None
-        return replace(column, size=size, loose=base == "citext" or nondeterministic, padded=base == "bpchar")
-    if family == "time":
-        return replace(column, dtype=pl.Time(), scale=None if typmod < 0 else typmod)
-    if family in ("timestamp", "timestamptz"):
-        zone = "UTC" if family == "timestamptz" else None
-        return replace(column, dtype=pl.Datetime("us", zone), scale=None if typmod < 0 else typmod)
-    if family == "vector":
-        return replace(column, dtype=pl.List(pl.Float32()), size=None if typmod < 0 else typmod)
-    return replace(column, dtype=_DTYPES.get(family, pl.String()), loose=family == "interval")
-
-
-def _staging_type(column: Column) -> str:
-    """The type of a column of the staging table."""
-    if copied := _COPIED.get(canonical(column)):
-        return copied
-    return f"text COLLATE {column.collation}" if column.collation else "text"
-
-
-def _cast(name: str, column: Column, alias: str = "s") -> str:
-    """A staged value as a value of the column."""
-    if canonical(column) in _COPIED or _PLAIN_TEXT.fullmatch(column.sql_type):
-        # Not cast, because a cast to varchar(n) truncates.
-        return f"{alias}.{name}"
-    return f"{alias}.{name}::{column.sql_type}"
-
-
-def as_staged(values: pl.Series, column: Column) -> pl.Series:
-    """Canonical values as they are copied: arrays as text in the form of PostgreSQL."""
-    return as_text(values, column) if isinstance(values.dtype, pl.List | pl.Time) else values
-
-
-def as_text(values: pl.Series, column: Column) -> pl.Series:
-    """Canonical values as text in the form of PostgreSQL."""
-    if not isinstance(values.dtype, pl.List):
-        if values.dtype == pl.Binary:
-            return "\\x" + values.bin.encode("hex")
-        if isinstance(values.dtype, pl.Date | pl.Datetime):
-            return _dates_as_text(values)
-        if values.dtype == pl.Time:
-            # A cast would cut the digits of the second.
-            return values.dt.to_string("%H:%M:%S%.f")
-        return values.cast(pl.String)
-    items = values.list.explode(empty_as_null=False, keep_nulls=False)
-    texts = as_text(items, column)
-    if column.family != "vector":
-        escaped = texts.str.replace_all("\\", "\\\\", literal=True).str.replace_all('"', '\\"', literal=True)
-        texts = ('"' + escaped + '"').fill_null("NULL")
-    lengths = pl.DataFrame({"length": values.list.len()}).with_row_index("row")
-    rows = lengths.drop_nulls().select(pl.col("row").repeat_by("length").list.explode(empty_as_null=False)).to_series()
-    joined = pl.DataFrame({"row": rows, "text": texts}).group_by("row").agg(pl.col("text").str.join(","))
-    left, right = "[]" if column.family == "vector" else "{}"
-    text = pl.lit(left) + pl.col("text").fill_null("") + pl.lit(right)
-    listed = lengths.join(joined, on="row", how="left", maintain_order="left")
-    return listed.select(pl.when(pl.col("length").is_not_null()).then(text).alias(values.name)).to_series()
-
-
-def _dates_as_text(values: pl.Series) -> pl.Series:
-    """Dates and timestamps as text; Polars and PostgreSQL write years before 1 and after 9999 differently."""
-    texts, years = values.cast(pl.String), values.dt.year()
-    for place in ((years < 1) | (years > 9999)).fill_null(False).arg_true():
-        year = years[place]
-        rest = texts[place].removeprefix("-").removeprefix("+").partition("-")[2]
-        texts[place] = f"{year:04}-{rest}" if year > 0 else f"{1 - year:04}-{rest} BC"
-    return texts
-
-
-def _parameters(relation: Relation, keys: pl.DataFrame) -> list[pl.Series]:
-    """Keys, and the texts of further columns, as parameters: arrays of text."""
-    given, columns = keys.get_columns(), [relation[name] for name in relation.key]
-    return [*map(as_text, given[: len(columns)], columns), *given[len(columns) :]]
-
-
-def _by_arrays(relation: Relation, expected: Sequence[str] = ()) -> dict[str, str]:
-    """The placeholders of statements whose parameters are the columns of the key, and expected values."""
-    columns = [relation[name] for name in relation.key]
-    names = [*(f"c{number}" for number in range(len(columns))), *(f"e{number}" for number in range(len(expected)))]
-    return {
-        "table": relation.sql,
-        "arrays": ", ".join(f"${number}::text[]" for number in range(1, len(names) + 1)),
-        "keys": ", ".join(names),
-        "matches": " AND ".join(
-            f"t.{column.quoted} = {_from_text(f's.c{number}', column)}" for number, column in enumerate(columns)
-        ),
-    }
-
-
-def _from_text(text: str, column: Column) -> str:
-    collate = f" COLLATE {column.collation}" if column.collation else ""
-    if _PLAIN_TEXT.fullmatch(column.sql_type):
-        return text + collate
-    return f"{text}::{column.exact or column.sql_type}{collate}"
-
-
-def _selected(columns: Sequence[Column]) -> str:
-    """The columns as they are read, as v0, v1, ..."""
-    return ", ".join(f"{_read(column)} AS v{number}" for number, column in enumerate(columns)) or "NULL AS none"
-
-
-#: The families that the driver reads without loss, also as values of arrays.
-_READ = ("boolean", "integer", "float", "binary", "date", "timestamp", "timestamptz", "time")
-
-
-def _read(column: Column) -> str:
-    """A column as the driver returns it without loss."""
-    value = f"t.{column.quoted}"
-    if column.family == "vector":
-        return f"{value}::real[]"
-    one = column.element or column
-    native = one.family in _READ
-    kind = column.sql_type if native else "text[]" if column.element else "text"
-    # The cast of text(inet) always adds a netmask.
-    read = f"textin(inet_out({value}))" if column.sql_type == "inet" else value if native else f"{value}::{kind}"
-    refused = [f"array_ndims({value}) > 1"] if column.element else []
-    if unreadable := _unreadable("e" if column.element else value, one):
-        refused.append(
-            f"EXISTS (SELECT FROM unnest({value}) AS e WHERE {unreadable})" if column.element else unreadable
-        )
-    if not refused:
-        return read
-    # This cast fails, and the error shows the message.
-    message = literal(f"column {column.name} has a value that a dataframe cannot represent: ")
-    failing = "integer::text" if kind == "text" else kind
-    wrong = f"({message} || {value}::text)::{failing}"
-    return f"CASE WHEN {' OR '.join(refused)} THEN {wrong} ELSE {read} END"
-
-
-def _unreadable(value: str, column: Column) -> str | None:
-    """Whether a value cannot be represented by the dtype that is read; None if each can."""
-    if column.family in ("date", "timestamp", "timestamptz"):
-        return f"NOT isfinite({value})"
-    if column.family == "time":
-        return f"{value} = '24:00'"
-    return f"{value} = 'NaN'" if isinstance(column.dtype, pl.Decimal) else None
-
-
-def sql_type(dtype: pl.DataType, name: str) -> str:
-    """The SQL type of a new column for a dtype.
-
-    Raises:
-        SchemaError: no type holds the values of this dtype.
-    """
-    simple: dict[Any, str] = {
-        pl.Boolean: "boolean", pl.Int8: "smallint", pl.Int16: "smallint", pl.Int32: "integer", pl.Int64: "bigint",
-        pl.UInt8: "smallint", pl.UInt16: "integer", pl.UInt32: "bigint", pl.UInt64: "numeric(20,0)", pl.Float32: "real",
-        pl.Float64: "double precision", pl.String: "text", pl.Categorical: "text", pl.Enum: "text", pl.Binary: "bytea",
-        pl.Date: "date", pl.Time: "time", pl.Duration: "interval", pl.Struct: "jsonb", pl.Int128: "numeric(39,0)",
-        pl.Null: "text",
-    }  # fmt: skip
-    if isinstance(dtype, pl.Datetime):
-        return "timestamptz" if dtype.time_zone else "timestamp"
-    if isinstance(dtype, pl.Decimal):
-        return f"numeric({dtype.precision},{dtype.scale})" if dtype.precision else "numeric"
-    if isinstance(dtype, pl.List | pl.Array):
-        inner = dtype.inner
-        if isinstance(inner, pl.List | pl.Array | pl.Struct):
-            return "jsonb"
-        return f"{sql_type(inner, name)}[]"  # type: ignore[arg-type]
-    if found := simple.get(dtype.base_type()):
-        return found
-    raise SchemaError(f"column {name!r} is {dtype}, for which there is no SQL type: cast it first")
