@@ -14,7 +14,7 @@ from entityframes.engines.duckdb.database import DuckDBDatabase
 from entityframes.engines.duckdb.session import Session
 from entityframes.engines.duckdb.table_checks import invalid_rows, own_references, rejected_rows, rejections
 from entityframes.engines.duckdb.table_sql import Sql, by_keys, first_row, no_rows, selected_columns
-from entityframes.engines.duckdb.types import described_column, sql_type
+from entityframes.engines.duckdb.types import described_column, split_type, sql_type, unquoted
 from entityframes.engines.tables import (
     REPEATED,
     Column,
@@ -120,7 +120,7 @@ class DuckDBTables:
         seen = self._seen.setdefault(batch.interrupt, _Seen())
         if seen.was_empty is None:
             found = session.query("table_select", placeholders=first_row(writing.relation))
-            seen.was_empty = found.is_empty() and writing.relation.is_unique
+            seen.was_empty = found.is_empty() and not writing.relation.may_repeat
         return seen.was_empty and not writing.expecting
 
     def write_each(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
@@ -303,10 +303,16 @@ def _set_aside(session: Session, sql: Sql, given: pl.DataFrame) -> pl.DataFrame:
     if sql.writing.expecting:
         conflicts = session.query("table_conflicts", placeholders=sql.placeholders)
         parts.append(conflicts.with_columns(conflict=pl.lit(True)))
-    if not sql.writing.relation.is_unique:
-        found = session.query("table_ambiguous", placeholders=sql.placeholders)
-        parts.append(rejections(found["position"], _AMBIGUOUS, "key_not_unique"))
+    parts.append(_repeated(session, sql))
     return pl.concat(parts, how="diagonal").unique("position", keep="first", maintain_order=True)
+
+
+def _repeated(session: Session, sql: Sql) -> pl.DataFrame:
+    """The given rows whose key is stored more than once."""
+    found = pl.DataFrame(schema={"position": pl.UInt32})
+    if sql.writing.relation.may_repeat:
+        found = session.query("table_ambiguous", placeholders=sql.placeholders)
+    return rejections(found["position"], REPEATED, "key_not_unique")
 
 
 def _described(session: Session, catalog: str, schema: str, name: str) -> Relation:
@@ -336,7 +342,7 @@ def _keys(
     unusable = []
     names = {column.name for column in columns}
     for (sql,) in session.query("table_indexes", *address).iter_rows():
-        indexed = tuple(map(_unquoted, _parts(sql.rstrip("; ")[:-1].partition(" ON ")[2].partition("(")[2])))
+        indexed = tuple(map(unquoted, split_type(sql.rstrip("; ")[:-1].partition(" ON ")[2].partition("(")[2])))
         if set(indexed) <= names:
             unique.append(indexed)
         else:

@@ -218,7 +218,13 @@ class PostgresTables:
         """Copy rows directly into the table if all of them are new, most likely; None if that is not possible."""
         relation = writing.relation
         exact = all(canonical(column) in COPIED or PLAIN_TEXT.fullmatch(column.sql_type) for column in writing.columns)
-        if not exact or relation.may_skip or writing.expecting or writing.nulls == "keep":
+        # COPY does not check that the type of a column that is not sent allows nulls.
+        sent = {column.name for column in writing.columns}
+        lacking = any(
+            not (column.nullable or column.default or column.generated or column.identity or column.name in sent)
+            for column in relation.columns
+        )
+        if not exact or lacking or relation.may_skip or writing.expecting or writing.nulls == "keep":
             return None
         seen = self._seen_by(batch)
         if seen.was_empty is None:
@@ -294,7 +300,7 @@ class PostgresTables:
             raise RowError(first["error"], first["sqlstate"], first["rule"])
         return pl.concat([outcomes, *aside], how="diagonal")
 
-    def _tried(self, session: Session, sql: _Sql) -> pl.DataFrame:
+    def _tried(self, session: Session, sql: Sql) -> pl.DataFrame:
         """Try to write the staged rows; returns and removes those that were written or rejected."""
         session.execute("table_merge_each", placeholders=sql.each(session))
         outcomes = with_rules(session.query("table_outcomes"))
@@ -351,6 +357,14 @@ class PostgresTables:
             invalid.append(inexact)
         invalid.append(self._repeated(session, sql))
         return pl.concat(invalid, how="diagonal")
+
+    def _repeated(self, session: Session, sql: Sql) -> pl.DataFrame:
+        """Find the staged rows whose key is stored more than once, and remove them."""
+        if not sql.writing.relation.may_repeat:
+            return _rejected(pl.Series(dtype=pl.UInt32), "", "")
+        found = session.query("table_ambiguous", placeholders=sql.placeholders)["position"]
+        session.execute("table_unstage", found)
+        return _rejected(found, REPEATED, "key_not_unique")
 
     def _inexact(self, session: Session, sql: Sql) -> pl.DataFrame:
         """The staged rows with values that a cast to the type of their column would change."""
