@@ -15,6 +15,7 @@ from entityframes.engines.tables import (
     Relation,
     SoftDelete,
     Writing,
+    literal,
 )
 
 
