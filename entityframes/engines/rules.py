@@ -32,6 +32,7 @@ _OTHERS = {
     "P0001": "trigger",
     "P0004": "trigger",
     "25006": "read_only",
+    "EF002": "rekeyed",
 }
 #: Rules for whole SQLSTATE classes.
 _CLASSES = {

@@ -29,6 +29,10 @@ Family = Literal[
 ]  # fmt: skip
 
 
+#: The error of a row whose key stands for several stored rows.
+REPEATED = "the key is stored more than once in the table"
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a table."""
@@ -98,8 +102,12 @@ class Relation:
     parts: tuple[str, str] = ("", "")
     #: The database of the table, where an address needs it.
     catalog: str = ""
-    #: Whether a trigger, a rule or a row-level policy may change or skip rows, which COPY would not report.
+    #: Whether a trigger or a row-level policy may change or skip rows, which COPY would not report.
     may_skip: bool = False
+    #: Whether there are rules for INSERT or UPDATE, with which rows cannot be upserted.
+    has_rules: bool = False
+    #: Whether rows of child tables belong to the table, so that a key may be stored more than once.
+    inherited: bool = False
     #: Whether the key has a unique constraint or index.
     is_unique: bool = True
 
@@ -110,6 +118,11 @@ class Relation:
     def address(self) -> tuple[str, str, str]:
         """The names of the database, the schema and the table."""
         return self.catalog, *self.parts
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether a key may be stored more than once."""
+        return self.inherited or not self.is_unique
 
     @property
     def has_loose_key(self) -> bool:
@@ -133,6 +146,8 @@ class Relation:
                 f"the table {self.name} has no column {', '.join(map(repr, missing))}; "
                 f"it has {', '.join(map(repr, self.by_name))}"
             )
+        if not key:
+            raise SchemaError(f"the key of {self.name} has no columns: name them, or leave out key")
         if len(set(key)) < len(key):
             raise SchemaError(f"duplicate columns in the key of {self.name}: {', '.join(map(repr, key))}")
         # In the order of the index, so that rows are written in its order.

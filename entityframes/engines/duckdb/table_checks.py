@@ -128,6 +128,10 @@ def constraint_checks(session: Session, sql: Sql) -> Iterator[tuple[str, str, st
             condition = f"EXISTS (SELECT 1 FROM {relation.sql} AS t WHERE {same} AND NOT ({matches}))"
             error = with_values(f"{', '.join(one['columns'])}: another row has the value", columns, new)
             yield condition, error, "23505", one["name"]
+            if {column.name for column in columns} <= sent.keys():
+                same = " AND ".join(f"{cast_to(sent[each.name], each, 'o')} = {new[each.name]}" for each in columns)
+                before = f"EXISTS (SELECT 1 FROM given AS o WHERE {same} AND o.position < s.position)"
+                yield before, error, "23505", one["name"]
         elif one["kind"] == "FOREIGN KEY":
             schema = f"{quoted(relation.address[0])}.{quoted(relation.parts[0])}"
             pairs = zip(one["referenced"], columns, strict=True)

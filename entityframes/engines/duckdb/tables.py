@@ -14,8 +14,9 @@ from entityframes.engines.duckdb.database import DuckDBDatabase
 from entityframes.engines.duckdb.session import Session
 from entityframes.engines.duckdb.table_checks import invalid_rows, own_references, rejected_rows, rejections
 from entityframes.engines.duckdb.table_sql import Sql, by_keys, first_row, no_rows, selected_columns
-from entityframes.engines.duckdb.types import described_column, sql_type
+from entityframes.engines.duckdb.types import described_column, split_type, sql_type, unquoted
 from entityframes.engines.tables import (
+    REPEATED,
     Column,
     NoTableError,
     Relation,
@@ -24,11 +25,10 @@ from entityframes.engines.tables import (
     parse_name,
     quoted,
 )
-from entityframes.errors import PermanentError, RowError, SchemaError
+from entityframes.errors import ClosedError, DatabaseError, PermanentError, RowError, SchemaError
 from entityframes.interrupt import Interrupt
 
 _EXISTS = "a row with this key is stored"
-_AMBIGUOUS = "the key is stored more than once in the table"
 
 
 @dataclass
@@ -120,7 +120,7 @@ class DuckDBTables:
         seen = self._seen.setdefault(batch.interrupt, _Seen())
         if seen.was_empty is None:
             found = session.query("table_select", placeholders=first_row(writing.relation))
-            seen.was_empty = found.is_empty() and writing.relation.is_unique
+            seen.was_empty = found.is_empty() and not writing.relation.may_repeat
         return seen.was_empty and not writing.expecting
 
     def write_each(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
@@ -137,13 +137,17 @@ class DuckDBTables:
             return pl.concat(results, how="diagonal").sort("position")
 
     def _bisect(self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch) -> Iterator[pl.DataFrame]:
-        """Write rows in one transaction; if the database rejects a row, halve them until only that row fails."""
-        parts = [rows] if rows.height else []
+        """Write rows in one transaction; if the database rejects a row, halve them until only that row fails.
+
+        If it is stopped in between, the rows that are not written yet have to be written again.
+        """
+        parts, written = [rows] if rows.height else [], False
         while parts:
             rows = parts.pop()
             try:
                 result = self._write(session, writing, rows.drop("position"), batch, narrow=True)
                 yield result.with_columns(position=rows["position"].gather(result["position"]))
+                written = True
             except RowError as error:
                 if batch.whole:
                     raise
@@ -152,6 +156,11 @@ class DuckDBTables:
                 else:
                     half = rows.height // 2
                     parts += [rows[half:], rows[:half]]
+            except (DatabaseError, ClosedError):
+                if not written:
+                    raise
+                yield pl.concat([rows, *parts]).select("position", again=pl.lit(True))
+                return
 
     def recovered(self, batch: Batch, answer: pl.DataFrame | None) -> pl.DataFrame | None:
         return None
@@ -165,8 +174,9 @@ class DuckDBTables:
             given = rows.with_row_index("position")
             invalid = invalid_rows(session, sql, given)
             session.register("given", given.join(invalid, on="position", how="anti", maintain_order="left"))
+            invalid = pl.concat([invalid, _repeated(session, sql)], how="diagonal")
             found = session.query("table_compare", placeholders=sql.placeholders)
-            return pl.concat([found, invalid], how="diagonal")
+            return pl.concat([found.join(invalid, on="position", how="anti"), invalid], how="diagonal")
 
     def same_keys(self, relation: Relation, keys: pl.DataFrame) -> pl.Series:
         sql = Sql(Writing(relation, tuple(relation[name] for name in relation.key)))
@@ -293,10 +303,16 @@ def _set_aside(session: Session, sql: Sql, given: pl.DataFrame) -> pl.DataFrame:
     if sql.writing.expecting:
         conflicts = session.query("table_conflicts", placeholders=sql.placeholders)
         parts.append(conflicts.with_columns(conflict=pl.lit(True)))
-    if not sql.writing.relation.is_unique:
-        found = session.query("table_ambiguous", placeholders=sql.placeholders)
-        parts.append(rejections(found["position"], _AMBIGUOUS, "key_not_unique"))
+    parts.append(_repeated(session, sql))
     return pl.concat(parts, how="diagonal").unique("position", keep="first", maintain_order=True)
+
+
+def _repeated(session: Session, sql: Sql) -> pl.DataFrame:
+    """The given rows whose key is stored more than once."""
+    found = pl.DataFrame(schema={"position": pl.UInt32})
+    if sql.writing.relation.may_repeat:
+        found = session.query("table_ambiguous", placeholders=sql.placeholders)
+    return rejections(found["position"], REPEATED, "key_not_unique")
 
 
 def _described(session: Session, catalog: str, schema: str, name: str) -> Relation:
@@ -325,8 +341,8 @@ def _keys(
     unique = [tuple(names) for names in found["columns"]]
     unusable = []
     names = {column.name for column in columns}
-    for _, expressions, sql in session.query("table_indexes", *address).iter_rows():
-        indexed = tuple(one.strip().strip("'\"") for one in expressions.strip("[]").split(","))
+    for (sql,) in session.query("table_indexes", *address).iter_rows():
+        indexed = tuple(map(unquoted, split_type(sql.rstrip("; ")[:-1].partition(" ON ")[2].partition("(")[2])))
         if set(indexed) <= names:
             unique.append(indexed)
         else:

@@ -32,7 +32,7 @@ ORDER BY constraint_type <> 'PRIMARY KEY', constraint_index
 
 -- name: table_indexes
 -- The unique indexes of a table. $1 catalog, $2 schema, $3 name
-SELECT index_name AS name, expressions, sql FROM duckdb_indexes()
+SELECT sql FROM duckdb_indexes()
 WHERE database_name = $1 AND schema_name = $2 AND table_name = $3 AND is_unique
 
 -- name: tables

@@ -15,6 +15,7 @@ from entityframes.engines.tables import (
     Relation,
     SoftDelete,
     Writing,
+    literal,
 )
 
 
@@ -122,9 +123,10 @@ class Sql:
     def _inserted(self, name: str, column: Column) -> str:
         """The value of a column of a new row."""
         value = cast_to(name, column)
-        if self.writing.nulls == "keep" and column.default is not None and not column.identity:
-            return f"coalesce({value}, {column.default})"
-        return value
+        default = column.default
+        if column.identity:
+            default = f"nextval(pg_get_serial_sequence({literal(self.writing.relation.sql)}, {literal(column.name)}))"
+        return f"coalesce({value}, {default})" if self.writing.nulls == "keep" and default else value
 
 
 def key_sql(relation: Relation) -> Sql:

@@ -23,6 +23,7 @@ from entityframes.engines.postgres.table_sql import Sql, by_arrays, delimiter, k
 from entityframes.engines.postgres.types import COPIED, PLAIN_TEXT, described_column, sql_type
 from entityframes.engines.rules import with_rules
 from entityframes.engines.tables import (
+    REPEATED,
     Column,
     NoTableError,
     Relation,
@@ -38,7 +39,7 @@ from entityframes.interrupt import Interrupt
 from entityframes.retry import retry, retry_stream
 
 #: Rows that were skipped without an error.
-_SKIPPED = "not stored by the database, which reported no error: a trigger, a rule or a row-level policy prevents it"
+_SKIPPED = "not stored by the database, which reported no error: a trigger or a row-level policy prevents it"
 
 _KEPT = "not deleted by the database, which reported no error: a trigger, a rule or a row-level policy prevents it"
 _EXISTS = "a row with this key is stored"
@@ -50,7 +51,10 @@ _SOME = "WHERE s.position = ANY ($1::int4[])"
 _FEW, _MOST = 4, 10
 
 #: The kinds of relations that cannot be written to.
-_NO_TABLES = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "S": "a sequence", "i": "an index"}
+_NO_TABLES = {
+    "v": "a view", "m": "a materialized view", "f": "a foreign table", "S": "a sequence", "i": "an index",
+    "I": "an index", "c": "a type", "t": "a table that PostgreSQL uses itself",
+}  # fmt: skip
 
 
 @dataclass
@@ -109,12 +113,17 @@ class PostgresTables:
         self._stage(session, sql, rows)
         if (inexact := self._inexact(session, sql)).height:
             raise RowError(inexact["error"][0], None, "loses_digits")
+        aside = [self._repeated(session, sql)]
+        if batch.whole and aside[0].height:
+            raise RowError(REPEATED, None, "key_not_unique")
         conflicts = self._conflicts(session, sql)
         updated = self._updated_at_once(session, sql, batch)
         if updated.height == rows.height:
             self._note(session, batch)
             return updated
-        changed, aside = session.query("table_probe", placeholders=sql.placeholders), []
+        changed = session.query("table_probe", placeholders=sql.placeholders)
+        # A trigger may have changed rows so that they still differ.
+        changed = changed.join(updated, on="position", how="anti") if updated.height else changed
         if writing.on_match == "fail" and (matches := changed.filter(~pl.col("created"))).height:
             if batch.whole:
                 raise RowError(_EXISTS, None, "key_exists")
@@ -196,6 +205,8 @@ class PostgresTables:
         again = session.query("table_probe", placeholders=sql.placeholders).join(missed, on="position", how="semi")
         if again.is_empty():
             return written
+        if sql.writing.on_match == "fail" and not again["created"].all():
+            raise RowError(_EXISTS, None, "key_exists")
         later = self._merged(session, sql, 0, again, batch)
         written = pl.concat([written, later.join(written, on="position", how="anti")])
         skipped = again.join(written, on="position", how="anti")["position"]
@@ -207,7 +218,13 @@ class PostgresTables:
         """Copy rows directly into the table if all of them are new, most likely; None if that is not possible."""
         relation = writing.relation
         exact = all(canonical(column) in COPIED or PLAIN_TEXT.fullmatch(column.sql_type) for column in writing.columns)
-        if not exact or relation.may_skip or writing.expecting or writing.nulls == "keep":
+        # COPY does not check that the type of a column that is not sent allows nulls.
+        sent = {column.name for column in writing.columns}
+        lacking = any(
+            not (column.nullable or column.default or column.generated or column.identity or column.name in sent)
+            for column in relation.columns
+        )
+        if not exact or lacking or relation.may_skip or writing.expecting or writing.nulls == "keep":
             return None
         seen = self._seen_by(batch)
         if seen.was_empty is None:
@@ -259,16 +276,18 @@ class PostgresTables:
     def _each(self, session: Session, sql: Sql, batch: Batch, height: int) -> pl.DataFrame:
         """Write the staged rows except for those that are rejected, within a transaction."""
         rejected = self._unstage_invalid(session, sql)
-        aside = []
+        aside: list[pl.DataFrame] = []
         if (conflicts := self._conflicts(session, sql)) is not None:
             aside.append(conflicts.with_columns(conflict=pl.lit(True)))
         # Unchanged rows are not tried, so that another run after one with failures takes little time.
         changed = session.query("table_probe", placeholders=sql.placeholders)["position"]
         positions = pl.int_range(height, dtype=pl.Int32, eager=True)
         session.execute("table_unstage", positions.filter(~positions.is_in(changed.cast(pl.Int32).implode())))
-        session.execute("table_merge_each", placeholders=sql.each(session))
-        outcomes = with_rules(session.query("table_outcomes"))
-        session.execute("table_unstage", outcomes["position"])
+        tried = [self._tried(session, sql)]
+        if session.query("table_probe", placeholders=sql.placeholders).height:
+            # A concurrent transaction may have inserted or deleted rows.
+            tried.append(self._tried(session, sql))
+        outcomes = pl.concat(tried)
         for created, position in (
             session.query("table_probe", placeholders=sql.placeholders).select("created", "position").rows()
         ):
@@ -280,6 +299,14 @@ class PostgresTables:
             first = errors.row(0, named=True)
             raise RowError(first["error"], first["sqlstate"], first["rule"])
         return pl.concat([outcomes, *aside], how="diagonal")
+
+    def _tried(self, session: Session, sql: Sql) -> pl.DataFrame:
+        """Try to write the staged rows; returns and removes those that were written or rejected."""
+        session.execute("table_merge_each", placeholders=sql.each(session))
+        outcomes = with_rules(session.query("table_outcomes"))
+        session.execute("table_unstage", outcomes["position"])
+        session.execute("table_forget_outcomes")
+        return outcomes
 
     def _prepare_single_rows(self, session: Session) -> None:
         session.execute("table_index_staging")
@@ -307,7 +334,7 @@ class PostgresTables:
                 finally:
                     session.rollback()
 
-        if sql.inexact:
+        if sql.inexact or sql.writing.relation.may_repeat:
             return retry(lambda: staged(check=True), what="compare")
         try:
             return retry(lambda: staged(check=False), what="compare")
@@ -328,7 +355,16 @@ class PostgresTables:
         if (inexact := self._inexact(session, sql)).height:
             session.execute("table_unstage", inexact["position"])
             invalid.append(inexact)
+        invalid.append(self._repeated(session, sql))
         return pl.concat(invalid, how="diagonal")
+
+    def _repeated(self, session: Session, sql: Sql) -> pl.DataFrame:
+        """Find the staged rows whose key is stored more than once, and remove them."""
+        if not sql.writing.relation.may_repeat:
+            return _rejected(pl.Series(dtype=pl.UInt32), "", "")
+        found = session.query("table_ambiguous", placeholders=sql.placeholders)["position"]
+        session.execute("table_unstage", found)
+        return _rejected(found, REPEATED, "key_not_unique")
 
     def _inexact(self, session: Session, sql: Sql) -> pl.DataFrame:
         """The staged rows with values that a cast to the type of their column would change."""
@@ -405,7 +441,7 @@ class PostgresTables:
         deleted: pl.DataFrame | None = None
         try:
             with self.database.session(batch.interrupt) as session, session.transaction(batch.interrupt):
-                deleted = session.query(name, *parameters, placeholders=placeholders)
+                deleted = session.query(name, *parameters, placeholders=placeholders).unique("position")
                 if relation.may_skip and deleted.height < keys.height and not conditions:
                     kept = session.query("table_existing", *parameters, placeholders=placeholders)
                     kept = kept.join(deleted, on="position", how="anti")
@@ -558,4 +594,6 @@ def _described(session: Session, name: str, exact: str, folded: str) -> Relation
         unusable=tuple(keys.filter(pl.col("columns").is_null())["definition"]),
         parts=(row["schema"], row["name"]),
         may_skip=row["may_skip"],
+        has_rules=row["has_rules"],
+        inherited=row["inherited"],
     )

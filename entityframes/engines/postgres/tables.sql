@@ -2,11 +2,16 @@
 -- statement, are the staged rows of a batch, in key order. The placeholders are rendered by tables.py.
 
 -- name: relation
--- A table by its name as given, or else folded to lower case as in SQL. $1 and $2 both names as SQL identifiers
+-- A table by its name as given, or else folded to lower case as in SQL: whether triggers, also of its partitions, or
+-- policies may skip rows, whether it has rules for writing, and whether rows of child tables belong to it.
+-- $1 and $2 both names as SQL identifiers
 SELECT c.oid::int8 AS oid, n.nspname::text AS schema, c.relname::text AS name, c.relkind::text AS kind,
     row_security_active(c.oid) OR EXISTS (
-        SELECT FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 3 = 3
-    ) OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = c.oid AND ev_type <> '1') AS may_skip
+        SELECT FROM pg_trigger WHERE NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 3 = 3
+            AND tgrelid IN (SELECT c.oid UNION ALL SELECT relid FROM pg_partition_tree(c.oid))
+    ) AS may_skip,
+    EXISTS (SELECT FROM pg_rewrite WHERE ev_class = c.oid AND ev_type IN ('2', '3')) AS has_rules,
+    c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) AS inherited
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.oid = coalesce(to_regclass($1), to_regclass($2))
 
@@ -41,7 +46,9 @@ ORDER BY a.attnum
 -- name: table_keys
 -- The unique indexes of a table, the primary key first, with their columns; null if ON CONFLICT cannot use the index.
 -- $1 oid
-SELECT pg_get_indexdef(i.indexrelid) AS definition, CASE
+SELECT pg_get_indexdef(i.indexrelid) || CASE
+        WHEN NOT i.indimmediate THEN ' (deferrable)' WHEN NOT i.indisvalid THEN ' (invalid)' ELSE ''
+    END AS definition, CASE
     WHEN i.indpred IS NULL AND i.indexprs IS NULL AND i.indimmediate AND i.indisvalid AND NOT i.indisexclusion THEN (
         SELECT array_agg(a.attname::text ORDER BY k.position)
         FROM unnest(i.indkey) WITH ORDINALITY AS k (attnum, position)
@@ -113,6 +120,11 @@ DO 'BEGIN SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; SET L
 SELECT s.position, t.{first} IS NULL AS created
 FROM pg_temp.entityframes_rows AS s LEFT JOIN {table} AS t ON {matches}
 WHERE t.{first} IS NULL OR {differs}
+
+-- name: table_ambiguous
+-- The staged rows whose key is stored more than once, in the table and in child tables.
+SELECT s.position FROM pg_temp.entityframes_rows AS s JOIN {table} AS t ON {matches}
+GROUP BY s.position HAVING count(*) > 1
 
 -- name: table_lock
 -- Locks the stored rows of the staged keys, in key order.

@@ -222,6 +222,13 @@ def check_columns(relation: Relation, schema: Mapping[str, pl.DataType], options
         SchemaError: naming the columns that cannot.
     """
     known = relation.by_name
+    if relation.has_rules:
+        raise SchemaError(f"{relation.name} has rules for INSERT or UPDATE, with which PostgreSQL allows no upsert")
+    if computed := [name for name in relation.key if known[name].generated]:
+        raise SchemaError(
+            f"the database computes {', '.join(map(repr, computed))} of the key of {relation.name} itself: open the "
+            "table with another key"
+        )
     if unknown := [name for name in schema if name not in known]:
         similar = {name.lower(): name for name in known}
         hints = [f"{name!r} (there is {similar[name.lower()]!r})" for name in unknown if name.lower() in similar]

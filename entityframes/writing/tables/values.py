@@ -271,7 +271,8 @@ def _whole_texts(values: pl.Series, find: _Finder) -> pl.Series:
     """The digits of whole numbers, nulls for other texts."""
     texts = values.str.strip_chars().str.strip_prefix("+")
     whole = texts.str.contains(_WHOLE)
-    texts = texts.str.replace(r"\.0*$", "").set(~whole.fill_null(True), None)
+    texts = texts.str.replace(r"\.0*$", "").str.replace(r"^(-?)0+(\d)", "${1}${2}").str.replace(r"^-0$", "0")
+    texts = texts.set(~whole.fill_null(True), None)
     find.unparsable(texts)
     return texts
 
