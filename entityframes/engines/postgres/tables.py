@@ -316,7 +316,10 @@ class PostgresTables:
 
     def compare(self, writing: Writing, rows: pl.DataFrame) -> pl.DataFrame:
         sql = Sql(writing)
-        return self._staged(sql, rows, lambda session: session.query("table_compare", placeholders=sql.placeholders))
+        found = self._staged(sql, rows, lambda session: session.query("table_compare", placeholders=sql.placeholders))
+        names = enumerate(name[1:] for name, _ in writing.values)
+        texts = [pl.col(kind).list.get(n).alias(kind[0] + name) for n, name in names for kind in ("old", "new")]
+        return found.select(pl.exclude("old", "new"), *texts)
 
     def _staged(self, sql: Sql, rows: pl.DataFrame, query: Callable[[Session], pl.DataFrame]) -> pl.DataFrame:
         """The result of a query on staged rows, in a transaction that is not committed.
@@ -595,5 +598,7 @@ def _described(session: Session, name: str, exact: str, folded: str) -> Relation
         parts=(row["schema"], row["name"]),
         may_skip=row["may_skip"],
         has_rules=row["has_rules"],
+        # Apart from the position of a staged row.
+        most_columns=1_599,
         inherited=row["inherited"],
     )

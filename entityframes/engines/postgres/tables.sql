@@ -335,8 +335,8 @@ SELECT bool_and(has_any_column_privilege($1::regclass, privilege))
 FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege
 
 -- name: table_compare
--- The staged rows that are new or differ, with the stored and the new value of each column as text.
-SELECT s.position, t.{first} IS NULL AS created {texts}
+-- The staged rows that are new or differ, with the stored and the new values as text.
+SELECT s.position, t.{first} IS NULL AS created, ARRAY[{old_texts}]::text[] AS old, ARRAY[{new_texts}]::text[] AS new
 FROM pg_temp.entityframes_rows AS s LEFT JOIN {table} AS t ON {matches}
 WHERE t.{first} IS NULL OR {differs}
 
