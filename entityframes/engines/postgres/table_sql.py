@@ -66,6 +66,11 @@ class Sql:
         return {**placeholders, "update_slice": slice, "tag": delimiter()}
 
     @property
+    def joins(self) -> dict[str, str]:
+        """The placeholders of statements that choose how staged rows are joined."""
+        return {"table_name": literal(self.writing.relation.sql), "tag": delimiter()}
+
+    @property
     def casts(self) -> str:
         """The conversions of staged text that may fail; empty if there are none."""
         casts = [cast_to(f"c{number}", column) for number, column in enumerate(self.writing.columns)]
