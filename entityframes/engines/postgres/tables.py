@@ -615,7 +615,7 @@ def _described(session: Session, name: str, exact: str, folded: str) -> Relation
         parts=(row["schema"], row["name"]),
         may_skip=row["may_skip"],
         has_rules=row["has_rules"],
-        # Apart from the position of a staged row.
-        most_columns=1_599,
+        # Apart from the position of a staged row, and its state when a plan was made.
+        most_columns=1_597,
         inherited=row["inherited"],
     )
