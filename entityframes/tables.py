@@ -693,11 +693,20 @@ def _names(given: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _schema_of(frame_or_schema: Any) -> dict[str, pl.DataType]:
+    """The dtypes of new columns by name.
+
+    Raises:
+        SchemaError: a name contains a NUL character, which ends an SQL statement.
+    """
     if isinstance(frame_or_schema, pl.LazyFrame):
-        return dict(frame_or_schema.collect_schema())
-    if isinstance(frame_or_schema, dict | pl.Schema):
-        return dict(pl.Schema(frame_or_schema))
-    return dict(sources.as_frame(frame_or_schema).schema)
+        schema = dict(frame_or_schema.collect_schema())
+    elif isinstance(frame_or_schema, dict | pl.Schema):
+        schema = dict(pl.Schema(frame_or_schema))
+    else:
+        schema = dict(sources.as_frame(frame_or_schema).schema)
+    if wrong := [name for name in schema if "\0" in name or not name]:
+        raise SchemaError(f"{', '.join(map(repr, wrong))} cannot be the name of a column: rename it")
+    return schema
 
 
 def _empty(columns: Sequence[Column]) -> pl.DataFrame:

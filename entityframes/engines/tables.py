@@ -106,6 +106,8 @@ class Relation:
     may_skip: bool = False
     #: Whether there are rules for INSERT or UPDATE, with which rows cannot be upserted.
     has_rules: bool = False
+    #: How many columns can be written at once.
+    most_columns: int | None = None
     #: Whether rows of child tables belong to the table, so that a key may be stored more than once.
     inherited: bool = False
     #: Whether the key has a unique constraint or index.

@@ -45,19 +45,28 @@ def rejections(positions: pl.Series, error: str, rule: str, sqlstate: str | None
     )
 
 
+#: Families whose values have been converted, so that the database takes them.
+CONVERTED = ("boolean", "integer", "float", "text", "binary", "date", "timestamp", "timestamptz", "time")
+
+
 def invalid_rows(session: Session, sql: Sql, given: pl.DataFrame) -> pl.DataFrame:
     """The rows with values that are no values of the types of their columns."""
     session.register("given", given)
-    parts = [rejections(given["position"].clear(), "", "")]
-    for number, column in enumerate(sql.writing.columns):
-        condition = f"s.c{number} IS NOT NULL AND TRY(CAST(s.c{number} AS {column.sql_type})) IS NULL"
-        found = session.query("table_rejected", placeholders={"condition": condition, "error": "NULL"})["position"]
-        wrong = given.filter(pl.col("position").is_in(found.implode()))
-        for position, given_value in wrong.select("position", f"c{number}").iter_rows():
-            value = str(given_value)[:100]
-            error = f"{column.name}: {value!r} is not a valid {column.sql_type}"
-            parts.append(rejections(pl.Series([position], dtype=pl.UInt32), error, "invalid_value", "22000"))
-    return pl.concat(parts).unique("position", keep="first", maintain_order=True)
+    whens = [
+        f"WHEN s.c{number} IS NOT NULL AND TRY(CAST(s.c{number} AS {column.sql_type})) IS NULL THEN {number}"
+        for number, column in enumerate(sql.writing.columns)
+        if column.family not in CONVERTED
+    ]
+    if not whens:
+        return rejections(given["position"].clear(), "", "")
+    found = session.query("table_invalid", placeholders={"whens": " ".join(whens)})
+    errors = []
+    for position, number in found.iter_rows():
+        column, value = sql.writing.columns[number], given[f"c{number}"][position]
+        shown = str(value.to_list() if isinstance(value, pl.Series) else value)[:100]
+        errors.append(f"{column.name}: {shown!r} is not a valid {column.sql_type}")
+    rejected = rejections(found["position"], "", "invalid_value", "22000")
+    return rejected.with_columns(pl.Series("error", errors, dtype=pl.String))
 
 
 def rejected_rows(session: Session, sql: Sql, given: pl.DataFrame) -> pl.DataFrame:

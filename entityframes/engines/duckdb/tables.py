@@ -127,14 +127,18 @@ class DuckDBTables:
         # Rows that conflict with rows of the same run are found by a comparison.
         self._seen.setdefault(batch.interrupt, _Seen()).was_empty = False
         with self.database.session(batch.interrupt, writing=True) as session:
-            given = rows.with_row_index("position")
+            # In key order, so that the first row in this order gets a value that must be unique.
+            key = [name for name, _ in writing.key]
+            given = rows.with_row_index("place").sort(key, maintain_order=True).with_row_index("position")
+            places, given = given["place"], given.drop("place")
             rejected = rejected_rows(session, Sql(writing), given)
             accepted = given.join(rejected, on="position", how="anti", maintain_order="left")
             if batch.whole and rejected.height:
                 first = rejected.row(0, named=True)
                 raise RowError(first["error"], first["sqlstate"], first["rule"])
             results = [rejected, *self._bisect(session, writing, accepted, batch)]
-            return pl.concat(results, how="diagonal").sort("position")
+            result = pl.concat(results, how="diagonal")
+            return result.with_columns(position=places.gather(result["position"])).sort("position")
 
     def _bisect(self, session: Session, writing: Writing, rows: pl.DataFrame, batch: Batch) -> Iterator[pl.DataFrame]:
         """Write rows in one transaction; if the database rejects a row, halve them until only that row fails.

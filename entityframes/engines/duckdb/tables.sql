@@ -77,6 +77,11 @@ SELECT {changes} FROM changed AS s JOIN {table} AS t ON t.rowid = s.place
 -- Inserts the new rows.
 INSERT INTO {table} ({names}) SELECT {values} FROM fresh AS s
 
+-- name: table_invalid
+-- The given rows with values that are none of the types of their columns, with the number of the first such column.
+SELECT position, number FROM (SELECT s.position, CASE {whens} END AS number FROM given AS s) AS s
+WHERE number IS NOT NULL
+
 -- name: table_rejected
 -- The given rows that violate a condition, with the error.
 SELECT s.position, {error} AS error FROM given AS s WHERE {condition}

@@ -31,7 +31,8 @@ class Sql:
         relation = writing.relation
         columns = [f"c{number} {staging_type(column)}" for number, column in enumerate(writing.columns)]
         if writing.expecting:
-            columns += ["stored boolean", *(f"e{name[1:]} text" for name, _ in writing.values)]
+            # One array, because a table has at most 1,600 columns.
+            columns += ["stored boolean", "expected text[]"]
         first = writing.key[0][1].quoted
         key = [(name, column.quoted) for name, column in writing.key]
         names = [column.quoted for column in writing.columns]
@@ -43,17 +44,16 @@ class Sql:
             "cast_key": ", ".join(cast_to(name, column) for name, column in writing.key),
             "differs": self._differs(),
             "unexpected": " OR ".join(
-                f"t.{column.quoted}::text IS DISTINCT FROM s.e{name[1:]}" for name, column in writing.values
+                f't.{column.quoted}::text COLLATE "C" IS DISTINCT FROM s.expected[{place}]'
+                for place, (_, column) in enumerate(writing.values, 1)
             ) or "false",
             "assignments": self._assignments(),
             "names": ", ".join(names),
             "values": ", ".join(self._inserted(f"c{number}", column) for number, column in enumerate(writing.columns)),
             "key": ", ".join(quoted for _, quoted in key),
             "returned": ", ".join(f"t.{quoted}" for _, quoted in key),
-            "texts": "".join(
-                f", t.{column.quoted}::text AS o{name[1:]}, ({self._updated(name, column)})::text AS n{name[1:]}"
-                for name, column in writing.values
-            ),
+            "old_texts": ", ".join(f"t.{column.quoted}::text" for _, column in writing.values),
+            "new_texts": ", ".join(f"({self._updated(name, column)})::text" for name, column in writing.values),
         }  # fmt: skip
 
     def each(self, session: Session) -> dict[str, str]:
@@ -64,6 +64,11 @@ class Sql:
         else:
             slice = ""
         return {**placeholders, "update_slice": slice, "tag": delimiter()}
+
+    @property
+    def joins(self) -> dict[str, str]:
+        """The placeholders of statements that choose how staged rows are joined."""
+        return {"table_name": literal(self.writing.relation.sql), "tag": delimiter()}
 
     @property
     def casts(self) -> str:
@@ -87,7 +92,8 @@ class Sql:
         columns = [pl.int_range(rows.height, dtype=pl.Int32, eager=True).alias("position")]
         columns += [as_staged(rows[f"c{number}"], column) for number, column in enumerate(writing.columns)]
         if writing.expecting:
-            columns += [rows["stored"], *(rows[f"e{name[1:]}"] for name, _ in writing.values)]
+            texts = [pl.col(f"e{name[1:]}") for name, _ in writing.values] or [pl.lit(None, pl.String)]
+            columns += [rows["stored"], rows.select(expected=pl.concat_list(texts)).to_series()]
         return pl.DataFrame(columns)
 
     def _differs(self) -> str:

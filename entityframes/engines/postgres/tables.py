@@ -30,7 +30,6 @@ from entityframes.engines.tables import (
     SoftDelete,
     Writing,
     canonical,
-    literal,
     parse_name,
     quoted,
 )
@@ -83,6 +82,9 @@ class PostgresTables:
 
     def describe(self, name: str) -> Relation:
         parts = parse_name(name)
+        if any(len(text.encode()) > _LONGEST for text, _ in parts):
+            # PostgreSQL would find another table.
+            raise _no_table(name)
         exact = ".".join(quoted(text) for text, _ in parts)
         folded = ".".join(quoted(text if literal else text.lower()) for text, literal in parts)
 
@@ -308,15 +310,18 @@ class PostgresTables:
         session.execute("table_forget_outcomes")
         return outcomes
 
-    def _prepare_single_rows(self, session: Session) -> None:
+    def _prepare_single_rows(self, session: Session, sql: Sql) -> None:
         session.execute("table_index_staging")
         session.execute("table_analyze_staging")
-        session.execute("any_joins")
+        session.execute("table_joins_of_slices", placeholders=sql.joins)
         session.execute("table_tried")
 
     def compare(self, writing: Writing, rows: pl.DataFrame) -> pl.DataFrame:
         sql = Sql(writing)
-        return self._staged(sql, rows, lambda session: session.query("table_compare", placeholders=sql.placeholders))
+        found = self._staged(sql, rows, lambda session: session.query("table_compare", placeholders=sql.placeholders))
+        names = enumerate(name[1:] for name, _ in writing.values)
+        texts = [pl.col(kind).list.get(n).alias(kind[0] + name) for n, name in names for kind in ("old", "new")]
+        return found.select(pl.exclude("old", "new"), *texts)
 
     def _staged(self, sql: Sql, rows: pl.DataFrame, query: Callable[[Session], pl.DataFrame]) -> pl.DataFrame:
         """The result of a query on staged rows, in a transaction that is not committed.
@@ -345,7 +350,7 @@ class PostgresTables:
 
     def _unstage_invalid(self, session: Session, sql: Sql) -> pl.DataFrame:
         """Find the staged rows with values that are none of the types of their columns, and remove them."""
-        self._prepare_single_rows(session)
+        self._prepare_single_rows(session, sql)
         invalid = [_rejected(pl.Series(dtype=pl.UInt32), "", "")]
         if checks := sql.casts:
             session.execute("table_check_each", placeholders={"checks": checks, "tag": delimiter()})
@@ -490,12 +495,16 @@ class PostgresTables:
     def create(self, name: str, columns: dict[str, pl.DataType], key: Sequence[str]) -> None:
         parts = parse_name(name)
         table = ".".join(quoted(text if literal else text.lower()) for text, literal in parts)
+        for text in (*(text for text, _ in parts), *columns):
+            _check_length(text)
         definitions = ", ".join(f"{quoted(column)} {sql_type(dtype, column)}" for column, dtype in columns.items())
         placeholders = {"table": table, "columns": definitions, "key": ", ".join(map(quoted, key))}
         with self.database.session() as session:
             session.execute("table_create", placeholders=placeholders)
 
     def add_columns(self, relation: Relation, columns: dict[str, pl.DataType]) -> None:
+        for name in columns:
+            _check_length(name)
         added = ", ".join(f"ADD COLUMN {quoted(name)} {sql_type(dtype, name)}" for name, dtype in columns.items())
         with self.database.session() as session:
             session.execute("table_add_columns", placeholders={"table": relation.sql, "columns": added})
@@ -504,9 +513,7 @@ class PostgresTables:
         """Copy rows into the staging table of this transaction."""
         session.execute("table_staging", placeholders=sql.placeholders)
         # The planner knows nothing about the staged rows, and would hash the whole table for each batch.
-        relation = sql.writing.relation
-        placeholders = {"table_name": literal(relation.sql), "height": rows.height, "tag": delimiter()}
-        session.execute("table_joins", placeholders=placeholders)
+        session.execute("table_joins", placeholders={**sql.joins, "height": rows.height})
         session.stage("entityframes_rows", sql.staged(rows))
 
     def _conflicts(self, session: Session, sql: Sql) -> pl.DataFrame | None:
@@ -571,13 +578,26 @@ def _rejected(positions: pl.Series, error: str | pl.Series, rule: str) -> pl.Dat
     )
 
 
+#: The length of a name in bytes, beyond which PostgreSQL cuts it without an error.
+_LONGEST = 63
+
+
+def _check_length(name: str) -> None:
+    if len(name.encode()) > _LONGEST:
+        raise SchemaError(f"{name!r} is longer than the {_LONGEST} bytes of a name in PostgreSQL: rename it")
+
+
+def _no_table(name: str) -> NoTableError:
+    return NoTableError(
+        f"there is no table {name!r} in the database, or the user may not see it: check the name and the schema, "
+        "or create it with entityframes.create_table"
+    )
+
+
 def _described(session: Session, name: str, exact: str, folded: str) -> Relation:
     found = session.query("relation", exact, folded)
     if found.is_empty():
-        raise NoTableError(
-            f"there is no table {name!r} in the database, or the user may not see it: check the name and the schema, "
-            "or create it with entityframes.create_table"
-        )
+        raise _no_table(name)
     row = found.row(0, named=True)
     shown = f"{row['schema']}.{row['name']}"
     if kind := _NO_TABLES.get(row["kind"]):
@@ -595,5 +615,7 @@ def _described(session: Session, name: str, exact: str, folded: str) -> Relation
         parts=(row["schema"], row["name"]),
         may_skip=row["may_skip"],
         has_rules=row["has_rules"],
+        # Apart from the position of a staged row.
+        most_columns=1_599,
         inherited=row["inherited"],
     )

@@ -86,11 +86,7 @@ CREATE TEMPORARY TABLE pg_temp.entityframes_rows (position int4, {columns}) ON C
 -- Informs the planner about the staged rows.
 ANALYZE pg_temp.entityframes_rows
 
--- name: table_joins
--- Until the end of the transaction: look up each staged key in the index if the planner takes the table for larger than
--- the batch. Otherwise hash joins, because nested loops are slow if the table is larger than that: the planner takes it
--- for empty if its statistics are from a time when all rows were deleted.
-DO {tag}
+-- part: believed
 DECLARE
     believed float8;
 BEGIN
@@ -101,12 +97,32 @@ BEGIN
     SELECT sum(pg_relation_size(c.oid) / current_setting('block_size')::int4
         * CASE WHEN c.relpages > 0 THEN c.reltuples / c.relpages ELSE 30 END)
     INTO believed FROM parts AS p JOIN pg_class AS c ON c.oid = p.oid;
+
+-- name: table_joins
+-- Until the end of the transaction: look up each staged key in the index if the planner takes the table for larger than
+-- the batch. Otherwise hash joins, because nested loops are slow if the table is larger than that: the planner takes it
+-- for empty if its statistics are from a time when all rows were deleted.
+DO {tag}
+{believed}
     IF believed > {height} THEN
         SET LOCAL enable_hashjoin = off;
         SET LOCAL enable_mergejoin = off;
         SET LOCAL enable_bitmapscan = off;
     ELSE
         SET LOCAL enable_nestloop = off;
+    END IF;
+END
+{tag}
+
+-- name: table_joins_of_slices
+-- Likewise for slices of the staged rows, about which the planner is informed.
+DO {tag}
+{believed}
+    SET LOCAL enable_hashjoin = on;
+    SET LOCAL enable_mergejoin = on;
+    SET LOCAL enable_bitmapscan = on;
+    IF believed > 100 THEN
+        SET LOCAL enable_nestloop = on;
     END IF;
 END
 {tag}
@@ -335,8 +351,8 @@ SELECT bool_and(has_any_column_privilege($1::regclass, privilege))
 FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege
 
 -- name: table_compare
--- The staged rows that are new or differ, with the stored and the new value of each column as text.
-SELECT s.position, t.{first} IS NULL AS created {texts}
+-- The staged rows that are new or differ, with the stored and the new values as text.
+SELECT s.position, t.{first} IS NULL AS created, ARRAY[{old_texts}]::text[] AS old, ARRAY[{new_texts}]::text[] AS new
 FROM pg_temp.entityframes_rows AS s LEFT JOIN {table} AS t ON {matches}
 WHERE t.{first} IS NULL OR {differs}
 

@@ -229,6 +229,11 @@ def check_columns(relation: Relation, schema: Mapping[str, pl.DataType], options
             f"the database computes {', '.join(map(repr, computed))} of the key of {relation.name} itself: open the "
             "table with another key"
         )
+    if relation.most_columns is not None and len(schema) > relation.most_columns:
+        raise SchemaError(
+            f"the frame has {len(schema):,} columns, and at most {relation.most_columns:,} can be written at once: "
+            "drop some, which leaves their values as they are"
+        )
     if unknown := [name for name in schema if name not in known]:
         similar = {name.lower(): name for name in known}
         hints = [f"{name!r} (there is {similar[name.lower()]!r})" for name in unknown if name.lower() in similar]

@@ -178,7 +178,7 @@ class _Finder:
     def __call__(self, wrong: pl.Series, rule: str, what: str) -> None:
         """Add a problem; the message consists of the column, the value and `what`."""
         name = self.column.name
-        self.problems.add(wrong, rule, lambda row: f"{name}: {_shown(self.values[row])} {what}")
+        self.problems.add(wrong, rule, lambda row: f"{name}: {_shown(_value(self.values, row))} {what}")
 
     def at(self, positions: list[int], rule: str, what: str) -> pl.Series:
         """Add a problem at positions; returns where they are."""
@@ -213,6 +213,14 @@ class _Finder:
             name = f"{self.column.name}.{column.name}" if self.column.fields else self.column.name
             self.problems.found.setdefault(row, (rule, f"{name}: {error.partition(': ')[2]}"))
         return converted
+
+
+def _value(values: pl.Series, row: int) -> Any:
+    try:
+        return values[row]
+    except (ValueError, OverflowError):
+        # A time that Python cannot represent.
+        return values[row : row + 1].cast(pl.String)[0]
 
 
 def _shown(value: Any, most: int = 100) -> str:
@@ -417,8 +425,7 @@ def _date(values: pl.Series, column: Column, find: _Finder) -> pl.Series:
 
 
 def _within_years(values: pl.Series, find: _Finder) -> pl.Series:
-    first, last = values.min(), values.max()
-    if first is None and last is None:
+    if values.null_count() == len(values):
         return values
     years = values.dt.year()
     outside = ((years < _YEARS[0]) | (years > _YEARS[1])).fill_null(False)
