@@ -14,7 +14,8 @@ import polars as pl
 
 from entityframes import forks
 from entityframes.engines import open_engine
-from entityframes.engines.base import Engine, check_writable, where
+from entityframes.engines.base import Engine
+from entityframes.engines.database import check_writable, where
 from entityframes.engines.tables import TableEngine
 from entityframes.engines.url import Address, parse_url
 from entityframes.errors import ConnectError, DuplicateError, EmbedderError, SchemaError

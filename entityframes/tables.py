@@ -11,7 +11,7 @@ import polars as pl
 
 from entityframes import forks
 from entityframes.engines import open_tables
-from entityframes.engines.base import check_writable, where
+from entityframes.engines.database import check_writable, where
 from entityframes.engines.tables import Column, Relation, TableEngine, named
 from entityframes.engines.url import parse_url
 from entityframes.errors import ConnectError, DuplicateError, SchemaError

@@ -25,7 +25,7 @@ def test_the_scratch_namespace_is_removed(url: str, store, sql) -> None:
         namespaces = (
             "SELECT DISTINCT table_schema FROM information_schema.tables WHERE table_schema LIKE 'entityframes%'"
         )
-        if listed.name == "duckdb":
+        if listed.database.name == "duckdb":
             with listed.database.file.cursor() as cursor:
                 assert cursor.sql(namespaces).fetchall() == [("entityframes",)]
         else:

@@ -100,7 +100,7 @@ def test_ids_are_looked_up_concurrently(filled: ef.EntityStore, monkeypatch: pyt
     found = filled.get(ids)
     exists = filled.exists(ids)
     monkeypatch.setattr(lookup, "LEAST_LOOKUP", 5)
-    monkeypatch.setattr(filled._engine, "lookup_rows", 7)
+    monkeypatch.setattr(filled._engine.database, "lookup_rows", 7)
     monkeypatch.setattr(postgres_probe, "MANY_ROWS", 6)
     assert filled.get(ids).equals(found)
     assert filled.exists(ids).equals(exists)
@@ -115,7 +115,7 @@ def test_ids_are_looked_up_concurrently(filled: ef.EntityStore, monkeypatch: pyt
 def test_progress_ends_at_its_total(filled: ef.EntityStore, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Even if the last piece is smaller than the others; it never decreases, and never exceeds the total."""
     monkeypatch.setattr(lookup, "LEAST_LOOKUP", 5)
-    monkeypatch.setattr(filled._engine, "lookup_rows", 7)
+    monkeypatch.setattr(filled._engine.database, "lookup_rows", 7)
     reports: list[tuple[int, int | None]] = []
 
     def progress(done: int, total: int | None) -> None:

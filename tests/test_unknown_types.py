@@ -84,9 +84,7 @@ def stream(*frames: pl.DataFrame) -> Iterator[pl.DataFrame]:
 def test_the_message_when_a_stream_ends_in_an_error(store: ef.EntityStore) -> None:
     """Rows stored before the error are counted and in last_result; with a whole frame none is stored."""
     wrong = rows(3, n="text")
-    with pytest.raises(
-        ef.SchemaError, match=r"other dtypes .*; before that, 5 created, which are kept \(see store.last_res"
-    ):
+    with pytest.raises(ef.SchemaError, match=r"other dtypes .*; before that, 5 created, which are kept \(see last_res"):
         store.upsert(stream(rows(5, n=1), wrong), batch_size=5, progress=False)
     assert store.last_result.counts["created"] == 5
     assert store.stats()["entities"].to_list() == [5]

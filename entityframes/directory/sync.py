@@ -21,7 +21,7 @@ from entityframes.directory.run import SyncRun
 from entityframes.directory.survey import Folder
 from entityframes.directory.tree import Tree
 from entityframes.directory.watch import Synced, Watcher
-from entityframes.engines.base import check_writable
+from entityframes.engines.database import check_writable
 from entityframes.errors import DatabaseError, DirectoryError, EntityFramesError
 from entityframes.frames.utf8 import printable
 from entityframes.progress import Progress, Reporter

@@ -14,8 +14,8 @@ from entityframes.errors import SchemaError
 from entityframes.interrupt import Interrupt
 
 if TYPE_CHECKING:
-    from entityframes.engines.base import Database
     from entityframes.engines.batch import Batch
+    from entityframes.engines.database import Database
 
 
 class NoTableError(SchemaError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from entityframes.engines.base import Recorder
+from entityframes.engines.database import Recorder
 from entityframes.errors import ClosedError, ConnectionLostError, DatabaseError
 from entityframes.interrupt import Interrupt
 from entityframes.results import WRITTEN, OutcomeLog

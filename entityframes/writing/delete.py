@@ -7,8 +7,8 @@ from typing import Protocol
 
 import polars as pl
 
-from entityframes.engines.base import Recorder
 from entityframes.engines.batch import Batch
+from entityframes.engines.database import Recorder
 from entityframes.errors import ConnectionLostError, DatabaseError, RowError
 from entityframes.interrupt import Interrupt
 from entityframes.progress import Reporter

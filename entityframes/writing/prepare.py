@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from entityframes.engines.base import Recorder
+from entityframes.engines.database import Recorder
 from entityframes.frames.batching import chunks, shares
 from entityframes.frames.schema import numbered
 from entityframes.writing.duplicates import Superseded, bytes_of

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import polars as pl
 
-from entityframes.engines.base import Recorder
+from entityframes.engines.database import Recorder
 from entityframes.errors import ConnectionLostError, EntityFramesError
 from entityframes.interrupt import CtrlC, Interrupt
 from entityframes.progress import Reporter

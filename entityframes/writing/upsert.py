@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import polars as pl
 
-from entityframes.engines.base import Recorder
+from entityframes.engines.database import Recorder
 from entityframes.errors import EntityFramesError
 from entityframes.frames.records import Records, Whole
 from entityframes.interrupt import Interrupt

@@ -17,7 +17,8 @@ from weakref import WeakSet, WeakValueDictionary
 import duckdb
 
 from entityframes import forks
-from entityframes.engines.base import TO_WRITE, no_store
+from entityframes.engines.base import no_store
+from entityframes.engines.database import TO_WRITE
 from entityframes.engines.duckdb.errors import InvalidatedError, translated, why_not_opened
 from entityframes.engines.url import Location
 from entityframes.errors import ClosedError, ConnectError, DatabaseError, PermanentError, ResourceError, RowError
