@@ -166,6 +166,7 @@ class OutcomeLog:
             return frame.with_columns(
                 pl.when(affected).then(pl.lit(value)).otherwise(pl.col(name)).cast(frame.schema[name]).alias(name)
                 for name, value in new.items()
+                if name in frame.columns
             )
 
         self._frames = [correct(frame) for frame in self._frames]

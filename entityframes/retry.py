@@ -161,7 +161,13 @@ class Transaction(Generic[T]):
                     self._lost = error
                     if (found := self._look_up(error, None)) is not None:
                         return found
-                self._pause(error)
+                try:
+                    self._pause(error)
+                except DatabaseError:
+                    # An earlier COMMIT may have arrived meanwhile.
+                    if self._lost not in (None, error) and (found := self._look_up(self._lost, None)) is not None:
+                        return found
+                    raise
             else:
                 # The first COMMIT may have arrived at the server only after it was looked up.
                 if self._lost is not None and (found := self._look_up(self._lost, result)) is not None:
@@ -200,13 +206,16 @@ def look_up(query: Callable[[], T], lost: DatabaseError, interrupt: Interrupt) -
         interrupt: the interrupt of the run; if it was requested, the wait is short.
 
     Raises:
-        CommitUnknownError: the server did not respond in time.
+        CommitUnknownError: the server did not respond in time, or cannot tell.
     """
     started = time.monotonic()
     pause, longest = _LOOK_UP_PAUSES
     while True:
         try:
             return query()
+        except CommitUnknownError:
+            # It will not be known later either.
+            raise
         except DatabaseError:
             deadline = started + LOOK_UP_SECONDS
             if interrupt.requested:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import polars as pl
 
@@ -299,15 +299,16 @@ class TableEngine(Protocol):
     def write_each(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Like `write`, but skip rows that the database rejects; they have error, rule and sqlstate."""
 
-    def recovered(self, batch: Batch, answer: pl.DataFrame | None) -> pl.DataFrame | None:
+    def recovered(self, batch: Batch, answer: Any, later: pl.DataFrame | None) -> pl.DataFrame | None:
         """The result of a batch whose COMMIT got no response; None if it was not committed.
 
         Args:
             batch: the batch.
-            answer: what the transaction would have returned.
+            answer: the ``answer`` of the error of the COMMIT.
+            later: the result of a later attempt to write the batch; None before it.
 
         Raises:
-            ConnectionLostError: the server does not know yet.
+            ConnectionLostError: the server cannot tell, or not yet.
         """
 
     def not_recorded(self, batch_ids: list[str]) -> list[str]:

@@ -118,7 +118,7 @@ class BatchWriter:
         target = self._target
         transaction: Transaction[pl.DataFrame] = Transaction(
             f"run {batch.run_id}, batch {batch.batch_id}",
-            lambda lost, later: target.recovered(rows, batch, lost),
+            lambda lost, later: target.recovered(rows, batch, lost, later),
             self._run.interrupt,
         )
         try:

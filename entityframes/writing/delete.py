@@ -47,7 +47,7 @@ class Deletion(Protocol):
     def delete(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Delete rows in one transaction; position of each that was stored, and error and rule if it was refused."""
 
-    def recovered(self, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:
+    def recovered(self, batch: Batch, lost: ConnectionLostError, later: pl.DataFrame | None) -> pl.DataFrame | None:
         """The result of a batch whose COMMIT got no response; None if it was not committed."""
 
 
@@ -127,7 +127,7 @@ class Delete:
             if later is not None and later.height:
                 # The retry found the rows, so the first attempt was not committed.
                 return None
-            return self._deletion.recovered(batch, lost)
+            return self._deletion.recovered(batch, lost, later)
 
         transaction: Transaction[pl.DataFrame] = Transaction(
             f"run {batch.run_id}, batch {batch.batch_id}", recovered, batch.interrupt

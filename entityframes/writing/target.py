@@ -133,13 +133,16 @@ class Target(Protocol):
     def write_each(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Like `write`, but skip rows that the database rejects."""
 
-    def recovered(self, rows: pl.DataFrame, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:
+    def recovered(
+        self, rows: pl.DataFrame, batch: Batch, lost: ConnectionLostError, later: pl.DataFrame | None
+    ) -> pl.DataFrame | None:
         """The result of a batch whose COMMIT got no response; None if it was not committed.
 
         Args:
             rows: the rows of the batch.
             batch: the batch.
             lost: the error of the COMMIT; its ``answer`` is what the engine would have returned, if it knows.
+            later: the result of a later attempt to write the batch; None before it.
         """
 
     def restore_records(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import polars as pl
@@ -166,7 +167,7 @@ class DuckDBTables:
                 yield pl.concat([rows, *parts]).select("position", again=pl.lit(True))
                 return
 
-    def recovered(self, batch: Batch, answer: pl.DataFrame | None) -> pl.DataFrame | None:
+    def recovered(self, batch: Batch, answer: Any, later: pl.DataFrame | None) -> pl.DataFrame | None:
         return None
 
     def not_recorded(self, batch_ids: list[str]) -> list[str]:

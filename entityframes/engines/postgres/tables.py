@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import polars as pl
@@ -35,7 +35,7 @@ from entityframes.engines.tables import (
 )
 from entityframes.errors import ConnectionLostError, PermanentError, RowError, SchemaError, TransientError
 from entityframes.interrupt import Interrupt
-from entityframes.retry import retry, retry_stream
+from entityframes.retry import CommitUnknownError, retry, retry_stream
 
 #: Rows that were skipped without an error.
 _SKIPPED = "not stored by the database, which reported no error: a trigger or a row-level policy prevents it"
@@ -68,8 +68,27 @@ class _Seen:
     creates_all: bool = False
     #: Whether concurrent transactions insert the same keys, so that each inserted row is returned.
     contested: bool = False
-    #: The transaction of each batch: its id and timeline.
-    transactions: dict[str, tuple[str, str]] = field(default_factory=dict)
+    #: The latest transaction of each batch.
+    transactions: dict[str, _Transaction] = field(default_factory=dict)
+
+
+class _Transaction(NamedTuple):
+    """What identifies a transaction: the result of the statement ``transaction``."""
+
+    id: str
+    timeline: str
+    reset: str
+    durable: str
+
+
+@dataclass
+class _Answer:
+    """What a transaction whose COMMIT got no response would have returned."""
+
+    result: pl.DataFrame
+    transaction: _Transaction
+    #: Whether the transaction was in progress when the server was asked before.
+    in_progress: bool = False
 
 
 class PostgresTables:
@@ -106,7 +125,7 @@ class PostgresTables:
                 with session.transaction(batch.interrupt):
                     result = self._write(session, writing, rows, batch)
         except ConnectionLostError as error:
-            error.answer = result
+            self._keep(error, batch, result)
             raise
         return result
 
@@ -250,7 +269,7 @@ class PostgresTables:
             session.rollback()
             return None
         except ConnectionLostError as error:
-            error.answer = result
+            self._keep(error, batch, result)
             raise
         return result
 
@@ -271,7 +290,7 @@ class PostgresTables:
                 result = self._each(session, sql, batch, rows.height)
                 self._note(session, batch)
         except ConnectionLostError as error:
-            error.answer = result
+            self._keep(error, batch, result)
             raise
         return result
 
@@ -380,34 +399,52 @@ class PostgresTables:
         errors = [f"{one.name}: has more digits, or another length, than {one.sql_type} holds" for one in columns]
         return _rejected(found["position"], pl.Series(errors, dtype=pl.String), "loses_digits")
 
-    def recovered(self, batch: Batch, answer: pl.DataFrame | None) -> pl.DataFrame | None:
+    def _keep(self, error: ConnectionLostError, batch: Batch, result: pl.DataFrame | None) -> None:
+        """Keep what the transaction would have returned, for `recovered`."""
         transaction = self._seen_by(batch).transactions.get(batch.batch_id)
-        if transaction is None or answer is None:
+        if error.committing and result is not None and transaction is not None and error.answer is None:
+            error.answer = _Answer(result, transaction)
+
+    def recovered(self, batch: Batch, answer: Any, later: pl.DataFrame | None) -> pl.DataFrame | None:
+        if not isinstance(answer, _Answer):
+            # Nothing was written.
             return None
-        status = self._status(transaction)
-        if status == "in progress" or status is None:
-            raise ConnectionLostError(
-                "it is unknown whether the transaction was committed: "
-                + ("the server has not finished it" if status else "another server has taken over")
-            )
-        return answer if status == "committed" else None
+        status, crashed = self._status(answer.transaction)
+        if status is None:
+            raise CommitUnknownError("another server has taken over, which may lack the transaction")
+        if status == "in progress":
+            if later is None and not answer.in_progress:
+                # Another attempt waits for it, because it holds locks on the rows.
+                answer.in_progress = True
+                return None
+            raise ConnectionLostError("the server has not finished the transaction")
+        if status == "committed" and crashed:
+            # It may be another transaction. If a later attempt has found nothing to write, it was this one.
+            found = answer.result if later is not None and _wrote_nothing(later) else None
+        else:
+            found = answer.result if status == "committed" else None
+        if found is not None:
+            self._seen_by(batch).transactions[batch.batch_id] = answer.transaction
+        return found
 
     def not_recorded(self, batch_ids: list[str]) -> list[str]:
-        known = {name: token for seen in self._seen.values() for name, token in seen.transactions.items()}
+        known = {name: one for seen in list(self._seen.values()) for name, one in seen.transactions.items()}
         lost = []
         for batch_id in batch_ids:
-            status = self._status(known[batch_id]) if batch_id in known else "committed"
-            if status is None:
-                raise ConnectionLostError("another server has taken over, which may lack the latest transactions")
+            if batch_id not in known:
+                continue
+            status, crashed = self._status(known[batch_id])
+            if status is None or (crashed and known[batch_id].durable != "true"):
+                raise CommitUnknownError("the server has been recovered, and may lack the latest transactions")
             if status != "committed":
                 lost.append(batch_id)
         return lost
 
-    def _status(self, transaction: tuple[str, str]) -> str | None:
-        """committed, aborted or in progress; None if another server has taken over."""
+    def _status(self, transaction: _Transaction) -> tuple[str | None, bool]:
+        """committed, aborted or in progress, None if another server has taken over; and whether the server crashed."""
         with self.database.session() as session:
             session.check_primary()
-            return session.query("transaction_status", *transaction).item()  # type: ignore[no-any-return]
+            return session.query("transaction_status", *transaction[:3]).row(0)
 
     def same_keys(self, relation: Relation, keys: pl.DataFrame) -> pl.Series:
         sql = key_sql(relation)
@@ -454,7 +491,7 @@ class PostgresTables:
                     deleted = pl.concat([deleted, rejected], how="diagonal")
                 self._note(session, batch)
         except ConnectionLostError as error:
-            error.answer = deleted
+            self._keep(error, batch, deleted)
             raise
         return deleted
 
@@ -528,8 +565,7 @@ class PostgresTables:
 
     def _note(self, session: Session, batch: Batch) -> None:
         """Note the id of this transaction, by which the server knows what became of it."""
-        found = session.query("transaction").row(0)
-        self._seen_by(batch).transactions[batch.batch_id] = found
+        self._seen_by(batch).transactions[batch.batch_id] = _Transaction(*session.query("transaction").row(0))
 
     def _seen_by(self, batch: Batch) -> _Seen:
         return self._seen.setdefault(batch.interrupt, _Seen())
@@ -576,6 +612,11 @@ def _rejected(positions: pl.Series, error: str | pl.Series, rule: str) -> pl.Dat
     return pl.DataFrame({"position": positions}).with_columns(
         error=pl.lit(error, pl.String), rule=pl.lit(rule, pl.String), sqlstate=pl.lit(None, pl.String)
     )
+
+
+def _wrote_nothing(result: pl.DataFrame) -> bool:
+    """Whether a batch has written no row."""
+    return result["created"].count() == 0 if "created" in result.columns else result.is_empty()
 
 
 #: The length of a name in bytes, beyond which PostgreSQL cuts it without an error.

@@ -338,12 +338,19 @@ DELETE FROM pg_temp.entityframes_outcomes
 SELECT position, created, sqlstate, error, name FROM pg_temp.entityframes_outcomes
 
 -- name: transaction
--- The id of the transaction, and the timeline of the server, which changes if a standby takes over.
-SELECT pg_current_xact_id()::text AS id, left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) AS timeline
+-- The id of the transaction; the timeline of the server, which changes if a standby takes over; when its statistics were
+-- reset, as by the recovery after a crash; and whether COMMIT waits until the transaction is on the disk.
+SELECT pg_current_xact_id()::text AS id, left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) AS timeline,
+    pg_stat_get_bgwriter_stat_reset_time()::text AS reset,
+    (current_setting('synchronous_commit') <> 'off')::text AS durable
 
 -- name: transaction_status
--- What became of a transaction on this timeline; null on another one. $1 id, $2 timeline
-SELECT CASE WHEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) = $2 THEN pg_xact_status($1::xid8) END AS status
+-- What became of a transaction on this timeline, null on another one; and whether the server may have crashed since. The
+-- recovery after a crash may give the id of a transaction that left no trace to another one. $1 id, $2 timeline, $3 reset
+SELECT CASE
+    WHEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) <> $2 THEN NULL
+    WHEN $1::xid8 >= pg_snapshot_xmax(pg_current_snapshot()) THEN 'aborted'
+    ELSE pg_xact_status($1::xid8) END AS status, pg_stat_get_bgwriter_stat_reset_time()::text IS DISTINCT FROM $3 AS crashed
 
 -- name: table_may_write
 -- Whether this user has the privileges on the table, so that an error is caused by a row. $1 table

@@ -39,6 +39,6 @@ class EntityDeletion:
     def delete(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         return self.engine.delete(rows, batch)
 
-    def recovered(self, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:
+    def recovered(self, batch: Batch, lost: ConnectionLostError, later: pl.DataFrame | None) -> pl.DataFrame | None:
         answer: pl.DataFrame | None = lost.answer
         return None if self.engine.deleted_by(batch) is None else answer

@@ -111,7 +111,9 @@ class EntityTarget:
         only_new = "narrow" in rows.columns and self._in_new_types(rows)
         return Pending(self, rows, validated.context, only_new=only_new)
 
-    def recovered(self, rows: pl.DataFrame, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:
+    def recovered(
+        self, rows: pl.DataFrame, batch: Batch, lost: ConnectionLostError, later: pl.DataFrame | None
+    ) -> pl.DataFrame | None:
         return self._engine.recorded(rows, batch)
 
     def restore_records(self) -> None:

@@ -46,5 +46,5 @@ class TableDeletion:
         names |= {OLD + name: f"e{number}" for number, name in enumerate(self._expected)}
         return self.engine.delete(self._relation, rows.rename(names), batch, self._soft, self._expected)
 
-    def recovered(self, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:
-        return self.engine.recovered(batch, lost.answer)
+    def recovered(self, batch: Batch, lost: ConnectionLostError, later: pl.DataFrame | None) -> pl.DataFrame | None:
+        return self.engine.recovered(batch, lost.answer, later)

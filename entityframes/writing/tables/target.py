@@ -141,8 +141,10 @@ class TableTarget:
         writing, numbered = self._writing(rows)
         return self._engine.write_each(writing, numbered, batch)
 
-    def recovered(self, rows: pl.DataFrame, batch: Batch, lost: ConnectionLostError) -> pl.DataFrame | None:
-        return self._engine.recovered(batch, lost.answer)
+    def recovered(
+        self, rows: pl.DataFrame, batch: Batch, lost: ConnectionLostError, later: pl.DataFrame | None
+    ) -> pl.DataFrame | None:
+        return self._engine.recovered(batch, lost.answer, later)
 
     def restore_records(self) -> None:
         """Nothing is recorded about a table."""
