@@ -450,7 +450,8 @@ def test_opposite_orders(own_server: Server, database: str, items: Open) -> None
         return found
 
     runs = [Background(lambda number=number: write(number)) for number in range(4)]
-    for result in itertools.chain.from_iterable(run.outcome(300) for run in runs):
+    found = list(itertools.chain.from_iterable(run.outcome(300) for run in runs))
+    for result in found:
         assert result.failed.is_empty(), result.failed
         assert result.counts.get("unknown", 0) == 0
 

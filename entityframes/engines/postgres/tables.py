@@ -174,13 +174,19 @@ class PostgresTables:
         none = pl.DataFrame(schema={"position": pl.UInt32, "created": pl.Boolean})
         if not self._seen_by(batch).updates_all or sql.writing.on_match != "update" or sql.writing.expecting:
             return none
+        self._lock_changed(session, sql)
         return session.query("table_update", placeholders=sql.placeholders).with_columns(created=pl.lit(False))
+
+    def _lock_changed(self, session: Session, sql: Sql, *, always: bool = False) -> None:
+        placeholders = {**sql.placeholders, "always": "true" if always else "false", "tag": delimiter()}
+        session.execute("table_lock_changed", placeholders=placeholders)
 
     def _merged(self, session: Session, sql: Sql, height: int, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Update and insert the changed rows; position and created of those that were written."""
         written = [changed.clear()]
         updates = changed.filter(~pl.col("created"))["position"]
         if len(updates):
+            self._lock_changed(session, sql)
             if len(updates) * _FEW <= height:
                 updated = session.query("table_update_some", updates, placeholders=sql.placeholders)
             else:
@@ -301,9 +307,12 @@ class PostgresTables:
         if (conflicts := self._conflicts(session, sql)) is not None:
             aside.append(conflicts.with_columns(conflict=pl.lit(True)))
         # Unchanged rows are not tried, so that another run after one with failures takes little time.
-        changed = session.query("table_probe", placeholders=sql.placeholders)["position"]
+        changed = session.query("table_probe", placeholders=sql.placeholders)
         positions = pl.int_range(height, dtype=pl.Int32, eager=True)
-        session.execute("table_unstage", positions.filter(~positions.is_in(changed.cast(pl.Int32).implode())))
+        unchanged = ~positions.is_in(changed["position"].cast(pl.Int32).implode())
+        session.execute("table_unstage", positions.filter(unchanged))
+        if sql.writing.on_match == "update" and not changed["created"].all():
+            self._lock_changed(session, sql, always=True)
         tried = [self._tried(session, sql)]
         if session.query("table_probe", placeholders=sql.placeholders).height:
             # A concurrent transaction may have inserted or deleted rows.
@@ -473,6 +482,9 @@ class PostgresTables:
         expected: Sequence[str] = (),
     ) -> pl.DataFrame:
         name = "table_delete" if soft is None else "table_soft_delete"
+        # In key order, in which all writers lock rows.
+        keys = keys.with_row_index("place").sort(keys.columns[: len(relation.key)], maintain_order=True)
+        places, keys = keys["place"], keys.drop("place")
         parameters, placeholders = key_parameters(relation, keys), by_arrays(relation, expected)
         conditions = [f"t.{quoted(one)}::text IS NOT DISTINCT FROM s.e{n}" for n, one in enumerate(expected)]
         if soft is not None:
@@ -489,6 +501,7 @@ class PostgresTables:
                     kept = kept.join(deleted, on="position", how="anti")
                     rejected = _rejected(kept["position"], _KEPT, "skipped")
                     deleted = pl.concat([deleted, rejected], how="diagonal")
+                deleted = deleted.with_columns(position=places.gather(deleted["position"]))
                 self._note(session, batch)
         except ConnectionLostError as error:
             self._keep(error, batch, deleted)

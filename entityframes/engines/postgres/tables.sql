@@ -148,6 +148,18 @@ SELECT count(*) FROM (
     SELECT FROM pg_temp.entityframes_rows AS s JOIN {table} AS t ON {matches} ORDER BY s.position FOR UPDATE OF t
 ) AS locked
 
+-- name: table_lock_changed
+-- Locks the stored rows that differ in key order, so that concurrent transactions cannot deadlock. An update that looks
+-- up each staged key in the index does so itself.
+DO {tag}
+BEGIN
+    IF {always} OR current_setting('enable_nestloop') = 'off' THEN
+        PERFORM FROM pg_temp.entityframes_rows AS s JOIN {table} AS t ON {matches}
+        WHERE {differs} ORDER BY s.position FOR NO KEY UPDATE OF t;
+    END IF;
+END
+{tag}
+
 -- name: table_conflicts
 -- The staged rows whose stored row is neither as expected nor as it would be written.
 SELECT s.position FROM pg_temp.entityframes_rows AS s LEFT JOIN {table} AS t ON {matches}
