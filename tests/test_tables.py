@@ -510,6 +510,7 @@ def test_dates_far_away_as_keys(store: ef.EntityStore, sql: Sql) -> None:
     assert statuses(table.delete(frame)) == ["deleted"] * 4
 
 
+@pytest.mark.slow
 def test_wide_tables(store: ef.EntityStore, sql: Sql, engine: str) -> None:
     """As many columns as PostgreSQL allows: written, found unchanged, and planned."""
     names = [f"column_{n}" for n in range(1_599 if engine == "postgresql" else 200)]

@@ -178,7 +178,7 @@ def test_a_cancelled_call(store: ef.EntityStore, sql: Callable[..., list]) -> No
 def test_a_batch_that_is_stopped_in_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DuckDB writes the halves of a batch with a bad row in several transactions: what was committed has its outcome."""
     table, cancel = made(tmp_path / "x.duckdb"), threading.Event()
-    # A constraint that no query finds: the referenced row is only locked out by a trigger-like CHECK on two rows.
+    # As if the database refused one row for a reason that no query finds.
     write, calls = DuckDBTables._write, []
 
     def struck(self: DuckDBTables, session: Any, writing: Any, rows: pl.DataFrame, *args: Any, **options: Any) -> Any:
@@ -225,6 +225,7 @@ AT_WORK = """
 """
 
 
+@pytest.mark.slow
 def test_killed_in_a_commit_loop(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """No reported batch is lost, and none is stored in part."""
     if engine == "duckdb":
@@ -359,6 +360,7 @@ def test_no_secret_in_messages(
     """Wrong logins, rejected rows, lost answers, a table that is gone: neither the password nor other rows' contents."""
     monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 0.3)
     monkeypatch.setattr(retry, "BACKOFF", 0.01)
+    monkeypatch.setattr(retry, "PAUSES", (0.01,))
     own_server.sql(DDL.replace("n integer", "u integer UNIQUE, n integer"), database=database)
     capture.call(lambda: ef.table(login.replace(PASSWORD, PASSWORD + "x"), "items"))
     capture.call(lambda: ef.table(login, "nope"))
