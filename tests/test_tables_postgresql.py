@@ -203,6 +203,12 @@ def test_a_trigger_that_rewrites_values(sql: Sql, open_table) -> None:
         assert result.outcomes["row"].to_list() == list(range(40))
         assert result.counts["updated"] == 40
     assert table.read("v")["v"].unique().to_list() == ["A"]
+    # Of each batch but for the first, most rows are updated at once.
+    some = of(list(range(80)), [("A" if n % 20 == 3 else "a") for n in range(80)])
+    table.upsert(some)
+    result = table.upsert(some, batch_size=20)
+    assert result.outcomes["row"].to_list() == list(range(80))
+    assert result.counts["updated"] == 76
 
 
 def test_no_trigger_fires_for_what_is_unchanged(sql: Sql, open_table) -> None:

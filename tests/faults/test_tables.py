@@ -252,12 +252,11 @@ def test_the_server_is_killed_in_a_run(own_server: Server, database: str, items:
     assert len(model.rows) == 6_000
 
 
-@pytest.mark.parametrize("others", [0, 5])
+@pytest.mark.parametrize("reused", [False, True])
 def test_the_server_is_killed_at_a_commit(
-    own_server: Server, database: str, items: Open, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, others: int
+    own_server: Server, database: str, items: Open, proxy: Proxy, reused: bool
 ) -> None:
     """Recovery gives the id of a transaction that left no trace to another one: what that did is not taken for it."""
-    monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 2.0)
     # Nothing of the transaction reaches the disk before its COMMIT.
     own_server.sql("ALTER SYSTEM SET wal_writer_delay = '10s'", "SELECT pg_reload_conf()")
     try:
@@ -269,12 +268,20 @@ def test_the_server_is_killed_at_a_commit(
         proxy.hold_before = COMMIT
         run = Background(lambda: table.upsert(frame))
         assert proxy.held.wait(60)
+        writes = "SELECT backend_xid::text::int8 FROM pg_stat_activity WHERE backend_xid IS NOT NULL"
+        [(transaction,)] = own_server.sql(writes)
+        # It is looked up once the id is taken.
+        proxy.refuse = True
         own_server.kill()
         own_server.start()
-        for _ in range(others):
-            own_server.sql("INSERT INTO written VALUES (-1)", database=database)
+        others = [-1]
+        while reused and others[-1] < transaction:
+            others += own_server.sql("SELECT pg_current_xact_id()::text::int8")[0]
+        assert not reused or transaction in others
+        proxy.refuse = False
         proxy.go.set()
         result = run.outcome()
+        assert not result.counts["unknown"]
         model.upserted(frame, result)
         model.check(table)
         assert table.upsert(frame).ok
@@ -456,10 +463,16 @@ def test_opposite_orders(own_server: Server, database: str, items: Open) -> None
         assert result.counts.get("unknown", 0) == 0
 
 
-def test_a_row_is_inserted_meanwhile(own_server: Server, database: str, items: Open) -> None:
+@pytest.mark.parametrize("may_skip", [False, True])
+def test_a_row_is_inserted_meanwhile(own_server: Server, database: str, items: Open, may_skip: bool) -> None:
     """Whatever a match means, the row of the other transaction is seen once it is committed."""
     import psycopg
 
+    if may_skip:
+        own_server.sql(
+            "CREATE TRIGGER first BEFORE INSERT ON items FOR EACH ROW EXECUTE FUNCTION count_writes()",
+            database=database,
+        )
     for number, (options, bad, status) in enumerate([
         ({}, (), "updated"), ({}, (1,), "updated"), ({"on_match": "skip"}, (), "unchanged"),
         ({"on_match": "skip"}, (1,), "unchanged"), ({"on_match": "fail"}, (), "failed"), ({"on_match": "fail"}, (1,), "failed"),
@@ -469,7 +482,8 @@ def test_a_row_is_inserted_meanwhile(own_server: Server, database: str, items: O
         table.upsert(rows(1, start=start + 50))
         with psycopg.connect(own_server.url(database)) as other:
             other.execute(f"INSERT INTO items VALUES ({start + 5}, 'theirs')")
-            frame = rows(20, "ours", start=start, bad=tuple(start + n for n in bad))
+            # A bad row comes before the one that waits, so that this is met row by row.
+            frame = rows(20, "ours", start=start, bad=tuple(start + n for n in bad)).sort("k")
             run = Background(lambda table=table, frame=frame, options=options: table.upsert(frame, **options))
             waits = lambda run=run: not run.is_alive() or backends(own_server, database, WAITING)  # noqa: E731
             wait_until(waits, "the insert")
