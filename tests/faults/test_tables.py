@@ -313,7 +313,7 @@ def test_timeouts_and_locks(own_server: Server, database: str, items: Open, monk
     model.upserted(first, table.upsert(first))
     frame = rows(20, "changed")
     for setting, sqlstate, kind in [("lock_timeout", "55P03", "database"), ("statement_timeout", "57014", "timeout")]:
-        own_server.sql(f"ALTER DATABASE {database} SET {setting} = '100ms'")
+        own_server.sql(f"ALTER DATABASE {database} SET {setting} = '300ms'")
         with locked(own_server, database, ONE_ROW), items() as limited:
             result = limited.upsert(frame)
             assert result.failed.select("error_kind", "sqlstate").unique().rows() == [(kind, sqlstate)]
