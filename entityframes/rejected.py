@@ -39,7 +39,7 @@ class Inputs:
         self._pages.append((self._next, objects, len(objects)))
         self._next += len(objects)
 
-    def settle(self, outcomes: pl.DataFrame) -> None:
+    def resolve(self, outcomes: pl.DataFrame) -> None:
         """Keep the objects of rows that failed, and let go of the others.
 
         Args:
@@ -52,16 +52,18 @@ class Inputs:
             start, objects, _ = self._pages[int(np.searchsorted(starts, row, side="right")) - 1]
             self._add_failed(row, objects[row - start])
         places = np.searchsorted(starts, outcomes["row"].to_numpy(), side="right") - 1
-        settled = np.bincount(places, minlength=len(self._pages))
-        pages = zip(self._pages, settled.tolist(), strict=True)
+        resolved = np.bincount(places, minlength=len(self._pages))
+        pages = zip(self._pages, resolved.tolist(), strict=True)
         self._pages = [(start, objects, left - n) for (start, objects, left), n in pages if left > n]
 
     def finish(self) -> None:
         """Let go of the objects of rows that have no outcome, since the run has ended."""
         self._pages = []
 
-    def of(self, row: int) -> Any:
-        """The object of a row that failed; None if it was not kept."""
+    def of(self, row: int | None) -> Any:
+        """The object of a row that failed; None if it was not kept, or for a deletion."""
+        if row is None:
+            return None
         if row in self._failed or self._spilled is None:
             return self._failed.get(row)
         return self._spilled.get(row)

@@ -132,7 +132,7 @@ class OutcomeLog:
             return
         for status, rows in frame["status"].cast(pl.String).value_counts().iter_rows():
             self.counts[status] += rows
-        self.inputs.settle(frame)
+        self.inputs.resolve(frame)
         self._frames.append(frame)
         self._held += frame.height
         if self._held > self._keep:

@@ -18,7 +18,7 @@ from entityframes.engines.base import Engine
 from entityframes.engines.database import check_writable, where
 from entityframes.engines.tables import TableEngine
 from entityframes.engines.url import Address, parse_url
-from entityframes.errors import ConnectError, DuplicateError, EmbedderError, SchemaError
+from entityframes.errors import ConnectError, EmbedderError
 from entityframes.frames import single, sources
 from entityframes.frames.records import Records, Whole
 from entityframes.interrupt import Interrupt
@@ -33,7 +33,7 @@ from entityframes.writing.delete import Delete
 from entityframes.writing.entities.deletion import EntityDeletion
 from entityframes.writing.entities.mirror import absent_entities
 from entityframes.writing.entities.upsert import entity_upsert
-from entityframes.writing.mirror import check_deletions, check_max_delete, check_not_empty, with_deletions
+from entityframes.writing.mirror import Mirror, check_deletions, check_max_delete, check_not_empty
 from entityframes.writing.options import Absent, Nulls, OnDuplicate, OnError, Options
 from entityframes.writing.plan import Plan
 
@@ -224,10 +224,7 @@ class EntityStore:
             absent=absent,
             nulls=nulls,
         )
-        source = sources.objects(frame, batch_size) or (
-            sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame)
-        )
-        return self._upsert(source, options, progress, cancel)
+        return self._upsert(sources.opened(frame, batch_size), options, progress, cancel)
 
     def _upsert(
         self,
@@ -241,9 +238,6 @@ class EntityStore:
         with Reporter(progress, getattr(source, "height", None)) as reporter:
             try:
                 return run.execute(source, reporter, self._threads.submit)
-            except (SchemaError, DuplicateError) as error:
-                error.args = (f"{error}; {run.result()._stored_before}",)
-                raise
             finally:
                 self.last_result = run.result()
 
@@ -301,21 +295,12 @@ class EntityStore:
         check_not_empty(given.frame)
         missing, stored, complete = absent_entities(given.frame, scope, self.scan)
         check_deletions(missing.height, stored, max_delete)
-        deletion, stopped = EntityDeletion(self._engine), True
+        mirror = Mirror(run, EntityDeletion(self._engine), missing, interrupt, complete=complete)
         with Reporter(progress, given.height + missing.height) as reporter:
             try:
-                run.execute(given, reporter, self._threads.submit)
-                stopped = interrupt.requested
+                return mirror.execute(given, reporter, self._threads.submit)
             finally:
-                self.last_result = result = with_deletions(
-                    run.result(),
-                    missing,
-                    lambda rows: run.unprocessed(deletion.keys(rows)),
-                    lambda: Delete(deletion, interrupt).execute(missing, reporter, self._threads.submit),
-                    complete=complete,
-                    stopped=stopped,
-                )
-        return result
+                self.last_result = mirror.result()
 
     def plan(
         self,

@@ -14,7 +14,7 @@ from entityframes.engines import open_tables
 from entityframes.engines.database import check_writable, where
 from entityframes.engines.tables import Column, Relation, TableEngine, named
 from entityframes.engines.url import parse_url
-from entityframes.errors import ConnectError, DuplicateError, SchemaError
+from entityframes.errors import ConnectError, SchemaError
 from entityframes.frames import sources
 from entityframes.frames.records import Records, Whole, visible_schema
 from entityframes.interrupt import Interrupt
@@ -23,7 +23,7 @@ from entityframes.reading import tables as reading
 from entityframes.results import MIRROR_STATUSES, DeleteResult, RunResult, UpsertResult
 from entityframes.threads import Threads
 from entityframes.writing.delete import Delete
-from entityframes.writing.mirror import check_deletions, check_max_delete, check_not_empty, with_deletions
+from entityframes.writing.mirror import Mirror, check_deletions, check_max_delete, check_not_empty
 from entityframes.writing.options import Nulls, OnDuplicate, OnError, OnMatch, TableOptions
 from entityframes.writing.tables import plan as planning
 from entityframes.writing.tables.deletion import TableDeletion
@@ -248,10 +248,7 @@ class Table:
             batch_size=batch_size, on_duplicate=on_duplicate, on_error=on_error, nulls=nulls, on_match=on_match,
             ignore=_names(ignore),
         )  # fmt: skip
-        source = sources.objects(frame, batch_size) or (
-            sources.iterate(frame) if sources.is_stream(frame) else sources.as_frame(frame)
-        )
-        return self._upsert(source, options, progress, cancel)
+        return self._upsert(sources.opened(frame, batch_size), options, progress, cancel)
 
     def _upsert(
         self,
@@ -265,9 +262,6 @@ class Table:
         with Reporter(progress, getattr(source, "height", None)) as reporter:
             try:
                 return run.execute(source, reporter, self._threads.submit)
-            except (SchemaError, DuplicateError) as error:
-                error.args = (f"{error}; {run.result()._stored_before}",)
-                raise
             finally:
                 self.last_result = run.result()
 
@@ -412,26 +406,23 @@ class Table:
         progress: Progress,
         cancel: threading.Event | None,
     ) -> UpsertResult:
-        """Upsert a frame, and then delete rows unless the upsert was stopped."""
+        """Upsert a frame, and then delete rows."""
         interrupt = Interrupt(cancel)
         run = table_upsert(self._engine, self._relation, options, interrupt, MIRROR_STATUSES)
         deletion = TableDeletion(self._engine, self._relation, options.undelete, deletions.expected)
-        absent, stopped = deletions.rows, True
-        with Reporter(progress, given.height + absent.height) as reporter:
+        mirror = Mirror(
+            run,
+            deletion,
+            deletions.rows,
+            interrupt,
+            complete=deletions.complete,
+            compared=deletions.compared,
+        )
+        with Reporter(progress, given.height + deletions.rows.height) as reporter:
             try:
-                run.execute(given, reporter, self._threads.submit)
-                stopped = interrupt.requested
+                return mirror.execute(given, reporter, self._threads.submit)
             finally:
-                self.last_result = result = with_deletions(
-                    run.result(),
-                    absent,
-                    lambda rows: run.unprocessed(deletion.keys(rows)),
-                    lambda: Delete(deletion, interrupt).execute(absent, reporter, self._threads.submit),
-                    complete=deletions.complete,
-                    stopped=stopped,
-                    compared=bool(deletions.expected),
-                )
-        return result
+                self.last_result = mirror.result()
 
     def exists(self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
         """Check which keys are stored.

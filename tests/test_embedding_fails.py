@@ -212,7 +212,7 @@ def test_a_first_call_that_fails_leaves_no_space(store: ef.EntityStore, queued: 
     assert store.spaces()["space"].to_list() == ["hashing-16"]
 
 
-def test_a_new_space_that_somebody_else_has_begun_to_fill_is_kept(connect: Any) -> None:
+def test_a_new_space_that_another_writer_has_begun_to_fill_is_kept(connect: Any) -> None:
     """Though its first embedder turns out not to work."""
     store, other, cancel = connect(), connect(), threading.Event()
     store.upsert(notes(2), batch_size=1, progress=False)

@@ -546,7 +546,7 @@ def test_objects_beyond_the_limit_are_in_a_file() -> None:
     inputs.add(objects[6:])
     for rows in ([8, 9, 5, 6], [0, 1, 2, 3, 4, 7]):
         status = ["created" if row == 3 else "failed" for row in rows]
-        inputs.settle(pl.DataFrame({"row": rows, "status": status}, schema_overrides={"row": pl.UInt32}))
+        inputs.resolve(pl.DataFrame({"row": rows, "status": status}, schema_overrides={"row": pl.UInt32}))
     assert [inputs.of(row) for row in range(10)] == [None if n == 3 else objects[n] for n in range(10)]
     assert [row for row in range(10) if inputs.of(row) is objects[row]] == [7, 8, 9]
 

@@ -29,8 +29,9 @@ Family = Literal[
 ]  # fmt: skip
 
 
-#: The error of a row whose key stands for several stored rows.
+#: The errors of a row whose key stands for several stored rows, and of one whose key is stored but must not be.
 REPEATED = "the key is stored more than once in the table"
+EXISTS = "a row with this key is stored"
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,13 @@ class SoftDelete:
     def undeleted(self) -> str:
         """The value of a row that is not deleted."""
         return "false" if self.column.family == "boolean" else "NULL"
+
+
+def rejections(positions: pl.Series, error: str | pl.Series, rule: str, sqlstate: str | None = None) -> pl.DataFrame:
+    """The results of rows that are rejected: position, error, rule and sqlstate."""
+    return pl.DataFrame({"position": positions}).with_columns(
+        error=pl.lit(error, pl.String), rule=pl.lit(rule, pl.String), sqlstate=pl.lit(sqlstate, pl.String)
+    )
 
 
 def as_text(columns: Iterable[Column]) -> list[Column]:

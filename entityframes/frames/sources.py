@@ -48,6 +48,19 @@ def objects(source: Any, rows: int | None = None) -> Records | None:
     return None if is_frame or not _is_iterable(source) else Records(source, as_frame, rows)
 
 
+def opened(source: Any, rows: int | None = None) -> pl.DataFrame | Iterator[pl.DataFrame] | Records:
+    """A source as a frame in memory, as a stream of frames, or as Python objects.
+
+    Args:
+        source: as for `as_frame`.
+        rows: about how many objects of an iterator are converted at once.
+
+    Raises:
+        SchemaError: as `as_frame`.
+    """
+    return objects(source, rows) or (iterate(source) if is_stream(source) else as_frame(source))
+
+
 def as_frame(source: Any) -> pl.DataFrame:
     """Read a source as one DataFrame.
 

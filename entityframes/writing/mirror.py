@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import polars as pl
 
 from entityframes.errors import SchemaError, ValidationError
-from entityframes.results import MIRROR_STATUSES, DeleteResult, UpsertResult
+from entityframes.frames.records import Whole
+from entityframes.interrupt import Interrupt
+from entityframes.progress import Reporter
+from entityframes.results import MIRROR_STATUSES, UpsertResult
+from entityframes.threads import Submit
+from entityframes.writing.delete import Delete, Deletion
+from entityframes.writing.upsert import Upsert
 
 #: The error of rows that were not deleted because the frame has rows whose key is not known.
 _UNKNOWN_KEYS = "not deleted, because the frame has rows with an invalid key, which may be this one"
@@ -56,50 +61,70 @@ def check_deletions(absent: int, stored: int, max_delete: float) -> None:
         )
 
 
-def with_deletions(
-    upserted: UpsertResult,
-    absent: pl.DataFrame,
-    unprocessed: Callable[[pl.DataFrame], pl.DataFrame],
-    delete: Callable[[], DeleteResult],
-    *,
-    complete: bool,
-    stopped: bool,
-    compared: bool = False,
-) -> UpsertResult:
-    """Delete the absent rows after an upsert, and add their outcomes to its result.
+class Mirror:
+    """One call of `mirror`: upsert -> delete -> outcomes.
 
     Args:
-        upserted: the result of the upsert.
-        absent: the keys of the rows to delete.
-        unprocessed: makes outcomes of keys that are not deleted.
-        delete: deletes the rows.
-        complete: whether the keys of all rows of the frame are known; if not, nothing is deleted.
-        stopped: whether the upsert was stopped, so that nothing is deleted either.
-        compared: whether a row that was not found may have been changed since a plan was made.
+        upsert: the upsert of the frame, whose statuses are those of a mirror.
+        deletion: deletes what the frame lacks.
+        absent: the keys of what the frame lacks.
+        interrupt: stops the run.
+        complete: whether the keys of all rows of the frame are valid; if not, nothing is deleted.
+        compared: whether a row that is not found may have been changed since a plan was made.
     """
-    if absent.is_empty():
-        return upserted
-    batches, elapsed = upserted.batches, upserted.elapsed
-    if stopped or not complete:
-        outcomes = unprocessed(absent)
-        if not stopped:
-            outcomes = outcomes.with_columns(error=pl.lit(_UNKNOWN_KEYS), rule=pl.lit("unknown_key"))
-    else:
-        deleted = delete()
-        outcomes, missing = deleted.outcomes, pl.col("status") == "missing"
-        if compared:
-            status, error = pl.col("status").cast(pl.String), pl.lit(_CHANGED)
-            outcomes = outcomes.with_columns(
-                pl.when(missing).then(pl.lit("conflict")).otherwise(status).alias("status"),
-                pl.when(missing).then(error).otherwise("error").alias("error"),
-            )
+
+    def __init__(
+        self,
+        upsert: Upsert,
+        deletion: Deletion,
+        absent: pl.DataFrame,
+        interrupt: Interrupt,
+        *,
+        complete: bool,
+        compared: bool = False,
+    ) -> None:
+        self._upsert, self._deletion, self._absent, self._interrupt = upsert, deletion, absent, interrupt
+        self._complete, self._compared = complete, compared
+        self._delete: Delete | None = None
+
+    def result(self) -> UpsertResult:
+        """The outcomes so far; those of deletions are added when `execute` ends."""
+        upserted = self._upsert.result()
+        if self._delete is None:
+            return upserted
+        deleted = self._delete.result()
+        return replace(upserted, batches=upserted.batches + deleted.batches, elapsed=upserted.elapsed + deleted.elapsed)
+
+    def execute(self, given: Whole, reporter: Reporter, submit: Submit) -> UpsertResult:
+        """Upsert the rows of a frame, and delete what it lacks. `result` is complete even if an exception is raised.
+
+        Raises:
+            KeyboardInterrupt, SchemaError, DuplicateError, ValidationError, DatabaseError: as `Upsert.execute` and
+                `Delete.execute`. Nothing is deleted if the upsert raises an exception or is stopped.
+        """
+        try:
+            self._upsert.execute(given, reporter, submit)
+            if self._complete and not self._interrupt.requested and self._absent.height:
+                self._delete = Delete(self._deletion, self._interrupt)
+                self._delete.execute(self._absent, reporter, submit)
+        finally:
+            self._upsert.add_outcomes(self._deletions())
+        return self.result()
+
+    def _deletions(self) -> pl.DataFrame:
+        """The outcomes of what the frame lacks, with a null ``row``."""
+        if self._delete is not None:
+            outcomes = self._delete.result().outcomes
+        else:
+            keys = self._deletion.keys(self._absent)
+            unknown = None if self._complete else pl.lit(_UNKNOWN_KEYS)
+            rule = None if self._complete else pl.lit("unknown_key")
+            outcomes = self._deletion.outcomes.of(keys, status="cancelled", error=unknown, rule=rule)
+        status, missing = pl.col("status").cast(pl.String), pl.col("status") == "missing"
+        if self._compared:
+            status = pl.when(missing).then(pl.lit("conflict")).otherwise(status)
+            outcomes = outcomes.with_columns(error=pl.when(missing).then(pl.lit(_CHANGED)).otherwise("error"))
         else:
             # A row that another writer has deleted meanwhile needs no outcome.
             outcomes = outcomes.filter(~missing)
-        batches, elapsed = batches + deleted.batches, elapsed + deleted.elapsed
-    outcomes = outcomes.with_columns(
-        pl.lit(None, pl.UInt32).alias("row"), pl.col("status").cast(pl.String).cast(pl.Enum(MIRROR_STATUSES))
-    )
-    log = upserted._log
-    log.append(outcomes)
-    return replace(upserted, counts=dict(log.counts), batches=batches, elapsed=elapsed)
+        return outcomes.with_columns(row=pl.lit(None, pl.UInt32), status=status.cast(pl.Enum(MIRROR_STATUSES)))

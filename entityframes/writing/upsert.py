@@ -8,7 +8,7 @@ from contextlib import suppress
 import polars as pl
 
 from entityframes.engines.database import Recorder
-from entityframes.errors import EntityFramesError
+from entityframes.errors import DuplicateError, EntityFramesError, SchemaError
 from entityframes.frames.records import Records, Whole
 from entityframes.interrupt import Interrupt
 from entityframes.progress import Reporter
@@ -53,9 +53,9 @@ class Upsert:
         run = self._run
         return UpsertResult(dict(run.log.counts), run.batches, run.elapsed, run.log)
 
-    def unprocessed(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Outcomes of rows that were not written."""
-        return self._run.outcomes.of(rows, status="cancelled")
+    def add_outcomes(self, outcomes: pl.DataFrame) -> None:
+        """Add outcomes that are not those of rows of the source, such as deletions."""
+        self._run.log.append(outcomes)
 
     def execute(
         self, source: pl.DataFrame | Iterator[pl.DataFrame] | Records | Whole, reporter: Reporter, submit: Submit
@@ -65,7 +65,7 @@ class Upsert:
         Raises:
             KeyboardInterrupt: on Ctrl-C, after the batches in flight were rolled back.
             SchemaError: a frame cannot be stored. A frame in memory is refused before anything is written.
-            DuplicateError: a key is repeated and ``on_duplicate="error"``.
+            DuplicateError: a key is repeated and ``on_duplicate="error"``. Both messages end with what was written.
             ValidationError, DatabaseError: rows failed and ``on_error="raise"``, or no batch can succeed.
         """
         writer = BatchWriter(self._target, self._options, self._run, self._superseded)
@@ -85,6 +85,9 @@ class Upsert:
                 disjoint=None if in_memory else self._target.disjoint,
                 raise_if_lost=self._options.on_error == "raise",
             )
+        except (SchemaError, DuplicateError) as error:
+            error.args = (f"{error}; {self.result()._stored_before}",)
+            raise
         finally:
             self._run.log.inputs.finish()
             if self._run.lost_connection and not self._interrupt.requested:

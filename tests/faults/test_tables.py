@@ -158,7 +158,7 @@ def test_the_answer_is_lost_while_an_empty_table_is_filled(items: Open, proxy: P
 
 
 def test_another_writer_wrote_since(items: Open, proxy: Proxy) -> None:
-    """The outcomes are those of the committed transaction, also where somebody has changed the rows since."""
+    """The outcomes are those of the committed transaction, also if another writer has changed the rows since."""
     model, table, other = Model(), items(port=proxy.port, workers=1), items()
     frame, theirs = rows(50), rows(5, "theirs")
     proxy.drop_answer_to = COMMIT
@@ -541,7 +541,7 @@ def test_a_stricter_isolation(own_server: Server, database: str, items: Open, is
 
 @pytest.mark.parametrize("options", ["swallowed", "refused", "replayed", "forwarded"])
 def test_a_transaction_pooler(own_server: Server, database: str, items: Open, options: str) -> None:
-    """Clients are given each other's server connections: no statement meets another's, and COMMITs are settled."""
+    """Clients are given each other's server connections: no statement meets another's, and the outcome of each COMMIT is known."""
     items().upsert(rows(10))
     pooler = Pooler(own_server, options=options)
     try:

@@ -16,6 +16,7 @@ from entityframes.engines.tables import (
     Relation,
     literal,
     quoted,
+    rejections,
 )
 from entityframes.errors import PermanentError, RowError
 
@@ -35,13 +36,6 @@ def is_own_reference(constraint: dict[str, Any], relation: Relation) -> bool:
     """Whether a constraint is a foreign key to the same table."""
     return constraint["kind"] == "FOREIGN KEY" and bool(
         constraint["referenced_table"].lower() == relation.parts[1].lower()
-    )
-
-
-def rejections(positions: pl.Series, error: str, rule: str, sqlstate: str | None = None) -> pl.DataFrame:
-    """Outcomes of rows that are refused."""
-    return pl.DataFrame({"position": positions}).with_columns(
-        error=pl.lit(error, pl.String), rule=pl.lit(rule, pl.String), sqlstate=pl.lit(sqlstate, pl.String)
     )
 
 

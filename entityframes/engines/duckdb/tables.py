@@ -13,10 +13,11 @@ import polars as pl
 from entityframes.engines.batch import Batch
 from entityframes.engines.duckdb.database import DuckDBDatabase
 from entityframes.engines.duckdb.session import Session
-from entityframes.engines.duckdb.table_checks import invalid_rows, own_references, rejected_rows, rejections
+from entityframes.engines.duckdb.table_checks import invalid_rows, own_references, rejected_rows
 from entityframes.engines.duckdb.table_sql import Sql, by_keys, first_row, no_rows, selected_columns
 from entityframes.engines.duckdb.types import described_column, split_type, sql_type, unquoted
 from entityframes.engines.tables import (
+    EXISTS,
     REPEATED,
     Column,
     NoTableError,
@@ -25,11 +26,10 @@ from entityframes.engines.tables import (
     Writing,
     parse_name,
     quoted,
+    rejections,
 )
 from entityframes.errors import ClosedError, DatabaseError, PermanentError, RowError, SchemaError
 from entityframes.interrupt import Interrupt
-
-_EXISTS = "a row with this key is stored"
 
 
 @dataclass
@@ -109,7 +109,7 @@ class DuckDBTables:
             changed = session.query("table_probe", placeholders=sql.placeholders)
             changed = changed.join(aside, on="position", how="anti") if aside.height else changed
             if writing.on_match == "fail" and (matches := changed.filter(~pl.col("created"))).height:
-                aside = pl.concat([aside, rejections(matches["position"], _EXISTS, "key_exists")], how="diagonal")
+                aside = pl.concat([aside, rejections(matches["position"], EXISTS, "key_exists")], how="diagonal")
                 changed = changed.filter("created")
             if batch.whole and "error" in aside.columns and (failed := aside.drop_nulls("error")).height:
                 raise RowError(failed["error"][0], None, failed["rule"][0])

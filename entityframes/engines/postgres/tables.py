@@ -23,6 +23,7 @@ from entityframes.engines.postgres.table_sql import Sql, by_arrays, delimiter, k
 from entityframes.engines.postgres.types import COPIED, PLAIN_TEXT, described_column, sql_type
 from entityframes.engines.rules import with_rules
 from entityframes.engines.tables import (
+    EXISTS,
     REPEATED,
     Column,
     NoTableError,
@@ -32,6 +33,7 @@ from entityframes.engines.tables import (
     canonical,
     parse_name,
     quoted,
+    rejections,
 )
 from entityframes.errors import ConnectionLostError, PermanentError, RowError, SchemaError, TransientError
 from entityframes.interrupt import Interrupt
@@ -41,7 +43,6 @@ from entityframes.retry import CommitUnknownError, retry, retry_stream
 _SKIPPED = "not stored by the database, which reported no error: a trigger or a row-level policy prevents it"
 
 _KEPT = "not deleted by the database, which reported no error: a trigger, a rule or a row-level policy prevents it"
-_EXISTS = "a row with this key is stored"
 
 #: The condition of rows given by their positions.
 _SOME = "WHERE s.position = ANY ($1::int4[])"
@@ -147,10 +148,10 @@ class PostgresTables:
         changed = changed.join(updated, on="position", how="anti") if updated.height else changed
         if writing.on_match == "fail" and (matches := changed.filter(~pl.col("created"))).height:
             if batch.whole:
-                raise RowError(_EXISTS, None, "key_exists")
+                raise RowError(EXISTS, None, "key_exists")
             changed = changed.filter("created")
             session.execute("table_unstage", matches["position"])
-            aside.append(_rejected(matches["position"], _EXISTS, "key_exists"))
+            aside.append(rejections(matches["position"], EXISTS, "key_exists"))
         if conflicts is not None:
             changed = changed.join(conflicts, on="position", how="anti")
         written = self._merged(session, sql, rows.height, changed, batch)
@@ -233,7 +234,7 @@ class PostgresTables:
         if again.is_empty():
             return written
         if sql.writing.on_match == "fail" and not again["created"].all():
-            raise RowError(_EXISTS, None, "key_exists")
+            raise RowError(EXISTS, None, "key_exists")
         later = self._merged(session, sql, 0, again, batch)
         written = pl.concat([written, later.join(written, on="position", how="anti")])
         skipped = again.join(written, on="position", how="anti")["position"]
@@ -318,13 +319,13 @@ class PostgresTables:
             # A concurrent transaction may have inserted or deleted rows.
             tried.append(self._tried(session, sql))
         outcomes = pl.concat(tried)
-        for created, position in (
-            session.query("table_probe", placeholders=sql.placeholders).select("created", "position").rows()
-        ):
-            exists = sql.writing.on_match == "fail" and not created
-            error = (_EXISTS, "key_exists") if exists else (_SKIPPED, "skipped")
-            rejected = pl.concat([rejected, _rejected(pl.Series([position], dtype=pl.UInt32), *error)], how="diagonal")
-        outcomes = pl.concat([outcomes, rejected], how="diagonal")
+        missed = session.query("table_probe", placeholders=sql.placeholders)
+        exists = pl.lit(sql.writing.on_match == "fail") & ~pl.col("created")
+        refused = [
+            rejections(missed.filter(exists)["position"], EXISTS, "key_exists"),
+            rejections(missed.filter(~exists)["position"], _SKIPPED, "skipped"),
+        ]
+        outcomes = pl.concat([outcomes, rejected, *refused], how="diagonal")
         if batch.whole and (errors := outcomes.drop_nulls("error")).height:
             first = errors.row(0, named=True)
             raise RowError(first["error"], first["sqlstate"], first["rule"])
@@ -379,7 +380,7 @@ class PostgresTables:
     def _unstage_invalid(self, session: Session, sql: Sql) -> pl.DataFrame:
         """Find the staged rows with values that are none of the types of their columns, and remove them."""
         self._prepare_single_rows(session, sql)
-        invalid = [_rejected(pl.Series(dtype=pl.UInt32), "", "")]
+        invalid = [rejections(pl.Series(dtype=pl.UInt32), "", "")]
         if checks := sql.casts:
             session.execute("table_check_each", placeholders={"checks": checks, "tag": delimiter()})
             invalid.append(with_rules(session.query("table_outcomes")).drop("created"))
@@ -394,19 +395,19 @@ class PostgresTables:
     def _repeated(self, session: Session, sql: Sql) -> pl.DataFrame:
         """Find the staged rows whose key is stored more than once, and remove them."""
         if not sql.writing.relation.may_repeat:
-            return _rejected(pl.Series(dtype=pl.UInt32), "", "")
+            return rejections(pl.Series(dtype=pl.UInt32), "", "")
         found = session.query("table_ambiguous", placeholders=sql.placeholders)["position"]
         session.execute("table_unstage", found)
-        return _rejected(found, REPEATED, "key_not_unique")
+        return rejections(found, REPEATED, "key_not_unique")
 
     def _inexact(self, session: Session, sql: Sql) -> pl.DataFrame:
         """The staged rows with values that a cast to the type of their column would change."""
         if not sql.inexact:
-            return _rejected(pl.Series(dtype=pl.UInt32), "", "")
+            return rejections(pl.Series(dtype=pl.UInt32), "", "")
         found = session.query("table_inexact", placeholders={"inexact": sql.inexact})
         columns = [sql.writing.columns[number] for number in found["number"]]
         errors = [f"{one.name}: has more digits, or another length, than {one.sql_type} holds" for one in columns]
-        return _rejected(found["position"], pl.Series(errors, dtype=pl.String), "loses_digits")
+        return rejections(found["position"], pl.Series(errors, dtype=pl.String), "loses_digits")
 
     def _keep(self, error: ConnectionLostError, batch: Batch, result: pl.DataFrame | None) -> None:
         """Keep what the transaction would have returned, for `recovered`."""
@@ -499,7 +500,7 @@ class PostgresTables:
                 if relation.may_skip and deleted.height < keys.height and not conditions:
                     kept = session.query("table_existing", *parameters, placeholders=placeholders)
                     kept = kept.join(deleted, on="position", how="anti")
-                    rejected = _rejected(kept["position"], _KEPT, "skipped")
+                    rejected = rejections(kept["position"], _KEPT, "skipped")
                     deleted = pl.concat([deleted, rejected], how="diagonal")
                 deleted = deleted.with_columns(position=places.gather(deleted["position"]))
                 self._note(session, batch)
@@ -619,12 +620,6 @@ class PostgresTables:
 def _may_be_invalid(error: RowError | PermanentError, sql: Sql) -> bool:
     """Whether an error may have been caused by a text that is no value of the type of its column."""
     return isinstance(error, RowError) or bool(sql.casts and (error.sqlstate or "").startswith(("42", "XX000")))
-
-
-def _rejected(positions: pl.Series, error: str | pl.Series, rule: str) -> pl.DataFrame:
-    return pl.DataFrame({"position": positions}).with_columns(
-        error=pl.lit(error, pl.String), rule=pl.lit(rule, pl.String), sqlstate=pl.lit(None, pl.String)
-    )
 
 
 def _wrote_nothing(result: pl.DataFrame) -> bool:

@@ -46,6 +46,8 @@ class Deletions:
     complete: bool
     #: The columns whose values are compared before a row is deleted.
     expected: tuple[str, ...] = ()
+    #: Whether they are those of a plan, so that a row that is not found as expected is a conflict.
+    compared: bool = False
 
     def with_values(self, engine: TableEngine) -> Deletions:
         """With the values of the other columns, which are compared before the rows are deleted."""
@@ -59,7 +61,7 @@ class Deletions:
         values = pl.concat(found).sort("position")
         named = [values[f"v{number}"].alias(OLD + column.name) for number, column in enumerate(columns)]
         rows = self.rows[values["position"]].hstack(named)
-        return replace(self, rows=rows, expected=tuple(column.name for column in columns))
+        return replace(self, rows=rows, expected=tuple(column.name for column in columns), compared=True)
 
 
 def absent_rows(

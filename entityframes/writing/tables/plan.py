@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from entityframes import forks
-from entityframes.engines.tables import Relation, TableEngine
+from entityframes.engines.tables import EXISTS, Relation, TableEngine
 from entityframes.frames.records import Whole, visible_schema
 from entityframes.frames.schema import numbered
 from entityframes.interrupt import Interrupt
@@ -217,7 +217,7 @@ def _compare(engine: TableEngine, names: TableNames, rows: pl.DataFrame, options
         .otherwise(pl.lit("invalid" if options.on_match == "fail" else "update"))
     )  # fmt: skip
     if options.on_match == "fail":
-        exists = pl.lit("a row with this key is stored")
+        exists = pl.lit(EXISTS)
         error = pl.when(created.not_()).then(exists).otherwise(error)
     changes = [
         pl.when(pl.col(f"o{n}").ne_missing(pl.col(f"n{n}")))
