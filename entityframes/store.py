@@ -237,9 +237,10 @@ class EntityStore:
         run = entity_upsert(self._engine, options, Interrupt(cancel))
         with Reporter(progress, getattr(source, "height", None)) as reporter:
             try:
-                return run.execute(source, reporter, self._threads.submit)
+                run.execute(source, reporter, self._threads.submit)
             finally:
-                self.last_result = run.result()
+                self.last_result = result = run.result()
+        return result
 
     def mirror(
         self,
@@ -298,9 +299,10 @@ class EntityStore:
         mirror = Mirror(run, EntityDeletion(self._engine), missing, interrupt, complete=complete)
         with Reporter(progress, given.height + missing.height) as reporter:
             try:
-                return mirror.execute(given, reporter, self._threads.submit)
+                mirror.execute(given, reporter, self._threads.submit)
             finally:
-                self.last_result = mirror.result()
+                self.last_result = result = mirror.result()
+        return result
 
     def plan(
         self,
@@ -498,9 +500,10 @@ class EntityStore:
         run = Delete(EntityDeletion(self._engine), Interrupt(cancel))
         with Reporter(progress, given.height, unit="ids", delay=DELAY) as reporter:
             try:
-                return run.execute(given, reporter, self._threads.submit)
+                run.execute(given, reporter, self._threads.submit)
             finally:
-                self.last_result = run.result()
+                self.last_result = result = run.result()
+        return result
 
     def stats(self, *, space: str | None = None) -> pl.DataFrame:
         """Count the entities of each type, and how many of them are embedded.
@@ -626,13 +629,14 @@ class EntityStore:
 
         with Reporter(progress, due, unit="texts") as reporter:
             try:
-                return run.execute(reporter, cancel)
+                run.execute(reporter, cancel)
             except EmbedderError:
                 if made:
                     spaces.undo(self._engine, name)
                 raise
             finally:
-                self.last_result = run.result()
+                self.last_result = result = run.result()
+        return result
 
     def enqueue(self, what: Any = None, /, *, space: str | None = None) -> int:
         """Queue entities for embedding that are due or failed, such as those stored with ``embed=False``.

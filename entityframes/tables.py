@@ -261,9 +261,10 @@ class Table:
         run = table_upsert(self._engine, self._relation, options, Interrupt(cancel))
         with Reporter(progress, getattr(source, "height", None)) as reporter:
             try:
-                return run.execute(source, reporter, self._threads.submit)
+                run.execute(source, reporter, self._threads.submit)
             finally:
-                self.last_result = run.result()
+                self.last_result = result = run.result()
+        return result
 
     def plan(
         self,
@@ -420,9 +421,10 @@ class Table:
         )
         with Reporter(progress, given.height + deletions.rows.height) as reporter:
             try:
-                return mirror.execute(given, reporter, self._threads.submit)
+                mirror.execute(given, reporter, self._threads.submit)
             finally:
-                self.last_result = mirror.result()
+                self.last_result = result = mirror.result()
+        return result
 
     def exists(self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
         """Check which keys are stored.
@@ -599,9 +601,10 @@ class Table:
         run = Delete(TableDeletion(self._engine, self._relation), Interrupt(cancel))
         with Reporter(progress, given.height, unit="keys", delay=DELAY) as reporter:
             try:
-                return run.execute(given, reporter, self._threads.submit)
+                run.execute(given, reporter, self._threads.submit)
             finally:
-                self.last_result = run.result()
+                self.last_result = result = run.result()
+        return result
 
     def add_columns(self, frame_or_schema: Any, /) -> list[str]:
         """Add the columns to the table that a frame has and the table lacks, as nullable columns.

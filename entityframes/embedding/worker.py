@@ -176,7 +176,7 @@ class EmbedRun:
             remaining.in_no_job,
         )
 
-    def execute(self, reporter: Reporter, cancel: threading.Event | None) -> EmbedResult:
+    def execute(self, reporter: Reporter, cancel: threading.Event | None) -> None:
         """Process jobs until none is left in the space; `result` stays correct even if this raises.
 
         Raises:
@@ -214,7 +214,6 @@ class EmbedRun:
         result = self.result()
         if not result.rows and _logger.isEnabledFor(logging.INFO):
             _logger.info("%r", result)
-        return result
 
     # The run, in the caller's thread.
 

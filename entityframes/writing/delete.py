@@ -68,7 +68,7 @@ class Delete:
         run = self._run
         return DeleteResult(dict(run.log.counts), run.batches, run.elapsed, run.log)
 
-    def execute(self, given: pl.DataFrame, reporter: Reporter, submit: Submit) -> DeleteResult:
+    def execute(self, given: pl.DataFrame, reporter: Reporter, submit: Submit) -> None:
         """Delete the rows of a frame of keys.
 
         Raises:
@@ -78,7 +78,6 @@ class Delete:
         """
         keys = self._distinct(self._deletion.keys(given), reporter)
         self._run.execute(_IdBatches(keys), self._process, reporter, submit)
-        return self.result()
 
     def _distinct(self, keys: pl.DataFrame, reporter: Reporter) -> pl.DataFrame:
         """The usable keys, each once; logs the outcomes of the others."""

@@ -95,7 +95,7 @@ class Mirror:
         deleted = self._delete.result()
         return replace(upserted, batches=upserted.batches + deleted.batches, elapsed=upserted.elapsed + deleted.elapsed)
 
-    def execute(self, given: Whole, reporter: Reporter, submit: Submit) -> UpsertResult:
+    def execute(self, given: Whole, reporter: Reporter, submit: Submit) -> None:
         """Upsert the rows of a frame, and delete what it lacks. `result` is complete even if an exception is raised.
 
         Raises:
@@ -109,7 +109,6 @@ class Mirror:
                 self._delete.execute(self._absent, reporter, submit)
         finally:
             self._upsert.add_outcomes(self._deletions())
-        return self.result()
 
     def _deletions(self) -> pl.DataFrame:
         """The outcomes of what the frame lacks, with a null ``row``."""

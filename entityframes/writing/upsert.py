@@ -59,7 +59,7 @@ class Upsert:
 
     def execute(
         self, source: pl.DataFrame | Iterator[pl.DataFrame] | Records | Whole, reporter: Reporter, submit: Submit
-    ) -> UpsertResult:
+    ) -> None:
         """Write a frame, a stream of frames, or Python objects. `result` is complete even if an exception is raised.
 
         Raises:
@@ -94,7 +94,6 @@ class Upsert:
                 # If this fails, the next run does it.
                 with suppress(EntityFramesError):
                     self._target.restore_records()
-        return self.result()
 
     def whole(self, source: pl.DataFrame | Records) -> Whole:
         """All rows of a source, to be written by `execute`.
