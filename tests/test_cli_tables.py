@@ -115,6 +115,19 @@ def test_a_dry_run_writes_nothing(run: Run, database: str) -> None:
     assert run_sql(database, "SELECT count(*) FROM sales.customers") == [(2,)]
 
 
+def test_a_dry_run_names_the_lines_of_bad_rows(run: Run, tmp_path: Path) -> None:
+    """Its rows are counted as those of the import are, with the unreadable ones."""
+    (tmp_path / "bad.csv").write_text("code,name,visits\n001,Ada,1\n002,Bob,1,1\n003,Cy,many\n")
+    words = ["import", "bad.csv", "--table", "sales.customers"]
+    code, out, _ = run(*words, "--dry-run")
+    assert (code, "row 2 (003): bad.csv, line 4: visits: 'many' is not" in out) == (1, True)
+    report = json.loads(run(*words, "--dry-run", "--json")[1])
+    assert [(row["row"], row["code"]) for row in report["invalid"]] == [(2, "003")]
+    assert [row["row"] for row in report["unreadable_rows"]] == [1]
+    imported = json.loads(run(*words, "--json")[1])
+    assert [row["row"] for row in imported["failed"]] == [1, 2]
+
+
 def test_policies(run: Run, database: str, tmp_path: Path) -> None:
     """What is stored is left alone, nulls keep values, some columns are no difference, and some are left out."""
     run("import", "customers.csv", "--table", "sales.customers")

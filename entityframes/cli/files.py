@@ -107,6 +107,28 @@ def of_files(result: Any, given: Any, known: dict[str, Any]) -> Any:
     return replace(result, counts=counts, _log=_OfFiles(result, given.unread, known))
 
 
+def _located(rows: Any, failed: Any, unread: Any) -> Any:
+    """Rows of a result or a plan with input_row, their position among all rows; errors begin with file and line.
+
+    Args:
+        rows: a frame with row, which counts only the readable rows, and error.
+        failed: an expression for the rows that failed.
+        unread: the unreadable rows.
+    """
+    import polars as pl
+
+    skipped = pl.Series([each.row for each in unread.rows], dtype=pl.Int64)
+    # The number of unreadable rows before each readable row.
+    before = (skipped - pl.int_range(len(skipped), eager=True)).search_sorted(rows["row"].cast(pl.Int64), side="right")
+    rows = rows.with_columns(input_row=rows["row"] + before.cast(pl.UInt32))
+    # A row that a mirror could not delete is in no file.
+    bad = rows.filter(failed)["input_row"].drop_nulls()
+    places = pl.Series("place", [unread.place(row) for row in bad], dtype=pl.String)
+    rows = rows.join(pl.DataFrame([bad, places]), on="input_row", how="left", maintain_order="left")
+    located = pl.concat_str("place", "error", separator=": ")
+    return rows.with_columns(pl.coalesce(located, "error").alias("error")).drop("place")
+
+
 class _OfFiles:
     """The outcomes of the rows of files, including unreadable rows, with file and line of each failed row."""
 
@@ -117,19 +139,7 @@ class _OfFiles:
         """The outcomes of the readable rows; row counts only these, input_row is the position among all rows."""
         import polars as pl
 
-        outcomes = self._result.outcomes
-        rows = pl.Series([each.row for each in self._unread.rows], dtype=pl.Int64)
-        # The number of unreadable rows before each readable row.
-        before = (rows - pl.int_range(len(rows), eager=True)).search_sorted(
-            outcomes["row"].cast(pl.Int64), side="right"
-        )
-        outcomes = outcomes.with_columns(input_row=outcomes["row"] + before.cast(pl.UInt32))
-        # A row that a mirror could not delete is in no file.
-        failed = outcomes.filter(pl.col("status") == "failed")["input_row"].drop_nulls()
-        places = pl.Series("place", [self._unread.place(row) for row in failed], dtype=pl.String)
-        outcomes = outcomes.join(pl.DataFrame([failed, places]), on="input_row", how="left", maintain_order="left")
-        located = pl.concat_str("place", "error", separator=": ")
-        return outcomes.with_columns(pl.coalesce(located, "error").alias("error")).drop("place")
+        return _located(self._result.outcomes, pl.col("status") == "failed", self._unread)
 
     def collect(self) -> Any:
         import polars as pl
@@ -150,9 +160,15 @@ class _OfFiles:
 
 def report_plan(plan: Any, given: Any, as_json: bool) -> NoReturn:
     """Print what an import would do, and exit with its status."""
+    from dataclasses import replace
+
+    import polars as pl
+
     from entityframes.cli import reports
 
-    report = reports.of_plan(plan, as_json)
+    located = _located(plan.frame, pl.col("action") == "invalid", given.unread)
+    located = located.with_columns(row="input_row").drop("input_row")
+    report = reports.of_plan(replace(plan, frame=located), as_json)
     unread = given.unread.rows
     if as_json:
         listed = [{"row": each.row, "error": each.error} for each in unread[:1_000]]

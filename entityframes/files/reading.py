@@ -191,8 +191,8 @@ class Rows:
             count = "1 value is not a number" if stats.odd == 1 else f"{stats.odd:,} values are not numbers"
             self.notes.add(
                 "text",
-                f"column {name!r} is text, because {count}, such as {value[:40]!r} ({place}), and remains text in "
-                f"the store: correct the file, use --null {value[:40]!r} if it means null, or use "
+                f"column {name!r} is text, because {count}, such as {value[:40]!r} ({place}), and remains text: "
+                f"correct the file, use --null {value[:40]!r} if it means null, or use "
                 f"--text {name!r}",
             )
         elif stats.altered and not stats.booleans:
