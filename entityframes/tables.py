@@ -542,6 +542,8 @@ class Table:
     def scan(self, columns: str | Sequence[str] | None = None) -> pl.LazyFrame:
         """Read the table lazily, in chunks and in no particular order.
 
+        A filter is applied to each chunk as it is read, not in the database: to look up rows by key, use `get`.
+
         Args:
             columns: the columns to read; None for all. Of these, only those that a query uses are read.
 
