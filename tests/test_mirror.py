@@ -160,6 +160,28 @@ def test_a_plan_shows_deletions(table: ef.Table) -> None:
     assert _ids(table) == [1, 2, 5, 9]
 
 
+def test_a_plan_sees_changes_of_case(store: ef.EntityStore, engine: str, sql: Any) -> None:
+    """Also where the collation of a column takes both texts for equal, in updates and in deletions."""
+    collation = "NOCASE"
+    if engine == "postgresql":
+        if not sql("SELECT 1 FROM pg_collation WHERE collprovider = 'i' AND collname = 'und-x-icu'"):
+            pytest.skip("this server has no ICU")
+        collation = "caseless"
+        sql(f"CREATE COLLATION {collation} (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
+    sql(
+        f"CREATE TABLE loose (id int PRIMARY KEY, name text COLLATE {collation})",
+        "INSERT INTO loose VALUES (1, 'a'), (2, 'b'), (3, 'c'), (4, 'd')",
+    )
+    table = store.table("loose")
+    plan = table.plan(pl.DataFrame({"id": [1, 2], "name": ["x", "y"]}), mirror=True)
+    sql("UPDATE loose SET name = 'A' WHERE id = 1", "UPDATE loose SET name = 'C' WHERE id = 3")
+    result = plan.apply(progress=False)
+    assert dict(result.outcomes.select("id", pl.col("status").cast(pl.String)).rows()) == {
+        1: "conflict", 2: "updated", 3: "conflict", 4: "deleted",
+    }  # fmt: skip
+    assert table.read().rows() == [(1, "A"), (2, "y"), (3, "C")]
+
+
 def test_a_stopped_mirror_deletes_nothing(table: ef.Table) -> None:
     """The rows that would be deleted are cancelled."""
     cancel = threading.Event()

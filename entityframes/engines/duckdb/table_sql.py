@@ -21,7 +21,7 @@ class Sql:
         relation = writing.relation
         numbered = [(f"c{number}", column) for number, column in enumerate(writing.columns)]
         key = [(name, column.quoted, column) for name, column in writing.key]
-        unexpected = [f"t.{column.quoted}::VARCHAR IS DISTINCT FROM s.e{name[1:]}" for name, column in writing.values]
+        unexpected = [is_other(column.quoted, f"s.e{name[1:]}") for name, column in writing.values]
         self.placeholders = {
             "table": relation.sql,
             "matches": " AND ".join(key_matches(value, column) for value, _, column in key),
@@ -73,6 +73,11 @@ class Sql:
             column = self.writing.relation[self.writing.undelete]
             assigned.append(f"{column.quoted} = {SoftDelete(column).undeleted}")
         return ", ".join(assigned)
+
+
+def is_other(column: str, expected: str) -> str:
+    """Whether the text of a column is not exactly the expected one, also where its collation takes both for equal."""
+    return f"encode(t.{column}::VARCHAR) IS DISTINCT FROM encode({expected})"
 
 
 def key_matches(name: str, column: Column) -> str:

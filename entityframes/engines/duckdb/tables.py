@@ -14,7 +14,7 @@ from entityframes.engines.batch import Batch
 from entityframes.engines.duckdb.database import DuckDBDatabase
 from entityframes.engines.duckdb.session import Session
 from entityframes.engines.duckdb.table_checks import invalid_rows, own_references, rejected_rows
-from entityframes.engines.duckdb.table_sql import Sql, by_keys, first_row, no_rows, selected_columns
+from entityframes.engines.duckdb.table_sql import Sql, by_keys, first_row, is_other, no_rows, selected_columns
 from entityframes.engines.duckdb.types import described_column, split_type, sql_type, unquoted
 from entityframes.engines.tables import (
     EXISTS,
@@ -213,7 +213,7 @@ class DuckDBTables:
         soft: str | None = None,
         expected: Sequence[str] = (),
     ) -> pl.DataFrame:
-        conditions = [f"t.{quoted(one)}::VARCHAR IS NOT DISTINCT FROM s.e{n}" for n, one in enumerate(expected)]
+        conditions = [f"NOT ({is_other(quoted(one), f's.e{n}')})" for n, one in enumerate(expected)]
         placeholders = by_keys(relation)
         if soft is not None:
             marked = SoftDelete(relation[soft])

@@ -44,7 +44,7 @@ class Sql:
             "cast_key": ", ".join(cast_to(name, column) for name, column in writing.key),
             "differs": self._differs(),
             "unexpected": " OR ".join(
-                f't.{column.quoted}::text COLLATE "C" IS DISTINCT FROM s.expected[{place}]'
+                is_other(column.quoted, f"s.expected[{place}]")
                 for place, (_, column) in enumerate(writing.values, 1)
             ) or "false",
             "assignments": self._assignments(),
@@ -133,6 +133,11 @@ class Sql:
         if column.identity:
             default = f"nextval(pg_get_serial_sequence({literal(self.writing.relation.sql)}, {literal(column.name)}))"
         return f"coalesce({value}, {default})" if self.writing.nulls == "keep" and default else value
+
+
+def is_other(column: str, expected: str) -> str:
+    """Whether the text of a column is not exactly the expected one, also where its collation takes both for equal."""
+    return f't.{column}::text COLLATE "C" IS DISTINCT FROM {expected}'
 
 
 def key_sql(relation: Relation) -> Sql:

@@ -19,7 +19,15 @@ from entityframes.engines.batch import Batch
 from entityframes.engines.postgres.database import PostgresDatabase
 from entityframes.engines.postgres.errors import UNIQUE_VIOLATION
 from entityframes.engines.postgres.session import Session
-from entityframes.engines.postgres.table_sql import Sql, by_arrays, delimiter, key_parameters, key_sql, selected_columns
+from entityframes.engines.postgres.table_sql import (
+    Sql,
+    by_arrays,
+    delimiter,
+    is_other,
+    key_parameters,
+    key_sql,
+    selected_columns,
+)
 from entityframes.engines.postgres.types import COPIED, PLAIN_TEXT, described_column, sql_type
 from entityframes.engines.rules import with_rules
 from entityframes.engines.tables import (
@@ -487,7 +495,7 @@ class PostgresTables:
         keys = keys.with_row_index("place").sort(keys.columns[: len(relation.key)], maintain_order=True)
         places, keys = keys["place"], keys.drop("place")
         parameters, placeholders = key_parameters(relation, keys), by_arrays(relation, expected)
-        conditions = [f"t.{quoted(one)}::text IS NOT DISTINCT FROM s.e{n}" for n, one in enumerate(expected)]
+        conditions = [f"NOT ({is_other(quoted(one), f's.e{n}')})" for n, one in enumerate(expected)]
         if soft is not None:
             marked = SoftDelete(relation[soft])
             conditions.append(f"NOT ({marked.is_deleted})")
