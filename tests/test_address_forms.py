@@ -276,6 +276,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "entityframes", *words], capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_database_url(empty_postgres_url: str, elsewhere: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Without a URL of our own it is used, and the repr, the log and the command line say so."""
     elsewhere.setenv("DATABASE_URL", empty_postgres_url.replace("postgresql://", "postgres://"))

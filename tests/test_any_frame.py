@@ -320,6 +320,7 @@ def try_frames(twins: Twins, count: int) -> None:
     tried()
 
 
+@pytest.mark.slow
 @pytest.mark.duckdb
 def test_any_frame(twins: Twins) -> None:
     """Whatever is wrong with a frame, both engines report the same."""

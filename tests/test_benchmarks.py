@@ -32,6 +32,7 @@ def test_the_scratch_namespace_is_removed(url: str, store, sql) -> None:
             assert sql(namespaces) == [("entityframes",)]
 
 
+@pytest.mark.slow
 def test_a_batch_takes_few_round_trips(postgres_url: str) -> None:
     """150 entities: a fiftieth of the round trips of the loop; `benchmarks guard` measures the durations of both."""
     one, batch = n_plus_one(postgres_url, [150], repeat=1).rows(named=True)

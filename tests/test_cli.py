@@ -348,6 +348,7 @@ def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
     assert "s3cr3t" not in errors
 
 
+@pytest.mark.slow
 def test_interrupt(run: Run) -> None:
     """Ctrl-C: the import stops with exit status 130, and reports exactly the rows that are stored."""
     with (run.folder / "many.csv").open("w") as file:

@@ -42,6 +42,7 @@ def test_embed_and_search(run: Run) -> None:
     assert run("search", "garden", "--embedder", "hashing", "--option", "dim=64")[0] == 2
 
 
+@pytest.mark.slow
 def test_a_search_by_words_leaves_its_index(run: Run, url: str, engine: str, tmp_path: Path) -> None:
     """The next search is then quick; a file that is read-only, or is being read, can be searched all the same."""
     assert run("search", "x", "--mode", "text", "--namespace", "elsewhere")[0] == 2
@@ -73,6 +74,7 @@ def test_jobs_and_spaces(run: Run) -> None:
     assert (code, "0 entities queued" in errors) == (0, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
 def test_a_watching_worker_waits_for_its_embedder(run: Run) -> None:
     """It reports the error, retries, and releases its job when it is stopped."""
@@ -91,6 +93,7 @@ def test_a_watching_worker_waits_for_its_embedder(run: Run) -> None:
     assert run("jobs", "--state", "pending")[1].count("pending") == 3
 
 
+@pytest.mark.slow
 def test_embed_tells_what_is_left_and_how_to_go_on(run: Run) -> None:
     """Due entities that are not in a job, and failed ones: the commands that it names queue them."""
     run("embed", *HASHING)

@@ -145,6 +145,7 @@ def test_policies(run: Run, database: str, tmp_path: Path) -> None:
     assert rows == [("Eve", "1.10")]
 
 
+@pytest.mark.slow
 def test_a_table_is_created_if_it_does_not_exist(run: Run, database: str, engine: str) -> None:
     """With the dtypes of the file and a primary key, once; the dry run creates nothing."""
     words = ["import", "customers.csv", "--table", "visitors"]
@@ -272,6 +273,7 @@ def test_options_that_do_not_go_together(run: Run, words: list[str], message: st
     assert (code, out, message in errors) == (2, "", True), errors
 
 
+@pytest.mark.slow
 def test_an_interrupted_import(database: str, engine: str, tmp_path: Path) -> None:
     """Ctrl-C: the report of what was done, and the same command resumes."""
     run_sql(database, "CREATE TABLE numbers (n int PRIMARY KEY, text text)")

@@ -108,6 +108,7 @@ def test_an_address_with_a_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "C:" / "x.duckdb").exists()
 
 
+@pytest.mark.slow
 def test_without_the_time_zones_of_the_system(url: str) -> None:
     """The time zones of the tzdata dependency are used: times are read and shown as on any other machine."""
     script = """
@@ -294,6 +295,7 @@ def test_a_failed_migration_leaves_nothing(empty_postgres_url: str) -> None:
     assert execute(empty_postgres_url, "SELECT count(*) FROM pg_namespace WHERE nspname = 'entityframes'") == [(0,)]
 
 
+@pytest.mark.slow
 def test_two_processes_create_the_store_at_once(empty_postgres_url: str) -> None:
     """Both open it, and it is created once."""
     script = "import entityframes, sys; entityframes.connect(sys.argv[1]).stats()"
@@ -322,6 +324,7 @@ def test_a_second_process_on_a_duckdb_file(tmp_path: Path) -> None:
     assert "is open in another process (PID" in output
 
 
+@pytest.mark.slow
 def test_use_after_fork_is_refused(url: str) -> None:
     """The error asks a child that inherits a store to open its own; the parent's store still works."""
     script = textwrap.dedent(

@@ -44,6 +44,7 @@ def test_one_edit_does_not_rewrite_other_documents(tmp_path: Path) -> None:
         assert store.get(ef.ids("document", ["d1"]))["content"].item() == documents(1)["content"][1]
 
 
+@pytest.mark.slow
 def test_space_of_old_versions_is_reused(tmp_path: Path) -> None:
     """Repeated updates of all rows do not make the file larger each time."""
     path = tmp_path / "store.duckdb"

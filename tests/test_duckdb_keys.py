@@ -57,6 +57,7 @@ def exercise(path: Path) -> list[object]:
     return answers
 
 
+@pytest.mark.slow
 def test_both_lookups_give_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outcomes, answers, embedding and search do not depend on how keys are found."""
     monkeypatch.setattr(engine, "SCANNED", 1_000)

@@ -184,6 +184,7 @@ def test_openai_garbage_and_silence(server: Any) -> None:
         ef.OpenAIEmbedder("m", dim=4, base_url="http://127.0.0.1:9").embed(["a"])
 
 
+@pytest.mark.slow
 def test_openai_through_the_store(server: Any, store: ef.EntityStore) -> None:
     """Rate limits are respected as the server requests, and a rejected text is found."""
     texts = pl.DataFrame({"id": [f"{n}" for n in range(8)], "text": [f"text {n}" for n in range(8)]})

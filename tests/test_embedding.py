@@ -319,6 +319,7 @@ def test_a_batch_that_is_rolled_back_leaves_no_job(store: ef.EntityStore) -> Non
     assert store.stats().is_empty()
 
 
+@pytest.mark.slow
 def test_several_workers(store: ef.EntityStore, sql: Any) -> None:
     """Each job is processed by one of them; nothing is embedded twice."""
     store.upsert(notes(2_000), batch_size=50, progress=False)

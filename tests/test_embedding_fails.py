@@ -272,6 +272,7 @@ def test_advice_names_existing_packages() -> None:
     assert [path.name for path in package.rglob("*.py") if "entityframes[" in path.read_text("utf-8")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
 def test_names_of_files_that_are_not_utf8(url: str, tmp_path: Any) -> None:
     """Every command with a path rejects it in one line, or works with it; and its output does not fail."""

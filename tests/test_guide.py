@@ -245,6 +245,7 @@ def test_a_page_is_front_matter_and_markdown(path: Path) -> None:
         assert (path.parent / link).is_file(), link
 
 
+@pytest.mark.slow
 @pytest.mark.duckdb
 def test_the_guide_is_a_folder_that_syncs_and_is_found(folder: Path) -> None:
     """Every page becomes an entity, a second sync has nothing to do, and questions find their page."""

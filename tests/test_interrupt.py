@@ -62,6 +62,7 @@ def ignoring() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+@pytest.mark.slow
 def test_a_background_job_ignores_it(url: str) -> None:
     """Importing Polars changes the signal handler; all batches complete regardless, with an outcome for each row."""
     run = subprocess.run(
@@ -70,6 +71,7 @@ def test_a_background_job_ignores_it(url: str) -> None:
     assert (run.returncode, run.stdout) == (0, "60000 60000\n"), run.stderr
 
 
+@pytest.mark.slow
 def test_a_command_in_the_background_ignores_it(tmp_path: Path) -> None:
     """Even while it reads its file."""
     (tmp_path / "rows.csv").write_text("id,text\n" + "".join(f"k{n},text {n}\n" for n in range(100_000)))
@@ -175,6 +177,7 @@ def test_while_entities_are_deleted(store: ef.EntityStore, monkeypatch) -> None:
     assert result.counts["cancelled"] == store.stats()["entities"].sum() > 0
 
 
+@pytest.mark.slow
 def test_while_duckdb_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A COMMIT that runs a checkpoint is not cut off: its effect and its reported outcome are the same."""
     rng = random.Random(1)

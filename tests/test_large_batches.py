@@ -75,6 +75,7 @@ def test_two_first_imports_at_once(connect) -> None:
     assert stores[0].stats()["entities"].to_list() == [4 * ROWS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 def test_neighboring_keys_are_scanned_and_scattered_keys_looked_up(store: ef.EntityStore, monkeypatch) -> None:
     """How a batch is compared with the stored rows depends on the distance between its keys; the result does not."""

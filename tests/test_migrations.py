@@ -309,6 +309,7 @@ def test_another_store_in_the_database(name: str, engine: str, place, tmp_path: 
         assert store.search("text", k=1)["id"].to_list() == ["a"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "engine"), FEW)
 def test_a_migration_that_is_killed_is_repeated(name: str, engine: str, place, tmp_path: Path) -> None:
     """Case 66: after SIGKILL at its first or last statement nothing is changed; after its COMMIT everything is."""
@@ -362,6 +363,7 @@ die()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "engine"), FEWEST)
 def test_two_processes_migrate_at_once(name: str, engine: str, place, tmp_path: Path) -> None:
     """Both find it migrated, once; on DuckDB one process at a time has the file, and the other reports that."""

@@ -114,6 +114,7 @@ def test_mistakes_in_sql(kind: str, part: str) -> None:
     assert not any(was.startswith(("--", "CREATE")) for _, was, _ in found)
 
 
+@pytest.mark.slow
 def test_a_draw_is_the_same_for_a_seed_and_spread_over_modules() -> None:
     """Each module has its share, each mistaken file is valid Python, and each mistake is identified by its entry."""
     files = {file: text for file, text in sources().items() if "engines/postgres" in file}

@@ -153,6 +153,7 @@ class Life(RuleBasedStateMachine):
 
 
 # At first the entity types do not exist yet.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:no entities of type:UserWarning")
 def test_a_random_life(engine: str, request: pytest.FixtureRequest) -> None:
     """The store and its outcomes equal the model's after every step."""

@@ -345,6 +345,7 @@ def test_rows_that_the_database_rejects(store: ef.EntityStore, sql, engine: str,
     assert held(store, "person")["p1"] == ("First programmer", {"born": 1815, "city": "London"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [20, 2_500])
 def test_writers_of_different_fields_at_once(connect, count: int) -> None:
     """Case 56: two writers with disjoint fields on the same keys: after every round both fields are there."""
@@ -536,6 +537,7 @@ def random_rows(random: random.Random, nulls: str) -> tuple[pl.DataFrame, list[t
     return frame.select(pl.lit(kind).alias("entity_type"), pl.all()), list(zip(ids, contents, documents, strict=True))
 
 
+@pytest.mark.slow
 def test_random_frames_against_a_model(engine: str, tmp_path, request: pytest.FixtureRequest, monkeypatch) -> None:
     """Case 56: outcome, stored value and re-run of random narrow, wide, typed and JSON frames equal the model's."""
     url = str(tmp_path / "random.duckdb") if engine == "duckdb" else request.getfixturevalue("postgres_url")
@@ -579,6 +581,7 @@ def test_random_frames_against_a_model(engine: str, tmp_path, request: pytest.Fi
             assert store.verify().is_empty()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nested", [False, True])
 def test_merging_by_column_equals_merging_one_by_one(nested: bool) -> None:
     """Case 56: objects with equal fields are merged and compared by column, with the same result as one by one."""

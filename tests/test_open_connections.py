@@ -160,6 +160,7 @@ def test_a_connection_that_can_only_read(how: str, tmp_path: Path) -> None:
                 table.upsert(pl.DataFrame({"space": ["s"]}), progress=False)
 
 
+@pytest.mark.slow
 def test_rows_of_an_open_transaction(connection: duckdb.DuckDBPyConnection) -> None:
     """They are not seen; rows that it has deleted cannot be written until it ends, which the outcome says."""
     with ef.connect(connection) as store:
@@ -226,6 +227,7 @@ def test_the_default_connection() -> None:
         store._engine.drop()
 
 
+@pytest.mark.slow
 def test_writers_take_turns(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
     """Stores on the same database, however they were opened, create each key once; another database is independent."""
     database = connection.sql("SELECT path FROM duckdb_databases() WHERE NOT internal").fetchall()[0][0]
@@ -270,6 +272,7 @@ def test_a_path_whose_file_the_caller_has_open(tmp_path: Path) -> None:
             assert store.stats()["entities"].item() == 3
 
 
+@pytest.mark.slow
 def test_after_a_fork(tmp_path: Path) -> None:
     """A child cannot use the store, and its exit does no harm to the connection of its parent."""
     script = textwrap.dedent(

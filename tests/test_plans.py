@@ -177,6 +177,7 @@ def test_expected_hashes_of_a_key_that_repeats(store: ef.EntityStore) -> None:
     assert store.get_entity("note", "a")["content"] == "3"
 
 
+@pytest.mark.slow
 def test_one_of_many_writers_wins_each_step(store: ef.EntityStore) -> None:
     """Counters incremented by compare-and-swap from six threads: no step is lost or counted twice."""
     keys = [f"k{n}" for n in range(30)]
@@ -209,6 +210,7 @@ def test_one_of_many_writers_wins_each_step(store: ef.EntityStore) -> None:
     assert store.get(ef.ids("note", keys))["content"].cast(pl.Int64).sum() == sum(won)
 
 
+@pytest.mark.slow
 def test_nested_fields_are_compared_alike_by_column_and_by_object(monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns of many objects with the same fields are cut out of the JSON text; parsing each object gives the same."""
     draw = random.Random(20)

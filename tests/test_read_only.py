@@ -186,6 +186,7 @@ def test_the_log_of_a_file_is_read(tmp_path: Path) -> None:
     assert (tmp_path / "y.duckdb.wal").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.duckdb
 def test_several_processes_read_a_file(tmp_path: Path) -> None:
     """And the error names a process that has it open for writing."""
@@ -247,6 +248,7 @@ def test_a_namespace_in_another_case_is_the_same_store(url: str) -> None:
         assert store.stats()["entities"].to_list() == [3_000, 2]
 
 
+@pytest.mark.slow
 def test_schemas_that_differ_in_case_only(postgres_url: str) -> None:
     """If PostgreSQL has several, the exact match is used, and otherwise none is guessed."""
     execute(postgres_url, 'CREATE SCHEMA "App"', "CREATE SCHEMA app")
@@ -259,6 +261,7 @@ def test_schemas_that_differ_in_case_only(postgres_url: str) -> None:
             ef.connect(postgres_url, namespace="APP", read_only=read_only)
 
 
+@pytest.mark.slow
 def test_two_processes_create_a_namespace_in_two_cases(empty_postgres_url: str) -> None:
     """They use the same one."""
     script = "import entityframes, sys; entityframes.connect(sys.argv[1], namespace=sys.argv[2]).stats()"

@@ -461,6 +461,7 @@ def filled(value: Any, kind: Any) -> Any:
     return value
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(300), deadline=None, database=None)
 @given(st.data())
 def test_nested_values(data: st.DataObject) -> None:
@@ -691,6 +692,7 @@ class Counted:
     id: str | None
 
 
+@pytest.mark.slow
 def test_objects_are_held_only_until_their_outcome_is_known(store: ef.EntityStore) -> None:
     """In a stream, those of a few batches are in memory at a time; afterwards those of failed rows."""
     alive: weakref.WeakSet[Counted] = weakref.WeakSet()

@@ -520,6 +520,7 @@ def test_type_errors_are_the_same(scanned: Scanned) -> None:
             scanned.eager.filter(predicate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terms", [100, 300, 700])
 def test_long_chains(scanned: Scanned, terms: int) -> None:
     """A chain of any length returns the right rows; up to a certain length it is pushed down as one list."""
@@ -530,6 +531,7 @@ def test_long_chains(scanned: Scanned, terms: int) -> None:
     assert where is not None or terms > 100
 
 
+@pytest.mark.slow
 def test_large_lists(scanned: Scanned) -> None:
     """Ten thousand ids are pushed down; larger lists are left to Polars."""
     for count, pushed in ((10_000, True), (10_001, False), (200_000, False)):

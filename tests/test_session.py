@@ -296,6 +296,7 @@ def test_settings_change_nothing(
     _check(databases, reference, made, pgvector=pgvector)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "made",
     [
@@ -311,6 +312,7 @@ def test_settings_that_once_failed(databases: Databases, reference: dict[str, An
     _check(databases, reference, made, pgvector=True)
 
 
+@pytest.mark.slow
 def test_the_reference_is_right(reference: dict[str, Any]) -> None:
     """The texts are those that were written, and the filters match some rows and not all."""
     frames = {row["id"]: row for row in frame(2, 2_200).drop("metadata").iter_rows(named=True)}
@@ -385,6 +387,7 @@ def test_other_settings_of_the_user_are_kept(postgres_url: str) -> None:
         assert connection.query_at_once("SELECT current_setting('search_path') AS path").item() == "theirs, public"
 
 
+@pytest.mark.slow
 def test_connections_do_not_leak(url: str, engine: str, tmp_path: Path) -> None:
     """Case 52: opened and closed stores, also with streams in progress, leak neither memory nor descriptors."""
     process = psutil.Process()

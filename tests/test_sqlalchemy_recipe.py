@@ -38,6 +38,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_autogenerate_finds_no_difference_after_a_load(empty_postgres_url: str, project: Path) -> None:
     """The models make the tables by a migration; frames are loaded; the models still describe the database."""
     url = empty_postgres_url.replace("postgresql://", "postgresql+psycopg://")

@@ -151,6 +151,7 @@ def test_memory_does_not_grow_with_the_stream(url: str, tmp_path: Path) -> None:
     assert peaks[1] < peaks[0] * 1.3, peaks
 
 
+@pytest.mark.slow
 def test_duckdb_takes_the_memory_that_a_large_update_needs(tmp_path: Path) -> None:
     """The small memory limit that a file starts with does not limit the size of updates."""
     rows = 120_000
@@ -164,6 +165,7 @@ def test_duckdb_takes_the_memory_that_a_large_update_needs(tmp_path: Path) -> No
         assert store.get(frame.select("entity_type", "id").tail(1))["content"][0].endswith("!")
 
 
+@pytest.mark.slow
 def test_a_scan_reads_little_ahead(tmp_path: Path) -> None:
     """A Parquet file far larger than the batches in flight is not loaded completely; the environment is restored."""
     path = tmp_path / "x.parquet"

@@ -473,6 +473,7 @@ def test_values_that_a_frame_cannot_have(sql: Sql, open_table) -> None:
     assert table.read().height == len(values) + 1
 
 
+@pytest.mark.slow
 def test_statistics_of_a_table_that_was_empty(sql: Sql, open_table) -> None:
     """The planner takes the table for empty: no statement takes the square of the number of rows."""
     sql("CREATE TABLE x (k integer PRIMARY KEY, v integer CHECK (v >= 0))", "ALTER TABLE x SET (autovacuum_enabled = off)",

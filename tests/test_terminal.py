@@ -109,6 +109,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.duckdb
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS.keys())
 def test_nothing_reaches_the_terminal(words: tuple[str, ...], folder: Path) -> None:
@@ -123,6 +124,7 @@ def test_nothing_reaches_the_terminal(words: tuple[str, ...], folder: Path) -> N
     assert acted_on(shown) <= ({"\t"} if "tsv" in words else set()), shown
 
 
+@pytest.mark.slow
 @pytest.mark.duckdb
 def test_a_terminal_shows_what_is_there(folder: Path) -> None:
     """Escapes, on one line each; and JSON with the same values."""

@@ -59,6 +59,7 @@ def filled(store: ef.EntityStore) -> ef.EntityStore:
     return store
 
 
+@pytest.mark.slow
 def test_the_table_of_the_guide(filled: ef.EntityStore) -> None:
     """Words that find a text and words that do not, by row, for any Unicode composition of text and query."""
     assert len(TABLE) > 25
@@ -93,6 +94,7 @@ def test_text_without_spaces_is_found_where_it_is_contiguous(store: ef.EntitySto
     assert sorted(search(store, "รุง")) == ["apart", "together"]
 
 
+@pytest.mark.slow
 def test_the_end_of_a_long_text_is_found(store: ef.EntityStore) -> None:
     """Beyond the first 100,000 characters, and with more words than a tsvector allows; one word may be a megabyte."""
     many = " ".join(f"word{number}" for number in range(150_000))
@@ -184,6 +186,7 @@ def drawn(rng: random.Random, count: int) -> dict[str, str]:
     return {f"n{n:03}": " ".join(rng.choices(VOCABULARY, k=rng.randint(0, 12))) for n in range(count)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_order_and_scores_are_those_of_the_model(connect: Any, seed: int) -> None:
     """After inserts, edits, deletions and renames, in one call or several, with the index or without it."""
@@ -208,6 +211,7 @@ def test_order_and_scores_are_those_of_the_model(connect: Any, seed: int) -> Non
         texts = {id: text for id, text in (texts | changed | {f"new{step}": "river stone"}).items() if id not in gone}
 
 
+@pytest.mark.slow
 def test_a_read_only_store_gives_the_same_results(connect: Any) -> None:
     """Whether its index is empty, complete or outdated; of one type, and with a filter."""
     store = connect()

@@ -147,6 +147,7 @@ def test_what_cannot_be_done_ends_with_2(root: Path, tmp_path: Path) -> None:
         assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.duckdb
 def test_watch_stops_at_a_signal(root: Path, tmp_path: Path) -> None:
     """SIGTERM ends it after the current sync, with exit status 0."""

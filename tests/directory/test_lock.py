@@ -59,6 +59,7 @@ def test_a_sync_that_was_not_heard_of(
     assert statuses(first.sync())["a.md"] == "updated"
 
 
+@pytest.mark.slow
 def test_a_long_sync_keeps_its_hold(
     connect: Callable[..., ef.EntityStore], store: ef.EntityStore, tmp_path: Path, sql: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,

@@ -320,6 +320,7 @@ def test_another_reader_of_yaml_sees_the_same(value: Any) -> None:
     assert yaml.load(front, yaml.CSafeLoader) == json.loads(text)
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(500), deadline=None)
 @given(st.one_of(st.binary(max_size=60), st.tuples(HEADERS, CONTENTS).map(lambda parts: parts[0] + parts[1].encode())))
 def test_no_byte_is_lost(data: bytes) -> None:

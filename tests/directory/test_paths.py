@@ -118,6 +118,7 @@ def test_hostile_ids_are_files_in_the_folder(tmp_path: Path, id: str) -> None:
     assert list(tmp_path.iterdir()) == [root]
 
 
+@pytest.mark.slow
 def test_hostile_ids_have_paths_of_their_own() -> None:
     """No two paths collide, except in letter case, which `folded` detects."""
     paths: dict[str, str] = {}
@@ -145,6 +146,7 @@ def test_only_case_and_unseen_characters_make_paths_meet(ids: list[str]) -> None
     assert (folded(ids[0]) == folded(ids[1])) or first != second
 
 
+@pytest.mark.slow
 def test_every_character_that_normalises_survives() -> None:
     """Each alone, after a base, after an escape, after a digit that could belong to an escape, and at a split."""
     characters = [

@@ -10,6 +10,7 @@ import entityframes as ef
 from tests.directory.edits import Script, make_tree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_nothing_written_is_lost(store: ef.EntityStore, tmp_path: Path, seed: int) -> None:
     """For any edits, moves, invalid files and deletions on either side, whichever side wins."""

@@ -76,6 +76,7 @@ def counted(folder: ef.DirectorySync, monkeypatch: pytest.MonkeyPatch) -> list[i
     return syncs
 
 
+@pytest.mark.slow
 def test_a_burst_is_one_sync(store: ef.EntityStore, root: Path) -> None:
     """Files written in quick succession are synced together, and existing files immediately."""
     (root / "first.md").write_text("first")
@@ -87,6 +88,7 @@ def test_a_burst_is_one_sync(store: ef.EntityStore, root: Path) -> None:
         assert done(results) == {f"{number}.md": "created" for number in range(20)}
 
 
+@pytest.mark.slow
 def test_an_editor_that_saves_by_renaming_deletes_nothing(store: ef.EntityStore, root: Path) -> None:
     """The file is missing for a moment; the entity is updated, not deleted."""
     (root / "a.md").write_text("one")

@@ -20,6 +20,7 @@ from tests.faults.servers import WAITING, Background, Proxy, Server, backends, w
 A, B = (f"SELECT FROM entityframes.entities WHERE id = 'e00000{n}' FOR UPDATE" for n in (3, 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [20, 3_000])
 def test_a_deadlock_is_retried(own_server: Server, database: str, own_store, count: int) -> None:
     """40P01, forced by a session that locks two rows in the opposite order and is not the deadlock victim."""
@@ -229,6 +230,7 @@ def write_at_once(url: str, writers: int, batches: int) -> int:
     return int(execute(url, deadlocks)[0][0] - before) if postgresql else 0
 
 
+@pytest.mark.slow
 def test_writers_in_any_order(url: str) -> None:
     """Six writers with overlapping batches in different orders."""
     write_at_once(url, 6, 108)
@@ -283,6 +285,7 @@ def test_a_domain_rejects_rows(own_server: Server, database: str, own_store, cou
     model.check(store)
 
 
+@pytest.mark.slow
 def test_the_cost_of_bad_rows(own_server: Server, database: str, own_store, proxy: Proxy) -> None:
     """1, 10 or 100 bad rows of 10,000: at most three times the statements of a clean batch, whatever their number."""
     own_server.sql(

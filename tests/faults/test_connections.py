@@ -125,6 +125,7 @@ def test_the_answer_is_lost_and_another_writer_wrote_since(
     model.check(store)
 
 
+@pytest.mark.slow
 def test_the_ledger_cannot_be_read(own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only in this case the rows are unknown; a later run resolves them."""
     monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 0.5)
@@ -220,6 +221,7 @@ def test_a_delete_that_fails_accounts_for_its_ids(own_server: Server, database: 
     model.check(store)
 
 
+@pytest.mark.slow
 def test_the_server_is_killed_in_a_merge(own_server: Server, database: str, own_store) -> None:
     """SIGKILL and restart: nothing is half-written, the store reconnects, and a second run completes the import."""
     model, store = Model(), own_store(workers=2)
@@ -280,6 +282,7 @@ def test_what_a_pooler_does_between_transactions(own_store) -> None:
     model.check(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["default_transaction_read_only = on", "lock_timeout = '1s'"])
 def test_a_read_only_server(own_server: Server, database: str, own_store, setting: str) -> None:
     """Every row fails with the server's reason, and reads still work; writes work again when the server allows them."""
@@ -305,6 +308,7 @@ def test_a_read_only_server(own_server: Server, database: str, own_store, settin
     model.check(own_store())
 
 
+@pytest.mark.slow
 def test_statement_timeout(own_server: Server, database: str, own_store) -> None:
     """The server's own limit: retried once, then failed with that reason; without the lock the write succeeds."""
     model, store = Model(), own_store()

@@ -43,6 +43,7 @@ def fill(store: ef.EntityStore, model: Model, ends_in: type[ef.EntityFramesError
     raise AssertionError("the disk did not fill up")
 
 
+@pytest.mark.slow
 def test_postgresql_runs_out_of_disk(own_server: Server, database: str, own_store) -> None:
     """The batch is rolled back and the run stops with that reason; with free space again the store works as before."""
     with tmpfs("24m") as disk:
@@ -64,6 +65,7 @@ def test_postgresql_runs_out_of_disk(own_server: Server, database: str, own_stor
         own_server.sql(f"DROP TABLESPACE small_{database}")
 
 
+@pytest.mark.slow
 def test_duckdb_runs_out_of_disk() -> None:
     """The run stops with that reason; with free space the store works again without stale keys, and can be reopened."""
     with tmpfs("48m") as disk:
@@ -82,6 +84,7 @@ def test_duckdb_runs_out_of_disk() -> None:
             model.check(store)
 
 
+@pytest.mark.slow
 def test_duckdb_gives_up_its_file() -> None:
     """The disk is full during a checkpoint: the store reports that it is closed, and is consistent when reopened."""
     with tmpfs("32m") as disk:
@@ -155,6 +158,7 @@ def test_a_full_disk_is_no_lack_of_memory(tmp_path: Path) -> None:
     assert calls == [1]
 
 
+@pytest.mark.slow
 def test_duckdb_at_a_file_size_limit(tmp_path: Path) -> None:
     """The same without mounting a file system: a limit on the file size of a child process."""
     script = textwrap.dedent(

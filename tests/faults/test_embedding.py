@@ -67,6 +67,7 @@ def test_workers_are_killed(url: str) -> None:
     assert sound(figures), figures
 
 
+@pytest.mark.slow
 def test_a_killed_worker_holds_its_job_no_longer_than_its_lease(url: str) -> None:
     """On PostgreSQL another worker waits for the lease; on DuckDB the file's next owner takes the job over."""
     with ef.connect(url) as store:
@@ -106,6 +107,7 @@ def test_the_connection_is_lost_in_mid_job(url: str) -> None:
         check(store, 3_000)
 
 
+@pytest.mark.slow
 def test_the_answer_to_the_commit_of_vectors_is_lost(
     own_store: Any, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +140,7 @@ def test_the_answer_to_the_commit_of_vectors_is_lost(
     check(store, 20)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_watching_worker(url: str) -> None:
     """`embed --watch` embeds new content as it arrives, and ends after the batch in flight."""
     duckdb = not url.startswith("postgresql")

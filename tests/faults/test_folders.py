@@ -503,6 +503,7 @@ def test_a_limit_on_the_size_of_files(root: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
+@pytest.mark.slow
 def test_a_process_that_writes_is_killed(tmp_path: Path) -> None:
     """Every file is one of the written versions, complete, and leftovers are found and removed."""
     script = textwrap.dedent(

@@ -111,6 +111,7 @@ def run(script: str, url: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["exit", "multiprocessing"])
 def test_every_call_in_a_child_is_refused_at_once(url: str, tmp_path: Path, how: str) -> None:
     """With os.fork and with multiprocessing; the parent continues as before."""
@@ -128,6 +129,7 @@ def test_every_call_in_a_child_is_refused_at_once(url: str, tmp_path: Path, how:
     assert dict(line.split(" -> ") for line in lines[:-2]) == CALLS
 
 
+@pytest.mark.slow
 def test_the_end_of_a_child_does_not_affect_its_parent(url: str, tmp_path: Path) -> None:
     """Children end in all ways, during a transaction, a scan and a call of the embedder: all of these continue."""
     out = run(
@@ -163,6 +165,7 @@ def test_the_end_of_a_child_does_not_affect_its_parent(url: str, tmp_path: Path)
     assert out.splitlines()[-1] == "['x 1', 'y 1', 'z 1']"
 
 
+@pytest.mark.slow
 def test_a_child_that_unwinds_leaves_the_connection(url: str, tmp_path: Path) -> None:
     """A fork in the middle of a write; the child raises an exception through the calls that it is in."""
     out = run(
@@ -220,6 +223,7 @@ def test_a_parent_that_only_worked_with_frames(used: str, tmp_path: Path) -> Non
     assert out.splitlines() == refused * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["exit", "multiprocessing"])
 def test_a_fork_before_anything_was_used(url: str, tmp_path: Path, how: str) -> None:
     """As in servers that load the application before forking: the children work, and so does the parent afterwards."""
@@ -242,6 +246,7 @@ def test_a_fork_before_anything_was_used(url: str, tmp_path: Path, how: str) -> 
     assert out.splitlines() == ["serve() -> None", "exit 0"] * 2 + ["parent"]
 
 
+@pytest.mark.slow
 @pytest.mark.duckdb
 def test_without_information_at_the_fork_the_threads_are_tested(tmp_path: Path) -> None:
     """A system that does not name the threads of a process, or one whose threads have no name yet."""
@@ -262,6 +267,7 @@ def test_without_information_at_the_fork_the_threads_are_tested(tmp_path: Path) 
     assert out.splitlines() == works + refused
 
 
+@pytest.mark.slow
 @pytest.mark.duckdb
 def test_a_child_that_imports_the_package_only_after_its_parent_used_polars(tmp_path: Path) -> None:
     """In that case nothing was recorded at the fork, and the child tests whether the threads respond."""

@@ -24,6 +24,7 @@ def foreign(proxy: Proxy) -> Proxy:
     return proxy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [20, 3_000])
 def test_rejected_rows(own_server: Server, database: str, own_store, foreign: Proxy, count: int) -> None:
     """The bad row is found and named, without the values that the server quotes."""
@@ -40,6 +41,7 @@ def test_rejected_rows(own_server: Server, database: str, own_store, foreign: Pr
     model.check(own_store())
 
 
+@pytest.mark.slow
 def test_the_servers_timeout(own_server: Server, database: str, own_store, foreign: Proxy) -> None:
     """A server-side timeout is a timeout, not a Ctrl-C or a cancelled run."""
     store = own_store(port=foreign.port)

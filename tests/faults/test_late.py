@@ -82,6 +82,7 @@ def test_another_writer_wrote_between_a_late_commit_and_the_retry(
     model.check(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [60, 3_000])
 def test_what_a_lost_commit_wrote_is_embedded_before_it_is_asked_for(
     own_server: Server, database: str, own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, count: int

@@ -9,6 +9,7 @@ from tests.faults.invariants import check_jobs, rows
 from tests.faults.servers import COMMIT, Proxy, Server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [60, 3_000])
 def test_the_answer_to_a_commit_of_narrow_rows_is_lost(
     own_server: Server, database: str, own_store, proxy: Proxy, count: int

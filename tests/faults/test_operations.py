@@ -17,6 +17,7 @@ def program(server: Server, name: str, *words: str) -> None:
     subprocess.run([server._bin / name, *words], check=True, capture_output=True, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["custom", "plain"])
 def test_a_dump_is_a_store(own_server: Server, database: str, own_store, tmp_path: Path, kind: str) -> None:
     """pg_dump of the schema, including pgvector's vectors, restored elsewhere: consistent, searchable, and writable."""
@@ -65,6 +66,7 @@ def publisher() -> Iterator[Server]:
     server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.postgresql
 def test_logical_replication(publisher: Server, subscriber: Server) -> None:
     """As shown in the guide: a space created later is replicated, because partitions are published as their parent."""

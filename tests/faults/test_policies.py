@@ -232,6 +232,7 @@ REKEYED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("how", REKEYED)
 @pytest.mark.parametrize("calls", ["upsert", "plan"])
@@ -347,6 +348,7 @@ def test_the_table_changes_during_a_run(own_store, sql: Sql, change: str) -> Non
     assert store.upsert(frame).counts["unchanged"] == 500
 
 
+@pytest.mark.slow
 def test_a_role_that_may_only_read_and_write(own_store, user, sql: Sql, tmp_path) -> None:
     """64: with the privileges in the guide, every call that creates no object works, also in spaces created later."""
     owner = own_store()

@@ -232,6 +232,7 @@ def pooler(own_server: Server, request: pytest.FixtureRequest) -> Iterator[Poole
     pooler.close()
 
 
+@pytest.mark.slow
 def test_nothing_foreign(own_server: Server, database: str, pooler: Pooler, tmp_path: Path) -> None:
     """Case 46: every kind of call of two stores next to another application: no client sees data of another one."""
     calls, foreign_rows = _run_all(own_server, database, pooler.port, tmp_path, TURNS)
@@ -257,6 +258,7 @@ def pgbouncer(own_server: Server) -> Iterator[Any]:
         one.close()
 
 
+@pytest.mark.slow
 @needs_pgbouncer
 @pytest.mark.parametrize("more", ["", "ignore_startup_parameters = options"])
 def test_nothing_foreign_behind_pgbouncer(

@@ -98,6 +98,7 @@ def apply(model: Model, report: dict, frame) -> None:
             model.entities["note", id] = (new[id]["content"], json.loads(new[id]["metadata"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["merge", "one statement", "copy"])
 def test_interrupt_on_postgresql(own_server: Server, database: str, own_store, point: str) -> None:
     """Ctrl-C while a merge waits, a small batch waits, or rows stream in: KeyboardInterrupt before that ends.
@@ -123,6 +124,7 @@ def test_interrupt_on_postgresql(own_server: Server, database: str, own_store, p
     model.check(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["upsert_entity", "delete", "get", "scan", "stats"])
 def test_interrupt_of_other_calls(own_server: Server, database: str, own_store, call: str) -> None:
     """Ctrl-C while a deletion or a read waits for a lock: the same, and nothing is deleted."""
@@ -150,6 +152,7 @@ def test_interrupt_of_other_calls(own_server: Server, database: str, own_store, 
     model.check(store)
 
 
+@pytest.mark.slow
 def test_interrupt_on_duckdb(tmp_path: Path) -> None:
     """Ctrl-C while batches are written: KeyboardInterrupt before the last; each is stored whole or not at all."""
     path = tmp_path / "x.duckdb"
@@ -218,6 +221,7 @@ def kill_in_a_commit_loop(url: str, kills: int, seed: int) -> int:
     return turn
 
 
+@pytest.mark.slow
 def test_killed_in_a_commit_loop(url: str) -> None:
     """No reported batch is lost, and none is stored in part."""
     assert kill_in_a_commit_loop(url, kills=3, seed=7) > 3

@@ -160,6 +160,7 @@ def test_errors_of_a_row(
     model.check(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_dead_server_ends_the_run(
     own_store: Callable[..., ef.EntityStore], proxy: Proxy, monkeypatch: pytest.MonkeyPatch, workers: int

@@ -88,6 +88,7 @@ def frame(count: int = 20) -> pl.DataFrame:
     )
 
 
+@pytest.mark.slow
 def test_failed_logins(own_server: Server, database: str, login: str, capture: Capture) -> None:
     """A wrong password, and a role that pg_hba rejects."""
     with pytest.raises(ef.ConnectError, match="password authentication failed"):
@@ -117,6 +118,7 @@ def files(
     return passwords, where, services
 
 
+@pytest.mark.slow
 def test_where_libpq_finds_a_login(
     files: tuple[Path, str, Path], login: str, capture: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +178,7 @@ def test_logins_that_libpq_does_not_find(
     refused("service=mine", "syntax error in service file ***, line 6", PGSERVICEFILE=str(services))
 
 
+@pytest.mark.slow
 def test_messages_of_faults(
     own_server: Server, database: str, login: str, capture: Capture, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +218,7 @@ def test_messages_of_faults(
     capture.call(store.stats)
 
 
+@pytest.mark.slow
 def test_output_of_the_command_line(
     own_server: Server, database: str, login: str, capture: Capture, tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def strike(cutting: Cutting, at: int | None, cuts: int) -> None:
     cutting.cut_after, cutting.cut_at_end, cutting.cuts = at, at is None, cuts
 
 
+@pytest.mark.slow
 def test_read_is_retried(filled: ef.EntityStore, cutting: Cutting) -> None:
     """Wherever the connection is cut, `read` returns what is stored; after too many cuts it raises a package error."""
     whole = filled.read("p")
@@ -97,6 +98,7 @@ def test_read_is_retried(filled: ef.EntityStore, cutting: Cutting) -> None:
     assert filled.read("p").equals(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine_of_polars", ["in-memory", "streaming"])
 def test_scan_is_retried_if_no_row_was_returned(
     filled: ef.EntityStore, cutting: Cutting, engine_of_polars: Any
@@ -157,6 +159,7 @@ class Numbered:
         return np.random.default_rng(len(texts)).normal(size=(len(texts), 512)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pgvector", [True, False])
 def test_search_is_retried(
     filled: ef.EntityStore, cutting: Cutting, own_store: Any, monkeypatch: pytest.MonkeyPatch, pgvector: bool
@@ -179,6 +182,7 @@ def test_search_is_retried(
         strike(cutting, None, 0)
 
 
+@pytest.mark.slow
 def test_errors_of_duckdb_while_rows_stream(tmp_path: Any) -> None:
     """Its reader raises a bare OSError too: cancelled, closed or out of memory, it becomes an error of this package."""
     from entityframes.interrupt import Interrupt

@@ -231,6 +231,7 @@ def test_the_answer_to_a_delete_is_lost(items: Open, proxy: Proxy) -> None:
     model.check(table)
 
 
+@pytest.mark.slow
 def test_the_server_is_killed_in_a_run(own_server: Server, database: str, items: Open) -> None:
     """SIGKILL and restart in the middle of several batches: nothing is half-written, and a second run completes it."""
     model, table = Model(), items(workers=2)
@@ -252,6 +253,7 @@ def test_the_server_is_killed_in_a_run(own_server: Server, database: str, items:
     assert len(model.rows) == 6_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reused", [False, True])
 def test_the_server_is_killed_at_a_commit(
     own_server: Server, database: str, items: Open, proxy: Proxy, reused: bool
@@ -305,6 +307,7 @@ def test_idle_connections_that_died(own_server: Server, database: str, items: Op
     model.check(table)
 
 
+@pytest.mark.slow
 def test_timeouts_and_locks(own_server: Server, database: str, items: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row fails with the server's reason; without the lock it is written."""
     monkeypatch.setattr(retry, "BACKOFF", 0.01)

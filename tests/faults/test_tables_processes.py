@@ -113,6 +113,7 @@ def applied(model: Model, report: dict[str, Any], frame: pl.DataFrame) -> None:
             model.rows[key] = new[key]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["upsert", "plan", "delete", "read"])
 def test_ctrl_c_on_postgresql(own_server: Server, database: str, items, call: str) -> None:  # noqa: F811
     """While it waits for a lock: KeyboardInterrupt before the lock is released; the batch is not written at all."""
@@ -141,6 +142,7 @@ def test_ctrl_c_on_postgresql(own_server: Server, database: str, items, call: st
     model.check(table)
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_duckdb(tmp_path: Path) -> None:
     """While batches are written: each is stored whole or not at all, and the outcomes say which."""
     path = tmp_path / "x.duckdb"
@@ -314,6 +316,7 @@ def incompressible(start: int) -> pl.DataFrame:
     return pl.DataFrame({"k": range(start, start + 4_000), "v": [os.urandom(500).hex() for _ in range(4_000)]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["duckdb", "postgresql"])
 def test_a_full_disk(own_server: Server, database: str, items, engine: str) -> None:  # noqa: F811
     """The run stops with that reason, and no batch is half-written; with space again the table works as before."""
@@ -349,6 +352,7 @@ def test_a_full_disk(own_server: Server, database: str, items, engine: str) -> N
             own_server.sql(f"DROP TABLESPACE small_{database}")
 
 
+@pytest.mark.slow
 def test_no_secret_in_messages(
     own_server: Server,
     database: str,

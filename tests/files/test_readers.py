@@ -247,6 +247,7 @@ def test_a_pipe_into_which_nobody_writes(run: Run, monkeypatch: pytest.MonkeyPat
     assert (ran.returncode, "no program writes" in ran.stderr) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "ndjson"])
 def test_too_many_columns(tmp_path: Path, kind: str) -> None:
     """FAULTS 53: 200,000 columns are rejected with a remedy."""
