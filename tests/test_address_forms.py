@@ -290,6 +290,11 @@ def test_database_url(empty_postgres_url: str, elsewhere: pytest.MonkeyPatch, ca
     run = command("stats", "--json")
     assert json.loads(run.stdout)["entities"] == 2
     assert run.stderr == f"store: {store.address} (from $DATABASE_URL)\n"
+    # Also by a search, which opens the store once more to complete its index.
+    with ef.connect() as store:
+        store.upsert_entity("note", "c", "some words")
+    run = command("search", "words", "--mode", "text")
+    assert (run.returncode, run.stderr.count("store: ")) == (0, 1)
     assert os.listdir() == []
     # The URL of our own, and one that is given, come first.
     elsewhere.setenv("ENTITYFRAMES_URL", "own.duckdb")

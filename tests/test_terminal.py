@@ -134,6 +134,10 @@ def test_a_terminal_shows_what_is_there(folder: Path) -> None:
     assert "tru" in in_terminal("exists", "--type", "note", f"a{EVIL}", "--store", "x.duckdb", cwd=folder)
     shown = in_terminal("get", "--type", "note", f"a{EVIL}", "--json", "--store", "x.duckdb", cwd=folder)
     assert json.loads(shown)["id"] == f"a{EVIL}"
+    # A search shows a table on a terminal, and prints CSV to a pipe.
+    search = ("search", "words", "--mode", "text", "--store", "x.duckdb")
+    assert "rank,score,entity_type" in run(*search, cwd=folder).stdout
+    assert "rank,score" not in in_terminal(*search, cwd=folder)
     assert "cannot be printed to a terminal" in in_terminal(
         "export", "note", "--format", "parquet", "--store", "x.duckdb", cwd=folder
     )

@@ -80,7 +80,7 @@ def chart(measured: pl.DataFrame) -> Any:
     except ImportError:
         raise ValueError("charts need Altair: pip install altair vl-convert-python") from None
 
-    sizes = measured["entities"].unique().sort().to_list()
+    sizes = measured["entities"].unique().to_list()
     logarithmic = alt.Scale(type="log", nice=False, padding=10)
 
     def panel(column: str, title: str) -> Any:

@@ -76,6 +76,9 @@ def test_what_is_left_unchanged_is_reported(root: Path, tmp_path: Path) -> None:
         assert "note: 2 left alone" in stderr
         assert "deletions are applied only with --delete" in stderr
     assert "--max-delete 2 allows them" in run("sync", root, "--store", store, "--delete").stderr
+    (root / "bad.md").write_bytes(b"caf\xe9")
+    stderr = run("sync", root, "--store", store).stderr
+    assert ("failed: bad.md" in stderr, stderr.count("left alone")) == (True, 1)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,8 @@ def changed(front: str, **fields: Any) -> str:
         ({"published": True}, "published: yes", "published: true"),
         ({"ratio": 12345678901234567890}, "1.0", "12345678901234567890"),
         ({"tags": ["a", "b", "c", "d e"]}, '"c"]', '"c", d e]'),
+        ({"tags": ["a", "b", "c", "x, y"]}, '"c"]', '"c", "x, y"]'),
+        ({"map": {"a": 1, "b": ["x", "y"], "c": "d}"}}, "y]}", 'y], c: "d}"}'),
         ({"tags": ["a", "c"]}, "[a, 'b', \"c\"]", '[a, "c"]'),
         ({"tags": ["a", "x, 'y'", "c"]}, "'b'", "'x, ''y'''"),
         ({"tags": []}, "[a, 'b', \"c\"]", "[]"),
