@@ -121,6 +121,6 @@ def test_an_address_goes_before_a_name(proxy: WireProxy) -> None:
     """As for libpq, which resolves the name of a host only if its address is not given."""
     port = proxy.url.rpartition("@127.0.0.1:")[2].partition("/")[0]
     url = proxy.url.replace(f"@127.0.0.1:{port}", "@")
-    with WireProxy(f"{url}{'&' if '?' in url else '?'}host=nowhere.invalid&hostaddr=127.0.0.1&port={port}") as second:
-        with ef.connect(second.url) as store:
-            assert store.stats().is_empty()
+    url += f"{'&' if '?' in url else '?'}host=nowhere.invalid&hostaddr=127.0.0.1&port={port}"
+    with WireProxy(url) as second, ef.connect(second.url) as store:
+        assert store.stats().is_empty()
