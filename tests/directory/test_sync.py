@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes.directory import survey
+from entityframes.directory import plan, survey
 from entityframes.directory.handles import Folder
 from entityframes.directory.tree import Tree
 
@@ -704,6 +704,37 @@ def test_a_plan_leaves_alone_what_changed_since(store: ef.EntityStore, root: Pat
     assert (root / "deleted.md").read_text() == "edited"
 
 
+def test_the_options_with_which_a_plan_is_applied(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """Batches, embedding, progress and cancellation are those of this call."""
+    write(root, **{f"{number}.md": "text" for number in range(3)})
+    plan, cancel = folder.plan(), threading.Event()
+    cancel.set()
+    assert plan.apply(cancel=cancel).counts["created"] == 0
+    reported: list[int] = []
+    result = plan.apply(batch_size=1, embed=False, progress=lambda done, total: reported.append(done))
+    assert (result.counts["created"], reported[-1], store.jobs().height) == (3, 3, 0)
+
+
+def test_many_entities_of_a_new_type_are_not_exported(
+    store: ef.EntityStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync of a folder without named types refuses them; an export, or a name, is a decision."""
+    write(root, **{"a.md": "a"})
+    monkeypatch.setattr(plan, "MAX_NEW_TYPE", 9)
+    count = 10
+    frame = pl.DataFrame({"entity_type": "log", "id": [f"{n:04}" for n in range(count)], "content": "text"})
+    store.upsert(pl.concat([frame, frame.head(3).with_columns(entity_type=pl.lit("few"))]), progress=False)
+    folder = ef.DirectorySync(store, root)
+    result = folder.sync()
+    assert result.counts["exported"] == 3
+    refused = result.outcomes.filter(pl.col("entity_type") == "log")["error"]
+    assert refused.str.contains(f"{count:,} entities of type 'log', which has no files in this folder").all()
+    assert not (root / "log").exists()
+    assert folder.plan(direction="export").counts["export"] == count
+    named = ef.DirectorySync(store, root, types=["note", "few", "log"])
+    assert named.sync().counts["exported"] == count
+
+
 def test_a_plan_of_deletions_is_done_once(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
     """When planned a second time, both sides are gone."""
     write(root, **{f"{number}.md": f"{number}" for number in range(10)})
@@ -732,7 +763,7 @@ def test_what_is_left_out_is_reported(root: Path, folder: ef.DirectorySync) -> N
     write(
         root,
         **{
-            "docs/_posts/2024/a.md": "a", "docs/_posts/b.md": "b", "docs/_posts/.hidden.md": "", "_top.md": "c",
+            "docs/_posts/2024/a.md": "a", "docs/_posts/b.md": "b", "docs/_posts/.hidden.md": "", "docs/_posts/c.pdf": "", "_top.md": "c",
             "docs/picture.png": "", "docs/.obsidian/x.md": "", ".h.md": "", "drafts/d.md": "d", "docs/_config.yml": "",
             "d.md": "d",
         },

@@ -424,6 +424,23 @@ def test_a_file_that_changes_at_the_last_moment(
         assert path.read_text() == "edit"
 
 
+@pytest.mark.skipif(not handles.BY_DESCRIPTOR, reason="this system opens files by path only")
+def test_a_link_takes_the_place_of_an_open_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read is in the folder that was opened, not in that of the link."""
+    fill(tmp_path, "in/sub/a.md", "out/a.md")
+    (tmp_path / "out/a.md").write_text("outside")
+    look = Folder.read
+
+    def late(folder: Folder, name: str, most: int) -> tuple[bytes, Stat, bool]:
+        (tmp_path / "in/sub").rename(tmp_path / "moved")
+        (tmp_path / "in/sub").symlink_to(tmp_path / "out")
+        return look(folder, name, most)
+
+    monkeypatch.setattr(Folder, "read", late)
+    (read,) = tree(tmp_path / "in").read(["sub/a.md"])
+    assert read.digest == seen(tmp_path / "moved/a.md")
+
+
 def test_a_pipe_takes_the_place_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the look at it and its opening: it is left alone, and nobody waits for what comes out of it."""
     fill(tmp_path, "a.md")
