@@ -41,7 +41,17 @@ class Raising(Recording):
 BROKEN = {
     "nan": lambda: Giving(np.nan), "infinity": lambda: Giving(-np.inf), "zeros": lambda: Giving(0.0), "raises": Raising,
     "one by one": lambda: Giving(np.nan, max_batch=1), "shape": lambda: Shapeless(),
+    "zeros and nan": lambda: Mixed(),
 }  # fmt: skip
+
+
+class Mixed(Recording):
+    """Returns NaN for the first text of a call, and zeros for the others."""
+
+    def embed(self, texts: Sequence[str], /) -> np.ndarray[Any, Any]:
+        vectors = np.zeros((len(texts), 16), np.float32)
+        vectors[0] = np.nan
+        return vectors
 
 
 class Shapeless(Recording):
