@@ -124,3 +124,16 @@ def test_an_address_goes_before_a_name(proxy: WireProxy) -> None:
     url += f"{'&' if '?' in url else '?'}host=nowhere.invalid&hostaddr=127.0.0.1&port={port}"
     with WireProxy(url) as second, ef.connect(second.url) as store:
         assert store.stats().is_empty()
+
+
+def test_a_filter_of_a_search_goes_to_the_database(warm: ef.EntityStore, proxy: WireProxy) -> None:
+    """The nearest entity that passes it is found by one query, however many others are nearer."""
+    warm.embed(ef.HashingEmbedder(32), progress=False)
+    query = warm.read("bench").row(0, named=True)["content"]
+    where = pl.col("id") == warm.search(query, k=1_000, entity_type="bench")["id"].to_list()[-1]
+    costs = []
+    for filtered in (where, pl.col("id").is_not_null()):
+        proxy.reset()
+        assert warm.search(query, k=1, entity_type="bench", where=filtered).height == 1
+        costs.append(proxy.round_trips)
+    assert costs[0] == costs[1]
