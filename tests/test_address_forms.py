@@ -97,6 +97,7 @@ def test_a_parameter_without_an_equivalent_is_named(name: str) -> None:
         ("application_name=x&c4n4ry=1", "parameter number 2 after the ?"),
         ("ssl=require&sslmode=disable", "both ssl and sslmode"),
         ("ssl=c4n4ry", "ssl must be one of disable, allow"),
+        ("host=127.0.0.1,c4n4ry%20x", "host is not a valid host name"),
         ("timeout=c4n4ry", "not a number of seconds"),
         ("direct_tls=c4n4ry", "direct_tls must be true or false"),
     ],

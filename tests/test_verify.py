@@ -46,6 +46,44 @@ def test_a_consistent_store(filled: ef.EntityStore, store: ef.EntityStore) -> No
     assert filled.verify(repair=True).rows() == []
 
 
+def test_an_empty_store_is_consistent(store: ef.EntityStore, sql: Sql) -> None:
+    """Before the first batch, and when nothing is left of it."""
+    assert store.verify().rows() == []
+    store.upsert_entity("note", "a", "text")
+    store.delete_entity("note", "a")
+    assert store.verify().rows() == []
+    sql("DELETE FROM entityframes.batches", "DELETE FROM entityframes.embedding_jobs")
+    assert store.verify().rows() == []
+
+
+def test_what_was_expected_and_found(filled: ef.EntityStore, sql: Sql) -> None:
+    """Of entities the hashes of what is stored, and the stored ones."""
+    content, metadata = hashlib.sha256(b"tampered").hexdigest(), hashlib.sha256(b'{"n":7}').hexdigest()
+    before = filled.get(ef.ids("note", ["n1", "n2"]))
+    sql(
+        "UPDATE entityframes.entities SET content = 'tampered' WHERE id = 'n1'",
+        """UPDATE entityframes.entities SET metadata = '{"n":7}' WHERE id = 'n2'""",
+    )
+    found = filled.verify().select(pl.col("check").cast(pl.String), "id", "expected", "found").sort("id")
+    assert found.rows()[0] == ("content_hash", "n1", content, before["content_hash"][0])
+    assert found.rows()[1][:3] == ("metadata_hash", "n2", metadata)
+    assert len(found.rows()[1][3]) == 64
+    assert found.rows()[1][3] not in (metadata, before["content_hash"][1])
+
+
+def test_vectors_of_a_space_beside_another(filled: ef.EntityStore, sql: Sql) -> None:
+    """Only those of the space that is gone are found, and deleted."""
+    filled.embed(ef.HashingEmbedder(8), progress=False)
+    filled.embed(ef.HashingEmbedder(16), space="other", progress=False)
+    embedded = dict(filled.spaces().select(pl.col("space") == "other", "embedded").rows())
+    sql("DELETE FROM entityframes.spaces WHERE space <> 'other'")
+    found = filled.verify(repair=True)
+    assert found["check"].cast(pl.String).to_list() == ["vector_space"]
+    assert found["found"].to_list() == [f"{embedded[False]} vectors without one"]
+    assert filled.verify().rows() == []
+    assert filled.spaces()["embedded"].to_list() == [embedded[True]]
+
+
 ONE_JOB = """(SELECT j.job_id::text FROM entityframes.embedding_jobs AS j
     JOIN entityframes.entities AS e ON e.batch_id = j.batch_id WHERE e.id = 'n39')"""
 
