@@ -284,12 +284,13 @@ def test_a_file_that_moved_takes_its_entity_along(store: ef.EntityStore, root: P
     put(root / "note/b.md", "text of b")
     folder.sync()
     store.embed(ef.HashingEmbedder(16), progress=False)
-    before = store.get_entity("note", "a")
+    before, jobs = store.get_entity("note", "a"), store.jobs().rows()
     (root / "post").mkdir()
     (root / "note/a.md").rename(root / "post/moved.md")
     assert actions(folder.plan()) == {"note/b.md": "unchanged", "post/moved.md": "rename"}
     result = folder.sync()
     assert statuses(result)["post/moved.md"] == "renamed"
+    assert store.jobs().rows() == jobs
     assert not store.entity_exists("note", "a")
     after = store.get_entity("post", "moved")
     assert after["created_at"] == before["created_at"]
@@ -301,6 +302,25 @@ def test_a_file_that_moved_takes_its_entity_along(store: ef.EntityStore, root: P
     store.upsert_entity("post", "moved", "\nanother text", after["metadata"])
     assert folder.sync().counts["exported"] == 1
     assert (root / "post/moved.md").read_text() == FRONT.format("A") + "another text"
+
+
+def test_an_export_has_the_front_matter_of_the_latest_file(store: ef.EntityStore, tmp_path: Path) -> None:
+    """With its comments, whichever of several folders was synced last."""
+    folders = {}
+    for name in ("b", "a", "c"):
+        put(tmp_path / name / "note/x.md", f"---\ntitle: T # of {name}\n---\ntext")
+        folders[name] = ef.DirectorySync(store, tmp_path / name)
+        folders[name].sync()
+    for latest in ("c", "b", "a"):
+        if latest != "c":
+            folders[latest].sync()
+            edit(tmp_path / latest / "note/x.md", f"---\ntitle: T # new of {latest}\n---\ntext of {latest}")
+            folders[latest].sync()
+        out = tmp_path / f"out of {latest}"
+        out.mkdir()
+        ef.DirectorySync(store, out).export_files()
+        assert f"of {latest}\n" in (out / "note/x.md").read_text()
+        shutil.rmtree(out)
 
 
 def test_an_entity_that_moved_is_due_where_it_was_due(
