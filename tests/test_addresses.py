@@ -134,6 +134,7 @@ def test_an_address_that_is_nearly_one_is_not_taken_for_another(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.postgresql
 @pytest.mark.parametrize(
     "name", ["PGPORT", "PGHOST", "PGSERVICE", "PGSSLMODE", "PGPASSWORD", "PGPASSFILE", "PGCONNECT_TIMEOUT"]
@@ -150,6 +151,7 @@ def test_what_the_environment_holds(name: str, tmp_path: Path) -> None:
     assert shows(run.stderr) is None, run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["postgresql:/u:{}@h/x", "u:{}@h", "host=h password='{}", " {{'password': '{}'}}"])
 @pytest.mark.parametrize("source", ["--store", "$ENTITYFRAMES_URL"])
 def test_the_command_line(form: str, source: str, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def test_rollback_fails_the_whole_batch(store: ef.EntityStore, checked: None, sq
     assert result.outcomes["job_id"].is_null().to_list() == [False] * 10 + [True] * 10 + [False] * 10
 
 
+@pytest.mark.slow
 def test_raise_ends_the_run(store: ef.EntityStore, checked: None) -> None:
     """on_error="raise": the error is raised, and last_result has the outcome of every row."""
     with pytest.raises(ef.RowError):

@@ -278,6 +278,7 @@ def test_a_released_migration_is_not_edited(engine: str) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "engine"), CASES)
 def test_stores_of_earlier_shapes_are_migrated(name: str, engine: str, place, tmp_path: Path) -> None:
     """Their contents are kept, and all features of the store work."""
@@ -294,6 +295,7 @@ def test_stores_of_earlier_shapes_are_migrated(name: str, engine: str, place, tm
     assert versions == [(number,) for number in range(1, FORMAT + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["the first", "the first, at format 3"])
 def test_another_store_in_the_database(name: str, engine: str, place, tmp_path: Path) -> None:

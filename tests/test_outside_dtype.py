@@ -46,6 +46,7 @@ FORMS: dict[str, Callable[[pa.Table], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_decimals_over_their_precision(store: ef.EntityStore, form: str) -> None:
     """The row fails with field and dtype, the others are stored, and stored values can be read; at every depth."""

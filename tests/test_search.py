@@ -329,7 +329,10 @@ def windowed(tmp_path_factory: Any, postgres_server: str) -> Any:
     execute(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("maximum", "shift", "both") else pytest.param(name, marks=pytest.mark.slow) for name in WHOLE],
+)
 def test_a_filter_over_more_than_one_row(windowed: Any, engine: str, name: str) -> None:
     """It keeps the same rows as `read` followed by filter, in every mode, and the best of them rank first (case 61)."""
     store = windowed[engine]

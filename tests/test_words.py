@@ -73,6 +73,7 @@ def test_the_table_of_the_guide(filled: ef.EntityStore) -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_languages(store: ef.EntityStore, form: str) -> None:
     """A word finds its text and no other, in any composition and case."""

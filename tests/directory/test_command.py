@@ -81,6 +81,7 @@ def test_what_is_left_unchanged_is_reported(root: Path, tmp_path: Path) -> None:
     assert ("failed: bad.md" in stderr, stderr.count("left alone")) == (True, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [(), ("--dry-run",), ("--json",), ("--dry-run", "--json"), ("--import",), ("--import", "--dry-run")]
 )

@@ -36,6 +36,7 @@ def terminate(server: Server, database: str, condition: str) -> None:
     assert server.sql(f"SELECT pg_terminate_backend({pid}, 10000)") == [(True,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["staging", "merge", "enqueue", "before COMMIT", "one statement"])
 def test_a_backend_is_terminated(own_server: Server, database: str, own_store, proxy: Proxy, point: str) -> None:
     """During COPY, the merge, the job, COMMIT, and a small batch: the batch is retried and written once."""

@@ -108,6 +108,7 @@ def test_duckdb_gives_up_its_file() -> None:
             model.check(store)
 
 
+@pytest.mark.slow
 @pytest.mark.duckdb
 def test_a_commit_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store closes, so that keys without a row do not reach the file; when reopened, none blocks an insert."""

@@ -195,6 +195,7 @@ def test_a_child_that_unwinds_leaves_the_connection(url: str, tmp_path: Path) ->
     assert out.splitlines()[-1] == "changed"
 
 
+@pytest.mark.slow
 @pytest.mark.duckdb
 @pytest.mark.parametrize("used", ["frame.sort('id')", "frame.lazy().filter(pl.col('id') == 'a').collect()",
                                   "frame.select(pl.col('id').sort())", "ef.entities(frame, 't', id='id')"])  # fmt: skip

@@ -204,6 +204,7 @@ RAISED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", RAISED)
 def test_an_error_of_a_trigger_fails_its_row(own_store, user, sql: Sql, code: str) -> None:
     """62: whatever the error, in a small batch and a large one, only the row fails, and so does a run of it alone."""

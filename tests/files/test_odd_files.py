@@ -20,15 +20,24 @@ FILES = files()
 
 
 @pytest.fixture(scope="module")
-def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ran]]:
-    """The folder, with everything imported into one store: each file as a type of its own."""
-    folder = tmp_path_factory.mktemp("odd")
-    ran = {}
-    for odd in FILES:
-        (folder / odd.name).write_bytes(odd.content)
-        words = [word for name in odd.id for word in ("--id", name)]
-        ran[odd.name] = run("import", odd.name, "--type", odd.name, *words, *odd.options, "--json", cwd=folder)
-    return folder, ran
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store into which each file is imported, as a type of its own."""
+    return tmp_path_factory.mktemp("odd")
+
+
+def imported(odd: Odd, folder: Path) -> Ran:
+    """What the import of a file printed."""
+    (folder / odd.name).write_bytes(odd.content)
+    words = [word for name in odd.id for word in ("--id", name)]
+    return run("import", odd.name, "--type", odd.name, *words, *odd.options, "--json", cwd=folder)
+
+
+def stored(odd: Odd, folder: Path) -> str:
+    """The export of a file: as CSV, or as NDJSON if the file is JSON or CSV cannot represent it."""
+    target = folder / ("out.ndjson" if "json" in odd.name else "out.csv")
+    with ef.connect(folder / "entities.duckdb") as store:
+        write_file(store.read(odd.name), target)
+    return target.read_bytes().decode()
 
 
 def test_there_are_many() -> None:
@@ -36,23 +45,10 @@ def test_there_are_many() -> None:
     assert len({odd.name for odd in FILES}) == len(FILES) >= 60
 
 
-@pytest.fixture(scope="module")
-def stored(imported: tuple[Path, dict[str, Ran]]) -> dict[str, str]:
-    """The export of each file: as CSV, or as NDJSON if the file is JSON or CSV cannot represent it."""
-    folder, _ = imported
-    texts = {}
-    with ef.connect(folder / "entities.duckdb") as store:
-        for odd in (each for each in FILES if each.rows is not None):
-            target = folder / ("out.ndjson" if "json" in odd.name else "out.csv")
-            write_file(store.read(odd.name), target)
-            texts[odd.name] = target.read_bytes().decode()
-    return texts
-
-
 @pytest.mark.parametrize("odd", FILES, ids=lambda odd: odd.name)
-def test_an_odd_file(odd: Odd, imported: tuple[Path, dict[str, Ran]], stored: dict[str, str]) -> None:
+def test_an_odd_file(odd: Odd, folder: Path) -> None:
     """FAULTS 57 and 58: values are exported as they were imported, or the difference is reported; bad lines are failed rows."""
-    code, out, errors = imported[1][odd.name]
+    code, out, errors = imported(odd, folder)
     assert odd.message in out + errors
     if odd.rows is None:
         assert (code, out) == (2, "")
@@ -64,7 +60,7 @@ def test_an_odd_file(odd: Odd, imported: tuple[Path, dict[str, Ran]], stored: di
     named = [int(found[1]) for error in failures if (found := re.search(r", line ([\d,]+):", error))]
     assert len(failures) == len(odd.failed)
     assert sorted(named) == sorted(odd.failed) or "NUL" in odd.message
-    found = _exported(odd, stored[odd.name])
+    found = _exported(odd, stored(odd, folder))
     expected = {_key(odd, row): row for row in odd.rows}
     assert found.keys() == expected.keys()
     differing = {

@@ -376,6 +376,7 @@ def test_floats_in_an_id(store: ef.EntityStore) -> None:
 # The store's own output as input.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.csv", "x.tsv.gz", "x.ndjson", "x.json", "x.parquet"])
 def test_export_and_import_twice(run: Run, name: str) -> None:
     """FAULTS 60: the store's own columns do not become metadata, nothing is hidden or changed, and notes are correct."""
