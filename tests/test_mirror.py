@@ -180,6 +180,8 @@ def test_a_plan_sees_changes_of_case(store: ef.EntityStore, engine: str, sql: An
         1: "conflict", 2: "updated", 3: "conflict", 4: "deleted",
     }  # fmt: skip
     assert table.read().rows() == [(1, "A"), (2, "y"), (3, "C")]
+    result = table.upsert(pl.DataFrame({"id": [1, 2, 3], "name": ["a", "y", "c"]}), progress=False)
+    assert result.outcomes["status"].to_list() == ["updated", "unchanged", "updated"]
 
 
 def test_a_stopped_mirror_deletes_nothing(table: ef.Table) -> None:

@@ -558,3 +558,20 @@ def test_a_progress_callback_that_fails(notes: ef.Table) -> None:
     assert result.counts["created"] == notes.read().height
     assert notes.upsert(frame).ok
     assert notes.read("k")["k"].to_list() == list(range(100))
+
+
+def test_a_constraint_that_cannot_be_evaluated(store: ef.EntityStore, sql: Sql) -> None:
+    """For a value that its conversion refuses: that row fails."""
+    sql("CREATE TABLE checked (k integer PRIMARY KEY, v text CHECK (CAST(v AS integer) > 0))")
+    result = store.table("checked").upsert(of([1, 2, 3, 4], ["1", "x", "3", "-4"]), progress=False)
+    assert statuses(result) == ["created", "failed", "created", "failed"]
+
+
+def test_a_conflict_of_a_plan_is_no_failure_of_its_batch(notes: ef.Table) -> None:
+    """With on_error="rollback" and "raise" the other rows are written."""
+    for on_error in ("rollback", "raise"):
+        notes.upsert(of([1, 2], ["a", "b"]), progress=False)
+        plan = notes.plan(of([1, 2], ["x", "y"]))
+        notes.upsert(of([1], ["changed"]), progress=False)
+        assert statuses(plan.apply(on_error=on_error, progress=False)) == ["conflict", "updated"]
+        assert notes.read("v")["v"].to_list() == ["changed", "y"]
