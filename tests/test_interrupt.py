@@ -253,3 +253,13 @@ def test_each_is_received_during_reads(store: ef.EntityStore) -> None:
             assert len(received) == turn + 1
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_calls_share_a_helper_thread(postgres_url: str) -> None:
+    """Which runs the calls of the main thread one after another; it does not pile up with their number."""
+    with ef.connect(postgres_url) as store:
+        store.stats()
+        before = threading.active_count()
+        for _ in range(20):
+            store.stats()
+        assert threading.active_count() == before

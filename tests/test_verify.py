@@ -71,6 +71,17 @@ def test_what_was_expected_and_found(filled: ef.EntityStore, sql: Sql) -> None:
     assert found.rows()[1][3] not in (metadata, before["content_hash"][1])
 
 
+def test_fields_are_in_order(store: ef.EntityStore, sql: Sql) -> None:
+    """By type and name, however many there are."""
+    names = [f"f{n:02}" for n in range(40)]
+    for entity_type in ("z", "a"):
+        rows = [{"id": "1", "metadata": json.dumps(dict.fromkeys(reversed(names), "text"))}]
+        store.upsert(pl.DataFrame(rows).with_columns(entity_type=pl.lit(entity_type)), progress=False)
+    sql("""UPDATE entityframes.metadata_fields SET dtype = '"Int64"'""")
+    found = store.verify().select("entity_type", "field", pl.col("check").cast(pl.String)).rows()
+    assert found == [(entity_type, name, "field_kind") for entity_type in "az" for name in names]
+
+
 def test_vectors_of_a_space_beside_another(filled: ef.EntityStore, sql: Sql) -> None:
     """Only those of the space that is gone are found, and deleted."""
     filled.embed(ef.HashingEmbedder(8), progress=False)
@@ -186,13 +197,14 @@ def test_a_key_that_has_two_rows(filled: ef.EntityStore, sql: Sql, engine: str) 
     insert("n1", "earlier", "- INTERVAL '1 hour'")
     insert("n2", "earlier", "- INTERVAL '1 hour'")
     insert("n2", "later", "+ INTERVAL '1 hour'")
+    insert("n3", "later", "+ INTERVAL '1 hour'")
     found = filled.verify().filter(pl.col("check") == "duplicate_key").sort("id")
     assert found.select("entity_type", "id", "expected", "found").rows() == [
-        ("note", "n1", "1 row", "3 rows"), ("note", "n2", "1 row", "3 rows")
+        ("note", "n1", "1 row", "3 rows"), ("note", "n2", "1 row", "3 rows"), ("note", "n3", "1 row", "2 rows")
     ]  # fmt: skip
     filled.verify(repair=True)
     assert filled.verify().rows() == []
-    assert [filled.get_entity("note", id)["content"] for id in ("n1", "n2")] == ["later", "later"]
+    assert [filled.get_entity("note", id)["content"] for id in ("n1", "n2", "n3")] == ["later"] * 3
 
 
 def test_a_missing_job_next_to_others(store: ef.EntityStore, sql: Sql) -> None:

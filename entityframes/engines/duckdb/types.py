@@ -35,7 +35,7 @@ def described_column(row: dict[str, Any], collated: bool) -> Column:
     column = typed(row["name"], row["sql_type"])
     # Which collation it is, is not needed: texts are compared by their bytes.
     collation = "any" if collated and column.family == "text" else None
-    identity = str(row["default"]).lower().startswith("nextval(")
+    identity = str(row["default"]).startswith("nextval(")
     return replace(column, nullable=not row["required"], default=row["default"], identity=identity, collation=collation)
 
 
