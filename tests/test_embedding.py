@@ -398,7 +398,10 @@ def test_spaces(store: ef.EntityStore, sql: Any) -> None:
     assert store.spaces()["due"].to_list() == [10, 0]
     # An embedder selects the space of its model.
     assert store.search("new 3", k=1, embedder=Recording(32))["content"].to_list() == ["new 3"]
+    store.activate(f"hashing-{DIM}")
+    assert store.spaces()["space"].to_list() == [f"hashing-{DIM}", "wide"]
     store.activate("wide")
+    assert store.spaces()["space"].to_list() == [f"hashing-{DIM}", "wide"]
     assert store.stats()["due"].to_list() == [0]
     found = store.search("new 3", k=1, embedder=Recording(32))
     assert found["content"].to_list() == ["new 3"]

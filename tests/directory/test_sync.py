@@ -304,6 +304,22 @@ def test_a_file_that_moved_takes_its_entity_along(store: ef.EntityStore, root: P
     assert (root / "post/moved.md").read_text() == FRONT.format("A") + "another text"
 
 
+def test_a_path_that_two_folders_have(store: ef.EntityStore, tmp_path: Path) -> None:
+    """What is deleted in one is known as before in the other."""
+    folders = {}
+    for name in ("one", "two"):
+        put(tmp_path / name / "x.md", f"of {name}")
+        put(tmp_path / name / "y.md", f"of {name}")
+        folders[name] = ef.DirectorySync(store, tmp_path / name, types=[name], default_type=name)
+        folders[name].sync()
+    (tmp_path / "one/x.md").unlink()
+    assert folders["one"].sync(delete=True, max_delete=5).counts["deleted"] == 1
+    assert actions(folders["one"].plan().frame) == {"y.md": "unchanged"}
+    store.upsert_entity("two", "x", "changed")
+    assert statuses(folders["two"].sync()) == {"x.md": "exported", "y.md": "unchanged"}
+    assert (tmp_path / "two/x.md").read_text() == "changed"
+
+
 def test_an_export_has_the_front_matter_of_the_latest_file(store: ef.EntityStore, tmp_path: Path) -> None:
     """With its comments, whichever of several folders was synced last."""
     folders = {}
