@@ -75,9 +75,11 @@ def test_one_job_per_batch(store: ef.EntityStore, sql: Any) -> None:
     assert jobs["entities"].to_list() == [100] * 10
     assert set(jobs["state"].cast(pl.String)) == {"pending"}
     assert set(jobs["job_id"]) == set(result.outcomes["job_id"])
-    embedder = Recording()
+    running = []
+    embedder = Recording(before=lambda texts: running.append(store.jobs("running")["space"][0]))
     done = embed(store, embedder)
     assert done.ok
+    assert set(running) == set(store.jobs()["space"]) == {f"hashing-{DIM}"}
     assert done.counts["embedded"] == 1_000
     assert done.calls == len(embedder.calls) == 10
     assert sorted(done.outcomes["id"]) == notes(1_000)["id"].to_list()
