@@ -316,6 +316,16 @@ def test_a_store_is_beside_the_tables(run: Run, database: str) -> None:
     assert json.loads(listed[0])["key"] == ["code"]
 
 
+def test_tables_are_listed_in_order(run: Run, database: str) -> None:
+    """Of schema and name, by bytes."""
+    names = [f"{schema}.{name}" for schema in ("sales", "Zoo", "able") for name in ("z", "a", "B", "_")]
+    quoted = ['"' + name.replace(".", '"."') + '"' for name in names]
+    run_sql(database, 'CREATE SCHEMA "Zoo"', "CREATE SCHEMA able")
+    run_sql(database, *(f"CREATE TABLE {name} (k integer PRIMARY KEY)" for name in quoted))
+    listed = [json.loads(line)["table"] for line in run("tables", "--json")[1].splitlines()]
+    assert listed == sorted([*names, "sales.customers"], key=lambda name: name.split("."))
+
+
 def test_a_mirror(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     """Rows that the file lacks are deleted, within a limit, and not if a row of the file cannot be read."""
     file = tmp_path / "people.csv"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -575,3 +576,35 @@ def test_a_conflict_of_a_plan_is_no_failure_of_its_batch(notes: ef.Table) -> Non
         notes.upsert(of([1], ["changed"]), progress=False)
         assert statuses(plan.apply(on_error=on_error, progress=False)) == ["conflict", "updated"]
         assert notes.read("v")["v"].to_list() == ["changed", "y"]
+
+
+def test_one_of_many_plans_wins_each_step(notes: ef.Table) -> None:
+    """Counters that are read, raised and applied by several threads at once: no step is lost or counted twice."""
+    keys = list(range(40))
+    notes.upsert(of(keys, ["0"] * len(keys)), progress=False)
+    won: list[int] = []
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for _ in range(6):
+                seen = notes.read(["k", "v"])
+                raised = (pl.col("v").cast(pl.Int64) + 1).cast(pl.String)
+                plan = notes.plan(seen.with_columns(v=raised, n=pl.lit(f"{number}.00")))
+                # Rows that are still as they were read when the plan is made.
+                fields = plan.frame["changes"].list.eval(pl.element().struct.field("field"))
+                steps = plan.frame.filter(fields.list.contains("v"))["row"]
+                outcomes = plan.apply(progress=False).outcomes
+                assert outcomes.filter(~pl.col("status").is_in(["updated", "conflict", "unchanged"])).is_empty()
+                updated = outcomes.filter(pl.col("row").is_in(steps.implode()), pl.col("status") == "updated")
+                won.append(updated.height)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert notes.read("v")["v"].cast(pl.Int64).sum() == sum(won)

@@ -123,6 +123,7 @@ def test_tables_that_are_written_to(sql: Sql, open_table, case: str) -> None:
     assert statuses(result) == ["duplicate", *first], result.failed
     assert statuses(table.upsert(frame)) == ["duplicate", *second]
     stored = table.get([1, 2])
+    assert stored.height == 2
     assert stored["v"].to_list()[0] == ("c" if first[1] != "failed" or "twice" in case else None)
     assert stored["v"].to_list()[1] == ("b" if first[0] != "failed" else None)
     # A plan foresees what concerns keys and types, not what triggers and constraints do.
@@ -487,3 +488,12 @@ def test_statistics_of_a_table_that_was_empty(sql: Sql, open_table) -> None:
     assert table.upsert(frame).counts["unchanged"] == 19_999
     assert table.upsert(frame.with_columns(pl.col("v") * 2)).counts["updated"] == 19_999
     sql(f"ALTER DATABASE {database} RESET ALL")
+
+
+def test_defaults_of_other_tables(sql: Sql, open_table) -> None:
+    """The columns of a table have its own defaults."""
+    sql(
+        "CREATE TABLE x (k integer PRIMARY KEY, v text, n integer DEFAULT 5)",
+        *(f"CREATE TABLE other{n} (a integer DEFAULT 1, b text DEFAULT 'b', c integer DEFAULT {n})" for n in range(3)),
+    )
+    assert open_table("x").columns.select("column", "default").rows() == [("k", None), ("v", None), ("n", "5")]
