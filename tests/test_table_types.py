@@ -318,3 +318,56 @@ def test_types_of_extensions(postgres_url: str, name: str) -> None:
     execute(postgres_url, f"CREATE EXTENSION IF NOT EXISTS {name}")
     with ef.connect(postgres_url) as store:
         check(store, lambda *statements: execute(postgres_url, *statements), EXTENSIONS[name], 0)
+
+
+MADE = {
+    "boolean": pl.Series([True, False, None]),
+    "int8": pl.Series([-128, 127, None], dtype=pl.Int8),
+    "int16": pl.Series([-(2**15), 2**15 - 1, None], dtype=pl.Int16),
+    "int32": pl.Series([-(2**31), 2**31 - 1, None], dtype=pl.Int32),
+    "int64": pl.Series([-(2**63), 2**63 - 1, None], dtype=pl.Int64),
+    "int128": pl.Series([-(2**120), 2**120, None], dtype=pl.Int128),
+    "uint8": pl.Series([0, 255, None], dtype=pl.UInt8),
+    "uint16": pl.Series([0, 2**16 - 1, None], dtype=pl.UInt16),
+    "uint32": pl.Series([0, 2**32 - 1, None], dtype=pl.UInt32),
+    "uint64": pl.Series([0, 2**64 - 1, None], dtype=pl.UInt64),
+    "float32": pl.Series([1.1, -0.0, None], dtype=pl.Float32),
+    "float64": pl.Series([0.1, float("inf"), None]),
+    "decimal": pl.Series([Decimal("1.10"), Decimal("-99.99"), None], dtype=pl.Decimal(10, 2)),
+    "string": pl.Series(["", "é\n\"'\\,", None]),
+    "categorical": pl.Series(["a", "b", None], dtype=pl.Categorical),
+    "enum": pl.Series(["a", "b", None], dtype=pl.Enum(["a", "b"])),
+    "binary": pl.Series([b"", b"\x00\xff", None]),
+    "date": pl.Series([date(1, 1, 1), date(9999, 12, 31), None]),
+    "time": pl.Series([time(0), time(23, 59, 59, 999_999), None]),
+    "duration": pl.Series([timedelta(days=-3, seconds=1), timedelta(microseconds=1), None]),
+    "datetime": pl.Series([datetime(2024, 2, 29, 1, 2, 3, 4), datetime(1, 1, 1), None]),
+    "zoned": pl.Series([datetime(2024, 2, 29, 1, 2, 3, 4), datetime(1970, 1, 1), None]).dt.replace_time_zone("UTC"),
+    "nulls": pl.Series([None, None, None]),
+    "list": pl.Series([[1, None], [], None], dtype=pl.List(pl.Int64)),
+    "texts": pl.Series([["a,b", '"'], [None], None], dtype=pl.List(pl.String)),
+    "array": pl.Series([[1.5, 2.5], [0.0, 1.0], None], dtype=pl.Array(pl.Float64, 2)),
+    "nested": pl.Series([[[1, 2], []], [], None], dtype=pl.List(pl.List(pl.Int64))),
+    "struct": pl.Series([{"a": 1, "b": "x"}, {"a": None, "b": None}, None]),
+    "structs": pl.Series([[{"a": 1}], [], None], dtype=pl.List(pl.Struct({"a": pl.Int64}))),
+}
+#: What is read as text, in the form of the database.
+TEXTS = {"int128": ["-" + str(2**120), str(2**120)], "duration": ["-71:59:59", "00:00:00.000001"]}
+#: On PostgreSQL also what is stored as jsonb.
+DOCUMENTS = {
+    "nested": ["[[1, 2], []]", "[]"], "struct": ['{"a": 1, "b": "x"}', '{"a": null, "b": null}'],
+    "structs": ['[{"a": 1}]', "[]"],
+}  # fmt: skip
+
+
+def test_a_table_that_is_made_for_a_frame(store: ef.EntityStore, engine: str) -> None:
+    """Every dtype has a type that holds its values: they are read as they were written, and written back unchanged."""
+    frame = pl.DataFrame({"k": [1, 2, 3], **MADE})
+    table = ef.create_table(store, "made", frame, key="k")
+    for source, status in ((frame, "created"), (frame, "unchanged"), (table.read, "unchanged")):
+        result = table.upsert(source() if callable(source) else source, progress=False)
+        assert result.outcomes["status"].to_list() == [status] * 3, result.failed
+    texts = TEXTS | (DOCUMENTS if engine == "postgresql" else {})
+    stored = table.read()
+    for name, values in MADE.items():
+        assert stored[name].to_list() == [*texts[name], None] if name in texts else values.to_list(), name
