@@ -120,6 +120,7 @@ def test_no_part_of_a_password_is_repeated(form: str, tmp_path: Path, monkeypatc
     ("address", "message"),
     [
         ("HOST=127.0.0.1 PORT=1 DBNAME=x", "cannot be parsed"),
+        (" \t", "is empty or contains a NUL"),
         (" Host = 127.0.0.1", "cannot be parsed"),
         ("postgresql://127.0.0.1:1/x?application_name=postgresql://y", "application_name contains what looks like"),
     ],

@@ -608,3 +608,12 @@ def test_one_of_many_plans_wins_each_step(notes: ef.Table) -> None:
         thread.join()
     assert errors == []
     assert notes.read("v")["v"].cast(pl.Int64).sum() == sum(won)
+
+
+def test_equal_keys_of_several_columns(store: ef.EntityStore, sql: Sql, engine: str) -> None:
+    """Of which one has values that are equal in several texts."""
+    sql(
+        f"CREATE TABLE loose (n integer, k {'decimal(18,3)' if engine == 'duckdb' else 'numeric'}, v text, PRIMARY KEY (n, k))"
+    )
+    frame = of(["1.0", "1.00", "1"], ["a", "b", "c"], n=[1, 1, 2])
+    assert statuses(store.table("loose").upsert(frame, progress=False)) == ["duplicate", "created", "created"]

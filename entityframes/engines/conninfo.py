@@ -188,7 +188,7 @@ def _check(given: Mapping[str, str], ports: Iterable[str]) -> None:
         raise UnreadableError("port is not a number")
     for name, value in given.items():
         if "\0" in value:
-            raise UnreadableError("it holds a NUL character")
+            raise UnreadableError("it contains a NUL character")
         if name not in _SECRETS and (looks_secret(value) or "://" in value):
             raise UnreadableError(f"{name} contains what looks like another parameter")
 

@@ -176,7 +176,7 @@ def _parse(url: str | bytes | os.PathLike[Any], source: str) -> Location:
     if isinstance(text, bytes):
         text = os.fsdecode(text)
     if not text.strip() or "\0" in text:
-        raise ConnectError("the store's address is empty or holds a NUL character: use a path or postgresql://...")
+        raise ConnectError("the store's address is empty or contains a NUL character: use a path or postgresql://...")
     bare = text.strip(_BLANK)
     if not isinstance(url, os.PathLike):
         if conninfo.is_uri(bare) or conninfo.is_pairs(bare):

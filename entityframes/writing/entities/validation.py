@@ -215,7 +215,7 @@ def _metadata_of_dicts(
 
 
 def _nul_problem(metadata: pl.Series) -> pl.Series | None:
-    """The problem of each row whose JSON text holds a NUL character; None if none does."""
+    """The problem of each row whose JSON text contains a NUL character; None if none does."""
     if not metadata.str.contains("\\u0000", literal=True).any():
         return None
     holds_nul = metadata.str.contains(NUL_ESCAPE.pattern)
