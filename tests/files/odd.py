@@ -183,7 +183,10 @@ def _encodings() -> list[Odd]:
 def _ragged() -> list[Odd]:
     return [
         delimited("long.csv", "id,a\n1,x\n2,y,z\n3,w\n", failed=(3,), message="3 values, but the first line has 2"),
-        delimited("short.csv", "id,a,b\n1,x\n2,x,y\n3\n", message="2 lines have fewer values"),
+        delimited(
+            "short.csv", "id,a,b\n1,x\n2,x,y\n3\n",
+            message="2 lines have fewer values than there are columns, such as line 2 (2 of 3)",
+        ),
         delimited(
             "twice.csv", "", message="duplicate column name 'a'", raw=b"id,a,a\n1,x,y\n",
             rows=[{"id": "1", "a": "x", "a_duplicated_0": "y"}],
@@ -250,6 +253,8 @@ def _json() -> list[Odd]:
         lines("number_ids.ndjson", {"id": 1, "v": 1}, {"id": "a", "v": 2}),
         lines("surrogate.ndjson", {"id": "1", "v": "x"}, failed={2: '{"id": "2", "v": "\\ud800"}'}, message="surrogate"),
         lines("pair.ndjson", '{"id": "1", "v": "\\ud83d\\ude00"}'),
+        lines("long_numbers.ndjson", {"id": "1", "v": 2**60}, {"id": "2", "v": -(2**63)}, {"id": "3", "v": 5}),
+        Odd("cut_word.json", b'[{"id": "1", "v": 1}, tru', (), [{"id": "1", "v": 1}], failed=(1,), message="may be truncated"),
         lines("crlf.ndjson", {"id": "1"}, {"id": "2", "v": "é"}, end="\r\n"),
         Odd("bom.ndjson", b"\xef\xbb\xbf" + b'{"id": "1", "v": 1}\n\n', (), [{"id": "1", "v": 1}]),
         lines("cr.ndjson", {"id": "1"}, {"id": "2", "v": 1}, end="\r"),
