@@ -144,6 +144,7 @@ def test_an_array_that_ends_anywhere_in_a_block(tmp_path: Path, monkeypatch: pyt
         folder.mkdir()
         rows = read_files([str(tmp_path / "a.json")], None, TextOptions(), folder)
         assert rows.scan().collect().rows(named=True) == objects[:7] + objects[8:]
+        assert rows.scan().head(2).collect().rows(named=True) == objects[:2]
         assert [each.error.split(":")[0] for each in rows.unread.rows] == [f"a.json, line {line}"]
 
 
@@ -429,6 +430,21 @@ def test_typed_columns_go_out_and_in_again(store: ef.EntityStore, url: str, tmp_
         assert (ran.returncode, "2 unchanged" in ran.stdout) == (0, True), (name, ran.stderr)
     with ef.connect(url) as again:
         assert again.read("t").equals(before)
+
+
+def test_digits_beyond_a_stored_decimal(run: Run, url: str) -> None:
+    """They are not rounded: a file with such a value is refused."""
+    with ef.connect(url) as store:
+        rows = pl.DataFrame({"k": ["a"], "money": pl.Series(["1.50"]).cast(pl.Decimal(10, 2))})
+        store.upsert(ef.entities(rows, "t", id="k"), progress=False)
+    run.write("a.csv", "id,money\na,1.505\nb,2.25\nc,3.999\n")
+    ran = run("import", "a.csv", "--type", "t", "--id", "id")
+    assert (ran.returncode, "'money' is Decimal(precision=10, scale=2) there" in ran.stderr) == (2, True)
+    run.write("a.csv", "id,money\na,1.5\nb,2.25\n")
+    ran = run("import", "a.csv", "--type", "t", "--id", "id")
+    assert (ran.returncode, "1 created, 1 unchanged" in ran.stdout) == (0, True)
+    with ef.connect(url) as store:
+        assert [str(value) for value in store.read("t")["money"]] == ["1.50", "2.25"]
 
 
 def test_own_columns_of_the_names_of_the_store(run: Run) -> None:
