@@ -617,3 +617,15 @@ def test_equal_keys_of_several_columns(store: ef.EntityStore, sql: Sql, engine: 
     )
     frame = of(["1.0", "1.00", "1"], ["a", "b", "c"], n=[1, 1, 2])
     assert statuses(store.table("loose").upsert(frame, progress=False)) == ["duplicate", "created", "created"]
+
+
+def test_objects_that_are_nested_too_deep_for_json(store: ef.EntityStore, sql: Sql) -> None:
+    """They fail alone."""
+    sql("CREATE TABLE documents (k integer PRIMARY KEY, v json)")
+    deep: list[Any] = []
+    for _ in range(20_000):
+        deep = [deep]
+    result = store.table("documents").upsert(
+        [{"k": 1, "v": [1]}, {"k": 2, "v": deep}, {"k": 3, "v": None}], progress=False
+    )
+    assert (statuses(result), rules(result)) == (["created", "failed", "created"], [None, "invalid_json", None])
