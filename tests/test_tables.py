@@ -629,3 +629,21 @@ def test_objects_that_are_nested_too_deep_for_json(store: ef.EntityStore, sql: S
         [{"k": 1, "v": [1]}, {"k": 2, "v": deep}, {"k": 3, "v": None}], progress=False
     )
     assert (statuses(result), rules(result)) == (["created", "failed", "created"], [None, "invalid_json", None])
+
+
+def test_the_first_rows_of_a_scan(notes: ef.Table) -> None:
+    """As many as are asked for, also from several chunks."""
+    count = 150_000
+    notes.upsert(pl.select(k=pl.int_range(count, dtype=pl.Int32), v=pl.lit("text")), progress=False)
+    for first in (0, 1, 70_000, count - 1, count + 1):
+        assert notes.scan().head(first).collect().height == min(first, count)
+
+
+def test_columns_that_are_added_are_known_at_once(notes: ef.Table) -> None:
+    """To the table that added them."""
+    frame = of([1], ["a"], added=[2.5])
+    assert notes.add_columns(frame) == ["added"]
+    assert notes.columns["column"].to_list() == ["k", "v", "n", "added"]
+    assert statuses(notes.upsert(frame, progress=False)) == ["created"]
+    assert notes.read("added")["added"].to_list() == [2.5]
+    assert notes.add_columns(frame) == []
