@@ -146,3 +146,13 @@ def test_a_unique_index_of_the_user(store: ef.EntityStore, sql) -> None:
     result = store.upsert(frame, progress=False)
     assert result.counts | {"created": ROWS - 1, "failed": 1} == result.counts
     assert result.failed["sqlstate"].to_list() == ["23505"]
+
+
+def test_many_types_in_one_batch(store: ef.EntityStore) -> None:
+    """More than are looked up type by type: new, equal and changed rows."""
+    n = pl.int_range(3_000)
+    frame = pl.select(entity_type=pl.format("type {}", n % 20), id=pl.format("{}", n), content=pl.format("text {}", n))
+    assert store.upsert(frame, progress=False).counts["created"] == 3_000
+    changed = frame.with_columns(content=pl.when(n % 3 == 0).then(pl.lit("changed")).otherwise("content"))
+    counts = store.upsert(changed, progress=False).counts
+    assert (counts["updated"], counts["unchanged"]) == (1_000, 2_000)
