@@ -553,8 +553,13 @@ def _location(row: dict[str, Any]) -> str:
     """The path of the file of a row if it has one, otherwise its position and key."""
     if row.get("path"):
         return visible(row["path"])
-    key = "/".join(visible(row[name]) for name in _key_columns(list(row)))
-    return f"({key})" if row["row"] is None else f"row {row['row']} ({key})"
+    return row_and_key(row, _key_columns(list(row)))
+
+
+def row_and_key(row: dict[str, Any], key: list[str]) -> str:
+    """The position and the key of a row; no key if it is null, and no position for a deletion."""
+    shown = [] if all(row[name] is None for name in key) else [f"({'/'.join(visible(row[name]) for name in key)})"]
+    return " ".join(([] if row["row"] is None else [f"row {row['row']}"]) + shown)
 
 
 def _key_columns(columns: list[str]) -> list[str]:

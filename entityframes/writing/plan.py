@@ -15,7 +15,7 @@ from entityframes.frames.schema import KEY, numbered
 from entityframes.interrupt import Interrupt
 from entityframes.metadata.merging import differences, merged_texts
 from entityframes.progress import DELAY, Progress, Reporter
-from entityframes.results import UpsertResult
+from entityframes.results import UpsertResult, row_and_key
 from entityframes.visible import visible
 from entityframes.writing.duplicates import Superseded
 from entityframes.writing.entities import keeping
@@ -128,10 +128,7 @@ class Plan:
         invalid = self.frame.filter(pl.col("action") == "invalid").head(3).iter_rows(named=True)
         columns = self.frame.columns
         key = columns[columns.index("row") + 1 : columns.index("action")]
-        lines += [
-            f"row {row['row']} ({'/'.join(visible(row[name]) for name in key)}): {visible(row['error'])}"
-            for row in invalid
-        ]
+        lines += [f"{row_and_key(row, key)}: {visible(row['error'])}" for row in invalid]
         return "\n".join(lines)
 
     def apply(
