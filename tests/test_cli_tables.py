@@ -117,15 +117,16 @@ def test_a_dry_run_writes_nothing(run: Run, database: str) -> None:
 
 def test_a_dry_run_names_the_lines_of_bad_rows(run: Run, tmp_path: Path) -> None:
     """Its rows are counted as those of the import are, with the unreadable ones."""
-    (tmp_path / "bad.csv").write_text("code,name,visits\n001,Ada,1\n002,Bob,1,1\n003,Cy,many\n")
+    (tmp_path / "bad.csv").write_text("code,name,visits\n001,Ada,1\n002,Bob,1,1\n003,Cy,many\n,Di,1\n")
     words = ["import", "bad.csv", "--table", "sales.customers"]
     code, out, _ = run(*words, "--dry-run")
     assert (code, "row 2 (003): bad.csv, line 4: visits: 'many' is not" in out) == (1, True)
+    assert "row 3: bad.csv, line 5: code is null" in out
     report = json.loads(run(*words, "--dry-run", "--json")[1])
-    assert [(row["row"], row["code"]) for row in report["invalid"]] == [(2, "003")]
+    assert [(row["row"], row["code"]) for row in report["invalid"]] == [(2, "003"), (3, None)]
     assert [row["row"] for row in report["unreadable_rows"]] == [1]
     imported = json.loads(run(*words, "--json")[1])
-    assert [row["row"] for row in imported["failed"]] == [1, 2]
+    assert [row["row"] for row in imported["failed"]] == [1, 2, 3]
 
 
 def test_policies(run: Run, database: str, tmp_path: Path) -> None:
