@@ -9,8 +9,8 @@ from importlib import resources
 
 from entityframes.errors import ConnectError
 
-#: A placeholder in a statement.
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+#: A placeholder in a statement, or a parameter.
+_PLACEHOLDER = re.compile(r"\{(\w+)\}|\$(\d+)")
 
 _NAMESPACE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
@@ -105,8 +105,11 @@ class Statements:
         return self._texts[name]
 
     def format(self, name: str, placeholders: Mapping[str, object]) -> str:
-        """A statement with text substituted for its placeholders in braces, whatever else the text contains."""
-        return _PLACEHOLDER.sub(lambda found: str(placeholders.get(found[1], found[0])), self._texts[name])
+        """A statement with text substituted for its placeholders in braces, whatever else the text contains.
+
+        Text for "1", "2", ... is substituted for its parameters $1, $2, ...
+        """
+        return _PLACEHOLDER.sub(lambda found: str(placeholders.get(found[1] or found[2], found[0])), self._texts[name])
 
     def replace(self, name: str, old: str, new: str) -> None:
         """Replace a part of a statement."""

@@ -1,8 +1,8 @@
 """The PostgreSQL engine, based on ADBC.
 
-A small batch is a single statement with array parameters: two round trips, including the transaction. A larger batch is
-first compared with the stored keys and hashes; then new rows are copied directly into the table, and rows that differ
-are merged from a staging table.
+A small batch is a single statement with arrays: two round trips, including the transaction, or one if the arrays are
+short enough for literals. A larger batch is first compared with the stored keys and hashes; then new rows are copied
+directly into the table, and rows that differ are merged from a staging table.
 """
 
 from __future__ import annotations

@@ -372,7 +372,7 @@ class PooledConnection:
     def query_at_once(self, statement: str) -> pl.DataFrame:
         """Execute a statement, sent as a single message, and return its result."""
         with self._running() as cursor:
-            return cursor.query(statement, **_AT_ONCE)
+            return cursor.query(statement)
 
     def script(self, statements: str, *, committing: bool = False) -> None:
         """Execute statements without parameters and results, sent as a single message."""
@@ -456,8 +456,13 @@ class _Cursor:
         self._cursor.close()
 
     def execute(self, statement: str, parameters: pa.RecordBatch | None = None) -> None:
-        """Execute a statement."""
-        self._in_helper(lambda: self._cursor.execute(statement, parameters))
+        """Execute a statement; without parameters, it is sent as a single message."""
+        self._in_helper(lambda: self._send(statement, parameters))
+
+    def _send(self, statement: str, parameters: pa.RecordBatch | None) -> None:
+        if parameters is None:
+            self._cursor.adbc_statement.set_options(**_AT_ONCE)
+        self._cursor.execute(statement, parameters)
 
     def script(self, statements: str) -> None:
         """Execute statements without parameters and results, sent as a single message."""
@@ -467,20 +472,18 @@ class _Cursor:
         """Copy rows into an existing table."""
         self._in_helper(lambda: self._cursor.adbc_ingest(table, rows, mode="append", **where))
 
-    def query(self, statement: str, parameters: pa.RecordBatch | None = None, **options: str) -> pl.DataFrame:
-        """Execute a statement and return its result."""
+    def query(self, statement: str, parameters: pa.RecordBatch | None = None) -> pl.DataFrame:
+        """Execute a statement and return its result; without parameters, it is sent as a single message."""
 
         def query() -> pl.DataFrame:
-            if options:
-                self._cursor.adbc_statement.set_options(**options)
-            self._cursor.execute(statement, parameters)
+            self._send(statement, parameters)
             return to_frame(self._cursor.fetch_arrow_table())
 
         return self._in_helper(query)
 
     def stream(self, statement: str, parameters: pa.RecordBatch | None = None) -> Iterator[pl.DataFrame]:
-        """Execute a statement and yield its result in chunks."""
-        self.execute(statement, parameters)
+        """Execute a statement and yield its result in chunks; without parameters, it is sent as a COPY."""
+        self._in_helper(lambda: self._cursor.execute(statement, parameters))
         batches = streamed(self._cursor)
         while (batch := self._in_helper(lambda: next(batches, None))) is not None:
             yield to_frame(batch)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from entityframes.engines.arrow import one_row
 from entityframes.engines.postgres.errors import READ_ONLY
+from entityframes.engines.postgres.literals import literals
 from entityframes.engines.postgres.pool import PooledConnection
 from entityframes.engines.queries import Statements
 from entityframes.errors import ConnectionLostError
@@ -45,7 +46,7 @@ class Session:
             DatabaseError: with the SQLSTATE; ``committing`` is set if it may have been committed nevertheless.
         """
         with self.connection.statement(committing=committing) as cursor:
-            found: pl.DataFrame = cursor.query(self._statement(name, placeholders), one_row(parameters))
+            found = cursor.query(*self._with_parameters(name, parameters, placeholders or {}))
         # PostgreSQL has no unsigned integers.
         return found.with_columns(found["position"].cast(pl.UInt32)) if "position" in found.columns else found
 
@@ -59,7 +60,7 @@ class Session:
         """
         with self.connection.statement(committing=committing) as cursor:
             if parameters:
-                cursor.execute(self._statement(name, placeholders), one_row(parameters))
+                cursor.execute(*self._with_parameters(name, parameters, placeholders or {}))
             else:
                 cursor.script(self._statement(name, placeholders))
 
@@ -114,6 +115,16 @@ class Session:
                 "connect to the primary, or promote the standby",
                 READ_ONLY,
             )
+
+    def _with_parameters(
+        self, name: str, parameters: tuple[Any, ...], placeholders: Mapping[str, object]
+    ) -> tuple[str, pa.RecordBatch | None]:
+        """A statement with its parameters: within its text if they are small, otherwise as a row."""
+        # The text of a placeholder may refer to parameters.
+        plain = not any("$" in str(text) for text in placeholders.values())
+        if plain and (within := literals(parameters)) is not None:
+            return self._statement(name, {**placeholders, **within}), None
+        return self._statement(name, placeholders), one_row(parameters)
 
     def _statement(self, name: str, placeholders: Mapping[str, object] | None) -> str:
         return self._statements.format(name, placeholders or {})
