@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,6 @@ from entityframes.engines.tables import TableEngine
 from entityframes.engines.url import Address, parse_url
 from entityframes.errors import ConnectError, EmbedderError
 from entityframes.frames import single, sources
-from entityframes.frames.records import Records, Whole
 from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.reading import lookup
@@ -32,10 +31,12 @@ from entityframes.writing import plan
 from entityframes.writing.delete import Delete
 from entityframes.writing.entities.deletion import EntityDeletion
 from entityframes.writing.entities.mirror import absent_entities
+from entityframes.writing.entities.single import validated
 from entityframes.writing.entities.upsert import entity_upsert
 from entityframes.writing.mirror import Mirror, check_deletions, check_max_delete, check_not_empty
 from entityframes.writing.options import Absent, Nulls, OnDuplicate, OnError, Options
 from entityframes.writing.plan import Plan
+from entityframes.writing.upsert import Source
 
 if TYPE_CHECKING:
     from entityframes.embedding import Embedder
@@ -228,7 +229,7 @@ class EntityStore:
 
     def _upsert(
         self,
-        source: pl.DataFrame | Iterator[pl.DataFrame] | Records | Whole,
+        source: Source,
         options: Options,
         progress: Progress,
         cancel: threading.Event | None,
@@ -857,7 +858,7 @@ class EntityStore:
         """Fetch one entity. To fetch many, use `get`.
 
         Returns:
-            A dict with ``entity_type``, ``id``, ``content``, ``content_hash`` (str), ``metadata`` (dict),
+            A dict with ``entity_type``, ``id``, ``content``, ``metadata`` (dict), ``content_hash`` (str),
             ``created_at``, ``updated_at`` (datetime in UTC); None if the entity is not stored.
 
         Raises:
@@ -869,10 +870,10 @@ class EntityStore:
             >>> store.get_entity("note", "x") is None
             True
         """
-        row = self.get(single.one_id(entity_type, id)).row(0, named=True)
-        if not row.pop("found"):
+        found = self._engine.find(entity_type, id) if single.is_valid_key(entity_type, id) else None
+        if found is None:
             return None
-        return row | {"metadata": json.loads(row["metadata"])}
+        return {"entity_type": entity_type, "id": id, **found, "metadata": json.loads(found["metadata"])}
 
     def upsert_entity(
         self,
@@ -905,8 +906,10 @@ class EntityStore:
             >>> store.upsert_entity("note", "a", metadata={"year": 1842})["status"]
             'updated'
         """
-        frame = single.one_entity(entity_type, id, content, metadata)
-        result = self.upsert(frame, embed=embed, on_error="raise", progress=False)
+        source: Source | None = validated(self._engine, entity_type, id, content, metadata)
+        if source is None:
+            source = single.one_entity(entity_type, id, content, metadata)
+        result = self._upsert(source, Options(embed=embed, on_error="raise"), False, None)
         return result.outcomes.row(0, named=True)
 
     def entity_exists(self, entity_type: str, id: str) -> bool:
@@ -919,7 +922,7 @@ class EntityStore:
             >>> store.entity_exists("note", "a"), store.entity_exists("note", "x")
             (True, False)
         """
-        return bool(self.exists(single.one_id(entity_type, id))["exists"][0])
+        return single.is_valid_key(entity_type, id) and self._engine.contains(entity_type, id)
 
     def delete_entity(self, entity_type: str, id: str) -> bool:
         """Delete one entity. To delete many, use `delete`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
@@ -85,6 +85,12 @@ class Engine(Protocol):
 
     def lookup(self, keys: pl.DataFrame) -> pl.DataFrame:
         """position, content, metadata, content_hash, created_at, updated_at of each key that is stored."""
+
+    def contains(self, entity_type: str, id: str) -> bool:
+        """Whether an entity is stored."""
+
+    def find(self, entity_type: str, id: str) -> dict[str, Any] | None:
+        """content, metadata (JSON text), content_hash (hex), created_at, updated_at of an entity; None if missing."""
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Delete entities in one transaction.

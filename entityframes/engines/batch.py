@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -39,10 +39,10 @@ class Batch:
         """Whether to check, before a row without expected hashes overwrites an entity, that no stored field is lost."""
         return self.only_new or self.known is not None
 
-    def may_lack(self, recorded: pl.DataFrame) -> bool:
-        """Whether the rows may lack stored fields, given the fields that are recorded now (entity_type, field)."""
+    def may_lack(self, recorded: Iterable[tuple[str, str]]) -> bool:
+        """Whether the rows may lack stored fields, given the fields that are recorded now (entity_type and field)."""
         found: dict[str, set[str]] = {}
-        for entity_type, name in recorded.select("entity_type", "field").iter_rows():
+        for entity_type, name in recorded:
             found.setdefault(entity_type, set()).add(name)
         known = self.known or {}
         return self.only_new or any(not found[name] <= known.get(name, frozenset()) for name in found)

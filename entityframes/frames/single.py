@@ -15,6 +15,19 @@ def one_id(entity_type: str, id: str) -> pl.DataFrame:
     return _binary_safe({"entity_type": entity_type, "id": id})
 
 
+def is_valid_key(entity_type: str, id: str) -> bool:
+    """Whether an entity with this key can be stored, its length aside.
+
+    Raises:
+        TypeError: `entity_type` or `id` is not a str.
+    """
+    _check_strings({"entity_type": entity_type, "id": id})
+    try:
+        return b"\0" not in f"{entity_type}{id}".encode()
+    except UnicodeEncodeError:
+        return False
+
+
 def one_entity(
     entity_type: str, id: str, content: str | None, metadata: Mapping[str, Any] | str | None
 ) -> pl.DataFrame:
@@ -29,10 +42,14 @@ def one_entity(
 
 def _binary_safe(row: Mapping[str, str]) -> pl.DataFrame:
     """One row as bytes, so that text that is not valid UTF-8 is rejected as in a frame."""
-    wrong = [name for name, value in row.items() if not isinstance(value, str)]
-    if wrong:
-        raise TypeError(f"{', '.join(wrong)} must be str, not {', '.join(type(row[name]).__name__ for name in wrong)}")
+    _check_strings(row)
     return pl.DataFrame(
         {name: [value.encode("utf-8", "surrogatepass")] for name, value in row.items()},
         schema=dict.fromkeys(row, pl.Binary),
     )
+
+
+def _check_strings(row: Mapping[str, object]) -> None:
+    wrong = [name for name, value in row.items() if not isinstance(value, str)]
+    if wrong:
+        raise TypeError(f"{', '.join(wrong)} must be str, not {', '.join(type(row[name]).__name__ for name in wrong)}")

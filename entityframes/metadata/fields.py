@@ -16,7 +16,7 @@ import polars as pl
 
 from entityframes.errors import SchemaError
 from entityframes.metadata import dtypes
-from entityframes.metadata.canonical_json import Inferred
+from entityframes.metadata.canonical_json import Inferred, Shape, inferred
 
 
 class FieldStore(Protocol):
@@ -183,6 +183,15 @@ class Fields:
                         new.setdefault(entity_type, {})[name] = field if field.declared else wider
             self._record(new)
 
+    def match(self, entity_type: str, shape: Shape) -> bool:
+        """Whether metadata in JSON text has exactly the fields of a type, with values that fit them as they are."""
+        fields, found = self.of(entity_type), inferred([shape])
+        return (
+            len(fields) < MAX_INFERRED
+            and fields.keys() == found.keys()
+            and all(_fits(field, found[name]) for name, field in fields.items())
+        )
+
     def declared(self, entity_type: str) -> dict[str, pl.DataType]:
         """The declared fields of a type; values in JSON text have to conform to them."""
         return {name: field.output for name, field in self.of(entity_type).items() if field.declared}
@@ -283,6 +292,13 @@ def _wider(known: pl.DataType | None, incoming: pl.DataType | None) -> pl.DataTy
     if known == pl.Null:
         return incoming
     return pl.Float64() if {known, incoming} == {pl.Int64(), pl.Float64()} else None
+
+
+def _fits(field: Field, dtype: pl.DataType | None) -> bool:
+    """Whether values of a dtype in JSON text certainly fit a field, which stays as it is."""
+    if field.declared:
+        return dtype is not None and dtype in (field.dtype, pl.Null)
+    return _wider(field.dtype, dtype) == field.dtype
 
 
 def _grown(field: Field, dtype: pl.DataType | None) -> Field | None:

@@ -23,7 +23,7 @@ from entityframes.writing.duplicates import Superseded
 from entityframes.writing.options import RunOptions
 from entityframes.writing.outcomes import NOTHING_WRITTEN, subset
 from entityframes.writing.run import Run
-from entityframes.writing.target import Attempt, Pending, Target
+from entityframes.writing.target import Attempt, Pending, Target, Validated
 
 #: Errors that end the run, because no other batch could succeed either.
 _FATAL = (PermanentError, ResourceError, ClosedError)
@@ -63,8 +63,16 @@ class BatchWriter:
         if validated.invalid.height and self._options.on_error != "isolate":
             yield self._failed(rows, ValidationError(first_error(validated.invalid, self._target.key)))
             return
+        yield from self._write_valid(self._target.in_key_order(rows), validated)
+
+    def process_valid(self, validated: Validated) -> pl.DataFrame:
+        """`process` for rows in key order that are valid and of which none is superseded."""
+        return concat_outcomes(self._write_valid(validated.rows, validated))
+
+    def _write_valid(self, rows: pl.DataFrame, validated: Validated) -> Iterator[pl.DataFrame]:
+        """Write the rows of a validated batch that are left to be written."""
         try:
-            pending = self._target.pending(self._target.in_key_order(rows), validated)
+            pending = self._target.pending(rows, validated)
         except (DatabaseError, ClosedError) as error:
             yield self._failed(rows, error)
             return

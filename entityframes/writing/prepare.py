@@ -73,6 +73,18 @@ class StreamBatches:
             self.error = error
 
 
+class OneBatch:
+    """Rows that need no preparation, as a single batch."""
+
+    error: Exception | None = None
+
+    def __init__(self, rows: pl.DataFrame) -> None:
+        self.remaining = [rows]
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        yield from self.remaining[:1]
+
+
 def find_superseded(frame: pl.DataFrame, target: Target, superseded: Superseded) -> None:
     """Find the superseded rows of a frame in memory before any row is written.
 

@@ -19,9 +19,12 @@ from entityframes.writing.batch import BatchWriter
 from entityframes.writing.duplicates import Superseded
 from entityframes.writing.options import RunOptions
 from entityframes.writing.outcomes import Outcomes
-from entityframes.writing.prepare import FrameBatches, StreamBatches
+from entityframes.writing.prepare import FrameBatches, OneBatch, StreamBatches
 from entityframes.writing.run import Run
-from entityframes.writing.target import Target
+from entityframes.writing.target import Target, Validated
+
+#: The rows of a call: a frame, a stream of frames, Python objects, or rows that need no preparation and validation.
+Source = pl.DataFrame | Iterator[pl.DataFrame] | Records | Whole | Validated
 
 
 class Upsert:
@@ -57,10 +60,8 @@ class Upsert:
         """Add outcomes that are not those of rows of the source, such as deletions."""
         self._run.log.append(outcomes)
 
-    def execute(
-        self, source: pl.DataFrame | Iterator[pl.DataFrame] | Records | Whole, reporter: Reporter, submit: Submit
-    ) -> None:
-        """Write a frame, a stream of frames, or Python objects. `result` is complete even if an exception is raised.
+    def execute(self, source: Source, reporter: Reporter, submit: Submit) -> None:
+        """Write the rows of a source. `result` is complete even if an exception is raised.
 
         Raises:
             KeyboardInterrupt: on Ctrl-C, after the batches in flight were rolled back.
@@ -70,19 +71,13 @@ class Upsert:
         """
         writer = BatchWriter(self._target, self._options, self._run, self._superseded)
         try:
-            frames, size = self._frames(source)
-            in_memory = isinstance(frames, pl.DataFrame)
-            batches = (
-                FrameBatches(frames, self._target, self._superseded, self._engine, size)
-                if isinstance(frames, pl.DataFrame)
-                else StreamBatches(frames, self._target, size)
-            )
+            batches = self._batches(source)
             self._run.execute(
                 batches,
-                writer.process,
+                writer.process if not isinstance(source, Validated) else lambda _: writer.process_valid(source),
                 reporter,
                 submit,
-                disjoint=None if in_memory else self._target.disjoint,
+                disjoint=self._target.disjoint if isinstance(batches, StreamBatches) else None,
                 raise_if_lost=self._options.on_error == "raise",
             )
         except (SchemaError, DuplicateError) as error:
@@ -103,10 +98,10 @@ class Upsert:
         """
         return source.whole(self._target.expected) if isinstance(source, Records) else Whole(source)
 
-    def _frames(
-        self, source: pl.DataFrame | Iterator[pl.DataFrame] | Records | Whole
-    ) -> tuple[pl.DataFrame | Iterator[pl.DataFrame], int | None]:
-        """The frame or the frames of a source, and the number of rows of a batch."""
+    def _batches(self, source: Source) -> FrameBatches | StreamBatches | OneBatch:
+        """The rows of a source, as batches."""
+        if isinstance(source, Validated):
+            return OneBatch(source.rows)
         size, log = self._options.batch_size, self._run.log
         if isinstance(source, Records):
             objects, log.inputs = source, source.inputs
@@ -116,5 +111,7 @@ class Upsert:
             # Objects that are in memory anyway need no file.
             log.inputs = Inputs(keep=source.height)
             log.inputs.add(source.objects or ())
-            return source.frame, size
-        return source, size
+            source = source.frame
+        if isinstance(source, pl.DataFrame):
+            return FrameBatches(source, self._target, self._superseded, self._engine, size)
+        return StreamBatches(source, self._target, size)

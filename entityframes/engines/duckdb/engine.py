@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import polars as pl
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from entityframes.engines.predicates import Predicate
     from entityframes.engines.tables import TableEngine
     from entityframes.engines.text import TextEngine
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=ZoneInfo("UTC"))
 
 #: Up to this many entities, lookups scan all keys; beyond that, they scan the hashes of the keys first.
 SCANNED = 300_000
@@ -49,6 +53,8 @@ class DuckDBEngine:
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self.database.session(batch.interrupt, writing=True) as session:
+            if rows.height == 1 and "expected" not in rows.columns:
+                return self._write_one(session, rows, batch)
             changed = self._changed(session, rows, batch)
             if self._lacks(session, changed, batch):
                 return retry_all(rows)
@@ -101,6 +107,19 @@ class DuckDBEngine:
         with self.database.session() as session:
             session.register_keys(keys)
             return session.query("lookup")
+
+    def contains(self, entity_type: str, id: str) -> bool:
+        with self.database.session() as session:
+            return bool(session.rows("entity_hashes", entity_type, id))
+
+    def find(self, entity_type: str, id: str) -> dict[str, Any] | None:
+        with self.database.session() as session:
+            found = session.rows("entity", entity_type, id)
+        if not found:
+            return None
+        names = ("content", "metadata", "content_hash", "created_at", "updated_at")
+        entity = dict(zip(names, found[0], strict=True))
+        return entity | {name: _time(entity[name]) for name in names[3:]}
 
     def delete(self, keys: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         with self.database.session(batch.interrupt, writing=True) as session:
@@ -234,7 +253,7 @@ class DuckDBEngine:
         if not batch.guarded or changed["created"].all():
             return False
         session.register("given", changed.select("entity_type").unique())
-        return batch.may_lack(session.query("fields"))
+        return batch.may_lack(session.query("fields").select("entity_type", "field").iter_rows())
 
     def _write(self, session: Session, changed: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Insert and update in one transaction, with the ledger row and the job; does nothing if nothing changed."""
@@ -267,6 +286,38 @@ class DuckDBEngine:
         if due:
             session.execute("job", batch.job_id, batch.batch_id, due)
             session.execute("job_keys", batch.job_id)
+
+    def _write_one(self, session: Session, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        """`write` for a single row. Registering frames would take longer than these statements."""
+        values = dict(zip(rows.columns, rows.row(0), strict=True))
+        key = values["entity_type"], values["id"]
+        found = session.rows("entity_hashes", *key)
+        place, content_hash, metadata_hash, created_at = found[0] if found else (None,) * 4
+        differs = content_hash != values["content_hash"]
+        if not differs and metadata_hash == values["metadata_hash"]:
+            return _written_one([])
+        if found and batch.guarded:
+            recorded = session.rows("field_names", key[0])
+            if batch.may_lack((key[0], name) for (name,) in recorded):
+                return retry_all(rows)
+        due = differs and values["content"] != "" and batch.embed
+        columns = [values[name] for name in ("content", "metadata", "content_hash", "metadata_hash")]
+
+        def write() -> None:
+            with session.transaction(batch.interrupt):
+                if found and not session.execute("delete_one", *key, place):
+                    # As in `_merge`, by a writer that does not use this package.
+                    raise TransientError("expected an entity to update, found none")
+                session.execute("insert_one", *key, *columns, batch.batch_id, created_at)
+                session.execute("ledger", batch.batch_id, batch.run_id, int(not found), int(bool(found)), 0, int(due))
+                if due:
+                    session.execute("job", batch.job_id, batch.batch_id, 1)
+                    session.execute("job_key", batch.job_id, *key)
+            self._count_entities(int(not found))
+
+        self.database.file.reserve(int(rows.estimated_size()))
+        self.database.file.with_memory(write)
+        return _written_one([(0, not found, due)])
 
     def _conflicting(self, session: Session, changed: pl.DataFrame) -> pl.DataFrame:
         """The positions of the rows registered as ``changed`` whose entity does not have the expected hashes."""
@@ -321,3 +372,13 @@ class DuckDBEngine:
             return session.query("parts", self.database.namespace)["part"].to_list()
 
         migrations.repair(self.database.name, self.database.address, parts, lambda name: session.execute(name))
+
+
+def _written_one(rows: list[tuple[int, bool, bool]]) -> pl.DataFrame:
+    """The result of `write` for a batch of one row."""
+    return pl.DataFrame(rows, {"position": pl.UInt32, "created": pl.Boolean, "due": pl.Boolean}, orient="row")
+
+
+def _time(microseconds: int) -> datetime:
+    """A time as Polars returns it."""
+    return _EPOCH + timedelta(microseconds=microseconds)

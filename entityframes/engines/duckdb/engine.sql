@@ -1,4 +1,5 @@
--- The statements of the DuckDB engine. {schema} is the quoted namespace; {found} is the part that looks up keys.
+-- The statements of the DuckDB engine. {schema} is the quoted namespace; {found} is the part that looks up
+-- keys, and {one} the condition for a single one.
 -- Empty content is detected by its hash, because otherwise the content would be read and decompressed.
 -- given, changed and written are frames registered on the connection, which are scanned in place.
 
@@ -21,6 +22,14 @@ hashed AS MATERIALIZED (
     FROM hashed AS h JOIN {schema}.entities AS e
         ON e.rowid = h.place AND e.entity_type = h.entity_type AND e.id = h.id
 )
+
+-- name: one
+-- Part of a statement: the condition for one key. $1 entity_type, $2 id
+entity_type = $1 AND id = $2
+
+-- name: one_by_hash
+-- Likewise for large tables.
+key_hash = hash($1, $2) AND entity_type = $1 AND id = $2
 
 -- name: format_table
 -- Whether the store exists in this namespace, and the exact spelling of its name. $1 namespace
@@ -89,6 +98,16 @@ SELECT entity_type, id, hash(entity_type, id), content, metadata, content_hash, 
     coalesce(created_at, now()), now()
 FROM changed
 
+-- name: delete_one
+-- Deletes an entity before its new version is inserted. $1 entity_type, $2 id, $3 location
+DELETE FROM {schema}.entities WHERE rowid = $3 AND entity_type = $1 AND id = $2
+
+-- name: insert_one
+-- Inserts an entity. $1... the columns of the row, $7 batch, $8 when it was created, in microseconds, null for now
+INSERT INTO {schema}.entities VALUES (
+    $1, $2, hash($1, $2), $3, $4, $5, $6, $7::UUID, coalesce(make_timestamptz($8::BIGINT), now()), now()
+)
+
 -- name: ledger
 -- Adds the ledger row of a batch. $1 batch, $2 run, $3 created, $4 updated, $5 deleted, $6 keys in its embedding job
 INSERT INTO {schema}.batches (batch_id, run_id, written_at, created, updated, deleted, due)
@@ -102,6 +121,10 @@ VALUES ($1::UUID, $2::UUID, $1::UUID, $3, now(), now())
 -- name: job_keys
 -- Adds the keys of the job: those with content that the batch wrote. $1 job
 INSERT INTO {schema}.job_keys SELECT $1::UUID, entity_type, id FROM changed WHERE due
+
+-- name: job_key
+-- Adds a single key. $1 job, $2 entity_type, $3 id
+INSERT INTO {schema}.job_keys VALUES ($1::UUID, $2, $3)
 
 -- name: checks
 -- The CHECK constraints of the entities table, to find the rows that they reject. $1 namespace
@@ -132,6 +155,15 @@ SELECT position, content, metadata::VARCHAR AS metadata, lower(hex(content_hash)
     created_at, updated_at
 FROM found
 
+-- name: entity
+-- An entity, with its times in microseconds. $1 entity_type, $2 id
+SELECT content, metadata::VARCHAR, lower(hex(content_hash)), epoch_us(created_at), epoch_us(updated_at)
+FROM {schema}.entities WHERE {one}
+
+-- name: entity_hashes
+-- The location and the hashes of an entity, and when it was created, in microseconds. $1 entity_type, $2 id
+SELECT rowid, content_hash, metadata_hash, epoch_us(created_at) FROM {schema}.entities WHERE {one}
+
 -- name: unchanged
 -- The positions of the given keys whose entity has not changed, with its location.
 WITH {found}
@@ -152,6 +184,10 @@ DELETE FROM {schema}.embeddings AS v USING written AS w WHERE v.entity_type = w.
 -- The recorded metadata fields of the given types, in order of first occurrence.
 SELECT f.entity_type, f.field, f.dtype, f.declared
 FROM {schema}.metadata_fields AS f JOIN given AS t ON f.entity_type = t.entity_type ORDER BY f.position
+
+-- name: field_names
+-- The names of the recorded metadata fields of a type. $1 entity_type
+SELECT field FROM {schema}.metadata_fields WHERE entity_type = $1
 
 -- name: widen_fields
 -- Updates inferred fields; declared ones only if their dtype is the given one, or if their type has no entities.

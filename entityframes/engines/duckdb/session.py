@@ -19,6 +19,9 @@ from entityframes.interrupt import Interrupt
 #: The number of rows in a chunk of a streamed result.
 _CHUNK_ROWS = 50_000
 
+#: For each statement that looks up keys, the condition that looks up one.
+_OF_ONE = {"found": "one", "found_by_hash": "one_by_hash"}
+
 
 class Session:
     """Executes named statements, in a single thread. Frames that they refer to must be registered before.
@@ -59,6 +62,15 @@ class Session:
 
         return self._file.with_memory(query)
 
+    def rows(self, name: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Execute a statement and return its few rows as tuples, which takes half of the time of a frame."""
+
+        def rows() -> list[tuple[Any, ...]]:
+            with translated():
+                return self._cursor.execute(self._statement(name, None), list(parameters)).fetchall()  # type: ignore[no-any-return]
+
+        return self._file.with_memory(rows)
+
     def execute(self, name: str, *parameters: Any, placeholders: Mapping[str, object] | None = None) -> int:
         """Execute statements and return the number of rows that the last one changed."""
         with translated():
@@ -84,7 +96,8 @@ class Session:
         return self._file.transaction(self._cursor, interrupt or Interrupt())
 
     def _statement(self, name: str, placeholders: Mapping[str, object] | None) -> str:
-        return self._statements.format(name, {"found": self._statements[self._found], **(placeholders or {})})
+        lookups = {"found": self._statements[self._found], "one": self._statements[_OF_ONE[self._found]]}
+        return self._statements.format(name, {**lookups, **(placeholders or {})})
 
 
 class Sessions(Protocol):
