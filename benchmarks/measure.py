@@ -23,7 +23,10 @@ _VERSIONS = (
 )  # fmt: skip
 
 #: Defaults of optional columns.
-_ABSENT = {"latency_ms": 0.0, "round_trips": None, "peak_mb": None, "process_seconds": None, "outcome": None}
+_ABSENT = {
+    "latency_ms": 0.0, "round_trips": None, "peak_mb": None, "process_seconds": None, "outcome": None,
+    "core_seconds": None,
+}  # fmt: skip
 
 #: Measurements with equal values in these columns were made side by side and are comparable.
 GROUP = ["database", "phase", "rows", "latency_ms"]
@@ -33,6 +36,13 @@ def peak_mb() -> float:
     """The peak memory of this process (Linux). `getrusage` would include the memory of its parent."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
     return int(status["VmHWM"].split()[0]) / 1024
+
+
+def core_seconds() -> float:
+    """The time that all cores of the machine have worked (Linux), so also for the database and for anything else."""
+    fields = Path("/proc/stat").read_text("utf-8").partition("\n")[0].split()[1:]
+    user, nice, system, _idle, _waiting, *interrupts = map(int, fields[:8])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 class Measurements:
@@ -57,9 +67,10 @@ class Measurements:
     def timed(self, contestant: str, **where: Any) -> Iterator[dict[str, Any]]:
         """Time a block; what the block puts into the yielded dict is added to the measurement."""
         more: dict[str, Any] = {}
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), core_seconds()
         yield more
-        self.add(contestant, seconds=time.perf_counter() - start, **where, **more)
+        seconds, cores = time.perf_counter() - start, core_seconds() - worked
+        self.add(contestant, seconds=seconds, core_seconds=cores, **where, **more)
 
     def frame(self) -> pl.DataFrame:
         """One row for each measurement."""
@@ -97,18 +108,41 @@ def summary(measured: pl.DataFrame) -> pl.DataFrame:
     """The median of each contestant and its ratio to our median, for each group."""
     timed = measured.filter(pl.col("outcome").is_null())
     medians = timed.group_by(*GROUP, "contestant", maintain_order=True).agg(
-        pl.col("seconds", "process_seconds").median(), pl.col("round_trips", "peak_mb").max(), repeats=pl.len()
+        pl.col("seconds", "process_seconds", "core_seconds").median(),
+        pl.col("round_trips", "peak_mb").max(),
+        repeats=pl.len(),
     )
     ours = medians.filter(pl.col("contestant") == OURS).select(*GROUP, ours="seconds")
     whole = [] if medians["process_seconds"].null_count() == medians.height else ["process_seconds"]
     return (
         medians.join(ours, on=GROUP, how="left", maintain_order="left", nulls_equal=True)
-        .with_columns(ratio=pl.col("seconds") / pl.col("ours"), us_per_row=pl.col("seconds") / pl.col("rows") * 1e6)
+        .with_columns(
+            ratio=pl.col("seconds") / pl.col("ours"),
+            us_per_row=pl.col("seconds") / pl.col("rows") * 1e6,
+            rows_per_second=(pl.col("rows") / pl.col("seconds")).round().cast(pl.Int64),
+            # A measurement may be shorter than the clock of the cores.
+            rows_per_core_second=pl.when(pl.col("core_seconds") > 0.1)
+            .then(pl.col("rows") / pl.col("core_seconds"))
+            .round()
+            .cast(pl.Int64),
+        )
         # Keep the order in which the groups were first measured.
         .with_row_index("place")
         .with_columns(pl.col("place").min().over(GROUP))
         .sort("place", "seconds")
-        .select(*GROUP, "contestant", "seconds", "ratio", *whole, "us_per_row", "round_trips", "peak_mb", "repeats")
+        .select(
+            *GROUP,
+            "contestant",
+            "seconds",
+            "ratio",
+            *whole,
+            "us_per_row",
+            "rows_per_second",
+            "rows_per_core_second",
+            "round_trips",
+            "peak_mb",
+            "repeats",
+        )
     )
 
 

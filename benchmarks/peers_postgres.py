@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import tempfile
@@ -221,11 +223,38 @@ class Pangres(_Peer):
         engine.dispose()
 
 
-class Dlt(_Peer):
-    """dlt: an Arrow table merged with the upsert strategy; dlt creates its own tables."""
+class DbMerge(_Peer):
+    """dbmerge: COPY into a staging table, then one UPDATE of rows that differ and one INSERT of those that are new."""
 
-    name = "dlt"
+    name = "dbmerge"
+    modules = ("psycopg", "dbmerge", "sqlalchemy.dialects.postgresql")
+
+    def upsert(self, frame: pl.DataFrame) -> None:
+        import sqlalchemy as sa
+        from dbmerge import dbmerge
+
+        engine = sa.create_engine(_driver_url(self._url))
+        rows = as_json(frame).select(COLUMNS)
+        target = {"engine": engine, "table_name": "entities", "schema": "peer", "key": KEY}
+        with contextlib.redirect_stdout(io.StringIO()), dbmerge(data=rows, **target) as merge:
+            merge.exec()
+        engine.dispose()
+
+
+class Dlt(_Peer):
+    """dlt: an Arrow table merged with the upsert strategy; dlt creates its own tables.
+
+    Args:
+        url: the address of the database.
+        skip: whether rows that equal the stored ones are not updated, for which dlt compares all columns.
+    """
+
     modules = ("dlt", "dlt.destinations.impl.postgres.postgres")
+
+    def __init__(self, url: str, *, skip: bool = False) -> None:
+        super().__init__(url)
+        self.name = "dlt, skip_unchanged_rows" if skip else "dlt"
+        self._skip = {"skip_unchanged_rows": True} if skip else {}
 
     def prepare(self) -> None:
         super().prepare()
@@ -239,7 +268,7 @@ class Dlt(_Peer):
 
         resource = dlt.resource(
             as_json(frame).to_arrow(), name="entities", primary_key=KEY, columns={"metadata": {"data_type": "json"}},
-            write_disposition={"disposition": "merge", "strategy": "upsert"},
+            write_disposition={"disposition": "merge", "strategy": "upsert", **self._skip},
         )  # fmt: skip
         destination = dlt.destinations.postgres(self._url)
         pipeline = dlt.pipeline("bench", dataset_name="peer", pipelines_dir=self._folder.name, destination=destination)
@@ -275,7 +304,9 @@ def contestants(url: str) -> list[Callable[[], Contestant]]:
         lambda: ByHand(url),
         lambda: ByHand(url, guarded=True),
         lambda: PolarsMerge(url),
+        lambda: DbMerge(url),
         lambda: Dlt(url),
+        lambda: Dlt(url, skip=True),
         lambda: SQLAlchemyCore(url),
         lambda: Pangres(url),
         lambda: RawIngest(url),
