@@ -11,6 +11,7 @@ from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-
 from sys import float_info
 from typing import Any
 
+import orjson
 import polars as pl
 
 from entityframes.errors import ValidationError
@@ -50,8 +51,9 @@ def canonical_json(
     canonical: list[str | None] = []
     errors: list[str | None] = []
     shapes: list[Shape | None] = []
-    for text in texts:
-        value, error, shape = _canonical_object(text)
+    for text, plain, whole in zip(texts, *_forms(texts), strict=True):
+        found = _plain_object(text, whole) if plain and text is not None else None
+        value, error, shape = found or _canonical_object(text)
         canonical.append(value)
         errors.append(error)
         shapes.append(shape)
@@ -65,6 +67,44 @@ def inferred(shapes: Iterable[Shape]) -> Inferred:
         for name, kind in zip(*shape, strict=True):
             kinds.setdefault(name, set()).add(kind)
     return {name: _common_dtype(kinds[name]) for name in kinds}
+
+
+def _forms(texts: list[str | None]) -> tuple[list[bool | None], list[bool | None]]:
+    """For each text, whether `_plain_object` may convert it, and whether it may contain numbers such as 1.0."""
+    if len(texts) < _FEW_TEXTS:
+        return [False] * len(texts), [False] * len(texts)
+    try:
+        given = pl.Series(texts, dtype=pl.String)
+    except UnicodeEncodeError:
+        return [False] * len(texts), [False] * len(texts)
+    return (~given.str.contains(_UNUSUAL_NUMBER)).to_list(), given.str.contains(_WHOLE_FLOAT).to_list()
+
+
+def _plain_object(text: str, whole: bool | None) -> tuple[str, None, Shape] | None:
+    """As `_canonical_object`, in a quarter of the time; None for what orjson refuses, or may read in another way.
+
+    Args:
+        text: JSON without an unusual number.
+        whole: whether it may contain numbers such as 1.0.
+    """
+    try:
+        value = orjson.loads(text)
+        if type(value) is not dict:
+            return None
+        if whole:
+            if not _SCALARS.issuperset(map(type, value.values())):
+                return None
+            value = {name: _as_int(item) for name, item in value.items()}
+        result = orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+    except (ValueError, TypeError):
+        return None
+    if "\\u0000" in result:
+        return None
+    return result, None, (tuple(value), tuple(map(type, value.values())))
+
+
+def _as_int(value: Any) -> Any:
+    return int(value) if type(value) is float and value.is_integer() else value
 
 
 def _canonical_object(text: str | None) -> tuple[str | None, str | None, Shape | None]:
@@ -128,6 +168,14 @@ _JSON_WORDS = {
 _PLACEHOLDER = "\ue000\ue001number:"
 _EXACT_NUMBER = re.compile(f'"{_PLACEHOLDER}([^"]*)"')
 _LONG_NUMBER = re.compile(r"\d{19}")
+
+#: Up to this number of texts, checking their numbers first takes longer than it saves.
+_FEW_TEXTS = 8
+#: Numbers that orjson may write in another way than Python does: with an exponent, many digits or many zeros, or -0.
+_UNUSUAL_NUMBER = r"\d[eE]|0\.0000|[\d.]{17}|[:\[,\s]-0(?:[^.]|$)"
+#: A float that is an integer, which canonical JSON writes as such.
+_WHOLE_FLOAT = r"\.0+(?:\D|$)"
+_SCALARS = frozenset((str, int, float, bool, type(None)))
 
 
 def _parse_float(text: str) -> Any:
