@@ -177,6 +177,8 @@ def test_key_order() -> None:
         )
         keys = in_key_order(frame).select("entity_type", "id").rows()
         assert keys == sorted(keys, key=lambda key: [part.encode() for part in key])
+    two = pl.DataFrame({"entity_type": ["b", "a"], "id": ["1", "2"]})
+    assert in_key_order(two)["entity_type"].to_list() == ["a", "b"]
 
 
 def test_a_type_without_entities_may_change_its_dtypes(store: ef.EntityStore) -> None:

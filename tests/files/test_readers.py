@@ -173,6 +173,9 @@ def test_lines_of_a_wrong_length(tmp_path: Path) -> None:
     rows = _read(tmp_path, "a.csv", b'k\na\n  \nb\n"  "\n')
     assert rows.scan().collect()["k"].to_list() == ["a", "b", "  "]
     assert rows.notes.all() == ["a.csv: 1 blank line is ignored, such as line 3"]
+    assert _read(tmp_path, "c.csv", b"k\na\n\n \nb\n").notes.all() == [
+        "c.csv: 2 blank lines are ignored, such as line 3"
+    ]
     rows = _read(tmp_path, "b.csv", b'k,v\n1,x,,\n2,y,lost,\n3,z,,lost\n4,"open\n')
     assert rows.scan().collect()["v"].to_list() == ["x"]
     found = [(each.error.split(":")[0], "4 values" in each.error) for each in rows.unread.rows]
