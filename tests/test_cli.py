@@ -327,7 +327,7 @@ def test_stats_and_export_to_standard_output(run: Run) -> None:
         (["import", "airports.dat", "--type", "t"], "--type needs --id"),
         (["import", "airports.dat", "--type", "t", "--id", "a", "--columns", "a,b"], "6 columns, but 2 names"),
         (["import", "airports.unknown", "--type", "t", "--id", "id"], "no such file"),
-        (["get", "--type", "t"], "give ids"),
+        (["get", "--type", "t"], "no ids"),
         (["nonsense"], "No such command"),
     ],
 )
@@ -341,10 +341,10 @@ def test_what_cannot_run(run: Run, words: list[str], message: str) -> None:
 
 @pytest.mark.postgresql
 def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
-    """One line, exit status 2, no password."""
+    """Two lines, exit status 2, no password."""
     code, out, errors = Run("postgresql://u:s3cr3t@127.0.0.1:1/d", tmp_path)("stats")
     assert (code, out) == (2, "")
-    assert errors.count("\n") == 1
+    assert errors.count("\n") == 2
     assert "s3cr3t" not in errors
 
 
@@ -399,24 +399,25 @@ def test_every_command_has_help() -> None:
     ("words", "message"),
     [
         (["frobnicate"], "No such command 'frobnicate'"),
-        (["import"], "Missing argument 'FILE...'. (see entityframes import --help)"),
+        (["import"], "Missing argument 'FILE...'.\n  see entityframes import --help"),
         (["import", "x.csv", "--batch-size", "0"], "'--batch-size': 0"),
         (["import", "x.csv", "--id", "k"], "--id needs --type"),
         (["import", "x.csv", "--type", "t", "--id", "z"], "no column 'z'; the file has 'k', 'v'"),
         (["import", "x.csv", "y.csv", "--type", "t", "--id", "k"], "y.csv has different columns than x.csv"),
         (["import", "none*.csv", "--type", "t", "--id", "k"], "no such file: none*.csv"),
-        (["get", "--type", "t"], "give ids as arguments"),
+        (["get", "--type", "t"], "no ids\n  give them as arguments"),
     ],
 )
-def test_an_error_is_one_line(tmp_path: Path, words: list[str], message: str) -> None:
-    """Exit status 2 and a remedy, without the usage of the whole command."""
+def test_an_error_is_two_lines(tmp_path: Path, words: list[str], message: str) -> None:
+    """What happened, and what to do next; exit status 2, without the usage of the whole command."""
     (tmp_path / "x.csv").write_text("k,v\na,1\n")
     (tmp_path / "y.csv").write_text("k,w\nb,1\n")
     run = run_command(*words, cwd=tmp_path)
     assert (run.returncode, run.stdout) == (2, "")
     assert message in run.stderr
-    assert run.stderr.startswith("entityframes: ")
-    assert run.stderr.count("\n") == 1
+    happened, following = run.stderr.splitlines()
+    assert happened.startswith("entityframes: ")
+    assert following.startswith("  ")
     assert not (tmp_path / "entities.duckdb").exists()
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from entityframes.visible import visible, visible_json
+from entityframes.cli.output import echo, note, print_exactly
+from entityframes.visible import visible
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,19 +49,13 @@ def given_options(names: Sequence[str]) -> list[str]:
     return [shown[name] for name in names if context.get_parameter_source(name) is line]
 
 
-def echo(text: str, *, err: bool = False) -> None:
-    """Print lines for people, with control characters escaped, so that data cannot affect the terminal.
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder."""
+    import tempfile
 
-    Data that may contain line breaks must be passed through `visible` before it is embedded in the text.
-    """
-    click.echo(visible(text, keep="\n"), err=err)
-
-
-def print_exactly(text: str, *, json: bool = False) -> None:
-    """Print output for scripts: unchanged, except that control characters are escaped on a terminal."""
-    if sys.stdout.isatty():
-        text = visible_json(text) if json else visible(text, keep="\n\t")
-    click.echo(text, nl=not text.endswith("\n"))
+    with tempfile.TemporaryDirectory(prefix="entityframes-") as folder:
+        yield Path(folder)
 
 
 def open_store(url: str | None, namespace: str, *, read_only: bool = False) -> Any:
@@ -91,7 +86,7 @@ def open_for_dry_run(url: str | None, namespace: str) -> Any:
     except entityframes.ConnectError as error:
         if not error.missing:
             raise
-        echo(f"note: {error}; the dry run assumes an empty store", err=True)
+        note(f"{error}; the dry run assumes an empty store")
         return entityframes.connect(":memory:")
 
 
@@ -183,16 +178,16 @@ def print_exported(frame: Any, what: str, out: str | None, file_format: str | No
     kind = file_format or ("csv" if not as_json else "ndjson")
     if check_writable(frame.schema, out or f"standard output.{kind}", file_format) in ("ndjson", "json"):
         for name in nonfinite(frame):
-            note = f"column {name!r} contains NaN or infinities, which JSON cannot represent: they are written as null"
-            echo(f"note: {visible(note)}", err=True)
+            lost = f"column {name!r} contains NaN or infinities, which JSON cannot represent: they are written as null"
+            note(visible(lost))
     if out:
         write_file(frame, out, file_format)
         echo(f"{frame.height:,} rows of {what} -> {visible(out)}", err=True)
     elif as_json or file_format == "ndjson":
         print_frame(frame, True)
     else:
-        with tempfile.TemporaryDirectory(prefix="entityframes-") as folder:
-            path = Path(folder) / "out"
+        with scratch_folder() as folder:
+            path = folder / "out"
             write_file(frame, path, file_format or "csv")
             if sys.stdout.isatty():
                 print_exactly(path.read_text("utf-8"))

@@ -10,19 +10,26 @@ from typing import Any
 
 import click
 
+from entityframes.cli.command import Command
 from entityframes.cli.common import (
-    echo,
     json_option,
     open_for_dry_run,
     open_store,
-    print_exactly,
     print_frame,
     store_options,
 )
+from entityframes.cli.output import echo, note, print_exactly
 from entityframes.visible import visible
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples="""
+entityframes sync notes --dry-run
+entityframes sync notes --delete --on-conflict newer
+entityframes sync notes --import
+""",
+)
 @click.argument("folder", metavar="DIR", type=click.Path())
 @click.option("--import", "direction", flag_value="import", help="Only import files into the store.")
 @click.option("--export", "direction", flag_value="export", help="Only export entities to the folder.")
@@ -66,11 +73,6 @@ def sync(
 
     DIR/TYPE/ID.md is the entity (TYPE, ID): its front matter is the metadata, the rest is the content. Exit status 1 if
     files could not be synced, or changed on both sides.
-
-    \b
-    entityframes sync notes --dry-run
-    entityframes sync notes --delete --on-conflict newer
-    entityframes sync notes --import --watch
     """
     from entityframes.directory import DirectorySync
 
@@ -113,7 +115,7 @@ def _print_left_out(left_out: Any) -> None:
     from entityframes.directory.left_out import notes
 
     for line in notes(left_out):
-        echo(f"note: {_in_options(line)}", err=True)
+        note(_in_options(line))
 
 
 def _print_plan(plan: Any, as_json: bool) -> int:
@@ -169,7 +171,7 @@ def _print_result(result: Any, folder: str, address: str, as_json: bool, *, prin
 def _print_left_alone(reasons: Any) -> None:
     """Print notes about rows that are not in sync and were left unchanged, and why."""
     for reason, count in reasons.drop_nulls().value_counts(sort=True).iter_rows():
-        echo(f"note: {count:,} left alone: {_in_options(reason)}", err=True)
+        note(f"{count:,} left alone: {_in_options(reason)}")
 
 
 def _in_options(reason: str) -> str:

@@ -12,15 +12,15 @@ from typing import Any
 
 import click
 
+from entityframes.cli.command import Command
 from entityframes.cli.common import (
-    echo,
     json_option,
     open_store,
-    print_exactly,
     print_failures,
     print_frame,
     store_options,
 )
+from entityframes.cli.output import echo, note, print_exactly
 from entityframes.visible import visible
 
 #: Minimum and maximum seconds between two polls for work; doubled while there is none.
@@ -68,7 +68,14 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples="""
+entityframes embed --embedder hashing --option dim=64
+# queue what is in no job, then embed it with the model of the space
+entityframes embed --enqueue
+""",
+)
 @click.option(
     "--embedder",
     "name",
@@ -91,11 +98,9 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
 @json_option
 @store_options
 def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **options: Any) -> None:
-    """Embed entities that are due. On PostgreSQL, several workers may run in parallel, on several machines.
+    """Embed entities that are due, once or as a worker.
 
-    \b
-    entityframes embed --embedder wordllama
-    entityframes embed --embedder openai --option model=text-embedding-3-small --watch
+    On PostgreSQL, several workers may run in parallel, on several machines; with --watch they wait for new work.
     """
     from entityframes.embedding.worker import EmbedOptions
 
@@ -208,7 +213,14 @@ def _report_remaining(result: Any, store: Any) -> None:
         echo(f"{refused:,} were rejected: entityframes jobs --retry-failed --space {visible(result.space)}", err=True)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples="""
+entityframes search "analytical engines" --mode text
+entityframes search "who wrote programs" --type person --mode hybrid -k 3
+entityframes search computing --type person --mode text --where "born > 1900"
+""",
+)
 @click.argument("query")
 @click.option("--type", "entity_type", help="Entity type to search.  [default: all]")
 @click.option("--mode", type=click.Choice(["vector", "text", "hybrid"]), default="vector", show_default=True,
@@ -231,7 +243,10 @@ def search(
     url: str | None,
     namespace: str,
 ) -> None:
-    """Find entities by meaning, by words, or both, best first. Exit status 1 if none is found."""
+    """Find entities by meaning, by words, or both, best first.
+
+    Exit status 1 if none is found.
+    """
     import polars as pl
 
     with _open_to_search(url, namespace, mode) as store:
@@ -239,13 +254,13 @@ def search(
         embedder = None if name is None else _embedder(store, name, options, None)
         condition = None if where is None else pl.sql_expr(where)
         found = store.search(query, entity_type=entity_type, k=k, mode=mode, where=condition, embedder=embedder)
-        note = None if found.height or mode == "text" else _note_of_due(store)
+        due = None if found.height or mode == "text" else _note_of_due(store)
     if as_json or not sys.stdout.isatty():
         print_frame(found, as_json)
     else:
         _print_found(found)
-    if note:
-        echo(note, err=True)
+    if due:
+        note(due)
     sys.exit(0 if found.height else 1)
 
 
@@ -270,8 +285,8 @@ def _note_of_due(store: Any) -> str | None:
     due = int(store.stats()["due"].sum())
     unqueued = Remaining(store._engine, spaces.find(store._engine, None)["space"]).in_no_job()
     if unqueued:
-        return f"note: {due:,} due for embedding, {unqueued:,} of them not in a job: entityframes embed --enqueue"
-    return f"note: {due:,} due for embedding: entityframes embed" if due else None
+        return f"{due:,} due for embedding, {unqueued:,} of them not in a job: entityframes embed --enqueue"
+    return f"{due:,} due for embedding: entityframes embed" if due else None
 
 
 def _print_found(found: Any) -> None:
@@ -294,7 +309,14 @@ def _print_found(found: Any) -> None:
     Console().print(table)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples="""
+entityframes jobs
+entityframes jobs --state failed
+entityframes jobs --enqueue --type person
+""",
+)
 @click.option("--state", type=click.Choice(["pending", "running", "done", "failed"]), help="Only jobs in this state.")
 @click.option("--enqueue", is_flag=True, help="Create jobs for everything that is due or failed, of --type if given.")
 @click.option("--type", "entity_type", help="Entity type for --enqueue.")
@@ -324,7 +346,13 @@ def jobs(
         )
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples="""
+entityframes spaces
+entityframes spaces --activate hashing-64
+""",
+)
 @click.option("--activate", metavar="SPACE", help="Use this space for searches.")
 @click.option("--index", metavar="SPACE", help="Create the index for approximate search (PostgreSQL with pgvector).")
 @click.option("--drop", metavar="SPACE", help="Delete this space with its vectors.")
@@ -333,7 +361,10 @@ def jobs(
 def spaces(
     activate: str | None, index: str | None, drop: str | None, as_json: bool, url: str | None, namespace: str
 ) -> None:
-    """List the embedding spaces: model, dimension, and how much of the store is embedded in each."""
+    """List the embedding spaces, and activate, index or drop one.
+
+    A space holds the vectors of one model; the list says how much of the store is embedded in each.
+    """
     with open_store(url, namespace, read_only=not (index or activate or drop)) as store:
         if index and not store.index_space(index):
             echo(f"no index for {visible(index)}: it takes pgvector 0.8 and at most 2,000 dimensions; "

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from entityframes.cli.common import echo, print_exactly
+from entityframes.cli.output import echo, print_exactly
 from entityframes.visible import visible
 
 #: The column with errors that --failed adds; import ignores it.

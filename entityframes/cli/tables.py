@@ -5,25 +5,25 @@ from __future__ import annotations
 import csv
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
 
+from entityframes.cli.command import Command
 from entityframes.cli.common import (
-    echo,
     json_option,
     print_exported,
     print_frame,
     print_origin,
     print_summary,
+    scratch_folder,
     url_option,
 )
 from entityframes.cli.files import ERROR_COLUMN, RAW_COLUMN, chosen, of_files, read, report_plan
+from entityframes.cli.output import echo, note
 from entityframes.visible import visible
 
 #: What to use here where a message names a parameter or a function of Python.
@@ -120,7 +120,9 @@ def _opened(given: Any, url: str | None, columns: Sequence[str], options: dict[s
         if not options["create"] or not (isinstance(error, NoTableError) or error.missing):
             raise
     if not options["key"]:
-        raise click.UsageError(f"there is no table {name}: --create needs --key, the columns of its primary key")
+        raise click.UsageError(
+            f"there is no table {name}, and --create needs a primary key: name its columns with --key"
+        )
     schema = given.scan().select(columns).collect_schema()
     _print_notes(given)
     if dry_run:
@@ -133,13 +135,13 @@ def _opened(given: Any, url: str | None, columns: Sequence[str], options: dict[s
         created = f"{visible(options['table'])} would be created with {shown}{more}; the dry run assumes an empty table"
     else:
         created = f"created {visible(table.name)} with {shown}{more}"
-    echo(f"note: {created}", err=True)
+    note(created)
     return table
 
 
 def _print_notes(given: Any) -> None:
     for line in given.notes.lines():
-        echo(f"note: {visible(line)}", err=True)
+        note(visible(line))
 
 
 def _as_texts(given: Any, table: Any, columns: Sequence[str]) -> Any:
@@ -265,10 +267,10 @@ def _key_frame(table: Any, keys: Sequence[str], file: str | None) -> Any:
     from entityframes.files import TextOptions, read_files
 
     if bool(keys) == bool(file):
-        raise click.UsageError("give keys as arguments, or a file of them with --ids")
+        raise click.UsageError("no keys: give them as arguments, or in a file with --ids")
     if file:
-        with tempfile.TemporaryDirectory(prefix="entityframes-") as spool:
-            given = read_files([file], None, TextOptions(), Path(spool))
+        with scratch_folder() as spool:
+            given = read_files([file], None, TextOptions(), spool)
             given.choose(table.key)
             if given.unread.rows:
                 raise click.UsageError(f"--ids {given.unread.rows[0].error}")
@@ -282,13 +284,20 @@ def _key_frame(table: Any, keys: Sequence[str], file: str | None) -> Any:
     return pl.DataFrame(parts, dict.fromkeys(table.key, pl.String), orient="row")
 
 
-@click.command("tables")
+@click.command(
+    "tables",
+    cls=Command,
+    examples="""
+entityframes tables
+entityframes tables --json
+""",
+)
 @json_option
 @url_option
 def tables(as_json: bool, url: str | None) -> None:
-    """List the tables of the database, with their primary keys and estimated numbers of rows.
+    """List the tables of the database with their primary keys.
 
-    The tables of stores are not listed.
+    The numbers of rows are estimates. The tables of stores are not listed.
     """
     import polars as pl
 
