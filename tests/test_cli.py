@@ -421,19 +421,23 @@ def test_an_error_is_two_lines(tmp_path: Path, words: list[str], message: str) -
     assert not (tmp_path / "entities.duckdb").exists()
 
 
+_NO_HEADER = "  name the columns with --columns if that is no header line"
+_HELP = "  see entityframes import --help"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words", "message"),
     [
-        ("x.csv", "k,v\n1,2\n", [], "the file has 'k', 'v' in its first line; a file without a header line needs --columns"),
-        ("x.csv", "1,2\n", ["--columns", "k,v"], "the file has 'k', 'v'"),
-        ("x.csv", "k;v\n1;2\n", [], "--columns; its separator seems to be ';': use --separator ';'"),
-        ("x.csv", "k;v,w\n1;2,3\n", [], "the file has 'k;v', 'w' in its first line; a file without a header line needs --columns"),
-        ("x.tsv", "k|v\n1|2\n", [], "its separator seems to be '|': use --separator '|'"),
-        ("x.ndjson", '{"k;v": 1}\n', [], "the file has 'k;v'"),
-        ("x.csv", ",".join(f"c{n}" for n in range(50)) + "\n", [], "'c48', 'c49' in its first line; a file without a header line needs --columns"),
-        ("x.csv", ",".join(f"c{n}" for n in range(51)) + "\n", [], "'c48', 'c49', ... in its first line; a file without a header line needs --columns"),
+        ("x.csv", "k,v\n1,2\n", [], "the file has 'k', 'v' in its first line\n" + _NO_HEADER),
+        ("x.csv", "1,2\n", ["--columns", "k,v"], "the file has 'k', 'v'\n" + _HELP),
+        ("x.csv", "k;v\n1;2\n", [], "the file has 'k;v'; its separator seems to be ';'\n  use --separator ';'"),
+        ("x.csv", "k;v,w\n1;2,3\n", [], "the file has 'k;v', 'w' in its first line\n" + _NO_HEADER),
+        ("x.tsv", "k|v\n1|2\n", [], "its separator seems to be '|'\n  use --separator '|'"),
+        ("x.ndjson", '{"k;v": 1}\n', [], "the file has 'k;v'\n" + _HELP),
+        ("x.csv", ",".join(f"c{n}" for n in range(50)) + "\n", [], "'c48', 'c49' in its first line\n" + _NO_HEADER),
+        ("x.csv", ",".join(f"c{n}" for n in range(51)) + "\n", [], "'c49', ... in its first line\n" + _NO_HEADER),
     ],
-)  # fmt: skip
+)
 def test_a_column_that_is_not_there(tmp_path: Path, name: str, content: str, words: list[str], message: str) -> None:
     """The message lists the columns that there are, and names the probable cause."""
     (tmp_path / name).write_text(content)
