@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from entityframes.cli.output import echo, note, print_exactly
+from entityframes.cli.output import echo, note, print_exactly, tell
 from entityframes.visible import visible
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,6 +47,45 @@ def given_options(names: Sequence[str]) -> list[str]:
         for one in context.command.params
     }
     return [shown[name] for name in names if context.get_parameter_source(name) is line]
+
+
+def condition(sql: str) -> Any:
+    """The Polars expression for the condition of --where.
+
+    Raises:
+        click.UsageError: it is none.
+    """
+    import polars as pl
+
+    try:
+        return pl.sql_expr(sql)
+    except pl.exceptions.PolarsError:
+        raise click.UsageError(f"--where {sql!r} is no SQL: write it like \"country = 'Iceland'\"") from None
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def confirm_deletion(selected: int, what: str, *, yes: bool) -> None:
+    """Ask whether to delete what a condition selects, and exit if that is nothing, or if the answer is no.
+
+    Raises:
+        click.ClickException: there is no terminal to ask on, and no --yes.
+    """
+    if not selected:
+        tell(f"no {what} match: nothing was deleted")
+        sys.exit(0)
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.ClickException(
+            f"{selected:,} {what} match, and nothing was deleted: run it with --yes to delete them"
+        )
+    if not click.confirm(visible(f"delete {selected:,} {what}?"), err=True):
+        echo("nothing was deleted", err=True)
+        sys.exit(1)
 
 
 @contextmanager
@@ -116,8 +155,8 @@ def print_summary(
         }
         print_exactly(json.dumps(report, ensure_ascii=False, default=str), json=True)
         return
-    echo(f"{' '.join(map(visible, files))} -> {visible(target)}")
-    echo(repr(result).split("; first failure")[0].removeprefix("UpsertResult: ").removeprefix("DeleteResult: "))
+    tell(f"{' '.join(map(visible, files))} -> {visible(target)}")
+    tell(repr(result).split("; first failure")[0].removeprefix("UpsertResult: ").removeprefix("DeleteResult: "))
     if result.counts["failed"]:
         print_failures(result.failed, rest)
 
@@ -130,37 +169,34 @@ def _key_of(outcomes: Any) -> list[str]:
 
 def print_failures(failed: Any, rest: str | None = None, most: int = 10) -> None:
     """Print the first failed rows as a table on standard error; `rest` is how to see the others."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from entityframes.cli.show import print_table
 
     title = "1 row failed" if failed.height == 1 else f"{failed.height:,} rows failed"
     echo(f"{title} (the first row of the input is row 0)", err=True)
-    columns = ["row", *_key_of(failed), "error"]
-    table = Table()
-    # Text, so that brackets in the data are not interpreted as markup.
-    for name in columns:
-        table.add_column(Text("type" if name == "entity_type" else visible(name)))
-    for row in failed.head(most).iter_rows(named=True):
-        table.add_row(*(Text(visible(row[name])) for name in columns))
-    # Lines in a file are not wrapped.
-    Console(stderr=True, width=None if sys.stderr.isatty() else 1_000).print(table)
-    if failed.height > most:
-        echo(f"and {failed.height - most:,} more{f': {rest}' if rest else ''}", err=True)
+    shown = failed.select("row", *_key_of(failed), "error")
+    print_table(shown.rename({"entity_type": "type"}, strict=False), err=True, most=most, rest=rest)
 
 
-def print_frame(frame: Any, as_json: bool, shown: Sequence[str] | None = None) -> None:
-    """Print a frame: as NDJSON for scripts, as CSV if standard output is not a terminal, else as a table."""
-    import polars as pl
+def print_frame(frame: Any, as_json: bool, shown: Sequence[str] | None = None, empty: str = "no rows") -> None:
+    """Print a frame: as NDJSON for scripts, as CSV if standard output is not a terminal, else as a table.
 
+    Args:
+        frame: the rows.
+        as_json: whether to print NDJSON.
+        shown: the columns for people; None for all.
+        empty: what to say to people if there are no rows.
+    """
     if as_json:
         if not frame.is_empty():
             print_exactly(frame.write_ndjson(), json=True)
     elif not sys.stdout.isatty():
         click.echo(frame.write_csv(), nl=False)
+    elif frame.is_empty():
+        echo(empty)
     else:
-        with pl.Config(tbl_rows=50, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, fmt_str_lengths=60):
-            echo(str(_visible_frame(frame if shown is None else frame.select(shown))))
+        from entityframes.cli.show import print_table
+
+        print_table(frame if shown is None else frame.select(shown), rest="see them all with --json")
 
 
 def print_exported(frame: Any, what: str, out: str | None, file_format: str | None, as_json: bool) -> None:
@@ -182,7 +218,7 @@ def print_exported(frame: Any, what: str, out: str | None, file_format: str | No
             note(visible(lost))
     if out:
         write_file(frame, out, file_format)
-        echo(f"{frame.height:,} rows of {what} -> {visible(out)}", err=True)
+        tell(f"{frame.height:,} rows of {what} -> {visible(out)}", err=True)
     elif as_json or file_format == "ndjson":
         print_frame(frame, True)
     else:
@@ -193,15 +229,3 @@ def print_exported(frame: Any, what: str, out: str | None, file_format: str | No
                 print_exactly(path.read_text("utf-8"))
             else:
                 sys.stdout.buffer.write(path.read_bytes())
-
-
-def _visible_frame(frame: Any) -> Any:
-    """The frame for display: control characters are escaped, and each string is on one line."""
-    import polars as pl
-
-    frame = frame.rename({name: visible(name) for name in frame.columns})
-    texts = [column for column in frame.get_columns() if column.dtype == pl.String]
-    return frame.with_columns(
-        pl.Series(column.name, [text if text is None else visible(text) for text in column], dtype=pl.String)
-        for column in texts
-    )

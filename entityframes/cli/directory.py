@@ -18,7 +18,7 @@ from entityframes.cli.common import (
     print_frame,
     store_options,
 )
-from entityframes.cli.output import echo, note, print_exactly
+from entityframes.cli.output import echo, note, print_exactly, tell
 from entityframes.visible import visible
 
 
@@ -157,7 +157,7 @@ def _print_result(result: Any, folder: str, address: str, as_json: bool, *, prin
         print_exactly(json.dumps(report, ensure_ascii=False), json=True)
         return
     counted = ", ".join(f"{count:,} {status}" for status, count in result.counts.items() if count) or "no files"
-    echo(f"{visible(folder)} <-> {visible(address)}: {counted}; {result.elapsed:.2f} s")
+    tell(f"{visible(folder)} <-> {visible(address)}: {counted}; {result.elapsed:.2f} s")
     _print_left_alone(result.outcomes.filter(pl.col("status") == "unchanged")["error"])
     if print_left_out:
         _print_left_out(result.left_out)
@@ -201,5 +201,5 @@ def _watch(directory: Any, chosen: str, rules: dict[str, Any], as_json: bool) ->
     def failed(error: Exception) -> None:
         echo(f"entityframes: {' '.join(str(error).split())}", err=True)
 
-    echo(f"watching {visible(directory.root)}; press Ctrl-C to stop", err=True)
+    tell(f"watching {visible(directory.root)}; press Ctrl-C to stop", err=True)
     directory.watch(direction=chosen, stop=stop, on_result=report, on_error=failed, **rules)

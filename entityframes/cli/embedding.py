@@ -14,13 +14,14 @@ import click
 
 from entityframes.cli.command import Command
 from entityframes.cli.common import (
+    condition,
     json_option,
     open_store,
     print_failures,
     print_frame,
     store_options,
 )
-from entityframes.cli.output import echo, note, print_exactly
+from entityframes.cli.output import echo, note, print_exactly, tell
 from entityframes.visible import visible
 
 #: Minimum and maximum seconds between two polls for work; doubled while there is none.
@@ -136,7 +137,7 @@ def _enqueue_all(store: Any, space: str | None) -> None:
     """Create jobs for everything that is due; not needed for a new space, which starts with jobs for all entities."""
     known = store.spaces()["space"].to_list()
     if space is None or space in known or not known:
-        echo(f"{store.enqueue(space=space if space in known else None):,} entities queued", err=True)
+        tell(f"{store.enqueue(space=space if space in known else None):,} entities queued", err=True)
 
 
 def _check_type(store: Any, entity_type: str | None) -> None:
@@ -193,10 +194,10 @@ def _report(result: Any, store: Any, as_json: bool) -> None:
         return
     from entityframes.results import UpsertResult
 
-    echo(f"{visible(result.space)} -> {visible(store.address)}")
+    tell(f"{visible(result.space)} -> {visible(store.address)}")
     # Remaining work is reported below, with command line options.
     summary = UpsertResult.__repr__(result).split("; first failure")[0].removeprefix("EmbedResult: ")
-    echo(summary if result.rows else "nothing is queued")
+    tell(summary if result.rows else "nothing is queued")
     if result.counts["failed"]:
         print_failures(result.failed, "see them all with --json")
     _report_remaining(result, store)
@@ -252,13 +253,13 @@ def search(
     with _open_to_search(url, namespace, mode) as store:
         _check_type(store, entity_type)
         embedder = None if name is None else _embedder(store, name, options, None)
-        condition = None if where is None else pl.sql_expr(where)
-        found = store.search(query, entity_type=entity_type, k=k, mode=mode, where=condition, embedder=embedder)
+        selected = None if where is None else condition(where)
+        found = store.search(query, entity_type=entity_type, k=k, mode=mode, where=selected, embedder=embedder)
         due = None if found.height or mode == "text" else _note_of_due(store)
-    if as_json or not sys.stdout.isatty():
-        print_frame(found, as_json)
-    else:
-        _print_found(found)
+    if sys.stdout.isatty() and not as_json:
+        # Content on one line, as much of it as fits.
+        found = found.with_columns(pl.col("score").round(3), pl.col("content").str.replace_all(r"\s+", " "))
+    print_frame(found, as_json, ["rank", "score", "entity_type", "id", "content"], empty="nothing found")
     if due:
         note(due)
     sys.exit(0 if found.height else 1)
@@ -287,26 +288,6 @@ def _note_of_due(store: Any) -> str | None:
     if unqueued:
         return f"{due:,} due for embedding, {unqueued:,} of them not in a job: entityframes embed --enqueue"
     return f"{due:,} due for embedding: entityframes embed" if due else None
-
-
-def _print_found(found: Any) -> None:
-    """Print the results as a table for people: one line each, with as much of the content as fits."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("rank", "score", "type", "id")
-    table.add_column("content", no_wrap=True, overflow="ellipsis")
-    for row in found.iter_rows(named=True):
-        words = (
-            str(row["rank"]),
-            f"{row['score']:.3f}",
-            row["entity_type"],
-            row["id"],
-            " ".join(row["content"].split()),
-        )
-        table.add_row(*(Text(visible(word)) for word in words))
-    Console().print(table)
 
 
 @click.command(
@@ -338,11 +319,14 @@ def jobs(
     with open_store(url, namespace, read_only=not (enqueue or retry_failed)) as store:
         if enqueue:
             _check_type(store, entity_type)
-            echo(f"{store.enqueue(entity_type, space=space):,} entities queued", err=True)
+            tell(f"{store.enqueue(entity_type, space=space):,} entities queued", err=True)
         if retry_failed:
-            echo(f"{store.retry_failed(space=space):,} entities queued again", err=True)
+            tell(f"{store.retry_failed(space=space):,} entities queued again", err=True)
         print_frame(
-            store.jobs(state), as_json, ["job_id", "space", "state", "entities", "attempts", "error", "updated_at"]
+            store.jobs(state),
+            as_json,
+            ["job_id", "space", "state", "entities", "attempts", "error", "updated_at"],
+            empty="no jobs",
         )
 
 
@@ -373,4 +357,4 @@ def spaces(
             store.activate(activate)
         if drop:
             store.drop_space(drop)
-        print_frame(store.spaces(), as_json)
+        print_frame(store.spaces(), as_json, empty="no spaces: nothing is embedded yet")

@@ -12,6 +12,9 @@ from entityframes.cli import tables
 from entityframes.cli.command import Command
 from entityframes.cli.common import (
     F,
+    condition,
+    confirm_deletion,
+    counted,
     given_options,
     json_option,
     open_store,
@@ -21,8 +24,8 @@ from entityframes.cli.common import (
     scratch_folder,
     store_options,
 )
-from entityframes.cli.files import listed
-from entityframes.cli.output import echo, note, print_exactly
+from entityframes.cli.files import check_output, listed
+from entityframes.cli.output import echo, note, print_exactly, progress, tell
 from entityframes.visible import visible
 
 
@@ -117,10 +120,15 @@ def get(
     _check_type(entity_type)
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace, read_only=True) as store:
-        found = store.get(wanted)
+        found = store.get(wanted, progress=progress())
         if not found["found"].any():
             _note_unknown_type(store, entity_type)
-    print_frame(found, as_json)
+    if found.height == 1 and found["found"].all() and sys.stdout.isatty() and not as_json:
+        from entityframes.cli.show import print_entity
+
+        print_entity(found.row(0, named=True))
+    else:
+        print_frame(found, as_json, ["entity_type", "id", "found", "content", "metadata", "updated_at"])
     sys.exit(0 if found["found"].all() else 1)
 
 
@@ -149,7 +157,7 @@ def exists(
     _check_type(entity_type)
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace, read_only=True) as store:
-        found = store.exists(wanted)
+        found = store.exists(wanted, progress=progress())
         if not found["exists"].any():
             _note_unknown_type(store, entity_type)
     print_frame(found, as_json)
@@ -167,28 +175,50 @@ entityframes delete --table people --where "country = 'US'" --yes
 """,
 )
 @_ids_arguments
+@click.option("--where", metavar="SQL", help="Delete what satisfies a condition on the columns, instead of ids.")
+@click.option("--yes", is_flag=True, help="Delete what --where selects without asking.")
 @json_option
 @store_options
 def delete(
-    entity_type: str, table: str | None, key: Sequence[str], ids: Sequence[str], ids_file: str | None, as_json: bool,
-    url: str | None, namespace: str,
+    entity_type: str, table: str | None, key: Sequence[str], ids: Sequence[str], ids_file: str | None,
+    where: str | None, yes: bool, as_json: bool, url: str | None, namespace: str,
 ) -> None:  # fmt: skip
     """Delete entities, or rows of a table, by id or by a condition.
 
     Ids that are not stored are ignored. With a condition, the command counts what it selects, and asks before anything
     is deleted; without a terminal it needs --yes. Exit status 1 if some could not be deleted, or if the answer is no.
     """
+    if where is not None and (ids or ids_file):
+        raise click.UsageError("--where selects what to delete: leave out the ids")
+    if where is None and yes:
+        raise click.UsageError("--yes: only with --where")
     if table:
         _check_table()
-        tables.delete(url, table, listed(key), ids, ids_file, as_json)
+        tables.delete(url, table, listed(key), ids, ids_file, where, yes, as_json)
     _check_type(entity_type)
-    wanted = _ids_frame(entity_type, ids, ids_file)
+    wanted = None if where is not None else _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace) as store:
-        result = store.delete(wanted)
+        if where is not None:
+            wanted = _selected(store, entity_type, where)
+            confirm_deletion(wanted.height, f"entities of type {entity_type}", yes=yes)
+        result = store.delete(wanted, progress=progress())
         if not result.counts["deleted"]:
             _note_unknown_type(store, entity_type)
-        print_summary(result, [f"{wanted.height:,} ids"], store.address, as_json)
+        print_summary(result, [counted(result.rows, "id")], store.address, as_json)
     sys.exit(0 if result.ok else 1)
+
+
+def _selected(store: Any, entity_type: str, where: str) -> Any:
+    """The ids of a type that satisfy a condition.
+
+    Raises:
+        click.ClickException: the store has no entities of the type.
+    """
+    import entityframes
+
+    if unknown := _unknown_type(store, entity_type):
+        raise click.ClickException(unknown)
+    return entityframes.ids(entity_type, store.scan(entity_type).filter(condition(where)).select("id").collect()["id"])
 
 
 @click.command(
@@ -220,6 +250,8 @@ def export(
     """
     if out is None and file_format in ("parquet", "ipc") and sys.stdout.isatty():
         raise click.UsageError(f"--format {file_format} cannot be printed to a terminal: give a file with --out")
+    if out:
+        check_output("--out", out, file_format)
     if table:
         _check_table()
         tables.export(url, table, out, file_format, as_json)
@@ -229,7 +261,7 @@ def export(
     with open_store(url, namespace, read_only=True) as store:
         if unknown := _unknown_type(store, entity_type):
             raise click.ClickException(unknown)
-        frame = store.read(entity_type)
+        frame = store.read(entity_type, progress=progress())
     print_exported(frame, visible(entity_type), out, file_format, as_json)
 
 
@@ -249,7 +281,7 @@ def stats(as_json: bool, url: str | None, namespace: str) -> None:
     """
     with open_store(url, namespace, read_only=True) as store:
         frame = store.stats()
-    print_frame(frame, as_json)
+    print_frame(frame, as_json, empty="the store is empty")
 
 
 @click.command(
@@ -270,10 +302,12 @@ def verify(repair: bool, as_json: bool, url: str | None, namespace: str) -> None
     from entityframes.cli import reports
 
     with open_store(url, namespace, read_only=not repair) as store:
-        found = store.verify(repair=repair)
+        found = store.verify(repair=repair, progress=progress())
     report = reports.of_verification(found, as_json)
     if as_json:
         print_exactly(report, json=True)
+    elif found.is_empty():
+        tell(report)
     else:
         echo(report)
     sys.exit(0 if found["repaired"].all() else 1)

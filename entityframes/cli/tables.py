@@ -14,6 +14,8 @@ import click
 
 from entityframes.cli.command import Command
 from entityframes.cli.common import (
+    confirm_deletion,
+    counted,
     json_option,
     print_exported,
     print_frame,
@@ -23,7 +25,7 @@ from entityframes.cli.common import (
     url_option,
 )
 from entityframes.cli.files import ERROR_COLUMN, RAW_COLUMN, chosen, of_files, read, report_plan
-from entityframes.cli.output import echo, note
+from entityframes.cli.output import echo, note, progress
 from entityframes.visible import visible
 
 #: What to use here where a message names a parameter or a function of Python.
@@ -211,8 +213,13 @@ def _address(table: Any) -> str:
 def get(url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool) -> None:
     """Print rows by key, and exit with status 1 if some are missing."""
     with open_table(url, name, key, read_only=True) as table:
-        found = table.get(_key_frame(table, keys, file))
-    print_frame(found, as_json)
+        found = table.get(_key_frame(table, keys, file), progress=progress())
+    if found.height == 1 and sys.stdout.isatty() and not as_json:
+        from entityframes.cli.show import print_record
+
+        print_record(found.row(0, named=True))
+    else:
+        print_frame(found, as_json)
     flag = found.columns[len(table.key)]
     sys.exit(0 if found[flag].all() else 1)
 
@@ -222,21 +229,37 @@ def exists(
 ) -> None:
     """Print which keys are stored, and exit with status 1 if some are missing."""
     with open_table(url, name, key, read_only=True) as table:
-        found = table.exists(_key_frame(table, keys, file))
+        found = table.exists(_key_frame(table, keys, file), progress=progress())
     print_frame(found, as_json)
     sys.exit(0 if found["exists"].all() else 1)
 
 
 def delete(
-    url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool
-) -> None:
-    """Delete rows by key, and exit with status 1 if some cannot be deleted."""
+    url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, where: str | None,
+    yes: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Delete rows by key or by a condition, and exit with status 1 if some cannot be deleted."""
     with open_table(url, name, key) as table:
-        wanted = _key_frame(table, keys, file)
-        result = table.delete(wanted)
-        given = f"{wanted.height:,} {'key' if wanted.height == 1 else 'keys'}"
-        print_summary(result, [given], _address(table), as_json)
+        if where is None:
+            wanted = _key_frame(table, keys, file)
+        else:
+            wanted = _selected(table, where)
+            confirm_deletion(wanted.height, f"rows of {table.name}", yes=yes)
+        result = table.delete(wanted, progress=progress())
+        print_summary(result, [counted(wanted.height, "key")], _address(table), as_json)
     sys.exit(0 if result.ok else 1)
+
+
+def _selected(table: Any, where: str) -> Any:
+    """The keys of the rows that satisfy a condition in SQL of the database, in which t is the table."""
+    import polars as pl
+
+    from entityframes.interrupt import Interrupt
+    from entityframes.reading import tables as reading
+
+    key = [table._relation[name] for name in table.key]
+    chunks = reading.scan(table._engine, table._relation, key, where, Interrupt())
+    return pl.concat([pl.DataFrame(schema={column.name: column.dtype for column in key}), *chunks])
 
 
 def export(url: str | None, name: str, out: str | None, file_format: str | None, as_json: bool) -> None:
@@ -306,4 +329,4 @@ def tables(as_json: bool, url: str | None) -> None:
         listed = engine.tables()
     finally:
         engine.database.close()
-    print_frame(listed if as_json else listed.with_columns(pl.col("key").list.join(",")), as_json)
+    print_frame(listed if as_json else listed.with_columns(pl.col("key").list.join(",")), as_json, empty="no tables")
