@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
@@ -20,7 +21,7 @@ from entityframes.visible import visible
 
 #: Most rows that are shown.
 MOST = 50
-#: Columns are cut to this width before rows are shown as records; those of errors are never cut but wrapped.
+#: Text is cut to this width before rows are shown as records; errors are not cut but wrapped; numbers are neither.
 _FEWEST, _FEWEST_OF_ERRORS = 12, 24
 _ERROR = "error"
 _GAP = 2
@@ -42,10 +43,10 @@ def print_table(frame: pl.DataFrame, *, err: bool = False, most: int = MOST, res
     rows = [
         [_text(name, value) for name, value in zip(frame.columns, row, strict=True)] for row in frame.head(most).rows()
     ]
-    widths = _widths(frame.columns, [names, *rows], console.width)
+    widths = _widths(frame.schema, [names, *rows], console.width)
     if widths is None:
         for n, row in enumerate(rows):
-            console.print("" if n else None, _record(zip(names, row, strict=True)), sep="\n" if n else "")
+            console.print(*[""] * min(n, 1), _record(zip(names, row, strict=True)), sep="\n")
     else:
         numeric = [dtype.is_numeric() for dtype in frame.dtypes]
         console.print(_table(names, rows, widths, numeric))
@@ -73,15 +74,19 @@ def print_entity(entity: Mapping[str, Any]) -> None:
 
 
 def _console(*, err: bool = False) -> Console:
-    # Lines in a file are not wrapped.
+    # Lines in a file are not wrapped. Without a height, rich assumes 80 columns if $TERM is dumb.
     stream = sys.stderr if err else sys.stdout
-    return Console(stderr=err, width=None if stream.isatty() else 1_000, highlight=False)
+    width = shutil.get_terminal_size().columns if stream.isatty() else 1_000
+    return Console(stderr=err, width=width, height=25, highlight=False)
 
 
-def _widths(names: Sequence[str], rows: list[list[Text]], available: int) -> list[int] | None:
-    """The widths of columns, of which the widest are cut; None if they do not fit."""
-    widths = [max(cell_len(row[n].plain) for row in rows) for n in range(len(names))]
-    fewest = [_FEWEST_OF_ERRORS if name == _ERROR else _FEWEST for name in names]
+def _widths(schema: pl.Schema, rows: list[list[Text]], available: int) -> list[int] | None:
+    """The widths of columns, of which the widest texts are cut; None if they do not fit."""
+    widths = [max(cell_len(row[n].plain) for row in rows) for n in range(len(schema))]
+    fewest = [
+        (_FEWEST_OF_ERRORS if name == _ERROR else _FEWEST) if dtype == pl.String or dtype.is_nested() else width
+        for (name, dtype), width in zip(schema.items(), widths, strict=True)
+    ]
     while sum(widths) + _GAP * (len(widths) - 1) > available:
         cut = [n for n, width in enumerate(widths) if width > fewest[n]]
         if not cut:
@@ -91,7 +96,7 @@ def _widths(names: Sequence[str], rows: list[list[Text]], available: int) -> lis
 
 
 def _table(names: list[Text], rows: list[list[Text]], widths: list[int], numeric: list[bool]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, _GAP, 0, 0), show_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, _GAP - 1, 0, 0), show_edge=False)
     for name, width, is_number in zip(names, widths, numeric, strict=True):
         wrapped = name.plain == _ERROR
         table.add_column(
