@@ -40,6 +40,17 @@ class _Context(click.Context):
     formatter_class = _Formatter
 
 
+def paths(kind: str) -> Any:
+    """For `shell_complete`: the shell completes a path, of the kind "file" or "dir"."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type=kind)]
+
+    return complete
+
+
 class Command(click.Command):
     """A command with examples in its help, and with -v and -q.
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from entityframes.cli.command import paths
 from entityframes.cli.output import echo, note, print_exactly, tell
 from entityframes.visible import visible
 
@@ -20,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def url_option(command: F) -> F:
     """--store."""
     return click.option(
-        "--store", "url", metavar="URL",
+        "--store", "url", metavar="URL", shell_complete=paths("file"),
         help="Path of a DuckDB file or postgresql://user@host/database.  [default: $ENTITYFRAMES_URL, else "
         "$DATABASE_URL, else entities.duckdb]",
     )(command)  # fmt: skip
@@ -68,22 +69,23 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def confirm_deletion(selected: int, what: str, *, yes: bool) -> None:
-    """Ask whether to delete what a condition selects, and exit if that is nothing, or if the answer is no.
+def confirm_deletion(selected: int, one: str, many: str, *, yes: bool) -> None:
+    """Ask whether to delete what a condition selects, and exit if the answer is no.
+
+    Args:
+        selected: how many it selects.
+        one, many: what they are, in the singular and the plural.
+        yes: whether --yes was given.
 
     Raises:
         click.ClickException: there is no terminal to ask on, and no --yes.
     """
-    if not selected:
-        tell(f"no {what} match: nothing was deleted")
-        sys.exit(0)
-    if yes:
+    if yes or not selected:
         return
+    what, it = (f"{one} matches", "it") if selected == 1 else (f"{many} match", "them")
     if not sys.stdin.isatty():
-        raise click.ClickException(
-            f"{selected:,} {what} match, and nothing was deleted: run it with --yes to delete them"
-        )
-    if not click.confirm(visible(f"delete {selected:,} {what}?"), err=True):
+        raise click.ClickException(f"{selected:,} {what}; nothing was deleted: run it with --yes to delete {it}")
+    if not click.confirm(visible(f"{selected:,} {what}: delete {it}?"), err=True):
         echo("nothing was deleted", err=True)
         sys.exit(1)
 

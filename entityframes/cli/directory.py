@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from entityframes.cli.command import Command
+from entityframes.cli.command import Command, paths
 from entityframes.cli.common import (
     json_option,
     open_for_dry_run,
@@ -30,7 +30,7 @@ entityframes sync notes --delete --on-conflict newer
 entityframes sync notes --import
 """,
 )
-@click.argument("folder", metavar="DIR", type=click.Path())
+@click.argument("folder", metavar="DIR", type=click.Path(), shell_complete=paths("dir"))
 @click.option("--import", "direction", flag_value="import", help="Only import files into the store.")
 @click.option("--export", "direction", flag_value="export", help="Only export entities to the folder.")
 @click.option("--default-type", default="note", show_default=True, help="Entity type of files in DIR itself.")

@@ -53,6 +53,12 @@ def _embedder(store: Any, name: str | None, options: Sequence[str], space: str |
     return load_embedder(name or "wordllama", **given)
 
 
+def _names_of_embedders(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from importlib.metadata import entry_points
+
+    return [name for name in entry_points(group="entityframes.embedders").names if name.startswith(incomplete)]
+
+
 @contextmanager
 def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
     """SIGTERM and the first Ctrl-C stop the worker after the current batch; a second Ctrl-C interrupts it."""
@@ -80,6 +86,7 @@ entityframes embed --enqueue
 @click.option(
     "--embedder",
     "name",
+    shell_complete=_names_of_embedders,
     help="hashing, wordllama, openai, sentence-transformers, or an embedder of another package."
     "  [default: that of the space, else wordllama]",
 )
@@ -228,7 +235,12 @@ entityframes search computing --type person --mode text --where "born > 1900"
               help="Search by meaning, by words, or by both.")  # fmt: skip
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Maximum number of entities.")
 @click.option("--where", metavar="SQL", help="Condition on the columns of the type, such as \"country = 'Iceland'\".")
-@click.option("--embedder", "name", help="Embedder for the query.  [default: that of the active space]")
+@click.option(
+    "--embedder",
+    "name",
+    shell_complete=_names_of_embedders,
+    help="Embedder for the query.  [default: that of the active space]",
+)
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Passed to the embedder.")
 @json_option
 @store_options

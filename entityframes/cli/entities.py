@@ -200,7 +200,8 @@ def delete(
     with open_store(url, namespace) as store:
         if where is not None:
             wanted = _selected(store, entity_type, where)
-            confirm_deletion(wanted.height, f"entities of type {entity_type}", yes=yes)
+            of_type = f"of type {entity_type}"
+            confirm_deletion(wanted.height, f"entity {of_type}", f"entities {of_type}", yes=yes)
         result = store.delete(wanted, progress=progress())
         if not result.counts["deleted"]:
             _note_unknown_type(store, entity_type)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from entityframes.cli import tables
-from entityframes.cli.command import Command
+from entityframes.cli.command import Command, paths
 from entityframes.cli.common import (
     given_options,
     json_option,
@@ -58,7 +58,7 @@ entityframes import people.csv --table people --create --key email
 entityframes import people.csv --table people --nulls keep
 """,
 )
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=paths("file"))
 @click.option(
     "--type",
     "entity_type",

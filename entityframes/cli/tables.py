@@ -244,7 +244,7 @@ def delete(
             wanted = _key_frame(table, keys, file)
         else:
             wanted = _selected(table, where)
-            confirm_deletion(wanted.height, f"rows of {table.name}", yes=yes)
+            confirm_deletion(wanted.height, f"row of {table.name}", f"rows of {table.name}", yes=yes)
         result = table.delete(wanted, progress=progress())
         print_summary(result, [counted(wanted.height, "key")], _address(table), as_json)
     sys.exit(0 if result.ok else 1)
