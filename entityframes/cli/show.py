@@ -62,8 +62,7 @@ def print_record(row: Mapping[str, Any]) -> None:
 def print_entity(entity: Mapping[str, Any]) -> None:
     """Print an entity for reading: its key and times, its metadata, and its content as it is."""
     echo(f"{visible(entity['entity_type'])}/{visible(entity['id'])}")
-    times = (_text(name, entity[name]).plain for name in ("created_at", "updated_at"))
-    echo("created {}, updated {}".format(*times))
+    print_record({name: entity[name] for name in ("created_at", "updated_at")})
     metadata = json.loads(entity["metadata"])
     if metadata:
         echo("")
