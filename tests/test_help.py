@@ -85,6 +85,14 @@ def test_the_list_of_commands() -> None:
         assert f"  {name} " in text
 
 
+def test_every_option_is_in_the_help() -> None:
+    """Once, also if the options are in sections."""
+    for name, command in cli.commands.items():
+        terms = [line.split()[0].rstrip(",") for line in run(name, "--help").stdout.splitlines() if line[:3] == "  -"]
+        options = [param for param in command.params if isinstance(param, click.Option)]
+        assert sorted(terms) == sorted([*(option.opts[0] for option in options), "-h"]), name
+
+
 def test_the_variables_are_in_the_help() -> None:
     """Of every command that opens a database."""
     for name in (name for name in cli.commands if name != "completion"):

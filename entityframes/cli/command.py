@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -55,16 +55,28 @@ class Command(click.Command):
     """A command with examples in its help, and with -v and -q.
 
     Args:
+        sections: titles in the list of options, with the names of their parameters; all others are at its end.
         examples: shell commands with comments, one per line; they run as they are on an empty folder with the files
             that the tests create (`tests/test_help.py`).
     """
 
     context_class = _Context
 
-    def __init__(self, *args: Any, examples: str = "", **options: Any) -> None:
+    def __init__(
+        self, *args: Any, sections: Mapping[str, Sequence[str]] | None = None, examples: str = "", **options: Any
+    ) -> None:
         super().__init__(*args, **options)
+        self.sections = sections or {}
         self.examples = examples.strip("\n")
         self.params += _verbosity()
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options by section."""
+        titles = {name: title for title, names in self.sections.items() for name in names}
+        for title in (*self.sections, "Options"):
+            params = (param for param in self.get_params(ctx) if titles.get(str(param.name), "Options") == title)
+            with formatter.section(title):
+                formatter.write_dl(filter(None, (param.get_help_record(ctx) for param in params)))
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The examples, at the end: on a terminal the end is what one sees."""
@@ -124,6 +136,11 @@ class Group(Command, click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of their definition, which is that of their use."""
         return list(self.commands)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options, and the commands."""
+        super().format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Each command with a complete sentence."""

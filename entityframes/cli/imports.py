@@ -39,9 +39,24 @@ from entityframes.visible import visible
 _LISTING: dict[str, Any] = {"multiple": True, "metavar": "TEXT"}
 
 
+#: The options that have a meaning with --mirror only.
+_MIRROR = ("scope", "max_delete", "soft_delete")
+
+#: The options that have a meaning for entities or for tables only.
+_ENTITIES = ("entity_type", "id_columns", "id_separator", "content", "metadata", "absent", "no_embed", "namespace")
+_TABLES = ("key", "only", "ignore", "insert_only", "create", "mirror", *_MIRROR)
+
+#: The options for reading files.
+_FILES = (
+    "file_format", "columns", "separator", "quote", "no_quote", "escape", "encoding", "decimal_comma", "nulls", "text",
+    "numbers",
+)  # fmt: skip
+
+
 @click.command(
     "import",
     cls=Command,
+    sections={"Entities": _ENTITIES[:-1], "Tables": ("table", *_TABLES), "Files": _FILES},
     examples="""
 # the columns that are not named are kept as metadata
 entityframes import people.csv --type person --id email --content bio
@@ -206,14 +221,6 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
                 err=True,
             )
     sys.exit(0 if result.ok else 1)
-
-
-#: The options that have a meaning with --mirror only.
-_MIRROR = ("scope", "max_delete", "soft_delete")
-
-#: The options that have a meaning for entities or for tables only.
-_ENTITIES = ("entity_type", "id_columns", "id_separator", "content", "metadata", "absent", "no_embed", "namespace")
-_TABLES = ("key", "only", "ignore", "insert_only", "create", "mirror", *_MIRROR)
 
 
 def _check_options(options: dict[str, Any]) -> None:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 
 import click
 
 from entityframes.visible import visible, visible_json
 
 
-@dataclass
 class Level:
     """How much is printed, by -v and -q, and the command that prints."""
 
-    verbose: int = 0
-    quiet: bool = False
-    command: str = "entityframes"
+    def __init__(self) -> None:
+        self.reset()
 
     def reset(self) -> None:
         """Begin a command."""
-        self.__init__()  # type: ignore[misc]
+        self.verbose, self.quiet, self.command = 0, False, "entityframes"
 
 
 #: That of the command that runs.
