@@ -503,3 +503,13 @@ def test_a_file_without_content_and_without_a_type(run: Run, name: str) -> None:
         assert store.read("n").select("id", "content", "a", "b").rows() == [("1", "007", 1, 2), ("2", "8", None, 2)]
     write(frame.select("entity_type", "id"), run.folder / name)
     assert "2 unchanged" in run("import", name)[1]
+
+
+@pytest.mark.duckdb
+def test_a_data_file_is_no_store(tmp_path: Path) -> None:
+    """Neither to write to nor to read from."""
+    (tmp_path / "a.csv").write_text("id,n\n1,2\n")
+    for words in (["stats"], ["tables"], ["import", "a.csv", "--type", "t", "--id", "id"]):
+        code, out, errors = run_command(*words, "--store", "a.csv", cwd=tmp_path)
+        assert (code, out) == (2, "")
+        assert errors == "entityframes: a.csv is a data file\n  use a separate file for a DuckDB store\n"

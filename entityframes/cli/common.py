@@ -115,7 +115,7 @@ def print_origin(url: str | None) -> None:
     location = parse_url(url)
     if location.origin and not printed.get("entityframes.origin"):
         printed["entityframes.origin"] = True
-        echo(f"store: {visible(location.address)} ({location.origin})", err=True)
+        tell(f"store: {visible(location.address)} ({location.origin})", err=True)
 
 
 def open_for_dry_run(url: str | None, namespace: str) -> Any:

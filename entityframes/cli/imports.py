@@ -32,7 +32,7 @@ from entityframes.cli.files import (
     text_options,
     write_failed,
 )
-from entityframes.cli.output import echo, note
+from entityframes.cli.output import echo, note, tell
 from entityframes.visible import visible
 
 #: Settings of an option that takes names: comma-separated, or given several times.
@@ -216,7 +216,7 @@ def import_command(files: Sequence[str], as_json: bool, url: str | None, namespa
             rows, result = _import_entities(given, files, url, namespace, as_json, options)
         if options["failed_file"] and not result.ok:
             write_failed(rows, result, given, options["failed_file"])
-            echo(
+            tell(
                 f"wrote the failed rows to {visible(options['failed_file'])}: correct them and import that file",
                 err=True,
             )
