@@ -93,6 +93,8 @@ class Command(click.Command):
         output.level.command = ctx.command_path
         if output.level.quiet and ctx.params.get("progress", True) is None:
             ctx.params["progress"] = False
+        if "url" in ctx.params:
+            _load_polars()
         with printed():
             return super().invoke(ctx)
 
@@ -146,6 +148,15 @@ class Group(Command, click.Group):
         """Each command with a complete sentence."""
         with formatter.section("Commands"):
             formatter.write_dl(self.commands.help())
+
+
+def _load_polars() -> None:
+    """Import Polars, whose own handler of Ctrl-C would interrupt a background job that ignores it."""
+    import polars  # noqa: F401
+
+    from entityframes.interrupt import sigint_handler
+
+    sigint_handler()
 
 
 def _verbosity() -> list[click.Parameter]:
