@@ -1,5 +1,6 @@
 """Bulk upserts, lookups and deletes of entities with dataframes, on DuckDB and PostgreSQL."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from entityframes.errors import (
@@ -23,12 +24,6 @@ from entityframes.errors import (
     TransientError,
     ValidationError,
 )
-from entityframes.frames.schema import entities, ids
-from entityframes.results import DeleteResult, EmbedResult, SyncResult, UpsertResult
-from entityframes.store import EntityStore, connect
-from entityframes.tables import Table, create_table, table
-from entityframes.writing.plan import Plan
-from entityframes.writing.tables.plan import TablePlan
 
 if TYPE_CHECKING:
     from entityframes.directory import DirectorySync
@@ -38,6 +33,12 @@ if TYPE_CHECKING:
         SentenceTransformerEmbedder,
         WordLlamaEmbedder,
     )
+    from entityframes.frames.schema import entities, ids
+    from entityframes.results import DeleteResult, EmbedResult, SyncResult, UpsertResult
+    from entityframes.store import EntityStore, connect
+    from entityframes.tables import Table, create_table, table
+    from entityframes.writing.plan import Plan
+    from entityframes.writing.tables.plan import TablePlan
 
 __version__ = "0.1.0"
 
@@ -82,17 +83,25 @@ __all__ = [
 ]
 
 
+#: The modules of the public names that are loaded on first access: with them come Polars and the drivers.
+_LATER = {
+    "directory": ["DirectorySync"],
+    "embedding": ["HashingEmbedder", "OpenAIEmbedder", "SentenceTransformerEmbedder", "WordLlamaEmbedder"],
+    "frames.schema": ["entities", "ids"],
+    "results": ["DeleteResult", "EmbedResult", "SyncResult", "UpsertResult"],
+    "store": ["EntityStore", "connect"],
+    "tables": ["Table", "create_table", "table"],
+    "writing.plan": ["Plan"],
+    "writing.tables.plan": ["TablePlan"],
+}
+_MODULES = {name: f"entityframes.{module}" for module, names in _LATER.items() for name in names}
+
+
 def __getattr__(name: str) -> Any:
-    """Load the embedders and DirectorySync, with their dependencies, on first access."""
-    if name.endswith("Embedder") and name in __all__:
-        from entityframes import embedding
-
-        return getattr(embedding, name)
-    if name == "DirectorySync":
-        from entityframes.directory import DirectorySync
-
-        return DirectorySync
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return found
 
 
 def __dir__() -> list[str]:

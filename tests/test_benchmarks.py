@@ -11,6 +11,7 @@ from click.testing import CliRunner
 import entityframes as ef
 from entityframes.bench.n_plus_one import BATCH, N_PLUS_ONE, n_plus_one
 from entityframes.cli import cli
+from tests.command import run as run_command
 
 
 def test_the_scratch_namespace_is_removed(url: str, store, sql) -> None:
@@ -45,8 +46,45 @@ def test_bench_command(url: str, tmp_path: Path) -> None:
     words = ["bench", "--store", url, "--entities", "10", "--entities", "20", "--repeat", "1", "--chart", str(chart)]
     run = CliRunner().invoke(cli, [*words, "--json"], catch_exceptions=False)
     assert run.exit_code == 0
-    assert pl.read_ndjson(run.output.encode())["entities"].to_list() == [10, 10, 20, 20]
+    assert pl.read_ndjson(run.stdout.encode())["entities"].to_list() == [10, 10, 20, 20]
     assert chart.read_text("utf-8").startswith("<svg")
+
+
+@pytest.mark.duckdb
+def test_bench_writes_and_prints_csv(tmp_path: Path) -> None:
+    """To a pipe or a file; in a file also any other format."""
+    words = ["bench", "--store", "x.duckdb", "--entities", "5", "--repeat", "1"]
+    assert pl.read_csv(run_command(*words, cwd=tmp_path).stdout.encode())["way"].to_list() == [N_PLUS_ONE, BATCH]
+    code, out, errors = run_command(*words, "--out", "speed.parquet", cwd=tmp_path)
+    assert (code, out, "wrote speed.parquet" in errors) == (0, "", True)
+    assert pl.read_parquet(tmp_path / "speed.parquet")["way"].to_list() == [N_PLUS_ONE, BATCH]
+
+
+@pytest.mark.duckdb
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--repeat", "0"], "'--repeat': 0"),
+        (["--entities", "0"], "'--entities': 0"),
+        (["--latency-ms", "1"], "0 for DuckDB, which has no round trips"),
+        (["--chart", "speed.doc"], "no chart of this format\n  use .svg, .png, .html, .json"),
+        (["--chart", "no/speed.svg"], "the folder does not exist"),
+        (["--out", "no/speed.csv"], "the folder does not exist"),
+        (["--out", "speed.doc"], "cannot infer the format"),
+    ],
+)
+def test_bench_checks_its_arguments_before_it_measures(tmp_path: Path, words: list[str], message: str) -> None:
+    code, out, errors = run_command("bench", "--store", "x.duckdb", *words, cwd=tmp_path)
+    assert (code, out, message in errors) == (2, "", True), errors
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.duckdb
+def test_progress_of_the_benchmark() -> None:
+    """Counted in measurements: two methods, three times, for each size."""
+    seen: list[tuple[int, int | None]] = []
+    n_plus_one(":memory:", [2, 3], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(n, 12) for n in range(1, 13)]
 
 
 @pytest.mark.slow

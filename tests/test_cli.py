@@ -327,7 +327,7 @@ def test_stats_and_export_to_standard_output(run: Run) -> None:
         (["import", "airports.dat", "--type", "t"], "--type needs --id"),
         (["import", "airports.dat", "--type", "t", "--id", "a", "--columns", "a,b"], "6 columns, but 2 names"),
         (["import", "airports.unknown", "--type", "t", "--id", "id"], "no such file"),
-        (["get", "--type", "t"], "give ids"),
+        (["get", "--type", "t"], "no ids"),
         (["nonsense"], "No such command"),
     ],
 )
@@ -341,10 +341,10 @@ def test_what_cannot_run(run: Run, words: list[str], message: str) -> None:
 
 @pytest.mark.postgresql
 def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
-    """One line, exit status 2, no password."""
+    """Two lines, exit status 2, no password."""
     code, out, errors = Run("postgresql://u:s3cr3t@127.0.0.1:1/d", tmp_path)("stats")
     assert (code, out) == (2, "")
-    assert errors.count("\n") == 1
+    assert errors.count("\n") == 2
     assert "s3cr3t" not in errors
 
 
@@ -399,40 +399,45 @@ def test_every_command_has_help() -> None:
     ("words", "message"),
     [
         (["frobnicate"], "No such command 'frobnicate'"),
-        (["import"], "Missing argument 'FILE...'. (see entityframes import --help)"),
+        (["import"], "Missing argument 'FILE...'.\n  see entityframes import --help"),
         (["import", "x.csv", "--batch-size", "0"], "'--batch-size': 0"),
         (["import", "x.csv", "--id", "k"], "--id needs --type"),
         (["import", "x.csv", "--type", "t", "--id", "z"], "no column 'z'; the file has 'k', 'v'"),
         (["import", "x.csv", "y.csv", "--type", "t", "--id", "k"], "y.csv has different columns than x.csv"),
         (["import", "none*.csv", "--type", "t", "--id", "k"], "no such file: none*.csv"),
-        (["get", "--type", "t"], "give ids as arguments"),
+        (["get", "--type", "t"], "no ids\n  give them as arguments"),
     ],
 )
-def test_an_error_is_one_line(tmp_path: Path, words: list[str], message: str) -> None:
-    """Exit status 2 and a remedy, without the usage of the whole command."""
+def test_an_error_is_two_lines(tmp_path: Path, words: list[str], message: str) -> None:
+    """What happened, and what to do next; exit status 2, without the usage of the whole command."""
     (tmp_path / "x.csv").write_text("k,v\na,1\n")
     (tmp_path / "y.csv").write_text("k,w\nb,1\n")
     run = run_command(*words, cwd=tmp_path)
     assert (run.returncode, run.stdout) == (2, "")
     assert message in run.stderr
-    assert run.stderr.startswith("entityframes: ")
-    assert run.stderr.count("\n") == 1
+    happened, following = run.stderr.splitlines()
+    assert happened.startswith("entityframes: ")
+    assert following.startswith("  ")
     assert not (tmp_path / "entities.duckdb").exists()
+
+
+_NO_HEADER = "  name the columns with --columns if that is no header line"
+_HELP = "  see entityframes import --help"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words", "message"),
     [
-        ("x.csv", "k,v\n1,2\n", [], "the file has 'k', 'v' in its first line; a file without a header line needs --columns"),
-        ("x.csv", "1,2\n", ["--columns", "k,v"], "the file has 'k', 'v'"),
-        ("x.csv", "k;v\n1;2\n", [], "--columns; its separator seems to be ';': use --separator ';'"),
-        ("x.csv", "k;v,w\n1;2,3\n", [], "the file has 'k;v', 'w' in its first line; a file without a header line needs --columns"),
-        ("x.tsv", "k|v\n1|2\n", [], "its separator seems to be '|': use --separator '|'"),
-        ("x.ndjson", '{"k;v": 1}\n', [], "the file has 'k;v'"),
-        ("x.csv", ",".join(f"c{n}" for n in range(50)) + "\n", [], "'c48', 'c49' in its first line; a file without a header line needs --columns"),
-        ("x.csv", ",".join(f"c{n}" for n in range(51)) + "\n", [], "'c48', 'c49', ... in its first line; a file without a header line needs --columns"),
+        ("x.csv", "k,v\n1,2\n", [], "the file has 'k', 'v' in its first line\n" + _NO_HEADER),
+        ("x.csv", "1,2\n", ["--columns", "k,v"], "the file has 'k', 'v'\n" + _HELP),
+        ("x.csv", "k;v\n1;2\n", [], "the file has 'k;v'; its separator seems to be ';'\n  use --separator ';'"),
+        ("x.csv", "k;v,w\n1;2,3\n", [], "the file has 'k;v', 'w' in its first line\n" + _NO_HEADER),
+        ("x.tsv", "k|v\n1|2\n", [], "its separator seems to be '|'\n  use --separator '|'"),
+        ("x.ndjson", '{"k;v": 1}\n', [], "the file has 'k;v'\n" + _HELP),
+        ("x.csv", ",".join(f"c{n}" for n in range(50)) + "\n", [], "'c48', 'c49' in its first line\n" + _NO_HEADER),
+        ("x.csv", ",".join(f"c{n}" for n in range(51)) + "\n", [], "'c49', ... in its first line\n" + _NO_HEADER),
     ],
-)  # fmt: skip
+)
 def test_a_column_that_is_not_there(tmp_path: Path, name: str, content: str, words: list[str], message: str) -> None:
     """The message lists the columns that there are, and names the probable cause."""
     (tmp_path / name).write_text(content)
@@ -498,3 +503,13 @@ def test_a_file_without_content_and_without_a_type(run: Run, name: str) -> None:
         assert store.read("n").select("id", "content", "a", "b").rows() == [("1", "007", 1, 2), ("2", "8", None, 2)]
     write(frame.select("entity_type", "id"), run.folder / name)
     assert "2 unchanged" in run("import", name)[1]
+
+
+@pytest.mark.duckdb
+def test_a_data_file_is_no_store(tmp_path: Path) -> None:
+    """Neither to write to nor to read from."""
+    (tmp_path / "a.csv").write_text("id,n\n1,2\n")
+    for words in (["stats"], ["tables"], ["import", "a.csv", "--type", "t", "--id", "id"]):
+        code, out, errors = run_command(*words, "--store", "a.csv", cwd=tmp_path)
+        assert (code, out) == (2, "")
+        assert errors == "entityframes: a.csv is a data file\n  use a separate file for a DuckDB store\n"

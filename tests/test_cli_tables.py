@@ -151,7 +151,7 @@ def test_a_table_is_created_if_it_does_not_exist(run: Run, database: str, engine
     """With the dtypes of the file and a primary key, once; the dry run creates nothing."""
     words = ["import", "customers.csv", "--table", "visitors"]
     assert "create it with --create" in run(*words)[2]
-    assert "--create needs --key" in run(*words, "--create")[2]
+    assert "name its columns with --key" in run(*words, "--create")[2]
     code, out, errors = run(*words, "--create", "--key", "code", "--dry-run")
     assert (code, "2 to create" in out, "visitors would be created with code " in errors) == (0, True, True)
     assert "visitors" not in run("tables")[1]
@@ -260,11 +260,11 @@ def test_a_table_without_a_primary_key(run: Run, database: str, engine: str, tmp
         (["import", "customers.csv", "--table", "t", "--absent", "clear"], "--absent: not with --table"),
         (["import", "customers.csv", "--type", "x", "--id", "code", "--key", "code"], "--key: only with --table"),
         (["import", "customers.csv", "--table", "t", "--only", "codes"], "no column 'codes'; the file has 'code'"),
-        (["get", "1"], "--type, or a table with --table"),
+        (["get", "1"], "no type\n  give that of the ids with --type, or a table with --table"),
         (["get", "--table", "t", "--type", "x", "1"], "--type: not with --table"),
-        (["get", "--table", "sales.customers"], "give keys as arguments, or a file of them with --ids"),
+        (["get", "--table", "sales.customers"], "no keys\n  give them as arguments, or in a file with --ids"),
         (["delete", "--type", "x", "--key", "code", "1"], "--key: only with --table"),
-        (["export"], "give the type of the entities, or --table"),
+        (["export"], "no type\n  give that of the entities, or a table with --table"),
         (["export", "--table", "t", "person"], "TYPE: not with --table"),
     ],
 )  # fmt: skip

@@ -70,8 +70,19 @@ def test_every_error_has_our_base_class() -> None:
 
 
 def test_import_is_light() -> None:
-    """Importing the package loads no driver and nothing of the command line."""
-    heavy = ("pathspec", "adbc_driver_postgresql", "duckdb", "rich", "click", "pyarrow", "tqdm", "pandas")
+    """Importing the package loads neither Polars nor a driver, and nothing of the command line."""
+    heavy = (
+        "polars",
+        "numpy",
+        "pathspec",
+        "adbc_driver_postgresql",
+        "duckdb",
+        "rich",
+        "click",
+        "pyarrow",
+        "tqdm",
+        "pandas",
+    )
     script = f"import sys, entityframes; print(*[name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert run.stdout.strip() == "", run.stdout + run.stderr

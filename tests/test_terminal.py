@@ -32,13 +32,14 @@ def acted_on(text: str) -> set[str]:
     return {one for one in rest if unicodedata.category(one) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
 
 
-def in_terminal(*words: object, cwd: Path) -> str:
-    """The output of a command whose standard output and standard error are a terminal."""
+def in_terminal(*words: object, cwd: Path, columns: int = 200, typed: str = "") -> str:
+    """The output of a command whose streams are a terminal, in which something is typed."""
     main, other = pty.openpty()
-    environment = os.environ | {"TERM": "dumb", "COLUMNS": "200", "PYTHONUTF8": "1", "PYTHONPATH": os.getcwd()}
+    os.write(main, typed.encode())
+    environment = os.environ | {"TERM": "dumb", "COLUMNS": str(columns), "PYTHONUTF8": "1", "PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(
         [sys.executable, "-m", "entityframes", *map(str, words)],
-        stdin=subprocess.DEVNULL, stdout=other, stderr=other, cwd=cwd, env=environment,
+        stdin=other, stdout=other, stderr=other, cwd=cwd, env=environment,
     )  # fmt: skip
     os.close(other)
     shown = b""
@@ -130,8 +131,7 @@ def test_a_terminal_shows_what_is_there(folder: Path) -> None:
     """Escapes, on one line each; and JSON with the same values."""
     shown = in_terminal("export", "note", "--store", "x.duckdb", cwd=folder)
     assert "a\\x1b[31mred\\x1b[0m\\x9b2J" in shown
-    # The columns are narrow: words are wrapped.
-    assert "tru" in in_terminal("exists", "--type", "note", f"a{EVIL}", "--store", "x.duckdb", cwd=folder)
+    assert "true" in in_terminal("exists", "--type", "note", f"a{EVIL}", "--store", "x.duckdb", cwd=folder)
     shown = in_terminal("get", "--type", "note", f"a{EVIL}", "--json", "--store", "x.duckdb", cwd=folder)
     assert json.loads(shown)["id"] == f"a{EVIL}"
     # A search shows a table on a terminal, and prints CSV to a pipe.

@@ -7,6 +7,8 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ import polars as pl
 
 from entityframes.bench.wire import WireProxy
 from entityframes.engines.url import Address, parse_url
+from entityframes.progress import Progress, Reporter
 from entityframes.store import EntityStore, connect
 
 #: The loop that queries one entity at a time, and the single call that replaces it.
 N_PLUS_ONE, BATCH = "N+1", "batch"
+#: The formats of charts.
+CHARTS = (".svg", ".png", ".html", ".json")
 
 
 def n_plus_one(
@@ -26,6 +31,7 @@ def n_plus_one(
     *,
     latency_ms: float = 0.0,
     repeat: int = 3,
+    progress: Progress = None,
 ) -> pl.DataFrame:
     """Time the sync of a number of entities, half of which are stored and a quarter changed, with both methods.
 
@@ -36,6 +42,7 @@ def n_plus_one(
         entities: the numbers of entities to measure.
         latency_ms: milliseconds of latency added to each round trip; PostgreSQL only.
         repeat: the number of measurements of each method; the methods alternate.
+        progress: as for `EntityStore.upsert`, counted in measurements.
 
     Returns:
         ``way`` (the method: "N+1" or "batch"), ``entities`` Int64, ``latency_ms`` Float64, ``seconds`` Float64
@@ -44,16 +51,34 @@ def n_plus_one(
 
     Raises:
         ConnectError: the store cannot be opened.
+        ValueError: a number is too small, or `latency_ms` is given for DuckDB.
     """
     location = parse_url(url)
+    _check(location.engine, entities, latency_ms, repeat)
     measured: list[dict[str, Any]] = []
     wire = WireProxy(location.target, latency_ms=latency_ms) if location.engine == "postgresql" else nullcontext()
-    with wire as proxy, _scratch(proxy.url if proxy else location) as store:
-        for size in entities:
-            for _ in range(repeat):
-                for way, sync in ((N_PLUS_ONE, sync_one_by_one), (BATCH, sync_in_batches)):
-                    measured.append(_measure(store, way, sync, size, proxy) | {"latency_ms": latency_ms})
+    ways = ((N_PLUS_ONE, sync_one_by_one), (BATCH, sync_in_batches))
+    with (
+        wire as proxy,
+        _scratch(proxy.url if proxy else location) as store,
+        Reporter(progress, len(entities) * repeat * len(ways), unit="measurements") as reporter,
+    ):
+        for size, _, (way, sync) in product(entities, range(repeat), ways):
+            measured.append(_measure(store, way, sync, size, proxy) | {"latency_ms": latency_ms})
+            reporter.advance(1)
     return _medians(pl.DataFrame(measured))
+
+
+def _check(engine: str, entities: Sequence[int], latency_ms: float, repeat: int) -> None:
+    """Check the arguments before anything is measured.
+
+    Raises:
+        ValueError: they cannot be measured.
+    """
+    if not entities or min(entities) < 1 or repeat < 1:
+        raise ValueError(f"entities and repeat must be at least 1, got {entities} and {repeat}")
+    if latency_ms < 0 or (latency_ms and engine == "duckdb"):
+        raise ValueError(f"latency_ms must be 0 or more, and 0 for DuckDB, which has no round trips, got {latency_ms}")
 
 
 def sync_one_by_one(store: EntityStore, frame: pl.DataFrame) -> None:
@@ -102,6 +127,23 @@ def chart(measured: pl.DataFrame) -> Any:
     return seconds | panel("round_trips", "round trips") if counted else seconds
 
 
+def check_chart(path: str | os.PathLike[str]) -> None:
+    """Check that a chart can be written to a file.
+
+    Raises:
+        ValueError: a package is missing, or the format is unknown.
+        FileNotFoundError: there is no such folder.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in CHARTS:
+        raise ValueError(f"{path}: no chart of this format: use {', '.join(CHARTS)}")
+    needed = ("altair", "vl_convert") if suffix in (".svg", ".png") else ("altair",)
+    if any(find_spec(name) is None for name in needed):
+        raise ValueError("charts need Altair: install entityframes[notebook]")
+    if not Path(path).resolve().parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder does not exist")
+
+
 def save_chart(measured: pl.DataFrame, path: str | os.PathLike[str]) -> None:
     """Write the chart as SVG, PNG, HTML or JSON, depending on the file extension."""
     chart(measured).save(str(Path(path)))
@@ -131,7 +173,7 @@ def _measure(
     store: EntityStore, way: str, sync: Callable[[EntityStore, pl.DataFrame], None], size: int, proxy: WireProxy | None
 ) -> dict[str, Any]:
     frame = sample(size, version=1)
-    store.delete(frame.select("entity_type", "id"))
+    store.delete(frame.select("entity_type", "id"), progress=False)
     # Half of the entities are stored, and half of those are unchanged.
     store.upsert(pl.concat([frame[: size // 4], sample(size // 2, version=0)[size // 4 :]]), progress=False)
     if proxy is not None:

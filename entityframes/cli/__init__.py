@@ -4,41 +4,61 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from entityframes.cli import directory, embedding, entities, imports, tables
-from entityframes.cli.common import echo
-from entityframes.visible import visible
+import entityframes
+from entityframes.cli import errors
+from entityframes.cli.command import Group, Later
+from entityframes.cli.output import level
+
+#: The commands in the order of their use: where each is defined, and the first sentence of its help.
+_COMMANDS = {
+    "import": ("imports.import_command", "Import rows of files as entities, or into a table."),
+    "get": ("entities.get", "Print entities by id, or rows of a table by key."),
+    "exists": ("entities.exists", "Check which ids, or keys of a table, are stored."),
+    "delete": ("entities.delete", "Delete entities, or rows of a table, by id or by a condition."),
+    "export": ("entities.export", "Write all entities of a type, or all rows of a table, to a file."),
+    "tables": ("tables.tables", "List the tables of the database with their primary keys."),
+    "sync": ("directory.sync", "Sync a folder of markdown files with the store, in both directions."),
+    "embed": ("embedding.embed", "Embed entities that are due, once or as a worker."),
+    "search": ("embedding.search", "Find entities by meaning, by words, or both, best first."),
+    "jobs": ("embedding.jobs", "List the embedding jobs, oldest first, or create jobs."),
+    "spaces": ("embedding.spaces", "List the embedding spaces, and activate, index or drop one."),
+    "stats": ("entities.stats", "Count entities by type, and those that are embedded."),
+    "verify": ("entities.verify", "Check that the store is consistent, and repair it."),
+    "bench": ("bench.bench", "Compare a loop over entities (N+1) with one batch."),
+    "completion": ("completion.completion", "Print the script that completes commands in a shell."),
+}
 
 
-class _OutputClosedError(Exception):
-    """The reader of standard output has closed the pipe."""
-
-
-class _Commands(click.Group):
+class _Commands(Group):
     """A group that hides BrokenPipeError from click, which would exit with status 1."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
         except BrokenPipeError as error:
-            raise _OutputClosedError from error
+            raise errors.OutputClosedError from error
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="entityframes")
+@click.group(
+    cls=_Commands,
+    commands=Later("entityframes.cli", _COMMANDS),
+    context_settings={"help_option_names": ["-h", "--help"]},
+    examples="""
+entityframes import people.csv --type person --id email
+entityframes get --type person ada@example.org
+entityframes export person --out people.parquet
+entityframes import people.csv --table people --create --key email
+""",
+)
+@click.version_option(entityframes.__version__)
 def cli() -> None:
-    """Import, look up, export and delete entities, or rows of tables, in bulk.
+    """Import, look up, search, export and delete entities, or rows of tables, in bulk.
 
-    \b
-    entityframes import people.csv --type person --id email
-    entityframes get --type person ada@example.org
-    entityframes export person --out people.parquet
-    entityframes import customers.csv --table sales.customers
+    The store is that of --store, else of $ENTITYFRAMES_URL, else of $DATABASE_URL, else the file entities.duckdb.
     """
 
 
@@ -47,56 +67,6 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() in ("utf-8", "utf8"):
         # A file name may contain other bytes, and printing it must not fail after the work is done.
         sys.stdout.reconfigure(errors="backslashreplace")
-    with _report_errors():
+    level.reset()
+    with errors.reported():
         sys.exit(cli(prog_name="entityframes", standalone_mode=False) or 0)
-
-
-@contextmanager
-def _report_errors() -> Iterator[None]:
-    """Print every expected error as one line on standard error and exit with status 2, without a traceback."""
-    import polars as pl
-
-    from entityframes.errors import EntityFramesError
-    from entityframes.interrupt import sigint_handler
-
-    sigint_handler()
-    try:
-        yield
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(2)
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f" (see {context.command_path} --help)" if context else ""
-        echo(f"entityframes: {visible(' '.join(error.format_message().split()))}{hint}", err=True)
-        sys.exit(2)
-    except (_OutputClosedError, BrokenPipeError):
-        sys.stderr.close()
-        sys.exit(0)
-    except (EntityFramesError, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
-        # Polars appends its query plan.
-        message = str(error).split("Resolved plan")[0]
-        echo(f"entityframes: {visible(' '.join(message.split())) or type(error).__name__}", err=True)
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("entityframes: interrupted", err=True)
-        sys.exit(130)
-
-
-for _command in (
-    imports.import_command,
-    entities.get,
-    entities.exists,
-    entities.delete,
-    entities.export,
-    tables.tables,
-    directory.sync,
-    embedding.embed,
-    embedding.search,
-    embedding.jobs,
-    embedding.spaces,
-    entities.stats,
-    entities.verify,
-    entities.bench,
-):
-    cli.add_command(_command)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from entityframes.visible import visible, visible_json
+from entityframes.cli.command import paths
+from entityframes.cli.output import echo, note, print_exactly, tell
+from entityframes.visible import visible
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -19,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def url_option(command: F) -> F:
     """--store."""
     return click.option(
-        "--store", "url", metavar="URL",
+        "--store", "url", metavar="URL", shell_complete=paths("file"),
         help="Path of a DuckDB file or postgresql://user@host/database.  [default: $ENTITYFRAMES_URL, else "
         "$DATABASE_URL, else entities.duckdb]",
     )(command)  # fmt: skip
@@ -48,19 +50,53 @@ def given_options(names: Sequence[str]) -> list[str]:
     return [shown[name] for name in names if context.get_parameter_source(name) is line]
 
 
-def echo(text: str, *, err: bool = False) -> None:
-    """Print lines for people, with control characters escaped, so that data cannot affect the terminal.
+def condition(sql: str) -> Any:
+    """The Polars expression for the condition of --where.
 
-    Data that may contain line breaks must be passed through `visible` before it is embedded in the text.
+    Raises:
+        click.UsageError: it is none.
     """
-    click.echo(visible(text, keep="\n"), err=err)
+    import polars as pl
+
+    try:
+        return pl.sql_expr(sql)
+    except pl.exceptions.PolarsError:
+        raise click.UsageError(f"--where {sql!r} is no SQL: write it like \"country = 'Iceland'\"") from None
 
 
-def print_exactly(text: str, *, json: bool = False) -> None:
-    """Print output for scripts: unchanged, except that control characters are escaped on a terminal."""
-    if sys.stdout.isatty():
-        text = visible_json(text) if json else visible(text, keep="\n\t")
-    click.echo(text, nl=not text.endswith("\n"))
+def counted(number: int, noun: str) -> str:
+    """A number of things."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def confirm_deletion(selected: int, one: str, many: str, *, yes: bool) -> None:
+    """Ask whether to delete what a condition selects, and exit if the answer is no.
+
+    Args:
+        selected: how many it selects.
+        one, many: what they are, in the singular and the plural.
+        yes: whether --yes was given.
+
+    Raises:
+        click.ClickException: there is no terminal to ask on, and no --yes.
+    """
+    if yes or not selected:
+        return
+    what, it = (f"{one} matches", "it") if selected == 1 else (f"{many} match", "them")
+    if not sys.stdin.isatty():
+        raise click.ClickException(f"{selected:,} {what}; nothing was deleted: run it with --yes to delete {it}")
+    if not click.confirm(visible(f"{selected:,} {what}: delete {it}?"), err=True):
+        echo("nothing was deleted", err=True)
+        sys.exit(1)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="entityframes-") as folder:
+        yield Path(folder)
 
 
 def open_store(url: str | None, namespace: str, *, read_only: bool = False) -> Any:
@@ -79,7 +115,7 @@ def print_origin(url: str | None) -> None:
     location = parse_url(url)
     if location.origin and not printed.get("entityframes.origin"):
         printed["entityframes.origin"] = True
-        echo(f"store: {visible(location.address)} ({location.origin})", err=True)
+        tell(f"store: {visible(location.address)} ({location.origin})", err=True)
 
 
 def open_for_dry_run(url: str | None, namespace: str) -> Any:
@@ -91,7 +127,7 @@ def open_for_dry_run(url: str | None, namespace: str) -> Any:
     except entityframes.ConnectError as error:
         if not error.missing:
             raise
-        echo(f"note: {error}; the dry run assumes an empty store", err=True)
+        note(f"{error}; the dry run assumes an empty store")
         return entityframes.connect(":memory:")
 
 
@@ -121,8 +157,8 @@ def print_summary(
         }
         print_exactly(json.dumps(report, ensure_ascii=False, default=str), json=True)
         return
-    echo(f"{' '.join(map(visible, files))} -> {visible(target)}")
-    echo(repr(result).split("; first failure")[0].removeprefix("UpsertResult: ").removeprefix("DeleteResult: "))
+    tell(f"{' '.join(map(visible, files))} -> {visible(target)}")
+    tell(repr(result).split("; first failure")[0].removeprefix("UpsertResult: ").removeprefix("DeleteResult: "))
     if result.counts["failed"]:
         print_failures(result.failed, rest)
 
@@ -135,37 +171,34 @@ def _key_of(outcomes: Any) -> list[str]:
 
 def print_failures(failed: Any, rest: str | None = None, most: int = 10) -> None:
     """Print the first failed rows as a table on standard error; `rest` is how to see the others."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from entityframes.cli.show import print_table
 
     title = "1 row failed" if failed.height == 1 else f"{failed.height:,} rows failed"
     echo(f"{title} (the first row of the input is row 0)", err=True)
-    columns = ["row", *_key_of(failed), "error"]
-    table = Table()
-    # Text, so that brackets in the data are not interpreted as markup.
-    for name in columns:
-        table.add_column(Text("type" if name == "entity_type" else visible(name)))
-    for row in failed.head(most).iter_rows(named=True):
-        table.add_row(*(Text(visible(row[name])) for name in columns))
-    # Lines in a file are not wrapped.
-    Console(stderr=True, width=None if sys.stderr.isatty() else 1_000).print(table)
-    if failed.height > most:
-        echo(f"and {failed.height - most:,} more{f': {rest}' if rest else ''}", err=True)
+    shown = failed.select("row", *_key_of(failed), "error")
+    print_table(shown.rename({"entity_type": "type"}, strict=False), err=True, most=most, rest=rest)
 
 
-def print_frame(frame: Any, as_json: bool, shown: Sequence[str] | None = None) -> None:
-    """Print a frame: as NDJSON for scripts, as CSV if standard output is not a terminal, else as a table."""
-    import polars as pl
+def print_frame(frame: Any, as_json: bool, shown: Sequence[str] | None = None, empty: str = "no rows") -> None:
+    """Print a frame: as NDJSON for scripts, as CSV if standard output is not a terminal, else as a table.
 
+    Args:
+        frame: the rows.
+        as_json: whether to print NDJSON.
+        shown: the columns for people; None for all.
+        empty: what to say to people if there are no rows.
+    """
     if as_json:
         if not frame.is_empty():
             print_exactly(frame.write_ndjson(), json=True)
     elif not sys.stdout.isatty():
         click.echo(frame.write_csv(), nl=False)
+    elif frame.is_empty():
+        echo(empty)
     else:
-        with pl.Config(tbl_rows=50, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, fmt_str_lengths=60):
-            echo(str(_visible_frame(frame if shown is None else frame.select(shown))))
+        from entityframes.cli.show import print_table
+
+        print_table(frame if shown is None else frame.select(shown), rest="see them all with --json")
 
 
 def print_exported(frame: Any, what: str, out: str | None, file_format: str | None, as_json: bool) -> None:
@@ -183,30 +216,18 @@ def print_exported(frame: Any, what: str, out: str | None, file_format: str | No
     kind = file_format or ("csv" if not as_json else "ndjson")
     if check_writable(frame.schema, out or f"standard output.{kind}", file_format) in ("ndjson", "json"):
         for name in nonfinite(frame):
-            note = f"column {name!r} contains NaN or infinities, which JSON cannot represent: they are written as null"
-            echo(f"note: {visible(note)}", err=True)
+            lost = f"column {name!r} contains NaN or infinities, which JSON cannot represent: they are written as null"
+            note(visible(lost))
     if out:
         write_file(frame, out, file_format)
-        echo(f"{frame.height:,} rows of {what} -> {visible(out)}", err=True)
+        tell(f"{frame.height:,} rows of {what} -> {visible(out)}", err=True)
     elif as_json or file_format == "ndjson":
         print_frame(frame, True)
     else:
-        with tempfile.TemporaryDirectory(prefix="entityframes-") as folder:
-            path = Path(folder) / "out"
+        with scratch_folder() as folder:
+            path = folder / "out"
             write_file(frame, path, file_format or "csv")
             if sys.stdout.isatty():
                 print_exactly(path.read_text("utf-8"))
             else:
                 sys.stdout.buffer.write(path.read_bytes())
-
-
-def _visible_frame(frame: Any) -> Any:
-    """The frame for display: control characters are escaped, and each string is on one line."""
-    import polars as pl
-
-    frame = frame.rename({name: visible(name) for name in frame.columns})
-    texts = [column for column in frame.get_columns() if column.dtype == pl.String]
-    return frame.with_columns(
-        pl.Series(column.name, [text if text is None else visible(text) for text in column], dtype=pl.String)
-        for column in texts
-    )

@@ -10,20 +10,27 @@ from typing import Any
 
 import click
 
+from entityframes.cli.command import Command, paths
 from entityframes.cli.common import (
-    echo,
     json_option,
     open_for_dry_run,
     open_store,
-    print_exactly,
     print_frame,
     store_options,
 )
+from entityframes.cli.output import echo, note, print_exactly, tell
 from entityframes.visible import visible
 
 
-@click.command()
-@click.argument("folder", metavar="DIR", type=click.Path())
+@click.command(
+    cls=Command,
+    examples="""
+entityframes sync notes --dry-run
+entityframes sync notes --delete --on-conflict newer
+entityframes sync notes --import
+""",
+)
+@click.argument("folder", metavar="DIR", type=click.Path(), shell_complete=paths("dir"))
 @click.option("--import", "direction", flag_value="import", help="Only import files into the store.")
 @click.option("--export", "direction", flag_value="export", help="Only export entities to the folder.")
 @click.option("--default-type", default="note", show_default=True, help="Entity type of files in DIR itself.")
@@ -66,11 +73,6 @@ def sync(
 
     DIR/TYPE/ID.md is the entity (TYPE, ID): its front matter is the metadata, the rest is the content. Exit status 1 if
     files could not be synced, or changed on both sides.
-
-    \b
-    entityframes sync notes --dry-run
-    entityframes sync notes --delete --on-conflict newer
-    entityframes sync notes --import --watch
     """
     from entityframes.directory import DirectorySync
 
@@ -113,7 +115,7 @@ def _print_left_out(left_out: Any) -> None:
     from entityframes.directory.left_out import notes
 
     for line in notes(left_out):
-        echo(f"note: {_in_options(line)}", err=True)
+        note(_in_options(line))
 
 
 def _print_plan(plan: Any, as_json: bool) -> int:
@@ -155,7 +157,7 @@ def _print_result(result: Any, folder: str, address: str, as_json: bool, *, prin
         print_exactly(json.dumps(report, ensure_ascii=False), json=True)
         return
     counted = ", ".join(f"{count:,} {status}" for status, count in result.counts.items() if count) or "no files"
-    echo(f"{visible(folder)} <-> {visible(address)}: {counted}; {result.elapsed:.2f} s")
+    tell(f"{visible(folder)} <-> {visible(address)}: {counted}; {result.elapsed:.2f} s")
     _print_left_alone(result.outcomes.filter(pl.col("status") == "unchanged")["error"])
     if print_left_out:
         _print_left_out(result.left_out)
@@ -169,7 +171,7 @@ def _print_result(result: Any, folder: str, address: str, as_json: bool, *, prin
 def _print_left_alone(reasons: Any) -> None:
     """Print notes about rows that are not in sync and were left unchanged, and why."""
     for reason, count in reasons.drop_nulls().value_counts(sort=True).iter_rows():
-        echo(f"note: {count:,} left alone: {_in_options(reason)}", err=True)
+        note(f"{count:,} left alone: {_in_options(reason)}")
 
 
 def _in_options(reason: str) -> str:
@@ -199,5 +201,5 @@ def _watch(directory: Any, chosen: str, rules: dict[str, Any], as_json: bool) ->
     def failed(error: Exception) -> None:
         echo(f"entityframes: {' '.join(str(error).split())}", err=True)
 
-    echo(f"watching {visible(directory.root)}; press Ctrl-C to stop", err=True)
+    tell(f"watching {visible(directory.root)}; press Ctrl-C to stop", err=True)
     directory.watch(direction=chosen, stop=stop, on_result=report, on_error=failed, **rules)

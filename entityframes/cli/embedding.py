@@ -12,15 +12,16 @@ from typing import Any
 
 import click
 
+from entityframes.cli.command import Command
 from entityframes.cli.common import (
-    echo,
+    condition,
     json_option,
     open_store,
-    print_exactly,
     print_failures,
     print_frame,
     store_options,
 )
+from entityframes.cli.output import echo, note, print_exactly, tell
 from entityframes.visible import visible
 
 #: Minimum and maximum seconds between two polls for work; doubled while there is none.
@@ -52,6 +53,12 @@ def _embedder(store: Any, name: str | None, options: Sequence[str], space: str |
     return load_embedder(name or "wordllama", **given)
 
 
+def _names_of_embedders(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from importlib.metadata import entry_points
+
+    return [name for name in entry_points(group="entityframes.embedders").names if name.startswith(incomplete)]
+
+
 @contextmanager
 def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
     """SIGTERM and the first Ctrl-C stop the worker after the current batch; a second Ctrl-C interrupts it."""
@@ -68,10 +75,18 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples="""
+entityframes embed --embedder hashing --option dim=64
+# queue what is in no job, then embed it with the model of the space
+entityframes embed --enqueue
+""",
+)
 @click.option(
     "--embedder",
     "name",
+    shell_complete=_names_of_embedders,
     help="hashing, wordllama, openai, sentence-transformers, or an embedder of another package."
     "  [default: that of the space, else wordllama]",
 )
@@ -91,11 +106,9 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
 @json_option
 @store_options
 def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **options: Any) -> None:
-    """Embed entities that are due. On PostgreSQL, several workers may run in parallel, on several machines.
+    """Embed entities that are due, once or as a worker.
 
-    \b
-    entityframes embed --embedder wordllama
-    entityframes embed --embedder openai --option model=text-embedding-3-small --watch
+    On PostgreSQL, several workers may run in parallel, on several machines; with --watch they wait for new work.
     """
     from entityframes.embedding.worker import EmbedOptions
 
@@ -131,7 +144,7 @@ def _enqueue_all(store: Any, space: str | None) -> None:
     """Create jobs for everything that is due; not needed for a new space, which starts with jobs for all entities."""
     known = store.spaces()["space"].to_list()
     if space is None or space in known or not known:
-        echo(f"{store.enqueue(space=space if space in known else None):,} entities queued", err=True)
+        tell(f"{store.enqueue(space=space if space in known else None):,} entities queued", err=True)
 
 
 def _check_type(store: Any, entity_type: str | None) -> None:
@@ -188,10 +201,10 @@ def _report(result: Any, store: Any, as_json: bool) -> None:
         return
     from entityframes.results import UpsertResult
 
-    echo(f"{visible(result.space)} -> {visible(store.address)}")
+    tell(f"{visible(result.space)} -> {visible(store.address)}")
     # Remaining work is reported below, with command line options.
     summary = UpsertResult.__repr__(result).split("; first failure")[0].removeprefix("EmbedResult: ")
-    echo(summary if result.rows else "nothing is queued")
+    tell(summary if result.rows else "nothing is queued")
     if result.counts["failed"]:
         print_failures(result.failed, "see them all with --json")
     _report_remaining(result, store)
@@ -208,14 +221,26 @@ def _report_remaining(result: Any, store: Any) -> None:
         echo(f"{refused:,} were rejected: entityframes jobs --retry-failed --space {visible(result.space)}", err=True)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples="""
+entityframes search "analytical engines" --mode text
+entityframes search "who wrote programs" --type person --mode hybrid -k 3
+entityframes search computing --type person --mode text --where "born > 1900"
+""",
+)
 @click.argument("query")
 @click.option("--type", "entity_type", help="Entity type to search.  [default: all]")
 @click.option("--mode", type=click.Choice(["vector", "text", "hybrid"]), default="vector", show_default=True,
               help="Search by meaning, by words, or by both.")  # fmt: skip
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Maximum number of entities.")
 @click.option("--where", metavar="SQL", help="Condition on the columns of the type, such as \"country = 'Iceland'\".")
-@click.option("--embedder", "name", help="Embedder for the query.  [default: that of the active space]")
+@click.option(
+    "--embedder",
+    "name",
+    shell_complete=_names_of_embedders,
+    help="Embedder for the query.  [default: that of the active space]",
+)
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Passed to the embedder.")
 @json_option
 @store_options
@@ -231,21 +256,24 @@ def search(
     url: str | None,
     namespace: str,
 ) -> None:
-    """Find entities by meaning, by words, or both, best first. Exit status 1 if none is found."""
+    """Find entities by meaning, by words, or both, best first.
+
+    Exit status 1 if none is found.
+    """
     import polars as pl
 
     with _open_to_search(url, namespace, mode) as store:
         _check_type(store, entity_type)
         embedder = None if name is None else _embedder(store, name, options, None)
-        condition = None if where is None else pl.sql_expr(where)
-        found = store.search(query, entity_type=entity_type, k=k, mode=mode, where=condition, embedder=embedder)
-        note = None if found.height or mode == "text" else _note_of_due(store)
-    if as_json or not sys.stdout.isatty():
-        print_frame(found, as_json)
-    else:
-        _print_found(found)
-    if note:
-        echo(note, err=True)
+        selected = None if where is None else condition(where)
+        found = store.search(query, entity_type=entity_type, k=k, mode=mode, where=selected, embedder=embedder)
+        due = None if found.height or mode == "text" else _note_of_due(store)
+    if sys.stdout.isatty() and not as_json:
+        # Content on one line, as much of it as fits.
+        found = found.with_columns(pl.col("score").round(3), pl.col("content").str.replace_all(r"\s+", " "))
+    print_frame(found, as_json, ["rank", "score", "entity_type", "id", "content"], empty="nothing found")
+    if due:
+        note(due)
     sys.exit(0 if found.height else 1)
 
 
@@ -270,31 +298,18 @@ def _note_of_due(store: Any) -> str | None:
     due = int(store.stats()["due"].sum())
     unqueued = Remaining(store._engine, spaces.find(store._engine, None)["space"]).in_no_job()
     if unqueued:
-        return f"note: {due:,} due for embedding, {unqueued:,} of them not in a job: entityframes embed --enqueue"
-    return f"note: {due:,} due for embedding: entityframes embed" if due else None
+        return f"{due:,} due for embedding, {unqueued:,} of them not in a job: entityframes embed --enqueue"
+    return f"{due:,} due for embedding: entityframes embed" if due else None
 
 
-def _print_found(found: Any) -> None:
-    """Print the results as a table for people: one line each, with as much of the content as fits."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("rank", "score", "type", "id")
-    table.add_column("content", no_wrap=True, overflow="ellipsis")
-    for row in found.iter_rows(named=True):
-        words = (
-            str(row["rank"]),
-            f"{row['score']:.3f}",
-            row["entity_type"],
-            row["id"],
-            " ".join(row["content"].split()),
-        )
-        table.add_row(*(Text(visible(word)) for word in words))
-    Console().print(table)
-
-
-@click.command()
+@click.command(
+    cls=Command,
+    examples="""
+entityframes jobs
+entityframes jobs --state failed
+entityframes jobs --enqueue --type person
+""",
+)
 @click.option("--state", type=click.Choice(["pending", "running", "done", "failed"]), help="Only jobs in this state.")
 @click.option("--enqueue", is_flag=True, help="Create jobs for everything that is due or failed, of --type if given.")
 @click.option("--type", "entity_type", help="Entity type for --enqueue.")
@@ -316,15 +331,24 @@ def jobs(
     with open_store(url, namespace, read_only=not (enqueue or retry_failed)) as store:
         if enqueue:
             _check_type(store, entity_type)
-            echo(f"{store.enqueue(entity_type, space=space):,} entities queued", err=True)
+            tell(f"{store.enqueue(entity_type, space=space):,} entities queued", err=True)
         if retry_failed:
-            echo(f"{store.retry_failed(space=space):,} entities queued again", err=True)
+            tell(f"{store.retry_failed(space=space):,} entities queued again", err=True)
         print_frame(
-            store.jobs(state), as_json, ["job_id", "space", "state", "entities", "attempts", "error", "updated_at"]
+            store.jobs(state),
+            as_json,
+            ["job_id", "space", "state", "entities", "attempts", "error", "updated_at"],
+            empty="no jobs",
         )
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples="""
+entityframes spaces
+entityframes spaces --activate hashing-64
+""",
+)
 @click.option("--activate", metavar="SPACE", help="Use this space for searches.")
 @click.option("--index", metavar="SPACE", help="Create the index for approximate search (PostgreSQL with pgvector).")
 @click.option("--drop", metavar="SPACE", help="Delete this space with its vectors.")
@@ -333,7 +357,10 @@ def jobs(
 def spaces(
     activate: str | None, index: str | None, drop: str | None, as_json: bool, url: str | None, namespace: str
 ) -> None:
-    """List the embedding spaces: model, dimension, and how much of the store is embedded in each."""
+    """List the embedding spaces, and activate, index or drop one.
+
+    A space holds the vectors of one model; the list says how much of the store is embedded in each.
+    """
     with open_store(url, namespace, read_only=not (index or activate or drop)) as store:
         if index and not store.index_space(index):
             echo(f"no index for {visible(index)}: it takes pgvector 0.8 and at most 2,000 dimensions; "
@@ -342,4 +369,4 @@ def spaces(
             store.activate(activate)
         if drop:
             store.drop_space(drop)
-        print_frame(store.spaces(), as_json)
+        print_frame(store.spaces(), as_json, empty="no spaces: nothing is embedded yet")

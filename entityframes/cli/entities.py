@@ -1,30 +1,31 @@
-"""The commands for entities, and for rows of tables: get, exists, delete, export; stats, verify, bench."""
+"""The commands for entities, and for rows of tables: get, exists, delete, export; stats, verify."""
 
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
 from entityframes.cli import tables
+from entityframes.cli.command import Command
 from entityframes.cli.common import (
     F,
-    echo,
+    condition,
+    confirm_deletion,
+    counted,
     given_options,
     json_option,
     open_store,
-    print_exactly,
     print_exported,
     print_frame,
-    print_origin,
     print_summary,
+    scratch_folder,
     store_options,
 )
-from entityframes.cli.files import listed
+from entityframes.cli.files import check_output, listed
+from entityframes.cli.output import echo, note, print_exactly, progress, tell
 from entityframes.visible import visible
 
 
@@ -35,12 +36,12 @@ def _ids_frame(entity_type: str, ids: Sequence[str], ids_file: str | None) -> An
     from entityframes.files import TextOptions, read_files
 
     if bool(ids) == bool(ids_file):
-        raise click.UsageError("give ids as arguments, or a file of them with --ids")
+        raise click.UsageError("no ids: give them as arguments, or in a file with --ids")
     if not ids_file:
         listed = [line for id in ids for line in (sys.stdin.read().splitlines() if id == "-" else [id])]
         return entityframes.ids(entity_type, listed)
-    with tempfile.TemporaryDirectory(prefix="entityframes-") as spool:
-        given = read_files([ids_file], None, TextOptions(), Path(spool))
+    with scratch_folder() as spool:
+        given = read_files([ids_file], None, TextOptions(), spool)
         if "id" not in given.names:
             found = ", ".join(map(repr, given.names[:10]))
             raise click.UsageError(
@@ -62,7 +63,7 @@ def _unknown_type(store: Any, entity_type: str) -> str | None:
 def _note_unknown_type(store: Any, entity_type: str) -> None:
     """Print a note if the store has no entities of a type."""
     if unknown := _unknown_type(store, entity_type):
-        echo(f"note: {visible(unknown)}", err=True)
+        note(visible(unknown))
 
 
 def _ids_arguments(command: F) -> F:
@@ -87,12 +88,20 @@ def _check_table() -> None:
 
 def _check_type(entity_type: str | None) -> None:
     if entity_type is None:
-        raise click.UsageError("give the type of the ids with --type, or a table with --table")
+        raise click.UsageError("no type: give that of the ids with --type, or a table with --table")
     if wrong := given_options(["key"]):
         raise click.UsageError(f"{', '.join(wrong)}: only with --table")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples="""
+entityframes get --type person ada@example.org
+entityframes get --type person ada@example.org alan@example.org --json
+entityframes get --type person --ids people-ids.csv > people-found.csv
+entityframes get --table people ada@example.org
+""",
+)
 @_ids_arguments
 @json_option
 @store_options
@@ -100,9 +109,10 @@ def get(
     entity_type: str, table: str | None, key: Sequence[str], ids: Sequence[str], ids_file: str | None, as_json: bool,
     url: str | None, namespace: str,
 ) -> None:  # fmt: skip
-    """Print entities by id, or rows of a table by key, in the order given. Exit status 1 if some are missing.
+    """Print entities by id, or rows of a table by key.
 
-    An ID of - reads ids from standard input. A key of several columns is given as values separated by commas.
+    They come in the order given, missing ones included. An ID of - reads ids from standard input. A key of several
+    columns is given as values separated by commas. Exit status 1 if some are missing.
     """
     if table:
         _check_table()
@@ -110,14 +120,26 @@ def get(
     _check_type(entity_type)
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace, read_only=True) as store:
-        found = store.get(wanted)
+        found = store.get(wanted, progress=progress())
         if not found["found"].any():
             _note_unknown_type(store, entity_type)
-    print_frame(found, as_json)
+    if found.height == 1 and found["found"].all() and sys.stdout.isatty() and not as_json:
+        from entityframes.cli.show import print_entity
+
+        print_entity(found.row(0, named=True))
+    else:
+        print_frame(found, as_json, ["entity_type", "id", "found", "content", "metadata", "updated_at"])
     sys.exit(0 if found["found"].all() else 1)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples="""
+entityframes exists --type person ada@example.org alan@example.org
+cut -d, -f 1 people-ids.csv | tail -n +2 | entityframes exists --type person -
+entityframes exists --table people ada@example.org
+""",
+)
 @_ids_arguments
 @json_option
 @store_options
@@ -125,43 +147,89 @@ def exists(
     entity_type: str, table: str | None, key: Sequence[str], ids: Sequence[str], ids_file: str | None, as_json: bool,
     url: str | None, namespace: str,
 ) -> None:  # fmt: skip
-    """Check which ids, or keys of a table, are stored. Exit status 1 if some are missing."""
+    """Check which ids, or keys of a table, are stored.
+
+    Exit status 1 if some are missing.
+    """
     if table:
         _check_table()
         tables.exists(url, table, listed(key), ids, ids_file, as_json)
     _check_type(entity_type)
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace, read_only=True) as store:
-        found = store.exists(wanted)
+        found = store.exists(wanted, progress=progress())
         if not found["exists"].any():
             _note_unknown_type(store, entity_type)
     print_frame(found, as_json)
     sys.exit(0 if found["exists"].all() else 1)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples="""
+entityframes delete --type person alan@example.org
+entityframes delete --type person --ids people-ids.csv
+entityframes delete --type person --where "country = 'US' AND born < 1910" --yes
+# for a table, the condition is SQL of the database
+entityframes delete --table people --where "country = 'US'" --yes
+""",
+)
 @_ids_arguments
+@click.option("--where", metavar="SQL", help="Delete what satisfies a condition on the columns, instead of ids.")
+@click.option("--yes", is_flag=True, help="Delete what --where selects without asking.")
 @json_option
 @store_options
 def delete(
-    entity_type: str, table: str | None, key: Sequence[str], ids: Sequence[str], ids_file: str | None, as_json: bool,
-    url: str | None, namespace: str,
+    entity_type: str, table: str | None, key: Sequence[str], ids: Sequence[str], ids_file: str | None,
+    where: str | None, yes: bool, as_json: bool, url: str | None, namespace: str,
 ) -> None:  # fmt: skip
-    """Delete entities by id, or rows of a table by key. Ids that are not stored are ignored."""
+    """Delete entities, or rows of a table, by id or by a condition.
+
+    Ids that are not stored are ignored. With a condition, the command counts what it selects, and asks before anything
+    is deleted; without a terminal it needs --yes. Exit status 1 if some could not be deleted, or if the answer is no.
+    """
+    if where is not None and (ids or ids_file):
+        raise click.UsageError("--where selects what to delete: leave out the ids")
+    if where is None and yes:
+        raise click.UsageError("--yes: only with --where")
     if table:
         _check_table()
-        tables.delete(url, table, listed(key), ids, ids_file, as_json)
+        tables.delete(url, table, listed(key), ids, ids_file, where, yes, as_json)
     _check_type(entity_type)
-    wanted = _ids_frame(entity_type, ids, ids_file)
+    wanted = None if where is not None else _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace) as store:
-        result = store.delete(wanted)
+        if where is not None:
+            wanted = _selected(store, entity_type, where)
+            of_type = f"of type {entity_type}"
+            confirm_deletion(wanted.height, f"entity {of_type}", f"entities {of_type}", yes=yes)
+        result = store.delete(wanted, progress=progress())
         if not result.counts["deleted"]:
             _note_unknown_type(store, entity_type)
-        print_summary(result, [f"{wanted.height:,} ids"], store.address, as_json)
+        print_summary(result, [counted(result.rows, "id")], store.address, as_json)
     sys.exit(0 if result.ok else 1)
 
 
-@click.command()
+def _selected(store: Any, entity_type: str, where: str) -> Any:
+    """The ids of a type that satisfy a condition.
+
+    Raises:
+        click.ClickException: the store has no entities of the type.
+    """
+    import entityframes
+
+    if unknown := _unknown_type(store, entity_type):
+        raise click.ClickException(unknown)
+    return entityframes.ids(entity_type, store.scan(entity_type).filter(condition(where)).select("id").collect()["id"])
+
+
+@click.command(
+    cls=Command,
+    examples="""
+entityframes export person --out people.parquet
+entityframes export person --format csv | head -n 3
+entityframes export --table people --out people.ndjson.gz
+""",
+)
 @click.argument("entity_type", metavar="[TYPE]", required=False)
 @click.option("--table", metavar="NAME", help="Table to export, instead of a type.")
 @click.option("--out", type=click.Path(dir_okay=False), help="File to write.  [default: standard output, as CSV]")
@@ -177,78 +245,70 @@ def export(
     entity_type: str | None, table: str | None, out: str | None, file_format: str | None, as_json: bool,
     url: str | None, namespace: str,
 ) -> None:  # fmt: skip
-    """Write all entities of a type, with their metadata as typed columns, or all rows of a table.
+    """Write all entities of a type, or all rows of a table, to a file.
 
-    --json prints NDJSON.
+    The metadata of entities are typed columns. --json prints NDJSON.
     """
     if out is None and file_format in ("parquet", "ipc") and sys.stdout.isatty():
         raise click.UsageError(f"--format {file_format} cannot be printed to a terminal: give a file with --out")
+    if out:
+        check_output("--out", out, file_format)
     if table:
         _check_table()
         tables.export(url, table, out, file_format, as_json)
         return
     if entity_type is None:
-        raise click.UsageError("give the type of the entities, or --table")
+        raise click.UsageError("no type: give that of the entities, or a table with --table")
     with open_store(url, namespace, read_only=True) as store:
         if unknown := _unknown_type(store, entity_type):
             raise click.ClickException(unknown)
-        frame = store.read(entity_type)
+        frame = store.read(entity_type, progress=progress())
     print_exported(frame, visible(entity_type), out, file_format, as_json)
 
 
-@click.command()
-@click.option(
-    "--entities",
-    "sizes",
-    multiple=True,
-    type=click.IntRange(min=1),
-    help="Number of entities; may be repeated.  [default: 100 and 1000]",
+@click.command(
+    cls=Command,
+    examples="""
+entityframes stats
+entityframes stats --json
+""",
 )
-@click.option("--latency-ms", default=0.0, help="Milliseconds added to each round trip (PostgreSQL).")
-@click.option("--repeat", default=3, show_default=True, help="Number of measurements.")
-@click.option("--chart", type=click.Path(dir_okay=False), help="Write a chart: .svg, .png or .html.")
-@json_option
-@store_options
-def bench(
-    sizes: Sequence[int], latency_ms: float, repeat: int, chart: str | None, as_json: bool, url: str | None,
-    namespace: str,
-) -> None:  # fmt: skip
-    """Compare a loop over entities (N+1) with one batch, in a temporary namespace of the store's database.
-
-    The namespace is removed afterwards; nothing else is changed.
-    """
-    from entityframes.bench.n_plus_one import n_plus_one, save_chart
-
-    print_origin(url)
-    measured = n_plus_one(url, sizes or (100, 1_000), latency_ms=latency_ms, repeat=repeat)
-    if chart:
-        save_chart(measured, chart)
-    print_frame(measured, as_json)
-
-
-@click.command()
 @json_option
 @store_options
 def stats(as_json: bool, url: str | None, namespace: str) -> None:
-    """Count entities by type: in total, embedded, due for embedding, and failed."""
+    """Count entities by type, and those that are embedded.
+
+    Due are those whose content has no vector yet, failed those whose content the embedder refused.
+    """
     with open_store(url, namespace, read_only=True) as store:
         frame = store.stats()
-    print_frame(frame, as_json)
+    print_frame(frame, as_json, empty="the store is empty")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples="""
+entityframes verify
+entityframes verify --repair
+""",
+)
 @click.option("--repair", is_flag=True, help="Repair what can be derived from the stored data.")
 @json_option
 @store_options
 def verify(repair: bool, as_json: bool, url: str | None, namespace: str) -> None:
-    """Check hashes, ledger counts, jobs and recorded dtypes. Exit status 1 if inconsistencies remain."""
+    """Check that the store is consistent, and repair it.
+
+    It checks hashes, ledger counts, jobs and recorded dtypes. Exit status 1 if inconsistencies remain.
+    """
     from entityframes.cli import reports
 
     with open_store(url, namespace, read_only=not repair) as store:
-        found = store.verify(repair=repair)
+        found = store.verify(repair=repair, progress=progress())
     report = reports.of_verification(found, as_json)
     if as_json:
         print_exactly(report, json=True)
+    elif found.is_empty():
+        tell(report)
     else:
         echo(report)
     sys.exit(0 if found["repaired"].all() else 1)

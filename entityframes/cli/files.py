@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from entityframes.cli.common import echo, print_exactly
+from entityframes.cli.output import echo, print_exactly
 from entityframes.visible import visible
 
 #: The column with errors that --failed adds; import ignores it.
@@ -69,16 +69,22 @@ def chosen(values: Sequence[str], names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def check_failed_file(path: str | None, files: Sequence[str]) -> None:
-    """Check that the file for failed rows can be written, before anything is imported."""
+def check_output(option: str, path: str, file_format: str | None = None) -> None:
+    """Check that a frame can be written to the file of an option, before anything else is done."""
     from entityframes.files import check_name, format_of
 
+    check_name(path)
+    if file_format is None:
+        format_of(path)
+    if not Path(path).resolve().parent.is_dir():
+        raise click.UsageError(f"{option} {path}: the folder does not exist")
+
+
+def check_failed_file(path: str | None, files: Sequence[str]) -> None:
+    """Check that the file for failed rows can be written, before anything is imported."""
     if path is None:
         return
-    check_name(path)
-    format_of(path)
-    if not Path(path).resolve().parent.is_dir():
-        raise click.UsageError(f"--failed {path}: the folder does not exist")
+    check_output("--failed", path)
     if any(Path(path).resolve() == Path(file).resolve() for file in files):
         raise click.UsageError(f"--failed {path}: this is one of the files to import, give another name")
 

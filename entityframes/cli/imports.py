@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
 
 from entityframes.cli import tables
+from entityframes.cli.command import Command, paths
 from entityframes.cli.common import (
-    echo,
     given_options,
     json_option,
     open_for_dry_run,
     open_store,
     print_summary,
+    scratch_folder,
     store_options,
 )
 from entityframes.cli.files import (
@@ -33,14 +32,48 @@ from entityframes.cli.files import (
     text_options,
     write_failed,
 )
+from entityframes.cli.output import echo, note, tell
 from entityframes.visible import visible
 
 #: Settings of an option that takes names: comma-separated, or given several times.
 _LISTING: dict[str, Any] = {"multiple": True, "metavar": "TEXT"}
 
 
-@click.command("import")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+#: The options that have a meaning with --mirror only.
+_MIRROR = ("scope", "max_delete", "soft_delete")
+
+#: The options that have a meaning for entities or for tables only.
+_ENTITIES = ("entity_type", "id_columns", "id_separator", "content", "metadata", "absent", "no_embed", "namespace")
+_TABLES = ("key", "only", "ignore", "insert_only", "create", "mirror", *_MIRROR)
+
+#: The options for reading files.
+_FILES = (
+    "file_format", "columns", "separator", "quote", "no_quote", "escape", "encoding", "decimal_comma", "nulls", "text",
+    "numbers",
+)  # fmt: skip
+
+
+@click.command(
+    "import",
+    cls=Command,
+    sections={"Entities": _ENTITIES[:-1], "Tables": ("table", *_TABLES), "Files": _FILES},
+    examples="""
+# the columns that are not named are kept as metadata
+entityframes import people.csv --type person --id email --content bio
+# show what would be done
+entityframes import people.csv --type person --id email --dry-run
+# a key of several columns, from standard input
+zcat routes.csv.gz | entityframes import - --format csv --type route --id airline,source
+# a file without a header line, with its own sign for null
+entityframes import airports.dat --type airport --id id --columns id,name,iata --null '\\N'
+# correct the failed rows in bad.csv, and import that
+entityframes import people.csv --type person --id email --failed bad.csv
+# a table of your own, created at first
+entityframes import people.csv --table people --create --key email
+entityframes import people.csv --table people --nulls keep
+""",
+)
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=paths("file"))
 @click.option(
     "--type",
     "entity_type",
@@ -163,44 +196,31 @@ _LISTING: dict[str, Any] = {"multiple": True, "metavar": "TEXT"}
 @json_option
 @store_options
 def import_command(files: Sequence[str], as_json: bool, url: str | None, namespace: str, **options: Any) -> None:
-    """Import rows of CSV, TSV, NDJSON, JSON, Parquet or Arrow IPC files, also compressed, as entities or into a table.
+    """Import rows of files as entities, or into a table.
 
-    FILE may also be a pattern, or - for standard input. Rows that are already stored are skipped, so to resume an
-    interrupted import, run it again.
-
-    \b
-    entityframes import airports.dat --type airport --id id --content name \\
-        --columns id,name,city,country,iata --null '\\N'
-    entityframes import routes.csv --type route --id airline,source,destination
-    entityframes import customers.csv --table sales.customers
+    The files are CSV, TSV, NDJSON, JSON, Parquet or Arrow IPC, also compressed; FILE may also be a pattern, or - for
+    standard input. Rows that are already stored are skipped: to resume an interrupted import, run it again. Exit status
+    1 if some rows failed.
     """
     from entityframes.files import read_files
 
     _check_options(options)
     check_failed_file(options["failed_file"], files)
-    with tempfile.TemporaryDirectory(prefix="entityframes-") as spool:
+    with scratch_folder() as spool:
         # Errors in the files are raised before a store is created.
         with nothing_imported():
-            given = read_files(files, options["file_format"], text_options(options), Path(spool))
+            given = read_files(files, options["file_format"], text_options(options), spool)
         if options["table"]:
             rows, result = tables.import_rows(given, files, url, as_json, options)
         else:
             rows, result = _import_entities(given, files, url, namespace, as_json, options)
         if options["failed_file"] and not result.ok:
             write_failed(rows, result, given, options["failed_file"])
-            echo(
+            tell(
                 f"wrote the failed rows to {visible(options['failed_file'])}: correct them and import that file",
                 err=True,
             )
     sys.exit(0 if result.ok else 1)
-
-
-#: The options that have a meaning with --mirror only.
-_MIRROR = ("scope", "max_delete", "soft_delete")
-
-#: The options that have a meaning for entities or for tables only.
-_ENTITIES = ("entity_type", "id_columns", "id_separator", "content", "metadata", "absent", "no_embed", "namespace")
-_TABLES = ("key", "only", "ignore", "insert_only", "create", "mirror", *_MIRROR)
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -242,7 +262,7 @@ def _import_entities(
         if options["failed_file"]:
             check_writable(rows.collect_schema(), options["failed_file"])
         for line in given.notes.lines():
-            echo(f"note: {visible(line)}", err=True)
+            note(visible(line))
         with _named(files):
             return rows, _import(store, frame, files, as_json, options, given)
 
@@ -307,7 +327,7 @@ def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options
     result = of_files(result, given, known)
     print_summary(result, files, store.address, as_json, rest, given.notes.all())
     if some_null:
-        echo(f"note: an id is null if any of its parts is null: {', '.join(map(visible, parts))}", err=True)
+        note(f"an id is null if any of its parts is null: {', '.join(map(visible, parts))}")
     return result
 
 

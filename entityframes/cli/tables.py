@@ -5,25 +5,27 @@ from __future__ import annotations
 import csv
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
 
+from entityframes.cli.command import Command
 from entityframes.cli.common import (
-    echo,
+    confirm_deletion,
+    counted,
     json_option,
     print_exported,
     print_frame,
     print_origin,
     print_summary,
+    scratch_folder,
     url_option,
 )
 from entityframes.cli.files import ERROR_COLUMN, RAW_COLUMN, chosen, of_files, read, report_plan
+from entityframes.cli.output import echo, note, progress
 from entityframes.visible import visible
 
 #: What to use here where a message names a parameter or a function of Python.
@@ -120,7 +122,9 @@ def _opened(given: Any, url: str | None, columns: Sequence[str], options: dict[s
         if not options["create"] or not (isinstance(error, NoTableError) or error.missing):
             raise
     if not options["key"]:
-        raise click.UsageError(f"there is no table {name}: --create needs --key, the columns of its primary key")
+        raise click.UsageError(
+            f"there is no table {name}, and --create needs a primary key: name its columns with --key"
+        )
     schema = given.scan().select(columns).collect_schema()
     _print_notes(given)
     if dry_run:
@@ -133,13 +137,13 @@ def _opened(given: Any, url: str | None, columns: Sequence[str], options: dict[s
         created = f"{visible(options['table'])} would be created with {shown}{more}; the dry run assumes an empty table"
     else:
         created = f"created {visible(table.name)} with {shown}{more}"
-    echo(f"note: {created}", err=True)
+    note(created)
     return table
 
 
 def _print_notes(given: Any) -> None:
     for line in given.notes.lines():
-        echo(f"note: {visible(line)}", err=True)
+        note(visible(line))
 
 
 def _as_texts(given: Any, table: Any, columns: Sequence[str]) -> Any:
@@ -209,8 +213,13 @@ def _address(table: Any) -> str:
 def get(url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool) -> None:
     """Print rows by key, and exit with status 1 if some are missing."""
     with open_table(url, name, key, read_only=True) as table:
-        found = table.get(_key_frame(table, keys, file))
-    print_frame(found, as_json)
+        found = table.get(_key_frame(table, keys, file), progress=progress())
+    if found.height == 1 and sys.stdout.isatty() and not as_json:
+        from entityframes.cli.show import print_record
+
+        print_record(found.row(0, named=True))
+    else:
+        print_frame(found, as_json)
     flag = found.columns[len(table.key)]
     sys.exit(0 if found[flag].all() else 1)
 
@@ -220,21 +229,37 @@ def exists(
 ) -> None:
     """Print which keys are stored, and exit with status 1 if some are missing."""
     with open_table(url, name, key, read_only=True) as table:
-        found = table.exists(_key_frame(table, keys, file))
+        found = table.exists(_key_frame(table, keys, file), progress=progress())
     print_frame(found, as_json)
     sys.exit(0 if found["exists"].all() else 1)
 
 
 def delete(
-    url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool
-) -> None:
-    """Delete rows by key, and exit with status 1 if some cannot be deleted."""
+    url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, where: str | None,
+    yes: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Delete rows by key or by a condition, and exit with status 1 if some cannot be deleted."""
     with open_table(url, name, key) as table:
-        wanted = _key_frame(table, keys, file)
-        result = table.delete(wanted)
-        given = f"{wanted.height:,} {'key' if wanted.height == 1 else 'keys'}"
-        print_summary(result, [given], _address(table), as_json)
+        if where is None:
+            wanted = _key_frame(table, keys, file)
+        else:
+            wanted = _selected(table, where)
+            confirm_deletion(wanted.height, f"row of {table.name}", f"rows of {table.name}", yes=yes)
+        result = table.delete(wanted, progress=progress())
+        print_summary(result, [counted(wanted.height, "key")], _address(table), as_json)
     sys.exit(0 if result.ok else 1)
+
+
+def _selected(table: Any, where: str) -> Any:
+    """The keys of the rows that satisfy a condition in SQL of the database, in which t is the table."""
+    import polars as pl
+
+    from entityframes.interrupt import Interrupt
+    from entityframes.reading import tables as reading
+
+    key = [table._relation[name] for name in table.key]
+    chunks = reading.scan(table._engine, table._relation, key, where, Interrupt())
+    return pl.concat([pl.DataFrame(schema={column.name: column.dtype for column in key}), *chunks])
 
 
 def export(url: str | None, name: str, out: str | None, file_format: str | None, as_json: bool) -> None:
@@ -265,10 +290,10 @@ def _key_frame(table: Any, keys: Sequence[str], file: str | None) -> Any:
     from entityframes.files import TextOptions, read_files
 
     if bool(keys) == bool(file):
-        raise click.UsageError("give keys as arguments, or a file of them with --ids")
+        raise click.UsageError("no keys: give them as arguments, or in a file with --ids")
     if file:
-        with tempfile.TemporaryDirectory(prefix="entityframes-") as spool:
-            given = read_files([file], None, TextOptions(), Path(spool))
+        with scratch_folder() as spool:
+            given = read_files([file], None, TextOptions(), spool)
             given.choose(table.key)
             if given.unread.rows:
                 raise click.UsageError(f"--ids {given.unread.rows[0].error}")
@@ -282,13 +307,20 @@ def _key_frame(table: Any, keys: Sequence[str], file: str | None) -> Any:
     return pl.DataFrame(parts, dict.fromkeys(table.key, pl.String), orient="row")
 
 
-@click.command("tables")
+@click.command(
+    "tables",
+    cls=Command,
+    examples="""
+entityframes tables
+entityframes tables --json
+""",
+)
 @json_option
 @url_option
 def tables(as_json: bool, url: str | None) -> None:
-    """List the tables of the database, with their primary keys and estimated numbers of rows.
+    """List the tables of the database with their primary keys.
 
-    The tables of stores are not listed.
+    The numbers of rows are estimates. The tables of stores are not listed.
     """
     import polars as pl
 
@@ -297,4 +329,4 @@ def tables(as_json: bool, url: str | None) -> None:
         listed = engine.tables()
     finally:
         engine.database.close()
-    print_frame(listed if as_json else listed.with_columns(pl.col("key").list.join(",")), as_json)
+    print_frame(listed if as_json else listed.with_columns(pl.col("key").list.join(",")), as_json, empty="no tables")

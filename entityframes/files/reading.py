@@ -97,10 +97,12 @@ class Rows:
         message = f"no column {', '.join(map(repr, missing))}; the file has {found}"
         if self.kind not in ("csv", "tsv"):
             return message
-        if not self.options.columns:
-            message += " in its first line; a file without a header line needs --columns"
         other = next((mark for mark in ";\t|," if len(names) == 1 and mark in names[0]), None)
-        return f"{message}; its separator seems to be {other!r}: use --separator {other!r}" if other else message
+        if other:
+            return f"{message}; its separator seems to be {other!r}: use --separator {other!r}"
+        if self.options.columns:
+            return message
+        return f"{message} in its first line: name the columns with --columns if that is no header line"
 
     def scan(self, known: Mapping[str, pl.DataType] | None = None) -> pl.LazyFrame:
         """The readable rows.

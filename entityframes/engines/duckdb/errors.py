@@ -43,6 +43,9 @@ def why_not_opened(location: Location, error: Exception) -> str:
             f"{location.address} is open read-only in this process, or with other settings: close it there first, or "
             "pass the open DuckDB connection instead of the address"
         )
+    if "in-memory database in read-only mode" in message:
+        # DuckDB opens CSV, Parquet and JSON files as databases in memory.
+        return f"{location.address} is a data file: use a separate file for a DuckDB store"
     if "Unique file handle conflict" in message:
         return (
             f"{location.address} is attached to another DuckDB connection of this process: pass that connection, with "
