@@ -18,6 +18,7 @@ PACKAGE = Path(ef.__file__).parent
 
 #: Lower layers do not depend on higher ones; a layer is a folder or a module of the package.
 LAYERS = [
+    {"statuses"},
     {"errors", "visible", "progress"},
     {"interrupt", "forks", "threads"},
     {"rejected"},
