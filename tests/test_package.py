@@ -20,7 +20,7 @@ PACKAGE = Path(ef.__file__).parent
 LAYERS = [
     {"statuses"},
     {"errors", "visible", "progress"},
-    {"interrupt", "forks", "threads"},
+    {"interrupt", "forks", "threads", "views"},
     {"rejected"},
     {"retry", "results", "metadata"},
     {"frames"},

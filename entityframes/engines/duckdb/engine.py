@@ -158,6 +158,16 @@ class DuckDBEngine:
 
         return DuckDBDirectory(self.database)
 
+    def types(self) -> pl.DataFrame:
+        return self.database.read("types")
+
+    def runs(self, limit: int | None) -> pl.DataFrame:
+        return self.database.read("runs", limit)
+
+    def size(self) -> int | None:
+        size = self.database.read("size").item()
+        return int(size) if size else None
+
     def count(self, entity_type: str | None) -> int:
         return int(self.database.read("count", entity_type).item())
 
