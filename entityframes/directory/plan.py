@@ -313,7 +313,7 @@ class SyncPlan:
         open_rows = self.frame.filter(pl.col("action") != "unchanged")
         columns = ["path", "action", "direction", "entity_type", "id", "reason"]
         rows = [
-            (path, views.action(action), *rest)
+            (path, views.status(action), *rest)
             for path, action, *rest in open_rows.select(columns).head(views.MOST).iter_rows()
         ]
         return views.plan("SyncPlan", self.counts, lines, columns, rows, open_rows.height - len(rows))

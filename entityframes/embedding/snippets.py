@@ -88,6 +88,10 @@ def _piece(text: str, spans: list[Span]) -> list[tuple[str, bool]]:
         # Not within a word, if there is a space.
         start = text.find(" ", start, best.start if best else None) + 1 or start
     end = min(len(text), start + _LENGTH)
+    if end < len(text):
+        # Not within a word either, unless it is a long one.
+        space = text.rfind(" ", start + _LENGTH // 2, end)
+        end = space if space >= 0 else end
     parts, place = [("… ", False)] if start else [], start
     for span in spans:
         if start <= span.start < end:

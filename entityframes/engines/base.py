@@ -127,7 +127,7 @@ class Engine(Protocol):
         """
 
     def size(self) -> int | None:
-        """The bytes that the store takes on disk, on DuckDB the whole file; None if it is in memory."""
+        """The bytes that the store takes on disk, on DuckDB the file with its log; None if it is in memory."""
 
     def count(self, entity_type: str | None) -> int:
         """The number of entities of a type, or of all types."""

@@ -5,17 +5,17 @@ A view is made from plain values, which the objects collect that it shows; `part
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
 from entityframes.views import parts
-from entityframes.views.parts import MOST, Html, bar, bold, box, code, dot, escaped, faint, line, size, table
+from entityframes.views.parts import MOST, Html, bar, bold, box, code, dot, escaped, faint, line, size, status, table
 
 __all__ = [
-    "MOST", "TO_DO", "Reason", "action", "changes", "hits", "jobs", "plan", "result", "shown", "size", "store",
+    "MOST", "TO_DO", "Reason", "changes", "hits", "jobs", "plan", "result", "shown", "size", "status",
+    "store",
     "user_table", "verification",
 ]  # fmt: skip
 
@@ -32,12 +32,10 @@ def shown(frame: pl.DataFrame, view: Callable[[pl.DataFrame], str]) -> pl.DataFr
     It stays a plain DataFrame, unlike an instance of a subclass, which some tools do not recognize. Frames that are
     derived from it are shown as usual, and so is the frame itself if its columns are changed in place.
     """
-    itself, columns = weakref.ref(frame), frame.columns
+    columns = frame.columns
 
     def as_html() -> str:
-        now = itself()
-        assert now is not None
-        return view(now) if now.columns == columns else pl.DataFrame._repr_html_(now)
+        return view(frame) if frame.columns == columns else pl.DataFrame._repr_html_(frame)
 
     frame._repr_html_ = as_html  # type: ignore[assignment]
     return frame
@@ -73,10 +71,7 @@ def result(
     """
     shown = [line(bold(name)), bar(counts), *(line(faint(text)) for text in lines)]
     if reasons:
-        grouped = [
-            (Html(f"{dot(one.status)} {escaped(one.rule or one.status)}"), one.rows, "; ".join(one.first), one.error)
-            for one in reasons[:MOST]
-        ]
+        grouped = [(status(one.status, one.rule), one.rows, "; ".join(one.first), one.error) for one in reasons[:MOST]]
         shown += [table(["reason", "rows", "the first of them", "error of the first"], grouped)]
         failed = any(one.status == "failed" for one in reasons)
         rest = "result.failed" if failed else f'result.outcomes.filter(status="{reasons[0].status}")'
@@ -112,13 +107,10 @@ def plan(
     return box(*shown, line(faint("nothing is written yet: "), code("plan.apply()"), faint(" carries it out")))
 
 
-def action(name: str) -> Html:
-    """An action of a plan in its color."""
-    return Html(f"{dot(name)} {escaped(name)}")
-
-
 def changes(fields: Sequence[tuple[str, str | None, str | None]], *, content: bool, most: int = 5) -> Html:
     """The fields of a row that change, with their old and new values, and whether its content changes."""
+    # A column of a deleted row may have been null before.
+    fields = [one for one in fields if one[1] != one[2]]
     listed = [
         line(bold(field), " ", escaped(old, most=80), " → ", escaped(new, most=80)) for field, old, new in fields[:most]
     ]
@@ -160,7 +152,7 @@ def jobs(frame: pl.DataFrame) -> str:
         "state", "entities", "attempts", "space", "worker", "lease_until", "error", "created_at", "updated_at",
         "job_id", "batch_id",
     )  # fmt: skip
-    rows = [(Html(f"{dot(row[0])} {escaped(row[0])}"), *row[1:]) for row in ordered.head(MOST).iter_rows()]
+    rows = [(status(row[0]), *row[1:]) for row in ordered.head(MOST).iter_rows()]
     return box(line(bold("Jobs")), bar(counts), table(ordered.columns, rows), _rest(frame.height - MOST, "the frame"))
 
 
@@ -194,7 +186,7 @@ def hits(frame: pl.DataFrame, snippets: Sequence[Sequence[tuple[str, bool]]]) ->
     rows = [
         (
             rank,
-            Html(f"{score:.3f}"),
+            Html(f"{score:.3g}"),
             kind,
             bold(id),
             text,

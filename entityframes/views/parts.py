@@ -78,6 +78,11 @@ def marked(text: object) -> Html:
     return Html(f'<strong style="background-color:rgba(255,180,0,0.35)">{escaped(text)}</strong>')
 
 
+def status(name: str, label: object = None) -> Html:
+    """A status, an action or a state in its color; the label is its name by default."""
+    return Html(f'<span style="white-space:nowrap">{dot(name)} {escaped(name if label is None else label)}</span>')
+
+
 def dot(status: str) -> Html:
     """The color of a status."""
     style = f"display:inline-block;width:0.7em;height:0.7em;border-radius:2px;background-color:{COLORS[status]}"

@@ -181,7 +181,7 @@ class Plan:
         open_rows = self.frame.filter(~pl.col("action").cast(pl.String).is_in(["unchanged", "duplicate"]))
         key = _key_columns(self.frame.columns)
         rows = [
-            (row["row"], *(row[name] for name in key), views.action(row["action"]), self._change(row))
+            (row["row"], *(row[name] for name in key), views.status(row["action"]), self._change(row))
             for row in open_rows.head(views.MOST).iter_rows(named=True)
         ]
         header = ["row", *key, "action", "change"]

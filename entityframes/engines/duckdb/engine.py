@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -165,8 +166,10 @@ class DuckDBEngine:
         return self.database.read("runs", limit)
 
     def size(self) -> int | None:
-        size = self.database.read("size").item()
-        return int(size) if size else None
+        path = self.database.read("catalog")["path"].item()
+        if path is None:
+            return None
+        return sum(os.path.getsize(file) for file in (path, f"{path}.wal") if os.path.exists(file))
 
     def count(self, entity_type: str | None) -> int:
         return int(self.database.read("count", entity_type).item())

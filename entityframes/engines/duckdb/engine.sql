@@ -199,10 +199,6 @@ SELECT run_id::VARCHAR AS run_id, count(*) AS batches, sum(created) AS created, 
     sum(deleted) AS deleted, min(written_at) AS first_written_at, max(written_at) AS last_written_at
 FROM {schema}.batches GROUP BY run_id ORDER BY max(written_at) DESC, run_id LIMIT $1
 
--- name: size
--- The size of the file without its log; 0 in memory.
-SELECT block_size * used_blocks FROM pragma_database_size() WHERE database_name = current_database()
-
 -- name: count
 -- The number of entities of a type. $1 entity_type, or null for all
 SELECT count(*) FROM {schema}.entities WHERE $1::VARCHAR IS NULL OR entity_type = $1
