@@ -20,6 +20,7 @@ from entityframes.engines.tables import TableEngine
 from entityframes.engines.url import Address, parse_url
 from entityframes.errors import ConnectError, EmbedderError, EntityFramesError
 from entityframes.frames import single, sources
+from entityframes.frames.like import FrameLike
 from entityframes.frames.records import Records, Whole
 from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
@@ -39,6 +40,8 @@ from entityframes.writing.options import Absent, Nulls, OnDuplicate, OnError, Op
 from entityframes.writing.plan import Plan
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from entityframes.embedding import Embedder
     from entityframes.embedding.search import Mode
 
@@ -139,7 +142,7 @@ class EntityStore:
 
     def upsert(
         self,
-        frame: Any,
+        frame: FrameLike,
         /,
         *,
         absent: Absent = "keep",
@@ -245,7 +248,7 @@ class EntityStore:
 
     def mirror(
         self,
-        frame: Any,
+        frame: FrameLike,
         /,
         *,
         scope: pl.Expr | None = None,
@@ -307,7 +310,7 @@ class EntityStore:
 
     def plan(
         self,
-        frame: Any,
+        frame: FrameLike,
         /,
         *,
         absent: Absent = "keep",
@@ -344,7 +347,9 @@ class EntityStore:
         given = sources.objects(frame) or sources.as_frame(frame)
         return plan.make(self._engine, given, options, self._upsert, progress, Interrupt(cancel))
 
-    def exists(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
+    def exists(
+        self, ids: FrameLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> pl.DataFrame:
         """Check which ids are stored. Up to 10,000 ids take one query.
 
         Args:
@@ -365,7 +370,9 @@ class EntityStore:
         """
         return lookup.exists(self._engine, ids, self._threads.submit, progress, Interrupt(cancel))
 
-    def missing(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
+    def missing(
+        self, ids: FrameLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> pl.DataFrame:
         """Select the rows of an id frame whose entity is not stored (an anti-join).
 
         Args:
@@ -387,7 +394,9 @@ class EntityStore:
         found = lookup.exists(self._engine, given, self._threads.submit, progress, Interrupt(cancel))
         return given.filter(~found["exists"])
 
-    def get(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
+    def get(
+        self, ids: FrameLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> pl.DataFrame:
         """Fetch entities by id. Up to 10,000 ids take one query.
 
         Args:
@@ -474,7 +483,9 @@ class EntityStore:
             # The stack level of the caller: above this method, the public method and its guard against forks.
             warnings.warn(message, UserWarning, stacklevel=4)
 
-    def delete(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> DeleteResult:
+    def delete(
+        self, ids: FrameLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> DeleteResult:
         """Delete entities and their vectors. Each batch of up to 50,000 ids is one transaction.
 
         Args:
@@ -695,7 +706,7 @@ class EntityStore:
                 self.last_result = result = run.result()
         return result
 
-    def enqueue(self, what: Any = None, /, *, space: str | None = None) -> int:
+    def enqueue(self, what: str | FrameLike | None = None, /, *, space: str | None = None) -> int:
         """Queue entities for embedding that are due or failed, such as those stored with ``embed=False``.
 
         Args:
@@ -858,7 +869,7 @@ class EntityStore:
 
     def search(
         self,
-        query: Any,
+        query: str | Sequence[float] | np.ndarray[Any, Any] | pl.Series,
         *,
         entity_type: str | None = None,
         k: int = 10,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +16,7 @@ from entityframes.engines.tables import Column, Relation, TableEngine, named
 from entityframes.engines.url import parse_url
 from entityframes.errors import ConnectError, EntityFramesError, SchemaError
 from entityframes.frames import sources
+from entityframes.frames.like import FrameLike, KeysLike
 from entityframes.frames.records import Records, Whole, visible_schema
 from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
@@ -194,7 +195,7 @@ class Table:
 
     def upsert(
         self,
-        frame: Any,
+        frame: FrameLike,
         /,
         *,
         on_match: OnMatch = "update",
@@ -272,7 +273,7 @@ class Table:
 
     def plan(
         self,
-        frame: Any,
+        frame: FrameLike,
         /,
         *,
         on_match: OnMatch = "update",
@@ -332,7 +333,7 @@ class Table:
 
     def mirror(
         self,
-        frame: Any,
+        frame: FrameLike,
         /,
         *,
         scope: Scope = None,
@@ -390,7 +391,7 @@ class Table:
         check_deletions(deletions.rows.height, deletions.stored, max_delete)
         return self._mirror(given, options, deletions, progress, cancel)
 
-    def _whole(self, frame: Any, options: TableOptions, interrupt: Interrupt) -> Whole:
+    def _whole(self, frame: FrameLike, options: TableOptions, interrupt: Interrupt) -> Whole:
         """All rows of a frame, a stream or Python objects."""
         run = table_upsert(self._engine, self._relation, options, interrupt)
         return run.whole(sources.objects(frame) or sources.as_frame(frame))
@@ -443,7 +444,9 @@ class Table:
         """
         return self._engine.count(self._relation)
 
-    def exists(self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
+    def exists(
+        self, keys: KeysLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> pl.DataFrame:
         """Check which keys are stored.
 
         Args:
@@ -469,7 +472,7 @@ class Table:
         return given.hstack([found])
 
     def missing(
-        self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None
+        self, keys: KeysLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
     ) -> pl.DataFrame:
         """Select the rows of a frame whose key is not stored (an anti-join).
 
@@ -493,7 +496,9 @@ class Table:
         found = self.exists(given, progress=progress, cancel=cancel)["exists"]
         return (whole if isinstance(whole, pl.DataFrame) else given).filter(~found)
 
-    def get(self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
+    def get(
+        self, keys: KeysLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> pl.DataFrame:
         """Fetch rows by key.
 
         Args:
@@ -595,7 +600,9 @@ class Table:
 
         return register_io_source(source, schema={column.name: column.dtype for column in wanted})
 
-    def delete(self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> DeleteResult:
+    def delete(
+        self, keys: KeysLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> DeleteResult:
         """Delete rows by key. Each batch of up to 50,000 keys is one transaction.
 
         Args:
@@ -625,7 +632,7 @@ class Table:
                 self.last_result = result = run.result()
         return result
 
-    def add_columns(self, frame_or_schema: Any, /) -> list[str]:
+    def add_columns(self, frame_or_schema: FrameLike | Mapping[str, Any], /) -> list[str]:
         """Add the columns to the table that a frame has and the table lacks, as nullable columns.
 
         Args:
