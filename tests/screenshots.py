@@ -1,6 +1,6 @@
 """Screenshots of what notebooks show, light and dark: `python -m tests.screenshots FOLDER`.
 
-Writes views.html and a notebook views.ipynb, and takes pictures of the page if Chromium is installed. The notebook is
+Writes a page for each theme and views.ipynb, and takes pictures of the pages if Chromium is installed. The notebook is
 not trusted: open it in JupyterLab to see what its sanitizer leaves of the views.
 """
 
@@ -88,7 +88,8 @@ def notebook(shown: list[tuple[str, str]]) -> nbformat.NotebookNode:
         cell = nbformat.v4.new_code_cell(f"# {title}", execution_count=1)
         cell.outputs = [nbformat.v4.new_output("execute_result", {"text/html": view}, execution_count=1)]
         cells.append(cell)
-    return nbformat.v4.new_notebook(cells=cells)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
 
 
 def main(target: Path) -> None:

@@ -16,7 +16,8 @@ def lines_with_errors(script: str, cache: Path) -> list[int]:
     """The lines of a script in which mypy finds errors."""
     from mypy import api
 
-    printed, failure, _ = api.run(["--strict", "--no-error-summary", f"--cache-dir={cache}", str(FOLDER / script)])
+    options = ["--strict", "--no-error-summary", f"--cache-dir={cache}"]
+    printed, failure, _ = api.run([*options, str(FOLDER / script)])
     assert failure == ""
     return sorted({int(line) for line in re.findall(rf"{re.escape(script)}:(\d+): error", printed)})
 

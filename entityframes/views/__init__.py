@@ -14,8 +14,7 @@ from entityframes.views import parts
 from entityframes.views.parts import MOST, Html, bar, bold, box, code, dot, escaped, faint, line, size, status, table
 
 __all__ = [
-    "MOST", "TO_DO", "Reason", "changes", "hits", "jobs", "plan", "result", "shown", "size", "status",
-    "store",
+    "MOST", "TO_DO", "Reason", "changes", "hits", "jobs", "plan", "result", "shown", "size", "status", "store",
     "user_table", "verification",
 ]  # fmt: skip
 
@@ -69,19 +68,19 @@ def result(
         reasons: why rows are not stored.
         changes: the header and the first rows of a table, and how many rows there are.
     """
-    shown = [line(bold(name)), bar(counts), *(line(faint(text)) for text in lines)]
+    pieces = [line(bold(name)), bar(counts), *(line(faint(text)) for text in lines)]
     if reasons:
         grouped = [(status(one.status, one.rule), one.rows, "; ".join(one.first), one.error) for one in reasons[:MOST]]
-        shown += [table(["reason", "rows", "the first of them", "error of the first"], grouped)]
+        pieces += [table(["reason", "rows", "the first of them", "error of the first"], grouped)]
         failed = any(one.status == "failed" for one in reasons)
         rest = "result.failed" if failed else f'result.outcomes.filter(status="{reasons[0].status}")'
-        shown += [line(faint("all of them: "), code(rest))]
+        pieces += [line(faint("all of them: "), code(rest))]
     if changes is not None:
         header, listed, rows_in_all = changes
         rows = list(listed)
         if rows:
-            shown += [table(header, rows), _rest(rows_in_all - len(rows), "result.outcomes")]
-    return box(*shown)
+            pieces += [table(header, rows), _rest(rows_in_all - len(rows), "result.outcomes")]
+    return box(*pieces)
 
 
 def plan(
@@ -101,10 +100,10 @@ def plan(
         header, rows: a table of the first changes.
         rest: how many further rows there are.
     """
-    shown = [line(bold(name)), bar(counts, TO_DO), *(line(faint(text)) for text in lines)]
+    pieces = [line(bold(name)), bar(counts, TO_DO), *(line(faint(text)) for text in lines)]
     if rows:
-        shown += [table(header, rows), _rest(rest, "plan.frame")]
-    return box(*shown, line(faint("nothing is written yet: "), code("plan.apply()"), faint(" carries it out")))
+        pieces += [table(header, rows), _rest(rest, "plan.frame")]
+    return box(*pieces, line(faint("nothing is written yet: "), code("plan.apply()"), faint(" carries it out")))
 
 
 def changes(fields: Sequence[tuple[str, str | None, str | None]], *, content: bool, most: int = 5) -> Html:
@@ -120,12 +119,12 @@ def changes(fields: Sequence[tuple[str, str | None, str | None]], *, content: bo
 
 def store(where: str, facts: Iterable[str], types: pl.DataFrame | None) -> str:
     """A store: its address, facts about it, and its types as `EntityStore.stats` returns them."""
-    shown = [line(bold("EntityStore"), " ", code(where)), line(faint(" · ".join(facts)))]
+    pieces = [line(bold("EntityStore"), " ", code(where)), line(faint(" · ".join(facts)))]
     if types is not None and types.height:
-        shown += [table(types.columns, types.head(MOST).rows()), _rest(types.height - MOST, "store.stats()")]
+        pieces += [table(types.columns, types.head(MOST).rows()), _rest(types.height - MOST, "store.stats()")]
     elif types is not None:
-        shown += [line("no entities yet: ", code("store.upsert(frame)"), " stores some")]
-    return box(*shown)
+        pieces += [line("no entities yet: ", code("store.upsert(frame)"), " stores some")]
+    return box(*pieces)
 
 
 def user_table(name: str, where: str, facts: Iterable[str], columns: pl.DataFrame) -> str:
@@ -165,15 +164,15 @@ def verification(frame: pl.DataFrame, checks: int) -> str:
     )
     noun = "inconsistency" if frame.height == 1 else "inconsistencies"
     repaired, repairable = int(frame["repaired"].sum()), int(frame["repairable"].sum())
-    shown = [line(dot("failed"), " ", bold(f"{frame.height:,} {noun}"), faint(f": {counts}"))]
+    pieces = [line(dot("failed"), " ", bold(f"{frame.height:,} {noun}"), faint(f": {counts}"))]
     if repaired:
-        shown += [line(f"{repaired:,} repaired")]
+        pieces += [line(f"{repaired:,} repaired")]
     elif repairable:
-        shown += [line(f"{repairable:,} can be repaired: ", code("store.verify(repair=True)"))]
+        pieces += [line(f"{repairable:,} can be repaired: ", code("store.verify(repair=True)"))]
     ordered = frame.select(
         "check", "entity_type", "id", "field", "expected", "found", "repairable", "repaired", "batch_id"
     )
-    return box(*shown, table(ordered.columns, ordered.head(MOST).rows()), _rest(frame.height - MOST, "the frame"))
+    return box(*pieces, table(ordered.columns, ordered.head(MOST).rows()), _rest(frame.height - MOST, "the frame"))
 
 
 def hits(frame: pl.DataFrame, snippets: Sequence[Sequence[tuple[str, bool]]]) -> str:
