@@ -1087,7 +1087,6 @@ class EntityStore:
         facts = [ENGINES[database.name], f"namespace {database.namespace}"]
         facts += ["read-only"] if database.read_only else []
         try:
-            forks.check()
             types, size = self.stats(), self._engine.size()
         except EntityFramesError as error:
             return [*facts, str(error)], None

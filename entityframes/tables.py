@@ -700,12 +700,13 @@ class Table:
     def _repr_html_(self) -> str:
         relation, database = self._relation, self._engine.database
         facts = [ENGINES[database.name], f"key ({', '.join(relation.key)})"]
+        columns = None
         try:
-            forks.check()
+            columns = self.columns
             facts.append(f"{self._about()} rows")
         except EntityFramesError as error:
             facts.append(str(error))
-        return views.user_table(relation.name, where(database), facts, self.columns)
+        return views.user_table(relation.name, where(database), facts, columns)
 
     def _about(self) -> str:
         """The number of rows, of a large table as estimated by the database."""

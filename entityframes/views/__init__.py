@@ -127,19 +127,18 @@ def store(where: str, facts: Iterable[str], types: pl.DataFrame | None) -> str:
     return box(*pieces)
 
 
-def user_table(name: str, where: str, facts: Iterable[str], columns: pl.DataFrame) -> str:
-    """A table of the user: its address, facts about it, and its columns."""
+def user_table(name: str, where: str, facts: Iterable[str], columns: pl.DataFrame | None) -> str:
+    """A table of the user: its address, facts about it, and its columns as `Table.columns` returns them."""
+    lines = [line(bold("Table"), " ", code(name), faint(f" in {where}")), line(faint(" · ".join(facts)))]
+    if columns is None:
+        return box(*lines)
     listed = columns.drop("generated").rename({"sql_type": "SQL type"})
+    most = 5 * MOST
     rows = [
-        (Html(f"{bold(row[0])}"), *row[1:3], "key" if row[3] else "", row[4], "" if row[5] is None else row[5])
-        for row in listed.head(5 * MOST).iter_rows()
+        (bold(column), dtype, sql_type, "key" if key else "", nullable, default or "")
+        for column, dtype, sql_type, key, nullable, default in listed.head(most).iter_rows()
     ]
-    return box(
-        line(bold("Table"), " ", code(name), faint(f" in {where}")),
-        line(faint(" · ".join(facts))),
-        table(listed.columns, rows),
-        _rest(columns.height - 5 * MOST, "table.columns"),
-    )
+    return box(*lines, table(listed.columns, rows), _rest(columns.height - most, "table.columns"))
 
 
 def jobs(frame: pl.DataFrame) -> str:
