@@ -1,8 +1,7 @@
-"""Results: a frame with one outcome for each input row, and summaries as text and as HTML for notebooks."""
+"""Results: a frame with one outcome for each input row, and what is to be said about all of them."""
 
 from __future__ import annotations
 
-import html
 import os
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from entityframes import forks
+from entityframes import forks, views
 from entityframes.errors import EntityFramesError
 from entityframes.rejected import Inputs, Rejected
 from entityframes.visible import visible
@@ -123,6 +122,8 @@ class OutcomeLog:
         self._folder: Path | None = None
         self._files: list[Path] = []
         self.counts = dict.fromkeys(statuses, 0)
+        #: The id of the run in the ledger; None for a run that writes no ledger rows.
+        self.run_id: str | None = None
         #: The Python objects that the rows were made from; of frames there are none.
         self.inputs = Inputs()
 
@@ -250,6 +251,16 @@ class RunResult:
         return self.outcomes.filter(pl.col("status") == "failed")
 
     @property
+    def run_id(self) -> str | None:
+        """The id of the run, as in `EntityStore.runs` and in log messages; None for a run of `EntityStore.embed`.
+
+        Examples:
+            >>> store.upsert(ef.ids("note", ["d"])).run_id == store.runs(limit=1)["run_id"][0]
+            True
+        """
+        return getattr(self._log, "run_id", None)
+
+    @property
     def failed_by_reason(self) -> pl.DataFrame:
         """Number of failed rows by reason, most frequent first.
 
@@ -297,6 +308,32 @@ class RunResult:
             f"{counted} of {self.rows:,} rows: {_examples(bad)}; see result.outcomes for all of them"
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """The totals as a dict that JSON can represent, for logs.
+
+        Returns:
+            ``call`` (name of the class), ``run_id``, ``ok``, ``rows``, ``batches``, ``elapsed`` (seconds), ``counts``
+            (rows by status), ``failed_by_reason`` (a list of dicts with the columns of `failed_by_reason`).
+
+        Examples:
+            >>> import json
+            >>> summary = store.upsert(ef.ids("note", ["d", None])).to_dict()
+            >>> summary["ok"], summary["counts"]["created"], summary["failed_by_reason"][0]["rule"]
+            (False, 1, 'null_key')
+            >>> json.dumps(summary)
+            '{"call": "UpsertResult", ...}'
+        """
+        return {
+            "call": type(self).__name__,
+            "run_id": self.run_id,
+            "ok": self.ok,
+            "rows": self.rows,
+            "batches": self.batches,
+            "elapsed": round(self.elapsed, 3),
+            "counts": dict(self.counts),
+            "failed_by_reason": self.failed_by_reason.to_dicts() if self.counts.get("failed") else [],
+        }
+
     @property
     def _stored_before(self) -> str:
         """What a run has written before an error, for the message of the error."""
@@ -328,7 +365,27 @@ class RunResult:
         return ""
 
     def _repr_html_(self) -> str:
-        return _result_html(self)
+        return views.result(type(self).__name__, self.counts, self._lines(), self._reasons(), self._changes())
+
+    def _lines(self) -> list[str]:
+        """What a view says below the counts."""
+        return [_pace(self) + self._remark()]
+
+    def _reasons(self) -> list[views.Reason]:
+        """Why rows failed, are in conflict or unknown, the most frequent reason first."""
+        statuses = ("failed", "conflict", "unknown")
+        if not any(self.counts.get(status) for status in statuses):
+            return []
+        bad = self.outcomes.filter(pl.col("status").cast(pl.String).is_in(statuses))
+        reasons = [
+            views.Reason(rows["status"][0], rows["rule"][0], rows.height, _locations(rows), rows["error"][0])
+            for rows in bad.partition_by("status", "error_kind", "rule", maintain_order=True)
+        ]
+        return sorted(reasons, key=lambda reason: (statuses.index(reason.status), -reason.rows))
+
+    def _changes(self) -> tuple[list[str], list[tuple[Any, ...]], int] | None:
+        """The header and the first rows of what a view lists of the rows that are done, and how many there are."""
+        return None
 
 
 @dataclass(frozen=True, repr=False)
@@ -464,6 +521,15 @@ class EmbedResult(RunResult):
         if self.waiting:
             raise EntityFramesError(f"{self._due_lines()[0]}; see store.jobs('failed')")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As for `UpsertResult`, with ``space``, ``calls`` and ``waiting``.
+
+        Examples:
+            >>> store.embed(ef.HashingEmbedder(64)).to_dict()["space"]
+            'hashing-64'
+        """
+        return {**super().to_dict(), "space": self.space, "calls": self.calls, "waiting": self.waiting}
+
     def _due_lines(self) -> list[str]:
         """Lines on what is still due and how to continue."""
         lines = []
@@ -479,9 +545,8 @@ class EmbedResult(RunResult):
     def __repr__(self) -> str:
         return "\n".join([super().__repr__(), *self._due_lines()])
 
-    def _repr_html_(self) -> str:
-        due = "".join(f'<div style="font-size:90%">{html.escape(line)}</div>' for line in self._due_lines())
-        return super()._repr_html_() + due
+    def _lines(self) -> list[str]:
+        return [*super()._lines(), *self._due_lines()]
 
     @property
     def succeeded(self) -> pl.DataFrame:
@@ -531,6 +596,11 @@ class SyncResult(RunResult):
         done = ["created", "updated", "renamed", "exported", "deleted", "unchanged"]
         return self.outcomes.filter(pl.col("status").is_in(done))
 
+    def _changes(self) -> tuple[list[str], list[tuple[Any, ...]], int]:
+        columns = ["path", "status", "direction", "entity_type", "id"]
+        done = self.outcomes.filter(pl.col("status").is_in(["created", "updated", "renamed", "exported", "deleted"]))
+        return columns, done.select(columns).head(views.MOST).rows(), done.height
+
     def _remark(self) -> str:
         count = self.left_out.height
         return f"; {count:,} {'name' if count == 1 else 'names'} left out, see result.left_out" if count else ""
@@ -549,6 +619,11 @@ def _examples(bad: pl.DataFrame, most: int = 3) -> str:
     return "; ".join(f"{_location(row)}: {visible(row['error'] or row['status'])}" for row in first)
 
 
+def _locations(rows: pl.DataFrame, most: int = 3) -> list[str]:
+    """The first rows, by path or position and key."""
+    return [_location(row) for row in rows.head(most).iter_rows(named=True)]
+
+
 def _location(row: dict[str, Any]) -> str:
     """The path of the file of a row if it has one, otherwise its position and key."""
     if row.get("path"):
@@ -565,66 +640,3 @@ def row_and_key(row: dict[str, Any], key: list[str]) -> str:
 def _key_columns(columns: list[str]) -> list[str]:
     """The key columns of an outcome frame: those between the position and the status."""
     return columns[columns.index("row") + 1 : columns.index("status")]
-
-
-#: One colour per status, from the palette of Okabe and Ito (2008) for colour-blind readers.
-_COLOURS = {
-    "created": "#009E73",
-    "updated": "#0072B2",
-    "unchanged": "#999999",
-    "renamed": "#56B4E9",
-    "exported": "#0072B2",
-    "deleted": "#009E73",
-    "embedded": "#009E73",
-    "skipped": "#999999",
-    "missing": "#999999",
-    "duplicate": "#CC79A7",
-    "conflict": "#F0E442",
-    "failed": "#D55E00",
-    "cancelled": "#E69F00",
-    "unknown": "#000000",
-}
-
-
-def _result_html(result: RunResult) -> str:
-    """Counts as a bar, the rate, and the first failures; all text is escaped, and there are no scripts."""
-    counts = {status: count for status, count in result.counts.items() if count}
-    bar = "".join(
-        f'<div style="width:{100 * count / result.rows:.4f}%;min-width:2px;background:{_COLOURS[status]}"'
-        f' title="{status}: {count:,}"></div>'
-        for status, count in counts.items()
-    )
-    legend = " ".join(
-        f'<span style="white-space:nowrap;margin-right:1em"><span style="display:inline-block;width:.8em;height:.8em;'
-        f'background:{_COLOURS[status]}"></span> {count:,} {status}</span>'
-        for status, count in counts.items()
-    )
-    return (
-        f'<div style="font-family:sans-serif;max-width:60em"><div style="display:flex;height:1em;width:100%;'
-        f'border-radius:3px;overflow:hidden;background:#eee">{bar}</div>'
-        f'<div style="margin:.4em 0">{legend or "no rows"}</div>'
-        f'<div style="color:#666;font-size:90%">{_pace(result)}{result._remark()}</div>{_failures_html(result)}</div>'
-    )
-
-
-def _failures_html(result: RunResult, most: int = 5) -> str:
-    if not result.counts.get("failed"):
-        return ""
-    failed = result.failed
-    columns = ("path" if "path" in failed.columns else "row", *_failure_key(failed.columns), "error")
-    cells = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(_clip(row[name]))}</td>" for name in columns) + "</tr>"
-        for row in failed.head(most).iter_rows(named=True)
-    )
-    more = f"<div>and {failed.height - most:,} more in <code>result.failed</code></div>" if failed.height > most else ""
-    header = f"<tr>{''.join(f'<th>{name}</th>' for name in columns)}</tr>"
-    return f'<table style="margin-top:.4em;font-size:90%">{header}{cells}</table>{more}'
-
-
-def _failure_key(columns: list[str]) -> list[str]:
-    return ["entity_type", "id"] if "path" in columns else _key_columns(columns)
-
-
-def _clip(value: Any, most: int = 200) -> str:
-    text = visible(value)
-    return text if len(text) <= most else text[: most - 1] + "…"

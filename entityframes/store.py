@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from entityframes import forks
+from entityframes import forks, views
 from entityframes.engines import open_engine
 from entityframes.engines.base import Engine
-from entityframes.engines.database import check_writable, where
+from entityframes.engines.database import ENGINES, check_writable, where
 from entityframes.engines.tables import TableEngine
 from entityframes.engines.url import Address, parse_url
-from entityframes.errors import ConnectError, EmbedderError
+from entityframes.errors import ConnectError, EmbedderError, EntityFramesError
 from entityframes.frames import single, sources
+from entityframes.frames.like import FrameLike
 from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
-from entityframes.reading import lookup
+from entityframes.reading import contents, lookup
 from entityframes.reading import verify as verification
 from entityframes.results import MIRROR_STATUSES, DeleteResult, EmbedResult, RunResult, UpsertResult
 from entityframes.tables import Table
 from entityframes.threads import Threads
+from entityframes.visible import visible
 from entityframes.writing import plan
 from entityframes.writing.delete import Delete
 from entityframes.writing.entities.deletion import EntityDeletion
@@ -39,6 +41,8 @@ from entityframes.writing.plan import Plan
 from entityframes.writing.upsert import Source
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from entityframes.embedding import Embedder
     from entityframes.embedding.search import Mode
 
@@ -139,7 +143,7 @@ class EntityStore:
 
     def upsert(
         self,
-        frame: Any,
+        frame: FrameLike,
         /,
         *,
         absent: Absent = "keep",
@@ -245,7 +249,7 @@ class EntityStore:
 
     def mirror(
         self,
-        frame: Any,
+        frame: FrameLike,
         /,
         *,
         scope: pl.Expr | None = None,
@@ -307,7 +311,7 @@ class EntityStore:
 
     def plan(
         self,
-        frame: Any,
+        frame: FrameLike,
         /,
         *,
         absent: Absent = "keep",
@@ -344,7 +348,9 @@ class EntityStore:
         given = sources.objects(frame) or sources.as_frame(frame)
         return plan.make(self._engine, given, options, self._upsert, progress, Interrupt(cancel))
 
-    def exists(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
+    def exists(
+        self, ids: FrameLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> pl.DataFrame:
         """Check which ids are stored. Up to 10,000 ids take one query.
 
         Args:
@@ -365,7 +371,9 @@ class EntityStore:
         """
         return lookup.exists(self._engine, ids, self._threads.submit, progress, Interrupt(cancel))
 
-    def missing(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
+    def missing(
+        self, ids: FrameLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> pl.DataFrame:
         """Select the rows of an id frame whose entity is not stored (an anti-join).
 
         Args:
@@ -387,7 +395,9 @@ class EntityStore:
         found = lookup.exists(self._engine, given, self._threads.submit, progress, Interrupt(cancel))
         return given.filter(~found["exists"])
 
-    def get(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
+    def get(
+        self, ids: FrameLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> pl.DataFrame:
         """Fetch entities by id. Up to 10,000 ids take one query.
 
         Args:
@@ -474,7 +484,9 @@ class EntityStore:
             # The stack level of the caller: above this method, the public method and its guard against forks.
             warnings.warn(message, UserWarning, stacklevel=4)
 
-    def delete(self, ids: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> DeleteResult:
+    def delete(
+        self, ids: FrameLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> DeleteResult:
         """Delete entities and their vectors. Each batch of up to 50,000 ids is one transaction.
 
         Args:
@@ -527,6 +539,61 @@ class EntityStore:
 
         return jobs.stats(self._engine, space)
 
+    def types(self) -> pl.DataFrame:
+        """List the types of the entities in the store.
+
+        Returns:
+            ``entity_type`` String, ``entities`` Int64, ``fields`` List(String) (the names of the metadata fields), and
+            ``updated_at`` Datetime("us", "UTC") (when an entity of the type was last changed); one row per type,
+            ordered by it.
+
+        Examples:
+            >>> store.types().select("entity_type", "entities", "fields").rows()
+            [('note', 3, ['year'])]
+        """
+        return contents.types(self._engine)
+
+    def count(self, entity_type: str | None = None, where: pl.Expr | None = None) -> int:
+        """Count entities.
+
+        Args:
+            entity_type: the type; None for all types. A UserWarning is issued for a type that the store does not have.
+            where: count only entities that pass this filter, an expression over the columns of `read` if a type is
+                given, otherwise of `scan`.
+
+        Returns:
+            Number of entities.
+
+        Examples:
+            >>> store.count(), store.count("note", pl.col("year") > 1900)
+            (3, 2)
+        """
+        found = contents.count(self._engine, entity_type, where)
+        if not found and entity_type is not None:
+            self._warn_if_unknown(entity_type)
+        return found
+
+    def runs(self, limit: int | None = None) -> pl.DataFrame:
+        """List the runs that wrote entities, from the ledger. Calls that changed nothing are not in it.
+
+        Args:
+            limit: the number of the latest runs to list, at least 1; None for all.
+
+        Returns:
+            ``run_id`` String (as `UpsertResult.run_id` and in log messages), ``batches``, ``created``, ``updated``,
+            ``deleted`` Int64, ``first_written_at`` and ``last_written_at`` Datetime("us", "UTC") (the times of its
+            first and last transaction); one row per run, the latest first.
+
+        Raises:
+            ValueError: `limit` is less than 1.
+
+        Examples:
+            >>> result = store.delete(ef.ids("note", ["a"]))
+            >>> store.runs().select("batches", "created", "deleted").rows()
+            [(1, 0, 1), (1, 3, 0)]
+        """
+        return contents.runs(self._engine, limit)
+
     def verify(
         self, *, repair: bool = False, progress: Progress = None, cancel: threading.Event | None = None
     ) -> pl.DataFrame:
@@ -558,7 +625,8 @@ class EntityStore:
         """
         if repair:
             check_writable(self._engine.database)
-        return verification.verify(self._engine, repair=repair, progress=progress, interrupt=Interrupt(cancel))
+        found = verification.verify(self._engine, repair=repair, progress=progress, interrupt=Interrupt(cancel))
+        return views.shown(found, lambda frame: views.verification(frame, len(verification.CHECKS)))
 
     def embed(
         self,
@@ -639,7 +707,7 @@ class EntityStore:
                 self.last_result = result = run.result()
         return result
 
-    def enqueue(self, what: Any = None, /, *, space: str | None = None) -> int:
+    def enqueue(self, what: str | FrameLike | None = None, /, *, space: str | None = None) -> int:
         """Queue entities for embedding that are due or failed, such as those stored with ``embed=False``.
 
         Args:
@@ -712,7 +780,7 @@ class EntityStore:
         """
         from entityframes.embedding import jobs
 
-        return jobs.jobs(self._engine, state)
+        return views.shown(jobs.jobs(self._engine, state), views.jobs)
 
     def spaces(self) -> pl.DataFrame:
         """List the embedding spaces.
@@ -802,7 +870,7 @@ class EntityStore:
 
     def search(
         self,
-        query: Any,
+        query: str | Sequence[float] | np.ndarray[Any, Any] | pl.Series,
         *,
         entity_type: str | None = None,
         k: int = 10,
@@ -846,13 +914,16 @@ class EntityStore:
             ['b']
         """
         from entityframes.embedding.search import search
+        from entityframes.embedding.snippets import snippets
 
         if entity_type is not None:
             self._warn_if_unknown(entity_type)
-        return search(
+        found = search(
             self._engine, query, entity_type=entity_type, k=k, mode=mode, where=where, embedder=embedder,
             remembered=self._embedders,
         )  # fmt: skip
+        words = query if isinstance(query, str) else None
+        return views.shown(found, lambda frame: views.hits(frame, snippets(frame["content"].head(views.MOST), words)))
 
     def get_entity(self, entity_type: str, id: str) -> dict[str, Any] | None:
         """Fetch one entity. To fetch many, use `get`.
@@ -986,6 +1057,40 @@ class EntityStore:
     ) -> None:
         self.close()
 
+    def __contains__(self, key: object) -> bool:
+        """Whether an entity is stored: ``("note", "a") in store``. Each test is a query; `exists` checks many at once.
+
+        Raises:
+            TypeError: `key` is not a pair of an entity type and an id.
+        """
+        if not isinstance(key, tuple) or len(key) != 2:
+            raise TypeError(f"a key is a pair (entity_type, id), not {key!r}; store.types() lists the types")
+        return self.entity_exists(*key)
+
     def __repr__(self) -> str:
+        # Without a query: debuggers, logs and tracebacks show it, too.
         database = self._engine.database
         return f"EntityStore({where(database)}, namespace={database.namespace!r})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """The text in IPython and notebooks."""
+        facts, types = self._summary()
+        counted = (
+            [] if types is None else [f"{count:,} {visible(kind)}" for kind, count, *_ in types.rows()[: views.MOST]]
+        )
+        printer.text(f"{self!r}\n{'; '.join([*facts, ', '.join(counted) or 'no entities'])}")
+
+    def _repr_html_(self) -> str:
+        facts, types = self._summary()
+        return views.store(where(self._engine.database), facts, types)
+
+    def _summary(self) -> tuple[list[str], pl.DataFrame | None]:
+        """What the store is, and its `stats`; None if it cannot be queried."""
+        database = self._engine.database
+        facts = [ENGINES[database.name], f"namespace {database.namespace}"]
+        facts += ["read-only"] if database.read_only else []
+        try:
+            types, size = self.stats(), self._engine.size()
+        except EntityFramesError as error:
+            return [*facts, str(error)], None
+        return [*facts, *([] if size is None else [views.size(size)]), f"{types['entities'].sum():,} entities"], types

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import polars as pl
 
-from entityframes import forks
+from entityframes import forks, views
 from entityframes.engines import open_tables
-from entityframes.engines.database import check_writable, where
+from entityframes.engines.database import ENGINES, check_writable, where
 from entityframes.engines.tables import Column, Relation, TableEngine, named
 from entityframes.engines.url import parse_url
-from entityframes.errors import ConnectError, SchemaError
+from entityframes.errors import ConnectError, EntityFramesError, SchemaError
 from entityframes.frames import sources
+from entityframes.frames.like import FrameLike, KeysLike
 from entityframes.frames.records import Records, Whole, visible_schema
 from entityframes.interrupt import Interrupt
 from entityframes.progress import DELAY, Progress, Reporter
 from entityframes.reading import tables as reading
 from entityframes.results import MIRROR_STATUSES, DeleteResult, RunResult, UpsertResult
 from entityframes.threads import Threads
+from entityframes.visible import visible
 from entityframes.writing.delete import Delete
 from entityframes.writing.mirror import Mirror, check_deletions, check_max_delete, check_not_empty
 from entityframes.writing.options import Nulls, OnDuplicate, OnError, OnMatch, TableOptions
@@ -31,6 +33,9 @@ from entityframes.writing.tables.mirror import Deletions, Scope, absent_rows, ch
 from entityframes.writing.tables.plan import TablePlan
 from entityframes.writing.tables.target import check_columns, usable_keys
 from entityframes.writing.tables.upsert import table_upsert
+
+#: The estimated number of rows from which a view does not count them.
+_COUNTED = 1_000_000
 
 
 def table(url: Any, name: str, key: str | Sequence[str] | None = None, *, workers: int | None = None) -> Table:
@@ -190,7 +195,7 @@ class Table:
 
     def upsert(
         self,
-        frame: Any,
+        frame: FrameLike,
         /,
         *,
         on_match: OnMatch = "update",
@@ -268,7 +273,7 @@ class Table:
 
     def plan(
         self,
-        frame: Any,
+        frame: FrameLike,
         /,
         *,
         on_match: OnMatch = "update",
@@ -328,7 +333,7 @@ class Table:
 
     def mirror(
         self,
-        frame: Any,
+        frame: FrameLike,
         /,
         *,
         scope: Scope = None,
@@ -386,7 +391,7 @@ class Table:
         check_deletions(deletions.rows.height, deletions.stored, max_delete)
         return self._mirror(given, options, deletions, progress, cancel)
 
-    def _whole(self, frame: Any, options: TableOptions, interrupt: Interrupt) -> Whole:
+    def _whole(self, frame: FrameLike, options: TableOptions, interrupt: Interrupt) -> Whole:
         """All rows of a frame, a stream or Python objects."""
         run = table_upsert(self._engine, self._relation, options, interrupt)
         return run.whole(sources.objects(frame) or sources.as_frame(frame))
@@ -426,7 +431,22 @@ class Table:
                 self.last_result = result = mirror.result()
         return result
 
-    def exists(self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
+    def count(self) -> int:
+        """Count the rows, all of which are read.
+
+        Returns:
+            Number of rows.
+
+        Examples:
+            >>> people = ef.create_table(store, "people", {"id": pl.Int64}, key="id")
+            >>> people.count()
+            0
+        """
+        return self._engine.count(self._relation)
+
+    def exists(
+        self, keys: KeysLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> pl.DataFrame:
         """Check which keys are stored.
 
         Args:
@@ -452,7 +472,7 @@ class Table:
         return given.hstack([found])
 
     def missing(
-        self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None
+        self, keys: KeysLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
     ) -> pl.DataFrame:
         """Select the rows of a frame whose key is not stored (an anti-join).
 
@@ -476,7 +496,9 @@ class Table:
         found = self.exists(given, progress=progress, cancel=cancel)["exists"]
         return (whole if isinstance(whole, pl.DataFrame) else given).filter(~found)
 
-    def get(self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
+    def get(
+        self, keys: KeysLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> pl.DataFrame:
         """Fetch rows by key.
 
         Args:
@@ -578,7 +600,9 @@ class Table:
 
         return register_io_source(source, schema={column.name: column.dtype for column in wanted})
 
-    def delete(self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> DeleteResult:
+    def delete(
+        self, keys: KeysLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> DeleteResult:
         """Delete rows by key. Each batch of up to 50,000 keys is one transaction.
 
         Args:
@@ -608,7 +632,7 @@ class Table:
                 self.last_result = result = run.result()
         return result
 
-    def add_columns(self, frame_or_schema: Any, /) -> list[str]:
+    def add_columns(self, frame_or_schema: FrameLike | Mapping[str, Any], /) -> list[str]:
         """Add the columns to the table that a frame has and the table lacks, as nullable columns.
 
         Args:
@@ -652,8 +676,45 @@ class Table:
     ) -> None:
         self.close()
 
+    def __contains__(self, key: object) -> bool:
+        """Whether a key is stored: ``7 in table``, or a tuple for a key of several columns.
+
+        Each test is a query; `exists` checks many at once.
+        """
+        names = self._relation.key
+        values = key if len(names) > 1 else (key,)
+        if not isinstance(values, tuple) or len(values) != len(names):
+            raise TypeError(f"a key of {self.name} is a tuple ({', '.join(names)}), not {key!r}")
+        return bool(
+            self.exists(pl.DataFrame({name: [value] for name, value in zip(names, values, strict=True)}))["exists"][0]
+        )
+
     def __repr__(self) -> str:
-        return f"Table({where(self._engine.database)}, {self._relation.name!r}, key={list(self._relation.key)!r})"
+        # Without a query: debuggers, logs and tracebacks show it, too.
+        relation = self._relation
+        columns = [f"{visible(column.name)} {column.dtype}" for column in relation.columns]
+        more = [f"and {len(columns) - 10:,} more"] if len(columns) > 10 else []
+        first = f"Table({where(self._engine.database)}, {relation.name!r}, key={list(relation.key)!r})"
+        return f"{first}\n{len(columns):,} columns: {', '.join([*columns[:10], *more])}"
+
+    def _repr_html_(self) -> str:
+        relation, database = self._relation, self._engine.database
+        facts = [ENGINES[database.name], f"key ({', '.join(relation.key)})"]
+        columns = None
+        try:
+            columns = self.columns
+            facts.append(f"{self._about()} rows")
+        except EntityFramesError as error:
+            facts.append(str(error))
+        return views.user_table(relation.name, where(database), facts, columns)
+
+    def _about(self) -> str:
+        """The number of rows, of a large table as estimated by the database."""
+        known = self._engine.tables().filter(pl.col("table") == ".".join(self._relation.parts))["rows"]
+        estimate = known[0] if len(known) else None
+        if estimate is not None and estimate > _COUNTED:
+            return f"about {estimate:,}"
+        return f"{self.count():,}"
 
     def _usable(self, keys: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
         """Keys as they are compared, and which of them can be stored at all."""

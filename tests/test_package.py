@@ -18,8 +18,9 @@ PACKAGE = Path(ef.__file__).parent
 
 #: Lower layers do not depend on higher ones; a layer is a folder or a module of the package.
 LAYERS = [
+    {"statuses"},
     {"errors", "visible", "progress"},
-    {"interrupt", "forks", "threads"},
+    {"interrupt", "forks", "threads", "views"},
     {"rejected"},
     {"retry", "results", "metadata"},
     {"frames"},

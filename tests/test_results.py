@@ -6,7 +6,12 @@ import polars as pl
 import pytest
 
 import entityframes as ef
+from entityframes import results
+from entityframes.directory.plan import ACTIONS as SYNC_ACTIONS
+from entityframes.engines.embedding import STATES
 from entityframes.progress import Reporter
+from entityframes.statuses import COLORS
+from entityframes.writing.plan import ACTIONS as PLAN_ACTIONS
 
 ROWS = pl.DataFrame(
     {"entity_type": ["t"] * 4, "id": ["a", "<b>&'\"", "a", "c"], "content": ["x", "<script>\0", "y", "z"]}
@@ -72,3 +77,20 @@ def test_reporter_without_a_total() -> None:
         reporter.advance(5)
         reporter.advance(2)
     assert calls == [(5, None), (7, None)]
+
+
+def _luminance(color: str) -> float:
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_every_status_has_a_color_that_shows_on_light_and_dark() -> None:
+    """The contrast is at least 3 on both, which WCAG asks of graphics."""
+    statuses = {*results.MIRROR_STATUSES, *results.DELETE_STATUSES, *results.EMBED_STATUSES, *results.SYNC_STATUSES}
+    actions = {*PLAN_ACTIONS, "delete", *SYNC_ACTIONS}
+    assert statuses | actions | set(STATES) <= set(COLORS)
+    for color in COLORS.values():
+        own, white, dark = _luminance(color), _luminance("#ffffff"), _luminance("#111111")
+        assert (white + 0.05) / (own + 0.05) >= 3
+        assert (own + 0.05) / (dark + 0.05) >= 3

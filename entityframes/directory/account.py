@@ -32,7 +32,7 @@ SYNC_SCHEMA = pl.Schema(
 class Account:
     """Collects the outcomes of the rows of one sync, and the files whose state is to be recorded."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_id: str) -> None:
         #: Number of transactions that wrote entities.
         self.batches = 0
         #: Receives the progress.
@@ -41,6 +41,7 @@ class Account:
         self.left_out = pl.DataFrame(schema=LEFT_OUT)
         self._started = time.perf_counter()
         self._log = OutcomeLog(SYNC_STATUSES, schema=SYNC_SCHEMA)
+        self._log.run_id = run_id
         self._filed: list[pl.DataFrame] = [pl.DataFrame(schema=FILED)]
         self._gone: list[pl.Series] = [pl.Series("path", [], dtype=pl.String)]
 

@@ -6,7 +6,6 @@ the state recorded at the last sync; `decide` looks up the action in one table.
 
 from __future__ import annotations
 
-import html
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
+from entityframes import views
 from entityframes.directory.left_out import notes
 from entityframes.progress import Progress
 from entityframes.results import SyncResult
@@ -265,7 +265,7 @@ class SyncPlan:
             >>> print(ef.DirectorySync(store, "notes").plan().summary())
             3 files and entities: 3 to export
         """
-        counted = [f"{count:,} {_COUNTED[action]}" for action, count in self.counts.items() if count]
+        counted = [f"{count:,} {views.TO_DO.get(action, action)}" for action, count in self.counts.items() if count]
         lines = [f"{self.frame.height:,} files and entities: {', '.join(counted) or 'nothing to do'}"]
         bad = self.frame.filter(pl.col("action").is_in(["conflict", "invalid"]))
         lines += [f"{row['path']}: {row['reason'] or row['action']}" for row in bad.head(3).iter_rows(named=True)]
@@ -305,11 +305,18 @@ class SyncPlan:
         return self._apply(self._states, quarantine, batch_size, embed, progress, cancel)
 
     def __repr__(self) -> str:
-        return f"SyncPlan: {self.summary()}"
+        counted, *rest = self.summary().split("\n")
+        return f"SyncPlan: {counted}\n{'; '.join([*rest, 'apply() carries it out'])}"
 
     def _repr_html_(self) -> str:
-        lines = "<br>".join(map(html.escape, self.summary().split("\n")))
-        return f"<div>{lines}</div>{self.frame._repr_html_()}"
+        _, *lines = self.summary().split("\n")
+        open_rows = self.frame.filter(pl.col("action") != "unchanged")
+        columns = ["path", "action", "direction", "entity_type", "id", "reason"]
+        rows = [
+            (path, views.status(action), *rest)
+            for path, action, *rest in open_rows.select(columns).head(views.MOST).iter_rows()
+        ]
+        return views.plan("SyncPlan", self.counts, lines, columns, rows, open_rows.height - len(rows))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") and name != "__arrow_c_stream__":
@@ -324,13 +331,6 @@ class SyncPlan:
 
     def __len__(self) -> int:
         return self.frame.height
-
-
-#: The labels of the actions in a summary.
-_COUNTED = {
-    "create": "to create", "update": "to update", "delete": "to delete", "rename": "to rename", "export": "to export",
-    "conflict": "in conflict", "invalid": "invalid", "unchanged": "unchanged",
-}  # fmt: skip
 
 
 def as_planned(rows: pl.DataFrame, planned: pl.DataFrame) -> pl.DataFrame:

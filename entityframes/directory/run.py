@@ -68,7 +68,7 @@ class SyncRun:
         self._compared = options.direction == "both" or planned is not None
         self._run_id = str(uuid.uuid4())
         self._losses = self._engine.database.losses
-        self._account = Account()
+        self._account = Account(self._run_id)
         #: Exports and deletions, to be done after the imports.
         self._deferred: list[pl.DataFrame] = []
 
@@ -186,7 +186,7 @@ class SyncRun:
             self._account.advance(rows - done)
             done = rows
 
-        run = entity_upsert(self._engine, options, Interrupt(self._cancel))
+        run = entity_upsert(self._engine, options, Interrupt(self._cancel), run_id=self._run_id)
         source = self._entity_frames(unread, sent)
         with Reporter(progress, None) as reporter:
             try:
@@ -268,7 +268,7 @@ class SyncRun:
         rows = self._keep_entities(self._take_deferred("delete", "import"))
         if rows.is_empty():
             return
-        run = Delete(EntityDeletion(self._engine, unchanged=True), Interrupt(self._cancel))
+        run = Delete(EntityDeletion(self._engine, unchanged=True), Interrupt(self._cancel), self._run_id)
         try:
             keys = rows.select(*KEY, content_hash="stored_content", metadata_hash="stored_metadata")
             run.execute(keys, Reporter(False, None), self._store._threads.submit)

@@ -13,16 +13,16 @@ import re
 
 import polars as pl
 
-_UNSPACED = (
+UNSPACED = (
     r"[[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Bopomofo}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
     r"\u{30FC}\u{FF70}]&&[\p{L}\p{M}]]"
 )
 _RUN = r"[\p{L}\p{M}\p{N}]+"
-_CHAIN = (
+CHAIN = (
     r"\p{Nd}{1,3}(?:,\p{Nd}{3})+(?:\.\p{Nd}+)?"
     rf"|{_RUN}(?:[_\-./:@'’\\+]{{1,3}}{_RUN})*(?:\+\+|#)?"
 )
-_PART = rf"{_UNSPACED}+|[[\p{{L}}\p{{M}}]--{_UNSPACED}]+|\p{{N}}+"
+_PART = rf"{UNSPACED}+|[[\p{{L}}\p{{M}}]--{UNSPACED}]+|\p{{N}}+"
 #: A character with its combining marks.
 _CHARACTER = r"\P{M}\p{M}*|^\p{M}+"
 
@@ -52,7 +52,7 @@ def count(texts: pl.Series) -> pl.DataFrame:
         One row for each text, in input order: words List(String), without duplicates; frequencies List(UInt32), in the
         order of the words; and length UInt32, the total number of words.
     """
-    rows = pl.DataFrame({"chain": texts.str.extract_all(_CHAIN)}).with_row_index("row")
+    rows = pl.DataFrame({"chain": texts.str.extract_all(CHAIN)}).with_row_index("row")
     chains = rows.explode("chain").drop_nulls("chain").group_by("row", "chain").agg(frequency=pl.len())
     # Most chains occur many times, so each distinct chain is split once.
     words = _split(chains["chain"].unique()).select("chain", "word").unique()
@@ -86,7 +86,7 @@ def _split(chains: pl.Series) -> pl.DataFrame:
     folded = pl.DataFrame({"chain": chains, "whole": fold(chains), "part": fold(camel).str.extract_all(_PART)})
 
     parts = folded.select("chain", "part").explode("part").drop_nulls("part").with_row_index("run")
-    unspaced = pl.col("part").str.contains(_UNSPACED)
+    unspaced = pl.col("part").str.contains(UNSPACED)
     spaced = parts.filter(~unspaced).select("chain", word="part", kind=pl.lit("part"))
 
     characters = parts.filter(unspaced).with_columns(pl.col("part").str.extract_all(_CHARACTER)).explode("part")
@@ -97,7 +97,7 @@ def _split(chains: pl.Series) -> pl.DataFrame:
     singles = characters.select("chain", word="part", kind=alone)
 
     whole = pl.col("whole")
-    several = folded.filter(whole != pl.col("part").list.first(), ~whole.str.contains(_UNSPACED))
+    several = folded.filter(whole != pl.col("part").list.first(), ~whole.str.contains(UNSPACED))
     wholes = several.select("chain", word=whole, kind=pl.lit("whole"))
     between = pl.concat_list(whole.str.extract_all(r"[^/\\:@+]+"), whole.str.extract_all(r"[^/\\:@+.]+"))
     pieces = several.select("chain", word=between, kind=pl.lit("piece")).explode("word")
@@ -123,7 +123,7 @@ class Query:
     terms: pl.DataFrame
 
     def __init__(self, text: str) -> None:
-        found = pl.Series("chain", [text[:_READ]]).str.extract_all(_CHAIN).explode().drop_nulls()
+        found = pl.Series("chain", [text[:_READ]]).str.extract_all(CHAIN).explode().drop_nulls()
         chains = found.to_frame().with_columns(whole=fold(found)).unique("whole", maintain_order=True)
         meaningful = chains.filter(~pl.col("whole").is_in(STOP_WORDS))
         chains = (chains if meaningful.is_empty() else meaningful).with_row_index("number")
@@ -136,8 +136,13 @@ class Query:
         points = pl.when(part).then(pl.lit(1, pl.UInt32)).otherwise(needed)
         self.terms = words.select(pl.col("number").alias("chain"), "word", points=points, needed=needed)
 
-        runs = chains.select("number", run=pl.col("whole").str.extract_all(f"{_UNSPACED}+")).explode("run")
+        runs = chains.select("number", run=pl.col("whole").str.extract_all(f"{UNSPACED}+")).explode("run")
         self._runs = runs.filter(pl.col("run").str.count_matches(_CHARACTER) > 2)
+
+    def among(self, chains: pl.Series) -> set[str]:
+        """Those of these chains that have a word of the query."""
+        words = _split(chains.unique()).join(self.terms, on="word", how="semi")
+        return set(words["chain"])
 
     def matching(self, found: pl.DataFrame) -> pl.DataFrame:
         """The entities that match the query, out of those that contain its words.

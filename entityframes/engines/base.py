@@ -122,6 +122,19 @@ class Engine(Protocol):
     def stats(self, space: str | None) -> pl.DataFrame:
         """entity_type, entities, embedded, due, failed in a space, by default the active one; one row per type."""
 
+    def types(self) -> pl.DataFrame:
+        """entity_type, entities and updated_at (of the latest change) of each type, in order."""
+
+    def runs(self, limit: int | None) -> pl.DataFrame:
+        """The runs in the ledger, the latest first.
+
+        Returns:
+            run_id, batches, created, updated, deleted, first_written_at and last_written_at.
+        """
+
+    def size(self) -> int | None:
+        """The bytes that the store takes on disk, on DuckDB the file with its log; None if it is in memory."""
+
     def count(self, entity_type: str | None) -> int:
         """The number of entities of a type, or of all types."""
 

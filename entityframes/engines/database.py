@@ -56,6 +56,10 @@ class Recorder(Protocol):
         """The given batches that are not in the database, after another server may have taken over."""
 
 
+#: The names of databases for people.
+ENGINES = {"duckdb": "DuckDB", "postgresql": "PostgreSQL"}
+
+
 def where(database: Database) -> str:
     """The address for the repr of what uses a database, and where it is from if the caller may not expect it."""
     return f"{database.address!r} ({database.origin})" if database.origin else repr(database.address)

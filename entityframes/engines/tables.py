@@ -292,6 +292,9 @@ class TableEngine(Protocol):
         The key is null if there is none, and rows if there is no estimate yet.
         """
 
+    def count(self, relation: Relation) -> int:
+        """The number of rows of a table."""
+
     def write(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         """Write rows that are new or differ, in one transaction.
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import polars as pl
 
 from entityframes import forks
 from entityframes.errors import SchemaError
+from entityframes.frames.like import FrameLike, NotLazy
 from entityframes.frames.sources import as_frame
 from entityframes.frames.utf8 import readable
 from entityframes.metadata import dtypes
@@ -42,14 +43,32 @@ _INVALID_KEY = pl.any_horizontal(pl.col(KEY).is_null(), pl.col(KEY).str.contains
 _ID_DTYPES = (pl.String, pl.Categorical, pl.Enum, pl.Date)
 
 
+@overload
 def entities(
-    df: Any,
+    df: pl.LazyFrame,
     entity_type: str,
     *,
     id: str | pl.Expr | Sequence[str],
     content: str | pl.Expr | None = None,
     metadata: Iterable[str] | None = None,
-) -> Any:
+) -> pl.LazyFrame: ...
+@overload
+def entities(
+    df: NotLazy,
+    entity_type: str,
+    *,
+    id: str | pl.Expr | Sequence[str],
+    content: str | pl.Expr | None = None,
+    metadata: Iterable[str] | None = None,
+) -> pl.DataFrame: ...
+def entities(
+    df: FrameLike,
+    entity_type: str,
+    *,
+    id: str | pl.Expr | Sequence[str],
+    content: str | pl.Expr | None = None,
+    metadata: Iterable[str] | None = None,
+) -> pl.DataFrame | pl.LazyFrame:
     """Make an entity frame from a dataframe.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from typing import Any
 
 import polars as pl
@@ -139,9 +140,11 @@ def unknown_type_message(engine: Engine, entity_type: str) -> str | None:
     """The message for a type without entities and recorded fields; None for other types."""
     if Fields(engine).of(entity_type) or not engine.is_empty(entity_type):
         return None
-    names = engine.stats(None)["entity_type"].to_list()
+    names = engine.types()["entity_type"].to_list()
     listed = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
-    return f"no entities of type {entity_type!r}: the store has {listed or 'no entities'}"
+    close = get_close_matches(entity_type, names, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"no entities of type {entity_type!r}: the store has {listed or 'no entities'}{hint}"
 
 
 def scan(engine: Engine, entity_type: str | None) -> pl.LazyFrame:

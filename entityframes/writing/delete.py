@@ -57,11 +57,12 @@ class Delete:
     Args:
         deletion: what is deleted.
         interrupt: stops the run.
+        run_id: as for `Run`.
     """
 
-    def __init__(self, deletion: Deletion, interrupt: Interrupt) -> None:
+    def __init__(self, deletion: Deletion, interrupt: Interrupt, run_id: str | None = None) -> None:
         self._deletion, self._outcomes = deletion, deletion.outcomes
-        self._run = Run(deletion.engine, interrupt, self._outcomes, concurrency=1)
+        self._run = Run(deletion.engine, interrupt, self._outcomes, concurrency=1, run_id=run_id)
 
     def result(self) -> DeleteResult:
         """The outcomes so far."""

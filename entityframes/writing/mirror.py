@@ -105,7 +105,7 @@ class Mirror:
         try:
             self._upsert.execute(given, reporter, submit)
             if self._complete and not self._interrupt.requested and self._absent.height:
-                self._delete = Delete(self._deletion, self._interrupt)
+                self._delete = Delete(self._deletion, self._interrupt, self._upsert.result().run_id)
                 self._delete.execute(self._absent, reporter, submit)
         finally:
             self._upsert.add_outcomes(self._deletions())

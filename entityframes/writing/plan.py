@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import polars as pl
 
-from entityframes import forks
+from entityframes import forks, views
 from entityframes.engines.base import Engine
 from entityframes.frames.records import Records, Whole, with_details
 from entityframes.frames.schema import KEY, numbered
@@ -118,16 +119,14 @@ class Plan:
             >>> print(store.plan(ef.ids("note", ["a", "d"])).summary())
             2 rows: 1 to create, 1 unchanged
         """
-        names = {"create": "to create", "update": "to update", "delete": "to delete"}
-        counted = [f"{count:,} {names.get(action, action)}" for action, count in self.counts.items() if count]
+        counted = [f"{count:,} {views.TO_DO.get(action, action)}" for action, count in self.counts.items() if count]
         lines = [f"{self.frame.height:,} rows: {', '.join(counted) or 'nothing to do'}"]
         if self.counts["update"]:
             parts = [f"the content of {self.changed_contents:,}"] if self.changed_contents else []
             parts += [f"{visible(name)} of {count:,}" for name, count in list(self.changed_fields.items())[:10]]
             lines.append(f"updates change {', '.join(parts)}")
         invalid = self.frame.filter(pl.col("action") == "invalid").head(3).iter_rows(named=True)
-        columns = self.frame.columns
-        key = columns[columns.index("row") + 1 : columns.index("action")]
+        key = _key_columns(self.frame.columns)
         lines += [f"{row_and_key(row, key)}: {visible(row['error'])}" for row in invalid]
         return "\n".join(lines)
 
@@ -174,7 +173,31 @@ class Plan:
         return self._upsert(self._given, options, progress, cancel)
 
     def __repr__(self) -> str:
-        return f"Plan: {self.summary()}"
+        counted, *rest = self.summary().split("\n")
+        return f"{type(self).__name__}: {counted}\n{'; '.join([*rest, 'apply() carries it out'])}"
+
+    def _repr_html_(self) -> str:
+        _, *lines = self.summary().split("\n")
+        open_rows = self.frame.filter(~pl.col("action").cast(pl.String).is_in(["unchanged", "duplicate"]))
+        key = _key_columns(self.frame.columns)
+        rows = [
+            (row["row"], *(row[name] for name in key), views.status(row["action"]), self._change(row))
+            for row in open_rows.head(views.MOST).iter_rows(named=True)
+        ]
+        header = ["row", *key, "action", "change"]
+        return views.plan(type(self).__name__, self.counts, lines, header, rows, open_rows.height - len(rows))
+
+    def _change(self, row: dict[str, Any]) -> object:
+        """What a view says of a row: why it is invalid, or what changes."""
+        if row["action"] == "invalid":
+            return row["error"]
+        changes = [(one["field"], one["old"], one["new"]) for one in row["changes"] or []]
+        content = row["action"] == "update" and row.get("old_hash") != row.get("new_hash")
+        return views.changes(changes, content=content)
+
+
+def _key_columns(columns: list[str]) -> list[str]:
+    return columns[columns.index("row") + 1 : columns.index("action")]
 
 
 def make(

@@ -42,6 +42,7 @@ class Run:
         interrupt: stops the run.
         outcomes: builds the outcomes of the rows.
         concurrency: how many batches are processed concurrently; None for the default of the engine.
+        run_id: the id of the call that the run is a part of; None for one of its own.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class Run:
         outcomes: Outcomes,
         *,
         concurrency: int | None = None,
+        run_id: str | None = None,
     ) -> None:
-        self.run_id = str(uuid.uuid4())
+        self.run_id = run_id or str(uuid.uuid4())
         self.interrupt = interrupt
         self.outcomes = outcomes
         self.log = outcomes.log()
+        self.log.run_id = self.run_id
         #: Number of batches so far.
         self.batches = 0
         self._engine, self._concurrency = engine, concurrency or engine.database.workers

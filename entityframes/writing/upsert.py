@@ -36,6 +36,7 @@ class Upsert:
         interrupt: stops the run.
         outcomes: builds the outcomes of the rows.
         target: makes the target of the run.
+        run_id: as for `Run`.
     """
 
     def __init__(
@@ -45,9 +46,10 @@ class Upsert:
         interrupt: Interrupt,
         outcomes: Outcomes,
         target: Callable[[Run], Target],
+        run_id: str | None = None,
     ) -> None:
         self._engine, self._options, self._interrupt = engine, options, interrupt
-        self._run = Run(engine, interrupt, outcomes)
+        self._run = Run(engine, interrupt, outcomes, run_id=run_id)
         self._target = target(self._run)
         self._superseded = Superseded(self._target.key, options.on_duplicate, self._target.comparable)
 

@@ -683,7 +683,7 @@ def test_a_plan_is_carried_out(store: ef.EntityStore, root: Path, folder: ef.Dir
     assert "4 files and entities: 1 to update, 2 to export, 1 invalid" in plan.summary()
     assert "bad.md: line 1" in plan.summary()
     assert "1 .png" in plan.summary()
-    assert plan.summary() in repr(plan)
+    assert repr(plan).startswith(f"SyncPlan: {plan.summary().splitlines()[0]}\n")
     assert "bad.md" in plan._repr_html_()
     with pytest.raises(AttributeError, match="nothing_like_it"):
         plan.nothing_like_it()
@@ -790,7 +790,7 @@ def test_failures_name_their_files(root: Path, folder: ef.DirectorySync) -> None
     result = folder.sync()
     assert "first failure: a/b.md: line 1" in repr(result)
     assert len(repr(result).splitlines()) == 2
-    assert "<td>a/b.md</td>" in result._repr_html_()
+    assert "a/b.md" in result._repr_html_()
     with pytest.raises(ef.EntityFramesError, match=r"1 failed of 2 rows: a/b\.md: line 1"):
         result.raise_for_failures()
 

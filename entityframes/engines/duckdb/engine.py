@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -176,6 +177,18 @@ class DuckDBEngine:
         from entityframes.engines.duckdb.directory import DuckDBDirectory
 
         return DuckDBDirectory(self.database)
+
+    def types(self) -> pl.DataFrame:
+        return self.database.read("types")
+
+    def runs(self, limit: int | None) -> pl.DataFrame:
+        return self.database.read("runs", limit)
+
+    def size(self) -> int | None:
+        path = self.database.read("catalog")["path"].item()
+        if path is None:
+            return None
+        return sum(os.path.getsize(file) for file in (path, f"{path}.wal") if os.path.exists(file))
 
     def count(self, entity_type: str | None) -> int:
         return int(self.database.read("count", entity_type).item())

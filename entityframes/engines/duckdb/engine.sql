@@ -224,6 +224,17 @@ LEFT JOIN {schema}.embeddings AS v ON v.space = (SELECT space FROM chosen)
     AND v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
 GROUP BY e.entity_type ORDER BY e.entity_type
 
+-- name: types
+-- One row per type: the number of entities, and when one of them was last changed.
+SELECT entity_type, count(*) AS entities, max(updated_at) AS updated_at
+FROM {schema}.entities GROUP BY entity_type ORDER BY entity_type
+
+-- name: runs
+-- The runs in the ledger, the latest first. $1 number of runs, or null for all
+SELECT run_id::VARCHAR AS run_id, count(*) AS batches, sum(created) AS created, sum(updated) AS updated,
+    sum(deleted) AS deleted, min(written_at) AS first_written_at, max(written_at) AS last_written_at
+FROM {schema}.batches GROUP BY run_id ORDER BY max(written_at) DESC, run_id LIMIT $1
+
 -- name: count
 -- The number of entities of a type. $1 entity_type, or null for all
 SELECT count(*) FROM {schema}.entities WHERE $1::VARCHAR IS NULL OR entity_type = $1

@@ -46,6 +46,10 @@ WHERE NOT t.internal AND t.database_name = current_database() AND t.schema_name 
 )
 ORDER BY t.schema_name, t.table_name
 
+-- name: table_count
+-- The number of rows.
+SELECT count(*) FROM {table}
+
 -- name: table_probe
 -- The given rows that are new or differ, and the place of the stored row.
 SELECT s.position, t.rowid IS NULL AS created, t.rowid AS place

@@ -257,6 +257,16 @@ class PostgresEngine:
 
         return PostgresDirectory(self.database)
 
+    def types(self) -> pl.DataFrame:
+        return self.database.read("types")
+
+    def runs(self, limit: int | None) -> pl.DataFrame:
+        return self.database.read("runs", None if limit is None else str(limit))
+
+    def size(self) -> int | None:
+        size = self.database.read("size", self.database.namespace).item()
+        return int(size) if size else None
+
     def count(self, entity_type: str | None) -> int:
         return int(self.database.read("count", entity_type).item())
 

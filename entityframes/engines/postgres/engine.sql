@@ -602,6 +602,23 @@ LEFT JOIN {schema}.embeddings AS v ON v.space = (SELECT space FROM chosen)
     AND v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
 GROUP BY e.entity_type ORDER BY e.entity_type
 
+-- name: types
+-- One row per type: the number of entities, and when one of them was last changed.
+SELECT entity_type, count(*) AS entities, max(updated_at) AS updated_at
+FROM {schema}.entities GROUP BY entity_type ORDER BY entity_type
+
+-- name: runs
+-- The runs in the ledger, the latest first. $1 number of runs, or null for all
+SELECT run_id::text AS run_id, count(*) AS batches, sum(created) AS created, sum(updated) AS updated,
+    sum(deleted) AS deleted, min(written_at) AS first_written_at, max(written_at) AS last_written_at
+FROM {schema}.batches GROUP BY run_id ORDER BY max(written_at) DESC, run_id LIMIT $1::text::int8
+
+-- name: size
+-- The size of the tables of the store, with their indexes. $1 namespace
+SELECT sum(pg_total_relation_size(c.oid))::int8
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relkind = 'r'
+
 -- name: count
 -- The number of entities of a type. $1 entity_type, or null for all
 SELECT count(*) FROM {schema}.entities WHERE $1::text IS NULL OR entity_type = $1

@@ -125,6 +125,9 @@ class PostgresTables:
     def tables(self) -> pl.DataFrame:
         return self.database.read("tables").select("table", "key", pl.col("rows").cast(pl.UInt64))
 
+    def count(self, relation: Relation) -> int:
+        return int(self.database.read("table_count", placeholders={"table": relation.sql}).item())
+
     def write(self, writing: Writing, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         result: pl.DataFrame | None = None
         try:

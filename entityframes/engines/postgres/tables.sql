@@ -74,6 +74,10 @@ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND n.nspname <> 'informa
     )
 ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"
 
+-- name: table_count
+-- The number of rows that this user sees.
+SELECT count(*) FROM {table}
+
 -- name: table_is_empty
 -- Whether the table has no rows that this user sees.
 SELECT NOT EXISTS (SELECT FROM {table})

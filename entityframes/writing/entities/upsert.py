@@ -13,10 +13,14 @@ from entityframes.writing.upsert import Upsert
 
 
 def entity_upsert(
-    engine: Engine, options: Options, interrupt: Interrupt, statuses: tuple[str, ...] = UPSERT_STATUSES
+    engine: Engine,
+    options: Options,
+    interrupt: Interrupt,
+    statuses: tuple[str, ...] = UPSERT_STATUSES,
+    run_id: str | None = None,
 ) -> Upsert:
     """One call of `upsert` on a store."""
     outcomes = EntityTarget.outcomes
     if statuses != outcomes.statuses:
         outcomes = replace(outcomes, statuses=statuses)
-    return Upsert(engine, options, interrupt, outcomes, lambda run: EntityTarget(engine, options, run))
+    return Upsert(engine, options, interrupt, outcomes, lambda run: EntityTarget(engine, options, run), run_id)
