@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from entityframes import forks
+from entityframes.colors import STATUS_COLORS
 from entityframes.errors import EntityFramesError
 from entityframes.rejected import Inputs, Rejected
 from entityframes.visible import visible
@@ -567,36 +568,17 @@ def _key_columns(columns: list[str]) -> list[str]:
     return columns[columns.index("row") + 1 : columns.index("status")]
 
 
-#: One colour per status, from the palette of Okabe and Ito (2008) for colour-blind readers.
-_COLOURS = {
-    "created": "#009E73",
-    "updated": "#0072B2",
-    "unchanged": "#999999",
-    "renamed": "#56B4E9",
-    "exported": "#0072B2",
-    "deleted": "#009E73",
-    "embedded": "#009E73",
-    "skipped": "#999999",
-    "missing": "#999999",
-    "duplicate": "#CC79A7",
-    "conflict": "#F0E442",
-    "failed": "#D55E00",
-    "cancelled": "#E69F00",
-    "unknown": "#000000",
-}
-
-
 def _result_html(result: RunResult) -> str:
     """Counts as a bar, the rate, and the first failures; all text is escaped, and there are no scripts."""
     counts = {status: count for status, count in result.counts.items() if count}
     bar = "".join(
-        f'<div style="width:{100 * count / result.rows:.4f}%;min-width:2px;background:{_COLOURS[status]}"'
+        f'<div style="width:{100 * count / result.rows:.4f}%;min-width:2px;background:{STATUS_COLORS[status]}"'
         f' title="{status}: {count:,}"></div>'
         for status, count in counts.items()
     )
     legend = " ".join(
         f'<span style="white-space:nowrap;margin-right:1em"><span style="display:inline-block;width:.8em;height:.8em;'
-        f'background:{_COLOURS[status]}"></span> {count:,} {status}</span>'
+        f'background:{STATUS_COLORS[status]}"></span> {count:,} {status}</span>'
         for status, count in counts.items()
     )
     return (

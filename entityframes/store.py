@@ -22,7 +22,7 @@ from entityframes.errors import ConnectError, EmbedderError
 from entityframes.frames import single, sources
 from entityframes.frames.records import Records, Whole
 from entityframes.interrupt import Interrupt
-from entityframes.progress import DELAY, Progress, Reporter
+from entityframes.progress import Progress, Reporter
 from entityframes.reading import lookup
 from entityframes.reading import verify as verification
 from entityframes.results import MIRROR_STATUSES, DeleteResult, EmbedResult, RunResult, UpsertResult
@@ -185,8 +185,10 @@ class EntityStore:
                 SHA-256 in hex, as `get` returns it; null if the entity is not expected to exist). The hashes are
                 compared in the transaction that writes. If they differ, the entity is left unchanged and the row has
                 the status conflict.
-            progress: None shows a progress bar in a notebook or terminal, True always, False never. A callable is
-                called with the number of rows done and the total, which is None for a stream.
+            progress: None shows a progress bar in a notebook or terminal; elsewhere it logs a line every few seconds if
+                the logger ``entityframes`` is enabled for INFO. True always shows a bar, "log" always lines, False
+                nothing. Calls of less than half a second show none. A callable is called with the number of rows done
+                and the total, which is None for a stream.
             cancel: an event that stops the run when set. The batches in flight are rolled back; rows that were not
                 written have the status cancelled.
 
@@ -235,7 +237,7 @@ class EntityStore:
     ) -> UpsertResult:
         check_writable(self._engine.database)
         run = entity_upsert(self._engine, options, Interrupt(cancel))
-        with Reporter(progress, getattr(source, "height", None)) as reporter:
+        with Reporter(progress, getattr(source, "height", None), what="upsert") as reporter:
             try:
                 run.execute(source, reporter, self._threads.submit)
             finally:
@@ -297,7 +299,7 @@ class EntityStore:
         missing, stored, complete = absent_entities(given.frame, scope, self.scan)
         check_deletions(missing.height, stored, max_delete)
         mirror = Mirror(run, EntityDeletion(self._engine), missing, interrupt, complete=complete)
-        with Reporter(progress, given.height + missing.height) as reporter:
+        with Reporter(progress, given.height + missing.height, what="mirror") as reporter:
             try:
                 mirror.execute(given, reporter, self._threads.submit)
             finally:
@@ -498,7 +500,7 @@ class EntityStore:
         check_writable(self._engine.database)
         given = sources.as_frame(ids)
         run = Delete(EntityDeletion(self._engine), Interrupt(cancel))
-        with Reporter(progress, given.height, unit="ids", delay=DELAY) as reporter:
+        with Reporter(progress, given.height, what="delete", unit="ids") as reporter:
             try:
                 run.execute(given, reporter, self._threads.submit)
             finally:
@@ -627,7 +629,7 @@ class EntityStore:
         def due() -> int:
             return int(self._engine.stats(name)["due"].sum())
 
-        with Reporter(progress, due, unit="texts") as reporter:
+        with Reporter(progress, due, what="embed", unit="texts") as reporter:
             try:
                 run.execute(reporter, cancel)
             except EmbedderError:

@@ -18,7 +18,7 @@ from entityframes.errors import ConnectError, SchemaError
 from entityframes.frames import sources
 from entityframes.frames.records import Records, Whole, visible_schema
 from entityframes.interrupt import Interrupt
-from entityframes.progress import DELAY, Progress, Reporter
+from entityframes.progress import Progress, Reporter
 from entityframes.reading import tables as reading
 from entityframes.results import MIRROR_STATUSES, DeleteResult, RunResult, UpsertResult
 from entityframes.threads import Threads
@@ -259,7 +259,7 @@ class Table:
     ) -> UpsertResult:
         check_writable(self._engine.database)
         run = table_upsert(self._engine, self._relation, options, Interrupt(cancel))
-        with Reporter(progress, getattr(source, "height", None)) as reporter:
+        with Reporter(progress, getattr(source, "height", None), what="upsert") as reporter:
             try:
                 run.execute(source, reporter, self._threads.submit)
             finally:
@@ -419,7 +419,7 @@ class Table:
             complete=deletions.complete,
             compared=deletions.compared,
         )
-        with Reporter(progress, given.height + deletions.rows.height) as reporter:
+        with Reporter(progress, given.height + deletions.rows.height, what="mirror") as reporter:
             try:
                 mirror.execute(given, reporter, self._threads.submit)
             finally:
@@ -530,7 +530,7 @@ class Table:
         extra = [column for column in key if column not in wanted]
         parts = [named(_empty([*wanted, *extra]), [*wanted, *extra])]
         interrupt = Interrupt(cancel)
-        with Reporter(progress, None, delay=DELAY) as reporter:
+        with Reporter(progress, what="read") as reporter:
             for chunk in reading.scan(self._engine, self._relation, [*wanted, *extra], None, interrupt):
                 interrupt.check()
                 parts.append(chunk)
@@ -601,7 +601,7 @@ class Table:
         check_writable(self._engine.database)
         given = reading.given_keys(self._relation, keys)
         run = Delete(TableDeletion(self._engine, self._relation), Interrupt(cancel))
-        with Reporter(progress, given.height, unit="keys", delay=DELAY) as reporter:
+        with Reporter(progress, given.height, what="delete", unit="keys") as reporter:
             try:
                 run.execute(given, reporter, self._threads.submit)
             finally:

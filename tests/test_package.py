@@ -18,8 +18,8 @@ PACKAGE = Path(ef.__file__).parent
 
 #: Lower layers do not depend on higher ones; a layer is a folder or a module of the package.
 LAYERS = [
-    {"errors", "visible", "progress"},
-    {"interrupt", "forks", "threads"},
+    {"errors", "visible", "colors"},
+    {"interrupt", "forks", "threads", "progress"},
     {"rejected"},
     {"retry", "results", "metadata"},
     {"frames"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import polars as pl
@@ -57,6 +57,25 @@ def test_progress_of_embedding(store: ef.EntityStore, frame: pl.DataFrame) -> No
     calls: list[tuple[int, int | None]] = []
     store.embed(ef.HashingEmbedder(16), progress=lambda done, total: calls.append((done, total)))
     assert calls[-1] == (ROWS, ROWS)
+
+
+def test_progress_of_embedding_from_its_first_text(store: ef.EntityStore, frame: pl.DataFrame) -> None:
+    """Texts count when the embedder returns them, not only when their vectors are written."""
+    first = threading.Event()
+
+    class Waiting(ef.HashingEmbedder):
+        calls = 0
+
+        def embed(self, texts: Sequence[str], /) -> Any:
+            assert self.calls == 0 or first.wait(60)
+            self.calls += 1
+            return super().embed(texts)
+
+    calls: list[int] = []
+    result = store.embed(Waiting(16, max_batch=10), progress=lambda done, total: (calls.append(done), first.set()))
+    assert result.counts["embedded"] == ROWS
+    assert calls[0] == 10
+    assert calls[-1] == ROWS
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -370,7 +370,7 @@ class DirectorySync:
         run = SyncRun(self._store, self._folder, options, cancel, planned)
 
         def reporting(rows: int) -> Reporter:
-            return Reporter(progress, rows, unit="files", delay=0.5)
+            return Reporter(progress, rows, what="sync", unit="files")
 
         with self._locked() as holder:
             self._last = run

@@ -153,6 +153,8 @@ class EmbedRun:
         self._log = OutcomeLog(EMBED_STATUSES)
         self._logging = threading.Lock()
         self._rows = 0
+        #: The texts that the embedder has returned, of which some are not written yet.
+        self._embedded = 0
         self._batches = 0
         self._waiting = 0
         self._held: dict[str, Job] = {}
@@ -184,6 +186,7 @@ class EmbedRun:
             EmbedderError: the embedder cannot embed any text.
             DatabaseError: the database failed.
         """
+        reporter.track(self._log.counts)
         threads = [
             threading.Thread(target=self._work, name=f"entityframes-embed-{number}", daemon=True)
             for number in range(self._options.workers)
@@ -218,10 +221,9 @@ class EmbedRun:
     # The run, in the caller's thread.
 
     def _report(self, reporter: Reporter, reported: int) -> int:
-        with self._logging:
-            done, counts = self._rows, dict(self._log.counts)
+        done = max(self._rows, self._embedded)
         if done > reported:
-            reporter.advance(done - reported, counts)
+            reporter.advance(done - reported)
         return done
 
     def _renew(self) -> None:
@@ -324,6 +326,8 @@ class EmbedRun:
                 if job.job_id not in self._held:
                     raise LeaseLostError
                 vectors, errors = self._calls.embed(batch["content"].to_list())
+                with self._logging:
+                    self._embedded += batch.height
                 buffer.add(batch.drop("content").with_columns(error=pl.Series(errors, dtype=pl.String)), vectors)
                 last = done + buffer.height == rows.height
                 if last or buffer.is_full(self._engine.embedding.write_bytes):

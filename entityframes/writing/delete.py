@@ -89,7 +89,7 @@ class Delete:
         self._run.log.append(self._outcomes.of(valid.filter(repeated), status="duplicate"))
         valid = valid.filter(~repeated)
         if keys.height > valid.height:
-            reporter.advance(keys.height - valid.height, self._run.log.counts)
+            reporter.advance(keys.height - valid.height)
         return valid
 
     def _process(self, rows: pl.DataFrame) -> pl.DataFrame:

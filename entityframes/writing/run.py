@@ -119,6 +119,7 @@ class Run:
             KeyboardInterrupt: on Ctrl-C, after the batches in flight were rolled back.
             EntityFramesError: the error given to `abort`, or the one that ended the input.
         """
+        reporter.track(self.log.counts)
         with self._ctrl_c:
             try:
                 for batch in self._ctrl_c.let_through(batches):
@@ -167,7 +168,7 @@ class Run:
         for future in done:
             rows = self._log_batch(future)
             future.result()
-            reporter.advance(rows, self.log.counts)
+            reporter.advance(rows)
 
     def _cancel(self) -> None:
         """Cancel the batches in flight and log their outcomes."""

@@ -53,6 +53,11 @@ class Upsert:
         run = self._run
         return UpsertResult(dict(run.log.counts), run.batches, run.elapsed, run.log)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of rows by status, which goes on changing."""
+        return self._run.log.counts
+
     def add_outcomes(self, outcomes: pl.DataFrame) -> None:
         """Add outcomes that are not those of rows of the source, such as deletions."""
         self._run.log.append(outcomes)
