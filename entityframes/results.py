@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import polars as pl
 
 from entityframes import forks
 from entityframes.colors import STATUS_COLORS
-from entityframes.errors import EntityFramesError
+from entityframes.errors import DuplicateError, EntityFramesError, SchemaError
 from entityframes.rejected import Inputs, Rejected
 from entityframes.visible import visible
+
+R = TypeVar("R", bound="RunResult")
 
 #: The statuses of a row of an upsert. Each row ends with exactly one of them:
 #: created, updated, unchanged: the entity is stored, as reported by the database;
@@ -212,12 +214,14 @@ class RunResult:
         counts: number of rows by status, with an entry for each status.
         batches: number of batches, each of them one transaction.
         elapsed: seconds that the call took.
+        notes: sentences on what the outcomes do not show, such as that a stream was not read to its end.
     """
 
     counts: dict[str, int]
     batches: int
     elapsed: float
     _log: OutcomeLog = field(compare=False)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def outcomes(self) -> pl.DataFrame:
@@ -296,7 +300,25 @@ class RunResult:
         counted = ", ".join(f"{self.counts[status]:,} {status}" for status in UNRESOLVED if self.counts.get(status))
         raise EntityFramesError(
             f"{counted} of {self.rows:,} rows: {_examples(bad)}; see result.outcomes for all of them"
+            + "".join(f". {note}" for note in self.notes)
         )
+
+    def _explain(self, error: BaseException, place: str) -> None:
+        """Add to an exception that ended the call what was done before, and how to continue.
+
+        Args:
+            error: the exception.
+            place: where the result is, as the caller writes it.
+        """
+        # The messages of these say it.
+        if isinstance(error, SchemaError | DuplicateError):
+            return
+        counted = ", ".join(f"{count:,} {status}" for status, count in self.counts.items() if count)
+        if counted:
+            done = f"Before that: {counted}. {place}.last_result has the outcome of each row."
+            error.add_note(" ".join([done, *self.notes, "Run the same call again to continue."]))
+        elif isinstance(error, KeyboardInterrupt):
+            error.add_note(" ".join(["Nothing was written.", *self.notes]))
 
     @property
     def _stored_before(self) -> str:
@@ -322,7 +344,7 @@ class RunResult:
         first = f"{type(self).__name__}: {counted}\n"
         second = _pace(self)
         failure = "" if not self.counts.get("failed") else f"; first failure: {_examples(self.failed, 1)}"
-        return first + second + failure + self._remark()
+        return "\n".join([first + second + failure + self._remark(), *self.notes])
 
     def _remark(self) -> str:
         """Text at the end of the second line."""
@@ -330,6 +352,31 @@ class RunResult:
 
     def _repr_html_(self) -> str:
         return _result_html(self)
+
+
+class Keeper(Protocol):
+    """A store or a table."""
+
+    last_result: RunResult | None
+
+
+def kept(keeper: Keeper, place: str, work: Callable[[], object], result: Callable[[], R]) -> R:
+    """Do the work of a call and keep its result as `last_result`; an exception that ends it says what was done before.
+
+    Args:
+        keeper: the store or the table.
+        place: its usual name, for messages.
+        work: does the work.
+        result: the result so far.
+    """
+    try:
+        work()
+    except BaseException as error:
+        keeper.last_result = result()
+        keeper.last_result._explain(error, place)
+        raise
+    keeper.last_result = last = result()
+    return last
 
 
 @dataclass(frozen=True, repr=False)
@@ -581,11 +628,13 @@ def _result_html(result: RunResult) -> str:
         f'background:{STATUS_COLORS[status]}"></span> {count:,} {status}</span>'
         for status, count in counts.items()
     )
+    notes = "".join(f'<div style="font-size:90%">{html.escape(note)}</div>' for note in result.notes)
+    pace = f"{_pace(result)}{result._remark()}"
     return (
         f'<div style="font-family:sans-serif;max-width:60em"><div style="display:flex;height:1em;width:100%;'
         f'border-radius:3px;overflow:hidden;background:#eee">{bar}</div>'
         f'<div style="margin:.4em 0">{legend or "no rows"}</div>'
-        f'<div style="color:#666;font-size:90%">{_pace(result)}{result._remark()}</div>{_failures_html(result)}</div>'
+        f'<div style="color:#666;font-size:90%">{pace}</div>{notes}{_failures_html(result)}</div>'
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from entityframes.interrupt import Interrupt
 from entityframes.progress import Progress, Reporter
 from entityframes.reading import lookup
 from entityframes.reading import verify as verification
-from entityframes.results import MIRROR_STATUSES, DeleteResult, EmbedResult, RunResult, UpsertResult
+from entityframes.results import MIRROR_STATUSES, DeleteResult, EmbedResult, RunResult, UpsertResult, kept
 from entityframes.tables import Table
 from entityframes.threads import Threads
 from entityframes.writing import plan
@@ -226,7 +226,8 @@ class EntityStore:
             absent=absent,
             nulls=nulls,
         )
-        return self._upsert(sources.opened(frame, batch_size), options, progress, cancel)
+        given = sources.opened(frame, batch_size)
+        return self._upsert(given, options, progress, cancel, lambda: sources.count(frame))
 
     def _upsert(
         self,
@@ -234,15 +235,14 @@ class EntityStore:
         options: Options,
         progress: Progress,
         cancel: threading.Event | None,
+        count: Callable[[], int | None] = lambda: None,
     ) -> UpsertResult:
         check_writable(self._engine.database)
         run = entity_upsert(self._engine, options, Interrupt(cancel))
-        with Reporter(progress, getattr(source, "height", None), what="upsert") as reporter:
-            try:
-                run.execute(source, reporter, self._threads.submit)
-            finally:
-                self.last_result = result = run.result()
-        return result
+        height = getattr(source, "height", None)
+        with Reporter(progress, count if height is None else height, what="upsert") as reporter:
+            submit = self._threads.submit
+            return kept(self, "store", lambda: run.execute(source, reporter, submit), run.result)
 
     def mirror(
         self,
@@ -300,11 +300,8 @@ class EntityStore:
         check_deletions(missing.height, stored, max_delete)
         mirror = Mirror(run, EntityDeletion(self._engine), missing, interrupt, complete=complete)
         with Reporter(progress, given.height + missing.height, what="mirror") as reporter:
-            try:
-                mirror.execute(given, reporter, self._threads.submit)
-            finally:
-                self.last_result = result = mirror.result()
-        return result
+            submit = self._threads.submit
+            return kept(self, "store", lambda: mirror.execute(given, reporter, submit), mirror.result)
 
     def plan(
         self,
@@ -501,11 +498,8 @@ class EntityStore:
         given = sources.as_frame(ids)
         run = Delete(EntityDeletion(self._engine), Interrupt(cancel))
         with Reporter(progress, given.height, what="delete", unit="ids") as reporter:
-            try:
-                run.execute(given, reporter, self._threads.submit)
-            finally:
-                self.last_result = result = run.result()
-        return result
+            submit = self._threads.submit
+            return kept(self, "store", lambda: run.execute(given, reporter, submit), run.result)
 
     def stats(self, *, space: str | None = None) -> pl.DataFrame:
         """Count the entities of each type, and how many of them are embedded.
@@ -631,14 +625,11 @@ class EntityStore:
 
         with Reporter(progress, due, what="embed", unit="texts") as reporter:
             try:
-                run.execute(reporter, cancel)
+                return kept(self, "store", lambda: run.execute(reporter, cancel), run.result)
             except EmbedderError:
                 if made:
                     spaces.undo(self._engine, name)
                 raise
-            finally:
-                self.last_result = result = run.result()
-        return result
 
     def enqueue(self, what: Any = None, /, *, space: str | None = None) -> int:
         """Queue entities for embedding that are due or failed, such as those stored with ``embed=False``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +20,7 @@ from entityframes.frames.records import Records, Whole, visible_schema
 from entityframes.interrupt import Interrupt
 from entityframes.progress import Progress, Reporter
 from entityframes.reading import tables as reading
-from entityframes.results import MIRROR_STATUSES, DeleteResult, RunResult, UpsertResult
+from entityframes.results import MIRROR_STATUSES, DeleteResult, RunResult, UpsertResult, kept
 from entityframes.threads import Threads
 from entityframes.writing.delete import Delete
 from entityframes.writing.mirror import Mirror, check_deletions, check_max_delete, check_not_empty
@@ -248,7 +248,8 @@ class Table:
             batch_size=batch_size, on_duplicate=on_duplicate, on_error=on_error, nulls=nulls, on_match=on_match,
             ignore=_names(ignore),
         )  # fmt: skip
-        return self._upsert(sources.opened(frame, batch_size), options, progress, cancel)
+        given = sources.opened(frame, batch_size)
+        return self._upsert(given, options, progress, cancel, lambda: sources.count(frame))
 
     def _upsert(
         self,
@@ -256,15 +257,14 @@ class Table:
         options: TableOptions,
         progress: Progress,
         cancel: threading.Event | None,
+        count: Callable[[], int | None] = lambda: None,
     ) -> UpsertResult:
         check_writable(self._engine.database)
         run = table_upsert(self._engine, self._relation, options, Interrupt(cancel))
-        with Reporter(progress, getattr(source, "height", None), what="upsert") as reporter:
-            try:
-                run.execute(source, reporter, self._threads.submit)
-            finally:
-                self.last_result = result = run.result()
-        return result
+        height = getattr(source, "height", None)
+        with Reporter(progress, count if height is None else height, what="upsert") as reporter:
+            submit = self._threads.submit
+            return kept(self, "table", lambda: run.execute(source, reporter, submit), run.result)
 
     def plan(
         self,
@@ -420,11 +420,8 @@ class Table:
             compared=deletions.compared,
         )
         with Reporter(progress, given.height + deletions.rows.height, what="mirror") as reporter:
-            try:
-                mirror.execute(given, reporter, self._threads.submit)
-            finally:
-                self.last_result = result = mirror.result()
-        return result
+            submit = self._threads.submit
+            return kept(self, "table", lambda: mirror.execute(given, reporter, submit), mirror.result)
 
     def exists(self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
         """Check which keys are stored.
@@ -602,11 +599,8 @@ class Table:
         given = reading.given_keys(self._relation, keys)
         run = Delete(TableDeletion(self._engine, self._relation), Interrupt(cancel))
         with Reporter(progress, given.height, what="delete", unit="keys") as reporter:
-            try:
-                run.execute(given, reporter, self._threads.submit)
-            finally:
-                self.last_result = result = run.result()
-        return result
+            submit = self._threads.submit
+            return kept(self, "table", lambda: run.execute(given, reporter, submit), run.result)
 
     def add_columns(self, frame_or_schema: Any, /) -> list[str]:
         """Add the columns to the table that a frame has and the table lacks, as nullable columns.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
 import entityframes as ef
 from entityframes.cli import cli
@@ -498,3 +499,22 @@ def test_a_file_without_content_and_without_a_type(run: Run, name: str) -> None:
         assert store.read("n").select("id", "content", "a", "b").rows() == [("1", "007", 1, 2), ("2", "8", None, 2)]
     write(frame.select("entity_type", "id"), run.folder / name)
     assert "2 unchanged" in run("import", name)[1]
+
+
+@pytest.mark.duckdb
+def test_progress_as_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On standard error, where there is no terminal; standard output is as without."""
+    monkeypatch.setattr("entityframes.progress.DELAY", 0.0)
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("id,text\n1,one\n2,two\n")
+    words = ["import", "rows.csv", "--type", "t", "--id", "id", "--store", "s.duckdb"]
+
+    def stderr(*arguments: str) -> str:
+        done = CliRunner().invoke(cli, arguments)
+        assert done.exit_code == 0, done.output
+        return done.stderr
+
+    assert "upsert: done, 2 rows, " in stderr(*words, "--progress", "log")
+    for quiet in (["--no-progress"], ["--progress", "none"], []):
+        assert "upsert:" not in stderr(*words, *quiet)
+    assert "read: done, 2 rows, " in stderr("export", "t", "--store", "s.duckdb", "--progress", "log")

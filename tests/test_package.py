@@ -18,7 +18,7 @@ PACKAGE = Path(ef.__file__).parent
 
 #: Lower layers do not depend on higher ones; a layer is a folder or a module of the package.
 LAYERS = [
-    {"errors", "visible", "colors"},
+    {"errors", "visible", "colors", "tracebacks"},
     {"interrupt", "forks", "threads", "progress"},
     {"rejected"},
     {"retry", "results", "metadata"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -76,6 +77,30 @@ def test_progress_of_embedding_from_its_first_text(store: ef.EntityStore, frame:
     assert result.counts["embedded"] == ROWS
     assert calls[0] == 10
     assert calls[-1] == ROWS
+
+
+def test_the_total_of_a_scan(store: ef.EntityStore, tmp_path: Path) -> None:
+    """Of Parquet files it is in their metadata, unless rows are left out; other streams have none."""
+    rows = pl.DataFrame({"id": [f"n{n}" for n in range(ROWS)], "text": "text", "n": range(ROWS)})
+    for part in (0, 1):
+        rows[part::2].write_parquet(tmp_path / f"{part}.parquet")
+    scan = pl.scan_parquet(tmp_path / "*.parquet")
+    totals: dict[str, set[int | None]] = {}
+    given = {
+        "plain": scan,
+        "columns": scan.with_columns(pl.col("text").str.to_uppercase(), half=pl.col("n") / 2).drop("n"),
+        "head": scan.head(10),
+        "filter": scan.filter(pl.col("n") < 7),
+        "unique": scan.unique("text"),
+        "iterator": iter([ef.entities(rows, "note", id="id", content="text")]),
+    }
+    for name, source in given.items():
+        frame = ef.entities(source, "note", id="id", content="text") if name != "iterator" else source
+        totals[name] = set()
+        store.upsert(frame, progress=lambda done, total, seen=totals[name]: seen.add(total))
+    assert totals == {
+        "plain": {ROWS}, "columns": {ROWS}, "head": {10}, "filter": {None}, "unique": {None}, "iterator": {None}
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -19,6 +19,7 @@ from entityframes.cli.common import (
     print_exactly,
     print_failures,
     print_frame,
+    progress_option,
     store_options,
 )
 from entityframes.visible import visible
@@ -87,7 +88,7 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
               "the job of an unresponsive worker is taken over.")  # fmt: skip
 @click.option("--enqueue", is_flag=True, help="First create jobs for everything that is due and not in a job.")
 @click.option("--watch", is_flag=True, help="Keep waiting for new jobs, until SIGTERM or Ctrl-C.")
-@click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
+@progress_option
 @json_option
 @store_options
 def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **options: Any) -> None:

@@ -22,6 +22,7 @@ from entityframes.cli.common import (
     print_frame,
     print_origin,
     print_summary,
+    progress_option,
     store_options,
 )
 from entityframes.cli.files import listed
@@ -66,6 +67,7 @@ def _note_unknown_type(store: Any, entity_type: str) -> None:
 
 
 def _ids_arguments(command: F) -> F:
+    command = progress_option(command)
     command = click.argument("ids", nargs=-1, metavar="[ID]...")(command)
     command = click.option(
         "--ids", "ids_file", type=click.Path(),
@@ -98,7 +100,7 @@ def _check_type(entity_type: str | None) -> None:
 @store_options
 def get(
     entity_type: str, table: str | None, key: Sequence[str], ids: Sequence[str], ids_file: str | None, as_json: bool,
-    url: str | None, namespace: str,
+    url: str | None, namespace: str, progress: Any,
 ) -> None:  # fmt: skip
     """Print entities by id, or rows of a table by key, in the order given. Exit status 1 if some are missing.
 
@@ -106,11 +108,11 @@ def get(
     """
     if table:
         _check_table()
-        tables.get(url, table, listed(key), ids, ids_file, as_json)
+        tables.get(url, table, listed(key), ids, ids_file, as_json, progress)
     _check_type(entity_type)
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace, read_only=True) as store:
-        found = store.get(wanted)
+        found = store.get(wanted, progress=progress)
         if not found["found"].any():
             _note_unknown_type(store, entity_type)
     print_frame(found, as_json)
@@ -123,16 +125,16 @@ def get(
 @store_options
 def exists(
     entity_type: str, table: str | None, key: Sequence[str], ids: Sequence[str], ids_file: str | None, as_json: bool,
-    url: str | None, namespace: str,
+    url: str | None, namespace: str, progress: Any,
 ) -> None:  # fmt: skip
     """Check which ids, or keys of a table, are stored. Exit status 1 if some are missing."""
     if table:
         _check_table()
-        tables.exists(url, table, listed(key), ids, ids_file, as_json)
+        tables.exists(url, table, listed(key), ids, ids_file, as_json, progress)
     _check_type(entity_type)
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace, read_only=True) as store:
-        found = store.exists(wanted)
+        found = store.exists(wanted, progress=progress)
         if not found["exists"].any():
             _note_unknown_type(store, entity_type)
     print_frame(found, as_json)
@@ -145,16 +147,16 @@ def exists(
 @store_options
 def delete(
     entity_type: str, table: str | None, key: Sequence[str], ids: Sequence[str], ids_file: str | None, as_json: bool,
-    url: str | None, namespace: str,
+    url: str | None, namespace: str, progress: Any,
 ) -> None:  # fmt: skip
     """Delete entities by id, or rows of a table by key. Ids that are not stored are ignored."""
     if table:
         _check_table()
-        tables.delete(url, table, listed(key), ids, ids_file, as_json)
+        tables.delete(url, table, listed(key), ids, ids_file, as_json, progress)
     _check_type(entity_type)
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace) as store:
-        result = store.delete(wanted)
+        result = store.delete(wanted, progress=progress)
         if not result.counts["deleted"]:
             _note_unknown_type(store, entity_type)
         print_summary(result, [f"{wanted.height:,} ids"], store.address, as_json)
@@ -171,11 +173,12 @@ def delete(
     type=click.Choice(["csv", "tsv", "ndjson", "json", "parquet", "ipc"]),
     help="[default: from the file name]",
 )
+@progress_option
 @json_option
 @store_options
 def export(
     entity_type: str | None, table: str | None, out: str | None, file_format: str | None, as_json: bool,
-    url: str | None, namespace: str,
+    url: str | None, namespace: str, progress: Any,
 ) -> None:  # fmt: skip
     """Write all entities of a type, with their metadata as typed columns, or all rows of a table.
 
@@ -185,14 +188,14 @@ def export(
         raise click.UsageError(f"--format {file_format} cannot be printed to a terminal: give a file with --out")
     if table:
         _check_table()
-        tables.export(url, table, out, file_format, as_json)
+        tables.export(url, table, out, file_format, as_json, progress)
         return
     if entity_type is None:
         raise click.UsageError("give the type of the entities, or --table")
     with open_store(url, namespace, read_only=True) as store:
         if unknown := _unknown_type(store, entity_type):
             raise click.ClickException(unknown)
-        frame = store.read(entity_type)
+        frame = store.read(entity_type, progress=progress)
     print_exported(frame, visible(entity_type), out, file_format, as_json)
 
 
@@ -238,14 +241,15 @@ def stats(as_json: bool, url: str | None, namespace: str) -> None:
 
 @click.command()
 @click.option("--repair", is_flag=True, help="Repair what can be derived from the stored data.")
+@progress_option
 @json_option
 @store_options
-def verify(repair: bool, as_json: bool, url: str | None, namespace: str) -> None:
+def verify(repair: bool, progress: Any, as_json: bool, url: str | None, namespace: str) -> None:
     """Check hashes, ledger counts, jobs and recorded dtypes. Exit status 1 if inconsistencies remain."""
     from entityframes.cli import reports
 
     with open_store(url, namespace, read_only=not repair) as store:
-        found = store.verify(repair=repair)
+        found = store.verify(repair=repair, progress=progress)
     report = reports.of_verification(found, as_json)
     if as_json:
         print_exactly(report, json=True)

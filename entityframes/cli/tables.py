@@ -173,7 +173,7 @@ def _write(table: Any, frame: Any, files: Sequence[str], as_json: bool, options:
     else:
         policies["on_match"] = "skip" if options["insert_only"] else "update"
     if options["dry_run"]:
-        report_plan(table.plan(frame, **policies, **planned), given, as_json)
+        report_plan(table.plan(frame, progress=options["progress"], **policies, **planned), given, as_json)
     target = _address(table)
     rest = None if options["failed_file"] else "write them all with --failed FILE"
     run = {name: options[name] for name in ("batch_size", "on_error", "progress")}
@@ -206,49 +206,56 @@ def _address(table: Any) -> str:
     return f"{table.name} in {table._engine.database.address}"
 
 
-def get(url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool) -> None:
+def get(
+    url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool, progress: Any
+) -> None:
     """Print rows by key, and exit with status 1 if some are missing."""
     with open_table(url, name, key, read_only=True) as table:
-        found = table.get(_key_frame(table, keys, file))
+        found = table.get(_key_frame(table, keys, file), progress=progress)
     print_frame(found, as_json)
     flag = found.columns[len(table.key)]
     sys.exit(0 if found[flag].all() else 1)
 
 
 def exists(
-    url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool
+    url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool, progress: Any
 ) -> None:
     """Print which keys are stored, and exit with status 1 if some are missing."""
     with open_table(url, name, key, read_only=True) as table:
-        found = table.exists(_key_frame(table, keys, file))
+        found = table.exists(_key_frame(table, keys, file), progress=progress)
     print_frame(found, as_json)
     sys.exit(0 if found["exists"].all() else 1)
 
 
 def delete(
-    url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool
+    url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool, progress: Any
 ) -> None:
     """Delete rows by key, and exit with status 1 if some cannot be deleted."""
     with open_table(url, name, key) as table:
         wanted = _key_frame(table, keys, file)
-        result = table.delete(wanted)
+        result = table.delete(wanted, progress=progress)
         given = f"{wanted.height:,} {'key' if wanted.height == 1 else 'keys'}"
         print_summary(result, [given], _address(table), as_json)
     sys.exit(0 if result.ok else 1)
 
 
-def export(url: str | None, name: str, out: str | None, file_format: str | None, as_json: bool) -> None:
+def export(url: str | None, name: str, out: str | None, file_format: str | None, as_json: bool, progress: Any) -> None:
     """Write all rows of a table, ordered by its primary key if it has one."""
     import polars as pl
 
     from entityframes.interrupt import Interrupt
+    from entityframes.progress import Reporter
     from entityframes.reading import tables as reading
 
     engine = _open(url, read_only=True)
     try:
         with _messages():
             table = engine.describe(name)
-        chunks = list(reading.scan(engine, table, table.columns, None, Interrupt()))
+        chunks = []
+        with Reporter(progress, what="export") as reporter:
+            for chunk in reading.scan(engine, table, table.columns, None, Interrupt()):
+                chunks.append(chunk)
+                reporter.advance(chunk.height)
     finally:
         engine.database.close()
     schema = {column.name: column.dtype for column in table.columns}

@@ -160,6 +160,7 @@ class _IdBatches:
     """Ids, split into batches."""
 
     error: Exception | None = None
+    read = True
 
     def __init__(self, keys: pl.DataFrame) -> None:
         self.remaining = list(keys.iter_slices(DELETE_ROWS)) if keys.height else []

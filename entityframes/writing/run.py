@@ -29,6 +29,8 @@ class Batches(Protocol):
     error: Exception | None
     #: Rows that were read but do not belong to a started batch.
     remaining: list[pl.DataFrame]
+    #: Whether all rows have been read.
+    read: bool
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         """The batches; each is the first of `remaining`, until the run has started it and removes it there."""
@@ -58,6 +60,8 @@ class Run:
         self.log = outcomes.log()
         #: Number of batches so far.
         self.batches = 0
+        #: Whether the input was not read to its end.
+        self.unread = False
         self._engine, self._concurrency = engine, concurrency or engine.database.workers
         self._started, self._losses = time.perf_counter(), engine.database.losses
         self._ctrl_c = CtrlC()
@@ -136,6 +140,7 @@ class Run:
                 raise
             finally:
                 if not self.interrupt.forked:
+                    self.unread = not batches.read
                     for rows in batches.remaining:
                         self.log.append(self.outcomes.unprocessed(rows))
                 self._confirm(raise_if_lost)
