@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sysconfig
+from collections.abc import Iterable, Iterator
 from itertools import dropwhile
 from types import FrameType, TracebackType
 
@@ -24,16 +25,31 @@ def shorten(error: BaseException) -> None:
         _logger.debug("interrupted", exc_info=error)
         # The database driver's own error about the cancelled statement.
         error.__cause__, error.__suppress_context__ = None, True
-    frames = []
-    following = error.__traceback__
-    while following is not None:
-        frames.append(following)
-        following = following.tb_next
-    kept: list[TracebackType] = list(dropwhile(lambda each: not _is_of_caller(each.tb_frame), frames))
-    if kept or pressed:
-        error.__traceback__ = kept[0] if kept else None
+    frames = list(_frames(error.__traceback__))
+    kept = list(dropwhile(lambda each: not _is_of_caller(each.tb_frame), frames))
+    if pressed:
+        # Those of the signal handler as well.
+        error.__traceback__ = _chained(each for each in kept if not _is_ours(each.tb_frame))
+    elif kept:
+        error.__traceback__ = kept[0]
+
+
+def _frames(first: TracebackType | None) -> Iterator[TracebackType]:
+    while first is not None:
+        yield first
+        first = first.tb_next
+
+
+def _chained(frames: Iterable[TracebackType]) -> TracebackType | None:
+    following = None
+    for each in reversed(list(frames)):
+        following = TracebackType(following, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return following
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] == "entityframes"
 
 
 def _is_of_caller(frame: FrameType) -> bool:
-    ours = str(frame.f_globals.get("__name__", "")).partition(".")[0] == "entityframes"
-    return not ours and not frame.f_code.co_filename.startswith((*_INSTALLED, "<frozen"))
+    return not _is_ours(frame) and not frame.f_code.co_filename.startswith((*_INSTALLED, "<frozen"))

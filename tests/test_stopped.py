@@ -30,7 +30,7 @@ def press() -> None:
 
 def counted(note: str) -> dict[str, int]:
     """The numbers by status in a note."""
-    return {status: int(number.replace(",", "")) for number, status in re.findall(r"([\d,]+) ([a-z]+)[,.]", note)}
+    return {status: int(number.replace(",", "")) for number, status in re.findall(r"(\d[\d,]*) ([a-z]+)[,.]", note)}
 
 
 def frames_of_ours(error: BaseException) -> list[str]:
