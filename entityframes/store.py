@@ -765,13 +765,14 @@ class EntityStore:
         check_writable(self._engine.database)
         jobs.drop_space(self._engine, space)
 
-    def index_space(self, space: str | None = None) -> bool:
+    def index_space(self, space: str | None = None, *, progress: Progress = None) -> bool:
         """Create the index for approximate vector search (HNSW of pgvector). Writing vectors takes longer afterwards.
 
         Without it, on DuckDB and on PostgreSQL without pgvector 0.8 or later, vector search is exact.
 
         Args:
             space: the space; None for the active one.
+            progress: as for `upsert`; it shows the time.
 
         Returns:
             Whether the space has an index now.
@@ -790,7 +791,8 @@ class EntityStore:
 
         check_writable(self._engine.database)
         row = spaces.find(self._engine, space)
-        return self._engine.embedding.index_space(row["space"], row["dim"])
+        with Reporter(progress, what="index", unit="vectors"):
+            return self._engine.embedding.index_space(row["space"], row["dim"])
 
     def search(
         self,
@@ -801,6 +803,8 @@ class EntityStore:
         mode: Mode = "vector",
         where: pl.Expr | None = None,
         embedder: Embedder | None = None,
+        progress: Progress = None,
+        cancel: threading.Event | None = None,
     ) -> pl.DataFrame:
         """Find entities by meaning, by words, or by both.
 
@@ -818,6 +822,8 @@ class EntityStore:
             embedder: embeds the query. None for the one that this store has used for the active space, or else the
                 installed embedder of that model. If another space belongs to the model of `embedder`, that space is
                 searched.
+            progress, cancel: as for `upsert`, while entities are indexed that are new since the last search by words;
+                `cancel` takes effect before the next 4 MiB of text.
 
         Returns:
             ``rank`` UInt32 from 1, ``score`` Float64 (cosine similarity, BM25, or the sum of 1 / (10 + rank)),
@@ -827,6 +833,7 @@ class EntityStore:
         Raises:
             SpaceError: nothing is embedded yet, or the embedder or vector does not fit the space.
             EmbedderError: the query cannot be embedded.
+            StatementCancelledError: `cancel` was set.
             ValueError: `mode` is unknown, `k` is less than 1, or `query` is neither valid text nor finite numbers.
 
         Examples:
@@ -843,7 +850,7 @@ class EntityStore:
             self._warn_if_unknown(entity_type)
         return search(
             self._engine, query, entity_type=entity_type, k=k, mode=mode, where=where, embedder=embedder,
-            remembered=self._embedders,
+            remembered=self._embedders, progress=progress, interrupt=Interrupt(cancel),
         )  # fmt: skip
 
     def get_entity(self, entity_type: str, id: str) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "plan": lambda store, frame, **more: store.plan(frame.with_columns(content=pl.lit("new")), **more),
     "verify": lambda store, frame, **more: store.verify(**more),
     "delete": lambda store, frame, **more: store.delete(frame, **more),
+    "search": lambda store, frame, **more: store.search("text", mode="text", **more),
 }
 
 

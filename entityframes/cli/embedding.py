@@ -218,6 +218,7 @@ def _report_remaining(result: Any, store: Any) -> None:
 @click.option("--where", metavar="SQL", help="Condition on the columns of the type, such as \"country = 'Iceland'\".")
 @click.option("--embedder", "name", help="Embedder for the query.  [default: that of the active space]")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Passed to the embedder.")
+@progress_option
 @json_option
 @store_options
 def search(
@@ -228,6 +229,7 @@ def search(
     where: str | None,
     name: str | None,
     options: Sequence[str],
+    progress: Any,
     as_json: bool,
     url: str | None,
     namespace: str,
@@ -239,7 +241,9 @@ def search(
         _check_type(store, entity_type)
         embedder = None if name is None else _embedder(store, name, options, None)
         condition = None if where is None else pl.sql_expr(where)
-        found = store.search(query, entity_type=entity_type, k=k, mode=mode, where=condition, embedder=embedder)
+        found = store.search(
+            query, entity_type=entity_type, k=k, mode=mode, where=condition, embedder=embedder, progress=progress
+        )
         note = None if found.height or mode == "text" else _note_of_due(store)
     if as_json or not sys.stdout.isatty():
         print_frame(found, as_json)
