@@ -296,10 +296,11 @@ class EntityStore:
         run = entity_upsert(self._engine, options, interrupt, MIRROR_STATUSES)
         given = run.whole(sources.objects(frame) or sources.as_frame(frame))
         check_not_empty(given.frame)
-        missing, stored, complete = absent_entities(given.frame, scope, self.scan)
-        check_deletions(missing.height, stored, max_delete)
-        mirror = Mirror(run, EntityDeletion(self._engine), missing, interrupt, complete=complete)
-        with Reporter(progress, given.height + missing.height, what="mirror") as reporter:
+        with Reporter(progress, what="mirror") as reporter:
+            missing, stored, complete = absent_entities(given.frame, scope, self.scan)
+            check_deletions(missing.height, stored, max_delete)
+            reporter.expect(given.height + missing.height)
+            mirror = Mirror(run, EntityDeletion(self._engine), missing, interrupt, complete=complete)
             submit = self._threads.submit
             return kept(self, "store", lambda: mirror.execute(given, reporter, submit), mirror.result)
 

@@ -322,7 +322,8 @@ class Table:
         ) -> UpsertResult:
             if deletions is None:
                 return self._upsert(source, options, progress, cancel)
-            return self._mirror(source, options, deletions, progress, cancel)
+            with Reporter(progress, source.height + deletions.rows.height, what="mirror") as reporter:
+                return self._mirror(source, options, deletions, reporter, Interrupt(cancel))
 
         return planning.make(self._engine, self._relation, given, options, upsert, deletions, progress, interrupt)
 
@@ -382,9 +383,11 @@ class Table:
         check_writable(self._engine.database)
         interrupt = Interrupt(cancel)
         given = self._whole(frame, options, interrupt)
-        deletions = self._deletions(given, options, scope, interrupt)
-        check_deletions(deletions.rows.height, deletions.stored, max_delete)
-        return self._mirror(given, options, deletions, progress, cancel)
+        with Reporter(progress, what="mirror") as reporter:
+            deletions = self._deletions(given, options, scope, interrupt)
+            check_deletions(deletions.rows.height, deletions.stored, max_delete)
+            reporter.expect(given.height + deletions.rows.height)
+            return self._mirror(given, options, deletions, reporter, interrupt)
 
     def _whole(self, frame: Any, options: TableOptions, interrupt: Interrupt) -> Whole:
         """All rows of a frame, a stream or Python objects."""
@@ -404,11 +407,10 @@ class Table:
         given: Whole,
         options: TableOptions,
         deletions: Deletions,
-        progress: Progress,
-        cancel: threading.Event | None,
+        reporter: Reporter,
+        interrupt: Interrupt,
     ) -> UpsertResult:
         """Upsert a frame, and then delete rows."""
-        interrupt = Interrupt(cancel)
         run = table_upsert(self._engine, self._relation, options, interrupt, MIRROR_STATUSES)
         deletion = TableDeletion(self._engine, self._relation, options.undelete, deletions.expected)
         mirror = Mirror(
@@ -419,9 +421,8 @@ class Table:
             complete=deletions.complete,
             compared=deletions.compared,
         )
-        with Reporter(progress, given.height + deletions.rows.height, what="mirror") as reporter:
-            submit = self._threads.submit
-            return kept(self, "table", lambda: mirror.execute(given, reporter, submit), mirror.result)
+        submit = self._threads.submit
+        return kept(self, "table", lambda: mirror.execute(given, reporter, submit), mirror.result)
 
     def exists(self, keys: Any, /, *, progress: Progress = None, cancel: threading.Event | None = None) -> pl.DataFrame:
         """Check which keys are stored.
