@@ -52,4 +52,7 @@ def _is_ours(frame: FrameType) -> bool:
 
 
 def _is_of_caller(frame: FrameType) -> bool:
-    return not _is_ours(frame) and not frame.f_code.co_filename.startswith((*_INSTALLED, "<frozen"))
+    name = frame.f_code.co_filename
+    # The path of a compiled module is relative to where it was built.
+    installed = name.startswith((*_INSTALLED, "<frozen")) or name.endswith(".pyx")
+    return not installed and not _is_ours(frame)
