@@ -22,6 +22,7 @@ import numpy as np  # noqa: F401  (starts its threads on import)
 import polars as pl
 
 from entityframes.errors import ClosedError, EntityFramesError
+from entityframes.tracebacks import shorten
 
 T = TypeVar("T")
 
@@ -79,7 +80,10 @@ def check(error: type[EntityFramesError] = ClosedError) -> None:
 
 
 def guarded(kind: type[T]) -> type[T]:
-    """Class decorator: call `check` first in every public method and property, except for harmless ones."""
+    """Class decorator: call `check` first in every public method and property, except for harmless ones.
+
+    Their exceptions have short tracebacks.
+    """
     for name, member in list(vars(kind).items()):
         if name.startswith("_") or name in _HARMLESS:
             continue
@@ -94,7 +98,11 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def call(*args: Any, **options: Any) -> Any:
         check()
-        return method(*args, **options)
+        try:
+            return method(*args, **options)
+        except BaseException as error:
+            shorten(error)
+            raise
 
     return call
 

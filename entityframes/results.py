@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import polars as pl
 
 from entityframes import forks, views
-from entityframes.errors import EntityFramesError
+from entityframes.errors import DuplicateError, EntityFramesError, SchemaError
 from entityframes.rejected import Inputs, Rejected
 from entityframes.visible import visible
+
+R = TypeVar("R", bound="RunResult")
 
 #: The statuses of a row of an upsert. Each row ends with exactly one of them:
 #: created, updated, unchanged: the entity is stored, as reported by the database;
@@ -212,12 +214,14 @@ class RunResult:
         counts: number of rows by status, with an entry for each status.
         batches: number of batches, each of them one transaction.
         elapsed: seconds that the call took.
+        notes: sentences on what the outcomes do not show, such as that a stream was not read to its end.
     """
 
     counts: dict[str, int]
     batches: int
     elapsed: float
     _log: OutcomeLog = field(compare=False)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def outcomes(self) -> pl.DataFrame:
@@ -306,6 +310,7 @@ class RunResult:
         counted = ", ".join(f"{self.counts[status]:,} {status}" for status in UNRESOLVED if self.counts.get(status))
         raise EntityFramesError(
             f"{counted} of {self.rows:,} rows: {_examples(bad)}; see result.outcomes for all of them"
+            + "".join(f". {note}" for note in self.notes)
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -334,6 +339,23 @@ class RunResult:
             "failed_by_reason": self.failed_by_reason.to_dicts() if self.counts.get("failed") else [],
         }
 
+    def _explain(self, error: BaseException, place: str) -> None:
+        """Add to an exception that ended the call what was done before, and how to continue.
+
+        Args:
+            error: the exception.
+            place: where the result is, as the caller writes it.
+        """
+        # The messages of these say it.
+        if isinstance(error, SchemaError | DuplicateError):
+            return
+        counted = ", ".join(f"{count:,} {status}" for status, count in self.counts.items() if count)
+        if counted:
+            done = f"Before that: {counted}. {place}.last_result has the outcome of each row."
+            error.add_note(" ".join([done, *self.notes, "Run the same call again to continue."]))
+        elif isinstance(error, KeyboardInterrupt):
+            error.add_note(" ".join(["Nothing was written.", *self.notes]))
+
     @property
     def _stored_before(self) -> str:
         """What a run has written before an error, for the message of the error."""
@@ -358,7 +380,7 @@ class RunResult:
         first = f"{type(self).__name__}: {counted}\n"
         second = _pace(self)
         failure = "" if not self.counts.get("failed") else f"; first failure: {_examples(self.failed, 1)}"
-        return first + second + failure + self._remark()
+        return "\n".join([first + second + failure + self._remark(), *self.notes])
 
     def _remark(self) -> str:
         """Text at the end of the second line."""
@@ -369,7 +391,7 @@ class RunResult:
 
     def _lines(self) -> list[str]:
         """What a view says below the counts."""
-        return [_pace(self) + self._remark()]
+        return [_pace(self) + self._remark(), *self.notes]
 
     def _reasons(self) -> list[views.Reason]:
         """Why rows failed, are in conflict or unknown, the most frequent reason first."""
@@ -386,6 +408,31 @@ class RunResult:
     def _changes(self) -> tuple[list[str], list[tuple[Any, ...]], int] | None:
         """The header and the first rows of what a view lists of the rows that are done, and how many there are."""
         return None
+
+
+class Keeper(Protocol):
+    """A store or a table."""
+
+    last_result: RunResult | None
+
+
+def kept(keeper: Keeper, place: str, work: Callable[[], object], result: Callable[[], R]) -> R:
+    """Do the work of a call and keep its result as `last_result`; an exception that ends it says what was done before.
+
+    Args:
+        keeper: the store or the table.
+        place: its usual name, for messages.
+        work: does the work.
+        result: the result so far.
+    """
+    try:
+        work()
+    except BaseException as error:
+        keeper.last_result = result()
+        keeper.last_result._explain(error, place)
+        raise
+    keeper.last_result = last = result()
+    return last
 
 
 @dataclass(frozen=True, repr=False)

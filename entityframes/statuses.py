@@ -34,3 +34,7 @@ COLORS = {
     "running": _BLUE,
     "done": _GREEN,
 }
+
+#: Of work without statuses, and of a track that is not filled yet.
+PLAIN = _BLUE
+TRACK = "rgba(128,128,128,0.25)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,10 @@ from entityframes.errors import ConnectError, EmbedderError, EntityFramesError
 from entityframes.frames import single, sources
 from entityframes.frames.like import FrameLike
 from entityframes.interrupt import Interrupt
-from entityframes.progress import DELAY, Progress, Reporter
+from entityframes.progress import Progress, Reporter
 from entityframes.reading import contents, lookup
 from entityframes.reading import verify as verification
-from entityframes.results import MIRROR_STATUSES, DeleteResult, EmbedResult, RunResult, UpsertResult
+from entityframes.results import MIRROR_STATUSES, DeleteResult, EmbedResult, RunResult, UpsertResult, kept
 from entityframes.tables import Table
 from entityframes.threads import Threads
 from entityframes.visible import visible
@@ -190,8 +190,10 @@ class EntityStore:
                 SHA-256 in hex, as `get` returns it; null if the entity is not expected to exist). The hashes are
                 compared in the transaction that writes. If they differ, the entity is left unchanged and the row has
                 the status conflict.
-            progress: None shows a progress bar in a notebook or terminal, True always, False never. A callable is
-                called with the number of rows done and the total, which is None for a stream.
+            progress: None shows a progress bar in a notebook or terminal; elsewhere it logs a line every few seconds if
+                the logger ``entityframes`` is enabled for INFO. True always shows a bar, "log" always lines, False
+                nothing. Calls of less than half a second show none. A callable is called with the number of rows done
+                and the total, which is None for a stream.
             cancel: an event that stops the run when set. The batches in flight are rolled back; rows that were not
                 written have the status cancelled.
 
@@ -229,7 +231,8 @@ class EntityStore:
             absent=absent,
             nulls=nulls,
         )
-        return self._upsert(sources.opened(frame, batch_size), options, progress, cancel)
+        given = sources.opened(frame, batch_size)
+        return self._upsert(given, options, progress, cancel, lambda: sources.count(frame))
 
     def _upsert(
         self,
@@ -237,15 +240,14 @@ class EntityStore:
         options: Options,
         progress: Progress,
         cancel: threading.Event | None,
+        count: Callable[[], int | None] = lambda: None,
     ) -> UpsertResult:
         check_writable(self._engine.database)
         run = entity_upsert(self._engine, options, Interrupt(cancel))
-        with Reporter(progress, getattr(source, "height", None)) as reporter:
-            try:
-                run.execute(source, reporter, self._threads.submit)
-            finally:
-                self.last_result = result = run.result()
-        return result
+        height = getattr(source, "height", None)
+        with Reporter(progress, count if height is None else height, what="upsert") as reporter:
+            submit = self._threads.submit
+            return kept(self, "store", lambda: run.execute(source, reporter, submit), run.result)
 
     def mirror(
         self,
@@ -299,15 +301,13 @@ class EntityStore:
         run = entity_upsert(self._engine, options, interrupt, MIRROR_STATUSES)
         given = run.whole(sources.objects(frame) or sources.as_frame(frame))
         check_not_empty(given.frame)
-        missing, stored, complete = absent_entities(given.frame, scope, self.scan)
-        check_deletions(missing.height, stored, max_delete)
-        mirror = Mirror(run, EntityDeletion(self._engine), missing, interrupt, complete=complete)
-        with Reporter(progress, given.height + missing.height) as reporter:
-            try:
-                mirror.execute(given, reporter, self._threads.submit)
-            finally:
-                self.last_result = result = mirror.result()
-        return result
+        with Reporter(progress, what="mirror") as reporter:
+            missing, stored, complete = absent_entities(given.frame, scope, self.scan)
+            check_deletions(missing.height, stored, max_delete)
+            reporter.expect(given.height + missing.height)
+            mirror = Mirror(run, EntityDeletion(self._engine), missing, interrupt, complete=complete)
+            submit = self._threads.submit
+            return kept(self, "store", lambda: mirror.execute(given, reporter, submit), mirror.result)
 
     def plan(
         self,
@@ -511,12 +511,9 @@ class EntityStore:
         check_writable(self._engine.database)
         given = sources.as_frame(ids)
         run = Delete(EntityDeletion(self._engine), Interrupt(cancel))
-        with Reporter(progress, given.height, unit="ids", delay=DELAY) as reporter:
-            try:
-                run.execute(given, reporter, self._threads.submit)
-            finally:
-                self.last_result = result = run.result()
-        return result
+        with Reporter(progress, given.height, what="delete", unit="ids") as reporter:
+            submit = self._threads.submit
+            return kept(self, "store", lambda: run.execute(given, reporter, submit), run.result)
 
     def stats(self, *, space: str | None = None) -> pl.DataFrame:
         """Count the entities of each type, and how many of them are embedded.
@@ -696,16 +693,13 @@ class EntityStore:
         def due() -> int:
             return int(self._engine.stats(name)["due"].sum())
 
-        with Reporter(progress, due, unit="texts") as reporter:
+        with Reporter(progress, due, what="embed", unit="texts") as reporter:
             try:
-                run.execute(reporter, cancel)
+                return kept(self, "store", lambda: run.execute(reporter, cancel), run.result)
             except EmbedderError:
                 if made:
                     spaces.undo(self._engine, name)
                 raise
-            finally:
-                self.last_result = result = run.result()
-        return result
 
     def enqueue(self, what: str | FrameLike | None = None, /, *, space: str | None = None) -> int:
         """Queue entities for embedding that are due or failed, such as those stored with ``embed=False``.
@@ -841,13 +835,14 @@ class EntityStore:
         check_writable(self._engine.database)
         jobs.drop_space(self._engine, space)
 
-    def index_space(self, space: str | None = None) -> bool:
+    def index_space(self, space: str | None = None, *, progress: Progress = None) -> bool:
         """Create the index for approximate vector search (HNSW of pgvector). Writing vectors takes longer afterwards.
 
         Without it, on DuckDB and on PostgreSQL without pgvector 0.8 or later, vector search is exact.
 
         Args:
             space: the space; None for the active one.
+            progress: as for `upsert`; it shows the time.
 
         Returns:
             Whether the space has an index now.
@@ -866,7 +861,8 @@ class EntityStore:
 
         check_writable(self._engine.database)
         row = spaces.find(self._engine, space)
-        return self._engine.embedding.index_space(row["space"], row["dim"])
+        with Reporter(progress, what="index", unit="vectors"):
+            return self._engine.embedding.index_space(row["space"], row["dim"])
 
     def search(
         self,
@@ -877,6 +873,8 @@ class EntityStore:
         mode: Mode = "vector",
         where: pl.Expr | None = None,
         embedder: Embedder | None = None,
+        progress: Progress = None,
+        cancel: threading.Event | None = None,
     ) -> pl.DataFrame:
         """Find entities by meaning, by words, or by both.
 
@@ -894,6 +892,8 @@ class EntityStore:
             embedder: embeds the query. None for the one that this store has used for the active space, or else the
                 installed embedder of that model. If another space belongs to the model of `embedder`, that space is
                 searched.
+            progress, cancel: as for `upsert`, while entities are indexed that are new since the last search by words;
+                `cancel` takes effect before the next 4 MiB of text.
 
         Returns:
             ``rank`` UInt32 from 1, ``score`` Float64 (cosine similarity, BM25, or the sum of 1 / (10 + rank)),
@@ -903,6 +903,7 @@ class EntityStore:
         Raises:
             SpaceError: nothing is embedded yet, or the embedder or vector does not fit the space.
             EmbedderError: the query cannot be embedded.
+            StatementCancelledError: `cancel` was set.
             ValueError: `mode` is unknown, `k` is less than 1, or `query` is neither valid text nor finite numbers.
 
         Examples:
@@ -920,7 +921,7 @@ class EntityStore:
             self._warn_if_unknown(entity_type)
         found = search(
             self._engine, query, entity_type=entity_type, k=k, mode=mode, where=where, embedder=embedder,
-            remembered=self._embedders,
+            remembered=self._embedders, progress=progress, interrupt=Interrupt(cancel),
         )  # fmt: skip
         words = query if isinstance(query, str) else None
         return views.shown(found, lambda frame: views.hits(frame, snippets(frame["content"].head(views.MOST), words)))

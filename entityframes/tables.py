@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,9 +19,9 @@ from entityframes.frames import sources
 from entityframes.frames.like import FrameLike, KeysLike
 from entityframes.frames.records import Records, Whole, visible_schema
 from entityframes.interrupt import Interrupt
-from entityframes.progress import DELAY, Progress, Reporter
+from entityframes.progress import Progress, Reporter
 from entityframes.reading import tables as reading
-from entityframes.results import MIRROR_STATUSES, DeleteResult, RunResult, UpsertResult
+from entityframes.results import MIRROR_STATUSES, DeleteResult, RunResult, UpsertResult, kept
 from entityframes.threads import Threads
 from entityframes.visible import visible
 from entityframes.writing.delete import Delete
@@ -253,7 +253,8 @@ class Table:
             batch_size=batch_size, on_duplicate=on_duplicate, on_error=on_error, nulls=nulls, on_match=on_match,
             ignore=_names(ignore),
         )  # fmt: skip
-        return self._upsert(sources.opened(frame, batch_size), options, progress, cancel)
+        given = sources.opened(frame, batch_size)
+        return self._upsert(given, options, progress, cancel, lambda: sources.count(frame))
 
     def _upsert(
         self,
@@ -261,15 +262,14 @@ class Table:
         options: TableOptions,
         progress: Progress,
         cancel: threading.Event | None,
+        count: Callable[[], int | None] = lambda: None,
     ) -> UpsertResult:
         check_writable(self._engine.database)
         run = table_upsert(self._engine, self._relation, options, Interrupt(cancel))
-        with Reporter(progress, getattr(source, "height", None)) as reporter:
-            try:
-                run.execute(source, reporter, self._threads.submit)
-            finally:
-                self.last_result = result = run.result()
-        return result
+        height = getattr(source, "height", None)
+        with Reporter(progress, count if height is None else height, what="upsert") as reporter:
+            submit = self._threads.submit
+            return kept(self, "table", lambda: run.execute(source, reporter, submit), run.result)
 
     def plan(
         self,
@@ -327,7 +327,8 @@ class Table:
         ) -> UpsertResult:
             if deletions is None:
                 return self._upsert(source, options, progress, cancel)
-            return self._mirror(source, options, deletions, progress, cancel)
+            with Reporter(progress, source.height + deletions.rows.height, what="mirror") as reporter:
+                return self._mirror(source, options, deletions, reporter, Interrupt(cancel))
 
         return planning.make(self._engine, self._relation, given, options, upsert, deletions, progress, interrupt)
 
@@ -387,9 +388,11 @@ class Table:
         check_writable(self._engine.database)
         interrupt = Interrupt(cancel)
         given = self._whole(frame, options, interrupt)
-        deletions = self._deletions(given, options, scope, interrupt)
-        check_deletions(deletions.rows.height, deletions.stored, max_delete)
-        return self._mirror(given, options, deletions, progress, cancel)
+        with Reporter(progress, what="mirror") as reporter:
+            deletions = self._deletions(given, options, scope, interrupt)
+            check_deletions(deletions.rows.height, deletions.stored, max_delete)
+            reporter.expect(given.height + deletions.rows.height)
+            return self._mirror(given, options, deletions, reporter, interrupt)
 
     def _whole(self, frame: FrameLike, options: TableOptions, interrupt: Interrupt) -> Whole:
         """All rows of a frame, a stream or Python objects."""
@@ -409,11 +412,10 @@ class Table:
         given: Whole,
         options: TableOptions,
         deletions: Deletions,
-        progress: Progress,
-        cancel: threading.Event | None,
+        reporter: Reporter,
+        interrupt: Interrupt,
     ) -> UpsertResult:
         """Upsert a frame, and then delete rows."""
-        interrupt = Interrupt(cancel)
         run = table_upsert(self._engine, self._relation, options, interrupt, MIRROR_STATUSES)
         deletion = TableDeletion(self._engine, self._relation, options.undelete, deletions.expected)
         mirror = Mirror(
@@ -424,12 +426,8 @@ class Table:
             complete=deletions.complete,
             compared=deletions.compared,
         )
-        with Reporter(progress, given.height + deletions.rows.height) as reporter:
-            try:
-                mirror.execute(given, reporter, self._threads.submit)
-            finally:
-                self.last_result = result = mirror.result()
-        return result
+        submit = self._threads.submit
+        return kept(self, "table", lambda: mirror.execute(given, reporter, submit), mirror.result)
 
     def count(self) -> int:
         """Count the rows, all of which are read.
@@ -552,7 +550,7 @@ class Table:
         extra = [column for column in key if column not in wanted]
         parts = [named(_empty([*wanted, *extra]), [*wanted, *extra])]
         interrupt = Interrupt(cancel)
-        with Reporter(progress, None, delay=DELAY) as reporter:
+        with Reporter(progress, what="read") as reporter:
             for chunk in reading.scan(self._engine, self._relation, [*wanted, *extra], None, interrupt):
                 interrupt.check()
                 parts.append(chunk)
@@ -625,12 +623,9 @@ class Table:
         check_writable(self._engine.database)
         given = reading.given_keys(self._relation, keys)
         run = Delete(TableDeletion(self._engine, self._relation), Interrupt(cancel))
-        with Reporter(progress, given.height, unit="keys", delay=DELAY) as reporter:
-            try:
-                run.execute(given, reporter, self._threads.submit)
-            finally:
-                self.last_result = result = run.result()
-        return result
+        with Reporter(progress, given.height, what="delete", unit="keys") as reporter:
+            submit = self._threads.submit
+            return kept(self, "table", lambda: run.execute(given, reporter, submit), run.result)
 
     def add_columns(self, frame_or_schema: FrameLike | Mapping[str, Any], /) -> list[str]:
         """Add the columns to the table that a frame has and the table lacks, as nullable columns.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
 import entityframes as ef
 from entityframes.cli import cli
@@ -513,3 +514,22 @@ def test_a_data_file_is_no_store(tmp_path: Path) -> None:
         code, out, errors = run_command(*words, "--store", "a.csv", cwd=tmp_path)
         assert (code, out) == (2, "")
         assert errors == "entityframes: a.csv is a data file\n  use a separate file for a DuckDB store\n"
+
+
+@pytest.mark.duckdb
+def test_progress_as_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On standard error, where there is no terminal; standard output is as without."""
+    monkeypatch.setattr("entityframes.progress.DELAY", 0.0)
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("id,text\n1,one\n2,two\n")
+    words = ["import", "rows.csv", "--type", "t", "--id", "id", "--store", "s.duckdb"]
+
+    def stderr(*arguments: str) -> str:
+        done = CliRunner().invoke(cli, arguments)
+        assert done.exit_code == 0, done.output
+        return done.stderr
+
+    assert "upsert: done, 2 rows, " in stderr(*words, "--progress", "log")
+    for quiet in (["--no-progress"], ["--progress", "none"], []):
+        assert "upsert:" not in stderr(*words, *quiet)
+    assert "read: done, 2 rows, " in stderr("export", "t", "--store", "s.duckdb", "--progress", "log")

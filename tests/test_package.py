@@ -19,8 +19,8 @@ PACKAGE = Path(ef.__file__).parent
 #: Lower layers do not depend on higher ones; a layer is a folder or a module of the package.
 LAYERS = [
     {"statuses"},
-    {"errors", "visible", "progress"},
-    {"interrupt", "forks", "threads", "views"},
+    {"errors", "visible", "tracebacks"},
+    {"interrupt", "forks", "threads", "progress", "views"},
     {"rejected"},
     {"retry", "results", "metadata"},
     {"frames"},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -24,6 +25,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "plan": lambda store, frame, **more: store.plan(frame.with_columns(content=pl.lit("new")), **more),
     "verify": lambda store, frame, **more: store.verify(**more),
     "delete": lambda store, frame, **more: store.delete(frame, **more),
+    "search": lambda store, frame, **more: store.search("text", mode="text", **more),
 }
 
 
@@ -57,6 +59,49 @@ def test_progress_of_embedding(store: ef.EntityStore, frame: pl.DataFrame) -> No
     calls: list[tuple[int, int | None]] = []
     store.embed(ef.HashingEmbedder(16), progress=lambda done, total: calls.append((done, total)))
     assert calls[-1] == (ROWS, ROWS)
+
+
+def test_progress_of_embedding_from_its_first_text(store: ef.EntityStore, frame: pl.DataFrame) -> None:
+    """Texts count when the embedder returns them, not only when their vectors are written."""
+    first = threading.Event()
+
+    class Waiting(ef.HashingEmbedder):
+        calls = 0
+
+        def embed(self, texts: Sequence[str], /) -> Any:
+            assert self.calls == 0 or first.wait(60)
+            self.calls += 1
+            return super().embed(texts)
+
+    calls: list[int] = []
+    result = store.embed(Waiting(16, max_batch=10), progress=lambda done, total: (calls.append(done), first.set()))
+    assert result.counts["embedded"] == ROWS
+    assert calls[0] == 10
+    assert calls[-1] == ROWS
+
+
+def test_the_total_of_a_scan(store: ef.EntityStore, tmp_path: Path) -> None:
+    """Of Parquet files it is in their metadata, unless rows are left out; other streams have none."""
+    rows = pl.DataFrame({"id": [f"n{n}" for n in range(ROWS)], "text": "text", "n": range(ROWS)})
+    for part in (0, 1):
+        rows[part::2].write_parquet(tmp_path / f"{part}.parquet")
+    scan = pl.scan_parquet(tmp_path / "*.parquet")
+    totals: dict[str, set[int | None]] = {}
+    given = {
+        "plain": scan,
+        "columns": scan.with_columns(pl.col("text").str.to_uppercase(), half=pl.col("n") / 2).drop("n"),
+        "head": scan.head(10),
+        "filter": scan.filter(pl.col("n") < 7),
+        "unique": scan.unique("text"),
+        "iterator": iter([ef.entities(rows, "note", id="id", content="text")]),
+    }
+    for name, source in given.items():
+        frame = ef.entities(source, "note", id="id", content="text") if name != "iterator" else source
+        totals[name] = set()
+        store.upsert(frame, progress=lambda done, total, seen=totals[name]: seen.add(total))
+    assert totals == {
+        "plain": {ROWS}, "columns": {ROWS}, "head": {10}, "filter": {None}, "unique": {None}, "iterator": {None}
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -58,8 +58,11 @@ def test_html_of_an_empty_result(store: ef.EntityStore) -> None:
     assert "no rows" in repr(store.upsert(ROWS[:0]))
 
 
-def test_progress_bar(store: ef.EntityStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar(
+    store: ef.EntityStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """progress=True shows rows, rate and counts on standard error; False shows nothing."""
+    monkeypatch.setattr("entityframes.progress.DELAY", 0.0)
     store.upsert(ROWS, progress=True)
     shown = capsys.readouterr().err
     assert "4/4" in shown.replace(".00", "")
@@ -73,7 +76,7 @@ def test_progress_bar(store: ef.EntityStore, capsys: pytest.CaptureFixture[str])
 def test_reporter_without_a_total() -> None:
     """The total of a callable is None if the length is unknown."""
     calls = []
-    with Reporter(lambda *call: calls.append(call), None) as reporter:
+    with Reporter(lambda *call: calls.append(call), what="upsert") as reporter:
         reporter.advance(5)
         reporter.advance(2)
     assert calls == [(5, None), (7, None)]

@@ -61,7 +61,7 @@ def n_plus_one(
     with (
         wire as proxy,
         _scratch(proxy.url if proxy else location) as store,
-        Reporter(progress, len(entities) * repeat * len(ways), unit="measurements") as reporter,
+        Reporter(progress, len(entities) * repeat * len(ways), what="bench", unit="measurements") as reporter,
     ):
         for size, _, (way, sync) in product(entities, range(repeat), ways):
             measured.append(_measure(store, way, sync, size, proxy) | {"latency_ms": latency_ms})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from entityframes.cli.command import Command
-from entityframes.cli.common import json_option, print_frame, print_origin, url_option
+from entityframes.cli.common import json_option, print_frame, print_origin, progress_option, url_option
 from entityframes.cli.files import check_output
 from entityframes.cli.output import tell
 from entityframes.visible import visible
@@ -32,13 +33,13 @@ entityframes bench --entities 50 --repeat 1 --json
     "--latency-ms", type=click.FloatRange(0), default=0.0, help="Milliseconds added to each round trip (PostgreSQL)."
 )
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Number of measurements.")
-@click.option("--out", type=click.Path(dir_okay=False), help="Write the results: .csv, .ndjson, .parquet, ...")
+@click.option("--out", type=click.Path(dir_okay=False), help="Write the results, in any format of export")
 @click.option("--chart", type=click.Path(dir_okay=False), help="Write a chart: .svg, .png, .html or .json.")
-@click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
+@progress_option
 @json_option
 @url_option
 def bench(
-    sizes: Sequence[int], latency_ms: float, repeat: int, out: str | None, chart: str | None, progress: bool | None,
+    sizes: Sequence[int], latency_ms: float, repeat: int, out: str | None, chart: str | None, progress: Any,
     as_json: bool, url: str | None,
 ) -> None:  # fmt: skip
     """Compare a loop over entities (N+1) with one batch.

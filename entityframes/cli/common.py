@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -37,6 +37,25 @@ def store_options(command: F) -> F:
 def json_option(command: F) -> F:
     """--json."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")(command)
+
+
+class _Progress(click.Choice[str]):
+    """How progress is shown: the words of the command line, and the values of the parameter `progress`."""
+
+    values: ClassVar[dict[str, Any]] = {"auto": None, "bar": True, "log": "log", "none": False}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self.values[super().convert(value, param, ctx)]
+
+
+def progress_option(command: F) -> F:
+    """--progress and --no-progress."""
+    kind = _Progress(list(_Progress.values))
+    command = click.option("--no-progress", "progress", type=kind, flag_value="none", help="Show no progress.")(command)
+    return click.option(
+        "--progress", type=kind, default="auto", show_default=True,
+        help="Show progress as a bar or as a line every few seconds; auto is a bar in a terminal.",
+    )(command)  # fmt: skip
 
 
 def given_options(names: Sequence[str]) -> list[str]:
@@ -153,12 +172,15 @@ def print_summary(
             "batches": result.batches,
             "elapsed": round(result.elapsed, 3),
             "failed": failures.head(1_000).to_dicts(),
-            **({"notes": list(notes)} if notes else {}),
+            **({"notes": [*notes, *result.notes]} if notes or result.notes else {}),
         }
         print_exactly(json.dumps(report, ensure_ascii=False, default=str), json=True)
         return
     tell(f"{' '.join(map(visible, files))} -> {visible(target)}")
-    tell(repr(result).split("; first failure")[0].removeprefix("UpsertResult: ").removeprefix("DeleteResult: "))
+    shown = "\n".join(repr(result).splitlines()[:2]).split("; first failure")[0]
+    tell(shown.removeprefix("UpsertResult: ").removeprefix("DeleteResult: "))
+    for text in result.notes:
+        echo(f"note: {text}", err=True)
     if result.counts["failed"]:
         print_failures(result.failed, rest)
 

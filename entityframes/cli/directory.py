@@ -16,6 +16,7 @@ from entityframes.cli.common import (
     open_for_dry_run,
     open_store,
     print_frame,
+    progress_option,
     store_options,
 )
 from entityframes.cli.output import echo, note, print_exactly, tell
@@ -62,12 +63,12 @@ entityframes sync notes --import
 @click.option("--name", help="Name of the folder in the store.  [default: host name and path]")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, without writing anything.")
 @click.option("--watch", is_flag=True, help="Sync again whenever something changes, until SIGTERM or Ctrl-C.")
-@click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
+@progress_option
 @json_option
 @store_options
 def sync(
     folder: str, direction: str | None, as_json: bool, url: str | None, namespace: str, dry_run: bool, watch: bool,
-    progress: bool | None, **options: Any,
+    progress: Any, **options: Any,
 ) -> None:  # fmt: skip
     """Sync a folder of markdown files with the store, in both directions.
 

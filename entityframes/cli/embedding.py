@@ -19,6 +19,7 @@ from entityframes.cli.common import (
     open_store,
     print_failures,
     print_frame,
+    progress_option,
     store_options,
 )
 from entityframes.cli.output import echo, note, print_exactly, tell
@@ -102,7 +103,7 @@ entityframes embed --enqueue
               "the job of an unresponsive worker is taken over.")  # fmt: skip
 @click.option("--enqueue", is_flag=True, help="First create jobs for everything that is due and not in a job.")
 @click.option("--watch", is_flag=True, help="Keep waiting for new jobs, until SIGTERM or Ctrl-C.")
-@click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
+@progress_option
 @json_option
 @store_options
 def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **options: Any) -> None:
@@ -242,6 +243,7 @@ entityframes search computing --type person --mode text --where "born > 1900"
     help="Embedder for the query.  [default: that of the active space]",
 )
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Passed to the embedder.")
+@progress_option
 @json_option
 @store_options
 def search(
@@ -252,6 +254,7 @@ def search(
     where: str | None,
     name: str | None,
     options: Sequence[str],
+    progress: Any,
     as_json: bool,
     url: str | None,
     namespace: str,
@@ -266,7 +269,9 @@ def search(
         _check_type(store, entity_type)
         embedder = None if name is None else _embedder(store, name, options, None)
         selected = None if where is None else condition(where)
-        found = store.search(query, entity_type=entity_type, k=k, mode=mode, where=selected, embedder=embedder)
+        found = store.search(
+            query, entity_type=entity_type, k=k, mode=mode, where=selected, embedder=embedder, progress=progress
+        )
         due = None if found.height or mode == "text" else _note_of_due(store)
     if sys.stdout.isatty() and not as_json:
         # Content on one line, as much of it as fits.

@@ -21,11 +21,12 @@ from entityframes.cli.common import (
     print_exported,
     print_frame,
     print_summary,
+    progress_option,
     scratch_folder,
     store_options,
 )
 from entityframes.cli.files import check_output, listed
-from entityframes.cli.output import echo, note, print_exactly, progress, tell
+from entityframes.cli.output import echo, note, print_exactly, tell
 from entityframes.visible import visible
 
 
@@ -67,6 +68,7 @@ def _note_unknown_type(store: Any, entity_type: str) -> None:
 
 
 def _ids_arguments(command: F) -> F:
+    command = progress_option(command)
     command = click.argument("ids", nargs=-1, metavar="[ID]...")(command)
     command = click.option(
         "--ids", "ids_file", type=click.Path(),
@@ -107,7 +109,7 @@ entityframes get --table people ada@example.org
 @store_options
 def get(
     entity_type: str, table: str | None, key: Sequence[str], ids: Sequence[str], ids_file: str | None, as_json: bool,
-    url: str | None, namespace: str,
+    url: str | None, namespace: str, progress: Any,
 ) -> None:  # fmt: skip
     """Print entities by id, or rows of a table by key.
 
@@ -116,11 +118,11 @@ def get(
     """
     if table:
         _check_table()
-        tables.get(url, table, listed(key), ids, ids_file, as_json)
+        tables.get(url, table, listed(key), ids, ids_file, as_json, progress)
     _check_type(entity_type)
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace, read_only=True) as store:
-        found = store.get(wanted, progress=progress())
+        found = store.get(wanted, progress=progress)
         if not found["found"].any():
             _note_unknown_type(store, entity_type)
     if found.height == 1 and found["found"].all() and sys.stdout.isatty() and not as_json:
@@ -145,7 +147,7 @@ entityframes exists --table people ada@example.org
 @store_options
 def exists(
     entity_type: str, table: str | None, key: Sequence[str], ids: Sequence[str], ids_file: str | None, as_json: bool,
-    url: str | None, namespace: str,
+    url: str | None, namespace: str, progress: Any,
 ) -> None:  # fmt: skip
     """Check which ids, or keys of a table, are stored.
 
@@ -153,11 +155,11 @@ def exists(
     """
     if table:
         _check_table()
-        tables.exists(url, table, listed(key), ids, ids_file, as_json)
+        tables.exists(url, table, listed(key), ids, ids_file, as_json, progress)
     _check_type(entity_type)
     wanted = _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace, read_only=True) as store:
-        found = store.exists(wanted, progress=progress())
+        found = store.exists(wanted, progress=progress)
         if not found["exists"].any():
             _note_unknown_type(store, entity_type)
     print_frame(found, as_json)
@@ -182,6 +184,7 @@ entityframes delete --table people --where "country = 'US'" --yes
 def delete(
     entity_type: str, table: str | None, key: Sequence[str], ids: Sequence[str], ids_file: str | None,
     where: str | None, yes: bool, as_json: bool, url: str | None, namespace: str,
+    progress: Any,
 ) -> None:  # fmt: skip
     """Delete entities, or rows of a table, by id or by a condition.
 
@@ -194,7 +197,7 @@ def delete(
         raise click.UsageError("--yes: only with --where")
     if table:
         _check_table()
-        tables.delete(url, table, listed(key), ids, ids_file, where, yes, as_json)
+        tables.delete(url, table, listed(key), ids, ids_file, where, yes, as_json, progress)
     _check_type(entity_type)
     wanted = None if where is not None else _ids_frame(entity_type, ids, ids_file)
     with open_store(url, namespace) as store:
@@ -202,7 +205,7 @@ def delete(
             wanted = _selected(store, entity_type, where)
             of_type = f"of type {entity_type}"
             confirm_deletion(wanted.height, f"entity {of_type}", f"entities {of_type}", yes=yes)
-        result = store.delete(wanted, progress=progress())
+        result = store.delete(wanted, progress=progress)
         if not result.counts["deleted"]:
             _note_unknown_type(store, entity_type)
         print_summary(result, [counted(result.rows, "id")], store.address, as_json)
@@ -239,11 +242,12 @@ entityframes export --table people --out people.ndjson.gz
     type=click.Choice(["csv", "tsv", "ndjson", "json", "parquet", "ipc"]),
     help="[default: from the file name]",
 )
+@progress_option
 @json_option
 @store_options
 def export(
     entity_type: str | None, table: str | None, out: str | None, file_format: str | None, as_json: bool,
-    url: str | None, namespace: str,
+    url: str | None, namespace: str, progress: Any,
 ) -> None:  # fmt: skip
     """Write all entities of a type, or all rows of a table, to a file.
 
@@ -255,14 +259,14 @@ def export(
         check_output("--out", out, file_format)
     if table:
         _check_table()
-        tables.export(url, table, out, file_format, as_json)
+        tables.export(url, table, out, file_format, as_json, progress)
         return
     if entity_type is None:
         raise click.UsageError("no type: give that of the entities, or a table with --table")
     with open_store(url, namespace, read_only=True) as store:
         if unknown := _unknown_type(store, entity_type):
             raise click.ClickException(unknown)
-        frame = store.read(entity_type, progress=progress())
+        frame = store.read(entity_type, progress=progress)
     print_exported(frame, visible(entity_type), out, file_format, as_json)
 
 
@@ -293,9 +297,10 @@ entityframes verify --repair
 """,
 )
 @click.option("--repair", is_flag=True, help="Repair what can be derived from the stored data.")
+@progress_option
 @json_option
 @store_options
-def verify(repair: bool, as_json: bool, url: str | None, namespace: str) -> None:
+def verify(repair: bool, progress: Any, as_json: bool, url: str | None, namespace: str) -> None:
     """Check that the store is consistent, and repair it.
 
     It checks hashes, ledger counts, jobs and recorded dtypes. Exit status 1 if inconsistencies remain.
@@ -303,7 +308,7 @@ def verify(repair: bool, as_json: bool, url: str | None, namespace: str) -> None
     from entityframes.cli import reports
 
     with open_store(url, namespace, read_only=not repair) as store:
-        found = store.verify(repair=repair, progress=progress())
+        found = store.verify(repair=repair, progress=progress)
     report = reports.of_verification(found, as_json)
     if as_json:
         print_exactly(report, json=True)

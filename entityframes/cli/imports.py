@@ -17,6 +17,7 @@ from entityframes.cli.common import (
     open_for_dry_run,
     open_store,
     print_summary,
+    progress_option,
     scratch_folder,
     store_options,
 )
@@ -192,7 +193,7 @@ entityframes import people.csv --table people --nulls keep
     help="Write failed rows to this file, to be corrected and imported again.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done, without writing anything.")
-@click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [default: in a terminal]")
+@progress_option
 @json_option
 @store_options
 def import_command(files: Sequence[str], as_json: bool, url: str | None, namespace: str, **options: Any) -> None:
@@ -305,7 +306,8 @@ def _import(store: Any, frame: Any, files: Sequence[str], as_json: bool, options
     known = {"entity_type": options["entity_type"]}
     if options["dry_run"]:
         policies = {"absent": options["absent"], "nulls": options["null_values"]}
-        report_plan(store.plan(frame, on_duplicate=options["on_duplicate"], **policies), given, as_json)
+        plan = store.plan(frame, on_duplicate=options["on_duplicate"], progress=options["progress"], **policies)
+        report_plan(plan, given, as_json)
     rest = None if options["failed_file"] else "write them all with --failed FILE"
     try:
         result = store.upsert(

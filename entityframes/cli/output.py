@@ -43,11 +43,6 @@ def note(text: str) -> None:
     tell(f"note: {text}", err=True)
 
 
-def progress() -> bool | None:
-    """Whether to show a progress bar: in a terminal, but not with -q."""
-    return False if level.quiet else None
-
-
 def print_exactly(text: str, *, json: bool = False) -> None:
     """Print output for scripts: unchanged, except that control characters are escaped on a terminal."""
     if sys.stdout.isatty():

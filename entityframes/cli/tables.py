@@ -25,7 +25,7 @@ from entityframes.cli.common import (
     url_option,
 )
 from entityframes.cli.files import ERROR_COLUMN, RAW_COLUMN, chosen, of_files, read, report_plan
-from entityframes.cli.output import echo, note, progress
+from entityframes.cli.output import echo, note
 from entityframes.visible import visible
 
 #: What to use here where a message names a parameter or a function of Python.
@@ -177,7 +177,7 @@ def _write(table: Any, frame: Any, files: Sequence[str], as_json: bool, options:
     else:
         policies["on_match"] = "skip" if options["insert_only"] else "update"
     if options["dry_run"]:
-        report_plan(table.plan(frame, **policies, **planned), given, as_json)
+        report_plan(table.plan(frame, progress=options["progress"], **policies, **planned), given, as_json)
     target = _address(table)
     rest = None if options["failed_file"] else "write them all with --failed FILE"
     run = {name: options[name] for name in ("batch_size", "on_error", "progress")}
@@ -210,10 +210,12 @@ def _address(table: Any) -> str:
     return f"{table.name} in {table._engine.database.address}"
 
 
-def get(url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool) -> None:
+def get(
+    url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool, progress: Any
+) -> None:
     """Print rows by key, and exit with status 1 if some are missing."""
     with open_table(url, name, key, read_only=True) as table:
-        found = table.get(_key_frame(table, keys, file), progress=progress())
+        found = table.get(_key_frame(table, keys, file), progress=progress)
     if found.height == 1 and sys.stdout.isatty() and not as_json:
         from entityframes.cli.show import print_record
 
@@ -225,18 +227,18 @@ def get(url: str | None, name: str, key: Sequence[str], keys: Sequence[str], fil
 
 
 def exists(
-    url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool
+    url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, as_json: bool, progress: Any
 ) -> None:
     """Print which keys are stored, and exit with status 1 if some are missing."""
     with open_table(url, name, key, read_only=True) as table:
-        found = table.exists(_key_frame(table, keys, file), progress=progress())
+        found = table.exists(_key_frame(table, keys, file), progress=progress)
     print_frame(found, as_json)
     sys.exit(0 if found["exists"].all() else 1)
 
 
 def delete(
     url: str | None, name: str, key: Sequence[str], keys: Sequence[str], file: str | None, where: str | None,
-    yes: bool, as_json: bool,
+    yes: bool, as_json: bool, progress: Any,
 ) -> None:  # fmt: skip
     """Delete rows by key or by a condition, and exit with status 1 if some cannot be deleted."""
     with open_table(url, name, key) as table:
@@ -245,7 +247,7 @@ def delete(
         else:
             wanted = _selected(table, where)
             confirm_deletion(wanted.height, f"row of {table.name}", f"rows of {table.name}", yes=yes)
-        result = table.delete(wanted, progress=progress())
+        result = table.delete(wanted, progress=progress)
         print_summary(result, [counted(wanted.height, "key")], _address(table), as_json)
     sys.exit(0 if result.ok else 1)
 
@@ -262,18 +264,23 @@ def _selected(table: Any, where: str) -> Any:
     return pl.concat([pl.DataFrame(schema={column.name: column.dtype for column in key}), *chunks])
 
 
-def export(url: str | None, name: str, out: str | None, file_format: str | None, as_json: bool) -> None:
+def export(url: str | None, name: str, out: str | None, file_format: str | None, as_json: bool, progress: Any) -> None:
     """Write all rows of a table, ordered by its primary key if it has one."""
     import polars as pl
 
     from entityframes.interrupt import Interrupt
+    from entityframes.progress import Reporter
     from entityframes.reading import tables as reading
 
     engine = _open(url, read_only=True)
     try:
         with _messages():
             table = engine.describe(name)
-        chunks = list(reading.scan(engine, table, table.columns, None, Interrupt()))
+        chunks = []
+        with Reporter(progress, what="export") as reporter:
+            for chunk in reading.scan(engine, table, table.columns, None, Interrupt()):
+                chunks.append(chunk)
+                reporter.advance(chunk.height)
     finally:
         engine.database.close()
     schema = {column.name: column.dtype for column in table.columns}

@@ -35,8 +35,7 @@ class Account:
     def __init__(self, run_id: str) -> None:
         #: Number of transactions that wrote entities.
         self.batches = 0
-        #: Receives the progress.
-        self.reporter: Reporter | None = None
+        self._reporter: Reporter | None = None
         #: Files and folders that the walk left out.
         self.left_out = pl.DataFrame(schema=LEFT_OUT)
         self._started = time.perf_counter()
@@ -72,10 +71,15 @@ class Account:
         if advance:
             self.advance(rows.height)
 
+    def report_to(self, reporter: Reporter) -> None:
+        """Report progress from now on."""
+        self._reporter = reporter
+        reporter.track(self._log.counts)
+
     def advance(self, rows: int) -> None:
         """Report progress for a number of rows."""
-        if self.reporter is not None:
-            self.reporter.advance(rows, self._log.counts)
+        if self._reporter is not None:
+            self._reporter.advance(rows)
 
     def complete(self, rows: pl.DataFrame) -> None:
         """Log rows without an outcome as cancelled: the sync ended before it reached them."""

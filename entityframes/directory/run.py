@@ -98,7 +98,8 @@ class SyncRun:
         self._account.left_out = self._planner.left_out
         if self._planner.temporary:
             self._tree.clean(self._planner.temporary)
-        with reporting(rows.height) as self._account.reporter:
+        with reporting(rows.height) as reporter:
+            self._account.report_to(reporter)
             decided, unread = self._planner.decide(rows)
             try:
                 self._dispatch(decided)
@@ -188,7 +189,7 @@ class SyncRun:
 
         run = entity_upsert(self._engine, options, Interrupt(self._cancel), run_id=self._run_id)
         source = self._entity_frames(unread, sent)
-        with Reporter(progress, None) as reporter:
+        with Reporter(progress, what="import") as reporter:
             try:
                 run.execute(source, reporter, self._store._threads.submit)
             finally:
@@ -271,7 +272,7 @@ class SyncRun:
         run = Delete(EntityDeletion(self._engine, unchanged=True), Interrupt(self._cancel), self._run_id)
         try:
             keys = rows.select(*KEY, content_hash="stored_content", metadata_hash="stored_metadata")
-            run.execute(keys, Reporter(False, None), self._store._threads.submit)
+            run.execute(keys, Reporter(False, what="delete"), self._store._threads.submit)
         finally:
             result = run.result()
             self._account.batches += result.batches

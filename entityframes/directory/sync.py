@@ -25,7 +25,7 @@ from entityframes.engines.database import check_writable
 from entityframes.errors import DatabaseError, DirectoryError, EntityFramesError
 from entityframes.frames.utf8 import printable
 from entityframes.progress import Progress, Reporter
-from entityframes.results import SyncResult
+from entityframes.results import SyncResult, kept
 
 if TYPE_CHECKING:
     from entityframes.store import EntityStore
@@ -370,14 +370,11 @@ class DirectorySync:
         run = SyncRun(self._store, self._folder, options, cancel, planned)
 
         def reporting(rows: int) -> Reporter:
-            return Reporter(progress, rows, unit="files", delay=0.5)
+            return Reporter(progress, rows, what="sync", unit="files")
 
         with self._locked() as holder:
             self._last = run
-            try:
-                return run.execute(holder, reporting)
-            finally:
-                self._store.last_result = run.result()
+            return kept(self._store, "store", lambda: run.execute(holder, reporting), run.result)
 
     @contextmanager
     def _locked(self) -> Iterator[str]:

@@ -19,6 +19,8 @@ from entityframes.engines.predicates import EntityColumn, IsIn, Predicate
 from entityframes.engines.text import TextQuery
 from entityframes.errors import EmbedderError, SpaceError
 from entityframes.frames.schema import KEY
+from entityframes.interrupt import Interrupt
+from entityframes.progress import Progress
 from entityframes.reading import lookup
 from entityframes.reading.rowwise import is_row_by_row
 from entityframes.reading.scan import ScanQuery, lazy_frame
@@ -44,10 +46,19 @@ Find = Callable[[int, Predicate | None], tuple[pl.DataFrame, bool]]
 class Search:
     """One call of `search`."""
 
-    def __init__(self, engine: Engine, entity_type: str | None, k: int, where: pl.Expr | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        entity_type: str | None,
+        k: int,
+        where: pl.Expr | None,
+        progress: Progress,
+        interrupt: Interrupt,
+    ) -> None:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be a positive integer, got {k!r}")
         self._engine = engine
+        self._progress, self._interrupt = progress, interrupt
         self._entity_type = entity_type
         self._k = k
         self._where = where
@@ -89,7 +100,7 @@ class Search:
         if words.terms.is_empty():
             return pl.DataFrame(schema=SCHEMA).drop("rank")
         engine = self._engine.text
-        unindexed = catch_up(engine, words, self._entity_type)
+        unindexed = catch_up(engine, words, self._entity_type, self._progress, self._interrupt)
 
         def find(limit: int, pushed: Predicate | None) -> tuple[pl.DataFrame, bool]:
             found, more = engine.matching(TextQuery(words.terms, self._entity_type, pushed, unindexed), limit)
@@ -199,6 +210,8 @@ def search(
     where: pl.Expr | None,
     embedder: Embedder | None,
     remembered: Mapping[str, Embedder],
+    progress: Progress,
+    interrupt: Interrupt,
 ) -> pl.DataFrame:
     """See `EntityStore.search`; `remembered` maps models to the embedders that this store has used."""
     if mode not in ("vector", "text", "hybrid"):
@@ -207,7 +220,7 @@ def search(
         raise ValueError(f"mode {mode!r} searches for words: the query must be a string")
     if isinstance(query, str) and re.search("[\0\ud800-\udfff]", query):
         raise ValueError("the query contains a NUL character or is not valid Unicode text")
-    one_search = Search(engine, entity_type, k, where)
+    one_search = Search(engine, entity_type, k, where, progress, interrupt)
     if isinstance(query, str) and not query.strip():
         return pl.DataFrame(schema=SCHEMA)
     if mode == "text":

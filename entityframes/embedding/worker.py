@@ -45,8 +45,10 @@ RESUME_PAUSES = (0.2, 0.4, 0.8, 1.6)
 POLL = (0.05, 1.0)
 #: The outcome of rows whose job was taken over by another worker.
 LOST: dict[str, Any] = {"status": "skipped", "error": "another worker took the job over"}
-#: Seconds that an aborted run waits for its threads; a call of an embedder may never return.
+#: Seconds that an aborted run waits for its threads, as a call of an embedder may never return; and for a write, which
+#: is cancelled meanwhile, and without whose outcome the result would be wrong.
 ABORT_SECONDS = 1.5
+ABORT_WRITE_SECONDS = 20.0
 
 T = TypeVar("T")
 
@@ -153,9 +155,13 @@ class EmbedRun:
         self._log = OutcomeLog(EMBED_STATUSES)
         self._logging = threading.Lock()
         self._rows = 0
+        #: The texts that the embedder has returned, of which some are not written yet.
+        self._embedded = 0
         self._batches = 0
         self._waiting = 0
         self._held: dict[str, Job] = {}
+        #: The jobs whose vectors are being written.
+        self._writing: set[str] = set()
         self._fatal: BaseException | None = None
         self._started = time.perf_counter()
 
@@ -184,6 +190,7 @@ class EmbedRun:
             EmbedderError: the embedder cannot embed any text.
             DatabaseError: the database failed.
         """
+        reporter.track(self._log.counts)
         threads = [
             threading.Thread(target=self._work, name=f"entityframes-embed-{number}", daemon=True)
             for number in range(self._options.workers)
@@ -218,10 +225,9 @@ class EmbedRun:
     # The run, in the caller's thread.
 
     def _report(self, reporter: Reporter, reported: int) -> int:
-        with self._logging:
-            done, counts = self._rows, dict(self._log.counts)
+        done = max(self._rows, self._embedded)
         if done > reported:
-            reporter.advance(done - reported, counts)
+            reporter.advance(done - reported)
         return done
 
     def _renew(self) -> None:
@@ -234,8 +240,10 @@ class EmbedRun:
     def _abort(self, threads: list[threading.Thread]) -> None:
         """Cancel the statements in flight and release the jobs, including those of threads that do not end."""
         self._stopping.set()
-        end = time.monotonic() + ABORT_SECONDS
-        while time.monotonic() < end and any(thread.is_alive() for thread in threads):
+        began = time.monotonic()
+        while any(thread.is_alive() for thread in threads):
+            if time.monotonic() - began > (ABORT_WRITE_SECONDS if self._writing else ABORT_SECONDS):
+                break
             self._interrupt.fire()
             time.sleep(0.02)
         for job in list(self._held.values()):
@@ -324,6 +332,8 @@ class EmbedRun:
                 if job.job_id not in self._held:
                     raise LeaseLostError
                 vectors, errors = self._calls.embed(batch["content"].to_list())
+                with self._logging:
+                    self._embedded += batch.height
                 buffer.add(batch.drop("content").with_columns(error=pl.Series(errors, dtype=pl.String)), vectors)
                 last = done + buffer.height == rows.height
                 if last or buffer.is_full(self._engine.embedding.write_bytes):
@@ -352,6 +362,13 @@ class EmbedRun:
 
     def _write(self, job: Job, buffer: _Buffer, end: JobEnd) -> None:
         """Write vectors, except for entities whose content has changed, and log the outcome of each row."""
+        self._writing.add(job.job_id)
+        try:
+            self._write_and_log(job, buffer, end)
+        finally:
+            self._writing.discard(job.job_id)
+
+    def _write_and_log(self, job: Job, buffer: _Buffer, end: JobEnd) -> None:
         rows = pl.concat(buffer.rows)
         try:
             written = self._written(job, rows, np.concatenate(buffer.vectors), end)

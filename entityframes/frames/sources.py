@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -271,6 +272,27 @@ def _from_pandas_bytes(source: Any, error: Exception) -> pl.DataFrame:
             except (Exception, pl.exceptions.PanicException) as wrong:
                 raise SchemaError(f"column {name!r} cannot be read through Arrow: {wrong}") from again
         raise SchemaError(f"the frame cannot be read through Arrow: {error}") from again
+
+
+#: The lines in the plan of a count that is read from the metadata of Parquet files.
+_COUNTED = re.compile(
+    r"SELECT \[len\(\)\]|Parquet SCAN .*|PROJECT 0/\d+ COLUMNS|ESTIMATED ROWS: \d+|SLICE: .*|ROW INDEX .*"
+)
+
+
+def count(source: Any) -> int | None:
+    """The number of rows of a scan of Parquet files, from their metadata; None for other streams, which are not run."""
+    if not isinstance(source, pl.LazyFrame):
+        return None
+    counting = source.select(pl.len())
+    try:
+        plan = counting.explain()
+        if not all(_COUNTED.fullmatch(line.strip()) for line in plan.splitlines()):
+            return None
+        return int(counting.collect().item())
+    except Exception:
+        # It is raised again, with its cause, when the rows are read.
+        return None
 
 
 def collect(source: Any) -> pl.DataFrame:

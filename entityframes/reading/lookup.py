@@ -15,7 +15,7 @@ from entityframes.frames.schema import KEY, check_id_schema, in_key_order, usabl
 from entityframes.interrupt import Interrupt
 from entityframes.metadata import canonical_json, dtypes
 from entityframes.metadata.fields import Fields
-from entityframes.progress import DELAY, Progress, Reporter
+from entityframes.progress import Progress, Reporter
 from entityframes.reading.scan import ScanQuery, lazy_frame
 from entityframes.retry import retry
 from entityframes.threads import Submit, map_concurrently
@@ -51,7 +51,7 @@ def exists(
 ) -> pl.DataFrame:
     """entity_type, id, exists Boolean; one row for each id, in input order."""
     given = _id_frame(ids)
-    found = _by_position(engine, engine.existing, given, submit, progress, interrupt or Interrupt())
+    found = _by_position(engine, engine.existing, given, submit, progress, interrupt or Interrupt(), "exists")
     flags = pl.Series("exists", [False], dtype=pl.Boolean).new_from_index(0, given.height)
     return given.select(*KEY, flags.scatter(found["position"], True) if found.height else flags)
 
@@ -61,7 +61,7 @@ def get(
 ) -> pl.DataFrame:
     """entity_type, id, found Boolean and the entity's columns, null where missing; in input order."""
     given = _id_frame(ids)
-    found = _by_position(engine, engine.lookup, given, submit, progress, interrupt or Interrupt())
+    found = _by_position(engine, engine.lookup, given, submit, progress, interrupt or Interrupt(), "get")
     if found.is_empty():
         found = pl.DataFrame(
             schema={"position": pl.UInt32(), **{k: v for k, v in ENTITY_SCHEMA.items() if k not in KEY}}
@@ -85,8 +85,9 @@ def _by_position(
     submit: Submit,
     progress: Progress,
     interrupt: Interrupt,
+    what: str,
 ) -> pl.DataFrame:
-    """Look up ids in chunks; invalid keys are skipped, because they cannot be stored."""
+    """Look up ids in chunks, for a call of this name; invalid keys are skipped, because they cannot be stored."""
 
     def look_up(chunk: pl.DataFrame) -> pl.DataFrame:
         interrupt.check()
@@ -100,7 +101,7 @@ def _by_position(
     # A database with a single writer (DuckDB) parallelizes a query by itself.
     rows = min(-(-keys.height // engine.database.writers), engine.database.lookup_rows)
     results = []
-    with Reporter(progress, keys.height, unit="ids", delay=DELAY) as reporter:
+    with Reporter(progress, keys.height, what=what, unit="ids") as reporter:
         for found in map_concurrently(look_up, keys.iter_slices(rows), submit, engine.database.writers):
             results.append(found)
             reporter.advance(min(rows, keys.height - rows * (len(results) - 1)))
@@ -112,7 +113,6 @@ def read(
 ) -> pl.DataFrame:
     """All entities of a type with typed metadata columns, ordered by id."""
     located = _located(engine, entity_type)
-    total = engine.count(entity_type)
     most = 0
 
     def everything() -> list[pl.DataFrame]:
@@ -128,7 +128,7 @@ def read(
                 most = rows
         return pieces
 
-    with Reporter(progress, total, unit="rows", delay=DELAY) as reporter:
+    with Reporter(progress, lambda: engine.count(entity_type), what="read") as reporter:
         # No rows have been returned yet, so the whole read is repeated if the connection is lost.
         pieces = retry(everything)
     if not pieces:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -12,7 +13,7 @@ from entityframes.errors import SchemaError
 from entityframes.frames.records import are_records
 from entityframes.frames.sources import as_frame
 from entityframes.interrupt import Interrupt
-from entityframes.progress import DELAY, Progress, Reporter
+from entityframes.progress import Progress, Reporter
 from entityframes.threads import Submit, map_concurrently
 
 #: Turns the columns of a key into values that the database compares, and tells which rows are valid.
@@ -46,7 +47,8 @@ def exists(
     interrupt: Interrupt,
 ) -> pl.Series:  # fmt: skip
     """Whether each key is stored."""
-    found = _looked_up(lambda part: engine.existing(relation, part), keys, usable, submit, progress, interrupt)
+    query = partial(engine.existing, relation)
+    found = _looked_up("exists", query, keys, usable, submit, progress, interrupt)
     there = pl.int_range(keys.height, dtype=pl.UInt32, eager=True).is_in(found["position"].implode())
     return there.alias("exists")
 
@@ -57,7 +59,8 @@ def get(
 ) -> pl.DataFrame:  # fmt: skip
     """The key as given, ``found`` and the other columns of each key, in input order."""
     columns = [column for column in relation.columns if column.name not in relation.key]
-    found = _looked_up(lambda part: engine.lookup(relation, columns, part), keys, usable, submit, progress, interrupt)
+    query = partial(engine.lookup, relation, columns)
+    found = _looked_up("get", query, keys, usable, submit, progress, interrupt)
     positions = pl.DataFrame({"position": pl.int_range(keys.height, dtype=pl.UInt32, eager=True)})
     joined = positions.join(found.with_columns(found=pl.lit(True)), on="position", how="left", maintain_order="left")
     flag = "found" if "found" not in relation.by_name else "found:"
@@ -71,10 +74,10 @@ def _no_values(height: int, columns: Sequence[Column]) -> pl.DataFrame:
 
 
 def _looked_up(
-    query: Callable[[pl.DataFrame], pl.DataFrame], keys: pl.DataFrame, usable: Keys, submit: Submit, progress: Progress,
-    interrupt: Interrupt,
+    what: str, query: Callable[[pl.DataFrame], pl.DataFrame], keys: pl.DataFrame, usable: Keys, submit: Submit,
+    progress: Progress, interrupt: Interrupt,
 ) -> pl.DataFrame:  # fmt: skip
-    """The result of a lookup of all usable keys, in several queries if there are many."""
+    """The result of a lookup of all usable keys, in several queries if there are many, for a call of this name."""
     converted, valid = usable(keys)
     numbered = converted.with_row_index("position").filter(valid)
 
@@ -84,11 +87,10 @@ def _looked_up(
         return found.with_columns(position=part["position"].gather(found["position"]))
 
     results = [pl.DataFrame(schema={"position": pl.UInt32})]
-    with Reporter(progress, keys.height, delay=DELAY) as reporter:
-        pieces = numbered.iter_slices(_LOOKUP_ROWS)
-        for found in map_concurrently(look_up, pieces, submit, 2):
+    with Reporter(progress, numbered.height, what=what, unit="keys") as reporter:
+        for found in map_concurrently(look_up, numbered.iter_slices(_LOOKUP_ROWS), submit, 2):
+            reporter.advance(min(_LOOKUP_ROWS, numbered.height - _LOOKUP_ROWS * (len(results) - 1)))
             results.append(found)
-            reporter.advance(min(_LOOKUP_ROWS, numbered.height))
     return pl.concat(results, how="diagonal")
 
 

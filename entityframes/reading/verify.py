@@ -14,7 +14,7 @@ from entityframes.engines.base import Engine
 from entityframes.interrupt import Interrupt
 from entityframes.metadata import conformance, dtypes
 from entityframes.metadata.fields import JSON_TEXT, MAX_INFERRED, Fields
-from entityframes.progress import DELAY, Progress, Reporter
+from entityframes.progress import Progress, Reporter
 
 #: All checks, and whether their findings can be repaired from the stored data:
 #: duplicate_key: a key has several rows;
@@ -83,7 +83,7 @@ def verify(
     """The inconsistencies of a store; see `EntityStore.verify`."""
     interrupt = interrupt or Interrupt()
     types = engine.all_fields().filter("declared")["entity_type"].n_unique()
-    with Reporter(progress, len(engine.checks) + 1 + types, unit="checks", delay=DELAY) as reporter:
+    with Reporter(progress, len(engine.checks) + 1 + types, what="verify", unit="checks") as reporter:
 
         def before_each() -> None:
             interrupt.check()

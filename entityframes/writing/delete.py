@@ -90,7 +90,7 @@ class Delete:
         self._run.log.append(self._outcomes.of(valid.filter(repeated), status="duplicate"))
         valid = valid.filter(~repeated)
         if keys.height > valid.height:
-            reporter.advance(keys.height - valid.height, self._run.log.counts)
+            reporter.advance(keys.height - valid.height)
         return valid
 
     def _process(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -161,6 +161,7 @@ class _IdBatches:
     """Ids, split into batches."""
 
     error: Exception | None = None
+    read = True
 
     def __init__(self, keys: pl.DataFrame) -> None:
         self.remaining = list(keys.iter_slices(DELETE_ROWS)) if keys.height else []

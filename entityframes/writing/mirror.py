@@ -109,6 +109,7 @@ class Mirror:
                 self._delete.execute(self._absent, reporter, submit)
         finally:
             self._upsert.add_outcomes(self._deletions())
+            reporter.track(self._upsert.counts, alone=True)
 
     def _deletions(self) -> pl.DataFrame:
         """The outcomes of what the frame lacks, with a null ``row``."""

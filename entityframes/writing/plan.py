@@ -15,7 +15,7 @@ from entityframes.frames.records import Records, Whole, with_details
 from entityframes.frames.schema import KEY, numbered
 from entityframes.interrupt import Interrupt
 from entityframes.metadata.merging import differences, merged_texts
-from entityframes.progress import DELAY, Progress, Reporter
+from entityframes.progress import Progress, Reporter
 from entityframes.results import UpsertResult, row_and_key
 from entityframes.visible import visible
 from entityframes.writing.duplicates import Superseded
@@ -232,7 +232,7 @@ def make(
     validated = target.validate(numbered(target.prepare(given, record=False)), record=False)
     rows, duplicates = Superseded(KEY, options.on_duplicate).split(validated.rows)
     compared = []
-    with Reporter(progress, rows.height, delay=DELAY) as reporter:
+    with Reporter(progress, rows.height, what="plan") as reporter:
         for start in range(0, max(rows.height, 1), _CHUNK_ROWS):
             interrupt.check()
             compared.append(_compare(engine, rows[start : start + _CHUNK_ROWS], options))

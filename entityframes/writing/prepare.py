@@ -24,6 +24,7 @@ class FrameBatches:
     """
 
     error: Exception | None = None
+    read = True
 
     def __init__(
         self, frame: pl.DataFrame, target: Target, superseded: Superseded, engine: Recorder, batch_size: int | None
@@ -57,6 +58,7 @@ class StreamBatches:
         self._frames, self._target, self._batch_size = frames, target, batch_size
         self.error: Exception | None = None
         self.remaining: list[pl.DataFrame] = []
+        self.read = False
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         for chunk in chunks(self._prepared(), self._batch_size):
@@ -69,6 +71,7 @@ class StreamBatches:
             for frame in self._frames:
                 self._target.check(frame.schema)
                 yield self._target.prepare(self._target.renamed(frame))
+            self.read = True
         except Exception as error:
             self.error = error
 
@@ -77,6 +80,7 @@ class OneBatch:
     """Rows that need no preparation, as a single batch."""
 
     error: Exception | None = None
+    read = True
 
     def __init__(self, rows: pl.DataFrame) -> None:
         self.remaining = [rows]

@@ -29,6 +29,8 @@ class Batches(Protocol):
     error: Exception | None
     #: Rows that were read but do not belong to a started batch.
     remaining: list[pl.DataFrame]
+    #: Whether all rows have been read.
+    read: bool
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         """The batches; each is the first of `remaining`, until the run has started it and removes it there."""
@@ -61,6 +63,8 @@ class Run:
         self.log.run_id = self.run_id
         #: Number of batches so far.
         self.batches = 0
+        #: Whether the input was not read to its end.
+        self.unread = False
         self._engine, self._concurrency = engine, concurrency or engine.database.workers
         self._started, self._losses = time.perf_counter(), engine.database.losses
         self._ctrl_c = CtrlC()
@@ -122,6 +126,7 @@ class Run:
             KeyboardInterrupt: on Ctrl-C, after the batches in flight were rolled back.
             EntityFramesError: the error given to `abort`, or the one that ended the input.
         """
+        reporter.track(self.log.counts)
         with self._ctrl_c:
             try:
                 for batch in self._ctrl_c.let_through(batches):
@@ -138,6 +143,7 @@ class Run:
                 raise
             finally:
                 if not self.interrupt.forked:
+                    self.unread = not batches.read
                     for rows in batches.remaining:
                         self.log.append(self.outcomes.unprocessed(rows))
                 self._confirm(raise_if_lost)
@@ -170,7 +176,7 @@ class Run:
         for future in done:
             rows = self._log_batch(future)
             future.result()
-            reporter.advance(rows, self.log.counts)
+            reporter.advance(rows)
 
     def _cancel(self) -> None:
         """Cancel the batches in flight and log their outcomes."""

@@ -56,7 +56,15 @@ class Upsert:
     def result(self) -> UpsertResult:
         """The outcomes so far."""
         run = self._run
-        return UpsertResult(dict(run.log.counts), run.batches, run.elapsed, run.log)
+        counts = dict(run.log.counts)
+        rows = sum(counts.values())
+        notes = (f"Reading stopped after {rows:,} rows: later rows, if any, were not read and have no outcome.",)
+        return UpsertResult(counts, run.batches, run.elapsed, run.log, notes=notes if run.unread else ())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of rows by status, which goes on changing."""
+        return self._run.log.counts
 
     def add_outcomes(self, outcomes: pl.DataFrame) -> None:
         """Add outcomes that are not those of rows of the source, such as deletions."""

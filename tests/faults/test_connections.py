@@ -377,3 +377,23 @@ def test_a_second_application_holds_the_ledger(own_server: Server, database: str
         wait_until(lambda: not run.is_alive() or backends(own_server, database, WAITING), "the lock")
     assert run.outcome().counts["created"] == 10
     assert execute(own_server.url(database), "SELECT count(*) FROM entityframes.batches") == [(1,)]
+
+
+@pytest.mark.slow
+def test_a_server_that_stays_away_ends_the_reading_of_a_stream(
+    own_store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result says where, so that nobody takes its outcomes for those of the whole stream."""
+    monkeypatch.setattr(retry, "LOOK_UP_SECONDS", 0.5)
+    store = own_store(port=proxy.port, workers=1)
+
+    def progress(done: int, total: int | None) -> None:
+        if done == 300:
+            proxy.away()
+
+    result = store.upsert(rows(2_000).iter_slices(100), batch_size=100, progress=progress)
+    [note] = result.notes
+    assert note.startswith(f"Reading stopped after {result.rows:,} rows: later rows")
+    assert 300 < result.rows < 2_000
+    assert not result.ok
+    assert note in repr(result)

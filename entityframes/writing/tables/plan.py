@@ -14,7 +14,7 @@ from entityframes.engines.tables import EXISTS, Relation, TableEngine
 from entityframes.frames.records import Whole, visible_schema
 from entityframes.frames.schema import numbered
 from entityframes.interrupt import Interrupt
-from entityframes.progress import DELAY, Progress, Reporter
+from entityframes.progress import Progress, Reporter
 from entityframes.results import UpsertResult
 from entityframes.writing.duplicates import Superseded
 from entityframes.writing.options import OnError, TableOptions
@@ -135,7 +135,7 @@ def make(
     superseded = Superseded(names.key, options.on_duplicate, partial(comparable_keys, engine, names))
     rows, duplicates = superseded.split(validated.rows)
     compared = []
-    with Reporter(progress, rows.height, delay=DELAY) as reporter:
+    with Reporter(progress, rows.height, what="plan") as reporter:
         for start in range(0, max(rows.height, 1), _CHUNK_ROWS):
             interrupt.check()
             chunk = rows[start : start + _CHUNK_ROWS]
