@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import polars as pl
 
@@ -35,6 +37,9 @@ def run(
     latencies: list[float],
 ) -> None:
     """A sync of entities; half of them are stored, and half of the stored ones have changed."""
+    for size in rows or DEFAULT_ROWS:
+        for _ in range(repeat):
+            _on_duckdb(measurements, size, only)
     contestants: dict[str, Contestant] = {
         OURS: _ours,
         "entityframes, batch_size=100": lambda url, frame: _ours(url, frame, batch_size=100),
@@ -70,6 +75,47 @@ def _measure(
         round_trips=round_trips,
     )  # fmt: skip
     _check(url, name, frame)
+
+
+def _on_duckdb(measurements: Measurements, size: int, only: str | None) -> None:
+    """The same without a server: one call, single calls, and a loop with DuckDB alone, each on a new file."""
+    import duckdb
+
+    frame = sample(size, version=1)
+    stored = pl.concat([frame[: size // 4], sample(size // 2, version=0)[size // 4 :]])
+    calls = {OURS: sync_in_batches, "entityframes, single-entity calls": sync_one_by_one}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (name, sync) in enumerate(calls.items()):
+            with ef.connect(f"{folder}/{number}.duckdb") as store:
+                store.upsert(stored, progress=False).raise_for_failures()
+                if chosen(name, only):
+                    with measurements.timed(name, database="duckdb", phase="sync", rows=size):
+                        sync(store, frame)
+        with duckdb.connect(f"{folder}/loop.duckdb") as connection:
+            connection.execute(
+                "CREATE TABLE entities (entity_type TEXT, id TEXT, content TEXT, metadata JSON, "
+                "PRIMARY KEY (entity_type, id))"
+            )
+            given = stored.with_columns(pl.col("metadata").struct.json_encode())
+            connection.execute("INSERT INTO entities SELECT * FROM given")
+            del given
+            if chosen("loop with duckdb", only):
+                with measurements.timed("loop with duckdb", database="duckdb", phase="sync", rows=size):
+                    _duckdb_loop(connection, frame)
+
+
+def _duckdb_loop(connection: Any, frame: pl.DataFrame) -> None:
+    for kind, key, content, metadata in frame.iter_rows():
+        found = connection.execute(
+            "SELECT content FROM entities WHERE entity_type = ? AND id = ?", (kind, key)
+        ).fetchone()
+        if found is None:
+            connection.execute("INSERT INTO entities VALUES (?, ?, ?, ?)", (kind, key, content, json.dumps(metadata)))
+        else:
+            connection.execute(
+                "UPDATE entities SET content = ?, metadata = ? WHERE entity_type = ? AND id = ?",
+                (content, json.dumps(metadata), kind, key),
+            )
 
 
 @contextmanager
