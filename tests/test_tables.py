@@ -630,3 +630,15 @@ def test_columns_that_are_added_are_known_at_once(notes: ef.Table) -> None:
     assert statuses(notes.upsert(frame, progress=False)) == ["created"]
     assert notes.read("added")["added"].to_list() == [2.5]
     assert notes.add_columns(frame) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1,]", "nan", '{"a": Infinity}', "{'a': 1}"])
+def test_json_that_is_malformed_and_ignored(store: ef.EntityStore, sql: Sql, text: str) -> None:
+    """Its row fails, although nothing else differs, so that nothing would be written."""
+    sql("CREATE TABLE documents (id integer PRIMARY KEY, n integer, j json)")
+    table = store.table("documents")
+    table.upsert(pl.DataFrame({"id": [1, 2], "n": [1, 2], "j": ["1", "2"]}), progress=False)
+    frame = pl.DataFrame({"id": [1, 2], "n": [1, 2], "j": [text, "[2]"]})
+    result = table.upsert(frame, ignore=["j"], progress=False)
+    assert (statuses(result), rules(result)) == (["failed", "unchanged"], ["invalid_text", None])
+    assert table.read().sort("id")["j"].to_list() == ["1", "2"]

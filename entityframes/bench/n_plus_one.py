@@ -139,7 +139,7 @@ def check_chart(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{path}: no chart of this format: use {', '.join(CHARTS)}")
     needed = ("altair", "vl_convert") if suffix in (".svg", ".png") else ("altair",)
     if any(find_spec(name) is None for name in needed):
-        raise ValueError("charts need Altair: install entityframes[notebook]")
+        raise ValueError("charts need Altair: install altair and vl-convert-python")
     if not Path(path).resolve().parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder does not exist")
 
