@@ -142,15 +142,11 @@ def _uuid(value: str) -> str:
         raise InvalidError from None
 
 
-#: A text that only the database finds invalid, if it uses it.
-BROKEN = object()
-
-
 def _json(value: str) -> Any:
     try:
         json.loads(value)
     except ValueError:
-        return BROKEN
+        raise InvalidError from None
     return value
 
 
@@ -415,16 +411,12 @@ class Made:
         if stored is not None:
             if options["on_match"] != "update":
                 return "failed" if options["on_match"] == "fail" else "unchanged"
-            if BROKEN in values.values():
-                return "failed"
             new = {name: stored[name] if keep and value is None else value for name, value in values.items()}
             compared = [name for name in new if name not in options["ignore"]]
             if all(same(stored[name], new[name]) for name in compared):
                 return "unchanged"
             row = {**stored, **new}
         else:
-            if BROKEN in values.values():
-                return "failed"
             row = {column.name: column.default for column in self.columns}
             row |= {name: value for name, value in values.items() if value is not None or not keep}
         if not self._allowed(row):
