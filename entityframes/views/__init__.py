@@ -157,7 +157,7 @@ def jobs(frame: pl.DataFrame) -> str:
 def verification(frame: pl.DataFrame, checks: int) -> str:
     """The findings of `EntityStore.verify`, out of a number of checks."""
     if frame.is_empty():
-        return box(line(dot("created"), " ", bold("sound"), faint(f": {checks} checks found nothing")))
+        return box(line(dot("created"), " ", bold("sound"), faint(f": {checks} kinds of inconsistency, none found")))
     counts = ", ".join(
         f"{count:,} {check}" for check, count in frame["check"].cast(pl.String).value_counts(sort=True).iter_rows()
     )
