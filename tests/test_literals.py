@@ -8,6 +8,7 @@ import pytest
 
 import entityframes as ef
 from entityframes.engines.postgres.literals import MOST_BYTES, literals
+from tests.conftest import execute
 
 ODD = [
     "it's", "''", "\\", "\\'", "a\\\\'b", '"', '\\"', "{", "}", "{a,b}", "NULL", "null", "$1", "$12 $$ $a$", "{schema}",
@@ -87,3 +88,23 @@ def test_a_table_whose_names_look_like_parameters(engine: str, url: str) -> None
         assert table.read().sort("$1").rows() == [("a", "c", 1), ("b", "d", 2)]
         assert table.delete(frame.head(1)).counts["deleted"] == 1
         assert table.get(frame)["{schema}"].to_list() == [None, "d"]
+
+
+@pytest.mark.slow
+@pytest.mark.postgresql
+@pytest.mark.parametrize("content", ["s3cr3t", "s3cr3t': s3cr3t", "s3cr3t\nDETAIL: Query was: s3cr3t"])
+def test_a_lost_connection_does_not_quote_values(postgres_url: str, content: str) -> None:
+    """The driver's error has the statement, and with it the values."""
+    with ef.connect(postgres_url) as store:
+        store.upsert_entity("t", "a", "x")
+        execute(
+            postgres_url,
+            "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS "
+            "'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END'",
+            "CREATE TRIGGER die BEFORE UPDATE ON entityframes.entities FOR EACH ROW EXECUTE FUNCTION die()",
+        )
+        frame = pl.DataFrame({"entity_type": ["t"], "id": ["a"], "content": [content]})
+        row = store.upsert(frame, progress=False).outcomes.row(0, named=True)
+        assert (row["status"], row["error_kind"]) in (("failed", "connection"), ("unknown", "connection"))
+        assert "s3cr3t" not in row["error"]
+        assert "terminat" in row["error"] or "closed" in row["error"]

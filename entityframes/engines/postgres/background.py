@@ -113,7 +113,8 @@ def run_in_helper(call: Callable[[], T], cancel: Callable[[], None]) -> T:
     cancelled = getattr(work.error, "sqlstate", None) == "57014"
     try:
         if cancelled and CtrlC.is_deferred() and not deferred_before:
-            raise KeyboardInterrupt from work.error
+            # Without the error of the driver, which quotes the statement.
+            raise KeyboardInterrupt
         raise work.error
     finally:
         # Break the reference cycle between the error and this frame.

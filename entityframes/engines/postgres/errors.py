@@ -64,6 +64,8 @@ _LOST = re.compile(
     r"|lost synchronization",
     re.IGNORECASE,
 )
+#: Where the driver quotes the statement, if the server has sent no error.
+_STATEMENT = "Failed to execute query '"
 _FULL = re.compile(r"too many (?:connections|clients)|connection slots", re.IGNORECASE)
 
 
@@ -153,6 +155,9 @@ def _readable(error: adbc_driver_manager.Error | OSError) -> str:
     if primary := _detail(error, "PG_DIAG_MESSAGE_PRIMARY"):
         return " ".join(primary.split())
     message = str(error)
+    if _STATEMENT in message:
+        # The statement may contain values. Whatever they are, the last quote with a colon is not before its end.
+        message = message.partition(_STATEMENT)[2].rpartition("': ")[2]
     message = re.sub(r"^[A-Z_]+: (?:\[libpq\] )?", "", message.strip())
     message = message.partition("\nDETAIL:")[0].partition("\nCONTEXT:")[0].partition("\nLINE ")[0]
     message = message.partition("Query was:")[0]
