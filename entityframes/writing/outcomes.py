@@ -31,6 +31,9 @@ RESULT_SCHEMA = {
 #: The result if nothing was written.
 NOTHING_WRITTEN = pl.DataFrame(schema={"position": pl.UInt32})
 
+#: The columns of the result of an engine that rejected no row.
+_ACCEPTED = {"position", "created", "due"}
+
 _REJECTED = pl.col("error").is_not_null()
 _COMMITTED: dict[str, Any] = {
     "status": pl.when(_REJECTED)
@@ -106,6 +109,8 @@ class Outcomes:
                 unchanged.
             batch: the batch.
         """
+        if rows.height == 1 and _ACCEPTED.issuperset(written.columns):
+            return self._committed_one(rows, written, batch)
         written = pl.concat([pl.DataFrame(schema=RESULT_SCHEMA), written], how="diagonal")
         combined = rows[["row", *self.key]].with_row_index("position")
         combined = combined.join(written, on="position", how="left", maintain_order="left")
@@ -113,6 +118,18 @@ class Outcomes:
         error = pl.when("conflict").then(pl.lit(self.conflict)).otherwise(_COMMITTED["error"])
         columns = {**_COMMITTED, "error": error, "job_id": job_id}
         return self.of(combined, batch_id=batch.batch_id, **columns)
+
+    def _committed_one(self, rows: pl.DataFrame, written: pl.DataFrame, batch: Batch) -> pl.DataFrame:
+        """`committed` for a single row. The joins and expressions for many would take longer than its write."""
+        values: dict[str, Any] = {name: rows[name][0] for name in ("row", *self.key)}
+        created, due = (name in written.columns and written.height and written[name][0] for name in ("created", "due"))
+        if written.is_empty() or created is None:
+            values["status"] = "unchanged"
+        else:
+            values["status"] = "created" if created else "updated"
+        values |= {"batch_id": batch.batch_id, "job_id": batch.job_id if due else None}
+        names = self._schema_with(self.key)
+        return pl.DataFrame([tuple(values.get(name) for name in names)], self.schema, orient="row")
 
     def rolled_back(self, rows: pl.DataFrame, error: EntityFramesError, batch: Batch | None) -> pl.DataFrame:
         """Outcomes of a batch that was rolled back, or whose COMMIT got no response."""

@@ -46,7 +46,7 @@ def _literal(value: Any, text: str) -> str:
 
 def _array(values: pl.Series) -> str:
     """The text of an array."""
-    quoted = ("NULL" if value is None else f'"{_in_array(_text(value))}"' for value in values)
+    quoted = ("NULL" if value is None else f'"{_in_array(_text(value))}"' for value in values.to_list())
     return "{" + ",".join(quoted) + "}"
 
 
