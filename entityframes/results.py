@@ -1,4 +1,4 @@
-"""Results: a frame with one outcome for each input row, and what is to be said about all of them."""
+"""Results: a frame with one outcome for each input row, and notes about all of them."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_types(store: ef.EntityStore) -> None:
 
 
 def test_count(store: ef.EntityStore) -> None:
-    """All, of a type, or those that pass a filter; an unknown type is said to be unknown."""
+    """All, of a type, or those that pass a filter; an unknown type gives 0 and a warning."""
     assert store.count() == 0
     store.upsert(notes("a", "b", year=1))
     store.upsert(notes("c", year=2))

@@ -217,7 +217,7 @@ def test_the_server_cannot_be_asked(items: Open, proxy: Proxy, monkeypatch: pyte
 
 
 def test_the_answer_to_a_delete_is_lost(items: Open, proxy: Proxy) -> None:
-    """Deleted and missing keys are told apart."""
+    """Deleted and missing keys have different outcomes."""
     model, table = Model(), items(port=proxy.port, workers=1)
     frame = rows(100)
     model.upserted(frame, table.upsert(frame))

@@ -525,7 +525,7 @@ def _json(values: pl.Series, column: Column, find: _Finder) -> pl.Series:
 
 
 def _is_json(text: str) -> bool:
-    """Whether a text is JSON, as far as can be told here: the database decides about what is nested too deeply."""
+    """Whether a text is JSON, as far as this can find out: the database decides about what is nested too deeply."""
 
     def refuse(constant: str) -> None:
         raise ValueError(constant)
