@@ -162,6 +162,18 @@ def test_failed_rows_are_written_corrected_and_imported_again(run: Run) -> None:
         assert stored.equals(rows.with_columns(k=pl.Series(["a", "b", "c"])))
 
 
+@pytest.mark.parametrize("table", [False, True])
+def test_how_to_get_all_failed_rows(run: Run, table: bool) -> None:
+    """The summary shows the first ones, and names --failed if it was not given."""
+    pl.DataFrame({"k": [None] * 50 + ["a"], "n": range(51)}).write_parquet(run.folder / "rows.parquet")
+    options = ["--table", "rows", "--create", "--key", "k"] if table else ["--type", "t", "--id", "k"]
+    code, _, errors = run("import", "rows.parquet", *options)
+    assert (code, "write them all with --failed FILE" in errors) == (1, True)
+    code, _, errors = run("import", "rows.parquet", *options, "--failed", "rejected.parquet")
+    assert (code, "write them all" in errors) == (1, False)
+    assert pl.read_parquet(run.folder / "rejected.parquet").height == 50
+
+
 def test_names_in_several_options(run: Run) -> None:
     """Are those of one option with commas."""
     (run.folder / "a.csv").write_text("a,b,c,d\n1,2,3,4\n")

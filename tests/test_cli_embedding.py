@@ -7,12 +7,14 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 import entityframes as ef
+from entityframes.cli.embedding import _wait_for_jobs
 from tests.test_cli import Run
 
 HASHING = ["--embedder", "hashing", "--option", "dim=32"]
@@ -94,6 +96,21 @@ def test_a_watching_worker_waits_for_its_embedder(run: Run) -> None:
 
 
 @pytest.mark.slow
+def test_the_pauses_of_a_watching_worker(run: Run, url: str) -> None:
+    """They double up to five seconds while there is nothing to do."""
+    pauses: list[float] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout or 0.0)
+            return len(pauses) == 8
+
+    with ef.connect(url) as store:
+        store.embed(ef.HashingEmbedder(32), progress=False)
+        assert not _wait_for_jobs(store, Stop())
+    assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
+
+
 def test_embed_tells_what_is_left_and_how_to_go_on(run: Run) -> None:
     """Due entities that are not in a job, and failed ones: the commands that it names queue them."""
     run("embed", *HASHING)

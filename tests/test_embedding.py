@@ -223,6 +223,7 @@ def test_a_busy_embedder(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch)
     result = embed(store, Recording(before=busy), max_attempts=2)
     assert result.counts["failed"] == 10
     assert result.failed["error"].str.contains("too many requests").fill_null(False).all()
+    assert not result.failed["error"].str.contains("EmbedderBusyError").any()
     assert store.stats()["due"].to_list() == [10]
     assert store.jobs("failed")["attempts"].to_list() == [2]
     assert store.retry_failed() == 10
@@ -411,6 +412,8 @@ def test_spaces(store: ef.EntityStore, sql: Any) -> None:
         embed(store, Recording(), space="wide")
     with pytest.raises(ef.SpaceError, match="activate another"):
         store.drop_space("wide")
+    with pytest.raises(ef.SpaceError, match="no space named 'narrow'"):
+        store.activate("narrow")
     store.drop_space(f"hashing-{DIM}")
     assert store.spaces()["space"].to_list() == ["wide"]
     vectors_are_current(store, sql, "wide")

@@ -189,6 +189,12 @@ def test_invalid_searches(store: ef.EntityStore) -> None:
         store.search("river", k=0)
     with pytest.raises(ValueError, match="mode"):
         store.search("river", mode="psychic")
+    for mode in ("text", "hybrid"):
+        with pytest.raises(ValueError, match="the query must be a string"):
+            store.search([1.0] * EMBEDDER.dim, mode=mode)
+    # A vector is of the active space, not of the space of another embedder.
+    with pytest.raises(ef.SpaceError):
+        store.search([1.0] * EMBEDDER.dim, embedder=ef.HashingEmbedder(32))
     for query in ("river", ""):
         with pytest.raises(pl.exceptions.ColumnNotFoundError, match="nothing"):
             store.search(query, where=pl.col("nothing") == 1)

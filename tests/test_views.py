@@ -279,6 +279,12 @@ def test_a_snippet_is_the_part_of_a_long_text_with_most_words() -> None:
     assert len("".join(part for part, _ in parts)) < 250
 
 
+def test_a_snippet_may_end_within_a_long_word() -> None:
+    """Rather than far before it."""
+    [parts] = snippets(pl.Series(["one " + "x" * 1_000]), "one")
+    assert len("".join(part for part, _ in parts)) > 150
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 bytes"), (999, "999 bytes"), (1_234, "1.23 kB"), (999_900, "1 MB"), (3_200_000_000_000, "3.2 TB")],

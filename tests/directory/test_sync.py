@@ -290,6 +290,7 @@ def test_a_file_that_moved_takes_its_entity_along(store: ef.EntityStore, root: P
     assert actions(folder.plan()) == {"note/b.md": "unchanged", "post/moved.md": "rename"}
     result = folder.sync()
     assert statuses(result)["post/moved.md"] == "renamed"
+    assert result.batches == 1
     assert store.jobs().rows() == jobs
     assert not store.entity_exists("note", "a")
     after = store.get_entity("post", "moved")
@@ -821,6 +822,47 @@ def test_what_is_left_out_is_reported(root: Path, folder: ef.DirectorySync) -> N
     assert "names that begin with _ are left out, 3 files in all (_top.md, docs/_posts)" in plan.summary()
     everything = ef.DirectorySync(folder._store, root, ignore=["!_*"]).sync()
     assert everything.counts["created"] == 3
+
+
+def test_a_folder_that_is_left_out_later(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """Its files are still there, so their entities are kept, even with delete=True, and the outcome says why."""
+    write(root, **{"drafts/a.md": "a", "drafts/deep/b.md": "b", "c.md": "c"})
+    folder.sync()
+    (root / ".efignore").write_text("drafts/\n")
+    for result in (folder.sync(delete=True, max_delete=10), folder.import_files(delete=True, max_delete=10)):
+        assert statuses(result) == dict.fromkeys(("c.md", "drafts/a.md", "drafts/deep/b.md"), "unchanged")
+        errors = dict(result.outcomes.select("path", "error").rows())
+        assert errors["drafts/a.md"] == errors["drafts/deep/b.md"] == "the file or its folder is now left out"
+    assert store.stats()["entities"].sum() == 3
+
+
+def test_hidden_files_with_any_suffix_are_left_out_as_hidden(root: Path, folder: ef.DirectorySync) -> None:
+    write(root, **{".env": "x", "a.env": "x", "a.md": "a"})
+    expected = [(".env", "its name begins with .", 1), ("a.env", "it has another suffix", 0)]
+    assert folder.sync().left_out.rows() == expected
+
+
+def test_a_copy_of_an_entity_is_a_new_file(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
+    """Only an entity that is gone can have been renamed to one of equal content and metadata."""
+    put(root / "note/a.md", FRONT.format("A") + "text of a")
+    folder.sync()
+    entity = store.get_entity("note", "a")
+    store.upsert_entity("note", "b", entity["content"], entity["metadata"])
+    assert actions(folder.plan()) == {"note/a.md": "unchanged", "note/b.md": "export"}
+    assert statuses(folder.sync()) == {"note/a.md": "unchanged", "note/b.md": "exported"}
+    assert set(tree(root)) == {"note/a.md", "note/b.md"}
+
+
+def test_the_time_of_a_sync(root: Path, folder: ef.DirectorySync) -> None:
+    put(root / "a.md", "a")
+    started = time.perf_counter()
+    result = folder.sync()
+    assert 0 < result.elapsed <= time.perf_counter() - started
+
+
+def test_directions_of_a_plan(folder: ef.DirectorySync) -> None:
+    with pytest.raises(ValueError, match="direction must be one of .*, got 'sideways'"):
+        folder.plan(direction="sideways")
 
 
 def test_links_are_no_failures(store: ef.EntityStore, root: Path, folder: ef.DirectorySync) -> None:
