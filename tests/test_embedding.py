@@ -75,11 +75,12 @@ def test_one_job_per_batch(store: ef.EntityStore, sql: Any) -> None:
     assert jobs["entities"].to_list() == [100] * 10
     assert set(jobs["state"].cast(pl.String)) == {"pending"}
     assert set(jobs["job_id"]) == set(result.outcomes["job_id"])
-    running = []
-    embedder = Recording(before=lambda texts: running.append(store.jobs("running")["space"][0]))
+    running: list[dict[str, Any]] = []
+    embedder = Recording(before=lambda texts: running.append(store.jobs("running").row(0, named=True)))
     done = embed(store, embedder)
     assert done.ok
-    assert set(running) == set(store.jobs()["space"]) == {f"hashing-{DIM}"}
+    assert {job["space"] for job in running} == set(store.jobs()["space"]) == {f"hashing-{DIM}"}
+    assert all(job["updated_at"] > job["created_at"] for job in running)
     assert done.counts["embedded"] == 1_000
     assert done.calls == len(embedder.calls) == 10
     assert sorted(done.outcomes["id"]) == notes(1_000)["id"].to_list()
@@ -312,6 +313,9 @@ def test_deleting_an_entity_deletes_its_vector(store: ef.EntityStore, sql: Any) 
     store.delete(notes(4))
     assert sql("SELECT count(*) FROM entityframes.embeddings") == [(6,)]
     assert store.verify().is_empty()
+    store.delete(notes(10))
+    # A space is listed without entities, too.
+    assert store.spaces().select("embedded", "due", "failed").rows() == [(0, 0, 0)]
 
 
 def test_a_batch_that_is_rolled_back_leaves_no_job(store: ef.EntityStore) -> None:

@@ -175,6 +175,18 @@ def test_json_text_must_fit_the_declared_dtypes(store: ef.EntityStore) -> None:
     assert store.read("t")["day"].to_list() == [dt.date(2026, 1, 2), dt.date(2026, 2, 3)]
 
 
+def test_a_typed_column_declares_a_field_that_json_text_had_inferred(store: ef.EntityStore) -> None:
+    """From then on JSON text that does not fit fails its row, instead of widening the dtype."""
+
+    def text(id: str, n: str) -> pl.DataFrame:
+        return pl.DataFrame({"entity_type": ["t"], "id": [id], "content": [""], "metadata": [f'{{"n": {n}}}']})
+
+    store.upsert(text("a", "1"))
+    store.upsert(ef.entities(pl.DataFrame({"k": ["b"], "n": [2]}), "t", id="k"))
+    assert outcomes_of(store, text("c", '"x"'))[0][0] == "failed"
+    assert store.read("t")["n"].to_list() == [1, 2]
+
+
 def test_numbers_beyond_double_precision_keep_their_digits(store: ef.EntityStore) -> None:
     """A number in JSON text is not rounded to a double."""
     digits = "12345678901234567890.12345"
