@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from entityframes.embedding import (
         HashingEmbedder,
         OpenAIEmbedder,
+        Passages,
         SentenceTransformerEmbedder,
         WordLlamaEmbedder,
     )
@@ -59,6 +60,7 @@ __all__ = [
     "FormatError",
     "HashingEmbedder",
     "OpenAIEmbedder",
+    "Passages",
     "PermanentError",
     "Plan",
     "ResourceError",
@@ -86,7 +88,7 @@ __all__ = [
 #: The modules of the public names that are loaded on first access: with them come Polars and the drivers.
 _LATER = {
     "directory": ["DirectorySync"],
-    "embedding": ["HashingEmbedder", "OpenAIEmbedder", "SentenceTransformerEmbedder", "WordLlamaEmbedder"],
+    "embedding": ["HashingEmbedder", "OpenAIEmbedder", "Passages", "SentenceTransformerEmbedder", "WordLlamaEmbedder"],
     "frames.schema": ["entities", "ids"],
     "results": ["DeleteResult", "EmbedResult", "SyncResult", "UpsertResult"],
     "store": ["EntityStore", "connect"],

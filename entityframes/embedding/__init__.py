@@ -5,11 +5,13 @@ from entityframes.embedding.embedders.hashing import HashingEmbedder
 from entityframes.embedding.embedders.openai import OpenAIEmbedder
 from entityframes.embedding.embedders.sentences import SentenceTransformerEmbedder
 from entityframes.embedding.embedders.wordllama import WordLlamaEmbedder
+from entityframes.embedding.passages import Passages
 
 __all__ = [
     "Embedder",
     "HashingEmbedder",
     "OpenAIEmbedder",
+    "Passages",
     "SentenceTransformerEmbedder",
     "WordLlamaEmbedder",
     "embedder_of_model",
