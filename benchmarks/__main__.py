@@ -9,11 +9,12 @@ import click
 
 from benchmarks.measure import Measurements
 
-NAMES = ("n_plus_one", "upsert", "table", "lookup", "embed", "scale", "directory", "costs", "guard")
+NAMES = ("n_plus_one", "upsert", "table", "lookup", "embed", "scale", "directory", "costs", "passages", "guard")
 
 
 @click.command()
 @click.argument("name", type=click.Choice(NAMES))
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--rows", multiple=True, type=int, help="Entities; may be repeated.  [default: set by the benchmark]")
 @click.option("--repeat", default=3, show_default=True, help="Repetitions of each measurement.")
 @click.option("--latency-ms", multiple=True, type=float, help="Added to each round trip (n_plus_one); may be repeated.")
@@ -22,12 +23,15 @@ NAMES = ("n_plus_one", "upsert", "table", "lookup", "embed", "scale", "directory
 @click.option("--seed", default=7, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
 def main(
-    name: str, rows: tuple[int, ...], repeat: int, latency_ms: tuple[float, ...], postgres: str | None,
-    only: str | None, seed: int, out: Path,
+    name: str, folders: tuple[Path, ...], rows: tuple[int, ...], repeat: int, latency_ms: tuple[float, ...],
+    postgres: str | None, only: str | None, seed: int, out: Path,
 ) -> None:  # fmt: skip
-    """Run benchmark NAME: n_plus_one, upsert, table, lookup, embed, scale, directory, costs or guard (ratios)."""
+    """Run benchmark NAME: n_plus_one, upsert, table, lookup, embed, scale, directory, costs, passages, guard (ratios).
+
+    FOLDERS, of documentation, are for passages.
+    """
     measurements = Measurements(name, seed)
-    more = {"latencies": list(latency_ms)} if name == "n_plus_one" else {}
+    more = {"n_plus_one": {"latencies": list(latency_ms)}, "passages": {"folders": folders}}.get(name, {})
     try:
         import_module(f"benchmarks.{name}").run(
             measurements, rows=list(rows), repeat=repeat, postgres=postgres, only=only, **more

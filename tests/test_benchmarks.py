@@ -105,3 +105,34 @@ def test_benchmarks_run(name: str, tmp_path: Path, postgres_server: str, monkeyp
     )
     assert (tmp_path / f"{name}.svg").exists()
     assert "| entityframes" in (tmp_path / f"{name}.md").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_passages_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a folder with questions of its own: the answer at the end of a long page is found in a passage only."""
+    from benchmarks import passages
+    from benchmarks.__main__ import main
+
+    filler = "\n\n".join(f"The ferry number {n} leaves the harbour in the morning." for n in range(200))
+    pages = {
+        "short.md": "# Moths\n\nA moth sat in the relay.\n",
+        "long.md": f"# Ferries\n\n{filler}\n\n## Tea\n\nBoil water.\n",
+    }
+    pages |= {f"tea{n}.md": f"# Cups\n\nThe cup number {n} of hot tea.\n" for n in range(12)}
+    (tmp_path / "docs").mkdir()
+    for name, text in pages.items():
+        (tmp_path / "docs" / name).write_text(text)
+    (tmp_path / "docs.csv").write_text(
+        "question,file,heading\nwhich moth is in the relay,short.md,Moths\nboil water,long.md,Tea\n"
+    )
+    monkeypatch.setattr(passages, "QUESTIONS", tmp_path)
+    run = CliRunner().invoke(
+        main, ["passages", str(tmp_path / "docs"), "--out", str(tmp_path / "out")], catch_exceptions=False
+    )
+    assert run.exit_code == 0, run.output
+    lines = [line.strip("|").split(" | ") for line in run.output.splitlines() if line.startswith("| docs |")]
+    # Way, then recall at 10 for short pages and for long ones, and the passages.
+    found = {cells[1]: [cell.strip() for cell in cells[-3:]] for cells in lines}
+    assert found["whole texts"] == ["1.00", "0.00", "0.00"]
+    assert found["entityframes"] == ["1.00", "1.00", "1.00"]
+    assert set(found) == {way.name for way in passages.WAYS}

@@ -21,7 +21,7 @@ import numpy as np
 #: A longer line that looks like a heading is text, since it would not fit in front of other passages.
 LONGEST_HEADING = 200
 #: The characters after a place that are hashed.
-_WINDOW = 64
+_WINDOW = 32
 
 _LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
 _HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))??(?:[ \t]+#+)?[ \t]*")
