@@ -22,6 +22,8 @@ import numpy as np
 LONGEST_HEADING = 200
 #: The characters after a place that are hashed.
 _WINDOW = 32
+#: How far from the middle of a long line words are looked for: each character of it may be a place.
+_REACH = 1 << 17
 
 _LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
 _HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))??(?:[ \t]+#+)?[ \t]*")
@@ -52,7 +54,7 @@ class Rank(IntEnum):
     SENTENCE = 9
     #: A line within a sentence.
     WRAP = 10
-    #: Within a code block that fits into a passage, after a heading, or after the header of a table.
+    #: Within a code block that fits into a passage, or after the header of a table.
     INSIDE = 11
     WORD = 12
     PUNCTUATION = 13
@@ -60,14 +62,16 @@ class Rank(IntEnum):
 
 
 _HEADINGS = (Rank.H1, Rank.H2, Rank.H3, Rank.H4, Rank.H5, Rank.H6)
-_LATER = (Rank.INSIDE, Rank.WORD, Rank.PUNCTUATION, Rank.CHARACTER)
+_INNER = (Rank.ITEM, Rank.LINE, Rank.SENTENCE, Rank.WRAP)
 #: The order in which places are looked for: the rank, and which share of a passage has to be on either side.
 _ORDER = (
     *((rank, 0.0) for rank in _HEADINGS),
     (Rank.BLOCK, 1 / 8),
-    *((rank, 1 / 4) for rank in (Rank.ITEM, Rank.LINE, Rank.SENTENCE, Rank.WRAP)),
-    *((rank, 0.0) for rank in (Rank.BLOCK, Rank.ITEM, Rank.LINE, Rank.SENTENCE, Rank.WRAP)),
-    *((rank, share) for rank in _LATER for share in (1 / 4, 0.0)),
+    *((rank, 1 / 4) for rank in _INNER),
+    *((rank, 0.0) for rank in (Rank.BLOCK, *_INNER)),
+    *((Rank.INSIDE, share) for share in (1 / 4, 0.0)),
+    *((rank, share) for rank in (Rank.WORD, Rank.PUNCTUATION) for share in (1 / 4, 1 / 16)),
+    *((Rank.CHARACTER, share) for share in (1 / 4, 0.0)),
 )
 
 
@@ -203,17 +207,19 @@ class Cutter:
 
     def _best(self, start: int, end: int) -> int:
         """The place where a part is cut."""
+        middle, reach = (start + end) // 2, max(_REACH, 2 * self._size)
         for rank, share in _ORDER:
             margin = max(int(self._size * share), 1)
+            if rank is Rank.WORD and end - start > 4 * reach:
+                start, end = middle - reach, middle + reach
             found = self._of_rank(rank, start, end)
             first, last = np.searchsorted(found.positions, [start + margin, end - margin + 1])
             if first < last:
                 hashes = found.hashes[first:last]
                 best = first + np.flatnonzero(hashes == hashes.max())
                 # Among equal places, such as equal lines, the one in the middle.
-                middle = np.abs(found.positions[best] - (start + end) // 2).argmin()
-                return int(found.positions[best[middle]])
-        return (start + end) // 2
+                return int(found.positions[best[np.abs(found.positions[best] - middle).argmin()]])
+        return middle
 
     def _of_rank(self, rank: Rank, start: int, end: int) -> Places:
         found = self._places.get(rank)
@@ -296,6 +302,8 @@ class Structure:
         self._solid: list[tuple[int, int]] = []
         #: For each fence character, the shortest fence that is known not to be closed from here on.
         self._unclosed: dict[str, int] = {}
+        #: Whether the line before, blank ones aside, is a heading. What follows is not separated from it.
+        self._headed = False
         spans = [match.span() for match in _LINES.finditer(content)]
         self._spans = [span for span in spans if span[0] < span[1]]
         self._lines = [content[start:end].rstrip("\r\n") for start, end in self._spans]
@@ -316,10 +324,11 @@ class Structure:
             line = self._lines[number]
             if not line.strip():
                 number += 1
-            elif self._markdown:
-                number = self._heading(number) or self._fence(number) or self._table(number) or self._text(number)
+            elif self._markdown and (after := self._heading(number)):
+                number, self._headed = after, True
             else:
-                number = self._text(number)
+                block = (self._fence(number) or self._table(number)) if self._markdown else None
+                number, self._headed = block or self._text(number), False
 
     def _heading(self, number: int) -> int | None:
         line = self._lines[number]
@@ -336,9 +345,10 @@ class Structure:
 
     def _add_heading(self, number: int, after: int, level: int, title: str) -> int:
         start, end = self._spans[number][0], self._spans[after - 1][1]
+        if not (self._headed and self.headings[-1].level < level):
+            self._place(Rank(level - 1), start)
         self.headings.append(Heading(start, end, level, " ".join(_MARKUP.sub(r"\1", title).split())))
         self._solid.append((start, end))
-        self._place(Rank(level - 1), start)
         return after
 
     def _fence(self, number: int) -> int | None:
@@ -380,8 +390,10 @@ class Structure:
         ruled = after > number + 1 and _is_rule(self._lines[number + 1])
         for row in range(number, after):
             start, end = self._spans[row]
-            rank = self._rank(row) if row == number else Rank.INSIDE if ruled and row <= number + 2 else Rank.LINE
-            self._place(rank, start)
+            if row == number:
+                self._place(self._rank(row), start)
+            else:
+                self._place(Rank.INSIDE if ruled and row <= number + 2 else Rank.LINE, start)
             if end - start <= self._size:
                 self._solid.append((start, end))
         return after
@@ -397,12 +409,11 @@ class Structure:
         self._place(self._rank(number), self._spans[number][0])
         return number + 1
 
-    def _rank(self, number: int) -> Rank:
-        """The rank of the place in front of a line."""
-        line, start = self._lines[number], self._spans[number][0]
-        above = self.headings[-1].end if self.headings else -1
-        if above >= 0 and not self._content[above:start].strip():
-            return Rank.INSIDE
+    def _rank(self, number: int) -> Rank | None:
+        """The rank of the place in front of a line; None below a heading."""
+        line = self._lines[number]
+        if self._headed:
+            return None
         item = _ITEM.match(line) if self._markdown else None
         if item:
             return Rank.ITEM if len(item[1]) < 2 else Rank.LINE
@@ -413,8 +424,8 @@ class Structure:
     def _blank(self, number: int) -> bool:
         return number < 0 or not self._lines[number].strip()
 
-    def _place(self, rank: Rank, position: int) -> None:
-        if position:
+    def _place(self, rank: Rank | None, position: int) -> None:
+        if rank is not None and position:
             self.places[rank].append(position)
 
     def _sentences(self) -> None:

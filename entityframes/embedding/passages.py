@@ -129,7 +129,7 @@ class Passages:
 
         Returns:
             The passages in the order of the text. Together they contain all of its characters that are not whitespace;
-            they overlap only by `overlap`. An empty or blank text has none.
+            they overlap only by `overlap`. A blank text has none, or a single empty one that consists of its title.
 
         Examples:
             >>> [passage.text for passage in ef.Passages(size=30).cut("One sentence. And another one.", title="Two")]
@@ -137,5 +137,7 @@ class Passages:
         """
         from entityframes.embedding.cutting import Cutter
 
-        cutter = Cutter(content, " ".join((title or "").split()), self.size, self.overlap, self.format == "markdown")
-        return [Passage(*piece) for piece in cutter.pieces()]
+        line = " ".join((title or "").split())
+        cutter = Cutter(content, line, self.size, self.overlap, self.format == "markdown")
+        passages = [Passage(*piece) for piece in cutter.pieces()]
+        return passages or ([Passage(0, 0, "", line[: self.size])] if line else [])
