@@ -4,12 +4,16 @@ A text is split into chains, which keep identifiers, paths, addresses, versions 
 ``snake_case``, ``https://x.org/y``, ``1,000.5``. The words of a chain are its parts (letters with combining marks, or
 digits; camelCase is split at capitals), the whole chain, and the pieces between its slashes and between its dots.
 In scripts that are written without spaces, single characters and pairs of characters are words. Words are normalized
-(NFKC) and case-folded; words of the letters a to z are reduced to their English stem.
+(NFKC) and case-folded, digits of all scripts are 0 to 9, and joiners and other invisible characters are left out; words
+of the letters a to z are reduced to their English stem.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+import unicodedata
+from functools import cache
 
 import polars as pl
 
@@ -17,12 +21,18 @@ UNSPACED = (
     r"[[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Bopomofo}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
     r"\u{30FC}\u{FF70}]&&[\p{L}\p{M}]]"
 )
-_RUN = r"[\p{L}\p{M}\p{N}]+"
+#: Characters that may be in a word and are not part of it: soft hyphen, zero-width space, joiners, byte order mark.
+_INVISIBLE = r"\u{AD}\u{200B}-\u{200D}\u{2060}\u{FEFF}"
+_RUN = rf"[\p{{L}}\p{{N}}][\p{{L}}\p{{M}}\p{{N}}]*(?:[{_INVISIBLE}]+[\p{{L}}\p{{M}}\p{{N}}]+)*"
 CHAIN = (
     r"\p{Nd}{1,3}(?:,\p{Nd}{3})+(?:\.\p{Nd}+)?"
     rf"|{_RUN}(?:[_\-./:@'’\\+]{{1,3}}{_RUN})*(?:\+\+|#)?"
 )
 _PART = rf"{UNSPACED}+|[[\p{{L}}\p{{M}}]--{UNSPACED}]+|\p{{N}}+"
+#: A number whose digits are in groups of three.
+_GROUPED = r"^[0-9]{1,3}(?:[,_'][0-9]{3})+(?:\.[0-9]+)?$"
+#: What else is one word in two spellings, after case-folding.
+_SPELLINGS = {"i\u0307": "i", "ς": "σ", "’": "'", "ё": "е", "œ": "oe"}
 #: A character with its combining marks.
 _CHARACTER = r"\P{M}\p{M}*|^\p{M}+"
 
@@ -73,17 +83,38 @@ def text_of(title: str | pl.Expr) -> pl.Expr:
 
 
 def fold(texts: pl.Series) -> pl.Series:
-    """Normalize (NFKC) and case-fold texts."""
+    """Normalize (NFKC) and case-fold texts, with the digits 0 to 9 and without invisible characters."""
     # Through upper case, which unifies ß with ss, ı with i, and ς with σ.
     one_case = texts.str.normalize("NFKC").str.to_uppercase().str.to_lowercase().str.normalize("NFKC")
-    return one_case.str.replace_many(["i\u0307", "ς", "’"], ["i", "σ", "'"])
+    # Variation selectors choose a glyph, and the tatweel makes an Arabic word longer.
+    visible = one_case.str.replace_all(rf"[{_INVISIBLE}\u{{640}}\u{{FE00}}-\u{{FE0F}}]", "")
+    folded = visible.str.replace_many(list(_SPELLINGS), list(_SPELLINGS.values()))
+    if folded.str.contains(r"[\p{Nd}--0-9]").any():
+        folded = folded.str.replace_many(list(_digits()), list(_digits().values()))
+    return folded
+
+
+@cache
+def _digits() -> dict[str, str]:
+    """The decimal digits of other scripts, and their values."""
+    characters = map(chr, range(0x80, sys.maxunicode + 1))
+    return {one: str(unicodedata.decimal(one)) for one in characters if unicodedata.category(one) == "Nd"}
+
+
+def _whole(chains: pl.Series) -> pl.Series:
+    """Chains as words, numbers without the separators of their groups."""
+    folded = fold(chains).alias("whole")
+    grouped = pl.col("whole").str.contains(_GROUPED)
+    plain = pl.when(grouped).then(pl.col("whole").str.replace_all("[,_']", "")).otherwise(pl.col("whole"))
+    return folded.to_frame().select(plain)["whole"]
 
 
 def _split(chains: pl.Series) -> pl.DataFrame:
     """The words of chains: chain, word, and kind ("part", "whole" or "piece")."""
-    composed = chains.str.normalize("NFKC")
+    # A zero-width non-joiner is between the parts of a word, as in Persian.
+    composed = chains.str.normalize("NFKC").str.replace_all("\u200c", "\0", literal=True)
     camel = composed.str.replace_all(r"(\p{Ll})(\p{Lu})", "$1\0$2").str.replace_all(r"(\p{Lu})(\p{Lu}\p{Ll})", "$1\0$2")
-    folded = pl.DataFrame({"chain": chains, "whole": fold(chains), "part": fold(camel).str.extract_all(_PART)})
+    folded = pl.DataFrame({"chain": chains, "whole": _whole(chains), "part": fold(camel).str.extract_all(_PART)})
 
     parts = folded.select("chain", "part").explode("part").drop_nulls("part").with_row_index("run")
     unspaced = pl.col("part").str.contains(UNSPACED)
