@@ -1,4 +1,5 @@
-"""How many questions find their page: a vector for each passage against a vector for each whole text.
+"""How many questions find their page: a vector for each passage against a vector for each whole text. And what an edit
+of a long page makes new.
 
 It measures the quality of cutting and model, outside a store: texts are cut and embedded, and a page is ranked by the
 best of its vectors. `questions/<folder>.csv` has questions, the page that answers each, and the heading it stands
@@ -13,6 +14,8 @@ under. They were written before the first run, for the documentation of these pr
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,12 +59,13 @@ def run(
     if not folders:
         names = ", ".join(sorted(path.stem for path in QUESTIONS.glob("*.csv")))
         raise SystemExit(f"name folders of documentation, which benchmarks/passages.py describes: {names}")
-    found = []
+    found, edits = [], []
     for folder in folders:
         pages, questions = read(folder), pl.read_csv(QUESTIONS / f"{folder.name}.csv")
         unknown = questions.join(pages, on="file", how="anti")["file"].to_list()
         if unknown:
             raise SystemExit(f"{folder} does not have {', '.join(unknown)}")
+        edits += [(folder.name, *edit) for edit in edited(pages, random.Random(measurements.seed))]
         for way in WAYS:
             if chosen(way.name, only):
                 with measurements.timed(way.name, database="no store", phase=folder.name, rows=pages.height):
@@ -70,7 +74,8 @@ def run(
                 found.append(
                     ranked.with_columns(folder=pl.lit(folder.name), way=pl.lit(way.name), vectors=table.height)
                 )
-    print(markdown(pl.concat(found)))
+    print(markdown(recall(pl.concat(found))))
+    print(markdown(renewed(pl.DataFrame(edits, schema=["folder", "edit", "new"], orient="row"))))
 
 
 def read(folder: Path) -> pl.DataFrame:
@@ -121,25 +126,55 @@ def ranks(questions: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(found, schema={"long": pl.Boolean, "rank": pl.Int64, "under": pl.Boolean}, orient="row")
 
 
-def markdown(found: pl.DataFrame) -> str:
+def recall(found: pl.DataFrame) -> pl.DataFrame:
     """A row for each folder and way, and for all folders: the share of questions whose page is found."""
 
-    def recall(at: int, kind: pl.Expr) -> pl.Expr:
+    def share(at: int, kind: pl.Expr) -> pl.Expr:
         return (pl.col("rank") <= at).filter(kind).mean()
 
-    any_page, long = pl.lit(True), pl.col("long")
+    every, long = pl.lit(True), pl.col("long")
     shares = {
-        "recall at 1": recall(1, any_page), "at 3": recall(3, any_page), "at 10": recall(10, any_page),
-        "at 10, short pages": recall(10, ~long), "at 10, long pages": recall(10, long),
+        "recall at 1": share(1, every), "at 3": share(3, every), "at 10": share(10, every),
+        "at 10, short pages": share(10, ~long), "at 10, long pages": share(10, long),
         "passage in the first 10": (pl.col("under") & pl.col("way").str.starts_with(OURS)).mean(),
     }  # fmt: skip
-    both = [found, found.with_columns(folder=pl.lit("all"))]
-    table = pl.concat(both).group_by("folder", "way", maintain_order=True).agg(
+    both = pl.concat([found, found.with_columns(folder=pl.lit("all"))])
+    return both.group_by("folder", "way", maintain_order=True).agg(
         vectors=pl.when(pl.col("folder").first() != "all").then(pl.col("vectors").first()),
         short=(~long).sum(), long=long.sum(), **shares,
     )  # fmt: skip
-    names = [*table.columns[:5], *shares]
-    lines = ["| " + " | ".join(names) + " |", "|" + "-|" * len(names)]
+
+
+def edited(pages: pl.DataFrame, rng: random.Random) -> Iterator[tuple[str, int]]:
+    """Edits of one line of the ten longest pages, and how many new passages each makes."""
+    for content in pages.sort(pl.col("content").str.len_chars(), descending=True)["content"].head(10):
+        before = {passage.text for passage in ef.Passages().cut(content)}
+        lines = content.splitlines(keepends=True)
+        for _ in range(30):
+            at = rng.randrange(len(lines))
+            kind = "heading" if lines[at].startswith("#") else "code fence" if "```" in lines[at] else "line"
+            changes = {
+                f"{kind} deleted": [], f"{kind} changed": [lines[at].replace("e", "a", 1) + "x\n"],
+                "line inserted": ["A new line, with some words.\n", lines[at]],
+            }  # fmt: skip
+            for edit, new in changes.items():
+                text = "".join([*lines[:at], *new, *lines[at + 1 :]])
+                yield edit, len({passage.text for passage in ef.Passages().cut(text)} - before)
+        appended = f"{content}\nAn appended line.\n"
+        yield "line appended", len({passage.text for passage in ef.Passages().cut(appended)} - before)
+
+
+def renewed(edits: pl.DataFrame) -> pl.DataFrame:
+    """A row for each kind of edit, over all folders."""
+    new = pl.col("new")
+    return edits.group_by("edit").agg(
+        edits=pl.len(), mean=new.mean(), **{"more than two": (new > 2).mean(), "most": new.max()}
+    ).sort("edit", descending=True)  # fmt: skip
+
+
+def markdown(table: pl.DataFrame) -> str:
+    """A table, with shares of two digits."""
+    lines = ["| " + " | ".join(table.columns) + " |", "|" + "-|" * table.width]
     for row in table.iter_rows():
         cells = ["" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else f"{cell}" for cell in row]
         lines.append("| " + " | ".join(cells) + " |")

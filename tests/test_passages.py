@@ -221,8 +221,11 @@ def test_code_blocks_and_rows_that_do_not_fit() -> None:
 
 
 def test_a_code_block_that_is_never_closed_is_text() -> None:
-    """Headings below it are headings."""
+    """Headings below it are headings, and the blocks below it are blocks."""
     assert headings("```\n\n# A\n\ntext\n\n# B\n\n" + "word " * 20, size=60)[-1] == "B"
+    page = "# A\n\n```sh\nls\n\n# B\n\n```sh\n# no heading\n```\n\n# C\n\n" + "word " * 20
+    assert headings(page, size=60)[-1] == "C"
+    assert set(headings(page, size=20)) == {"A", "B", "C"}
 
 
 @pytest.mark.parametrize(

@@ -370,13 +370,15 @@ class Structure:
         return last + 1
 
     def _closing(self, number: int, fence: str) -> int | None:
-        """The line that closes the code block that begins in this one; None if there is none."""
+        """The line that closes the code block that begins in this one; None if another one begins before."""
         if len(fence) >= self._unclosed.get(fence[0], len(fence) + 1):
             return None
         for later in range(number + 1, len(self._lines)):
-            closing = _FENCE_END.fullmatch(self._lines[later])
-            if closing and closing[1].startswith(fence):
-                return later
+            found = _FENCE.match(self._lines[later])
+            if found and found[1].startswith(fence):
+                # CommonMark ends a block at a bare fence only. A block that nobody closed, as while a page is being
+                # written, would then turn all blocks below it inside out.
+                return later if _FENCE_END.fullmatch(self._lines[later]) else None
         self._unclosed[fence[0]] = len(fence)
         return None
 
