@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -16,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import entityframes as ef
+from entityframes.embedding.passages import VERSION
 
 #: What texts are made of: structure, scripts, line ends, and characters that must not be cut.
 PIECES = st.one_of(
@@ -349,6 +351,7 @@ def edited(content: str, rng: random.Random, action: str) -> str:
     return "".join(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_edit_is_local(kind: str) -> None:
     """In a text of 100 kB, of any kind: one or two new passages on average, never many, and one or two at the end."""
@@ -368,6 +371,17 @@ def test_an_edit_is_local(kind: str) -> None:
     assert max(several) <= 5, new
     # Equal lines make equal passages, so few texts are there at all.
     assert len(before) <= 8 or sum(several) / len(several) <= 2, new
+
+
+def test_boundaries_are_those_of_the_version() -> None:
+    """A change that moves one embeds every text again: it needs a new version, and a new digest here."""
+    digest = hashlib.sha256()
+    for kind in KINDS:
+        content = text_of(kind, random.Random(kind), 20_000)
+        for options in ({}, {"size": 120}, {"size": 300, "overlap": 30}, {"format": "text"}):
+            cut = ef.Passages(**options).cut(content, "A title")  # type: ignore[arg-type]
+            digest.update(repr([(*passage[:3], passage.text) for passage in cut]).encode())
+    assert (VERSION, digest.hexdigest()[:16]) == (1, "6a725180e3c31b30")
 
 
 @settings(max_examples=40, deadline=None)

@@ -110,14 +110,13 @@ class Cutter:
         self._content, self._overlap = content, overlap
         self._size = size - overlap
         self._title = title[: self._size // 8].strip()
-        self._codes = np.frombuffer(content.encode("utf-32-le", "surrogatepass"), np.uint32)
+        self._codes = np.frombuffer(content.encode("utf-32-le", "surrogatepass"), "<u4")
         structure = Structure(content, self._size, markdown)
         self._headings, self._paths = structure.headings, structure.paths()
         self._starts = [heading.start for heading in self._headings]
-        self._places = {
-            rank: self._hashed(0, len(content), np.array(sorted(found), np.int64))
-            for rank, found in structure.places.items()
-        }
+        self._structure = structure.places
+        #: What has been looked for so far.
+        self._places: dict[Rank, Places] = {}
 
     def pieces(self) -> Iterator[tuple[int, int, str, str]]:
         """Start, end, heading and embedded text of each passage, in order."""
@@ -223,11 +222,13 @@ class Cutter:
 
     def _of_rank(self, rank: Rank, start: int, end: int) -> Places:
         found = self._places.get(rank)
-        if rank < Rank.WORD:
-            return found or Places(start, end, np.empty(0, np.int64), np.empty(0, np.uint64))
         if found is None or not (found.start <= start and end <= found.end):
-            # The parts of this part follow, and find their places here.
-            found = self._places[rank] = self._hashed(start, end, self._within(rank, start, end))
+            if rank in self._structure:
+                start, end, positions = 0, len(self._content), np.array(sorted(self._structure[rank]), np.int64)
+            else:
+                # The parts of this part follow, and find their places here.
+                positions = self._within(rank, start, end)
+            found = self._places[rank] = self._hashed(start, end, positions)
         return found
 
     def _within(self, rank: Rank, start: int, end: int) -> Any:
