@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from entityframes.embedding import Embedder
+    from entityframes.embedding.passages import Passages
     from entityframes.embedding.search import Mode
 
 
@@ -602,7 +603,8 @@ class EntityStore:
 
         Args:
             repair: correct what can be derived: recompute hashes, add or drop ledger entries and jobs, record fields
-                again. Other writers wait meanwhile.
+                again, queue entities that lack passages or vectors, and delete unused vectors (see `vacuum`). Other
+                writers wait meanwhile.
             progress, cancel: as for `upsert`, counted in checks; `cancel` takes effect before the next check. A repair
                 that has started is completed.
 
@@ -630,6 +632,7 @@ class EntityStore:
         embedder: Embedder,
         *,
         space: str | None = None,
+        passages: Passages | None = None,
         batch_size: int | None = None,
         workers: int = 1,
         max_attempts: int = 3,
@@ -638,14 +641,19 @@ class EntityStore:
     ) -> EmbedResult:
         """Embed the entities that are due, job by job, until no job is left.
 
-        On PostgreSQL several processes may do so at the same time. A vector is written only if the content has not
-        changed since it was embedded. If a call of the embedder fails, the texts that cause it are found and recorded
-        as failed; the others are embedded. `retry_failed` queues them again.
+        A text is embedded once in a space: texts that have a vector already are not sent to the embedder again, whether
+        they are equal, were deleted and stored again, renamed, or changed back. On PostgreSQL several processes may
+        embed at the same time. A vector is used only if the content has not changed since it was embedded. If a call of
+        the embedder fails, the texts that cause it are found and recorded as failed; the others are embedded.
+        `retry_failed` queues them again.
 
         Args:
             embedder: an `entityframes.embedding.Embedder`.
             space: the space to fill. None for the active space, or, if there is none, a new one named after the
                 model. A second or later space starts with all entities due.
+            passages: how long contents are cut into passages, each of which gets a vector; recorded with the space.
+                None for those recorded with the space, and in a new space for one vector of each whole content. The
+                model usually reads only the beginning of a long text.
             batch_size: texts per call of the embedder; None for its ``max_batch``.
             workers: how many jobs are processed concurrently, each in its own thread.
             max_attempts: how often a call is tried if the embedder is busy, after pauses of 1, 2, 4, ... 60 seconds or
@@ -659,9 +667,9 @@ class EntityStore:
             ``unqueued`` counts them, and `enqueue` queues them.
 
         Raises:
-            SpaceError: the space belongs to another model or dimension, or its name is invalid.
+            SpaceError: the space belongs to another model or dimension, or has other passages, or its name is invalid.
             EmbedderError: the embedder cannot work at all, whatever the text. A space that this call created is
-                dropped again.
+                dropped again, unless it has vectors.
             DatabaseError: a transaction failed; PermanentError if the store was opened with ``read_only=True``.
             ValueError: `batch_size`, `workers` or `max_attempts` is less than 1.
             KeyboardInterrupt: on Ctrl-C. `last_result` has the outcomes.
@@ -674,18 +682,27 @@ class EntityStore:
         """
         from entityframes.embedding.worker import EmbedOptions
 
-        return self._embed(embedder, space, EmbedOptions(batch_size, workers, max_attempts), progress, cancel)
+        options = EmbedOptions(batch_size, workers, max_attempts)
+        return self._embed(embedder, space, options, progress, cancel, passages)
 
     def _embed(
-        self, embedder: Embedder, space: str | None, options: Any, progress: Progress, cancel: threading.Event | None
+        self,
+        embedder: Embedder,
+        space: str | None,
+        options: Any,
+        progress: Progress,
+        cancel: threading.Event | None,
+        passages: Passages | None = None,
     ) -> EmbedResult:
         from entityframes.embedding import spaces
         from entityframes.embedding.worker import EmbedRun
 
         check_writable(self._engine.database)
-        name, made = spaces.resolve(self._engine, embedder, space)
+        name, cut, made = spaces.resolve(self._engine, embedder, space, passages)
         self._embedders[embedder.name] = embedder
-        run = EmbedRun(self._engine, embedder, name, options)
+        if cut is not None and cut.title_fields:
+            spaces.enqueue_retitled(self._engine, name)
+        run = EmbedRun(self._engine, embedder, name, options, cut)
         if not self._engine.embedding.open_jobs(name):
             # Entities that are due but not in a job do not advance the bar.
             progress = False
@@ -697,7 +714,7 @@ class EntityStore:
             try:
                 return kept(self, "store", lambda: run.execute(reporter, cancel), run.result)
             except EmbedderError:
-                if made:
+                if made and not run.result().batches:
                     spaces.undo(self._engine, name)
                 raise
 
@@ -780,8 +797,9 @@ class EntityStore:
         """List the embedding spaces.
 
         Returns:
-            ``space``, ``model`` String, ``dim`` Int64, ``active`` Boolean, ``embedded``, ``due``, ``failed`` Int64
-            (numbers of entities), ``created_at`` Datetime("us", "UTC"); one row per space, oldest first.
+            ``space``, ``model`` String, ``dim`` Int64, ``passages`` String (how contents are cut, as JSON; null if each
+            content has one vector), ``active`` Boolean, ``embedded``, ``due``, ``failed`` Int64 (numbers of entities),
+            ``created_at`` Datetime("us", "UTC"); one row per space, oldest first.
 
         Examples:
             >>> result = store.embed(ef.HashingEmbedder(64))
@@ -835,6 +853,30 @@ class EntityStore:
         check_writable(self._engine.database)
         jobs.drop_space(self._engine, space)
 
+    def vacuum(self) -> int:
+        """Delete vectors that no entity uses, in every space.
+
+        The vector of a text stays when its entity is changed or deleted, so that a text that is stored again, under any
+        key, is not embedded again. ``verify(repair=True)`` deletes unused vectors too.
+
+        Returns:
+            Number of vectors deleted.
+
+        Raises:
+            PermanentError: the store was opened with ``read_only=True``.
+
+        Examples:
+            >>> result = store.embed(ef.HashingEmbedder(64))
+            >>> entity = store.upsert_entity("note", "a", "another text")
+            >>> store.vacuum()
+            0
+            >>> result = store.embed(ef.HashingEmbedder(64))
+            >>> store.vacuum()
+            1
+        """
+        check_writable(self._engine.database)
+        return self._engine.embedding.vacuum()
+
     def index_space(self, space: str | None = None, *, progress: Progress = None) -> bool:
         """Create the index for approximate vector search (HNSW of pgvector). Writing vectors takes longer afterwards.
 
@@ -870,6 +912,7 @@ class EntityStore:
         *,
         entity_type: str | None = None,
         k: int = 10,
+        per_entity: int = 1,
         mode: Mode = "vector",
         where: pl.Expr | None = None,
         embedder: Embedder | None = None,
@@ -883,8 +926,9 @@ class EntityStore:
             entity_type: the type to search; None for all. A UserWarning is issued for a type that the store does not
                 have.
             k: the maximum number of entities to return.
-            mode: "vector" ranks by cosine similarity in the active space, "text" by words (BM25), "hybrid" fuses both
-                rankings. Vectors of content that has changed since are not compared.
+            per_entity: the maximum number of passages of each entity to return, each in a row of its own.
+            mode: "vector" ranks by the cosine similarity of the nearest passage in the active space, "text" by words
+                (BM25), "hybrid" fuses both rankings. Vectors of content that has changed since are not compared.
             where: a filter on the columns of `read` if a type is given, otherwise of `scan`. It is applied before the
                 limit, in the database if it can be pushed down (see `scan`). A filter that depends on other rows (a
                 maximum, ``over``, ``shift``) is evaluated on all of them, in the order of `read`, which takes as long
@@ -896,15 +940,21 @@ class EntityStore:
                 `cancel` takes effect before the next 4 MiB of text.
 
         Returns:
-            ``rank`` UInt32 from 1, ``score`` Float64 (cosine similarity, BM25, or the sum of 1 / (10 + rank)),
-            ``entity_type``, ``id``, ``content``, ``metadata`` (JSON), ``content_hash`` String, ``created_at``,
-            ``updated_at`` Datetime("us", "UTC"); best first, equal scores ordered by key.
+            ``rank`` UInt32 of the entity, from 1, ``score`` Float64 (cosine similarity of the passage; or of the
+            entity: BM25, or the sum of 1 / (10 + rank)), ``entity_type``, ``id``, ``passage`` String, its ``start`` and
+            ``end`` Int64 in characters of the content, ``heading`` String (the headings above it, joined with " > "),
+            ``content``, ``metadata`` (JSON), ``content_hash`` String, ``created_at``, ``updated_at``
+            Datetime("us", "UTC"); best first, equal scores ordered by key, the passages of an entity together.
+
+            By vector the passage is the nearest one, the whole content in a space without passages. By words it is the
+            one that contains most of them, cut like those of the active space, by default into 800 characters.
 
         Raises:
             SpaceError: nothing is embedded yet, or the embedder or vector does not fit the space.
             EmbedderError: the query cannot be embedded.
             StatementCancelledError: `cancel` was set.
-            ValueError: `mode` is unknown, `k` is less than 1, or `query` is neither valid text nor finite numbers.
+            ValueError: `mode` is unknown, `k` or `per_entity` is less than 1, or `query` is neither valid text nor
+                finite numbers.
 
         Examples:
             >>> result = store.embed(ef.HashingEmbedder(64))
@@ -920,11 +970,11 @@ class EntityStore:
         if entity_type is not None:
             self._warn_if_unknown(entity_type)
         found = search(
-            self._engine, query, entity_type=entity_type, k=k, mode=mode, where=where, embedder=embedder,
-            remembered=self._embedders, progress=progress, interrupt=Interrupt(cancel),
+            self._engine, query, entity_type=entity_type, k=k, per_entity=per_entity, mode=mode, where=where,
+            embedder=embedder, remembered=self._embedders, progress=progress, interrupt=Interrupt(cancel),
         )  # fmt: skip
         words = query if isinstance(query, str) else None
-        return views.shown(found, lambda frame: views.hits(frame, snippets(frame["content"].head(views.MOST), words)))
+        return views.shown(found, lambda frame: views.hits(frame, snippets(frame["passage"].head(views.MOST), words)))
 
     def get_entity(self, entity_type: str, id: str) -> dict[str, Any] | None:
         """Fetch one entity. To fetch many, use `get`.

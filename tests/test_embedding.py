@@ -57,8 +57,9 @@ def vectors_are_current(store: ef.EntityStore, sql: Any, space: str = f"hashing-
     """Each content has exactly one vector, and it is that of the stored content."""
     stored = sql("SELECT entity_type, id, content_hash FROM entityframes.entities WHERE content <> '' ORDER BY 1, 2")
     embedded = sql(
-        f"SELECT entity_type, id, content_hash FROM entityframes.embeddings WHERE space = '{space}' AND error IS NULL "
-        "ORDER BY 1, 2"
+        "SELECT p.entity_type, p.id, p.content_hash FROM entityframes.passages AS p "
+        "JOIN entityframes.embeddings AS v ON v.space = p.space AND v.text_hash = p.text_hash "
+        f"WHERE p.space = '{space}' AND p.text_hash = p.content_hash AND v.error IS NULL ORDER BY 1, 2"
     )
     assert [tuple(map(_plain, row)) for row in embedded] == [tuple(map(_plain, row)) for row in stored]
 
@@ -307,12 +308,23 @@ def test_content_that_changes_while_it_is_embedded(connect: Any, sql: Any) -> No
     assert store.verify().is_empty()
 
 
-def test_deleting_an_entity_deletes_its_vector(store: ef.EntityStore, sql: Any) -> None:
+def test_the_vector_of_a_deleted_entity(store: ef.EntityStore, sql: Any) -> None:
+    """It is not found, but kept for the case that the text is stored again, until the store is vacuumed or repaired."""
     store.upsert(notes(10), progress=False)
     embed(store)
     store.delete(notes(4))
-    assert sql("SELECT count(*) FROM entityframes.embeddings") == [(6,)]
+    count = "SELECT count(*) FROM entityframes."
+    assert (sql(f"{count}passages"), sql(f"{count}embeddings")) == ([(6,)], [(10,)])
     assert store.verify().is_empty()
+    assert store.search("text 1", embedder=Recording(), k=10).height == 6
+    store.upsert(notes(1), progress=False)
+    embedder = Recording()
+    assert (embed(store, embedder).counts["embedded"], embedder.texts) == (1, [])
+    assert store.vacuum() == 3
+    assert (store.vacuum(), sql(f"{count}embeddings")) == (0, [(7,)])
+    store.delete(notes(1))
+    assert store.verify(repair=True).is_empty()
+    assert sql(f"{count}embeddings") == [(6,)]
     store.delete(notes(10))
     # A space is listed without entities, too.
     assert store.spaces().select("embedded", "due", "failed").rows() == [(0, 0, 0)]

@@ -87,10 +87,12 @@ def test_vectors_of_a_space_beside_another(filled: ef.EntityStore, sql: Sql) -> 
     filled.embed(ef.HashingEmbedder(8), progress=False)
     filled.embed(ef.HashingEmbedder(16), space="other", progress=False)
     embedded = dict(filled.spaces().select(pl.col("space") == "other", "embedded").rows())
+    # Equal texts have one vector.
+    vectors = filled.read("note")["content"].n_unique() - 1
     sql("DELETE FROM entityframes.spaces WHERE space <> 'other'")
     found = filled.verify(repair=True)
     assert found["check"].cast(pl.String).to_list() == ["vector_space"]
-    assert found["found"].to_list() == [f"{embedded[False]} vectors without one"]
+    assert found["found"].to_list() == [f"{vectors} vectors, {embedded[False]} passages without one"]
     assert filled.verify().rows() == []
     assert filled.spaces()["embedded"].to_list() == [embedded[True]]
 
@@ -133,10 +135,15 @@ CORRUPTIONS: dict[str, tuple[str, str | None, set[str]]] = {
         {"job_batch"},
     ),
     "a vector of no entity": (
-        "INSERT INTO entityframes.embeddings (space, entity_type, id, content_hash, embedded_at) "
-        "SELECT space, 'note', 'gone', content_hash, now() FROM entityframes.embeddings WHERE id = 'n1'",
+        "INSERT INTO entityframes.passages (space, entity_type, id, content_hash, position, start_char, heading, text_hash) "
+        "SELECT space, 'note', 'gone', content_hash, 0, 0, '', text_hash FROM entityframes.passages WHERE id = 'n1'",
         None,
-        {"vector_entity"},
+        {"passage_entity"},
+    ),
+    "passages of no vector": ("DELETE FROM entityframes.embeddings WHERE text_hash = (SELECT content_hash FROM "
+        "entityframes.entities WHERE id = 'n39')", None, {"passages"}),
+    "half of the passages": (
+        "UPDATE entityframes.passages SET position = 1 WHERE id IN ('n1', 'n2')", None, {"passages"}
     ),
     "a space": ("DELETE FROM entityframes.spaces", None, {"vector_space"}),
     "a field": ("DELETE FROM entityframes.metadata_fields WHERE field = 's'", None, {"field_missing"}),
@@ -156,7 +163,7 @@ CORRUPTIONS: dict[str, tuple[str, str | None, set[str]]] = {
 def test_corruption_is_found_and_repaired(filled: ef.EntityStore, sql: Sql, engine: str, what: str) -> None:
     """The first run finds it and changes nothing, --repair repairs it, and then the store is consistent and usable."""
     statement, on_duckdb, expected = CORRUPTIONS[what]
-    if expected & {"vector_entity", "vector_space"}:
+    if expected & {"passage_entity", "passages", "vector_space"}:
         filled.embed(ef.HashingEmbedder(16), progress=False)
     before = filled.stats().rows()
     sql(on_duckdb if engine == "duckdb" and on_duckdb else statement)
@@ -169,9 +176,11 @@ def test_corruption_is_found_and_repaired(filled: ef.EntityStore, sql: Sql, engi
     assert filled.verify(repair=True)["repaired"].all()
     assert filled.verify().rows() == []
     after = filled.stats().rows()
-    assert expected == {"vector_space"} or [row[:1] + row[2:3] for row in after] == [
-        row[:1] + row[2:3] for row in before
-    ]
+    assert (
+        expected == {"vector_space"}
+        or expected == {"passages"}
+        or [row[:1] + row[2:3] for row in after] == [row[:1] + row[2:3] for row in before]
+    )
     assert filled.upsert_entity("note", "n1", "and on it goes")["status"] == "updated"
     assert set(filled.read("note").columns) >= {"n", "x", "s", "mixed"}
     assert filled.verify().rows() == []

@@ -25,7 +25,7 @@ _COMMANDS = {
     "embed": ("embedding.embed", "Embed entities that are due, once or as a worker."),
     "search": ("embedding.search", "Find entities by meaning, by words, or both, best first."),
     "jobs": ("embedding.jobs", "List the embedding jobs, oldest first, or create jobs."),
-    "spaces": ("embedding.spaces", "List the embedding spaces, and activate, index or drop one."),
+    "spaces": ("embedding.spaces", "List the embedding spaces, and activate, index, drop or vacuum them."),
     "stats": ("entities.stats", "Count entities by type, and those that are embedded."),
     "verify": ("entities.verify", "Check that the store is consistent, and repair it."),
     "bench": ("bench.bench", "Compare a loop over entities (N+1) with one batch."),

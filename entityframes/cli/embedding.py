@@ -82,6 +82,8 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
 entityframes embed --embedder hashing --option dim=64
 # queue what is in no job, then embed it with the model of the space
 entityframes embed --enqueue
+# a vector for each passage, in a space of its own
+entityframes embed --embedder hashing --space passages --passages 800
 """,
 )
 @click.option(
@@ -95,6 +97,12 @@ entityframes embed --enqueue
     "--option", "options", multiple=True, metavar="NAME=VALUE", help="Passed to the embedder, such as model=NAME."
 )
 @click.option("--space", help="Space to store the vectors in.  [default: the active space]")
+@click.option("--passages", type=click.IntRange(1), metavar="SIZE", help="Cut contents into passages of at most this "
+              "many characters.  [default: as recorded with the space, else whole contents]")  # fmt: skip
+@click.option("--overlap", type=click.IntRange(0), metavar="CHARACTERS", help="Characters that are repeated in the "
+              "next passage.  [default: 0]")  # fmt: skip
+@click.option("--passage-format", type=click.Choice(["markdown", "text"]), help="How contents are structured.  "
+              "[default: markdown]")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), help="Texts per call.  [default: the maximum of the embedder]")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Jobs processed in parallel.")
 @click.option("--max-attempts", type=click.IntRange(1), help="Attempts while the embedder is busy, before the job "
@@ -115,6 +123,7 @@ def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **op
 
     attempts = options["max_attempts"] or (UNLIMITED if options["watch"] else 3)
     chosen = EmbedOptions(options["batch_size"], options["workers"], attempts, options["lease"], _report_retry)
+    passages = _passages(options)
     stop = threading.Event()
     with open_store(url, namespace) as store, _stopped_by_signals(stop):
         embedder = _embedder(store, name, options["options"], options["space"])
@@ -124,7 +133,7 @@ def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **op
         pauses = 0
         while True:
             try:
-                result = store._embed(embedder, options["space"], chosen, options["progress"], stop)
+                result = store._embed(embedder, options["space"], chosen, options["progress"], stop, passages)
                 pauses = 0
             except _transient_errors() as error:
                 if not options["watch"]:
@@ -139,6 +148,28 @@ def embed(name: str | None, as_json: bool, url: str | None, namespace: str, **op
             if not options["watch"] or not _wait_for_jobs(store, stop):
                 break
     sys.exit(0 if ok or options["watch"] else 1)
+
+
+def _passages(options: dict[str, Any]) -> Any:
+    """The passages that the options describe; None without `--passages`.
+
+    Raises:
+        click.UsageError: the options do not fit together.
+    """
+    from entityframes.embedding.passages import Passages
+
+    if options["passages"] is None:
+        if options["overlap"] is not None or options["passage_format"] is not None:
+            raise click.UsageError("--overlap and --passage-format are options of --passages SIZE")
+        return None
+    try:
+        return Passages(
+            size=options["passages"],
+            overlap=options["overlap"] or 0,
+            format=options["passage_format"] or "markdown",
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _enqueue_all(store: Any, space: str | None) -> None:
@@ -235,6 +266,8 @@ entityframes search computing --type person --mode text --where "born > 1900"
 @click.option("--mode", type=click.Choice(["vector", "text", "hybrid"]), default="vector", show_default=True,
               help="Search by meaning, by words, or by both.")  # fmt: skip
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Maximum number of entities.")
+@click.option("--per-entity", type=click.IntRange(1), default=1, show_default=True, help="Maximum number of passages "
+              "of each entity.")  # fmt: skip
 @click.option("--where", metavar="SQL", help="Condition on the columns of the type, such as \"country = 'Iceland'\".")
 @click.option(
     "--embedder",
@@ -251,6 +284,7 @@ def search(
     entity_type: str | None,
     mode: Any,
     k: int,
+    per_entity: int,
     where: str | None,
     name: str | None,
     options: Sequence[str],
@@ -270,13 +304,14 @@ def search(
         embedder = None if name is None else _embedder(store, name, options, None)
         selected = None if where is None else condition(where)
         found = store.search(
-            query, entity_type=entity_type, k=k, mode=mode, where=selected, embedder=embedder, progress=progress
-        )
+            query, entity_type=entity_type, k=k, per_entity=per_entity, mode=mode, where=selected, embedder=embedder,
+            progress=progress,
+        )  # fmt: skip
         due = None if found.height or mode == "text" else _note_of_due(store)
     if sys.stdout.isatty() and not as_json:
-        # Content on one line, as much of it as fits.
-        found = found.with_columns(pl.col("score").round(3), pl.col("content").str.replace_all(r"\s+", " "))
-    print_frame(found, as_json, ["rank", "score", "entity_type", "id", "content"], empty="nothing found")
+        # Passages on one line, as much of them as fits.
+        found = found.with_columns(pl.col("score").round(3), pl.col("passage").str.replace_all(r"\s+", " "))
+    print_frame(found, as_json, ["rank", "score", "entity_type", "id", "passage"], empty="nothing found")
     if due:
         note(due)
     sys.exit(0 if found.height else 1)
@@ -357,16 +392,23 @@ entityframes spaces --activate hashing-64
 @click.option("--activate", metavar="SPACE", help="Use this space for searches.")
 @click.option("--index", metavar="SPACE", help="Create the index for approximate search (PostgreSQL with pgvector).")
 @click.option("--drop", metavar="SPACE", help="Delete this space with its vectors.")
+@click.option("--vacuum", is_flag=True, help="Delete vectors that no entity uses.")
 @json_option
 @store_options
 def spaces(
-    activate: str | None, index: str | None, drop: str | None, as_json: bool, url: str | None, namespace: str
+    activate: str | None,
+    index: str | None,
+    drop: str | None,
+    vacuum: bool,
+    as_json: bool,
+    url: str | None,
+    namespace: str,
 ) -> None:
-    """List the embedding spaces, and activate, index or drop one.
+    """List the embedding spaces, and activate, index, drop or vacuum them.
 
     A space holds the vectors of one model; the list says how much of the store is embedded in each.
     """
-    with open_store(url, namespace, read_only=not (index or activate or drop)) as store:
+    with open_store(url, namespace, read_only=not (index or activate or drop or vacuum)) as store:
         if index and not store.index_space(index):
             echo(f"no index for {visible(index)}: it takes pgvector 0.8 and at most 2,000 dimensions; "
                        "search stays exact", err=True)  # fmt: skip
@@ -374,4 +416,6 @@ def spaces(
             store.activate(activate)
         if drop:
             store.drop_space(drop)
+        if vacuum:
+            tell(f"{store.vacuum():,} unused vectors deleted", err=True)
         print_frame(store.spaces(), as_json, empty="no spaces: nothing is embedded yet")

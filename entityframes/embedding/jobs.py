@@ -43,7 +43,7 @@ def spaces(engine: Engine) -> pl.DataFrame:
     """See `EntityStore.spaces`."""
     counts = pl.col("embedded", "due", "failed").cast(pl.Int64)
     covered = engine.embedding.spaces().join(engine.embedding.coverage(), on="space", how="left", maintain_order="left")
-    return covered.select("space", "model", pl.col("dim").cast(pl.Int64), "active", counts, "created_at")
+    return covered.select("space", "model", pl.col("dim").cast(pl.Int64), "passages", "active", counts, "created_at")
 
 
 def stats(engine: Engine, space: str | None) -> pl.DataFrame:

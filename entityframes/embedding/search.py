@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,8 @@ import polars as pl
 from entityframes.embedding import spaces
 from entityframes.embedding.calls import Calls
 from entityframes.embedding.embedders.base import Embedder, embedder_of_model
+from entityframes.embedding.hits import FUSION, PASSAGES, Words, best_by_both, best_by_words, with_passages
+from entityframes.embedding.passages import Passages
 from entityframes.embedding.text_index import catch_up
 from entityframes.embedding.words import Query
 from entityframes.engines.base import Engine
@@ -27,12 +30,22 @@ from entityframes.reading.scan import ScanQuery, lazy_frame
 
 Mode = Literal["vector", "text", "hybrid"]
 
-#: The columns of a search result.
-SCHEMA = pl.Schema({"rank": pl.UInt32(), "score": pl.Float64(), **lookup.ENTITY_SCHEMA})
+#: The columns of a search result: of its best passage, and of its entity.
+SCHEMA = pl.Schema(
+    {
+        "rank": pl.UInt32(),
+        "score": pl.Float64(),
+        "entity_type": pl.String(),
+        "id": pl.String(),
+        "passage": pl.String(),
+        "start": pl.Int64(),
+        "end": pl.Int64(),
+        "heading": pl.String(),
+        **lookup.ENTITY_SCHEMA,
+    }
+)
+_ENTITY = ["score", *lookup.ENTITY_SCHEMA]
 
-#: Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009): the sum of 1 / (10 + rank) over the rankings. With the
-#: constant 60 of the paper, a hit in both rankings outranks the first hit of one, which two rankings do not justify.
-_FUSION = 10
 #: The minimum number of hits of each ranking that are fused.
 _FUSED = 50
 
@@ -51,16 +64,18 @@ class Search:
         engine: Engine,
         entity_type: str | None,
         k: int,
+        per_entity: int,
         where: pl.Expr | None,
         progress: Progress,
         interrupt: Interrupt,
     ) -> None:
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"k must be a positive integer, got {k!r}")
+        for name, value in (("k", k), ("per_entity", per_entity)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
         self._engine = engine
         self._progress, self._interrupt = progress, interrupt
         self._entity_type = entity_type
-        self._k = k
+        self._k, self._per_entity = k, per_entity
         self._where = where
         # The part of the filter that the database can evaluate. It may keep more rows; the full filter is applied here.
         self._pushed: Predicate | None = None
@@ -74,31 +89,53 @@ class Search:
 
     def text(self, query: str) -> pl.DataFrame:
         """The entities whose content or title contains words of the query."""
-        return self._ranked(self._texts(query, self._k))
+        found = self._texts(query, self._k)
+        words = Words(Query(query), _passages(self._engine))
+        return self._ranked(found, best_by_words(found, words, self._per_entity))
 
     def vector(self, query: Any, embedder: Embedder | None, remembered: Mapping[str, Embedder]) -> pl.DataFrame:
-        """The entities with the nearest vectors."""
-        return self._ranked(self._vectors(query, embedder, remembered, self._k))
+        """The entities with the nearest passages."""
+        space = _space(self._engine, embedder)
+        vector = _vector(query, space, embedder, remembered)
+        found = self._vectors(space, vector, self._k)
+        passages = found.with_row_index("position").select(PASSAGES.names())
+        if self._per_entity > 1:
+            near = self._engine.embedding.passages_near(space["space"], vector, found)
+            # An entity that has changed since it was found keeps the passage by which it was.
+            gone = passages.join(near, on="position", how="anti")
+            near = near.filter(pl.int_range(pl.len()).over("position") < self._per_entity)
+            passages = pl.concat([near.select(PASSAGES.names()), gone])
+        return self._ranked(found, passages)
 
     def hybrid(self, query: str, embedder: Embedder | None, remembered: Mapping[str, Embedder]) -> pl.DataFrame:
-        """The results of both searches, fused by rank."""
+        """The results of both searches, fused by rank; likewise the passages of each entity."""
         count = max(_FUSED, self._k * 4)
-        both = [self._vectors(query, embedder, remembered, count), self._texts(query, count)]
-        scored = [part.with_columns(score=1 / (_FUSION + pl.int_range(1, pl.len() + 1))) for part in both]
+        space = _space(self._engine, embedder)
+        vector = _vector(query, space, embedder, remembered)
+        both = [self._vectors(space, vector, count).select(_ENTITY), self._texts(query, count).select(_ENTITY)]
+        scored = [part.with_columns(score=1 / (FUSION + pl.int_range(1, pl.len() + 1))) for part in both]
         # If an entity changes between the two queries, the row of the vector search is used.
         fused = pl.concat(scored).group_by("entity_type", "id", maintain_order=True)
         merged = fused.agg(pl.col("score").sum(), pl.exclude("score").first())
-        best = merged.sort("score", "entity_type", "id", descending=[True, False, False])
-        return self._ranked(best)
+        best = merged.sort("score", "entity_type", "id", descending=[True, False, False]).head(self._k)
 
-    def _ranked(self, found: pl.DataFrame) -> pl.DataFrame:
-        rows = found.head(self._k).with_row_index("rank", 1)
+        def near(entities: pl.DataFrame) -> pl.DataFrame:
+            if space["passages"] is None:
+                return pl.DataFrame(schema=PASSAGES)
+            return self._engine.embedding.passages_near(space["space"], vector, entities)
+
+        words = Words(Query(query), _passages(self._engine))
+        return self._ranked(best, best_by_both(best, near, words, self._per_entity))
+
+    def _ranked(self, found: pl.DataFrame, passages: pl.DataFrame) -> pl.DataFrame:
+        """The rows of the result: of each entity its passages, in this order."""
+        rows = with_passages(found.select(_ENTITY), passages).with_columns(rank=pl.col("position") + 1)
         return rows.select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
 
     def _texts(self, query: str, count: int) -> pl.DataFrame:
         words = Query(query)
         if words.terms.is_empty():
-            return pl.DataFrame(schema=SCHEMA).drop("rank")
+            return pl.DataFrame(schema={name: SCHEMA[name] for name in _ENTITY})
         engine = self._engine.text
         unindexed = catch_up(engine, words, self._entity_type, self._progress, self._interrupt)
 
@@ -108,21 +145,7 @@ class Search:
 
         return self._best(count, find)
 
-    def _vectors(
-        self, query: Any, embedder: Embedder | None, remembered: Mapping[str, Embedder], count: int
-    ) -> pl.DataFrame:
-        space = _space(self._engine, embedder)
-        if isinstance(query, str):
-            embedder = embedder or remembered.get(space["model"]) or embedder_of_model(space["model"])
-            if embedder is None:
-                raise EmbedderError(f"the query must be embedded with {space['model']}: pass embedder=...")
-            spaces.check(space, embedder)
-            vectors, errors = Calls(embedder).embed([query])
-            if errors[0] is not None:
-                raise EmbedderError(f"the query cannot be embedded: {errors[0]}")
-            vector = vectors[0]
-        else:
-            vector = _as_vector(query, space)
+    def _vectors(self, space: Mapping[str, Any], vector: np.ndarray[Any, Any], count: int) -> pl.DataFrame:
         nearest = self._engine.embedding.nearest
         return self._best(
             count, lambda limit, pushed: nearest(space["space"], vector, limit, self._entity_type, pushed)
@@ -143,7 +166,7 @@ class Search:
         if self._kept is not None:
             return found.join(self._kept, on=KEY, how="semi", maintain_order="left")
         assert self._where is not None
-        typed = lookup.typed(self._engine, self._entity_type, found.drop("score"))
+        typed = lookup.typed(self._engine, self._entity_type, found.select(lookup.ENTITY_SCHEMA.names()))
         return found.filter(typed.select(self._where.fill_null(False).alias("kept")).to_series())
 
 
@@ -178,6 +201,31 @@ def _space(engine: Engine, embedder: Embedder | None) -> dict[str, Any]:
     return active
 
 
+def _passages(engine: Engine) -> Passages:
+    """How contents are cut to find their passages by words: as in the active space, if it has passages."""
+    for row in engine.embedding.spaces().filter("active").iter_rows(named=True):
+        with suppress(SpaceError):
+            return spaces.recorded(row) or Passages()
+    return Passages()
+
+
+def _vector(
+    query: Any, space: Mapping[str, Any], embedder: Embedder | None, remembered: Mapping[str, Embedder]
+) -> np.ndarray[Any, Any]:
+    """The vector of a query in a space."""
+    if not isinstance(query, str):
+        return _as_vector(query, space)
+    embedder = embedder or remembered.get(space["model"]) or embedder_of_model(space["model"])
+    if embedder is None:
+        raise EmbedderError(f"the query must be embedded with {space['model']}: pass embedder=...")
+    spaces.check(dict(space), embedder)
+    vectors, errors = Calls(embedder).embed([query])
+    if errors[0] is not None:
+        raise EmbedderError(f"the query cannot be embedded: {errors[0]}")
+    vector: np.ndarray[Any, Any] = vectors[0]
+    return vector
+
+
 def _as_vector(query: Any, space: Mapping[str, Any]) -> np.ndarray[Any, Any]:
     """A query vector, scaled to length 1.
 
@@ -206,6 +254,7 @@ def search(
     *,
     entity_type: str | None,
     k: int,
+    per_entity: int,
     mode: Mode,
     where: pl.Expr | None,
     embedder: Embedder | None,
@@ -220,7 +269,7 @@ def search(
         raise ValueError(f"mode {mode!r} searches for words: the query must be a string")
     if isinstance(query, str) and re.search("[\0\ud800-\udfff]", query):
         raise ValueError("the query contains a NUL character or is not valid Unicode text")
-    one_search = Search(engine, entity_type, k, where, progress, interrupt)
+    one_search = Search(engine, entity_type, k, per_entity, where, progress, interrupt)
     if isinstance(query, str) and not query.strip():
         return pl.DataFrame(schema=SCHEMA)
     if mode == "text":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -12,6 +13,9 @@ from entityframes.embedding.calls import Calls
 from entityframes.embedding.embedders.base import Embedder, load
 from entityframes.engines.base import Engine
 from entityframes.errors import EmbedderBusyError, SpaceError
+
+if TYPE_CHECKING:
+    from entityframes.embedding.passages import Passages
 
 #: The names of spaces; none of these needs quoting in SQL.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,199}")
@@ -35,24 +39,26 @@ def find(engine: Engine, space: str | None) -> dict[str, Any]:
     raise SpaceError(f"no space named {space!r}; existing spaces: {names}")
 
 
-def resolve(engine: Engine, embedder: Embedder, space: str | None) -> tuple[str, bool]:
+def resolve(
+    engine: Engine, embedder: Embedder, space: str | None, passages: Passages | None
+) -> tuple[str, Passages | None, bool]:
     """The space that an embedder fills: the named space, else the active one, else a new one named after the model.
 
     A new space is created only after the embedder was loaded. If no jobs are queued, which would show whether the
     embedder works, it also has to embed a plain text before.
 
     Returns:
-        The name of the space, and whether it was created here.
+        The name of the space, how it cuts contents, and whether it was created here.
 
     Raises:
-        SpaceError: the space has another model or dimension, or its name is invalid.
+        SpaceError: the space has another model, dimension or passages, or its name is invalid.
         EmbedderError: the embedder does not work; nothing was created.
     """
     for row in engine.embedding.spaces().iter_rows(named=True):
         if row["space"] == space or (space is None and row["active"]):
             check(row, embedder)
-            return str(row["space"]), False
-    name = re.sub(r"[^A-Za-z0-9_.:/@+-]", "-", embedder.name)[:200] if space is None else space
+            return str(row["space"]), recorded(row, passages), False
+    name = default_name(embedder, passages) if space is None else space
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise SpaceError(
             f"invalid space name {name!r}: a name consists of 1 to 200 ASCII letters, digits and _.:/@+-, "
@@ -67,10 +73,49 @@ def resolve(engine: Engine, embedder: Embedder, space: str | None) -> tuple[str,
         with suppress(EmbedderBusyError):
             # A busy embedder exists, so its space may be created.
             Calls(embedder, 1).probe()
-    created = engine.embedding.add_space(name, embedder.name, embedder.dim)
-    # Another process may have created it meanwhile, with another model.
-    check(find(engine, name), embedder)
-    return name, created
+    created = engine.embedding.add_space(name, embedder.name, embedder.dim, passages.spec() if passages else None)
+    # Another process may have created it meanwhile, with another model or other passages.
+    row = find(engine, name)
+    check(row, embedder)
+    return name, recorded(row, passages), created
+
+
+def default_name(embedder: Embedder, passages: Passages | None) -> str:
+    """The name of a new space: that of the model, and the size and a hash of the passages."""
+    model = re.sub(r"[^A-Za-z0-9_.:/@+-]", "-", embedder.name)
+    if passages is None:
+        return model[:200]
+    cut = f"/passages-{passages.size}-{hashlib.sha256(passages.spec().encode()).hexdigest()[:6]}"
+    return model[: 200 - len(cut)] + cut
+
+
+def recorded(row: dict[str, Any], given: Passages | None = None) -> Passages | None:
+    """How a space cuts contents; None if each content is a single passage.
+
+    Raises:
+        SpaceError: the space cuts them in another way than given, or with another version of the cutter.
+    """
+    if row["passages"] is None and given is None:
+        return None
+    from entityframes.embedding.passages import Passages
+
+    if given is not None and row["passages"] != given.spec():
+        kept = "whole contents" if row["passages"] is None else f"passages cut with {row['passages']}"
+        raise SpaceError(
+            f"the space {row['space']} has vectors of {kept}, not of {given.spec()}: leave out passages, or use a "
+            "separate space with space='...', and activate it"
+        )
+    return Passages.from_spec(row["passages"])
+
+
+def enqueue_retitled(engine: Engine, space: str) -> None:
+    """Queue the entities whose metadata have changed since they were cut with their titles.
+
+    An upsert that changes metadata alone creates no job, because it does not know which fields are titles.
+    """
+    keys = engine.embedding.retitled(space)
+    if keys.height:
+        engine.embedding.enqueue(space, None, keys)
 
 
 def undo(engine: Engine, space: str) -> None:

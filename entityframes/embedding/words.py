@@ -175,6 +175,22 @@ class Query:
         words = _split(chains.unique()).join(self.terms, on="word", how="semi")
         return set(words["chain"])
 
+    def scores(self, texts: pl.Series) -> pl.Series:
+        """The score of each text by the words of the query (BM25, among these texts); 0 if it contains none."""
+        chains = texts.str.extract_all(CHAIN)
+        rows = pl.DataFrame({"chain": chains}).with_row_index("row").explode("chain").drop_nulls("chain")
+        # Most chains occur many times, so each distinct chain is split once.
+        words = _split(rows["chain"].unique()).join(self.terms, on="word", how="semi").select("chain", "word").unique()
+        hits = rows.join(words, on="chain").group_by("row", "word").agg(frequency=pl.len())
+        count = pl.len().over("word")
+        weight = (1 + (len(texts) - count + 0.5) / (count + 0.5)).log()
+        lengths = chains.list.len()
+        length = 0.25 + 0.75 * lengths.gather(hits["row"]) / max(lengths.mean() or 1, 1)
+        score = weight * pl.col("frequency") * 2.2 / (pl.col("frequency") + 1.2 * length)
+        summed = hits.with_columns(score=score).sort("row", "word").group_by("row").agg(pl.col("score").sum())
+        every = pl.DataFrame({"row": pl.int_range(len(texts), dtype=pl.UInt32, eager=True)})
+        return every.join(summed, on="row", how="left", maintain_order="left")["score"].fill_null(0.0)
+
     def matching(self, found: pl.DataFrame) -> pl.DataFrame:
         """The entities that match the query, out of those that contain its words.
 

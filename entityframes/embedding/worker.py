@@ -1,4 +1,8 @@
-"""Embedding workers. A job is claimed, its due entities are read, embedded and written if still current, and finished.
+"""Embedding workers. A job is claimed, its due entities are read, cut, embedded and written if still current.
+
+Only texts that have no vector in the space are sent to the embedder, each of them once, the shortest first, as models
+pad the texts of a batch to the longest. Vectors are written before the passages that use them, or with them, so a long
+content is never held as one batch of vectors.
 
 A worker holds a job by a lease, which it renews while it runs. A fencing token, incremented by each claim, keeps a
 worker whose lease has expired from writing. Workers keep no state between queries: the store determines what is due.
@@ -17,8 +21,8 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -26,14 +30,18 @@ import polars as pl
 from entityframes.embedding.calls import Calls, StoppedError
 from entityframes.embedding.embedders.base import Embedder
 from entityframes.embedding.jobs import Remaining
+from entityframes.embedding.texts import SCHEMA, cut
 from entityframes.engines.base import Engine
-from entityframes.engines.embedding import Job, JobEnd, LeaseLostError, Worker
+from entityframes.engines.embedding import Embedded, Job, JobEnd, LeaseLostError, VectorsGoneError, Worker
 from entityframes.errors import DatabaseError, EmbedderBusyError, EmbedderError, TransientError
 from entityframes.frames.schema import KEY
 from entityframes.interrupt import Interrupt
 from entityframes.progress import Reporter
 from entityframes.results import EMBED_STATUSES, EmbedResult, OutcomeLog, outcome_schema, outcomes
 from entityframes.retry import retry
+
+if TYPE_CHECKING:
+    from entityframes.embedding.passages import Passages
 
 #: Seconds until the lease of a job expires; a worker renews it three times as often.
 LEASE = 60.0
@@ -43,14 +51,35 @@ WRITE_SECONDS = 2.0
 RESUME_PAUSES = (0.2, 0.4, 0.8, 1.6)
 #: The shortest and the longest pause, in seconds, between two polls for the jobs of other workers.
 POLL = (0.05, 1.0)
+#: About how many bytes of content are cut at once.
+CUT_BYTES = 16 << 20
 #: The outcome of rows whose job was taken over by another worker.
 LOST: dict[str, Any] = {"status": "skipped", "error": "another worker took the job over"}
+#: Why an entity is skipped whose content is white space only.
+EMPTY = "there is nothing to embed: the content is white space only"
+#: The outcome of rows whose vectors were deleted between their look-up and their use.
+GONE: dict[str, Any] = {"status": "skipped", "error": "a vector was deleted meanwhile; the job runs again"}
 #: Seconds that an aborted run waits for its threads, as a call of an embedder may never return; and for a write, which
 #: is cancelled meanwhile, and without whose outcome the result would be wrong.
 ABORT_SECONDS = 1.5
 ABORT_WRITE_SECONDS = 20.0
 
 T = TypeVar("T")
+Array = np.ndarray[Any, Any]
+
+_NO_ENTITIES = pl.DataFrame(
+    schema={
+        "row": pl.UInt32,
+        "entity_type": pl.String,
+        "id": pl.String,
+        "content_hash": pl.Binary,
+        "metadata_hash": pl.Binary,
+        "stored": pl.Boolean,
+        "empty": pl.Boolean,
+        "error": pl.String,
+    }
+)
+_NO_TEXTS = pl.DataFrame(schema={"text_hash": pl.Binary})
 
 _logger = logging.getLogger("entityframes")
 
@@ -85,26 +114,90 @@ class EmbedOptions:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
+class _Part:
+    """Entities that are cut at once, and their texts that have no vector yet.
+
+    Args:
+        entities: row, and the columns of `EmbeddingEngine.members`.
+        passages: their passages, with the columns of `texts.SCHEMA`.
+        embedded: text_hash and error of their texts that have a vector or an error.
+    """
+
+    def __init__(self, entities: pl.DataFrame, passages: pl.DataFrame, embedded: pl.DataFrame) -> None:
+        texts = passages.select("text_hash", "text").drop_nulls().unique("text_hash", maintain_order=True)
+        missing = texts.join(embedded, on="text_hash", how="anti", maintain_order="left")
+        #: text_hash and text, the shortest first.
+        self.missing = missing.sort(pl.col("text").str.len_bytes(), maintain_order=True)
+        numbers = self.missing.select("text_hash").with_row_index("number", 1)
+        last = passages.join(numbers, on="text_hash", how="left").group_by("row").agg(pl.col("number").max())
+        entities = entities.join(last, on="row", how="left", maintain_order="left")
+        #: The entities, and how many of the missing texts have to be embedded until they are complete.
+        self._entities = entities.with_columns(pl.col("number").fill_null(0))
+        self._passages = passages.drop("text")
+        self._errors = embedded.drop_nulls("error")
+
+    def add_errors(self, texts: pl.DataFrame) -> None:
+        """Add the errors of texts: text_hash, error."""
+        self._errors = pl.concat([self._errors, texts.drop_nulls("error")])
+
+    def complete(self, low: int, high: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The entities that are complete once `high` of the missing texts are embedded, but not before: after `low`.
+
+        Returns:
+            Their rows with the columns empty (whether there is no text) and error (of their first text that failed, or
+            null), and their passages.
+        """
+        entities = self._entities.filter(pl.col("number").is_between(low, high, closed="right")).drop("number")
+        passages = self._passages.join(entities.select("row"), on="row", how="semi", maintain_order="left")
+        empty = passages.filter(pl.col("text_hash").is_null())["row"]
+        entities = entities.with_columns(empty=pl.col("row").is_in(empty.implode()))
+        errors = passages.join(self._errors, on="text_hash", maintain_order="left")
+        place = pl.format("characters {} to {}: {}", "start", "end", "error")
+        first = errors.select("row", pl.coalesce(place, "error").alias("error")).unique("row", keep="first")
+        return entities.join(first, on="row", how="left", maintain_order="left"), passages
+
+
 @dataclass
 class _Buffer:
-    """Rows and vectors that are not written yet."""
+    """What is not written yet: texts with their vectors, and entities with their passages."""
 
-    rows: list[pl.DataFrame]
-    vectors: list[np.ndarray[Any, Any]]
+    dim: int
+    texts: list[pl.DataFrame] = field(default_factory=list)
+    vectors: list[Array] = field(default_factory=list)
+    entities: list[pl.DataFrame] = field(default_factory=list)
+    passages: list[pl.DataFrame] = field(default_factory=list)
     since: float = 0.0
 
-    def add(self, rows: pl.DataFrame, vectors: np.ndarray[Any, Any]) -> None:
-        self.since = self.since if self.rows else time.monotonic()
-        self.rows.append(rows)
+    def add(self, texts: pl.DataFrame, vectors: Array) -> None:
+        self.since = self.since if self.texts else time.monotonic()
+        self.texts.append(texts)
         self.vectors.append(vectors)
 
+    def add_complete(self, entities: pl.DataFrame, passages: pl.DataFrame) -> None:
+        if entities.height:
+            self.entities.append(entities)
+            self.passages.append(passages)
+
     @property
-    def height(self) -> int:
-        return sum(part.height for part in self.rows)
+    def is_empty(self) -> bool:
+        return not self.texts and not self.entities
 
     def is_full(self, write_bytes: int) -> bool:
         waited = time.monotonic() - self.since
         return sum(part.nbytes for part in self.vectors) >= write_bytes or waited >= WRITE_SECONDS
+
+    def rows(self) -> pl.DataFrame:
+        """The entities, in key order."""
+        return pl.concat(self.entities).sort("row") if self.entities else _NO_ENTITIES
+
+    def embedded(self) -> Embedded:
+        empty = pl.DataFrame(schema=SCHEMA)
+        return Embedded(
+            pl.concat([empty.select("text_hash", error="text"), *self.texts]),
+            np.concatenate([np.zeros((0, self.dim), np.float32), *self.vectors]),
+            self.rows().drop("empty", "error"),
+            pl.concat([empty.drop("text"), *self.passages]),
+        )
 
 
 class _Writer:
@@ -113,7 +206,7 @@ class _Writer:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="entityframes-write")
         self._last: Future[Any] | None = None
-        self._keys: pl.DataFrame | None = None
+        self._written: tuple[pl.DataFrame, pl.DataFrame] | None = None
 
     def submit(self, task: Callable[..., Any], *arguments: Any) -> None:
         """Wait for the previous task, raise its exception if it failed, and start the next one."""
@@ -121,17 +214,22 @@ class _Writer:
         self._last = self._thread.submit(task, *arguments)
 
     def write(self, task: Callable[..., Any], job: Job, buffer: _Buffer, end: JobEnd) -> None:
-        """Submit a task that writes rows and vectors; `has` reports their keys meanwhile."""
+        """Submit a task that writes a buffer; `has` and `has_texts` report what it contains meanwhile."""
         self.submit(task, job, buffer, end)
-        self._keys = pl.concat([part.select(KEY) for part in buffer.rows])
+        texts = [part.select("text_hash") for part in buffer.texts]
+        self._written = buffer.rows().select(KEY), pl.concat([_NO_TEXTS, *texts])
 
     def has(self, rows: pl.DataFrame) -> bool:
-        """Whether one of these rows may currently be written."""
-        return self._keys is not None and not rows.join(self._keys, on=KEY, how="semi").is_empty()
+        """Whether one of these entities may currently be written."""
+        return self._written is not None and not rows.join(self._written[0], on=KEY, how="semi").is_empty()
+
+    def has_texts(self, passages: pl.DataFrame) -> bool:
+        """Whether the vector of one of these passages may currently be written."""
+        return self._written is not None and not passages.join(self._written[1], on="text_hash", how="semi").is_empty()
 
     def wait(self) -> None:
         """Wait for the last task, and raise its exception if it failed."""
-        last, self._last, self._keys = self._last, None, None
+        last, self._last, self._written = self._last, None, None
         if last is not None:
             last.result()
 
@@ -142,10 +240,14 @@ class _Writer:
 class EmbedRun:
     """One call of `embed`, whose threads process the jobs of a space until none is left."""
 
-    def __init__(self, engine: Engine, embedder: Embedder, space: str, options: EmbedOptions) -> None:
+    def __init__(
+        self, engine: Engine, embedder: Embedder, space: str, options: EmbedOptions, passages: Passages | None = None
+    ) -> None:
         self._engine = engine
         self._embedder = embedder
         self._space = space
+        self._passages = passages
+        self._titled = passages is not None and bool(passages.title_fields)
         self._options = options
         self._interrupt = Interrupt()
         #: Set to end the run after the batch in flight.
@@ -155,7 +257,7 @@ class EmbedRun:
         self._log = OutcomeLog(EMBED_STATUSES)
         self._logging = threading.Lock()
         self._rows = 0
-        #: The texts that the embedder has returned, of which some are not written yet.
+        #: The entities whose texts the embedder has returned, of which some are not written yet.
         self._embedded = 0
         self._batches = 0
         self._waiting = 0
@@ -300,15 +402,14 @@ class EmbedRun:
 
     def _process(self, job: Job, writer: _Writer) -> None:
         """Embed the due entities of a job, submit them for writing, and finish or release the job."""
-        embedding = self._engine.embedding
         try:
-            rows = self._retried(lambda: embedding.members(job))
+            rows = self._members(job)
             if writer.has(rows):
                 # Some of these entities are also in the previous job, whose vectors are still being written.
                 writer.wait()
-                rows = self._retried(lambda: embedding.members(job))
+                rows = self._members(job)
             if rows.is_empty():
-                self._retried(lambda: embedding.move(job, JobEnd("done")))
+                self._retried(lambda: self._engine.embedding.move(job, JobEnd("done")))
                 self._held.pop(job.job_id, None)
             else:
                 self._embed(job, rows, writer)
@@ -319,31 +420,45 @@ class EmbedRun:
             self._release(job, error=str(error)[:500])
             raise
 
+    def _members(self, job: Job) -> pl.DataFrame:
+        """The entities of a job that are due, numbered."""
+
+        def read() -> pl.DataFrame:
+            return self._engine.embedding.members(job, self._titled)
+
+        rows = self._retried(read).with_row_index("row")
+        return rows if self._titled else rows.with_columns(metadata_hash=pl.lit(None, pl.Binary))
+
     def _embed(self, job: Job, rows: pl.DataFrame, writer: _Writer) -> None:
-        """Embed the rows in batches; batches that were embedded before an error are still written."""
-        done = 0
-        buffer = _Buffer([], [])
-        running = JobEnd("running", lease=self._options.lease)
+        """Embed the rows part by part; what was embedded before an error is still written."""
+        parts, buffer, submitted = _parts(rows), _Buffer(self._embedder.dim), [_NO_ENTITIES.select("row")]
         rest: dict[str, Any] = {"status": "cancelled"}
+
+        def write(state: str) -> None:
+            nonlocal buffer
+            writer.write(self._write, job, buffer, JobEnd(state, lease=self._options.lease))
+            submitted.append(buffer.rows().select("row"))
+            buffer = _Buffer(self._embedder.dim)
+
         try:
-            for batch in rows.iter_slices(self._batch):
-                if self._stopping.is_set():
-                    raise StoppedError
-                if job.job_id not in self._held:
-                    raise LeaseLostError
-                vectors, errors = self._calls.embed(batch["content"].to_list())
-                with self._logging:
-                    self._embedded += batch.height
-                buffer.add(batch.drop("content").with_columns(error=pl.Series(errors, dtype=pl.String)), vectors)
-                last = done + buffer.height == rows.height
-                if last or buffer.is_full(self._engine.embedding.write_bytes):
-                    writer.write(self._write, job, buffer, JobEnd("done") if last else running)
-                    done += buffer.height
-                    buffer = _Buffer([], [])
+            for number, entities in enumerate(parts, 1):
+                self._check(job)
+                part, done = self._part(entities, writer), 0
+                self._add_complete(buffer, part, -1, 0)
+                for batch in part.missing.iter_slices(self._batch):
+                    self._check(job)
+                    vectors, errors = self._calls.embed(batch["text"].to_list())
+                    texts = batch.select("text_hash", error=pl.Series(errors, dtype=pl.String))
+                    buffer.add(texts, vectors)
+                    part.add_errors(texts)
+                    self._add_complete(buffer, part, done, done + batch.height)
+                    done += batch.height
+                    if done < part.missing.height and buffer.is_full(self._engine.embedding.write_bytes):
+                        write("running")
+                write("done" if number == len(parts) else "running")
         except (StoppedError, EmbedderError) as error:
-            if buffer.rows:
-                writer.write(self._write, job, buffer, running)
-                done += buffer.height
+            if not buffer.is_empty:
+                write("running")
             if isinstance(error, StoppedError):
                 writer.submit(self._release, job)
                 return
@@ -356,7 +471,30 @@ class EmbedRun:
         except LeaseLostError:
             rest = LOST
         finally:
-            self._log_rows(job, rows.slice(done), **rest)
+            left = rows.join(pl.concat(submitted), on="row", how="anti", maintain_order="left")
+            self._log_rows(job, left, **rest)
+
+    def _check(self, job: Job) -> None:
+        """Check that the run is not stopped, and that this worker still holds the job."""
+        if self._stopping.is_set():
+            raise StoppedError
+        if job.job_id not in self._held:
+            raise LeaseLostError
+
+    def _part(self, entities: pl.DataFrame, writer: _Writer) -> _Part:
+        """Cut entities, and look up which of their texts have a vector."""
+        passages = cut(entities, self._passages)
+        if writer.has_texts(passages):
+            writer.wait()
+        hashes = passages["text_hash"].drop_nulls().unique()
+        embedded = self._retried(lambda: self._engine.embedding.embedded(self._space, hashes))
+        return _Part(entities.drop("content", "metadata"), passages, embedded)
+
+    def _add_complete(self, buffer: _Buffer, part: _Part, low: int, high: int) -> None:
+        entities, passages = part.complete(low, high)
+        buffer.add_complete(entities, passages)
+        with self._logging:
+            self._embedded += entities.height
 
     # A worker: the writing thread.
 
@@ -369,13 +507,17 @@ class EmbedRun:
             self._writing.discard(job.job_id)
 
     def _write_and_log(self, job: Job, buffer: _Buffer, end: JobEnd) -> None:
-        rows = pl.concat(buffer.rows)
+        rows = buffer.rows()
         try:
-            written = self._written(job, rows, np.concatenate(buffer.vectors), end)
+            written = self._written(job, buffer.embedded(), end)
         except LeaseLostError:
             # The worker that holds the job now processes it.
             self._held.pop(job.job_id, None)
             self._log_rows(job, rows, **LOST)
+            return
+        except VectorsGoneError:
+            self._release(job)
+            self._log_rows(job, rows, **GONE)
             return
         except BaseException as error:
             self._log_rows(job, rows, status="cancelled")
@@ -384,30 +526,32 @@ class EmbedRun:
         if end.state == "done":
             self._held.pop(job.job_id, None)
         joined = rows.join(written.with_columns(written=True), on=KEY, how="left", maintain_order="left")
-        rejected = pl.col("error").is_not_null()
+        current, rejected = pl.col("written").is_not_null(), pl.col("error").is_not_null()
         status = (
-            pl.when(pl.col("written").is_null())
+            pl.when(~current | pl.col("empty"))
             .then(pl.lit("skipped"))
             .when(rejected)
             .then(pl.lit("failed"))
             .otherwise(pl.lit("embedded"))
         )
-        kind = pl.when(rejected & pl.col("written").is_not_null()).then(pl.lit("embedder"))
+        reason = pl.when(current & pl.col("empty")).then(pl.lit(EMPTY)).otherwise("error")
+        kind = pl.when(current & rejected).then(pl.lit("embedder"))
+        joined = joined.with_columns(error=reason)
         self._log_rows(job, joined, batches=1, status=status, error_kind=kind)
 
-    def _written(self, job: Job, rows: pl.DataFrame, vectors: np.ndarray[Any, Any], end: JobEnd) -> pl.DataFrame:
-        """The keys of the rows that were written."""
+    def _written(self, job: Job, embedded: Embedded, end: JobEnd) -> pl.DataFrame:
+        """The keys of the entities that were written."""
         tried = False
 
         def write() -> pl.DataFrame:
             nonlocal tried
             try:
-                return self._engine.embedding.write_vectors(job, rows, vectors, end, self._interrupt)
+                return self._engine.embedding.write_vectors(job, embedded, end, self._interrupt)
             except LeaseLostError:
                 if not tried:
                     raise
                 # The previous attempt may have been committed although the connection was lost.
-                return self._stored(job, rows)
+                return self._stored(job, embedded.entities)
             finally:
                 tried = True
 
@@ -418,12 +562,12 @@ class EmbedRun:
         """The rows whose current content has a vector in the store."""
         there = self._engine.lookup(rows.select(KEY))
         same = there.filter(pl.col("content_hash") == rows["content_hash"].bin.encode("hex").gather(there["position"]))
-        due = self._engine.embedding.members(job).select(KEY)
+        due = self._engine.embedding.members(job, False).select(KEY)
         return rows[same["position"]].select(KEY).join(due, on=KEY, how="anti")
 
     def _log_rows(self, job: Job, rows: pl.DataFrame, batches: int = 0, **columns: Any) -> None:
         with self._logging:
-            numbered = rows.with_row_index("row", self._rows)
+            numbered = rows.drop("row").with_row_index("row", self._rows)
             self._rows += rows.height
             self._batches += batches
             self._log.append(outcomes(numbered, outcome_schema(EMBED_STATUSES), job_id=job.job_id, **columns))
@@ -437,3 +581,11 @@ class EmbedRun:
                 self._engine.embedding.move(waiting, JobEnd("running", error[:500], self._options.lease))
             except DatabaseError:
                 continue
+
+
+def _parts(rows: pl.DataFrame) -> list[pl.DataFrame]:
+    """Rows in parts of about `CUT_BYTES` of content."""
+    bytes_so_far = rows["content"].str.len_bytes().cast(pl.Int64).cum_sum()
+    lengths = ((bytes_so_far - 1) // CUT_BYTES).rle().struct.field("len").to_list()
+    ends = list(itertools.accumulate(lengths))
+    return [rows[end - length : end] for length, end in zip(lengths, ends, strict=True)]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from entityframes.engines.text import TextEngine
 
 #: The store format that this version writes.
-FORMAT = 5
+FORMAT = 6
 
 
 class Engine(Protocol):

@@ -34,6 +34,8 @@ TRANSITIONS = frozenset(
 
 #: The number of keys in a job created by `enqueue`.
 JOB_ROWS = 5_000
+#: The number of texts that a search compares for each entity that it returns: an entity may have several passages.
+TEXTS = 4
 #: How often a job is taken over from a dead worker before it is marked as failed.
 MAX_RESCUES = 25
 
@@ -86,8 +88,42 @@ class Worker:
     lease: float
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """What a worker writes in one transaction: vectors of texts, and the passages of entities that are complete."""
+
+    #: text_hash (Binary, SHA-256) and error (null if there is a vector), one row per text.
+    texts: pl.DataFrame
+    #: float32 (texts, dim); vectors of texts with an error are ignored.
+    vectors: np.ndarray[Any, Any]
+    #: row UInt32, entity_type, id, content_hash, metadata_hash (null if it does not matter), stored, in key order.
+    entities: pl.DataFrame
+    #: row, position Int32, start Int64, end Int64, heading, text_hash: all passages of the entities, in this order.
+    passages: pl.DataFrame
+
+    def by_hash(self) -> tuple[pl.DataFrame, np.ndarray[Any, Any]]:
+        """The texts and the vectors, ordered by hash, so that concurrent workers cannot deadlock."""
+        order = self.texts["text_hash"].arg_sort()
+        return self.texts[order], self.vectors[order.to_numpy()]
+
+    def passages_of(self, entities: pl.DataFrame) -> pl.DataFrame:
+        """The passages of some of the entities, with the keys and hashes of these, in key order."""
+        keys = entities.select("row", "entity_type", "id", "content_hash", "metadata_hash")
+        columns = ["position", "start", "end", "heading", "text_hash"]
+        return keys.join(self.passages, on="row", maintain_order="left_right").select(keys.columns[1:] + columns)
+
+    def reused(self, passages: pl.DataFrame) -> pl.Series:
+        """The hashes of passages that are not among the texts written: their vectors must be stored already."""
+        hashes = passages.select("text_hash").drop_nulls().unique()
+        return hashes.join(self.texts, on="text_hash", how="anti")["text_hash"]
+
+
 class LeaseLostError(Exception):
     """Another worker has taken over the job; nothing was written."""
+
+
+class VectorsGoneError(Exception):
+    """A vector that a passage needs was deleted meanwhile; nothing was written."""
 
 
 class EmbeddingEngine(Protocol):
@@ -97,12 +133,12 @@ class EmbeddingEngine(Protocol):
     write_bytes: int
 
     def spaces(self) -> pl.DataFrame:
-        """space, model, dim, active Boolean, created_at; in order of creation."""
+        """space, model, dim, passages (null: none), active Boolean, created_at; in order of creation."""
 
     def coverage(self) -> pl.DataFrame:
         """space, embedded, due, failed of each space."""
 
-    def add_space(self, space: str, model: str, dim: int) -> bool:
+    def add_space(self, space: str, model: str, dim: int, passages: str | None) -> bool:
         """Create a space unless it exists; returns whether it was created.
 
         The first space is active, and gets the jobs that upserts have queued. For any further space, jobs are created
@@ -124,6 +160,9 @@ class EmbeddingEngine(Protocol):
         Without a space the jobs are for the first space that is created.
         """
 
+    def retitled(self, space: str) -> pl.DataFrame:
+        """entity_type, id of the entities that were cut with a title, and whose metadata have changed since."""
+
     def retry_failed(self, space: str) -> int:
         """Create jobs for what failed in a space, and requeue failed jobs; returns the number of entities in these."""
 
@@ -139,31 +178,42 @@ class EmbeddingEngine(Protocol):
         A job without a space is assigned to this space, with a copy for every other space.
         """
 
-    def members(self, job: Job) -> pl.DataFrame:
+    def members(self, job: Job, metadata: bool) -> pl.DataFrame:
         """The entities of a job that are still due, in key order.
 
+        Args:
+            job: the job.
+            metadata: whether the metadata is needed.
+
         Returns:
-            entity_type, id, content, content_hash (Binary), stored Boolean (whether a vector of older content exists).
+            entity_type, id, content, content_hash (Binary), metadata (JSON text, or null), metadata_hash (Binary),
+            stored Boolean (whether the entity has passages in the space, of older content too).
         """
 
-    def write_vectors(
-        self, job: Job, rows: pl.DataFrame, vectors: np.ndarray[Any, Any], end: JobEnd, interrupt: Interrupt
-    ) -> pl.DataFrame:
-        """Write vectors in one transaction, except for entities whose content has changed.
+    def embedded(self, space: str, hashes: pl.Series) -> pl.DataFrame:
+        """text_hash and error of those of the given texts (Binary, SHA-256) that have a vector or an error."""
+
+    def write_vectors(self, job: Job, embedded: Embedded, end: JobEnd, interrupt: Interrupt) -> pl.DataFrame:
+        """Write vectors in one transaction, and the passages of entities, except of those that have changed.
+
+        A text that has a vector keeps it.
 
         Args:
-            job: the job that the rows belong to.
-            rows: entity_type, id, content_hash, stored, error (null if there is a vector), in key order.
-            vectors: float32 (rows, dim); vectors of rows with an error are ignored.
+            job: the job that the entities belong to.
+            embedded: what is written.
             end: the next state of the job, set in the same transaction: running, with a renewed lease, or done.
             interrupt: cancels the transaction.
 
         Returns:
-            entity_type, id of the rows that were written.
+            entity_type, id of the entities whose passages were written.
 
         Raises:
             LeaseLostError: another worker now holds the job.
+            VectorsGoneError: a passage needs a vector that was deleted.
         """
+
+    def vacuum(self) -> int:
+        """Delete vectors and errors that no passage uses; returns their number."""
 
     def move(self, job: Job, end: JobEnd) -> bool:
         """Change the state of a job; returns False if another worker now holds it."""
@@ -171,10 +221,18 @@ class EmbeddingEngine(Protocol):
     def nearest(
         self, space: str, vector: np.ndarray[Any, Any], limit: int, entity_type: str | None, where: Predicate | None
     ) -> tuple[pl.DataFrame, bool]:
-        """The entities with the most similar vectors, best first, ties ordered by key.
+        """The entities with the nearest passages, best first, ties ordered by key.
 
         Returns:
-            score Float64 (cosine) and the columns of the entity, at most `limit` rows; and whether there may be more.
+            score Float64 (cosine), the columns of the entity, and start, end (null: to the end) and heading of its best
+            passage, at most `limit` rows; and whether there may be more.
+        """
+
+    def passages_near(self, space: str, vector: np.ndarray[Any, Any], keys: pl.DataFrame) -> pl.DataFrame:
+        """The passages of entities that still have the given content_hash (hex), best first for each entity.
+
+        Returns:
+            position, score Float64 (cosine), start, end (null: to the end), heading.
         """
 
 

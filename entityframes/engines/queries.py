@@ -30,14 +30,22 @@ def quoted_namespace(namespace: str) -> str:
 
 
 @cache
-def _named(file: str) -> Mapping[str, str]:
-    """The statements of a file by name, with their shared parts substituted."""
+def _read(file: str) -> Mapping[str, Mapping[str, str]]:
+    """The statements ("name") and the parts of statements ("part") in a file, by name."""
     text = resources.files("entityframes.engines").joinpath(*file.split("/")).read_text("utf-8")
     pieces = re.split(r"^-- (name|part): (\w+)\n", text, flags=re.MULTILINE)[1:]
-    named: dict[str, dict[str, str]] = {"name": {}, "part": {}}
+    found: dict[str, dict[str, str]] = {"name": {}, "part": {}}
     for kind, name, body in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):
-        named[kind][name] = _without_comments(body)
-    return {name: _with_parts(body, named["part"]) for name, body in named["name"].items()}
+        found[kind][name] = _without_comments(body)
+    return found
+
+
+@cache
+def _named(file: str) -> Mapping[str, str]:
+    """The statements of a file by name, with its own parts and the shared parts of its engine substituted."""
+    read, shared = _read(file), _read(f"{file.partition('/')[0]}/shared.sql")
+    parts = {**read["part"], **shared["part"]}
+    return {name: _with_parts(body, parts) for name, body in read["name"].items()}
 
 
 def _with_parts(body: str, parts: Mapping[str, str]) -> str:

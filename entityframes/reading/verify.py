@@ -26,7 +26,9 @@ from entityframes.progress import Progress, Reporter
 #: ledger_balance: the entities created minus those deleted do not add up to the number of entities;
 #: job_batch, job_members: an embedding job without its batch, or with inconsistent lists of keys;
 #: job_missing: an entity that is due and whose batch created a job, but which is in no job;
-#: vector_entity, vector_space: a vector without its entity, or without its space;
+#: passage_entity: passages without their entity;
+#: passages: an entity whose passages are incomplete, of several contents, or without a vector;
+#: vector_space: vectors or passages without their space;
 #: field_record: the recorded dtype of a metadata field cannot be read;
 #: field_missing: metadata contains a field that is not recorded;
 #: field_kind, field_value: an inferred or a declared field contains values that do not conform to its dtype.
@@ -42,7 +44,8 @@ CHECKS: dict[str, bool] = {
     "job_batch": True,
     "job_members": True,
     "job_missing": True,
-    "vector_entity": True,
+    "passage_entity": True,
+    "passages": True,
     "vector_space": True,
     "field_record": True,
     "field_missing": True,
@@ -90,9 +93,13 @@ def verify(
             reporter.advance(1)
 
         found = _find(engine, before_each)
-    if not repair or not found["repairable"].any():
+    if not repair:
+        return found
+    if not found["repairable"].any():
+        engine.embedding.vacuum()
         return found
     _repair(engine, found)
+    engine.embedding.vacuum()
     remaining = _find(engine, interrupt.check).select(_KEY).with_columns(remains=True)
     remains = found.select(_KEY).join(remaining, on=_KEY, how="left", maintain_order="left", nulls_equal=True)[
         "remains"

@@ -37,7 +37,7 @@ def notes(count: int, text: str = "text") -> pl.DataFrame:
 def vectors(server: Server, database: str) -> list[tuple[str, bool]]:
     """The id of each vector, and whether it belongs to the stored content."""
     return server.sql(
-        "SELECT v.id, e.content_hash IS NOT DISTINCT FROM v.content_hash FROM entityframes.embeddings AS v "
+        "SELECT v.id, e.content_hash IS NOT DISTINCT FROM v.content_hash FROM entityframes.passages AS v "
         "LEFT JOIN entityframes.entities AS e USING (entity_type, id) ORDER BY 1",
         database=database,
     )

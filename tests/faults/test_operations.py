@@ -74,19 +74,27 @@ def test_logical_replication(publisher: Server, subscriber: Server) -> None:
         store.upsert(rows(50))
         store.embed(ef.HashingEmbedder(16))
         # Otherwise the rows of the subscriber's own format would be duplicated.
-        names = "entities, batches, embedding_jobs, spaces, embeddings, metadata_fields, folders, files, renames"
+        names = (
+            "entities, batches, embedding_jobs, spaces, embeddings, passages, metadata_fields, folders, files, renames"
+        )
         tables = ", ".join(f"entityframes.{name}" for name in names.split(", "))
         publisher.sql(
             f"CREATE PUBLICATION store FOR TABLE {tables} WITH (publish_via_partition_root = true)",
             "ALTER TABLE entityframes.renames REPLICA IDENTITY FULL",
             database="app",
         )
-        default = "CREATE TABLE entityframes.embeddings_default PARTITION OF entityframes.embeddings DEFAULT"
+        defaults = [
+            f"CREATE TABLE entityframes.{name}_default PARTITION OF entityframes.{name} DEFAULT"
+            for name in ("embeddings", "passages")
+        ]
         column = "ALTER TABLE entityframes.embeddings ADD COLUMN IF NOT EXISTS pgvector vector"
-        subscriber.sql("CREATE EXTENSION IF NOT EXISTS vector", column, default, database="app")
+        subscriber.sql("CREATE EXTENSION IF NOT EXISTS vector", column, *defaults, database="app")
         source = f"host=127.0.0.1 port={publisher.port} user=postgres dbname=app"
         subscriber.sql(f"CREATE SUBSCRIPTION store CONNECTION '{source}' PUBLICATION store", database="app")
-        total = "SELECT count(*)::int4 FROM entityframes.embeddings"
+        total = (
+            "SELECT (SELECT count(*) FROM entityframes.embeddings)::int4, "
+            "(SELECT count(*) FROM entityframes.passages)::int4"
+        )
         for space in ("", "later"):
             if space:
                 store.embed(ef.HashingEmbedder(32), space=space)

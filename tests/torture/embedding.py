@@ -33,6 +33,10 @@ from tests.torture.summary import EMBEDDING_NAMES, summary
 
 DIM = 16
 KEYS = 600
+STORED = (
+    "FROM entityframes.passages AS p JOIN entityframes.embeddings AS v ON v.space = p.space "
+    "AND v.text_hash = p.text_hash WHERE v.error IS NULL"
+)
 #: The lease in seconds, and the grace period of a job with a dead worker: the others are busy, or are killed too.
 LEASE = 1.0
 GRACE = 60.0
@@ -224,13 +228,13 @@ def stored_vectors(store: ef.EntityStore) -> list[tuple[str, list[float]]]:
     """Every vector as stored in the database."""
     engine: Any = store._engine
     if engine.database.name == "postgresql":
-        url, stored = engine.database._pool._target, "FROM entityframes.embeddings WHERE error IS NULL"
+        url, stored = engine.database._pool._target, STORED
         if execute(url, "SELECT DISTINCT storage FROM entityframes.spaces") == [("pgvector",)]:
             return execute(url, f"SELECT id, pgvector::real[] {stored}")
         ids, vectors = zip(*execute(url, f"SELECT id, vector {stored}"), strict=True)
         return list(zip(ids, from_wire(pl.Series(vectors, dtype=pl.Binary), DIM).tolist(), strict=True))
     with engine.database.file.cursor() as cursor:
-        return cursor.execute(f"SELECT id, vector_{DIM} FROM entityframes.embeddings WHERE error IS NULL").fetchall()
+        return cursor.execute(f"SELECT id, vector_{DIM} {STORED}").fetchall()
 
 
 def sound(figures: dict[str, Any]) -> bool:

@@ -149,8 +149,8 @@ listed AS (
     WHERE e.content_hash <> unhex(sha256('')) AND b.due > 0 AND l.id IS NULL
         AND (e.created_at = e.updated_at OR coalesce(j.keys, 0) < b.due)
         AND NOT EXISTS (
-            SELECT 1 FROM {schema}.embeddings AS v
-            WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
+            SELECT 1 FROM {schema}.passages AS p
+            WHERE p.entity_type = e.entity_type AND p.id = e.id AND p.content_hash = e.content_hash
         )
 )
 
@@ -171,26 +171,67 @@ FROM {schema}.job_keys AS k JOIN {schema}.entities AS e ON e.entity_type = k.ent
 WHERE k.job_id NOT IN (SELECT keys_of FROM {schema}.embedding_jobs)
 GROUP BY k.job_id
 
--- name: find_vector_entity
--- Vectors, and recorded errors, of entities that do not exist.
-SELECT v.entity_type, v.id, NULL::VARCHAR AS batch_id, 'no vector in ' || v.space AS expected, 'one' AS found
-FROM {schema}.embeddings AS v
-WHERE NOT EXISTS (SELECT 1 FROM {schema}.entities AS e WHERE e.entity_type = v.entity_type AND e.id = v.id)
+-- name: find_passage_entity
+-- Entities that do not exist and have passages.
+SELECT entity_type, id, NULL::VARCHAR AS batch_id, 'no passages in ' || space AS expected, count(*)::VARCHAR AS found
+FROM {schema}.passages AS p
+WHERE NOT EXISTS (SELECT 1 FROM {schema}.entities AS e WHERE e.entity_type = p.entity_type AND e.id = p.id)
+GROUP BY space, entity_type, id
 
--- name: repair_vector_entity
--- Deletes them.
-DELETE FROM {schema}.embeddings AS v
-WHERE NOT EXISTS (SELECT 1 FROM {schema}.entities AS e WHERE e.entity_type = v.entity_type AND e.id = v.id)
+-- name: repair_passage_entity
+-- Deletes these passages.
+DELETE FROM {schema}.passages AS p
+WHERE NOT EXISTS (SELECT 1 FROM {schema}.entities AS e WHERE e.entity_type = p.entity_type AND e.id = p.id)
+
+-- part: torn
+-- Entities whose passages in a space are not numbered 0, 1, 2, ..., are of several contents, or lack a vector.
+torn AS (
+    SELECT p.space, p.entity_type, p.id, count(*) AS passages, max(p.position) + 1 AS numbered,
+        count(*) FILTER (WHERE p.text_hash IS NOT NULL AND v.text_hash IS NULL) AS lacking
+    FROM {schema}.passages AS p
+    JOIN {schema}.spaces AS s ON s.space = p.space
+    LEFT JOIN {schema}.embeddings AS v ON v.space = p.space AND v.text_hash = p.text_hash
+    GROUP BY p.space, p.entity_type, p.id
+    HAVING count(*) <> max(p.position) + 1 OR count(DISTINCT p.position) <> count(*)
+        OR count(DISTINCT p.content_hash) > 1
+        OR count(*) FILTER (WHERE p.text_hash IS NOT NULL AND v.text_hash IS NULL) > 0
+)
+
+-- name: find_passages
+-- One row for each of these entities and spaces.
+WITH {torn}
+SELECT entity_type, id, NULL::VARCHAR AS batch_id,
+    'all passages of one content, with their vectors, in ' || space AS expected,
+    passages || ' of ' || numbered || ' passages, ' || lacking || ' without a vector' AS found
+FROM torn
+
+-- name: repair_passages
+-- Queues these entities, and deletes their passages, which makes them due.
+DELETE FROM {schema}.job_keys WHERE job_id NOT IN (SELECT keys_of FROM {schema}.embedding_jobs);
+WITH {torn}, keys AS (SELECT DISTINCT entity_type, id FROM torn), made AS MATERIALIZED (SELECT uuid() AS job_id)
+INSERT INTO {schema}.job_keys SELECT job_id, entity_type, id FROM keys CROSS JOIN made;
+INSERT INTO {schema}.embedding_jobs (job_id, keys_of, entities, created_at, updated_at)
+SELECT job_id, job_id, count(*), now(), now() FROM {schema}.job_keys
+WHERE job_id NOT IN (SELECT keys_of FROM {schema}.embedding_jobs)
+GROUP BY job_id;
+WITH {torn}
+DELETE FROM {schema}.passages AS p USING torn AS t
+WHERE p.space = t.space AND p.entity_type = t.entity_type AND p.id = t.id
 
 -- name: find_vector_space
--- Vectors of spaces that do not exist.
+-- Vectors and passages of spaces that do not exist.
 SELECT NULL::VARCHAR AS entity_type, NULL::VARCHAR AS id, NULL::VARCHAR AS batch_id, 'a space ' || v.space AS expected,
-    count(*) || ' vectors without one' AS found
-FROM {schema}.embeddings AS v
+    sum(v.vectors) || ' vectors, ' || sum(v.passages) || ' passages without one' AS found
+FROM (
+    SELECT space, 1 AS vectors, 0 AS passages FROM {schema}.embeddings
+    UNION ALL SELECT space, 0, 1 FROM {schema}.passages
+) AS v
 WHERE NOT EXISTS (SELECT 1 FROM {schema}.spaces AS s WHERE s.space = v.space) GROUP BY v.space
 
 -- name: repair_vector_space
 -- Deletes them, because their model is unknown.
+DELETE FROM {schema}.passages AS p
+WHERE NOT EXISTS (SELECT 1 FROM {schema}.spaces AS s WHERE s.space = p.space);
 DELETE FROM {schema}.embeddings AS v
 WHERE NOT EXISTS (SELECT 1 FROM {schema}.spaces AS s WHERE s.space = v.space)
 

@@ -62,7 +62,7 @@ class DuckDBDirectory:
             if renamable.height:
                 found = numbered[renamable["position"]].with_columns(renamable["due"], renamable["place"])
                 session.register("pairs", found)
-                for name in ("rename_vectors", "rename"):
+                for name in ("rename_passages", "rename"):
                     session.execute(name)
                 session.execute("record_renames", batch.batch_id)
                 due = int(renamable["due"].sum())

@@ -52,13 +52,18 @@ SELECT $1, path, entity_type, id, size, mark, file_hash, content_hash, metadata_
 
 -- name: renamable
 -- The given pairs that can be renamed, the location of their entity, and whether it is due in any space.
-WITH given AS (SELECT position, old_type AS entity_type, old_id AS id FROM pairs), {found}
-SELECT t.position, e.place, e.content_hash <> unhex(sha256('')) AND (
-    SELECT count(DISTINCT v.space) FROM {schema}.embeddings AS v
-    WHERE v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-) < (SELECT greatest(count(*), 1) FROM {schema}.spaces) AS due
+WITH given AS (SELECT position, old_type AS entity_type, old_id AS id FROM pairs), {found}, {done}, covered AS (
+    SELECT e.position, count(*) AS spaces
+    FROM found AS e
+    JOIN done AS d ON d.entity_type = e.entity_type AND d.id = e.id AND d.content_hash = e.content_hash
+    WHERE coalesce(d.metadata_hash = e.metadata_hash, true)
+    GROUP BY e.position
+)
+SELECT t.position, e.place, e.content_hash <> unhex(sha256(''))
+    AND coalesce(c.spaces, 0) < (SELECT greatest(count(*), 1) FROM {schema}.spaces) AS due
 FROM pairs AS t
 JOIN found AS e ON e.position = t.position
+LEFT JOIN covered AS c ON c.position = t.position
 ANTI JOIN {schema}.entities AS other ON other.key_hash = hash(t.new_type, t.new_id)
     AND other.entity_type = t.new_type AND other.id = t.new_id
 
@@ -68,10 +73,10 @@ UPDATE {schema}.entities AS e
 SET entity_type = t.new_type, id = t.new_id, key_hash = hash(t.new_type, t.new_id)
 FROM pairs AS t WHERE e.rowid = t.place AND e.entity_type = t.old_type AND e.id = t.old_id
 
--- name: rename_vectors
--- Moves their vectors to the new keys.
-UPDATE {schema}.embeddings AS v SET entity_type = t.new_type, id = t.new_id
-FROM pairs AS t WHERE v.entity_type = t.old_type AND v.id = t.old_id
+-- name: rename_passages
+-- Moves their passages to the new keys.
+UPDATE {schema}.passages AS p SET entity_type = t.new_type, id = t.new_id
+FROM pairs AS t WHERE p.entity_type = t.old_type AND p.id = t.old_id
 
 -- name: record_renames
 -- Records the former keys. $1 batch

@@ -10,7 +10,18 @@ import pyarrow as pa
 
 from entityframes.engines import predicates
 from entityframes.engines.duckdb.session import Session, Sessions
-from entityframes.engines.embedding import JOB_ROWS, MAX_RESCUES, Job, JobEnd, LeaseLostError, Worker, transition
+from entityframes.engines.embedding import (
+    JOB_ROWS,
+    MAX_RESCUES,
+    TEXTS,
+    Embedded,
+    Job,
+    JobEnd,
+    LeaseLostError,
+    VectorsGoneError,
+    Worker,
+    transition,
+)
 from entityframes.interrupt import Interrupt
 
 if TYPE_CHECKING:
@@ -34,10 +45,10 @@ class DuckDBEmbedding:
     def coverage(self) -> pl.DataFrame:
         return self._engine.read("coverage")
 
-    def add_space(self, space: str, model: str, dim: int) -> bool:
+    def add_space(self, space: str, model: str, dim: int, passages: str | None) -> bool:
         engine = self._engine
         with engine.session(writing=True) as session, session.transaction():
-            added = session.execute("add_space", space, model, dim)
+            added = session.execute("add_space", space, model, dim, passages)
             if added:
                 session.execute("add_vector_column", placeholders={"dim": dim})
                 if session.query("has_others", space).item():
@@ -51,7 +62,7 @@ class DuckDBEmbedding:
     def drop_space(self, space: str) -> None:
         engine = self._engine
         with engine.session(writing=True) as session, session.transaction():
-            for name in ("release_jobs", "delete_jobs", "delete_embeddings", "delete_space"):
+            for name in ("release_jobs", "delete_jobs", "delete_embeddings", "delete_space_passages", "delete_space"):
                 session.execute(name, space)
             session.execute("forget_keys")
 
@@ -75,6 +86,9 @@ class DuckDBEmbedding:
         session.execute("forget_keys")
         session.execute(lists, space, JOB_ROWS, *more)
         return int(session.query("enqueue", space)["entities"].sum())
+
+    def retitled(self, space: str) -> pl.DataFrame:
+        return self._engine.read("retitled", space)
 
     def retry_failed(self, space: str) -> int:
         engine = self._engine
@@ -106,8 +120,9 @@ class DuckDBEmbedding:
             session.execute("claim", job["job_id"], space, worker.name, worker.lease, rescues)
         return Job(job["job_id"], space, job["fence"] + 1, job["attempts"], taken_over=taken_over)
 
-    def members(self, job: Job) -> pl.DataFrame:
-        return self._engine.read("members", job.job_id, job.space)
+    def members(self, job: Job, metadata: bool) -> pl.DataFrame:
+        column = "e.metadata::VARCHAR" if metadata else "NULL::VARCHAR"
+        return self._engine.read("members", job.job_id, job.space, placeholders={"metadata": column})
 
     def move(self, job: Job, end: JobEnd) -> bool:
         with self._engine.session(writing=True) as session:
@@ -119,37 +134,62 @@ class DuckDBEmbedding:
 
     # Vectors.
 
-    def write_vectors(
-        self, job: Job, rows: pl.DataFrame, vectors: np.ndarray[Any, Any], end: JobEnd, interrupt: Interrupt
-    ) -> pl.DataFrame:
+    def embedded(self, space: str, hashes: pl.Series) -> pl.DataFrame:
+        with self._engine.session() as session:
+            session.register("texts", hashes.to_frame("text_hash"))
+            return session.query("embedded", space)
+
+    def write_vectors(self, job: Job, embedded: Embedded, end: JobEnd, interrupt: Interrupt) -> pl.DataFrame:
         engine = self._engine
-        dim = vectors.shape[1]
-        given = rows.with_row_index("position")
         with engine.session(interrupt, writing=True) as session, session.transaction(interrupt):
             if not self._move(session, job, end):
                 raise LeaseLostError
-            session.register("given", given.drop("error", "stored"))
+            if embedded.texts.height:
+                self._insert_vectors(session, job.space, embedded)
+            given = embedded.entities.drop("row", "stored").with_row_index("position")
+            session.register("given", given)
             current = session.query("current", job.space)
-            written = given[current["position"]]
+            written = embedded.entities[current["position"]]
+            passages = embedded.passages_of(written)
+            reused = embedded.reused(passages)
+            session.register("texts", reused.to_frame())
+            if len(reused) and session.query("embedded", job.space).height < len(reused):
+                raise VectorsGoneError
             if current["stored"].any():
                 session.register("given", written.filter(current["stored"]).select("entity_type", "id"))
-                session.execute("delete_written", job.space)
-            column = _vectors(vectors[current["position"].to_numpy()], written["error"].is_null())
-            session.register("given", written.drop("stored").to_arrow().append_column("vector", column))
-            session.execute("insert_vectors", job.space, placeholders={"dim": dim})
+                session.execute("replace_passages", job.space)
+            session.register("given", passages)
+            session.execute("insert_passages", job.space)
         return written.select("entity_type", "id")
+
+    def _insert_vectors(self, session: Session, space: str, embedded: Embedded) -> None:
+        texts = embedded.texts.select("text_hash", "error")
+        vectors = _vectors(embedded.vectors, texts["error"].is_null())
+        session.register("texts", texts.to_arrow().append_column("vector", vectors))
+        session.execute("replace_errors", space)
+        session.execute("insert_vectors", space, placeholders={"dim": embedded.vectors.shape[1]})
+
+    def vacuum(self) -> int:
+        with self._engine.session(writing=True) as session:
+            return session.execute("vacuum")
 
     # Search.
 
     def nearest(
         self, space: str, vector: np.ndarray[Any, Any], limit: int, entity_type: str | None, where: Predicate | None
     ) -> tuple[pl.DataFrame, bool]:
-        name = "nearest" if where is None else "nearest_where"
+        name = "nearest" if where is None and entity_type is None else "nearest_among"
         condition = "true" if where is None else predicates.render(where, predicates.DUCKDB)
+        texts = limit * TEXTS
         with self._engine.session() as session:
             placeholders = {"dim": len(vector), "condition": condition}
-            found = session.query(name, space, vector.tolist(), limit, entity_type, placeholders=placeholders)
-        return found.drop_nulls("id"), found.height == limit
+            found = session.query(name, space, vector.tolist(), limit, entity_type, texts, placeholders=placeholders)
+        return found.drop("considered").drop_nulls("id"), found["considered"][0] >= texts
+
+    def passages_near(self, space: str, vector: np.ndarray[Any, Any], keys: pl.DataFrame) -> pl.DataFrame:
+        with self._engine.session() as session:
+            session.register("given", keys.select("entity_type", "id", "content_hash").with_row_index("position"))
+            return session.query("passages_near", space, vector.tolist(), placeholders={"dim": len(vector)})
 
 
 def _vectors(vectors: np.ndarray[Any, Any], valid: pl.Series) -> pa.Array:

@@ -1,27 +1,33 @@
 -- The statements for embedding and vector search on DuckDB. Besides {schema}, only the part that looks up keys,
--- dimensions and rendered predicates are substituted. given is a frame registered on the connection.
+-- dimensions and rendered predicates are substituted. given and texts are frames registered on the connection.
 
 -- name: spaces
 -- The spaces; the active one is the one that was activated last.
-SELECT space, model, dim, activated_at IS NOT NULL AND activated_at = max(activated_at) OVER () AS active, created_at
+SELECT space, model, dim, passages, activated_at IS NOT NULL AND activated_at = max(activated_at) OVER () AS active,
+    created_at
 FROM {schema}.spaces ORDER BY created_at, space
 
 -- name: coverage
 -- The number of embedded, due and failed entities of each space.
-SELECT s.space,
-    count(*) FILTER (WHERE v.content_hash IS NOT NULL AND v.error IS NULL) AS embedded,
-    count(*) FILTER (WHERE e.content_hash <> unhex(sha256('')) AND v.content_hash IS NULL) AS due,
-    count(*) FILTER (WHERE v.error IS NOT NULL) AS failed
-FROM {schema}.spaces AS s
-LEFT JOIN {schema}.entities AS e ON true
-LEFT JOIN {schema}.embeddings AS v ON v.space = s.space
-    AND v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-GROUP BY s.space
+WITH {done}, {failing}, states AS (
+    SELECT s.space, e.content_hash <> unhex(sha256('')) AS filled, coalesce(d.text, false) AS text,
+        d.id IS NOT NULL AND coalesce(d.metadata_hash = e.metadata_hash, true) AS done, f.id IS NOT NULL AS failed
+    FROM {schema}.spaces AS s
+    LEFT JOIN {schema}.entities AS e ON true
+    LEFT JOIN done AS d ON d.space = s.space
+        AND d.entity_type = e.entity_type AND d.id = e.id AND d.content_hash = e.content_hash
+    LEFT JOIN failing AS f ON f.space = s.space AND f.entity_type = e.entity_type AND f.id = e.id
+)
+SELECT space,
+    count(*) FILTER (WHERE done AND text AND NOT failed) AS embedded,
+    count(*) FILTER (WHERE filled AND NOT done) AS due,
+    count(*) FILTER (WHERE done AND failed) AS failed
+FROM states GROUP BY space
 
 -- name: add_space
--- A new space, active if it is the first. $1 space, $2 model, $3 dim
-INSERT INTO {schema}.spaces (space, model, dim, activated_at, created_at)
-SELECT $1, $2, $3, CASE WHEN NOT EXISTS (SELECT 1 FROM {schema}.spaces) THEN now() END, now()
+-- A new space, active if it is the first. $1 space, $2 model, $3 dim, $4 passages or null
+INSERT INTO {schema}.spaces (space, model, dim, passages, activated_at, created_at)
+SELECT $1, $2, $3, $4, CASE WHEN NOT EXISTS (SELECT 1 FROM {schema}.spaces) THEN now() END, now()
 WHERE NOT EXISTS (SELECT 1 FROM {schema}.spaces WHERE space = $1)
 
 -- name: add_vector_column
@@ -46,6 +52,10 @@ DELETE FROM {schema}.embedding_jobs WHERE space = $1
 -- Deletes the vectors of a space. $1 space
 DELETE FROM {schema}.embeddings WHERE space = $1
 
+-- name: delete_space_passages
+-- Deletes the passages of a space. $1 space
+DELETE FROM {schema}.passages WHERE space = $1
+
 -- name: delete_space
 -- Deletes a space. $1 space
 DELETE FROM {schema}.spaces WHERE space = $1
@@ -56,13 +66,16 @@ SELECT EXISTS (SELECT 1 FROM {schema}.spaces WHERE space <> $1)
 
 -- name: forget_errors
 -- Makes failed entities due again. $1 space, $2 entity_type or null
-DELETE FROM {schema}.embeddings
-WHERE space = $1 AND error IS NOT NULL AND ($2::VARCHAR IS NULL OR entity_type = $2)
+DELETE FROM {schema}.embeddings WHERE space = $1 AND error IS NOT NULL AND ($2::VARCHAR IS NULL OR text_hash IN (
+    SELECT text_hash FROM {schema}.passages WHERE space = $1 AND entity_type = $2
+))
 
 -- name: forget_errors_of
 -- Likewise for the given keys. $1 space
-DELETE FROM {schema}.embeddings AS v USING given AS t
-WHERE v.space = $1 AND v.error IS NOT NULL AND v.entity_type = t.entity_type AND v.id = t.id
+DELETE FROM {schema}.embeddings WHERE space = $1 AND error IS NOT NULL AND text_hash IN (
+    SELECT p.text_hash FROM {schema}.passages AS p JOIN given AS t ON t.entity_type = p.entity_type AND t.id = p.id
+    WHERE p.space = $1
+)
 
 -- name: forget_keys
 -- Deletes lists of keys without a job.
@@ -71,23 +84,24 @@ DELETE FROM {schema}.job_keys WHERE job_id NOT IN (SELECT keys_of FROM {schema}.
 -- name: list_due
 -- Creates lists of all keys that are due, each for a new job.
 -- $1 space or null, $2 rows in a job, $3 entity_type or null
-WITH due AS MATERIALIZED (
+WITH {done}, due AS MATERIALIZED (
     SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) // $2 AS piece
     FROM {schema}.entities AS e
-    ANTI JOIN (SELECT * FROM {schema}.embeddings WHERE space = $1) AS v
-        ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-    WHERE e.content_hash <> unhex(sha256('')) AND ($3::VARCHAR IS NULL OR e.entity_type = $3)
+    LEFT JOIN (SELECT * FROM done WHERE space = $1) AS d
+        ON d.entity_type = e.entity_type AND d.id = e.id AND d.content_hash = e.content_hash
+    WHERE (d.id IS NULL OR d.metadata_hash <> e.metadata_hash)
+        AND e.content_hash <> unhex(sha256('')) AND ($3::VARCHAR IS NULL OR e.entity_type = $3)
 ), jobs AS MATERIALIZED (SELECT piece, uuid() AS job_id FROM due GROUP BY piece)
 INSERT INTO {schema}.job_keys SELECT job_id, entity_type, id FROM due JOIN jobs USING (piece) ORDER BY piece
 
 -- name: list_given
 -- Likewise for the given keys. $1 space or null, $2 rows in a job
-WITH {found}, due AS MATERIALIZED (
+WITH {found}, {done}, due AS MATERIALIZED (
     SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) // $2 AS piece
     FROM (SELECT DISTINCT ON (place) * FROM found) AS e
-    ANTI JOIN (SELECT * FROM {schema}.embeddings WHERE space = $1) AS v
-        ON v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-    WHERE e.content_hash <> unhex(sha256(''))
+    LEFT JOIN (SELECT * FROM done WHERE space = $1) AS d
+        ON d.entity_type = e.entity_type AND d.id = e.id AND d.content_hash = e.content_hash
+    WHERE (d.id IS NULL OR d.metadata_hash <> e.metadata_hash) AND e.content_hash <> unhex(sha256(''))
 ), jobs AS MATERIALIZED (SELECT piece, uuid() AS job_id FROM due GROUP BY piece)
 INSERT INTO {schema}.job_keys SELECT job_id, entity_type, id FROM due JOIN jobs USING (piece) ORDER BY piece
 
@@ -100,7 +114,15 @@ GROUP BY job_id RETURNING entities
 
 -- name: failed_keys
 -- The entities that failed in a space. $1 space
-SELECT entity_type, id FROM {schema}.embeddings WHERE space = $1 AND error IS NOT NULL
+WITH {failing}
+SELECT entity_type, id FROM failing WHERE space = $1
+
+-- name: retitled
+-- The entities that were cut with a title, and whose metadata have changed since. $1 space
+SELECT p.entity_type, p.id
+FROM {schema}.passages AS p
+JOIN {schema}.entities AS e ON e.entity_type = p.entity_type AND e.id = p.id AND e.content_hash = p.content_hash
+WHERE p.space = $1 AND p.position = 0 AND p.metadata_hash <> e.metadata_hash
 
 -- name: requeue_jobs
 -- Requeues failed jobs. $1 space, $2 current state, $3 new state
@@ -147,16 +169,20 @@ UPDATE {schema}.embedding_jobs SET state = 'running', space = $2, worker = $3, f
 WHERE job_id = $1::UUID
 
 -- name: members
--- The entities of a job that are still due, with their content, and whether an older vector is stored. $1 job, $2 space
+-- The entities of a job that are still due, with their content, and whether they have passages, maybe of older content.
+-- The metadata only where it is used. $1 job, $2 space
 WITH given AS (
     SELECT DISTINCT entity_type, id, NULL AS position
     FROM {schema}.job_keys WHERE job_id = (SELECT keys_of FROM {schema}.embedding_jobs WHERE job_id = $1::UUID)
-), {found}
-SELECT e.entity_type, e.id, e.content, e.content_hash, v.id IS NOT NULL AS stored
+), {found}, {done}
+SELECT e.entity_type, e.id, e.content, e.content_hash, {metadata} AS metadata, e.metadata_hash,
+    p.id IS NOT NULL AS stored
 FROM found AS e
-LEFT JOIN (SELECT entity_type, id, content_hash FROM {schema}.embeddings WHERE space = $2) AS v
-    ON v.entity_type = e.entity_type AND v.id = e.id
-WHERE e.content_hash <> unhex(sha256('')) AND v.content_hash IS DISTINCT FROM e.content_hash
+LEFT JOIN (SELECT entity_type, id FROM {schema}.passages WHERE space = $2 AND position = 0) AS p
+    ON p.entity_type = e.entity_type AND p.id = e.id
+LEFT JOIN (SELECT * FROM done WHERE space = $2) AS d
+    ON d.entity_type = e.entity_type AND d.id = e.id AND d.content_hash = e.content_hash
+WHERE e.content_hash <> unhex(sha256('')) AND (d.id IS NULL OR d.metadata_hash <> e.metadata_hash)
 ORDER BY e.entity_type, e.id
 
 -- name: move
@@ -166,52 +192,106 @@ UPDATE {schema}.embedding_jobs SET state = $4, attempts = $5, error = $6, update
     lease_until = CASE WHEN $4 = 'running' THEN now() + to_milliseconds(($7 * 1000)::BIGINT) END
 WHERE job_id = $1::UUID AND fence = $2 AND state = $3
 
+-- name: embedded
+-- Those of the given texts that have a vector or an error. $1 space
+SELECT v.text_hash, v.error FROM {schema}.embeddings AS v SEMI JOIN texts AS t ON t.text_hash = v.text_hash
+WHERE v.space = $1
+
 -- name: current
--- The given vectors whose content has not changed since it was embedded, and whether an older vector is stored.
--- $1 space
+-- The given entities that have not changed since they were read, and whether they have passages. $1 space
 WITH {found}
-SELECT t.position, v.id IS NOT NULL AS stored
+SELECT t.position, p.id IS NOT NULL AS stored
 FROM given AS t JOIN found AS e ON e.position = t.position AND e.content_hash = t.content_hash
-LEFT JOIN (SELECT * FROM {schema}.embeddings WHERE space = $1) AS v
-    ON v.entity_type = t.entity_type AND v.id = t.id
+LEFT JOIN (SELECT entity_type, id FROM {schema}.passages WHERE space = $1 AND position = 0) AS p
+    ON p.entity_type = t.entity_type AND p.id = t.id
+WHERE coalesce(t.metadata_hash = e.metadata_hash, true)
 ORDER BY t.position
 
--- name: delete_written
--- Deletes vectors that will be replaced. $1 space
-DELETE FROM {schema}.embeddings AS v USING given AS t
-WHERE v.space = $1 AND v.entity_type = t.entity_type AND v.id = t.id
+-- name: replace_errors
+-- Deletes the errors of the given texts, which have a vector now. $1 space
+DELETE FROM {schema}.embeddings AS v USING texts AS t
+WHERE v.space = $1 AND v.text_hash = t.text_hash AND v.error IS NOT NULL AND t.error IS NULL
 
 -- name: insert_vectors
--- Inserts vectors in key order. $1 space
-INSERT INTO {schema}.embeddings (space, entity_type, id, content_hash, error, embedded_at, vector_{dim})
-SELECT $1, entity_type, id, content_hash, error, now(), vector FROM given
+-- Inserts the vectors of the given texts, except of those that have one. $1 space
+INSERT INTO {schema}.embeddings (space, text_hash, error, embedded_at, vector_{dim})
+SELECT $1, t.text_hash, t.error, now(), t.vector FROM texts AS t
+ANTI JOIN (SELECT text_hash FROM {schema}.embeddings WHERE space = $1) AS v ON v.text_hash = t.text_hash
+
+-- name: replace_passages
+-- Deletes the passages of the given entities. $1 space
+DELETE FROM {schema}.passages AS p USING given AS t
+WHERE p.space = $1 AND p.entity_type = t.entity_type AND p.id = t.id
+
+-- name: insert_passages
+-- Inserts passages in key order. $1 space
+INSERT INTO {schema}.passages
+SELECT $1, entity_type, id, content_hash, metadata_hash, position, start, "end", heading, text_hash FROM given
+
+-- name: vacuum
+-- Deletes vectors that no passage uses.
+DELETE FROM {schema}.embeddings AS v
+WHERE NOT EXISTS (FROM {schema}.passages AS p WHERE p.space = v.space AND p.text_hash = v.text_hash)
+
+-- part: hits
+-- The best passage of each entity, out of the passages of the texts in near, if its content has not changed since.
+-- $1 space, $3 limit, $4 entity_type or null
+hits AS (
+    SELECT p.entity_type, p.id, n.score, p.start_char, p.end_char, p.heading
+    FROM near AS n
+    JOIN (SELECT * FROM {schema}.passages WHERE space = $1) AS p ON p.text_hash = n.text_hash
+    JOIN (SELECT entity_type, id, content_hash FROM {schema}.entities WHERE {condition}) AS e
+        ON e.entity_type = p.entity_type AND e.id = p.id AND e.content_hash = p.content_hash
+    WHERE $4::VARCHAR IS NULL OR p.entity_type = $4
+    QUALIFY row_number() OVER (PARTITION BY p.entity_type, p.id ORDER BY n.score DESC, p.position) = 1
+), best AS MATERIALIZED (SELECT * FROM hits ORDER BY score DESC, entity_type, id LIMIT $3),
+given AS (SELECT entity_type, id, NULL AS position FROM best)
+
+-- part: near
+-- The texts with the nearest vectors, and those that are as near as the last of them. $5 number of texts
+near AS MATERIALIZED (
+    SELECT text_hash, score FROM scored
+    WHERE score >= (SELECT min(score) FROM (SELECT score FROM scored ORDER BY score DESC LIMIT $5))
+)
+
+-- part: ranked
+-- One row per hit, with the number of texts in near; one row without an entity if there are none.
+SELECT c.considered, b.score::DOUBLE AS score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
+    lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at,
+    b.start_char AS start, b.end_char AS "end", b.heading
+FROM (SELECT count(*) AS considered FROM near) AS c
+LEFT JOIN (best AS b JOIN found AS e ON e.entity_type = b.entity_type AND e.id = b.id) ON true
+ORDER BY b.score DESC, b.entity_type, b.id
 
 -- name: nearest
--- The nearest vectors of a space with their entities, which are null if the content has changed since.
--- $1 space, $2 vector, $3 limit, $4 entity_type or null
-WITH near AS MATERIALIZED (
-    SELECT entity_type, id, content_hash, array_inner_product(vector_{dim}, $2::FLOAT[{dim}]) AS score
-    FROM {schema}.embeddings
-    WHERE space = $1 AND error IS NULL AND ($4::VARCHAR IS NULL OR entity_type = $4)
-    ORDER BY score DESC, entity_type, id LIMIT $3
-), given AS (SELECT entity_type, id, NULL AS position FROM near), {found}
-SELECT v.score::DOUBLE AS score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
-    lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at
-FROM near AS v
-LEFT JOIN found AS e ON e.entity_type = v.entity_type AND e.id = v.id AND e.content_hash = v.content_hash
-ORDER BY v.score DESC, v.entity_type, v.id
+-- The entities with the nearest passages. $1 space, $2 vector, $3 limit, $4 entity_type or null, $5 number of texts
+WITH scored AS MATERIALIZED (
+    SELECT text_hash, array_inner_product(vector_{dim}, $2::FLOAT[{dim}]) AS score
+    FROM {schema}.embeddings WHERE space = $1 AND error IS NULL
+), {near}, {hits}, {found}
+{ranked}
 
--- name: nearest_where
--- Likewise for entities that satisfy a predicate. $1 space, $2 vector, $3 limit, $4 entity_type or null
-WITH near AS MATERIALIZED (
-    SELECT v.entity_type, v.id, array_inner_product(v.vector_{dim}, $2::FLOAT[{dim}]) AS score
-    FROM {schema}.embeddings AS v
+-- name: nearest_among
+-- Likewise for entities of a type, or that satisfy a predicate; only their vectors are compared.
+WITH eligible AS MATERIALIZED (
+    SELECT DISTINCT p.text_hash
+    FROM (SELECT * FROM {schema}.passages WHERE space = $1) AS p
     JOIN (SELECT entity_type, id, content_hash FROM {schema}.entities WHERE {condition}) AS e
-        ON e.entity_type = v.entity_type AND e.id = v.id AND e.content_hash = v.content_hash
-    WHERE v.space = $1 AND v.error IS NULL AND ($4::VARCHAR IS NULL OR v.entity_type = $4)
-    ORDER BY score DESC, v.entity_type, v.id LIMIT $3
-), given AS (SELECT entity_type, id, NULL AS position FROM near), {found}
-SELECT v.score::DOUBLE AS score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
-    lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at
-FROM near AS v JOIN found AS e ON e.entity_type = v.entity_type AND e.id = v.id
-ORDER BY v.score DESC, v.entity_type, v.id
+        ON e.entity_type = p.entity_type AND e.id = p.id AND e.content_hash = p.content_hash
+    WHERE $4::VARCHAR IS NULL OR p.entity_type = $4
+), scored AS MATERIALIZED (
+    SELECT v.text_hash, array_inner_product(v.vector_{dim}, $2::FLOAT[{dim}]) AS score
+    FROM {schema}.embeddings AS v SEMI JOIN eligible AS t ON t.text_hash = v.text_hash
+    WHERE v.space = $1 AND v.error IS NULL
+), {near}, {hits}, {found}
+{ranked}
+
+-- name: passages_near
+-- The passages of the given entities, if their content has not changed, with their scores. $1 space, $2 vector
+SELECT t.position, array_inner_product(v.vector_{dim}, $2::FLOAT[{dim}])::DOUBLE AS score,
+    p.start_char AS start, p.end_char AS "end", p.heading
+FROM given AS t
+JOIN {schema}.passages AS p ON p.space = $1 AND p.entity_type = t.entity_type AND p.id = t.id
+    AND p.content_hash = unhex(t.content_hash)
+JOIN {schema}.embeddings AS v ON v.space = $1 AND v.text_hash = p.text_hash AND v.error IS NULL
+ORDER BY t.position, score DESC, p.position

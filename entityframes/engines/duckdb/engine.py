@@ -132,7 +132,7 @@ class DuckDBEngine:
                     written = numbered[found["position"]].select("entity_type", "id")
                     session.register("written", written.with_columns(found["place"]))
                     session.execute("delete")
-                    session.execute("delete_vectors")
+                    session.execute("delete_passages")
                     session.execute("ledger", batch.batch_id, batch.run_id, 0, 0, found.height, 0)
             return found.drop("place")
 

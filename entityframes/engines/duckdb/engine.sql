@@ -176,9 +176,9 @@ FROM given AS t JOIN found AS e ON e.position = t.position
 DELETE FROM {schema}.entities AS e USING written AS w
 WHERE e.rowid = w.place AND e.entity_type = w.entity_type AND e.id = w.id
 
--- name: delete_vectors
--- Deletes the vectors of the written keys.
-DELETE FROM {schema}.embeddings AS v USING written AS w WHERE v.entity_type = w.entity_type AND v.id = w.id
+-- name: delete_passages
+-- Deletes the passages of the written keys. Their vectors stay, for texts that are stored again.
+DELETE FROM {schema}.passages AS p USING written AS w WHERE p.entity_type = w.entity_type AND p.id = w.id
 
 -- name: fields
 -- The recorded metadata fields of the given types, in order of first occurrence.
@@ -214,15 +214,20 @@ WITH chosen AS (
     SELECT coalesce($1::VARCHAR, (
         SELECT space FROM {schema}.spaces WHERE activated_at IS NOT NULL ORDER BY activated_at DESC LIMIT 1
     )) AS space
+), {done}, {failing}, states AS (
+    SELECT e.entity_type, e.content_hash <> unhex(sha256('')) AS filled, coalesce(d.text, false) AS text,
+        d.id IS NOT NULL AND coalesce(d.metadata_hash = e.metadata_hash, true) AS done, f.id IS NOT NULL AS failed
+    FROM {schema}.entities AS e
+    LEFT JOIN (SELECT * FROM done WHERE space = (SELECT space FROM chosen)) AS d
+        ON d.entity_type = e.entity_type AND d.id = e.id AND d.content_hash = e.content_hash
+    LEFT JOIN (SELECT * FROM failing WHERE space = (SELECT space FROM chosen)) AS f
+        ON f.entity_type = e.entity_type AND f.id = e.id
 )
-SELECT e.entity_type, count(*) AS entities,
-    count(*) FILTER (WHERE v.content_hash IS NOT NULL AND v.error IS NULL) AS embedded,
-    count(*) FILTER (WHERE e.content_hash <> unhex(sha256('')) AND v.content_hash IS NULL) AS due,
-    count(*) FILTER (WHERE v.error IS NOT NULL) AS failed
-FROM {schema}.entities AS e
-LEFT JOIN {schema}.embeddings AS v ON v.space = (SELECT space FROM chosen)
-    AND v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-GROUP BY e.entity_type ORDER BY e.entity_type
+SELECT entity_type, count(*) AS entities,
+    count(*) FILTER (WHERE done AND text AND NOT failed) AS embedded,
+    count(*) FILTER (WHERE filled AND NOT done) AS due,
+    count(*) FILTER (WHERE done AND failed) AS failed
+FROM states GROUP BY entity_type ORDER BY entity_type
 
 -- name: types
 -- One row per type: the number of entities, and when one of them was last changed.

@@ -71,7 +71,7 @@ SELECT holder FROM held
 -- Changes the keys of entities if the new keys are free, and records the batch, the former keys, and a job for those
 -- that are due in any space under their new key.
 -- $1 batch, $2 run, $3 job, $4 old types, $5 old ids, $6 new types, $7 new ids
-WITH given AS (
+WITH {done}, given AS (
     SELECT * FROM unnest($4::text[], $5::text[], $6::text[], $7::text[])
         WITH ORDINALITY AS t (old_type, old_id, new_type, new_id, position)
 ), renamed AS (
@@ -80,16 +80,18 @@ WITH given AS (
     WHERE e.entity_type = g.old_type AND e.id = g.old_id AND NOT EXISTS (
         SELECT FROM {schema}.entities AS other WHERE other.entity_type = g.new_type AND other.id = g.new_id
     )
-    RETURNING g.position, g.old_type, g.old_id, g.new_type, g.new_id, e.content, e.content_hash
+    RETURNING g.position, g.old_type, g.old_id, g.new_type, g.new_id, e.content, e.content_hash,
+        e.metadata_hash
 ), moved AS (
-    UPDATE {schema}.embeddings AS v SET entity_type = r.new_type, id = r.new_id
-    FROM renamed AS r WHERE v.entity_type = r.old_type AND v.id = r.old_id
+    UPDATE {schema}.passages AS p SET entity_type = r.new_type, id = r.new_id
+    FROM renamed AS r WHERE p.entity_type = r.old_type AND p.id = r.old_id
 ), due AS (
     SELECT new_type, new_id FROM renamed AS r
     WHERE r.content <> '' AND (NOT EXISTS (SELECT FROM {schema}.spaces) OR EXISTS (
         SELECT FROM {schema}.spaces AS s WHERE NOT EXISTS (
-            SELECT FROM {schema}.embeddings AS v WHERE v.space = s.space
-                AND v.entity_type = r.old_type AND v.id = r.old_id AND v.content_hash = r.content_hash
+            SELECT FROM done AS d WHERE d.space = s.space
+                AND d.entity_type = r.old_type AND d.id = r.old_id AND d.content_hash = r.content_hash
+                AND coalesce(d.metadata_hash = r.metadata_hash, true)
         )
     ))
 ), former AS (

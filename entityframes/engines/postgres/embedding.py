@@ -13,9 +13,12 @@ from entityframes.engines import predicates
 from entityframes.engines.embedding import (
     JOB_ROWS,
     MAX_RESCUES,
+    TEXTS,
+    Embedded,
     Job,
     JobEnd,
     LeaseLostError,
+    VectorsGoneError,
     Worker,
     from_wire,
     transition,
@@ -54,12 +57,12 @@ class PostgresEmbedding:
     def coverage(self) -> pl.DataFrame:
         return self._engine.read("coverage")
 
-    def add_space(self, space: str, model: str, dim: int) -> bool:
+    def add_space(self, space: str, model: str, dim: int, passages: str | None) -> bool:
         engine = self._engine
         storage = "pgvector" if self._has_pgvector() else "vector"
         with engine.session() as session, session.transaction(Interrupt()):
             session.query("space_lock", engine.namespace)
-            added = session.query("add_space", space, model, str(dim), storage)
+            added = session.query("add_space", space, model, str(dim), passages, storage)
             if added.is_empty():
                 return False
             if storage == "pgvector" and not session.query("has_vector_column").item():
@@ -109,6 +112,9 @@ class PostgresEmbedding:
                 queued = session.query("enqueue_keys", space, str(JOB_ROWS), *columns)
         return int(queued["entities"].sum())
 
+    def retitled(self, space: str) -> pl.DataFrame:
+        return self._engine.read("retitled", space)
+
     def retry_failed(self, space: str) -> int:
         engine = self._engine
         with engine.session() as session, session.transaction(Interrupt()):
@@ -134,9 +140,9 @@ class PostgresEmbedding:
             found = claimed.row(0, named=True)
             return Job(found["job_id"], space, found["fence"], found["attempts"], taken_over=found["taken_over"])
 
-    def members(self, job: Job) -> pl.DataFrame:
-        with self._engine.session() as session:
-            return session.query("members", job.job_id, job.space)
+    def members(self, job: Job, metadata: bool) -> pl.DataFrame:
+        column = "e.metadata::text" if metadata else "NULL::text"
+        return self._engine.read("members", job.job_id, job.space, placeholders={"metadata": column})
 
     def move(self, job: Job, end: JobEnd) -> bool:
         with self._engine.session() as session:
@@ -149,51 +155,87 @@ class PostgresEmbedding:
 
     # Vectors.
 
-    def write_vectors(
-        self, job: Job, rows: pl.DataFrame, vectors: Vectors, end: JobEnd, interrupt: Interrupt
-    ) -> pl.DataFrame:
-        """See `EmbeddingEngine.write_vectors`. New vectors are copied directly into the table, others are merged."""
+    def embedded(self, space: str, hashes: pl.Series) -> pl.DataFrame:
+        return self._engine.read("embedded", space, hashes)
+
+    def write_vectors(self, job: Job, embedded: Embedded, end: JobEnd, interrupt: Interrupt) -> pl.DataFrame:
+        """See `EmbeddingEngine.write_vectors`. New rows are copied directly into the tables, others are merged."""
         space = self._space(job.space)
         with self._engine.session(interrupt) as session:
             try:
-                return self._write_vectors(session, space, job, rows, vectors, end, interrupt)
+                return self._write_vectors(session, space, job, embedded, end, interrupt, merge=False)
             except RowError as error:
                 if error.sqlstate not in (UNIQUE_VIOLATION, NO_COPY):
                     raise
-                # Another worker has written the same entity from another job, or a row-level policy forbids COPY.
+                # Another worker has written the same text or entity, or a row-level policy forbids COPY.
                 session.rollback()
-                rows = rows.with_columns(stored=True)
-                return self._write_vectors(session, space, job, rows, vectors, end, interrupt)
+                return self._write_vectors(session, space, job, embedded, end, interrupt, merge=True)
 
     def _write_vectors(
         self,
         session: Session,
         space: dict[str, Any],
         job: Job,
-        rows: pl.DataFrame,
-        vectors: Vectors,
+        embedded: Embedded,
         end: JobEnd,
         interrupt: Interrupt,
+        *,
+        merge: bool,
     ) -> pl.DataFrame:
-        storage = space["storage"]
         with session.transaction(interrupt):
             if not self._move(session, job, end):
                 raise LeaseLostError
-            keys = [rows[name] for name in ("entity_type", "id", "content_hash")]
-            held = session.query("hold_current", *keys)["position"].sort()
-            current, vectors = rows[held], vectors[held.to_numpy()]
-            stored = current["stored"].to_numpy()
-            if not stored.all():
-                table = _table(current.filter(~stored), vectors[~stored], storage)
-                table = table.append_column("space", pa.repeat(job.space, table.num_rows))
-                session.copy(f"embeddings_{space['number']}", table)
-            if stored.any():
-                kind = "vector" if storage == "pgvector" else "bytea"
-                session.execute("create_vector_staging", placeholders={"type": kind})
-                table = _table(current.filter(stored), vectors[stored], "vector")
-                session.stage("entityframes_vectors", table)
-                session.execute("merge_vectors", job.space, placeholders={"storage": storage})
-            return current.select("entity_type", "id")
+            written = self._current(session, embedded.entities)
+            if embedded.texts.height:
+                self._insert_vectors(session, space, embedded, merge)
+            passages = embedded.passages_of(written)
+            reused = embedded.reused(passages)
+            if len(reused):
+                session.query("keep_vectors", self._engine.namespace)
+                if session.query("embedded", job.space, reused).height < len(reused):
+                    raise VectorsGoneError
+            older = written.filter(merge | pl.col("stored"))
+            if older.height:
+                session.execute("delete_entity_passages", job.space, older["entity_type"], older["id"])
+            if passages.height:
+                self._insert_passages(session, space, passages, merge)
+            return written.select("entity_type", "id")
+
+    def _current(self, session: Session, entities: pl.DataFrame) -> pl.DataFrame:
+        """Those of the entities that have not changed, and cannot change until the end of the transaction."""
+        if entities.is_empty():
+            return entities
+        keys = [entities[name] for name in ("entity_type", "id", "content_hash", "metadata_hash")]
+        return entities[session.query("hold_current", *keys)["position"].sort()]
+
+    def _insert_vectors(self, session: Session, space: dict[str, Any], embedded: Embedded, merge: bool) -> None:
+        storage = space["storage"]
+        texts, vectors = embedded.by_hash()
+        if merge:
+            kind = "vector" if storage == "pgvector" else "bytea"
+            session.execute("create_vector_staging", placeholders={"type": kind})
+            session.stage("entityframes_vectors", _table(texts, vectors, "vector"))
+            session.execute("merge_vectors", space["space"], placeholders={"storage": storage})
+        else:
+            table = _table(texts, vectors, storage)
+            table = table.append_column("space", pa.repeat(space["space"], table.num_rows))
+            session.copy(f"embeddings_{space['number']}", table)
+
+    def _insert_passages(self, session: Session, space: dict[str, Any], passages: pl.DataFrame, merge: bool) -> None:
+        names = {"start": "start_char", "end": "end_char"}
+        table = passages.rename(names).with_columns(space=pl.lit(space["space"])).to_arrow()
+        if merge:
+            session.execute("create_passage_staging")
+            session.stage("entityframes_passages", table)
+            session.execute("merge_passages")
+        else:
+            session.copy(f"passages_{space['number']}", table)
+
+    def vacuum(self) -> int:
+        engine = self._engine
+        with engine.session() as session, session.transaction(Interrupt()):
+            session.query("delay_writers", engine.namespace)
+            return int(session.query("vacuum").item())
 
     # Search.
 
@@ -201,41 +243,53 @@ class PostgresEmbedding:
         self, space: str, vector: Vectors, limit: int, entity_type: str | None, where: Predicate | None
     ) -> tuple[pl.DataFrame, bool]:
         stored = self._space(space)
-        if stored["storage"] != "pgvector":
-            return retry(lambda: self._nearest_here(space, vector, limit, entity_type, where))
-        name = "nearest" if where is None else "nearest_where"
+        texts = limit * TEXTS
         condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
-        given = (space, "[" + ",".join(map(repr, vector.tolist())) + "]", str(limit), entity_type)
-        placeholders = {"dim": stored["dim"], "order": "distance, entity_type, id", "condition": condition}
-        statements = self._engine.statements
-        breadth = statements.format("search_breadth", {"breadth": min(max(limit, 40), 1000)})
-        settings = (Interrupt(), statements["iterative_scan"], breadth)
+        if stored["storage"] != "pgvector":
+            found = retry(lambda: self._nearest_here(space, vector, limit, entity_type, condition))
+        else:
+            name = "nearest" if where is None and entity_type is None else "nearest_among"
+            given = (space, _text(vector), str(limit), entity_type, str(texts))
+            placeholders = {"dim": stored["dim"], "condition": condition}
+            statements = self._engine.statements
+            breadth = statements.format("search_breadth", {"breadth": min(max(texts, 40), 1000)})
+            settings = (Interrupt(), statements["iterative_scan"], breadth)
 
-        def query() -> pl.DataFrame:
-            with self._engine.session() as session, session.transaction(*settings):
-                return session.query(name, *given, placeholders=placeholders)
+            def query() -> pl.DataFrame:
+                with self._engine.session() as session, session.transaction(*settings):
+                    return session.query(name, *given, placeholders=placeholders)
 
-        found = retry(query)
-        return found.drop_nulls("id"), found.height == limit
+            found = retry(query)
+        return found.drop("considered").drop_nulls("id"), found["considered"][0] >= texts
 
     def _nearest_here(
-        self, space: str, vector: Vectors, limit: int, entity_type: str | None, where: Predicate | None
-    ) -> tuple[pl.DataFrame, bool]:
+        self, space: str, vector: Vectors, limit: int, entity_type: str | None, condition: str
+    ) -> pl.DataFrame:
         """Without pgvector: stream all vectors and keep the best ones."""
-        condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
-        best = pl.DataFrame(schema={"entity_type": pl.String, "id": pl.String, "content_hash": pl.Binary})
-        best = best.with_columns(score=pl.lit(None, pl.Float64))
+        best = pl.DataFrame(schema={"text_hash": pl.Binary, "score": pl.Float64})
+        texts = limit * TEXTS
         with self._engine.session() as session:
             for chunk in session.stream("vectors", space, entity_type, placeholders={"condition": condition}):
                 if chunk.is_empty():
                     continue
                 score = pl.Series("score", from_wire(chunk["vector"], len(vector)) @ vector, pl.Float64)
-                chunk = chunk.drop("vector").with_columns(score)
-                best = pl.concat([best, chunk]).sort("score", "entity_type", "id", descending=[True, False, False])
-                best = best.head(limit)
-            found = session.query("entities_of", best["entity_type"], best["id"], best["content_hash"])
-        score = best["score"].gather(found["position"])
-        return found.drop("position").insert_column(0, score), best.height == limit
+                best = pl.concat([best, chunk.drop("vector").with_columns(score)]).sort("score", descending=True)
+                if best.height > texts:
+                    # Those that are as near as the last one are kept: their entities may come first.
+                    best = best.filter(pl.col("score") >= best["score"][texts - 1])
+            given = (space, best["text_hash"], str(limit), entity_type, best["score"])
+            return session.query("nearest_of", *given, placeholders={"condition": condition})
+
+    def passages_near(self, space: str, vector: Vectors, keys: pl.DataFrame) -> pl.DataFrame:
+        stored, given = self._space(space), (keys["entity_type"], keys["id"], keys["content_hash"])
+        if stored["storage"] == "pgvector":
+            placeholders = {"dim": stored["dim"]}
+            with self._engine.session() as session:
+                return session.query("passages_near", space, _text(vector), *given, placeholders=placeholders)
+        found = self._engine.read("passage_vectors", space, *given)
+        score = pl.Series("score", from_wire(found["vector"], len(vector)) @ vector, pl.Float64)
+        scored = found.drop("vector").insert_column(1, score)
+        return scored.sort("position", "score", descending=[False, True], maintain_order=True)
 
     def _has_pgvector(self) -> bool:
         """Whether pgvector can be used; the extension is created if this user has the right to."""
@@ -263,10 +317,15 @@ class PostgresEmbedding:
         raise SpaceError(f"the space {space!r} was dropped")
 
 
-def _table(rows: pl.DataFrame, vectors: Vectors, name: str) -> pa.Table:
-    """Rows with their vectors in the wire format, null for rows with an error."""
+def _text(vector: Vectors) -> str:
+    """A vector as pgvector reads it."""
+    return "[" + ",".join(map(repr, vector.tolist())) + "]"
+
+
+def _table(texts: pl.DataFrame, vectors: Vectors, name: str) -> pa.Table:
+    """Texts with their vectors in the wire format, null for texts with an error."""
     column = wire(vectors)
-    failed = rows["error"].is_not_null()
+    failed = texts["error"].is_not_null()
     if failed.any():
         column = pc.if_else(failed.to_arrow(), None, column)
-    return rows.drop("stored").to_arrow().append_column(name, column)
+    return texts.select("text_hash", "error").to_arrow().append_column(name, column)

@@ -3,21 +3,26 @@
 
 -- name: spaces
 -- The spaces; the active one is the one that was activated last.
-SELECT space, model, dim, storage, number,
+SELECT space, model, dim, passages, storage, number,
     activated_at IS NOT NULL AND activated_at = max(activated_at) OVER () AS active, created_at
 FROM {schema}.spaces ORDER BY number
 
 -- name: coverage
 -- The number of embedded, due and failed entities of each space.
-SELECT s.space,
-    count(*) FILTER (WHERE v.content_hash IS NOT NULL AND v.error IS NULL) AS embedded,
-    count(*) FILTER (WHERE e.content <> '' AND v.content_hash IS NULL) AS due,
-    count(*) FILTER (WHERE v.error IS NOT NULL) AS failed
-FROM {schema}.spaces AS s
-LEFT JOIN {schema}.entities AS e ON true
-LEFT JOIN {schema}.embeddings AS v ON v.space = s.space
-    AND v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-GROUP BY s.space
+WITH {done}, {failing}, states AS (
+    SELECT s.space, e.content <> '' AS filled, coalesce(d.text, false) AS text,
+        d.id IS NOT NULL AND coalesce(d.metadata_hash = e.metadata_hash, true) AS done, f.id IS NOT NULL AS failed
+    FROM {schema}.spaces AS s
+    LEFT JOIN {schema}.entities AS e ON true
+    LEFT JOIN done AS d ON d.space = s.space
+        AND d.entity_type = e.entity_type AND d.id = e.id AND d.content_hash = e.content_hash
+    LEFT JOIN failing AS f ON f.space = s.space AND f.entity_type = e.entity_type AND f.id = e.id
+)
+SELECT space,
+    count(*) FILTER (WHERE done AND text AND NOT failed) AS embedded,
+    count(*) FILTER (WHERE filled AND NOT done) AS due,
+    count(*) FILTER (WHERE done AND failed) AS failed
+FROM states GROUP BY space
 
 -- name: space_lock
 -- A lock until the end of the transaction, so that concurrent workers create a space only once. $1 namespace
@@ -44,14 +49,15 @@ SELECT EXISTS (SELECT FROM pg_attribute
 ALTER TABLE {schema}.embeddings ADD COLUMN pgvector vector
 
 -- name: add_space
--- A new space, active if it is the first. $1 space, $2 model, $3 dim, $4 storage
-INSERT INTO {schema}.spaces (space, model, dim, storage, activated_at, created_at)
-SELECT $1, $2, $3::int4, $4, CASE WHEN NOT EXISTS (SELECT FROM {schema}.spaces) THEN now() END, now()
+-- A new space, active if it is the first. $1 space, $2 model, $3 dim, $4 passages or null, $5 storage
+INSERT INTO {schema}.spaces (space, model, dim, passages, storage, activated_at, created_at)
+SELECT $1, $2, $3::int4, $4, $5, CASE WHEN NOT EXISTS (SELECT FROM {schema}.spaces) THEN now() END, now()
 ON CONFLICT (space) DO NOTHING RETURNING number
 
 -- name: add_partition
--- Adds the partition of a space: searches read only its vectors, and dropping it is fast.
-CREATE TABLE {schema}.embeddings_{number} PARTITION OF {schema}.embeddings FOR VALUES IN ('{space}')
+-- Adds the partitions of a space: searches read only its vectors, and dropping it is fast.
+CREATE TABLE {schema}.embeddings_{number} PARTITION OF {schema}.embeddings FOR VALUES IN ('{space}');
+CREATE TABLE {schema}.passages_{number} PARTITION OF {schema}.passages FOR VALUES IN ('{space}')
 
 -- name: store_inline
 -- Stores vectors that fit into a page inline, so that an exact search reads them without a TOAST lookup.
@@ -73,8 +79,9 @@ WITH jobs AS (DELETE FROM {schema}.embedding_jobs WHERE space = $1)
 DELETE FROM {schema}.spaces WHERE space = $1
 
 -- name: drop_partition
--- Drops the vectors of a space.
-DROP TABLE IF EXISTS {schema}.embeddings_{number}
+-- Drops the vectors and the passages of a space.
+DROP TABLE IF EXISTS {schema}.embeddings_{number};
+DROP TABLE IF EXISTS {schema}.passages_{number}
 
 -- name: build_memory
 -- Builds the index in memory, which is many times faster than on disk.
@@ -87,7 +94,8 @@ USING hnsw ((pgvector::vector({dim})) vector_ip_ops)
 
 -- name: analyze_vectors
 -- Without statistics the planner does not use the index; autovacuum would collect them minutes later.
-ANALYZE {schema}.embeddings_{number}
+ANALYZE {schema}.embeddings_{number};
+ANALYZE {schema}.passages_{number}
 
 -- name: has_others
 -- Whether there are other spaces, so that the jobs queued by upserts do not cover a new space. $1 space
@@ -95,22 +103,29 @@ SELECT EXISTS (SELECT FROM {schema}.spaces WHERE space <> $1)
 
 -- name: forget_errors
 -- Makes failed entities due again. $1 space, $2 entity_type or null
-DELETE FROM {schema}.embeddings
-WHERE space = $1 AND error IS NOT NULL AND ($2::text IS NULL OR entity_type = $2)
+DELETE FROM {schema}.embeddings AS v
+WHERE v.space = $1 AND v.error IS NOT NULL AND ($2::text IS NULL OR EXISTS (
+    SELECT FROM {schema}.passages AS p WHERE p.space = $1 AND p.text_hash = v.text_hash AND p.entity_type = $2
+))
 
 -- name: forget_errors_of
 -- Likewise for the given keys. $1 space, $2 entity_types, $3 ids
-DELETE FROM {schema}.embeddings AS v USING unnest($2::text[], $3::text[]) AS t (entity_type, id)
-WHERE v.space = $1 AND v.error IS NOT NULL AND v.entity_type = t.entity_type AND v.id = t.id
+DELETE FROM {schema}.embeddings AS v WHERE v.space = $1 AND v.error IS NOT NULL AND v.text_hash IN (
+    SELECT p.text_hash
+    FROM unnest($2::text[], $3::text[]) AS t (entity_type, id)
+    JOIN {schema}.passages AS p ON p.space = $1 AND p.entity_type = t.entity_type AND p.id = t.id
+)
 
 -- name: enqueue
 -- Creates jobs for everything that is due. $1 space or null, $2 rows in a job, $3 entity_type or null
-WITH due AS (
+WITH {done}, due AS (
     SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) / $2::int8 AS piece
     FROM {schema}.entities AS e
     WHERE e.content <> '' AND ($3::text IS NULL OR e.entity_type = $3) AND NOT EXISTS (
-        SELECT FROM {schema}.embeddings AS v
-        WHERE v.space = $1 AND v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash)
+        SELECT FROM done AS d
+        WHERE d.space = $1 AND d.entity_type = e.entity_type AND d.id = e.id AND d.content_hash = e.content_hash
+            AND coalesce(d.metadata_hash = e.metadata_hash, true)
+    )
 )
 INSERT INTO {schema}.embedding_jobs (job_id, space, entity_types, ids, created_at, updated_at)
 SELECT gen_random_uuid(), $1, array_agg(entity_type), array_agg(id), now(), now()
@@ -118,15 +133,17 @@ FROM due GROUP BY piece RETURNING cardinality(ids) AS entities
 
 -- name: enqueue_keys
 -- Creates jobs for the given keys that are due. $1 space or null, $2 rows in a job, $3 entity_types, $4 ids
-WITH due AS (
+WITH {done}, due AS (
     SELECT e.entity_type, e.id, (row_number() OVER (ORDER BY e.entity_type, e.id) - 1) / $2::int8 AS piece
     FROM (SELECT DISTINCT * FROM unnest($3::text[], $4::text[]) AS t (entity_type, id)) AS t
     CROSS JOIN LATERAL (
         SELECT * FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
     ) AS e
     WHERE e.content <> '' AND NOT EXISTS (
-        SELECT FROM {schema}.embeddings AS v
-        WHERE v.space = $1 AND v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash)
+        SELECT FROM done AS d
+        WHERE d.space = $1 AND d.entity_type = e.entity_type AND d.id = e.id AND d.content_hash = e.content_hash
+            AND coalesce(d.metadata_hash = e.metadata_hash, true)
+    )
 )
 INSERT INTO {schema}.embedding_jobs (job_id, space, entity_types, ids, created_at, updated_at)
 SELECT gen_random_uuid(), $1, array_agg(entity_type), array_agg(id), now(), now()
@@ -135,13 +152,23 @@ FROM due GROUP BY piece RETURNING cardinality(ids) AS entities
 -- name: enqueue_failed
 -- Creates jobs for failed entities, which makes them due again. $1 space, $2 rows in a job
 WITH gone AS (
-    DELETE FROM {schema}.embeddings WHERE space = $1 AND error IS NOT NULL RETURNING entity_type, id
+    DELETE FROM {schema}.embeddings WHERE space = $1 AND error IS NOT NULL RETURNING text_hash
+), failed AS (
+    SELECT DISTINCT p.entity_type, p.id
+    FROM gone AS g JOIN {schema}.passages AS p ON p.space = $1 AND p.text_hash = g.text_hash
 ), due AS (
-    SELECT entity_type, id, (row_number() OVER (ORDER BY entity_type, id) - 1) / $2::int8 AS piece FROM gone
+    SELECT entity_type, id, (row_number() OVER (ORDER BY entity_type, id) - 1) / $2::int8 AS piece FROM failed
 )
 INSERT INTO {schema}.embedding_jobs (job_id, space, entity_types, ids, created_at, updated_at)
 SELECT gen_random_uuid(), $1, array_agg(entity_type), array_agg(id), now(), now()
 FROM due GROUP BY piece RETURNING cardinality(ids) AS entities
+
+-- name: retitled
+-- The entities that were cut with a title, and whose metadata have changed since. $1 space
+SELECT p.entity_type, p.id
+FROM {schema}.passages AS p
+JOIN {schema}.entities AS e ON e.entity_type = p.entity_type AND e.id = p.id AND e.content_hash = p.content_hash
+WHERE p.space = $1 AND p.position = 0 AND p.metadata_hash <> e.metadata_hash
 
 -- name: requeue_jobs
 -- Requeues failed jobs. $1 space, $2 current state, $3 new state
@@ -186,9 +213,11 @@ FROM next AS n WHERE j.job_id = n.job_id
 RETURNING j.job_id::text, j.fence, j.attempts, n.state = 'running' AS taken_over
 
 -- name: members
--- The entities of a job that are still due, with their content, and whether an older vector is stored. Sorts keys only,
--- not content. $1 job, $2 space
-SELECT e.entity_type, e.id, e.content, e.content_hash, v.content_hash IS NOT NULL AS stored
+-- The entities of a job that are still due, with their content, and whether they have passages, maybe of older content.
+-- The metadata only where it is used. Sorts keys only, not content. $1 job, $2 space
+WITH {done}
+SELECT e.entity_type, e.id, e.content, e.content_hash, {metadata} AS metadata, e.metadata_hash,
+    p.position IS NOT NULL AS stored
 FROM (
     SELECT DISTINCT entity_type COLLATE "C" AS entity_type, id COLLATE "C" AS id FROM unnest(
         (SELECT entity_types FROM {schema}.embedding_jobs WHERE job_id = $1::uuid),
@@ -199,10 +228,15 @@ CROSS JOIN LATERAL (
     SELECT * FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id OFFSET 0
 ) AS e
 LEFT JOIN LATERAL (
-    SELECT content_hash FROM {schema}.embeddings
+    SELECT position FROM {schema}.passages
+    WHERE entity_type = t.entity_type AND id = t.id AND space = $2 AND position = 0 OFFSET 0
+) AS p ON true
+LEFT JOIN LATERAL (
+    SELECT content_hash, metadata_hash FROM done
     WHERE entity_type = t.entity_type AND id = t.id AND space = $2 OFFSET 0
-) AS v ON true
-WHERE e.content <> '' AND v.content_hash IS DISTINCT FROM e.content_hash
+) AS d ON true
+WHERE e.content <> ''
+    AND (d.content_hash IS DISTINCT FROM e.content_hash OR d.metadata_hash <> e.metadata_hash)
 ORDER BY t.entity_type, t.id
 
 -- name: move
@@ -214,28 +248,73 @@ SET state = $4, attempts = $5::int4, error = $6, updated_at = now(),
 WHERE job_id = $1::uuid AND fence = $2::int4 AND state = $3 RETURNING job_id::text
 
 -- name: hold_current
--- The given rows whose content has not changed since it was embedded. The lock on the entity delays concurrent updates
--- and deletions until the commit. $1 entity_types, $2 ids, $3 content hashes
+-- The given rows whose entity has not changed since it was read, and whether it has passages. The lock on the entity
+-- delays concurrent updates and deletions until the commit.
+-- $1 entity_types, $2 ids, $3 content hashes, $4 metadata hashes, null where they do not matter
 SELECT t.position::int4 - 1 AS position
-FROM unnest($1::text[], $2::text[], $3::bytea[]) WITH ORDINALITY AS t (entity_type, id, content_hash, position)
+FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bytea[])
+    WITH ORDINALITY AS t (entity_type, id, content_hash, metadata_hash, position)
 CROSS JOIN LATERAL (
     SELECT FROM {schema}.entities AS e
-    WHERE e.entity_type = t.entity_type AND e.id = t.id AND e.content_hash = t.content_hash OFFSET 0 FOR SHARE
+    WHERE e.entity_type = t.entity_type AND e.id = t.id AND e.content_hash = t.content_hash
+        AND coalesce(e.metadata_hash = t.metadata_hash, true) OFFSET 0 FOR SHARE
 ) AS e
+
+-- name: embedded
+-- Those of the given texts that have a vector or an error. $1 space, $2 hashes of texts
+SELECT text_hash, error FROM {schema}.embeddings WHERE space = $1 AND text_hash = ANY ($2::bytea[])
+
+-- name: keep_vectors
+-- A lock until the end of the transaction, which delays the deletion of unused vectors. $1 namespace
+SELECT pg_advisory_xact_lock_shared(hashtextextended($1, 7043))
+
+-- name: delay_writers
+-- A lock until the end of the transaction, which waits for transactions that are about to use vectors. $1 namespace
+SELECT pg_advisory_xact_lock(hashtextextended($1, 7043))
+
+-- name: vacuum
+-- Deletes vectors that no passage uses.
+WITH gone AS (
+    DELETE FROM {schema}.embeddings AS v
+    WHERE NOT EXISTS (SELECT FROM {schema}.passages AS p WHERE p.space = v.space AND p.text_hash = v.text_hash)
+    RETURNING space
+)
+SELECT count(*) FROM gone
 
 -- name: create_vector_staging
 -- The staging table for vectors; dropped at the end of the transaction.
-CREATE TEMPORARY TABLE pg_temp.entityframes_vectors (
-    entity_type text, id text, content_hash bytea, error text, vector {type}
-) ON COMMIT DROP
+CREATE TEMPORARY TABLE pg_temp.entityframes_vectors (text_hash bytea, error text, vector {type}) ON COMMIT DROP
 
 -- name: merge_vectors
--- Writes staged vectors, which replace older ones. $1 space
-INSERT INTO {schema}.embeddings AS v (space, entity_type, id, content_hash, error, {storage})
-SELECT $1, entity_type, id, content_hash, error, vector FROM pg_temp.entityframes_vectors
-ON CONFLICT (entity_type, id, space) DO UPDATE SET
-    content_hash = EXCLUDED.content_hash, error = EXCLUDED.error, embedded_at = EXCLUDED.embedded_at,
-    {storage} = EXCLUDED.{storage}
+-- Writes staged vectors, except of texts that have one. $1 space
+INSERT INTO {schema}.embeddings AS v (space, text_hash, error, {storage})
+SELECT $1, text_hash, error, vector FROM pg_temp.entityframes_vectors
+ON CONFLICT (text_hash, space) DO UPDATE SET
+    error = EXCLUDED.error, embedded_at = EXCLUDED.embedded_at, {storage} = EXCLUDED.{storage}
+WHERE v.error IS NOT NULL AND EXCLUDED.error IS NULL
+
+-- name: delete_entity_passages
+-- Deletes the passages of the given entities. $1 space, $2 entity_types, $3 ids
+DELETE FROM {schema}.passages AS p USING unnest($2::text[], $3::text[]) AS t (entity_type, id)
+WHERE p.space = $1 AND p.entity_type = t.entity_type AND p.id = t.id
+
+-- name: create_passage_staging
+-- The staging table for passages; dropped at the end of the transaction.
+CREATE TEMPORARY TABLE pg_temp.entityframes_passages (
+    space text, entity_type text, id text, content_hash bytea, metadata_hash bytea, position int4, start_char int8,
+    end_char int8, heading text, text_hash bytea
+) ON COMMIT DROP
+
+-- name: merge_passages
+-- Writes staged passages in key order.
+INSERT INTO {schema}.passages (
+    space, entity_type, id, content_hash, metadata_hash, position, start_char, end_char, heading, text_hash
+)
+SELECT space, entity_type, id, content_hash, metadata_hash, position, start_char, end_char, heading, text_hash
+FROM pg_temp.entityframes_passages ORDER BY entity_type COLLATE "C", id COLLATE "C", position
+ON CONFLICT (entity_type, id, space, position) DO UPDATE SET
+    content_hash = EXCLUDED.content_hash, metadata_hash = EXCLUDED.metadata_hash, start_char = EXCLUDED.start_char,
+    end_char = EXCLUDED.end_char, heading = EXCLUDED.heading, text_hash = EXCLUDED.text_hash
 
 -- name: iterative_scan
 -- Makes an approximate search continue until enough rows pass the filter.
@@ -245,43 +324,91 @@ SET LOCAL hnsw.iterative_scan = strict_order
 -- Sets the number of candidates of an approximate search.
 SET LOCAL hnsw.ef_search = {breadth}
 
--- name: nearest
--- The nearest vectors of a space with their entities, which are null if the content has changed since.
--- $1 space, $2 vector, $3 limit, $4 entity_type or null
-SELECT -v.distance AS score, e.entity_type, e.id, e.content, e.metadata::text AS metadata,
-    encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at
-FROM (
-    SELECT entity_type, id, content_hash, pgvector::vector({dim}) <#> $2::vector AS distance
-    FROM {schema}.embeddings
-    WHERE space = $1 AND error IS NULL AND ($4::text IS NULL OR entity_type = $4)
-    ORDER BY {order} LIMIT $3::int8
-) AS v
-LEFT JOIN {schema}.entities AS e
-    ON e.entity_type = v.entity_type AND e.id = v.id AND e.content_hash = v.content_hash
-ORDER BY v.distance, v.entity_type, v.id
+-- part: hits
+-- The best passage of each entity, out of the passages of the texts in near, if its content has not changed since.
+-- $1 space, $3 limit, $4 entity_type or null
+hits AS (
+    SELECT DISTINCT ON (p.entity_type, p.id) p.entity_type, p.id, n.score, p.start_char, p.end_char, p.heading
+    FROM near AS n
+    JOIN {schema}.passages AS p ON p.space = $1 AND p.text_hash = n.text_hash
+    JOIN (SELECT entity_type, id, content_hash FROM {schema}.entities WHERE {condition}) AS e
+        ON e.entity_type = p.entity_type AND e.id = p.id AND e.content_hash = p.content_hash
+    WHERE $4::text IS NULL OR p.entity_type = $4
+    ORDER BY p.entity_type, p.id, n.score DESC, p.position
+), best AS (SELECT * FROM hits ORDER BY score DESC, entity_type, id LIMIT $3::int8)
 
--- name: nearest_where
--- Likewise for entities that satisfy a predicate. $1 space, $2 vector, $3 limit, $4 entity_type or null
-SELECT -(v.pgvector::vector({dim}) <#> $2::vector) AS score, e.entity_type, e.id, e.content,
-    e.metadata::text AS metadata, encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at
-FROM {schema}.embeddings AS v
-JOIN (SELECT * FROM {schema}.entities WHERE {condition}) AS e
-    ON e.entity_type = v.entity_type AND e.id = v.id AND e.content_hash = v.content_hash
-WHERE v.space = $1 AND v.error IS NULL AND ($4::text IS NULL OR v.entity_type = $4)
-ORDER BY v.pgvector::vector({dim}) <#> $2::vector, v.entity_type, v.id LIMIT $3::int8
+-- part: ranked
+-- One row per hit, with the number of texts in near; one row without an entity if there are none.
+SELECT c.considered, b.score, b.entity_type, b.id, e.content, e.metadata::text AS metadata,
+    encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at,
+    b.start_char AS start, b.end_char AS "end", b.heading
+FROM (SELECT count(*) AS considered FROM near) AS c
+LEFT JOIN (best AS b JOIN {schema}.entities AS e ON e.entity_type = b.entity_type AND e.id = b.id) ON true
+ORDER BY b.score DESC, b.entity_type, b.id
+
+-- name: nearest
+-- The entities with the nearest passages. $1 space, $2 vector, $3 limit, $4 entity_type or null, $5 number of texts
+WITH near AS MATERIALIZED (
+    SELECT text_hash, -distance AS score FROM (
+        SELECT text_hash, pgvector::vector({dim}) <#> $2::vector AS distance
+        FROM {schema}.embeddings WHERE space = $1 AND error IS NULL
+        ORDER BY distance FETCH FIRST ($5::int8) ROWS WITH TIES
+    ) AS v
+), {hits}
+{ranked}
+
+-- name: nearest_among
+-- Likewise for entities of a type, or that satisfy a predicate; only their vectors are compared.
+WITH near AS MATERIALIZED (
+    SELECT text_hash, -distance AS score FROM (
+        SELECT v.text_hash, v.pgvector::vector({dim}) <#> $2::vector AS distance
+        FROM {schema}.embeddings AS v
+        WHERE v.space = $1 AND v.error IS NULL AND EXISTS (
+            SELECT FROM {schema}.passages AS p
+            JOIN (SELECT entity_type, id, content_hash FROM {schema}.entities WHERE {condition}) AS e
+                ON e.entity_type = p.entity_type AND e.id = p.id AND e.content_hash = p.content_hash
+            WHERE p.space = $1 AND p.text_hash = v.text_hash AND ($4::text IS NULL OR p.entity_type = $4)
+        )
+        ORDER BY distance FETCH FIRST ($5::int8) ROWS WITH TIES
+    ) AS v
+), {hits}
+{ranked}
 
 -- name: vectors
 -- The vectors of a space as bytes, without pgvector. $1 space, $2 entity_type or null
-SELECT v.entity_type, v.id, v.content_hash, v.vector
+SELECT v.text_hash, v.vector
 FROM {schema}.embeddings AS v
-JOIN (SELECT * FROM {schema}.entities WHERE {condition}) AS e
-    ON e.entity_type = v.entity_type AND e.id = v.id AND e.content_hash = v.content_hash
-WHERE v.space = $1 AND v.error IS NULL AND ($2::text IS NULL OR v.entity_type = $2)
+WHERE v.space = $1 AND v.error IS NULL AND EXISTS (
+    SELECT FROM {schema}.passages AS p
+    JOIN (SELECT entity_type, id, content_hash FROM {schema}.entities WHERE {condition}) AS e
+        ON e.entity_type = p.entity_type AND e.id = p.id AND e.content_hash = p.content_hash
+    WHERE p.space = $1 AND p.text_hash = v.text_hash AND ($2::text IS NULL OR p.entity_type = $2)
+)
 
--- name: entities_of
--- The entities of the given keys with the positions of the keys. $1 entity_types, $2 ids, $3 content hashes
-SELECT t.position::int4 - 1 AS position, e.entity_type, e.id, e.content, e.metadata::text AS metadata,
-    encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at
-FROM unnest($1::text[], $2::text[], $3::bytea[]) WITH ORDINALITY AS t (entity_type, id, content_hash, position)
-JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id AND e.content_hash = t.content_hash
-ORDER BY position
+-- name: nearest_of
+-- The entities with the best passages out of those with the given texts.
+-- $1 space, $2 hashes of texts, $3 limit, $4 entity_type or null, $5 their scores
+WITH near AS MATERIALIZED (
+    SELECT text_hash, score FROM unnest($2::bytea[], $5::float8[]) AS t (text_hash, score)
+), {hits}
+{ranked}
+
+-- name: passages_near
+-- The passages of the given entities, if their content has not changed, with their scores.
+-- $1 space, $2 vector, $3 entity_types, $4 ids, $5 content hashes (hex)
+SELECT t.position::int4 - 1 AS position, -(v.pgvector::vector({dim}) <#> $2::vector) AS score,
+    p.start_char AS start, p.end_char AS "end", p.heading
+FROM unnest($3::text[], $4::text[], $5::text[]) WITH ORDINALITY AS t (entity_type, id, content_hash, position)
+JOIN {schema}.passages AS p ON p.space = $1 AND p.entity_type = t.entity_type AND p.id = t.id
+    AND p.content_hash = decode(t.content_hash, 'hex')
+JOIN {schema}.embeddings AS v ON v.space = $1 AND v.text_hash = p.text_hash AND v.error IS NULL
+ORDER BY t.position, score DESC, p.position
+
+-- name: passage_vectors
+-- Likewise with the vectors as bytes, without pgvector. $1 space, $2 entity_types, $3 ids, $4 content hashes (hex)
+SELECT t.position::int4 - 1 AS position, v.vector, p.start_char AS start, p.end_char AS "end", p.heading
+FROM unnest($2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS t (entity_type, id, content_hash, position)
+JOIN {schema}.passages AS p ON p.space = $1 AND p.entity_type = t.entity_type AND p.id = t.id
+    AND p.content_hash = decode(t.content_hash, 'hex')
+JOIN {schema}.embeddings AS v ON v.space = $1 AND v.text_hash = p.text_hash AND v.error IS NULL
+ORDER BY t.position, p.position

@@ -194,7 +194,7 @@ class PostgresEngine:
             ):
                 deleted = session.query(name, batch.batch_id, batch.run_id, *keys)
                 gone = keys[deleted["position"]]
-                session.execute("delete_vectors", gone["entity_type"], gone["id"])
+                session.execute("delete_passages", gone["entity_type"], gone["id"])
                 numbered = keys.with_columns(position=pl.int_range(keys.height, dtype=pl.UInt32))
                 kept = self._kept(session, numbered.join(deleted, on="position", how="anti", maintain_order="left"))
         except ConnectionLostError as error:

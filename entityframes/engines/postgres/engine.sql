@@ -556,11 +556,11 @@ WITH given AS (
 )
 SELECT position::int4 - 1 AS position FROM gone
 
--- name: delete_vectors
--- Deletes the vectors of the keys. A separate statement, so that it sees vectors that a worker committed while the
--- deletion waited for its locks. $1 entity_types, $2 ids
-DELETE FROM {schema}.embeddings AS v USING unnest($1::text[], $2::text[]) AS g (entity_type, id)
-WHERE v.entity_type = g.entity_type AND v.id = g.id
+-- name: delete_passages
+-- Deletes the passages of the keys; their vectors stay, for texts that are stored again. A separate statement, so that it
+-- sees passages that a worker committed while the deletion waited for its locks. $1 entity_types, $2 ids
+DELETE FROM {schema}.passages AS p USING unnest($1::text[], $2::text[]) AS g (entity_type, id)
+WHERE p.entity_type = g.entity_type AND p.id = g.id
 
 -- name: fields
 -- The recorded metadata fields of the given types, in order of first occurrence. $1 entity_types
@@ -592,15 +592,20 @@ WITH chosen AS (
     SELECT coalesce($1::text, (
         SELECT space FROM {schema}.spaces WHERE activated_at IS NOT NULL ORDER BY activated_at DESC LIMIT 1
     )) AS space
+), {done}, {failing}, states AS (
+    SELECT e.entity_type, e.content <> '' AS filled, coalesce(d.text, false) AS text,
+        d.id IS NOT NULL AND coalesce(d.metadata_hash = e.metadata_hash, true) AS done, f.id IS NOT NULL AS failed
+    FROM {schema}.entities AS e
+    LEFT JOIN done AS d ON d.space = (SELECT space FROM chosen)
+        AND d.entity_type = e.entity_type AND d.id = e.id AND d.content_hash = e.content_hash
+    LEFT JOIN failing AS f ON f.space = (SELECT space FROM chosen)
+        AND f.entity_type = e.entity_type AND f.id = e.id
 )
-SELECT e.entity_type, count(*) AS entities,
-    count(*) FILTER (WHERE v.content_hash IS NOT NULL AND v.error IS NULL) AS embedded,
-    count(*) FILTER (WHERE e.content <> '' AND v.content_hash IS NULL) AS due,
-    count(*) FILTER (WHERE v.error IS NOT NULL) AS failed
-FROM {schema}.entities AS e
-LEFT JOIN {schema}.embeddings AS v ON v.space = (SELECT space FROM chosen)
-    AND v.entity_type = e.entity_type AND v.id = e.id AND v.content_hash = e.content_hash
-GROUP BY e.entity_type ORDER BY e.entity_type
+SELECT entity_type, count(*) AS entities,
+    count(*) FILTER (WHERE done AND text AND NOT failed) AS embedded,
+    count(*) FILTER (WHERE filled AND NOT done) AS due,
+    count(*) FILTER (WHERE done AND failed) AS failed
+FROM states GROUP BY entity_type ORDER BY entity_type
 
 -- name: types
 -- One row per type: the number of entities, and when one of them was last changed.
