@@ -48,7 +48,8 @@ DELETE_STATUSES = ("deleted", "missing", "duplicate", "failed", "cancelled", "un
 
 #: The statuses of an entity that was due when its job ran:
 #: embedded: the vector of its content is stored;
-#: skipped: before the vector was written, the entity was changed or deleted, or another worker took over its job;
+#: skipped: before the vector was written, the entity was changed or deleted, or another worker took over its job; or
+#: the content is white space only;
 #: failed: the embedder rejected its text, or all attempts to call the embedder failed;
 #: cancelled: the run was stopped; the entity stays due.
 EMBED_STATUSES = ("embedded", "skipped", "failed", "cancelled", "unknown")
@@ -511,7 +512,8 @@ class EmbedResult(RunResult):
     """The outcome of every entity that was due in a job.
 
     The attributes are those of `UpsertResult`, with the statuses embedded, skipped (it was changed or deleted, or
-    another worker took over its job, before the vector was written), failed, cancelled (it stays due) and unknown.
+    another worker took over its job, before the vector was written; or it is white space only), failed, cancelled (it
+    stays due) and unknown.
     ``row`` numbers the entities in the order in which they were processed, and ``batches`` is the number of
     transactions that wrote vectors.
 

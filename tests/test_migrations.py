@@ -300,6 +300,60 @@ def test_stores_of_earlier_shapes_are_migrated(name: str, engine: str, place, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
+def test_vectors_of_entities_become_those_of_texts(engine: str, place) -> None:
+    """Nothing is embedded again: equal texts share a vector, failures and indexes stay, older contents stay due."""
+    url = place(engine)
+    make("format 5", engine, url)
+    digest = "unhex(sha256({}))" if engine == "duckdb" else "sha256({}::bytea)"
+    key_hash = (", key_hash", ", hash('note', '{}')") if engine == "duckdb" else ("", "")
+    one = "'00000000-0000-0000-0000-000000000001'"
+    vector = "vector_16" if engine == "duckdb" else "vector"
+    texts = {"equal": "text of a", "failed": "bad text", "changed": "new text", "gone": None}
+    embedded = {"equal": "text of a", "failed": "bad text", "changed": "old text", "gone": "text of b"}
+    for id, text in texts.items():
+        if text is not None:
+            _run(
+                url,
+                "INSERT INTO entityframes.entities (entity_type, id, content, metadata, content_hash, metadata_hash, "
+                f"batch_id, created_at, updated_at{key_hash[0]}) SELECT entity_type, '{id}', '{text}', metadata, "
+                f"{digest.format(repr(text))}, metadata_hash, batch_id, now(), now(){key_hash[1].format(id)} "
+                "FROM entityframes.entities WHERE id = 'a'",
+            )
+        error, value = ("'it fails'", "NULL") if id == "failed" else ("NULL", vector)
+        _run(
+            url,
+            f"INSERT INTO entityframes.embeddings (space, entity_type, id, content_hash, error, embedded_at, {vector}) "
+            f"SELECT space, entity_type, '{id}', {digest.format(repr(embedded[id]))}, {error}, now(), {value} "
+            "FROM entityframes.embeddings WHERE id = 'a'",
+        )
+    _run(url, f"UPDATE entityframes.batches SET created = 5, due = 0 WHERE batch_id = {one}")
+    if engine == "postgresql":
+        _run(
+            url,
+            "CREATE EXTENSION IF NOT EXISTS vector",
+            "ALTER TABLE entityframes.embeddings ADD COLUMN pgvector vector",
+            "UPDATE entityframes.embeddings SET pgvector = ARRAY(SELECT 1 FROM generate_series(1, 16))::real[]::vector "
+            "WHERE error IS NULL",
+            "UPDATE entityframes.spaces SET storage = 'pgvector'",
+            "CREATE INDEX nearest_1 ON entityframes.embeddings_1 USING hnsw ((pgvector::vector(16)) vector_ip_ops)",
+        )
+    with ef.connect(url) as store:
+        assert store.verify().is_empty()
+        # b has no vector yet.
+        assert store.stats().select("entities", "embedded", "due", "failed").row(0) == (5, 2, 2, 1)
+        assert store.search([1.0] * 16, k=5)["id"].to_list() == ["a", "equal"]
+        assert store.enqueue("note") == 3
+        assert store.embed(ef.HashingEmbedder(16), progress=False).counts["embedded"] == 3
+        assert store.stats().select("embedded", "due", "failed").row(0) == (5, 0, 0)
+        # The one of the older text; that of a text that was deleted serves another entity.
+        assert store.vacuum() == 1
+        assert store.verify().is_empty()
+    if engine == "postgresql":
+        assert execute(url, "SELECT count(*) FROM pg_indexes WHERE indexname = 'nearest_1'") == [(1,)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["the first", "the first, at format 3"])
 def test_another_store_in_the_database(name: str, engine: str, place, tmp_path: Path) -> None:
     """A store of the current format in another namespace is not mistaken for the one that is migrated."""

@@ -1,8 +1,11 @@
 """Embedding workers are killed at random moments while contents change; then each vector is checked against its text.
 
+Contents have several passages, some of which are equal in many entities.
+
 On PostgreSQL two workers are separate processes, and this process edits contents meanwhile. On DuckDB one process at a
-time has the file: two worker threads, and one thread that edits. The exit status is 1 if an entity has no vector of
-its content or one of an older text, or if a job stayed with a dead worker for longer than its lease.
+time has the file: two worker threads, and one thread that edits. The exit status is 1 if a passage of an entity has no
+vector, or one of another text, if an entity has passages of an older content, or if a job stayed with a dead worker for
+longer than its lease.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ from tests.torture.summary import EMBEDDING_NAMES, summary
 
 DIM = 16
 KEYS = 600
+PASSAGES = ef.Passages(size=100)
+PLACE = "id, position, start_char, end_char"
 STORED = (
     "FROM entityframes.passages AS p JOIN entityframes.embeddings AS v ON v.space = p.space "
     "AND v.text_hash = p.text_hash WHERE v.error IS NULL"
@@ -56,18 +61,28 @@ class Slow(ef.HashingEmbedder):
 
 
 def edit(store: ef.EntityStore, rng: random.Random) -> None:
-    """Change some contents, delete some entities, and store some again."""
+    """Change some contents, delete some entities or unused vectors, and store some again."""
     numbers = rng.sample(range(KEYS), rng.choice([1, 20, 200]))
     keys = ef.ids("note", [f"n{number:04}" for number in numbers])
     if rng.random() < 0.2:
         store.delete(keys)
+    elif rng.random() < 0.1:
+        store.vacuum()
     else:
         version = str(rng.random())
         store.upsert(
-            keys.with_columns(content=pl.format("version {} of {}", pl.lit(version), "id")),
+            keys.with_columns(content=content(version)),
             batch_size=rng.choice([None, 30]),
             progress=False,
         )
+
+
+def content(version: str) -> pl.Expr:
+    """A content of five passages: one of the entity, one of a few versions, and three that are common."""
+    common = [f"This is the common paragraph {number} of all of them, however many." for number in range(3)]
+    own = pl.format("The version {} of the entity {}, which has some words.", pl.lit(version), "id")
+    last = f"The last paragraph is of the kind {version[-1]}, of which there are ten at most."
+    return pl.concat_str(pl.lit(common[0]), own, *map(pl.lit, [*common[1:], last]), separator="\n\n")
 
 
 def edit_until(stopping: threading.Event, store: ef.EntityStore, rng: random.Random) -> None:
@@ -83,7 +98,7 @@ def work(url: str, seed: str, once: bool) -> None:
             threading.Thread(target=edit_until, args=(stopping, store, random.Random(seed)), daemon=True).start()
         options = EmbedOptions(workers=1 if url.startswith("postgresql") else 2, lease=LEASE)
         while True:
-            store._embed(Slow(DIM, max_batch=20), None, options, False, None)
+            store._embed(Slow(DIM, max_batch=20), None, options, False, None, PASSAGES)
             if once:
                 return
             time.sleep(0.01)
@@ -165,7 +180,7 @@ def torture(url: str, kills: int, seed: int) -> dict[str, Any]:
     workers = Workers(url, 2 if postgres else 1, seed)
     with ef.connect(url) as store:
         keys = ef.ids("note", [f"n{number:04}" for number in range(KEYS)])
-        store.upsert(keys.with_columns(content=pl.format("text of {}", "id")), batch_size=100, progress=False)
+        store.upsert(keys.with_columns(content=content("0")), batch_size=100, progress=False)
     if postgres:
         with ef.connect(url) as store, Leases(url) as leases:
             stopping = threading.Event()
@@ -204,9 +219,16 @@ def retry_given_up(store: ef.EntityStore) -> int:
 def figures_of(store: ef.EntityStore, kills: int) -> dict[str, Any]:
     """The counts of wrong vectors, unfinished jobs and inconsistencies of a store."""
     contents = store.scan("note").select("id", "content").collect()
-    vectors = pl.DataFrame(stored_vectors(store), schema=["id", "vector"], orient="row")
-    both = contents.join(vectors, on="id", how="left")
-    expected = ef.HashingEmbedder(DIM).embed(both["content"].to_list())
+    places = [
+        (id, number, one.start, one.end, one.text)
+        for id, text in contents.rows()
+        for number, one in enumerate(PASSAGES.cut(text))
+    ]
+    wanted = pl.DataFrame(places, ["id", "position", "start", "end", "text"], orient="row")
+    columns = ["id", "position", "start", "end", "vector"]
+    vectors = pl.DataFrame(stored_vectors(store), columns, orient="row")
+    both = wanted.join(vectors, on=columns[:-1], how="left")
+    expected = ef.HashingEmbedder(DIM).embed(both["text"].to_list())
     of_content = [
         vector is not None and np.allclose(vector, right, atol=1e-5)
         for vector, right in zip(both["vector"].to_list(), expected, strict=True)
@@ -215,6 +237,7 @@ def figures_of(store: ef.EntityStore, kills: int) -> dict[str, Any]:
         "kills": kills,
         "jobs": store.jobs().height,
         "entities": contents.height,
+        "passages": wanted.height,
         "vectors": vectors.height,
         "without a vector": both["vector"].null_count(),
         "of older text": of_content.count(False) - both["vector"].null_count(),
@@ -224,25 +247,25 @@ def figures_of(store: ef.EntityStore, kills: int) -> dict[str, Any]:
     }
 
 
-def stored_vectors(store: ef.EntityStore) -> list[tuple[str, list[float]]]:
-    """Every vector as stored in the database."""
+def stored_vectors(store: ef.EntityStore) -> list[tuple[Any, ...]]:
+    """The place of every passage, and its vector, as stored in the database."""
     engine: Any = store._engine
     if engine.database.name == "postgresql":
-        url, stored = engine.database._pool._target, STORED
+        url = engine.database._pool._target
         if execute(url, "SELECT DISTINCT storage FROM entityframes.spaces") == [("pgvector",)]:
-            return execute(url, f"SELECT id, pgvector::real[] {stored}")
-        ids, vectors = zip(*execute(url, f"SELECT id, vector {stored}"), strict=True)
-        return list(zip(ids, from_wire(pl.Series(vectors, dtype=pl.Binary), DIM).tolist(), strict=True))
+            return execute(url, f"SELECT {PLACE}, pgvector::real[] {STORED}")
+        *places, vectors = zip(*execute(url, f"SELECT {PLACE}, vector {STORED}"), strict=True)
+        return list(zip(*places, from_wire(pl.Series(vectors, dtype=pl.Binary), DIM).tolist(), strict=True))
     with engine.database.file.cursor() as cursor:
-        return cursor.execute(f"SELECT id, vector_{DIM} {STORED}").fetchall()
+        return cursor.execute(f"SELECT {PLACE}, vector_{DIM} {STORED}").fetchall()
 
 
 def sound(figures: dict[str, Any]) -> bool:
-    """Whether each entity has exactly one vector, of its content, and no job stayed with a dead worker."""
+    """Whether each passage has exactly one vector, of its text, and no job stayed with a dead worker."""
     wrong = ("without a vector", "of older text", "jobs not done", "due", "inconsistencies", "unexpected")
     return (
         not any(figures[name] for name in wrong)
-        and figures["vectors"] == figures["entities"] > 0
+        and figures["vectors"] == figures["passages"] > figures["entities"] > 0
         and figures["longest past a lease"] < GRACE
     )
 
