@@ -853,6 +853,123 @@ class EntityStore:
         check_writable(self._engine.database)
         jobs.drop_space(self._engine, space)
 
+    def put_vectors(
+        self,
+        frame: FrameLike,
+        /,
+        *,
+        space: str,
+        model: str | None = None,
+        progress: Progress = None,
+        cancel: threading.Event | None = None,
+    ) -> EmbedResult:
+        """Store vectors that were computed elsewhere, such as by a pipeline on GPUs.
+
+        They replace the vectors that these texts have in the space, also where other entities have the same text.
+
+        Args:
+            frame: any frame with ``entity_type``, ``id`` and ``vector`` (a list or array of numbers), which is scaled
+                to length 1. With ``content_hash`` String, a vector is stored only if the content still has this hash;
+                without it, for the content that is stored. In a space of passages ``start`` and ``end`` are needed,
+                as `vectors` returns them and `Passages.cut` makes them; an entity is embedded once all of its passages
+                have vectors, in this frame or before.
+            space: the space. One that does not exist is created, for whole contents, with the dimension of the first
+                vector.
+            model: the name of the model, for a new space by default the name of the space. A search for a text needs
+                an embedder of this name.
+            progress, cancel: as for `upsert`; `cancel` takes effect between two transactions.
+
+        Returns:
+            EmbedResult with one outcome per row: embedded; skipped, if the entity is not stored or its content has
+            another hash; or failed, if the vector is null or has another dimension than the space, contains NaN,
+            infinity or null, or is all zeros, or if the content has no passage at this place.
+
+        Raises:
+            SchemaError: a column is missing or has another dtype.
+            SpaceError: the space belongs to another model, or has passages and the frame has no places of them; or the
+                name of a new space is invalid.
+            DatabaseError: a transaction failed; PermanentError if the store was opened with ``read_only=True``.
+            StatementCancelledError: `cancel` was set.
+
+        Examples:
+            >>> frame = ef.ids("note", ["a", "b"]).with_columns(vector=pl.Series([[1.0, 0.0], [0.6, 0.8]]))
+            >>> store.put_vectors(frame, space="ours").counts["embedded"]
+            2
+            >>> store.search([1, 0], k=1)["id"].to_list()
+            ['a']
+        """
+        from entityframes.embedding.given import GivenVectors
+
+        check_writable(self._engine.database)
+        given = GivenVectors(self._engine, frame, space, model, Interrupt(cancel))
+        with Reporter(progress, given.rows, what="store", unit="vectors") as reporter:
+            return kept(self, "store", lambda: given.execute(reporter), given.result)
+
+    def vectors(self, space: str | None = None) -> pl.DataFrame:
+        """The vectors of a space, as `put_vectors` takes them.
+
+        Args:
+            space: the space; None for the active one.
+
+        Returns:
+            ``entity_type``, ``id``, ``content_hash`` String, ``start``, ``end`` Int64 (in characters of the content),
+            ``heading`` String, ``vector`` Array(Float32) of length 1; one row per passage of every entity whose current
+            content is embedded, ordered by key and place. A text that the embedder rejected has no row.
+
+        Raises:
+            SpaceError: there is no such space, or none at all.
+
+        Examples:
+            >>> result = store.embed(ef.HashingEmbedder(64))
+            >>> store.vectors().select("id", "start", "end", pl.col("vector").arr.len()).row(0)
+            ('a', 0, 27, 64)
+        """
+        from entityframes.embedding.given import vectors
+
+        return vectors(self._engine, space)
+
+    def similar(
+        self,
+        entity_type: str,
+        threshold: float = 0.95,
+        *,
+        limit: int = 10_000,
+        space: str | None = None,
+        progress: Progress = None,
+        cancel: threading.Event | None = None,
+    ) -> pl.DataFrame:
+        """Find pairs of entities of a type that are nearly alike, to be looked at: nothing is changed.
+
+        Entities are compared by the mean of the vectors of their passages. All pairs are computed, in memory: for
+        20,000 entities of 256 dimensions seconds, for ten times as many a hundred times as long.
+
+        Args:
+            entity_type: the type. A UserWarning is issued for a type that the store does not have.
+            threshold: the minimum cosine similarity of a pair, more than 0 and at most 1.
+            limit: the maximum number of pairs.
+            space: the space; None for the active one.
+            progress, cancel: as for `upsert`, counted in entities; `cancel` takes effect before the next 2,048.
+
+        Returns:
+            ``id``, ``other_id`` String (in the order of their bytes), ``score`` Float64 (cosine similarity); each pair
+            once, the most similar first.
+
+        Raises:
+            SpaceError: there is no such space, or none at all.
+            StatementCancelledError: `cancel` was set.
+            ValueError: `threshold` is not more than 0 and at most 1, or `limit` is less than 1.
+
+        Examples:
+            >>> entity = store.upsert_entity("note", "copy of a", store.get_entity("note", "a")["content"])
+            >>> result = store.embed(ef.HashingEmbedder(64))
+            >>> store.similar("note").select("id", "other_id", pl.col("score").round(3)).rows()
+            [('a', 'copy of a', 1.0)]
+        """
+        from entityframes.embedding.given import similar
+
+        self._warn_if_unknown(entity_type)
+        return similar(self._engine, entity_type, threshold, limit, space, progress, Interrupt(cancel))
+
     def vacuum(self) -> int:
         """Delete vectors that no entity uses, in every space.
 

@@ -59,15 +59,8 @@ def resolve(
             check(row, embedder)
             return str(row["space"]), recorded(row, passages), False
     name = default_name(embedder, passages) if space is None else space
-    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-        raise SpaceError(
-            f"invalid space name {name!r}: a name consists of 1 to 200 ASCII letters, digits and _.:/@+-, "
-            "and begins with a letter or digit"
-        )
-    if not 1 <= embedder.dim <= 16_000:
-        raise SpaceError(
-            f"the dimension of the embedder {embedder.name} must be between 1 and 16,000, got {embedder.dim}"
-        )
+    check_name(name)
+    check_dim(embedder.dim, f"the embedder {embedder.name}")
     load(embedder)
     if not engine.embedding.open_jobs(""):
         with suppress(EmbedderBusyError):
@@ -78,6 +71,29 @@ def resolve(
     row = find(engine, name)
     check(row, embedder)
     return name, recorded(row, passages), created
+
+
+def check_name(name: object) -> None:
+    """Check the name of a new space.
+
+    Raises:
+        SpaceError: it is invalid.
+    """
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        raise SpaceError(
+            f"invalid space name {name!r}: a name consists of 1 to 200 ASCII letters, digits and _.:/@+-, "
+            "and begins with a letter or digit"
+        )
+
+
+def check_dim(dim: int, of: str) -> None:
+    """Check the dimension of a new space.
+
+    Raises:
+        SpaceError: it is not between 1 and 16,000.
+    """
+    if not 1 <= dim <= 16_000:
+        raise SpaceError(f"the dimension of {of} must be between 1 and 16,000, got {dim}")
 
 
 def default_name(embedder: Embedder, passages: Passages | None) -> str:

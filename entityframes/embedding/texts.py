@@ -51,7 +51,7 @@ def _whole(entities: pl.DataFrame) -> pl.DataFrame:
         heading=pl.lit(""),
         text_hash=pl.when(filled).then("content_hash"),
         text=pl.when(filled).then("content"),
-    ).cast(SCHEMA)
+    )
 
 
 def _passages(rows: Iterator[tuple[int, str, str | None]], passages: Passages) -> Iterator[tuple[Any, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -210,6 +210,16 @@ class EmbeddingEngine(Protocol):
         Raises:
             LeaseLostError: another worker now holds the job.
             VectorsGoneError: a passage needs a vector that was deleted.
+        """
+
+    def put_vectors(self, space: str, embedded: Embedded, interrupt: Interrupt) -> pl.DataFrame:
+        """Like `write_vectors` without a job; the vectors replace those that the texts have."""
+
+    def vectors(self, space: str, dim: int, entity_type: str | None) -> Iterator[pl.DataFrame]:
+        """All vectors of current contents, in chunks, in no particular order.
+
+        Returns:
+            entity_type, id, content_hash (hex), start, end, heading, vector Array(Float32).
         """
 
     def vacuum(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -140,34 +141,44 @@ class DuckDBEmbedding:
             return session.query("embedded", space)
 
     def write_vectors(self, job: Job, embedded: Embedded, end: JobEnd, interrupt: Interrupt) -> pl.DataFrame:
-        engine = self._engine
-        with engine.session(interrupt, writing=True) as session, session.transaction(interrupt):
+        with self._engine.session(interrupt, writing=True) as session, session.transaction(interrupt):
             if not self._move(session, job, end):
                 raise LeaseLostError
-            if embedded.texts.height:
-                self._insert_vectors(session, job.space, embedded)
-            given = embedded.entities.drop("row", "stored").with_row_index("position")
-            session.register("given", given)
-            current = session.query("current", job.space)
-            written = embedded.entities[current["position"]]
-            passages = embedded.passages_of(written)
-            reused = embedded.reused(passages)
-            session.register("texts", reused.to_frame())
-            if len(reused) and session.query("embedded", job.space).height < len(reused):
-                raise VectorsGoneError
-            if current["stored"].any():
-                session.register("given", written.filter(current["stored"]).select("entity_type", "id"))
-                session.execute("replace_passages", job.space)
-            session.register("given", passages)
-            session.execute("insert_passages", job.space)
+            return self._write(session, job.space, embedded, "replace_errors")
+
+    def put_vectors(self, space: str, embedded: Embedded, interrupt: Interrupt) -> pl.DataFrame:
+        with self._engine.session(interrupt, writing=True) as session, session.transaction(interrupt):
+            return self._write(session, space, embedded, "replace_vectors")
+
+    def _write(self, session: Session, space: str, embedded: Embedded, replace: str) -> pl.DataFrame:
+        """Write vectors and passages, in a transaction; `replace` deletes the vectors or errors that are replaced."""
+        if embedded.texts.height:
+            self._insert_vectors(session, space, embedded, replace)
+        session.register("given", embedded.entities.drop("row", "stored").with_row_index("position"))
+        current = session.query("current", space)
+        written = embedded.entities[current["position"]]
+        passages = embedded.passages_of(written)
+        reused = embedded.reused(passages)
+        session.register("texts", reused.to_frame())
+        if len(reused) and session.query("embedded", space).height < len(reused):
+            raise VectorsGoneError
+        if current["stored"].any():
+            session.register("given", written.filter(current["stored"]).select("entity_type", "id"))
+            session.execute("replace_passages", space)
+        session.register("given", passages)
+        session.execute("insert_passages", space)
         return written.select("entity_type", "id")
 
-    def _insert_vectors(self, session: Session, space: str, embedded: Embedded) -> None:
+    def _insert_vectors(self, session: Session, space: str, embedded: Embedded, replace: str) -> None:
         texts = embedded.texts.select("text_hash", "error")
         vectors = _vectors(embedded.vectors, texts["error"].is_null())
         session.register("texts", texts.to_arrow().append_column("vector", vectors))
-        session.execute("replace_errors", space)
+        session.execute(replace, space)
         session.execute("insert_vectors", space, placeholders={"dim": embedded.vectors.shape[1]})
+
+    def vectors(self, space: str, dim: int, entity_type: str | None) -> Iterator[pl.DataFrame]:
+        with self._engine.session() as session:
+            yield from session.stream("vectors", space, entity_type, placeholders={"dim": dim})
 
     def vacuum(self) -> int:
         with self._engine.session(writing=True) as session:

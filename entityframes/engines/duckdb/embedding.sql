@@ -212,6 +212,10 @@ ORDER BY t.position
 DELETE FROM {schema}.embeddings AS v USING texts AS t
 WHERE v.space = $1 AND v.text_hash = t.text_hash AND v.error IS NOT NULL AND t.error IS NULL
 
+-- name: replace_vectors
+-- Deletes the vectors and errors of the given texts. $1 space
+DELETE FROM {schema}.embeddings AS v USING texts AS t WHERE v.space = $1 AND v.text_hash = t.text_hash
+
 -- name: insert_vectors
 -- Inserts the vectors of the given texts, except of those that have one. $1 space
 INSERT INTO {schema}.embeddings (space, text_hash, error, embedded_at, vector_{dim})
@@ -227,6 +231,15 @@ WHERE p.space = $1 AND p.entity_type = t.entity_type AND p.id = t.id
 -- Inserts passages in key order. $1 space
 INSERT INTO {schema}.passages
 SELECT $1, entity_type, id, content_hash, metadata_hash, position, start, "end", heading, text_hash FROM given
+
+-- name: vectors
+-- The vectors of all passages of current contents. $1 space, $2 entity_type or null
+SELECT p.entity_type, p.id, lower(hex(p.content_hash)) AS content_hash, p.start_char AS start,
+    coalesce(p.end_char, length(e.content)) AS "end", p.heading, v.vector_{dim} AS vector
+FROM {schema}.passages AS p
+JOIN {schema}.entities AS e ON e.entity_type = p.entity_type AND e.id = p.id AND e.content_hash = p.content_hash
+JOIN {schema}.embeddings AS v ON v.space = $1 AND v.text_hash = p.text_hash AND v.error IS NULL
+WHERE p.space = $1 AND ($2::VARCHAR IS NULL OR p.entity_type = $2)
 
 -- name: vacuum
 -- Deletes vectors that no passage uses.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -185,21 +186,33 @@ class PostgresEmbedding:
         with session.transaction(interrupt):
             if not self._move(session, job, end):
                 raise LeaseLostError
-            written = self._current(session, embedded.entities)
-            if embedded.texts.height:
-                self._insert_vectors(session, space, embedded, merge)
-            passages = embedded.passages_of(written)
-            reused = embedded.reused(passages)
-            if len(reused):
-                session.query("keep_vectors", self._engine.namespace)
-                if session.query("embedded", job.space, reused).height < len(reused):
-                    raise VectorsGoneError
-            older = written.filter(merge | pl.col("stored"))
-            if older.height:
-                session.execute("delete_entity_passages", job.space, older["entity_type"], older["id"])
-            if passages.height:
-                self._insert_passages(session, space, passages, merge)
-            return written.select("entity_type", "id")
+            return self._write(session, space, embedded, merge=merge)
+
+    def put_vectors(self, space: str, embedded: Embedded, interrupt: Interrupt) -> pl.DataFrame:
+        stored = self._space(space)
+        with self._engine.session(interrupt) as session, session.transaction(interrupt):
+            return self._write(session, stored, embedded, merge=True, replace=True)
+
+    def _write(
+        self, session: Session, space: dict[str, Any], embedded: Embedded, *, merge: bool, replace: bool = False
+    ) -> pl.DataFrame:
+        """Write vectors and passages, in a transaction."""
+        name = space["space"]
+        written = self._current(session, embedded.entities)
+        if embedded.texts.height:
+            self._insert_vectors(session, space, embedded, merge, replace)
+        passages = embedded.passages_of(written)
+        reused = embedded.reused(passages)
+        if len(reused):
+            session.query("keep_vectors", self._engine.namespace)
+            if session.query("embedded", name, reused).height < len(reused):
+                raise VectorsGoneError
+        older = written.filter(merge | pl.col("stored"))
+        if older.height:
+            session.execute("delete_entity_passages", name, older["entity_type"], older["id"])
+        if passages.height:
+            self._insert_passages(session, space, passages, merge)
+        return written.select("entity_type", "id")
 
     def _current(self, session: Session, entities: pl.DataFrame) -> pl.DataFrame:
         """Those of the entities that have not changed, and cannot change until the end of the transaction."""
@@ -208,14 +221,16 @@ class PostgresEmbedding:
         keys = [entities[name] for name in ("entity_type", "id", "content_hash", "metadata_hash")]
         return entities[session.query("hold_current", *keys)["position"].sort()]
 
-    def _insert_vectors(self, session: Session, space: dict[str, Any], embedded: Embedded, merge: bool) -> None:
+    def _insert_vectors(
+        self, session: Session, space: dict[str, Any], embedded: Embedded, merge: bool, replace: bool
+    ) -> None:
         storage = space["storage"]
         texts, vectors = embedded.by_hash()
         if merge:
             kind = "vector" if storage == "pgvector" else "bytea"
             session.execute("create_vector_staging", placeholders={"type": kind})
             session.stage("entityframes_vectors", _table(texts, vectors, "vector"))
-            session.execute("merge_vectors", space["space"], placeholders={"storage": storage})
+            session.execute("merge_vectors", space["space"], str(replace), placeholders={"storage": storage})
         else:
             table = _table(texts, vectors, storage)
             table = table.append_column("space", pa.repeat(space["space"], table.num_rows))
@@ -230,6 +245,13 @@ class PostgresEmbedding:
             session.execute("merge_passages")
         else:
             session.copy(f"passages_{space['number']}", table)
+
+    def vectors(self, space: str, dim: int, entity_type: str | None) -> Iterator[pl.DataFrame]:
+        vector = "vector_send(v.pgvector)" if self._space(space)["storage"] == "pgvector" else "v.vector"
+        with self._engine.session() as session:
+            for chunk in session.stream("all_vectors", space, entity_type, placeholders={"vector": vector}):
+                values = pl.Series("vector", from_wire(chunk["vector"], dim), pl.Array(pl.Float32, dim))
+                yield chunk.with_columns(values)
 
     def vacuum(self) -> int:
         engine = self._engine

@@ -272,6 +272,15 @@ SELECT pg_advisory_xact_lock_shared(hashtextextended($1, 7043))
 -- A lock until the end of the transaction, which waits for transactions that are about to use vectors. $1 namespace
 SELECT pg_advisory_xact_lock(hashtextextended($1, 7043))
 
+-- name: all_vectors
+-- The vectors of all passages of current contents, as bytes. $1 space, $2 entity_type or null
+SELECT p.entity_type, p.id, encode(p.content_hash, 'hex') AS content_hash, p.start_char AS start,
+    coalesce(p.end_char, length(e.content)) AS "end", p.heading, {vector} AS vector
+FROM {schema}.passages AS p
+JOIN {schema}.entities AS e ON e.entity_type = p.entity_type AND e.id = p.id AND e.content_hash = p.content_hash
+JOIN {schema}.embeddings AS v ON v.space = $1 AND v.text_hash = p.text_hash AND v.error IS NULL
+WHERE p.space = $1 AND ($2::text IS NULL OR p.entity_type = $2)
+
 -- name: vacuum
 -- Deletes vectors that no passage uses.
 WITH gone AS (
@@ -286,12 +295,12 @@ SELECT count(*) FROM gone
 CREATE TEMPORARY TABLE pg_temp.entityframes_vectors (text_hash bytea, error text, vector {type}) ON COMMIT DROP
 
 -- name: merge_vectors
--- Writes staged vectors, except of texts that have one. $1 space
+-- Writes staged vectors, except of texts that have one, unless they are replaced. $1 space, $2 whether they are
 INSERT INTO {schema}.embeddings AS v (space, text_hash, error, {storage})
 SELECT $1, text_hash, error, vector FROM pg_temp.entityframes_vectors
 ON CONFLICT (text_hash, space) DO UPDATE SET
     error = EXCLUDED.error, embedded_at = EXCLUDED.embedded_at, {storage} = EXCLUDED.{storage}
-WHERE v.error IS NOT NULL AND EXCLUDED.error IS NULL
+WHERE $2::boolean OR v.error IS NOT NULL AND EXCLUDED.error IS NULL
 
 -- name: delete_entity_passages
 -- Deletes the passages of the given entities. $1 space, $2 entity_types, $3 ids
