@@ -31,7 +31,7 @@ PINNED: dict[str, list[str]] = {
         "ec8225fa4f61e38d70cdce57ca450999160d51b17e3d90bba0c00aeb9c41a177",
         "0c23b3656a99de3e2d3ef5fe321ce5e6bd6d790134cf08f0efe27ffe10ce6f0c",
         "b2a1c953306c3a3679113e5c80500d744fe98de59f1169d7f9b31220aece35e4",
-        "b09f1cc1766754777958005e380173fe3e9af51ebcd9ccc4e32b9470248e9890",
+        "0513d48444756d8fe260eb9f10e39258eedfffc5b3da53c801f3fb582ba8ea0c",
     ],
     "postgresql": [
         "3c7644715e261976ae333fec4d98a405d8710a8bed5c14ace9ecc756cbb6688a",
@@ -39,7 +39,7 @@ PINNED: dict[str, list[str]] = {
         "6960cec3a8ced3be938479b21f8856c043661d50b9ff1a7cff89c11b94f92620",
         "0c23b3656a99de3e2d3ef5fe321ce5e6bd6d790134cf08f0efe27ffe10ce6f0c",
         "2e59acfe943aa50888b6cb04391b62cb1b6540209a01e09624dddd9319395f0b",
-        "bf8f903954fd6f60cb2064164fbc872067de5af1a5341e37016b4948faf76c41",
+        "5dfde209fe9ca030d2dadcd98afb782ec58177029489637487a117a2cc8bb05a",
     ],
 }
 

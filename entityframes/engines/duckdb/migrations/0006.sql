@@ -28,4 +28,8 @@ DELETE FROM {schema}.embeddings WHERE rowid IN (
 ALTER TABLE {schema}.embeddings DROP COLUMN entity_type;
 ALTER TABLE {schema}.embeddings DROP COLUMN id;
 ALTER TABLE {schema}.embeddings RENAME COLUMN content_hash TO text_hash;
+-- The words of texts follow new rules, so the index is made anew by the next search.
+DELETE FROM {schema}.documents;
+DELETE FROM {schema}.postings;
+UPDATE {schema}.text_index SET batches = 0;
 INSERT INTO {schema}.format (version) VALUES (6)

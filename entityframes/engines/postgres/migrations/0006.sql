@@ -32,4 +32,7 @@ ALTER TABLE {schema}.embeddings DROP COLUMN entity_type, DROP COLUMN id;
 ALTER TABLE {schema}.embeddings RENAME COLUMN content_hash TO text_hash;
 ALTER TABLE {schema}.embeddings ADD PRIMARY KEY (text_hash, space);
 CREATE INDEX embeddings_failed ON {schema}.embeddings (text_hash) WHERE error IS NOT NULL;
+-- The words of texts follow new rules, so the index is made anew by the next search.
+TRUNCATE {schema}.documents;
+UPDATE {schema}.text_index SET batches = 0;
 INSERT INTO {schema}.format (version) VALUES (6)
