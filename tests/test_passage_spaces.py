@@ -401,6 +401,26 @@ def test_passages_by_words(store: ef.EntityStore, mode: Any) -> None:
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_a_filter_beyond_the_reach_of_the_index(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan of the index ends before it has found an entity that passes; all of them are found nevertheless."""
+    rows = [entity(page(4, seed=n), f"n{n:03}") for n in range(200)]
+    store.upsert(pl.concat(rows), progress=False)
+    embed(store)
+    assert store.index_space()
+    statements = store._engine.embedding._engine.statements
+    # As if there were a hundred times as many vectors.
+    statements.replace("iterative_scan", "strict_order", "strict_order; SET LOCAL hnsw.max_scan_tuples = 50")
+    statements.replace(
+        "iterative_scan", "SET LOCAL hnsw.iterative_scan", "SET LOCAL enable_sort = off; SET LOCAL hnsw.iterative_scan"
+    )
+    query = Recording().embed(["baton lolix"])[0]
+    assert store.search(query, k=200)["id"].n_unique() == 200
+    wanted = pl.col("id").is_in(["n007", "n105"])
+    assert sorted(store.search(query, k=5, where=wanted)["id"]) == ["n007", "n105"]
+    assert store.search(query, k=3)["rank"].to_list() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 def test_a_search_without_pgvector(store: ef.EntityStore, sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same entities and passages."""
     store.upsert(pl.concat([entity(page(30, seed=n), f"n{n}") for n in range(6)]), progress=False)

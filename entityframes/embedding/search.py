@@ -89,9 +89,10 @@ class Search:
 
     def text(self, query: str) -> pl.DataFrame:
         """The entities whose content or title contains words of the query."""
-        found = self._texts(query, self._k)
-        words = Words(Query(query), _passages(self._engine))
-        return self._ranked(found, best_by_words(found, words, self._per_entity))
+        words = Query(query)
+        found = self._texts(words, self._k)
+        ranking = Words(words, _passages(self._engine))
+        return self._ranked(found, best_by_words(found, ranking, self._per_entity))
 
     def vector(self, query: Any, embedder: Embedder | None, remembered: Mapping[str, Embedder]) -> pl.DataFrame:
         """The entities with the nearest passages."""
@@ -109,10 +110,10 @@ class Search:
 
     def hybrid(self, query: str, embedder: Embedder | None, remembered: Mapping[str, Embedder]) -> pl.DataFrame:
         """The results of both searches, fused by rank; likewise the passages of each entity."""
-        count = max(_FUSED, self._k * 4)
+        words, count = Query(query), max(_FUSED, self._k * 4)
         space = _space(self._engine, embedder)
         vector = _vector(query, space, embedder, remembered)
-        both = [self._vectors(space, vector, count).select(_ENTITY), self._texts(query, count).select(_ENTITY)]
+        both = [self._vectors(space, vector, count).select(_ENTITY), self._texts(words, count).select(_ENTITY)]
         scored = [part.with_columns(score=1 / (FUSION + pl.int_range(1, pl.len() + 1))) for part in both]
         # If an entity changes between the two queries, the row of the vector search is used.
         fused = pl.concat(scored).group_by("entity_type", "id", maintain_order=True)
@@ -124,16 +125,15 @@ class Search:
                 return pl.DataFrame(schema=PASSAGES)
             return self._engine.embedding.passages_near(space["space"], vector, entities)
 
-        words = Words(Query(query), _passages(self._engine))
-        return self._ranked(best, best_by_both(best, near, words, self._per_entity))
+        ranking = Words(words, _passages(self._engine))
+        return self._ranked(best, best_by_both(best, near, ranking, self._per_entity))
 
     def _ranked(self, found: pl.DataFrame, passages: pl.DataFrame) -> pl.DataFrame:
         """The rows of the result: of each entity its passages, in this order."""
         rows = with_passages(found.select(_ENTITY), passages).with_columns(rank=pl.col("position") + 1)
         return rows.select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
 
-    def _texts(self, query: str, count: int) -> pl.DataFrame:
-        words = Query(query)
+    def _texts(self, words: Query, count: int) -> pl.DataFrame:
         if words.terms.is_empty():
             return pl.DataFrame(schema={name: SCHEMA[name] for name in _ENTITY})
         engine = self._engine.text

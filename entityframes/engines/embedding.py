@@ -246,6 +246,13 @@ class EmbeddingEngine(Protocol):
         """
 
 
+def nearest_statement(entity_type: str | None, where: Predicate | None) -> str:
+    """The name of the statement for a search with these filters."""
+    if where is not None:
+        return "nearest_where"
+    return "nearest" if entity_type is None else "nearest_of_type"
+
+
 def wire(vectors: np.ndarray[Any, Any]) -> Sequence[Any]:
     """Vectors as pgvector's binary wire format: int16 dimension, int16 0, float32s, all big-endian."""
     import numpy as np

@@ -21,6 +21,7 @@ from entityframes.engines.embedding import (
     LeaseLostError,
     VectorsGoneError,
     Worker,
+    nearest_statement,
     transition,
 )
 from entityframes.interrupt import Interrupt
@@ -189,7 +190,7 @@ class DuckDBEmbedding:
     def nearest(
         self, space: str, vector: np.ndarray[Any, Any], limit: int, entity_type: str | None, where: Predicate | None
     ) -> tuple[pl.DataFrame, bool]:
-        name = "nearest" if where is None and entity_type is None else "nearest_among"
+        name = nearest_statement(entity_type, where)
         condition = "true" if where is None else predicates.render(where, predicates.DUCKDB)
         texts = limit * TEXTS
         with self._engine.session() as session:

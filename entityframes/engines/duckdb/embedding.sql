@@ -284,13 +284,24 @@ WITH scored AS MATERIALIZED (
 ), {near}, {hits}, {found}
 {ranked}
 
--- name: nearest_among
--- Likewise for entities of a type, or that satisfy a predicate; only their vectors are compared.
+-- name: nearest_of_type
+-- Likewise for entities of a type; only their vectors are compared.
+WITH scored AS MATERIALIZED (
+    SELECT v.text_hash, array_inner_product(v.vector_{dim}, $2::FLOAT[{dim}]) AS score
+    FROM {schema}.embeddings AS v
+    SEMI JOIN (SELECT text_hash FROM {schema}.passages WHERE space = $1 AND entity_type = $4) AS p
+        ON p.text_hash = v.text_hash
+    WHERE v.space = $1 AND v.error IS NULL
+), {near}, {hits}, {found}
+{ranked}
+
+-- name: nearest_where
+-- Likewise for entities that satisfy a predicate, of a type or of all.
 WITH eligible AS MATERIALIZED (
-    SELECT DISTINCT p.text_hash
+    SELECT p.text_hash
     FROM (SELECT * FROM {schema}.passages WHERE space = $1) AS p
-    JOIN (SELECT entity_type, id, content_hash FROM {schema}.entities WHERE {condition}) AS e
-        ON e.entity_type = p.entity_type AND e.id = p.id AND e.content_hash = p.content_hash
+    SEMI JOIN (SELECT entity_type, id FROM {schema}.entities WHERE {condition}) AS e
+        ON e.entity_type = p.entity_type AND e.id = p.id
     WHERE $4::VARCHAR IS NULL OR p.entity_type = $4
 ), scored AS MATERIALIZED (
     SELECT v.text_hash, array_inner_product(v.vector_{dim}, $2::FLOAT[{dim}]) AS score

@@ -22,6 +22,7 @@ from entityframes.engines.embedding import (
     VectorsGoneError,
     Worker,
     from_wire,
+    nearest_statement,
     transition,
     wire,
 )
@@ -270,19 +271,31 @@ class PostgresEmbedding:
         if stored["storage"] != "pgvector":
             found = retry(lambda: self._nearest_here(space, vector, limit, entity_type, condition))
         else:
-            name = "nearest" if where is None and entity_type is None else "nearest_among"
+            name = nearest_statement(entity_type, where)
             given = (space, _text(vector), str(limit), entity_type, str(texts))
-            placeholders = {"dim": stored["dim"], "condition": condition}
-            statements = self._engine.statements
-            breadth = statements.format("search_breadth", {"breadth": min(max(texts, 40), 1000)})
-            settings = (Interrupt(), statements["iterative_scan"], breadth)
-
-            def query() -> pl.DataFrame:
-                with self._engine.session() as session, session.transaction(*settings):
-                    return session.query(name, *given, placeholders=placeholders)
-
-            found = retry(query)
+            found = self._nearest(
+                name, given, texts, {"dim": stored["dim"], "condition": condition, "order": "distance"}
+            )
+            if found["id"].count() < limit and found["considered"][0] < texts and self._has_index(stored["number"]):
+                # A scan of the index ends after a number of vectors, though more of them may pass the filter.
+                exact = {"dim": stored["dim"], "condition": condition, "order": "distance + 0"}
+                found = self._nearest(name, given, texts, exact)
         return found.drop("considered").drop_nulls("id"), found["considered"][0] >= texts
+
+    def _nearest(self, name: str, given: tuple[Any, ...], texts: int, placeholders: dict[str, Any]) -> pl.DataFrame:
+        statements = self._engine.statements
+        breadth = statements.format("search_breadth", {"breadth": min(max(texts, 40), 1000)})
+        settings = (Interrupt(), statements["iterative_scan"], breadth)
+
+        def query() -> pl.DataFrame:
+            with self._engine.session() as session, session.transaction(*settings):
+                return session.query(name, *given, placeholders=placeholders)
+
+        return retry(query)
+
+    def _has_index(self, number: int) -> bool:
+        with self._engine.session() as session:
+            return bool(session.query("has_index", placeholders={"number": number}).item())
 
     def _nearest_here(
         self, space: str, vector: Vectors, limit: int, entity_type: str | None, condition: str

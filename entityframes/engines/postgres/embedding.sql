@@ -325,6 +325,10 @@ ON CONFLICT (entity_type, id, space, position) DO UPDATE SET
     content_hash = EXCLUDED.content_hash, metadata_hash = EXCLUDED.metadata_hash, start_char = EXCLUDED.start_char,
     end_char = EXCLUDED.end_char, heading = EXCLUDED.heading, text_hash = EXCLUDED.text_hash
 
+-- name: has_index
+-- Whether a space has the index.
+SELECT to_regclass('{schema}.nearest_{number}') IS NOT NULL
+
 -- name: iterative_scan
 -- Makes an approximate search continue until enough rows pass the filter.
 SET LOCAL hnsw.iterative_scan = strict_order
@@ -339,10 +343,14 @@ SET LOCAL hnsw.ef_search = {breadth}
 hits AS (
     SELECT DISTINCT ON (p.entity_type, p.id) p.entity_type, p.id, n.score, p.start_char, p.end_char, p.heading
     FROM near AS n
-    JOIN {schema}.passages AS p ON p.space = $1 AND p.text_hash = n.text_hash
-    JOIN (SELECT entity_type, id, content_hash FROM {schema}.entities WHERE {condition}) AS e
-        ON e.entity_type = p.entity_type AND e.id = p.id AND e.content_hash = p.content_hash
-    WHERE $4::text IS NULL OR p.entity_type = $4
+    CROSS JOIN LATERAL (
+        SELECT * FROM {schema}.passages
+        WHERE space = $1 AND text_hash = n.text_hash AND ($4::text IS NULL OR entity_type = $4) OFFSET 0
+    ) AS p
+    CROSS JOIN LATERAL (
+        SELECT FROM {schema}.entities
+        WHERE entity_type = p.entity_type AND id = p.id AND content_hash = p.content_hash AND ({condition}) OFFSET 0
+    ) AS e
     ORDER BY p.entity_type, p.id, n.score DESC, p.position
 ), best AS (SELECT * FROM hits ORDER BY score DESC, entity_type, id LIMIT $3::int8)
 
@@ -356,30 +364,43 @@ LEFT JOIN (best AS b JOIN {schema}.entities AS e ON e.entity_type = b.entity_typ
 ORDER BY b.score DESC, b.entity_type, b.id
 
 -- name: nearest
--- The entities with the nearest passages. $1 space, $2 vector, $3 limit, $4 entity_type or null, $5 number of texts
+-- The entities with the nearest passages; whether the index can be used depends on the order.
+-- $1 space, $2 vector, $3 limit, $4 entity_type or null, $5 number of texts
 WITH near AS MATERIALIZED (
     SELECT text_hash, -distance AS score FROM (
         SELECT text_hash, pgvector::vector({dim}) <#> $2::vector AS distance
         FROM {schema}.embeddings WHERE space = $1 AND error IS NULL
-        ORDER BY distance FETCH FIRST ($5::int8) ROWS WITH TIES
-    ) AS v
+    ) AS v ORDER BY {order} FETCH FIRST ($5::int8) ROWS WITH TIES
 ), {hits}
 {ranked}
 
--- name: nearest_among
--- Likewise for entities of a type, or that satisfy a predicate; only their vectors are compared.
+-- name: nearest_of_type
+-- Likewise for entities of a type; only their vectors are compared.
 WITH near AS MATERIALIZED (
     SELECT text_hash, -distance AS score FROM (
         SELECT v.text_hash, v.pgvector::vector({dim}) <#> $2::vector AS distance
         FROM {schema}.embeddings AS v
         WHERE v.space = $1 AND v.error IS NULL AND EXISTS (
             SELECT FROM {schema}.passages AS p
-            JOIN (SELECT entity_type, id, content_hash FROM {schema}.entities WHERE {condition}) AS e
-                ON e.entity_type = p.entity_type AND e.id = p.id AND e.content_hash = p.content_hash
+            WHERE p.space = $1 AND p.text_hash = v.text_hash AND p.entity_type = $4
+        )
+    ) AS v ORDER BY {order} FETCH FIRST ($5::int8) ROWS WITH TIES
+), {hits}
+{ranked}
+
+-- name: nearest_where
+-- Likewise for entities that satisfy a predicate, of a type or of all.
+WITH near AS MATERIALIZED (
+    SELECT text_hash, -distance AS score FROM (
+        SELECT v.text_hash, v.pgvector::vector({dim}) <#> $2::vector AS distance
+        FROM {schema}.embeddings AS v
+        WHERE v.space = $1 AND v.error IS NULL AND EXISTS (
+            SELECT FROM {schema}.passages AS p
+            JOIN (SELECT entity_type, id FROM {schema}.entities WHERE {condition}) AS e
+                ON e.entity_type = p.entity_type AND e.id = p.id
             WHERE p.space = $1 AND p.text_hash = v.text_hash AND ($4::text IS NULL OR p.entity_type = $4)
         )
-        ORDER BY distance FETCH FIRST ($5::int8) ROWS WITH TIES
-    ) AS v
+    ) AS v ORDER BY {order} FETCH FIRST ($5::int8) ROWS WITH TIES
 ), {hits}
 {ranked}
 
@@ -389,8 +410,8 @@ SELECT v.text_hash, v.vector
 FROM {schema}.embeddings AS v
 WHERE v.space = $1 AND v.error IS NULL AND EXISTS (
     SELECT FROM {schema}.passages AS p
-    JOIN (SELECT entity_type, id, content_hash FROM {schema}.entities WHERE {condition}) AS e
-        ON e.entity_type = p.entity_type AND e.id = p.id AND e.content_hash = p.content_hash
+    JOIN (SELECT entity_type, id FROM {schema}.entities WHERE {condition}) AS e
+        ON e.entity_type = p.entity_type AND e.id = p.id
     WHERE p.space = $1 AND p.text_hash = v.text_hash AND ($2::text IS NULL OR p.entity_type = $2)
 )
 
