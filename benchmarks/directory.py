@@ -48,10 +48,10 @@ class Contestant(NamedTuple):
 
 
 CONTESTANTS = (
-    Contestant(OURS, "postgresql", "entityframes_import", "folder.entities", "folder.embeddings"),
+    Contestant(OURS, "postgresql", "entityframes_import", "folder.entities", "folder.passages"),
     Contestant("loop with psycopg", "postgresql", "psycopg_loop", "peer.entities", "peer.embeddings"),
     Contestant("CocoIndex", "postgresql", "cocoindex", "coco.files", "coco.files", LARGE),
-    Contestant(OURS, "duckdb", "entityframes_import", "folder.entities", "folder.embeddings"),
+    Contestant(OURS, "duckdb", "entityframes_import", "folder.entities", "folder.passages"),
     Contestant("loop with DuckDB", "duckdb", "duckdb_loop", "peer.entities", "peer.embeddings"),
 )
 
