@@ -9,7 +9,19 @@ import click
 
 from benchmarks.measure import Measurements
 
-NAMES = ("n_plus_one", "upsert", "table", "lookup", "embed", "scale", "directory", "costs", "passages", "guard")
+NAMES = (
+    "n_plus_one",
+    "upsert",
+    "table",
+    "lookup",
+    "embed",
+    "scale",
+    "directory",
+    "costs",
+    "passages",
+    "search",
+    "guard",
+)
 
 
 @click.command()
@@ -26,7 +38,8 @@ def main(
     name: str, folders: tuple[Path, ...], rows: tuple[int, ...], repeat: int, latency_ms: tuple[float, ...],
     postgres: str | None, only: str | None, seed: int, out: Path,
 ) -> None:  # fmt: skip
-    """Run benchmark NAME: n_plus_one, upsert, table, lookup, embed, scale, directory, costs, passages, guard (ratios).
+    """Run benchmark NAME: n_plus_one, upsert, table, lookup, embed, scale, directory, costs, passages, search,
+    guard (ratios).
 
     FOLDERS, of documentation, are for passages.
     """

@@ -170,19 +170,27 @@ WHERE job_id = $1::UUID
 
 -- name: members
 -- The entities of a job that are still due, with their content, and whether they have passages, maybe of older content.
--- The metadata only where it is used. $1 job, $2 space
+-- The metadata only where it is used. Only the passages of these entities are looked up. $1 job, $2 space
 WITH given AS (
     SELECT DISTINCT entity_type, id, NULL AS position
     FROM {schema}.job_keys WHERE job_id = (SELECT keys_of FROM {schema}.embedding_jobs WHERE job_id = $1::UUID)
-), {found}, {done}
+), {found}, own AS MATERIALIZED (
+    SELECT p.* FROM {schema}.passages AS p
+    SEMI JOIN given AS t ON t.entity_type = p.entity_type AND t.id = p.id
+    WHERE p.space = $2
+), lacking AS (
+    SELECT DISTINCT entity_type, id FROM own
+    ANTI JOIN (SELECT text_hash FROM {schema}.embeddings WHERE space = $2) AS v ON v.text_hash = own.text_hash
+    WHERE own.text_hash IS NOT NULL
+)
 SELECT e.entity_type, e.id, e.content, e.content_hash, {metadata} AS metadata, e.metadata_hash,
     p.id IS NOT NULL AS stored
 FROM found AS e
-LEFT JOIN (SELECT entity_type, id FROM {schema}.passages WHERE space = $2 AND position = 0) AS p
-    ON p.entity_type = e.entity_type AND p.id = e.id
-LEFT JOIN (SELECT * FROM done WHERE space = $2) AS d
-    ON d.entity_type = e.entity_type AND d.id = e.id AND d.content_hash = e.content_hash
-WHERE e.content_hash <> unhex(sha256('')) AND (d.id IS NULL OR d.metadata_hash <> e.metadata_hash)
+LEFT JOIN (SELECT * FROM own WHERE position = 0) AS p ON p.entity_type = e.entity_type AND p.id = e.id
+LEFT JOIN lacking AS l ON l.entity_type = e.entity_type AND l.id = e.id
+WHERE e.content_hash <> unhex(sha256('')) AND (
+    p.id IS NULL OR p.content_hash <> e.content_hash OR p.metadata_hash <> e.metadata_hash OR l.id IS NOT NULL
+)
 ORDER BY e.entity_type, e.id
 
 -- name: move
