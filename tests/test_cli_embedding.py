@@ -76,6 +76,30 @@ def test_jobs_and_spaces(run: Run) -> None:
     assert (code, "0 entities queued" in errors) == (0, True)
 
 
+def test_passages(run: Run, url: str) -> None:
+    """A space is made with its options, which later runs use; searches print passages; unused vectors are deleted."""
+    parts = ["river stone", "green garden", "winter garden"]
+    with ef.connect(url) as store:
+        store.upsert_entity("page", "long", "\n\n".join(f"# {part}\n\nThe {part}." for part in parts))
+    passages = ["--passages", "40", "--overlap", "5", "--passage-format", "text"]
+    for wrong in (passages[2:], ["--passages", "40", "--overlap", "40"]):
+        assert run("embed", *HASHING, *wrong)[0] == 2
+    assert run("embed", *HASHING, *passages)[0] == 0
+    [space] = [json.loads(line) for line in run("spaces", "--json")[1].splitlines()]
+    assert json.loads(space["passages"]).items() >= {"size": 40, "overlap": 5, "format": "text"}.items()
+    code, _, errors = run("embed", *HASHING, "--passages", "50")
+    assert (code, "passages cut with" in errors) == (2, True)
+    found = run(
+        "search", "garden", "--mode", "text", "--type", "page", "--where", "n IS NULL", "--per-entity", "2", "--json"
+    )[1].splitlines()
+    assert [json.loads(line)["id"] for line in found] == ["long", "long"]
+    assert all("garden" in json.loads(line)["passage"] for line in found)
+    with ef.connect(url) as store:
+        store.delete_entity("page", "p0")
+    code, _, errors = run("spaces", "--vacuum")
+    assert (code, "1 unused vectors deleted" in errors) == (0, True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["duckdb"], indirect=True)
 def test_a_watching_worker_waits_for_its_embedder(run: Run) -> None:

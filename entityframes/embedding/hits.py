@@ -91,6 +91,8 @@ def best_by_both(
     best = best.with_columns(score=pl.lit(None, pl.Float64))
     # Entities that are due, and all where contents are not cut.
     rest = entities.with_row_index("position").join(recorded, on="position", how="anti", maintain_order="left")
+    if rest.is_empty():
+        return best.select(PASSAGES.names())
     others = best_by_words(rest, words, per_entity)
     others = others.with_columns(position=rest["position"].gather(others["position"]))
     return pl.concat([best.select(PASSAGES.names()), others])
