@@ -72,7 +72,9 @@ CHECKS = {
         years = dict(books.select("id", "year").iter_rows())
         assert older.height == 3 and all(years[id] < 1950 for id in older["id"])
         assert (due, refreshed.counts["embedded"]) == (3, 3)
-        assert similar["nearest"].to_list()[:2] == ["moby-2", "moby"]
+        assert similar.row(0)[:2] == ("moby", "moby-2")
+        assert (found["id"].to_list(), found["heading"][0]) == (["coffee"], "Coffee machine > Cleaning")
+        assert (edited.calls, edited.counts["embedded"]) == (1, 1)
     """,
     "06_etl_recipes": """
         assert (first.counts["created"], first.counts["duplicate"]) == (2_600, 100)
