@@ -129,31 +129,39 @@ class _Part:
         #: text_hash and text, the shortest first.
         self.missing = missing.sort(pl.col("text").str.len_bytes(), maintain_order=True)
         numbers = self.missing.select("text_hash").with_row_index("number", 1)
-        last = passages.join(numbers, on="text_hash", how="left").group_by("row").agg(pl.col("number").max())
-        entities = entities.join(last, on="row", how="left", maintain_order="left")
-        #: The entities, and how many of the missing texts have to be embedded until they are complete.
-        self._entities = entities.with_columns(pl.col("number").fill_null(0))
-        self._passages = passages.drop("text")
+        # An entity is complete once the last of its missing texts is embedded: none is 0.
+        last = passages.join(numbers, on="text_hash", how="left").group_by("row").agg(
+            last=pl.col("number").max().fill_null(0), passages=pl.len(), empty=pl.col("text_hash").is_null().any()
+        )  # fmt: skip
+        ordered = entities.join(last, on="row", maintain_order="left").sort("last", maintain_order=True)
+        self._entities = ordered.drop("last", "passages")
+        self._last = ordered["last"].to_numpy()
+        #: The passages in the order of the entities, and where those of each begin.
+        self._passages = ordered.select("row").join(passages.drop("text"), on="row", maintain_order="left_right")
+        self._begins = np.concatenate([[0], ordered["passages"].to_numpy().cumsum()])
         self._errors = embedded.drop_nulls("error")
+        self._done = 0
 
     def add_errors(self, texts: pl.DataFrame) -> None:
         """Add the errors of texts: text_hash, error."""
         self._errors = pl.concat([self._errors, texts.drop_nulls("error")])
 
-    def complete(self, low: int, high: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The entities that are complete once `high` of the missing texts are embedded, but not before: after `low`.
+    def complete(self, embedded: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The entities that are complete now that this many of the missing texts are embedded, but were not before.
 
         Returns:
             Their rows with the columns empty (whether there is no text) and error (of their first text that failed, or
             null), and their passages.
         """
-        entities = self._entities.filter(pl.col("number").is_between(low, high, closed="right")).drop("number")
-        passages = self._passages.join(entities.select("row"), on="row", how="semi", maintain_order="left")
-        empty = passages.filter(pl.col("text_hash").is_null())["row"]
-        entities = entities.with_columns(empty=pl.col("row").is_in(empty.implode()))
+        end = int(np.searchsorted(self._last, embedded, side="right"))
+        entities = self._entities[self._done : end]
+        passages = self._passages[int(self._begins[self._done]) : int(self._begins[end])]
+        self._done = end
+        if self._errors.is_empty():
+            return entities.with_columns(error=pl.lit(None, pl.String)), passages
         errors = passages.join(self._errors, on="text_hash", maintain_order="left")
         place = pl.format("characters {} to {}: {}", "start", "end", "error")
-        first = errors.select("row", pl.coalesce(place, "error").alias("error")).unique("row", keep="first")
+        first = errors.select("row", error=pl.coalesce(place, "error")).unique("row", keep="first", maintain_order=True)
         return entities.join(first, on="row", how="left", maintain_order="left"), passages
 
 
@@ -444,15 +452,15 @@ class EmbedRun:
             for number, entities in enumerate(parts, 1):
                 self._check(job)
                 part, done = self._part(entities, writer), 0
-                self._add_complete(buffer, part, -1, 0)
+                self._add_complete(buffer, part, 0)
                 for batch in part.missing.iter_slices(self._batch):
                     self._check(job)
                     vectors, errors = self._calls.embed(batch["text"].to_list())
                     texts = batch.select("text_hash", error=pl.Series(errors, dtype=pl.String))
                     buffer.add(texts, vectors)
                     part.add_errors(texts)
-                    self._add_complete(buffer, part, done, done + batch.height)
                     done += batch.height
+                    self._add_complete(buffer, part, done)
                     if done < part.missing.height and buffer.is_full(self._engine.embedding.write_bytes):
                         write("running")
                 write("done" if number == len(parts) else "running")
@@ -490,8 +498,8 @@ class EmbedRun:
         embedded = self._retried(lambda: self._engine.embedding.embedded(self._space, hashes))
         return _Part(entities.drop("content", "metadata"), passages, embedded)
 
-    def _add_complete(self, buffer: _Buffer, part: _Part, low: int, high: int) -> None:
-        entities, passages = part.complete(low, high)
+    def _add_complete(self, buffer: _Buffer, part: _Part, embedded: int) -> None:
+        entities, passages = part.complete(embedded)
         buffer.add_complete(entities, passages)
         with self._logging:
             self._embedded += entities.height
