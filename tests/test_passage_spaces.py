@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -435,3 +437,24 @@ def test_a_search_without_pgvector(store: ef.EntityStore, sql: Sql, monkeypatch:
     found = [store.search(query, **options, **more).select(columns) for more in ({}, {"where": pl.col("id") > "n2"})]
     assert [one.rows() for one in found] == [one.rows() for one in expected]
     is_sound(store, sql)
+
+
+def test_both_engines_agree(postgres_url: str, tmp_path: Path) -> None:
+    """The same entities and passages with the same scores, in every mode, with and without a filter."""
+    found = []
+    for url in (str(tmp_path / "s.duckdb"), postgres_url):
+        with ef.connect(url) as store:
+            store.upsert(pl.concat([entity(page(25, seed=n % 30), f"n{n:02}") for n in range(40)]), progress=False)
+            store.embed(ef.HashingEmbedder(64), passages=PASSAGES, progress=False)
+            for mode, k, few, each in itertools.product(
+                ("vector", "text", "hybrid"), (1, 7, 40), (False, True), (1, 3)
+            ):
+                where = pl.col("id") > "n20" if few else None
+                hits = store.search("baton lolix paragraph 7", mode=mode, k=k, where=where, per_entity=each)  # type: ignore[arg-type]
+                found.append((url, mode, k, few, each, hits.drop("created_at", "updated_at")))
+    half = len(found) // 2
+    for (_, *first, ours), (_, *second, theirs) in zip(found[:half], found[half:], strict=True):
+        assert first == second
+        assert ours.drop("score").equals(theirs.drop("score")), first
+        assert ours["score"].to_list() == pytest.approx(theirs["score"].to_list(), abs=1e-6)
+        assert ours["rank"].max() == min(first[1], 19 if first[2] else 40)
