@@ -680,7 +680,8 @@ def _location(row: dict[str, Any]) -> str:
 
 def row_and_key(row: dict[str, Any], key: list[str]) -> str:
     """The position and the key of a row; no key if it is null, and no position for a deletion."""
-    shown = [] if all(row[name] is None for name in key) else [f"({'/'.join(visible(row[name]) for name in key)})"]
+    parts = ["null" if row[name] is None else visible(row[name]) for name in key]
+    shown = [] if all(row[name] is None for name in key) else [f"({'/'.join(parts)})"]
     return " ".join(([] if row["row"] is None else [f"row {row['row']}"]) + shown)
 
 
