@@ -327,13 +327,27 @@ entityframes tables --json
 def tables(as_json: bool, url: str | None) -> None:
     """List the tables of the database with their primary keys.
 
-    The numbers of rows are estimates. The tables of stores are not listed.
+    The rows of large tables are estimated, which the column exact shows. The tables of stores are not listed.
     """
     import polars as pl
 
+    from entityframes.reading import tables as reading
+
     engine = _open(url, read_only=True)
     try:
-        listed = engine.tables()
+        listed = reading.tables(engine)
     finally:
         engine.database.close()
-    print_frame(listed if as_json else listed.with_columns(pl.col("key").list.join(",")), as_json, empty="no tables")
+    if not as_json:
+        listed = listed.with_columns(pl.col("key").list.join(","))
+    if sys.stdout.isatty():
+        rows = [_about(*row) for row in listed.select("rows", "exact").iter_rows()]
+        listed = listed.select("table", "key", pl.Series("rows", rows, dtype=pl.String))
+    print_frame(listed, as_json, empty="no tables")
+
+
+def _about(rows: int | None, exact: bool) -> str:
+    """The number of rows of a table, for people."""
+    if rows is None:
+        return "not known yet"
+    return f"{rows:,}" if exact else f"about {rows:,}"

@@ -287,9 +287,18 @@ class TableEngine(Protocol):
         """
 
     def tables(self) -> pl.DataFrame:
-        """table, key (names of the columns of its primary key) and rows (UInt64, estimated) of each table of the user.
+        """The tables of the user.
 
-        The key is null if there is none, and rows if there is no estimate yet.
+        Returns:
+            table, key (names of the columns of its primary key; null if it has none), rows (UInt64, estimated; null if
+            there is no estimate yet), name (as an SQL identifier), small (whether it is probably counted quickly).
+        """
+
+    def counts(self, names: Sequence[str]) -> list[int]:
+        """The numbers of rows of several tables, given as SQL identifiers.
+
+        Raises:
+            DatabaseError: one of them cannot be counted quickly.
         """
 
     def count(self, relation: Relation) -> int:
@@ -389,6 +398,11 @@ def named(chunk: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
             for number, column in enumerate(columns)
         ]
     )  # fmt: skip
+
+
+def counting(names: Sequence[str]) -> str:
+    """A query that numbers some tables, given as SQL identifiers, and counts their rows."""
+    return " UNION ALL ".join(f"SELECT {position}, count(*) FROM {name}" for position, name in enumerate(names))  # noqa: S608
 
 
 def quoted(name: str) -> str:

@@ -24,6 +24,7 @@ from entityframes.engines.tables import (
     Relation,
     SoftDelete,
     Writing,
+    counting,
     parse_name,
     quoted,
     rejections,
@@ -68,7 +69,11 @@ class DuckDBTables:
             return _described(session, row["catalog"], row["schema"], row["name"])
 
     def tables(self) -> pl.DataFrame:
-        return self.database.read("tables").select("table", "key", pl.col("rows").cast(pl.UInt64))
+        return self.database.read("tables").with_columns(pl.col("rows").cast(pl.UInt64))
+
+    def counts(self, names: Sequence[str]) -> list[int]:
+        counted = self.database.read("table_counts", placeholders={"counts": counting(names)})
+        return counted.sort("position")["rows"].to_list()
 
     def count(self, relation: Relation) -> int:
         return int(self.database.read("table_count", placeholders={"table": relation.sql}).item())

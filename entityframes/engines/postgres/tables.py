@@ -39,6 +39,7 @@ from entityframes.engines.tables import (
     SoftDelete,
     Writing,
     canonical,
+    counting,
     parse_name,
     quoted,
     rejections,
@@ -123,7 +124,13 @@ class PostgresTables:
         return retry(query, what="describe")
 
     def tables(self) -> pl.DataFrame:
-        return self.database.read("tables").select("table", "key", pl.col("rows").cast(pl.UInt64))
+        return self.database.read("tables").with_columns(pl.col("rows").cast(pl.UInt64))
+
+    def counts(self, names: Sequence[str]) -> list[int]:
+        timeouts = self.database.statements["table_counts_timeouts"]
+        with self.database.session() as session, session.transaction(None, timeouts):
+            counted = session.query("table_counts", placeholders={"counts": counting(names)})
+        return counted.sort("position")["rows"].to_list()
 
     def count(self, relation: Relation) -> int:
         return int(self.database.read("table_count", placeholders={"table": relation.sql}).item())
