@@ -21,6 +21,7 @@ from entityframes.frames.records import Records, Whole, visible_schema
 from entityframes.interrupt import Interrupt
 from entityframes.progress import Progress, Reporter
 from entityframes.reading import tables as reading
+from entityframes.reading.scan import ScanQuery, lazy_frame
 from entityframes.results import MIRROR_STATUSES, DeleteResult, RunResult, UpsertResult, kept
 from entityframes.threads import Threads
 from entityframes.visible import visible
@@ -550,7 +551,7 @@ class Table:
         extra = [column for column in key if column not in wanted]
         parts = [named(_empty([*wanted, *extra]), [*wanted, *extra])]
         interrupt = Interrupt(cancel)
-        with Reporter(progress, what="read") as reporter:
+        with Reporter(progress, self.count, what="read") as reporter:
             for chunk in reading.scan(self._engine, self._relation, [*wanted, *extra], None, interrupt):
                 interrupt.check()
                 parts.append(chunk)
@@ -559,13 +560,20 @@ class Table:
         sortable = [column.name for column in key if not rows.schema[column.name].is_nested()]
         return rows.sort(sortable, maintain_order=True).select(column.name for column in wanted)
 
-    def scan(self, columns: str | Sequence[str] | None = None) -> pl.LazyFrame:
+    def scan(
+        self,
+        columns: str | Sequence[str] | None = None,
+        *,
+        progress: Progress = None,
+        cancel: threading.Event | None = None,
+    ) -> pl.LazyFrame:
         """Read the table lazily, in chunks and in no particular order.
 
         A filter is applied to each chunk as it is read, not in the database: to look up rows by key, use `get`.
 
         Args:
             columns: the columns to read; None for all. Of these, only those that a query uses are read.
+            progress, cancel: as for `EntityStore.scan`.
 
         Returns:
             A LazyFrame with the dtypes that `columns` shows.
@@ -579,24 +587,16 @@ class Table:
             >>> people.scan().filter(pl.col("id") > 1).collect().row(0)
             (2, 'Bob')
         """
-        from polars.io.plugins import register_io_source
-
         wanted = reading.selected(self._relation, columns)
 
-        def source(
-            with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
-        ) -> Iterator[pl.DataFrame]:
-            used = [column for column in wanted if with_columns is None or column.name in with_columns]
-            for chunk in reading.scan(self._engine, self._relation, used, None, Interrupt()):
-                rows = chunk if predicate is None else chunk.filter(predicate)
-                if n_rows is not None:
-                    rows = rows.head(n_rows)
-                    n_rows -= rows.height
-                yield rows
-                if n_rows == 0:
-                    return
+        def read(query: ScanQuery) -> Iterator[pl.DataFrame]:
+            used = [column for column in wanted if column.name in query.columns]
+            return reading.scan(self._engine, self._relation, used, None, query.interrupt)
 
-        return register_io_source(source, schema={column.name: column.dtype for column in wanted})
+        schema = {column.name: column.dtype for column in wanted}
+        return lazy_frame(
+            schema, {}, read, name=self.name, progress=progress, cancel=cancel, count=lambda: self.count()
+        )
 
     def delete(
         self, keys: KeysLike, /, *, progress: Progress = None, cancel: threading.Event | None = None

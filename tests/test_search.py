@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Any
 
@@ -150,6 +151,38 @@ def test_a_vector_of_older_content_is_not_compared(filled: ef.EntityStore) -> No
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_progress_of_an_index(store: ef.EntityStore, sql: Any, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted in vectors, and can be cancelled; nothing of the index remains then."""
+    store.upsert(corpus(2_000), progress=False)
+    store.embed(EMBEDDER, progress=False)
+    calls: list[tuple[int, int | None]] = []
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(ef.StatementCancelledError):
+        store.index_space(cancel=cancel)
+    if engine == "duckdb" or sql("SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'") == [(0,)]:
+        return
+    monkeypatch.setattr("entityframes.engines.postgres.embedding.FOLLOW_SECONDS", 0.001)
+    nearest = "SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'nearest_%'"
+
+    def stop(done: int, total: int | None) -> None:
+        cancel.set()
+
+    def fail(done: int, total: int | None) -> None:
+        raise OSError("the display is gone")
+
+    cancel.clear()
+    with pytest.raises(ef.StatementCancelledError):
+        store.index_space(progress=stop, cancel=cancel)
+    with pytest.raises(OSError, match="the display is gone"):
+        store.index_space(progress=fail)
+    assert sql(nearest) == [(0,)]
+    assert store.index_space(progress=lambda done, total: calls.append((done, total)))
+    assert sql(nearest) == [(1,)]
+    assert calls[-1] == (2_000, 2_000)
+    assert len(calls) > 1
+
+
 def test_a_search_without_pgvector(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same results, each entity once, also those with an id and content of another type; there is no index."""
     monkeypatch.setattr(type(store._engine.embedding), "_has_pgvector", lambda self: False)

@@ -90,7 +90,7 @@ def sync(
         )  # fmt: skip
         rules = {name: options[name] for name in ("on_conflict", "delete", "max_delete")}
         if dry_run:
-            sys.exit(_print_plan(directory.plan(direction=chosen, **rules), as_json))  # type: ignore[arg-type]
+            sys.exit(_print_plan(directory.plan(direction=chosen, progress=progress, **rules), as_json))  # type: ignore[arg-type]
         rules |= {"quarantine": options["quarantine"], "embed": not options["no_embed"]}
         if watch:
             _watch(directory, chosen, rules, as_json)

@@ -357,17 +357,19 @@ entityframes spaces --activate hashing-64
 @click.option("--activate", metavar="SPACE", help="Use this space for searches.")
 @click.option("--index", metavar="SPACE", help="Create the index for approximate search (PostgreSQL with pgvector).")
 @click.option("--drop", metavar="SPACE", help="Delete this space with its vectors.")
+@progress_option
 @json_option
 @store_options
 def spaces(
-    activate: str | None, index: str | None, drop: str | None, as_json: bool, url: str | None, namespace: str
-) -> None:
+    activate: str | None, index: str | None, drop: str | None, progress: Any, as_json: bool, url: str | None,
+    namespace: str,
+) -> None:  # fmt: skip
     """List the embedding spaces, and activate, index or drop one.
 
     A space holds the vectors of one model; the list says how much of the store is embedded in each.
     """
     with open_store(url, namespace, read_only=not (index or activate or drop)) as store:
-        if index and not store.index_space(index):
+        if index and not store.index_space(index, progress=progress):
             echo(f"no index for {visible(index)}: it takes pgvector 0.8 and at most 2,000 dimensions; "
                        "search stays exact", err=True)  # fmt: skip
         if activate:

@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from entityframes.directory.handles import TEMPORARY, Folders, RefusalError, Stat, describe_error, shown
@@ -88,8 +88,11 @@ class Tree:
         if self._patterns:
             Rules(self._patterns, hidden=self._hidden)
 
-    def walk(self) -> Walk:
+    def walk(self, advance: Callable[[int], None] = lambda files: None) -> Walk:
         """Find the files, with their sizes and times.
+
+        Args:
+            advance: called with the number of further files that were found.
 
         Returns:
             The files, the paths that are not regular files or could not be read, and temporary files left behind by
@@ -98,7 +101,9 @@ class Tree:
         Raises:
             DirectoryError: the root is missing, not a folder, or cannot be read; a pattern is not valid.
         """
-        return walk(self.root, self._suffixes, self._patterns, hidden=self._hidden, rules_bytes=self.max_bytes)
+        return walk(
+            self.root, self._suffixes, self._patterns, hidden=self._hidden, rules_bytes=self.max_bytes, advance=advance
+        )  # fmt: skip
 
     def read(self, paths: Sequence[str], cancel: threading.Event | None = None) -> list[Read]:
         """Read and hash files; fastest if the paths are grouped by folder.
