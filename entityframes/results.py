@@ -309,8 +309,8 @@ class RunResult:
         bad = self.outcomes.filter(pl.col("status").is_in(UNRESOLVED))
         counted = ", ".join(f"{self.counts[status]:,} {status}" for status in UNRESOLVED if self.counts.get(status))
         raise EntityFramesError(
-            f"{counted} of {self.rows:,} rows: {_examples(bad)}; see result.outcomes for all of them"
-            + "".join(f". {note}" for note in self.notes)
+            "; ".join([f"{counted} of {self.rows:,} rows: {_examples(bad)}", *self.notes]),
+            advice="see result.outcomes for all of them",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -566,7 +566,7 @@ class EmbedResult(RunResult):
         if not super().ok:
             super().raise_for_failures()
         if self.waiting:
-            raise EntityFramesError(f"{self._due_lines()[0]}; see store.jobs('failed')")
+            raise EntityFramesError(self._due_lines()[0], advice="see store.jobs('failed')")
 
     def to_dict(self) -> dict[str, Any]:
         """As for `UpsertResult`, with ``space``, ``calls`` and ``waiting``.

@@ -727,8 +727,8 @@ def _keyed(engine: TableEngine, relation: Relation, key: list[str] | None) -> Re
     if key is None:
         if not relation.unique:
             raise SchemaError(
-                f"the table {relation.name} has no primary key: name the columns of a key with key=[...]. "
-                f"Unique keys: {unique}{unusable}"
+                f"the table {relation.name} has no primary key",
+                advice=f"name the columns of a key with key=[...]; unique keys: {unique}{unusable}",
             )
         key = list(relation.unique[0])
     keyed = relation.keyed(key)
@@ -757,7 +757,7 @@ def _schema_of(frame_or_schema: Any) -> dict[str, pl.DataType]:
     else:
         schema = dict(sources.as_frame(frame_or_schema).schema)
     if wrong := [name for name in schema if "\0" in name or not name]:
-        raise SchemaError(f"{', '.join(map(repr, wrong))} cannot be the name of a column: rename it")
+        raise SchemaError(f"{', '.join(map(repr, wrong))} cannot be the name of a column", advice="rename it")
     return schema
 
 

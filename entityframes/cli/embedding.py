@@ -43,7 +43,9 @@ def _embedder(store: Any, name: str | None, options: Sequence[str], space: str |
             if row["space"] == space or (space is None and row["active"]):
                 embedder = embedder_of_model(row["model"])
                 if embedder is None:
-                    raise EmbedderError(f"the space {row['space']} needs {row['model']}: name it with --embedder")
+                    raise EmbedderError(
+                        f"the space {row['space']} needs {row['model']}", advice="name it with --embedder"
+                    )
                 return embedder
     given = {}
     for option in options:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from entityframes.cli.errors import UsageError
 from entityframes.cli.output import echo, print_exactly
 from entityframes.visible import visible
 
@@ -86,7 +87,7 @@ def check_failed_file(path: str | None, files: Sequence[str]) -> None:
         return
     check_output("--failed", path)
     if any(Path(path).resolve() == Path(file).resolve() for file in files):
-        raise click.UsageError(f"--failed {path}: this is one of the files to import, give another name")
+        raise UsageError(f"--failed {path}: this is one of the files to import", advice="give another name")
 
 
 def read(frame: Any, given: Any) -> Any:

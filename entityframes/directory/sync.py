@@ -387,8 +387,8 @@ class DirectorySync:
         other = folders.lock(name, holder, LEASE)
         if other is not None:
             raise DirectoryError(
-                f"{self._root} is being synced by {other}: wait until it has finished; if it was killed, its lock "
-                f"expires within {LEASE:.0f} s"
+                f"{self._root} is being synced by {other}",
+                advice=f"wait until it has finished; if it was killed, its lock expires within {LEASE:.0f} s",
             )
         done = threading.Event()
         heartbeat = threading.Thread(

@@ -115,7 +115,7 @@ class Search:
         if isinstance(query, str):
             embedder = embedder or remembered.get(space["model"]) or embedder_of_model(space["model"])
             if embedder is None:
-                raise EmbedderError(f"the query must be embedded with {space['model']}: pass embedder=...")
+                raise EmbedderError(f"the query must be embedded with {space['model']}", advice="pass embedder=...")
             spaces.check(space, embedder)
             vectors, errors = Calls(embedder).embed([query])
             if errors[0] is not None:

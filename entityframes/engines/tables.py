@@ -150,7 +150,7 @@ class Relation:
                 f"it has {', '.join(map(repr, self.by_name))}"
             )
         if not key:
-            raise SchemaError(f"the key of {self.name} has no columns: name them, or leave out key")
+            raise SchemaError(f"the key of {self.name} has no columns", advice="name them, or leave out key")
         if len(set(key)) < len(key):
             raise SchemaError(f"duplicate columns in the key of {self.name}: {', '.join(map(repr, key))}")
         # In the order of the index, so that rows are written in its order.
@@ -439,6 +439,7 @@ def parse_name(name: str) -> list[tuple[str, bool]]:
             break
         place += 1
     raise SchemaError(
-        f"invalid table name {name!r}: use table or schema.table, and quote a name that contains a dot or a quote, as "
-        "in 'schema.\"my.table\"'"
+        f"invalid table name {name!r}",
+        advice="use table or schema.table, and quote a name that contains a dot or a quote, as "
+        "in 'schema.\"my.table\"'",
     )

@@ -85,8 +85,9 @@ def as_frame(source: Any) -> pl.DataFrame:
             return unisolated(Records(source, as_frame).whole(_anything).frame)
         one = f"one {type(source).__name__}: wrap it in a list" if is_record(source) else type(source).__name__
         raise SchemaError(
-            f"expected a frame, got {one}; pass a Polars, pandas or PyArrow frame, a LazyFrame, a dict of columns, or "
-            "a list or an iterator of dicts, dataclasses, models or frames"
+            f"expected a frame, got {one}",
+            advice="pass a Polars, pandas or PyArrow frame, a LazyFrame, a dict of columns, or "
+            "a list or an iterator of dicts, dataclasses, models or frames",
         )
     given = source
     source = _without_panics(source)
@@ -119,7 +120,7 @@ def _from_columns(columns: Mapping[str, Any]) -> pl.DataFrame:
     single: dict[str, Any] = {}
     for name, values in columns.items():
         if isinstance(values, Mapping) or not isinstance(name, str):
-            raise SchemaError(f"column {name!r} is a dict: pass a list of its values")
+            raise SchemaError(f"column {name!r} is a dict", advice="pass a list of its values")
         if isinstance(values, list | tuple | range):
             path = Path(name)
             made[name] = conversion.column(path, list(values), range(len(values))).series(name)
@@ -131,7 +132,9 @@ def _from_columns(columns: Mapping[str, Any]) -> pl.DataFrame:
         else:
             single[name] = values
     if not made:
-        raise SchemaError("expected a dict of columns, got single values only: wrap the dict of one row in a list")
+        raise SchemaError(
+            "expected a dict of columns, got single values only", advice="wrap the dict of one row in a list"
+        )
     if len({len(series) for series in made.values()}) > 1:
         lengths = ", ".join(f"{name!r} has {len(series):,}" for name, series in made.items())
         raise SchemaError(f"the columns differ in their number of values: {lengths}")
@@ -173,8 +176,8 @@ def _without_panics(source: Any) -> Any:
     ]
     if unknown:
         raise SchemaError(
-            f"columns with types that Polars does not support: {', '.join(unknown[:10])}: cast them first, for example "
-            "to text (DuckDB: CAST(c AS VARCHAR)), or leave them out"
+            f"columns with types that Polars does not support: {', '.join(unknown[:10])}",
+            advice="cast them first, for example to text (DuckDB: CAST(c AS VARCHAR)), or leave them out",
         )
     return source
 
@@ -222,7 +225,8 @@ def _check_times(source: Any, frame: pl.DataFrame) -> None:
             if any(not _within_a_day(times) for times in _times(chunk)):
                 raise SchemaError(
                     f"column {name!r} contains times outside 00:00:00 to 23:59:59.999999999, such as 24:00:00, "
-                    "which would become nulls: correct them, or cast the column to text"
+                    "which would become nulls",
+                    advice="correct them, or cast the column to text",
                 )
 
 

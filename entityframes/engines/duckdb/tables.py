@@ -57,12 +57,13 @@ class DuckDBTables:
                 found = found.filter(pl.col("catalog").str.to_lowercase() == parts[0].lower())
             if found.is_empty():
                 raise NoTableError(
-                    f"there is no table {name!r} in the database: check the name and the schema, or create it with "
-                    f"entityframes.create_table{self.database.file.not_seen}"
+                    f"there is no table {name!r} in the database",
+                    advice="check the name and the schema, or create it with "
+                    f"entityframes.create_table{self.database.file.not_seen}",
                 )
             if found.height > 1:
                 schemas = ", ".join(f"{schema}.{table}" for schema, table in found.select("schema", "name").rows())
-                raise SchemaError(f"{name!r} can be any of {schemas}: add the schema")
+                raise SchemaError(f"{name!r} can be any of {schemas}", advice="add the schema")
             row = found.row(0, named=True)
             if row["kind"] == "view":
                 raise SchemaError(f"{row['schema']}.{row['name']} is a view: only tables can be written to")

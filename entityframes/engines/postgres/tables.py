@@ -651,13 +651,13 @@ _LONGEST = 63
 
 def _check_length(name: str) -> None:
     if len(name.encode()) > _LONGEST:
-        raise SchemaError(f"{name!r} is longer than the {_LONGEST} bytes of a name in PostgreSQL: rename it")
+        raise SchemaError(f"{name!r} is longer than the {_LONGEST} bytes of a name in PostgreSQL", advice="rename it")
 
 
 def _no_table(name: str) -> NoTableError:
     return NoTableError(
-        f"there is no table {name!r} in the database, or the user may not see it: check the name and the schema, "
-        "or create it with entityframes.create_table"
+        f"there is no table {name!r} in the database, or the user may not see it",
+        advice="check the name and the schema, or create it with entityframes.create_table",
     )
 
 
