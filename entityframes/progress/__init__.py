@@ -116,8 +116,11 @@ class Reporter:
         for each in self._counts:
             counts.update(each)
         shown = {status: count for status, count in counts.items() if count}
-        seconds = time.monotonic() - self._started
-        return Report(self._what, self._unit, self._done, self._total, shown, seconds, self._state)
+        seconds, done = time.monotonic() - self._started, self._done
+        if shown and self._state in ("interrupted", "failed"):
+            # Also the rows of batches that had not been reported when the call ended.
+            done = sum(shown.values()) - shown.get("cancelled", 0)
+        return Report(self._what, self._unit, done, self._total, shown, seconds, self._state)
 
     def _draw(self) -> None:
         """Show reports until the call ends; runs in a thread."""

@@ -99,19 +99,25 @@ class NotebookBar(TerminalBar):
         return {"text/html": self._html(), "text/plain": str(self)}
 
     def _html(self) -> str:
-        settings = self.format_dict | {"bar_format": "{l_bar}\n{r_bar}", "postfix": None, "ncols": None}
-        left, right = self.format_meter(**settings).split("\n")
-        state = f"{self.report.state} " if self.report.state in _ENDED else ""
-        text = html.escape(f"{left.strip('| ')} {state}{right.strip('| ')}")
+        text = html.escape(self._text())
         squares = "".join(
             f' · <span style="white-space:nowrap">{_square(COLORS.get(status, PLAIN))} {count:,} '
             f"{html.escape(status)}</span>"
             for status, count in self.report.counts.items()
         )
         return (
-            f'<div style="max-width:60em"><div style="display:flex;height:0.6em;border-radius:3px;overflow:hidden;'
+            f'<div style="max-width:70em"><div style="display:flex;height:0.6em;border-radius:3px;overflow:hidden;'
             f'background:{TRACK}">{self._segments()}</div><div style="font-size:90%">{text}{squares}</div></div>'
         )
+
+    def _text(self) -> str:
+        """What tqdm says; of a call that ended too early without the time that would be left."""
+        report = self.report
+        settings = self.format_dict | {"bar_format": "{l_bar}\n{r_bar}", "postfix": None, "ncols": None}
+        if report.state in _ENDED:
+            total = "" if report.total is None else "/{total_fmt}"
+            settings["bar_format"] = f"{{l_bar}}\n{report.state} {{n_fmt}}{total} [{{elapsed}}, {{rate_fmt}}]"
+        return " ".join(part.strip("| ") for part in self.format_meter(**settings).split("\n"))
 
     def _segments(self) -> str:
         """The filled part of the bar: its statuses, or one color if the call ended too early."""
