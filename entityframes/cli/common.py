@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 
@@ -15,6 +13,9 @@ from entityframes.cli.command import paths
 from entityframes.cli.errors import CommandError, UsageError
 from entityframes.cli.output import echo, note, print_exactly, tell
 from entityframes.visible import visible
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -114,6 +115,7 @@ def confirm_deletion(selected: int, one: str, many: str, *, yes: bool) -> None:
 def scratch_folder() -> Iterator[Path]:
     """A temporary folder."""
     import tempfile
+    from pathlib import Path
 
     with tempfile.TemporaryDirectory(prefix="entityframes-") as folder:
         yield Path(folder)
@@ -164,6 +166,8 @@ def print_summary(
         rest: how to see the failed rows that are not shown.
         notes: notes about how the files were interpreted.
     """
+    import json
+
     if as_json:
         failed = result.failed
         failures = failed.select("row", *_key_of(failed), "error_kind", "rule", "error", "sqlstate")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import threading
@@ -200,6 +199,8 @@ def _report(result: Any, store: Any, as_json: bool) -> None:
             "in_no_job": result.unqueued,
             "failed": failures,
         }
+        import json
+
         print_exactly(json.dumps(report, ensure_ascii=False), json=True)
         return
     from entityframes.results import UpsertResult

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -278,6 +277,8 @@ def export(url: str | None, name: str, out: str | None, file_format: str | None,
 
 def _key_frame(table: Any, keys: Sequence[str], file: str | None) -> Any:
     """The keys given as arguments, through standard input, or by a file with the columns of the key."""
+    import csv
+
     import polars as pl
 
     from entityframes.files import TextOptions, read_files
