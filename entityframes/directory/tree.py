@@ -133,14 +133,18 @@ class Tree:
                     found.append(Read(path, data, digest=digest, stat=state, stable=stable))
         return found
 
-    def write(self, files: Sequence[Write]) -> list[Written]:
+    def write(self, files: Sequence[Write], stopping: Callable[[], bool] = lambda: False) -> list[Written]:
         """Write files, each of them atomically; they are flushed to disk when this returns.
 
         An existing file is replaced only if its bytes are as expected, and keeps its mode; a new file never overwrites
         another one. Folders are created as needed.
 
+        Args:
+            files: the files.
+            stopping: returns whether no further file is to be written.
+
         Returns:
-            One result per file, in order.
+            One result per file, in order, with neither a state nor a reason if the file was not reached.
 
         Raises:
             DirectoryError: the root cannot be opened.
@@ -149,6 +153,8 @@ class Tree:
         with Folders(self.root) as folders:
             for number in sorted(range(len(files)), key=lambda number: _folder_of(files[number].path)):
                 file = files[number]
+                if stopping():
+                    break
                 try:
                     folder, name = folders.find(file.path, create=file.expected is None)
                     state, stable = folder.put(name, file.data, file.mtime_ns, file.expected)
