@@ -150,7 +150,6 @@ def test_a_vector_of_older_content_is_not_compared(filled: ef.EntityStore) -> No
     assert "p0000" in filled.search("different", entity_type="page", mode="text", k=5)["id"]
 
 
-@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 def test_progress_of_an_index(store: ef.EntityStore, sql: Any, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is counted in vectors, and can be cancelled; nothing of the index remains then."""
     store.upsert(corpus(2_000), progress=False)
@@ -183,6 +182,7 @@ def test_progress_of_an_index(store: ef.EntityStore, sql: Any, engine: str, monk
     assert len(calls) > 1
 
 
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 def test_a_search_without_pgvector(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same results, each entity once, also those with an id and content of another type; there is no index."""
     monkeypatch.setattr(type(store._engine.embedding), "_has_pgvector", lambda self: False)
