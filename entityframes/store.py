@@ -668,6 +668,7 @@ class EntityStore:
                 dropped again.
             DatabaseError: a transaction failed; PermanentError if the store was opened with ``read_only=True``.
             ValueError: `batch_size`, `workers` or `max_attempts` is less than 1.
+            TypeError: `embedder` is no embedder.
             KeyboardInterrupt: on Ctrl-C. `last_result` has the outcomes.
 
         Examples:
@@ -684,9 +685,11 @@ class EntityStore:
         self, embedder: Embedder, space: str | None, options: Any, progress: Progress, cancel: threading.Event | None
     ) -> EmbedResult:
         from entityframes.embedding import spaces
+        from entityframes.embedding.embedders.base import check_embedder
         from entityframes.embedding.worker import EmbedRun
 
         check_writable(self._engine.database)
+        check_embedder(embedder)
         name, made = spaces.resolve(self._engine, embedder, space)
         self._embedders[embedder.name] = embedder
         run = EmbedRun(self._engine, embedder, name, options)
@@ -923,6 +926,7 @@ class EntityStore:
             EmbedderError: the query cannot be embedded.
             StatementCancelledError: `cancel` was set.
             ValueError: `mode` is unknown, `k` is less than 1, or `query` is neither valid text nor finite numbers.
+            TypeError: `where` is no expression, or `embedder` no embedder.
 
         Examples:
             >>> result = store.embed(ef.HashingEmbedder(64))

@@ -18,6 +18,7 @@ from entityframes.errors import ConnectError, EntityFramesError, SchemaError
 from entityframes.frames import sources
 from entityframes.frames.like import FrameLike, KeysLike
 from entityframes.frames.records import Records, Whole, visible_schema
+from entityframes.frames.schema import did_you_mean
 from entityframes.interrupt import Interrupt
 from entityframes.progress import Progress, Reporter
 from entityframes.reading import tables as reading
@@ -103,7 +104,12 @@ def create_table(
     names = [key] if isinstance(key, str) else list(key)
     schema = _schema_of(frame_or_schema)
     if missing := [column for column in names if column not in schema]:
-        raise SchemaError(f"the key has {', '.join(map(repr, missing))}, which is no column of the frame")
+        index = getattr(getattr(frame_or_schema, "index", None), "names", ())
+        raise SchemaError(
+            f"the key has {', '.join(map(repr, missing))}, which is no column of the frame; it has "
+            f"{', '.join(map(repr, schema)) or 'no columns'}",
+            advice="pass frame.reset_index()" if set(missing) & set(index) else did_you_mean(missing, schema),
+        )
     # A store, which is defined above this module.
     shared = hasattr(url, "_tables")
     if not shared:

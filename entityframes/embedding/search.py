@@ -11,7 +11,7 @@ import polars as pl
 
 from entityframes.embedding import spaces
 from entityframes.embedding.calls import Calls
-from entityframes.embedding.embedders.base import Embedder, embedder_of_model
+from entityframes.embedding.embedders.base import Embedder, check_embedder, embedder_of_model
 from entityframes.embedding.text_index import catch_up
 from entityframes.embedding.words import Query
 from entityframes.engines.base import Engine
@@ -57,6 +57,8 @@ class Search:
     ) -> None:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be a positive integer, got {k!r}")
+        if where is not None and not isinstance(where, pl.Expr):
+            raise TypeError(f"where must be an expression such as pl.col('year') > 1900, got {type(where).__name__}")
         self._engine = engine
         self._progress, self._interrupt = progress, interrupt
         self._entity_type = entity_type
@@ -216,6 +218,8 @@ def search(
     """See `EntityStore.search`; `remembered` maps models to the embedders that this store has used."""
     if mode not in ("vector", "text", "hybrid"):
         raise ValueError(f"mode must be 'vector', 'text' or 'hybrid', got {mode!r}")
+    if embedder is not None:
+        check_embedder(embedder)
     if mode != "vector" and not isinstance(query, str):
         raise ValueError(f"mode {mode!r} searches for words: the query must be a string")
     if isinstance(query, str) and re.search("[\0\ud800-\udfff]", query):

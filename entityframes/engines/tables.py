@@ -400,6 +400,10 @@ def named(chunk: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
     )  # fmt: skip
 
 
+#: What to do about a table that is not created because there is one.
+THERE = "open it with store.table(name) or entityframes.table(url, name), or choose another name"
+
+
 def counting(names: Sequence[str]) -> str:
     """A query that numbers some tables, given as SQL identifiers, and counts their rows."""
     return " UNION ALL ".join(f"SELECT {position}, count(*) FROM {name}" for position, name in enumerate(names))  # noqa: S608

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, overload
 
 import polars as pl
@@ -103,7 +104,7 @@ def entities(
         ('person', 'ada@example.org', 'First programmer', {'born': 1815})
     """
     forks.check()
-    _check_arguments(entity_type, id, content)
+    _check_arguments(df, entity_type, id, content)
     frame = df if isinstance(df, pl.DataFrame | pl.LazyFrame) else as_frame(df)
     schema = frame.collect_schema()
     names = list(schema)
@@ -227,6 +228,9 @@ def ids(entity_type: str, ids: Iterable[Any]) -> pl.DataFrame:
         [('note', '1'), ('note', '2')]
     """
     forks.check()
+    if not isinstance(entity_type, str):
+        name = type(entity_type).__name__
+        raise SchemaError(f"entity_type must be a string, got {name}", advice="pass the type before the ids")
     if isinstance(ids, str | bytes):
         raise SchemaError("ids() expects a list or Series, got one string", advice="wrap it in a list")
     try:
@@ -299,7 +303,11 @@ def check_not_all_null(frame: pl.DataFrame, nulls: str = "write") -> None:
         raise SchemaError(f"columns {', '.join(map(repr, empty))} contain only nulls")
 
 
-def _check_arguments(entity_type: Any, id: Any, content: Any) -> None:
+def _check_arguments(df: Any, entity_type: Any, id: Any, content: Any) -> None:
+    if isinstance(df, str) and not isinstance(entity_type, str):
+        raise SchemaError(
+            f"entities() got a string and then {type(entity_type).__name__}", advice="pass the frame before its type"
+        )
     if not isinstance(entity_type, str):
         raise SchemaError(
             f"entity_type must be a string, got {type(entity_type).__name__}; a frame with the columns entity_type, id "
@@ -330,8 +338,23 @@ def _require(present: list[str], needed: Iterable[str], what: str, index: Iterab
     if missing:
         raise SchemaError(
             f"{what} needs columns {', '.join(map(repr, missing))}, which are missing "
-            f"(names are case-sensitive); the frame has {', '.join(map(repr, present)) or 'no columns'}"
+            f"(names are case-sensitive); the frame has {', '.join(map(repr, present)) or 'no columns'}",
+            advice=_MAKE.get(what) or did_you_mean(missing, present),
         )
+
+
+#: How to make what an argument has to be.
+_MAKE = {
+    "an entity frame": "make one with entityframes.entities(frame, entity_type, id=...)",
+    "an id frame": "make one with entityframes.ids(entity_type, ids)",
+}
+
+
+def did_you_mean(missing: Iterable[str], present: Iterable[str]) -> str | None:
+    """A question about the present names that are similar to missing ones; None if there are none."""
+    lower = {name.lower(): name for name in present}
+    close = [lower[found] for name in missing for found in get_close_matches(name.lower(), lower, 1)]
+    return f"did you mean {', '.join(map(repr, dict.fromkeys(close)))}?" if close else None
 
 
 def _check_text(schema: Mapping[str, pl.DataType], names: Iterable[str]) -> None:

@@ -347,6 +347,13 @@ def _datetime(text: pl.Expr, dtype: pl.Datetime) -> pl.Expr:
     return value if dtype.time_zone is None else value.dt.replace_time_zone("UTC").dt.convert_time_zone(dtype.time_zone)
 
 
+def _example(known: Mapping[str, pl.DataType], merged: Mapping[str, pl.DataType | None]) -> str:
+    """An example of a cast to the dtype in the store, unless that is nested."""
+    name = next(name for name, dtype in merged.items() if dtype is None)
+    dtype = known[name]
+    return "" if dtype.is_nested() or isinstance(dtype, pl.Enum) else f", as in pl.col({name!r}).cast(pl.{dtype})"
+
+
 def merge_fields(
     entity_type: str, known: Mapping[str, pl.DataType], incoming: Mapping[str, pl.DataType]
 ) -> dict[str, pl.DataType]:
@@ -366,7 +373,7 @@ def merge_fields(
     if conflicts:
         raise SchemaError(
             f"metadata of type {entity_type!r} has other dtypes in the store: {'; '.join(conflicts)}",
-            advice="cast the columns, or write these entities under another type",
+            advice=f"cast the columns{_example(known, merged)}, or write these entities under another type",
         )
     result = {name: merged.get(name) or dtype for name, dtype in incoming.items()}
     return {name: dtype for name, dtype in result.items() if name not in known or dtype != known[name]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -54,6 +55,11 @@ def not_opened(location: Location, error: Exception) -> ConnectError:
         return ConnectError(
             f"{location.address} is attached to another DuckDB connection of this process",
             advice="pass that connection, with this database as the current one (USE), instead of the address",
+        )
+    folder = os.path.dirname(os.path.abspath(location.target))
+    if not os.path.isdir(folder):
+        return ConnectError(
+            f"cannot open {location.address}: there is no folder {printable(folder)}", advice="create the folder first"
         )
     return ConnectError(f"cannot open {location.address} as a DuckDB store: {message.partition('. See also')[0][:300]}")
 

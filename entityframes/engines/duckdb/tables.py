@@ -19,6 +19,7 @@ from entityframes.engines.duckdb.types import described_column, split_type, sql_
 from entityframes.engines.tables import (
     EXISTS,
     REPEATED,
+    THERE,
     Column,
     NoTableError,
     Relation,
@@ -260,7 +261,12 @@ class DuckDBTables:
         definitions = ", ".join(f"{quoted(column)} {sql_type(dtype, column)}" for column, dtype in columns.items())
         placeholders = {"table": table, "columns": definitions, "key": ", ".join(map(quoted, key))}
         with self.database.session(writing=True) as session:
-            session.execute("table_create", placeholders=placeholders)
+            try:
+                session.execute("table_create", placeholders=placeholders)
+            except PermanentError as error:
+                if "already exists" in str(error):
+                    error.restate(f"there is already a table {name!r}", THERE)
+                raise
 
     def add_columns(self, relation: Relation, columns: dict[str, pl.DataType]) -> None:
         with self.database.session(writing=True) as session, session.transaction():

@@ -33,6 +33,7 @@ from entityframes.engines.rules import with_rules
 from entityframes.engines.tables import (
     EXISTS,
     REPEATED,
+    THERE,
     Column,
     NoTableError,
     Relation,
@@ -569,7 +570,12 @@ class PostgresTables:
         definitions = ", ".join(f"{quoted(column)} {sql_type(dtype, column)}" for column, dtype in columns.items())
         placeholders = {"table": table, "columns": definitions, "key": ", ".join(map(quoted, key))}
         with self.database.session() as session:
-            session.execute("table_create", placeholders=placeholders)
+            try:
+                session.execute("table_create", placeholders=placeholders)
+            except PermanentError as error:
+                if error.sqlstate == "42P07":
+                    error.restate(f"there is already a table {name!r}", THERE)
+                raise
 
     def add_columns(self, relation: Relation, columns: dict[str, pl.DataType]) -> None:
         for name in columns:
