@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
+from tests.command import run
 
 BOOKS = pl.DataFrame({"isbn": ["1", "2"], "title": ["A", "B"], "price": [1.5, 2.0]})
 PANDAS = BOOKS.to_pandas().set_index("isbn")
@@ -89,3 +90,10 @@ def test_addresses_that_do_not_work(address: str, advice: str, tmp_path: Path, m
         ef.connect(address)
     assert caught.value.advice == advice
     assert "secret" not in str(caught.value)
+
+
+def test_a_mistyped_column_of_a_file(tmp_path: Path) -> None:
+    """On the command line, too."""
+    (tmp_path / "books.csv").write_text("isbn,title\n1,A\n")
+    ran = run("import", "books.csv", "--type", "book", "--id", "ISBN", cwd=tmp_path)
+    assert ran.stderr.splitlines()[1] == "  did you mean 'isbn'?"

@@ -378,6 +378,9 @@ def _entity_frame(rows: Any, given: Any, options: dict[str, Any]) -> Any:
 
 def _no_column(missing: list[str], names: list[str]) -> Any:
     from entityframes.errors import SchemaError
+    from entityframes.frames.schema import did_you_mean
 
     found = ", ".join(map(repr, names[:50])) + (", ..." if len(names) > 50 else "")
-    return SchemaError(f"no column {', '.join(map(repr, missing))}; the file has {found}")
+    return SchemaError(
+        f"no column {', '.join(map(repr, missing))}; the file has {found}", advice=did_you_mean(missing, names)
+    )

@@ -24,6 +24,7 @@ from entityframes.files.notes import Notes
 from entityframes.files.opening import copy, decompressed, display_name, expanded, is_compressed
 from entityframes.files.pieces import arrow_pieces, in_pieces
 from entityframes.files.unread import Unread
+from entityframes.frames.schema import did_you_mean
 from entityframes.metadata import dtypes
 
 
@@ -96,10 +97,12 @@ class Rows:
         found = ", ".join(map(repr, names[:50])) + (", ..." if len(names) > 50 else "")
         message = f"no column {', '.join(map(repr, missing))}; the file has {found}"
         if self.kind not in ("csv", "tsv"):
-            return SchemaError(message)
+            return SchemaError(message, advice=did_you_mean(missing, names))
         other = next((mark for mark in ";\t|," if len(names) == 1 and mark in names[0]), None)
         if other:
             return SchemaError(f"{message}; its separator seems to be {other!r}", advice=f"use --separator {other!r}")
+        if close := did_you_mean(missing, names):
+            return SchemaError(message, advice=close)
         if self.options.columns:
             return SchemaError(message)
         return SchemaError(
