@@ -741,7 +741,8 @@ def _keyed(engine: TableEngine, relation: Relation, key: list[str] | None) -> Re
     if not keyed.is_unique and engine.database.name == "postgresql":
         raise SchemaError(
             f"the table {relation.name} has no unique constraint or index on ({', '.join(key)}), which an upsert "
-            f"needs. Unique keys: {unique}{unusable}"
+            f"needs; unique keys: {unique}{unusable}",
+            advice="use one of these with key=[...], or create a unique index",
         )
     return keyed
 

@@ -39,22 +39,14 @@ class UsageError(click.UsageError):
         self.advice = advice
 
 
-#: What to do at the command line, where an error does not say it, or says it in words of Python.
-_ADVICE = (
+#: What to do at the command line, where the advice of an error is in words of Python.
+_HERE = (
     (r"there is no (?:store|database) at ", "check --store, or import something first: entityframes import --help"),
     (r"nothing is embedded yet", "run entityframes embed"),
     (r"no entities of type ", "list the types with: entityframes stats"),
     (r"no space named ", "list the spaces with: entityframes spaces"),
-    (
-        r"Connection refused|could not translate host name|timeout expired|No such file or directory\s+Is the server",
-        "check the address, and that the server runs",
-    ),
-    (r"password authentication failed|no password supplied", "check the user and the password of --store"),
-    (r"unable to find column ", "use one of these columns; a name with other characters is quoted"),
     (r"no embedder named ", "give one of these with --embedder"),
-    (r"No such file|no such file", "check the path"),
-    (r"Permission denied", "check the permissions of the file and its folder"),
-    (r"No space left", "make room, and run it again: what is stored is skipped"),
+    (r"password authentication failed|no password supplied", "check the user and the password of --store"),
     (r"in memory cannot be opened read-only", "name a file or a server with --store"),
     (r"the database computes .* itself", "leave them out with --only"),
     (
@@ -66,6 +58,13 @@ _ADVICE = (
         "check the name and the schema (entityframes tables lists them), or create it with --create",
     ),
     (r"the table .* has no column ", "rename them in the file, leave them out with --only, or add them to the table"),
+)
+#: What to do about errors of Polars and of the operating system.
+_OTHERS = (
+    (r"unable to find column ", "use one of these columns; a name with other characters is quoted"),
+    (r"No such file|no such file", "check the path"),
+    (r"Permission denied", "check the permissions of the file and its folder"),
+    (r"No space left", "make room, and run it again: what is stored is skipped"),
 )
 
 
@@ -101,7 +100,7 @@ def _lines(error: BaseException) -> tuple[str, str]:
     if isinstance(error, click.ClickException):
         happened, advice, context = error.format_message(), getattr(error, "advice", None), getattr(error, "ctx", None)
         help = context and f"see {context.command_path} --help"
-        return _line(happened), "; ".join(filter(None, [_line(_here(happened) or advice), help]))
+        return _line(happened), "; ".join(filter(None, [_line(_advice(happened, advice)), help]))
     if isinstance(error, EntityFramesError):
         happened, advice = error.happened, error.advice
     elif isinstance(error, OSError | ValueError) or _of_polars(error):
@@ -111,13 +110,15 @@ def _lines(error: BaseException) -> tuple[str, str]:
         happened = f"a defect: {type(error).__name__}: {error}"
         return _line(happened), "run it again with -vv to see where it happened, and report that"
     happened = happened or type(error).__name__
-    advice = _here(happened) or (advice and advice.replace("key=[...]", "--key"))
-    return _line(happened), _line(advice or f"see {level.command} --help")
+    return _line(happened), _line(_advice(happened, advice) or f"see {level.command} --help")
 
 
-def _here(happened: str) -> str | None:
-    """What to do at the command line about what happened, if that differs from the advice of the error."""
-    return next((advice for pattern, advice in _ADVICE if re.search(pattern, happened)), None)
+def _advice(happened: str, given: str | None) -> str | None:
+    """What to do at the command line about what happened; `given` is the advice of the error."""
+    here, others = (
+        next((advice for pattern, advice in known if re.search(pattern, happened)), None) for known in (_HERE, _OTHERS)
+    )
+    return here or (given and given.replace("key=[...]", "--key")) or others
 
 
 def _line(text: str | None) -> str:
