@@ -20,6 +20,7 @@ NAMES = (
     "costs",
     "passages",
     "search",
+    "interrupt",
     "guard",
 )
 
@@ -38,10 +39,10 @@ def main(
     name: str, folders: tuple[Path, ...], rows: tuple[int, ...], repeat: int, latency_ms: tuple[float, ...],
     postgres: str | None, only: str | None, seed: int, out: Path,
 ) -> None:  # fmt: skip
-    """Run benchmark NAME: n_plus_one, upsert, table, lookup, embed, scale, directory, costs, passages, search,
-    guard (ratios).
+    """Run benchmark NAME.
 
-    FOLDERS, of documentation, are for passages.
+    n_plus_one, upsert, table, lookup, embed, scale, directory, costs, passages (with FOLDERS of documentation), search,
+    interrupt (the button of a notebook) or guard (ratios).
     """
     measurements = Measurements(name, seed)
     more = {"n_plus_one": {"latencies": list(latency_ms)}, "passages": {"folders": folders}}.get(name, {})

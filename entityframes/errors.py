@@ -20,7 +20,8 @@
         ├── StatementCancelledError   the client cancelled a statement
         └── PermanentError   no retry can help: permissions, missing tables, a read-only server
 
-A message states what happened, to which rows or columns, and what to do next. It never contains a password.
+A message states what happened, to which rows or columns, and what to do next, which is also in the attribute
+``advice``. It never contains a password.
 """
 
 from __future__ import annotations
@@ -51,7 +52,21 @@ __all__ = [
 
 
 class EntityFramesError(Exception):
-    """The base class of all errors that this package raises."""
+    """The base class of all errors that this package raises.
+
+    Attributes:
+        happened: what happened, to which rows or columns.
+        advice: what to do next, which is also the end of the message; None if there is nothing to add.
+    """
+
+    def __init__(self, happened: str = "", *, advice: str | None = None) -> None:
+        super().__init__()
+        self.restate(happened, advice)
+
+    def restate(self, happened: str, advice: str | None) -> None:
+        """Replace the message."""
+        self.happened, self.advice = happened, advice
+        self.args = (happened if advice is None else f"{happened}: {advice}",)
 
 
 class SchemaError(EntityFramesError):
@@ -107,8 +122,8 @@ class EmbedderBusyError(EmbedderError):
         retry_after: seconds to wait, or None if it named none.
     """
 
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, happened: str, retry_after: float | None = None) -> None:
+        super().__init__(happened)
         self.retry_after = retry_after
 
 
@@ -125,8 +140,10 @@ class DatabaseError(EntityFramesError):
     #: Whether it occurred during COMMIT, so that the outcome of the transaction is unknown.
     committing = False
 
-    def __init__(self, message: str, sqlstate: str | None = None, rule: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self, happened: str, sqlstate: str | None = None, rule: str | None = None, *, advice: str | None = None
+    ) -> None:
+        super().__init__(happened, advice=advice)
         self.sqlstate, self.rule = sqlstate, rule
 
 

@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 #: Seconds after which a second Ctrl-C is no longer deferred.
 DEFER_SECONDS = 3.0
+#: The interval, in seconds, at which the event of a caller is checked during a single statement.
+_WATCH_SECONDS = 0.05
 #: Seconds for which a COMMIT is not cancelled: cancelling one that waits for a standby makes it succeed without the
 #: standby.
 COMMIT_SECONDS = 1.0
@@ -81,6 +83,24 @@ class Interrupt:
     def wait(self, seconds: float) -> None:
         """Sleep, at most until the run is stopped."""
         self._fired.wait(seconds)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within this context the event of the caller cancels a statement in flight, too, while this thread waits."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(_WATCH_SECONDS):
+                if self.requested:
+                    self.fire()
+
+        thread = threading.Thread(target=watch, name="entityframes-cancel", daemon=True)
+        if self._cancel is not None:
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
 
     def cancelling(self, cancel: Callable[[], None]) -> AbstractContextManager[None]:
         """Within this context `fire` calls `cancel`, which must end the statement in flight and may be called late."""

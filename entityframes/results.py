@@ -310,8 +310,8 @@ class RunResult:
         bad = self.outcomes.filter(pl.col("status").is_in(UNRESOLVED))
         counted = ", ".join(f"{self.counts[status]:,} {status}" for status in UNRESOLVED if self.counts.get(status))
         raise EntityFramesError(
-            f"{counted} of {self.rows:,} rows: {_examples(bad)}; see result.outcomes for all of them"
-            + "".join(f". {note}" for note in self.notes)
+            "; ".join([f"{counted} of {self.rows:,} rows: {_examples(bad)}", *self.notes]),
+            advice="see result.outcomes for all of them",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -568,7 +568,7 @@ class EmbedResult(RunResult):
         if not super().ok:
             super().raise_for_failures()
         if self.waiting:
-            raise EntityFramesError(f"{self._due_lines()[0]}; see store.jobs('failed')")
+            raise EntityFramesError(self._due_lines()[0], advice="see store.jobs('failed')")
 
     def to_dict(self) -> dict[str, Any]:
         """As for `UpsertResult`, with ``space``, ``calls`` and ``waiting``.
@@ -682,7 +682,8 @@ def _location(row: dict[str, Any]) -> str:
 
 def row_and_key(row: dict[str, Any], key: list[str]) -> str:
     """The position and the key of a row; no key if it is null, and no position for a deletion."""
-    shown = [] if all(row[name] is None for name in key) else [f"({'/'.join(visible(row[name]) for name in key)})"]
+    parts = ["null" if row[name] is None else visible(row[name]) for name in key]
+    shown = [] if all(row[name] is None for name in key) else [f"({'/'.join(parts)})"]
     return " ".join(([] if row["row"] is None else [f"row {row['row']}"]) + shown)
 
 

@@ -451,7 +451,9 @@ class EntityStore:
             self._warn_if_unknown(entity_type)
         return found
 
-    def scan(self, entity_type: str | None = None) -> pl.LazyFrame:
+    def scan(
+        self, entity_type: str | None = None, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> pl.LazyFrame:
         """A LazyFrame over the store, which queries the database when it is collected.
 
         Projections, limits and these predicates are pushed down to the database: comparisons, ``is_in``,
@@ -462,6 +464,8 @@ class EntityStore:
 
         Args:
             entity_type: the type to read; None for all types.
+            progress, cancel: as for `read`, whenever the LazyFrame is collected; the rows are those that the database
+                returns.
 
         Returns:
             With a type, the columns of `read`. Otherwise ``entity_type``, ``id``, ``content``, ``metadata`` (JSON),
@@ -473,7 +477,7 @@ class EntityStore:
             >>> sorted(notes.collect()["id"])
             ['b', 'c']
         """
-        found = lookup.scan(self._engine, entity_type)
+        found = lookup.scan(self._engine, entity_type, progress, cancel)
         if entity_type is not None and len(found.collect_schema()) == lookup.COLUMNS_OF_A_TYPE:
             self._warn_if_unknown(entity_type)
         return found
@@ -672,6 +676,7 @@ class EntityStore:
                 dropped again, unless it has vectors.
             DatabaseError: a transaction failed; PermanentError if the store was opened with ``read_only=True``.
             ValueError: `batch_size`, `workers` or `max_attempts` is less than 1.
+            TypeError: `embedder` is no embedder.
             KeyboardInterrupt: on Ctrl-C. `last_result` has the outcomes.
 
         Examples:
@@ -695,9 +700,11 @@ class EntityStore:
         passages: Passages | None = None,
     ) -> EmbedResult:
         from entityframes.embedding import spaces
+        from entityframes.embedding.embedders.base import check_embedder
         from entityframes.embedding.worker import EmbedRun
 
         check_writable(self._engine.database)
+        check_embedder(embedder)
         name, cut, made = spaces.resolve(self._engine, embedder, space, passages)
         self._embedders[embedder.name] = embedder
         if cut is not None and cut.title_fields:
@@ -994,20 +1001,23 @@ class EntityStore:
         check_writable(self._engine.database)
         return self._engine.embedding.vacuum()
 
-    def index_space(self, space: str | None = None, *, progress: Progress = None) -> bool:
+    def index_space(
+        self, space: str | None = None, *, progress: Progress = None, cancel: threading.Event | None = None
+    ) -> bool:
         """Create the index for approximate vector search (HNSW of pgvector). Writing vectors takes longer afterwards.
 
         Without it, on DuckDB and on PostgreSQL without pgvector 0.8 or later, vector search is exact.
 
         Args:
             space: the space; None for the active one.
-            progress: as for `upsert`; it shows the time.
+            progress, cancel: as for `upsert`, counted in vectors. Nothing remains of an index that is cancelled.
 
         Returns:
             Whether the space has an index now.
 
         Raises:
             SpaceError: there is no such space, or none at all.
+            StatementCancelledError: `cancel` was set.
             PermanentError: the store was opened with ``read_only=True``.
 
         Examples:
@@ -1016,12 +1026,23 @@ class EntityStore:
             >>> store.search("the first program", k=1)["id"].to_list()
             ['a']
         """
-        from entityframes.embedding import spaces
+        from entityframes.embedding import jobs, spaces
 
         check_writable(self._engine.database)
         row = spaces.find(self._engine, space)
-        with Reporter(progress, what="index", unit="vectors"):
-            return self._engine.embedding.index_space(row["space"], row["dim"])
+        interrupt = Interrupt(cancel)
+
+        def count() -> int:
+            return int(
+                jobs.spaces(self._engine).row(by_predicate=pl.col("space") == row["space"], named=True)["embedded"]
+            )
+
+        with Reporter(progress, count, what="index", unit="vectors") as reporter, interrupt.watched():
+            interrupt.check()
+            indexed = self._engine.embedding.index_space(row["space"], row["dim"], interrupt, reporter.advance)
+            if indexed:
+                reporter.complete()
+        return indexed
 
     def search(
         self,
@@ -1072,6 +1093,7 @@ class EntityStore:
             StatementCancelledError: `cancel` was set.
             ValueError: `mode` is unknown, `k` or `per_entity` is less than 1, or `query` is neither valid text nor
                 finite numbers.
+            TypeError: `where` is no expression, or `embedder` no embedder.
 
         Examples:
             >>> result = store.embed(ef.HashingEmbedder(64))

@@ -18,9 +18,11 @@ from entityframes.errors import ConnectError, EntityFramesError, SchemaError
 from entityframes.frames import sources
 from entityframes.frames.like import FrameLike, KeysLike
 from entityframes.frames.records import Records, Whole, visible_schema
+from entityframes.frames.schema import did_you_mean
 from entityframes.interrupt import Interrupt
 from entityframes.progress import Progress, Reporter
 from entityframes.reading import tables as reading
+from entityframes.reading.scan import ScanQuery, lazy_frame
 from entityframes.results import MIRROR_STATUSES, DeleteResult, RunResult, UpsertResult, kept
 from entityframes.threads import Threads
 from entityframes.visible import visible
@@ -102,7 +104,12 @@ def create_table(
     names = [key] if isinstance(key, str) else list(key)
     schema = _schema_of(frame_or_schema)
     if missing := [column for column in names if column not in schema]:
-        raise SchemaError(f"the key has {', '.join(map(repr, missing))}, which is no column of the frame")
+        index = getattr(getattr(frame_or_schema, "index", None), "names", ())
+        raise SchemaError(
+            f"the key has {', '.join(map(repr, missing))}, which is no column of the frame; it has "
+            f"{', '.join(map(repr, schema)) or 'no columns'}",
+            advice="pass frame.reset_index()" if set(missing) & set(index) else did_you_mean(missing, schema),
+        )
     # A store, which is defined above this module.
     shared = hasattr(url, "_tables")
     if not shared:
@@ -550,7 +557,7 @@ class Table:
         extra = [column for column in key if column not in wanted]
         parts = [named(_empty([*wanted, *extra]), [*wanted, *extra])]
         interrupt = Interrupt(cancel)
-        with Reporter(progress, what="read") as reporter:
+        with Reporter(progress, self.count, what="read") as reporter:
             for chunk in reading.scan(self._engine, self._relation, [*wanted, *extra], None, interrupt):
                 interrupt.check()
                 parts.append(chunk)
@@ -559,13 +566,20 @@ class Table:
         sortable = [column.name for column in key if not rows.schema[column.name].is_nested()]
         return rows.sort(sortable, maintain_order=True).select(column.name for column in wanted)
 
-    def scan(self, columns: str | Sequence[str] | None = None) -> pl.LazyFrame:
+    def scan(
+        self,
+        columns: str | Sequence[str] | None = None,
+        *,
+        progress: Progress = None,
+        cancel: threading.Event | None = None,
+    ) -> pl.LazyFrame:
         """Read the table lazily, in chunks and in no particular order.
 
         A filter is applied to each chunk as it is read, not in the database: to look up rows by key, use `get`.
 
         Args:
             columns: the columns to read; None for all. Of these, only those that a query uses are read.
+            progress, cancel: as for `EntityStore.scan`.
 
         Returns:
             A LazyFrame with the dtypes that `columns` shows.
@@ -579,24 +593,16 @@ class Table:
             >>> people.scan().filter(pl.col("id") > 1).collect().row(0)
             (2, 'Bob')
         """
-        from polars.io.plugins import register_io_source
-
         wanted = reading.selected(self._relation, columns)
 
-        def source(
-            with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
-        ) -> Iterator[pl.DataFrame]:
-            used = [column for column in wanted if with_columns is None or column.name in with_columns]
-            for chunk in reading.scan(self._engine, self._relation, used, None, Interrupt()):
-                rows = chunk if predicate is None else chunk.filter(predicate)
-                if n_rows is not None:
-                    rows = rows.head(n_rows)
-                    n_rows -= rows.height
-                yield rows
-                if n_rows == 0:
-                    return
+        def read(query: ScanQuery) -> Iterator[pl.DataFrame]:
+            used = [column for column in wanted if column.name in query.columns]
+            return reading.scan(self._engine, self._relation, used, None, query.interrupt)
 
-        return register_io_source(source, schema={column.name: column.dtype for column in wanted})
+        schema = {column.name: column.dtype for column in wanted}
+        return lazy_frame(
+            schema, {}, read, name=self.name, progress=progress, cancel=cancel, count=lambda: self.count()
+        )
 
     def delete(
         self, keys: KeysLike, /, *, progress: Progress = None, cancel: threading.Event | None = None
@@ -727,15 +733,16 @@ def _keyed(engine: TableEngine, relation: Relation, key: list[str] | None) -> Re
     if key is None:
         if not relation.unique:
             raise SchemaError(
-                f"the table {relation.name} has no primary key: name the columns of a key with key=[...]. "
-                f"Unique keys: {unique}{unusable}"
+                f"the table {relation.name} has no primary key",
+                advice=f"name the columns of a key with key=[...]; unique keys: {unique}{unusable}",
             )
         key = list(relation.unique[0])
     keyed = relation.keyed(key)
     if not keyed.is_unique and engine.database.name == "postgresql":
         raise SchemaError(
             f"the table {relation.name} has no unique constraint or index on ({', '.join(key)}), which an upsert "
-            f"needs. Unique keys: {unique}{unusable}"
+            f"needs; unique keys: {unique}{unusable}",
+            advice="use one of these with key=[...], or create a unique index",
         )
     return keyed
 
@@ -757,7 +764,7 @@ def _schema_of(frame_or_schema: Any) -> dict[str, pl.DataType]:
     else:
         schema = dict(sources.as_frame(frame_or_schema).schema)
     if wrong := [name for name in schema if "\0" in name or not name]:
-        raise SchemaError(f"{', '.join(map(repr, wrong))} cannot be the name of a column: rename it")
+        raise SchemaError(f"{', '.join(map(repr, wrong))} cannot be the name of a column", advice="rename it")
     return schema
 
 

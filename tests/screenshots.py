@@ -1,24 +1,29 @@
-"""Screenshots of what notebooks show, light and dark: `python -m tests.screenshots FOLDER`.
+"""Screenshots of notebooks in JupyterLab, light and dark: `python -m tests.screenshots FOLDER [NAME ...]`.
 
-Writes a page for each theme and views.ipynb, and takes pictures of the pages if Chromium is installed. The notebook is
-not trusted: open it in JupyterLab to see what its sanitizer leaves of the views.
+They show every view and the notebooks of this repository as they are when they are opened, which is without trust; bars
+in motion and the interrupt button, in a kernel; and what of that is there when the notebook is opened again, with and
+without trust. Names are those of pictures, such as views, live or 01_quickstart. Needs JupyterLab and the package in one
+environment, and Chromium.
 """
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import dedent
 
 import nbformat
 import polars as pl
 
 import entityframes as ef
 from entityframes import results, views
+from tests.browser import THEMES, Lab, jupyterlab
 
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 EVIL = "<b>bold</b> & 'quoted' \x1b[31m"
 LONG = "Ada Lovelace wrote the first program for a machine that was never built. " * 8
 
@@ -74,38 +79,122 @@ def all_views(folder: Path) -> Iterator[tuple[str, str]]:
         yield "a sync", sync.sync(progress=False)._repr_html_()
 
 
-def page(shown: list[tuple[str, str]], text: str, background: str) -> str:
-    """A page with all views."""
-    body = "".join(f"<h4 style='margin:1.5em 0 0.3em'>{title}</h4>{view}" for title, view in shown)
-    style = f"color:{text};background:{background};font:14px sans-serif;margin:1em"
-    return f"<!doctype html><meta charset='utf-8'><body style='{style}'>{body}"
+#: Cells that are run, and whether the interrupt button is pressed while their bar moves.
+LIVE: list[tuple[str, str, bool]] = [
+    (
+        "setup",
+        """
+        import time
+        from pathlib import Path
+
+        import polars as pl
+
+        import entityframes as ef
+
+        store = ef.connect(":memory:")
 
 
-def notebook(shown: list[tuple[str, str]]) -> nbformat.NotebookNode:
-    """A notebook whose outputs are the views."""
-    cells = []
-    for title, view in shown:
-        cell = nbformat.v4.new_code_cell(f"# {title}", execution_count=1)
-        cell.outputs = [nbformat.v4.new_output("execute_result", {"text/html": view}, execution_count=1)]
-        cells.append(cell)
+        def notes(start, rows):
+            numbers = pl.DataFrame({"n": range(start, start + rows)})
+            id = pl.when(pl.col("n") % 50 > 3).then(pl.format("n{}", "n"))
+            return numbers.select(entity_type=pl.lit("note"), id=id, content=pl.format("text {} ", "n"))
+
+
+        def pages():
+            for start in range(0, 20_000, 500):
+                time.sleep(0.1)
+                yield notes(start, 500)
+            raise OSError("the web service is down")
+
+
+        class Slow(ef.HashingEmbedder):
+            def embed(self, texts, /):
+                time.sleep(0.05)
+                return super().embed(texts)
+        """,
+        False,
+    ),
+    ("upsert", "store.upsert(notes(0, 1_000_000), batch_size=500)", True),
+    ("stream", "store.upsert(pages())", False),
+    ("embed", "store.embed(Slow(16, max_batch=20))", True),
+    ("done", "store.upsert(notes(0, 100_000), batch_size=1_000)", False),
+    (
+        "sync",
+        """
+        files = Path("files/file")
+        files.mkdir(parents=True, exist_ok=True)
+        for n in range(3_000):
+            (files / f"{n}.md").write_text(f"file {n}")
+        ef.DirectorySync(store, "files", types=["file"]).sync()
+        """,
+        False,
+    ),
+    ("store", "store", False),
+]
+
+
+def cells(codes: list[str]) -> nbformat.NotebookNode:
+    """A notebook with these cells."""
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    return nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(dedent(code).strip()) for code in codes], metadata={"kernelspec": kernel}
+    )
 
 
-def main(target: Path) -> None:
-    """Write the pages, the notebook and the pictures."""
+def with_views(shown: list[tuple[str, str]]) -> nbformat.NotebookNode:
+    """A notebook whose outputs are the views."""
+    notebook = cells([f"# {title}" for title, _ in shown])
+    for cell, (_, view) in zip(notebook.cells, shown, strict=True):
+        cell.execution_count = 1
+        cell.outputs = [nbformat.v4.new_output("execute_result", {"text/html": view}, execution_count=1)]
+    return notebook
+
+
+def run_live(lab: Lab, theme: str, target: Path) -> None:
+    """Run the cells of `LIVE`, and take pictures while bars move and at the end."""
+    lab.open(f"live-{theme}.ipynb", theme, kernel=True)
+    for number, (name, _, interrupted) in enumerate(LIVE):
+        lab.start(number)
+        if interrupted:
+            lab.browser.wait(f"{lab.cell(number)}.outputArea.node.innerText.includes('/s')")
+            time.sleep(2.0)
+            lab.picture(target / f"{theme}-moving-{name}.png")
+            lab.interrupt()
+        lab.await_idle()
+    lab.picture(target / f"{theme}-live.png")
+    lab.save()
+
+
+def main(target: Path, only: Sequence[str]) -> None:
+    """Write the pictures; all of them if no names are given."""
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        shown = list(all_views(Path(folder)))
-    nbformat.write(notebook(shown), target / "views.ipynb")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    for theme, text, background in (("light", "#111111", "#ffffff"), ("dark", "#eeeeee", "#111111")):
-        (target / f"{theme}.html").write_text(page(shown, text, background), "utf-8")
-        if chromium is not None:
-            options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,4200"]
-            picture = f"--screenshot={target / f'{theme}.png'}"
-            subprocess.run([chromium, *options, picture, (target / f"{theme}.html").as_uri()], check=True, timeout=120)
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as root:
+        served = Path(root)
+        (Path(scratch) / "views").mkdir()
+        nbformat.write(with_views(list(all_views(Path(scratch) / "views"))), served / "views.ipynb")
+        for notebook in NOTEBOOKS:
+            shutil.copy(notebook, served)
+        for theme in THEMES:
+            nbformat.write(cells([code for _, code, _ in LIVE]), served / f"live-{theme}.ipynb")
+        with jupyterlab(served, Path(scratch)) as lab:
+            for theme in THEMES:
+                for name in ["views", *(notebook.stem for notebook in NOTEBOOKS)]:
+                    if not only or name in only:
+                        lab.open(f"{name}.ipynb", theme)
+                        lab.picture(target / f"{theme}-{name}.png")
+                if only and "live" not in only:
+                    continue
+                run_live(lab, theme, target)
+                lab.open("views.ipynb", theme)
+                lab.open(f"live-{theme}.ipynb", theme)
+                lab.picture(target / f"{theme}-reopened.png")
+                # As if somebody else had made it: what is trusted is known by its content.
+                others = nbformat.read(served / f"live-{theme}.ipynb", as_version=4)
+                others.metadata["title"] = "of somebody else"
+                nbformat.write(others, served / "others.ipynb")
+                lab.open("others.ipynb", theme)
+                lab.picture(target / f"{theme}-untrusted.png")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    main(Path(sys.argv[1]).resolve(), sys.argv[2:])

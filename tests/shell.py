@@ -124,4 +124,4 @@ def split(words: list[str], separator: str) -> Iterator[list[str]]:
 def check(arguments: list[str]) -> None:
     """Check that a command has the options that it is given."""
     command = cli.commands[arguments[0]]
-    command.make_parser(click.Context(command)).parse_args(arguments[1:])
+    command.make_parser(click.Context(command, help_option_names=["-h", "--help"])).parse_args(arguments[1:])

@@ -105,7 +105,7 @@ def test_version() -> None:
     assert run("--version").stdout.split() == ["entityframes,", "version", ef.__version__]
 
 
-LOADED = "print(*[name for name in ('polars', 'pyarrow', 'duckdb', 'numpy', 'rich') if name in sys.modules])"
+LOADED = "print(*[name for name in ('polars', 'pyarrow', 'duckdb', 'numpy', 'rich', 'json', 'csv', 'shutil') if name in sys.modules])"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ LOADED = "print(*[name for name in ('polars', 'pyarrow', 'duckdb', 'numpy', 'ric
     ids=" ".join,
 )
 def test_what_needs_no_database_loads_no_polars(words: list[str]) -> None:
-    """Nor a driver: it is there at once."""
+    """Nor a driver, nor what takes long in the standard library: it is there at once."""
     script = f"import atexit, sys\natexit.register(lambda: {LOADED})\nfrom entityframes.cli import main\nmain()"
     ran = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=120)
     assert ran.stdout.splitlines()[-1] == "", ran.stdout + ran.stderr
@@ -156,15 +156,65 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 )
 def test_the_script_for_bash(words: str, last: str, offered: list[str], tmp_path: Path) -> None:
     """Sourced as documented, it completes commands, options, their values, files and folders."""
-    program = tmp_path / "entityframes"
+    assert in_shell("bash", COMPLETE.format(words=words, last=last), tmp_path) == offered
+
+
+def in_shell(shell: str, script: str, folder: Path) -> list[str]:
+    """The lines that a script prints, with the command in its path."""
+    program = folder / "entityframes"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m entityframes "$@"\n')
     program.chmod(0o755)
     ran = subprocess.run(
-        ["bash", "-c", COMPLETE.format(words=words, last=last)],
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        [shell, "-c", script], env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}, cwd=folder,
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert ran.stdout.splitlines() == offered, ran.stderr
+    assert not ran.stderr, ran.stderr
+    return ran.stdout.splitlines()
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("im", ["import\tImport rows of files as entities, or into a table."]),
+        ("get --ty", ["--type\tEntity type of the ids."]),
+        ("search x --mode h", ["hybrid"]),
+        ("import peo", ["people.csv"]),
+    ],
+)
+def test_the_script_for_fish(line: str, offered: list[str], tmp_path: Path) -> None:
+    """With whole descriptions, also if they have commas."""
+    (tmp_path / "people.csv").write_text(PEOPLE)
+    script = f"entityframes completion fish | source; complete -C 'entityframes {line}'"
+    assert [line for line in in_shell("fish", script, tmp_path) if line] == offered
+
+
+#: Presses the tab key in a shell in a terminal of its own, and prints what is on the line then.
+IN_ZSH = r"""
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell 'PS1=; autoload -U compinit; compinit -u -D; eval "$(entityframes completion zsh)"; print "re""ady"'
+zpty -r -m shell out '*ready*'
+zpty -w -n shell $'entityframes {line}\t'
+zpty -r -m shell out '*{offered}*' && print found
+"""
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("im", "entityframes import"),
+        ("get --ty", "get --type"),
+        ("import peo", "import people.csv"),
+        ("sync no", "notes"),
+    ],
+)
+def test_the_script_for_zsh(line: str, offered: str, tmp_path: Path) -> None:
+    """In an interactive shell, in which alone zsh completes."""
+    (tmp_path / "people.csv").write_text(PEOPLE)
+    (tmp_path / "notes").mkdir()
+    assert in_shell("zsh", IN_ZSH.format(line=line, offered=offered), tmp_path) == ["found"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -151,9 +151,14 @@ def test_the_interrupt_button(kernel: Kernel, url: str, name: str) -> None:
 def test_a_bar_in_a_notebook(kernel: Kernel) -> None:
     """It is HTML, which is drawn again and again in one output, and needs no widgets."""
     code = SETUP.replace("sys.argv_url", "':memory:'") + "import entityframes.progress as p; p.DELAY = 0.0\n"
-    _, error, _ = kernel.run(code + "store.upsert(notes(0, 20_000), batch_size=500); store.read('note').height")
+    # Polars calls a scan in a thread of its own.
+    scan = "store.scan('note').collect().height"
+    _, error, _ = kernel.run(
+        code + f"store.upsert(notes(0, 20_000), batch_size=500); {scan}; store.read('note').height"
+    )
     assert error is None, error
     assert {kind for output in kernel.shown for kind in output} == {"text/html", "text/plain"}
     assert any("20,000 created" in output["text/html"] for output in kernel.shown)
     assert any("created=20,000" in output["text/plain"] for output in kernel.shown)
+    assert any("scan: 100%" in output["text/html"] for output in kernel.shown)
     assert "read: 100%" in kernel.shown[-1]["text/html"]

@@ -22,6 +22,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "missing": lambda store, frame, **more: store.missing(frame, **more),
     "get": lambda store, frame, **more: store.get(frame, **more),
     "read": lambda store, frame, **more: store.read("note", **more),
+    "scan": lambda store, frame, **more: store.scan("note", **more).collect(),
+    "scan of all types": lambda store, frame, **more: store.scan(**more).select("id").collect(),
     "plan": lambda store, frame, **more: store.plan(frame.with_columns(content=pl.lit("new")), **more),
     "verify": lambda store, frame, **more: store.verify(**more),
     "delete": lambda store, frame, **more: store.delete(frame, **more),
@@ -52,6 +54,48 @@ def test_progress_reaches_its_total(
     assert calls[-1][0] == calls[-1][1] > 0
     if name in ("plan", "delete"):
         assert len(calls) == 3
+
+
+@pytest.mark.parametrize("call", ["read", "scan"])
+def test_progress_of_a_table(store: ef.EntityStore, call: str) -> None:
+    """Its rows are the total, and it can be cancelled."""
+    table = ef.create_table(store, "numbers", {"n": pl.Int64}, key="n")
+    table.upsert(pl.DataFrame({"n": range(ROWS)}), progress=False)
+    calls: list[tuple[int, int | None]] = []
+    cancel = threading.Event()
+
+    def run() -> pl.DataFrame:
+        found = getattr(table, call)(progress=lambda done, total: calls.append((done, total)), cancel=cancel)
+        return found.lazy().collect()
+
+    assert run()["n"].sort().to_list() == list(range(ROWS))
+    assert calls[-1] == (ROWS, ROWS)
+    assert table.scan("n").select(pl.len()).collect().item() == ROWS
+    assert table.scan().filter(pl.col("n") > 10).head(3).collect().height == 3
+    cancel.set()
+    with pytest.raises(ef.StatementCancelledError):
+        run()
+
+
+def test_the_total_of_a_filtered_scan(store: ef.EntityStore, frame: pl.DataFrame) -> None:
+    """It is not known if the database filters or limits the rows; those that it returns are counted."""
+    calls: list[tuple[int, int | None]] = []
+    notes = store.scan("note", progress=lambda done, total: calls.append((done, total)))
+    assert notes.filter(pl.col("n") < 7).collect().height == 7
+    assert notes.head(5).collect().height == 5
+    assert notes.filter(pl.col("n").cast(pl.String).str.contains("1")).collect().height == 14
+    assert calls == [(7, None), (5, None), (ROWS, ROWS)]
+
+
+def test_an_error_of_a_progress_function_ends_a_scan(store: ef.EntityStore, frame: pl.DataFrame) -> None:
+    """As it ends any other call."""
+
+    def failing(done: int, total: int | None) -> None:
+        raise OSError("the display is gone")
+
+    with pytest.raises(OSError, match="the display is gone"):
+        store.scan("note", progress=failing).collect()
+    assert store.scan("note").collect().height == ROWS
 
 
 def test_progress_of_embedding(store: ef.EntityStore, frame: pl.DataFrame) -> None:

@@ -27,6 +27,14 @@ def test_text(store: ef.EntityStore) -> None:
     assert "NUL" in second
 
 
+def test_a_null_in_a_key(store: ef.EntityStore) -> None:
+    """It is shown as null, and not as an empty id."""
+    result = store.upsert(pl.DataFrame({"entity_type": ["t", "t", None], "id": [None, "", None]}))
+    assert "first failure: row 0 (t/null): id is null" in repr(result)
+    with pytest.raises(ef.EntityFramesError, match=r"row 1 \(t/\): id is empty; row 2: "):
+        result.raise_for_failures()
+
+
 def test_html_is_escaped_and_has_no_script(store: ef.EntityStore) -> None:
     """Ids and errors are data, not markup."""
     page = store.upsert(ROWS)._repr_html_()

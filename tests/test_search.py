@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Any
 
@@ -147,6 +148,38 @@ def test_a_vector_of_older_content_is_not_compared(filled: ef.EntityStore) -> No
     best = corpus(600)["content"][0]
     assert "p0000" not in filled.search(best, entity_type="page", k=5)["id"]
     assert "p0000" in filled.search("different", entity_type="page", mode="text", k=5)["id"]
+
+
+def test_progress_of_an_index(store: ef.EntityStore, sql: Any, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted in vectors, and can be cancelled; nothing of the index remains then."""
+    store.upsert(corpus(2_000), progress=False)
+    store.embed(EMBEDDER, progress=False)
+    calls: list[tuple[int, int | None]] = []
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(ef.StatementCancelledError):
+        store.index_space(cancel=cancel)
+    if engine == "duckdb" or sql("SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'") == [(0,)]:
+        return
+    monkeypatch.setattr("entityframes.engines.postgres.embedding.FOLLOW_SECONDS", 0.001)
+    nearest = "SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'nearest_%'"
+
+    def stop(done: int, total: int | None) -> None:
+        cancel.set()
+
+    def fail(done: int, total: int | None) -> None:
+        raise OSError("the display is gone")
+
+    cancel.clear()
+    with pytest.raises(ef.StatementCancelledError):
+        store.index_space(progress=stop, cancel=cancel)
+    with pytest.raises(OSError, match="the display is gone"):
+        store.index_space(progress=fail)
+    assert sql(nearest) == [(0,)]
+    assert store.index_space(progress=lambda done, total: calls.append((done, total)))
+    assert sql(nearest) == [(1,)]
+    assert calls[-1] == (2_000, 2_000)
+    assert len(calls) > 1
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)

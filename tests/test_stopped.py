@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
+from entityframes.embedding import worker
 from entityframes.writing import delete
 
 
@@ -108,6 +110,34 @@ def test_ctrl_c_in_an_embedding(store: ef.EntityStore) -> None:
     assert frames_of_ours(caught.value) == []
 
 
+def test_ctrl_c_while_vectors_are_written(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that takes too long is not written, and is not said to be that of another worker."""
+    released = threading.Event()
+    write, release = store._engine.embedding.write_vectors, worker.EmbedRun._release
+
+    def late(*given: Any) -> Any:
+        press()
+        assert released.wait(60)
+        return write(*given)
+
+    def releasing(run: Any, *given: Any) -> None:
+        release(run, *given)
+        released.set()
+
+    monkeypatch.setattr(worker, "ABORT_WRITE_SECONDS", 0.0)
+    monkeypatch.setattr(store._engine.embedding, "write_vectors", late)
+    monkeypatch.setattr(worker.EmbedRun, "_release", releasing)
+    store.upsert(notes(rows=40), progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        store.embed(ef.HashingEmbedder(16), workers=1, progress=False)
+    assert store.last_result is not None
+    until = time.monotonic() + 60
+    while store.last_result.outcomes.is_empty() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert store.last_result.outcomes["status"].unique().to_list() == ["cancelled"]
+    assert store.stats()["due"].item() == 40
+
+
 def test_ctrl_c_in_a_table(store: ef.EntityStore) -> None:
     """It names the table."""
     people = ef.create_table(store, "people", {"id": pl.Int64}, key="id")
@@ -125,6 +155,27 @@ def test_ctrl_c_in_a_sync(store: ef.EntityStore, tmp_path: Path) -> None:
         ef.DirectorySync(store, tmp_path).export_files(progress=pressing)
     assert 0 < counted(caught.value.__notes__[0])["exported"] <= len(list(tmp_path.rglob("*.md")))
     assert ef.DirectorySync(store, tmp_path).sync(progress=False).ok
+
+
+def test_ctrl_c_in_an_export_writes_no_further_files(store: ef.EntityStore, tmp_path: Path) -> None:
+    """However many are left; the threads that write them end at once."""
+    store.upsert(notes(rows=5_000), progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        ef.DirectorySync(store, tmp_path).export_files(progress=lambda done, total: press())
+    written = len(list(tmp_path.rglob("*.md")))
+    assert written < 4_000
+    assert store.last_result is not None
+    assert store.last_result.counts["cancelled"] >= 5_000 - written
+
+
+def test_an_export_that_is_cancelled(store: ef.EntityStore, tmp_path: Path) -> None:
+    """Also in the middle of a chunk: each file that is there was exported, and all others are cancelled."""
+    store.upsert(notes(rows=2_000), progress=False)
+    cancel = threading.Event()
+    result = ef.DirectorySync(store, tmp_path).export_files(progress=lambda done, total: cancel.set(), cancel=cancel)
+    assert result.counts["exported"] == len(list(tmp_path.rglob("*.md")))
+    assert result.counts["cancelled"] == 2_000 - result.counts["exported"] > 0
+    assert not result.counts["failed"]
 
 
 def failing() -> Iterator[Any]:

@@ -88,9 +88,9 @@ def test_the_message_when_a_stream_ends_in_an_error(store: ef.EntityStore) -> No
         store.upsert(stream(rows(5, n=1), wrong), batch_size=5, progress=False)
     assert store.last_result.counts["created"] == 5
     assert store.stats()["entities"].to_list() == [5]
-    with pytest.raises(ef.SchemaError, match="; nothing was written$"):
+    with pytest.raises(ef.SchemaError, match="; nothing was written: "):
         store.upsert(wrong, progress=False)
-    with pytest.raises(ef.SchemaError, match="; nothing was written$"):
+    with pytest.raises(ef.SchemaError, match="; nothing was written: "):
         store.upsert(stream(wrong), progress=False)
     with pytest.raises(ef.SchemaError, match="unknown columns 'odd'.*; before that, 5 created"):
         store.upsert(stream(rows(5, kind="b"), rows(2).with_columns(odd=1)), batch_size=5, progress=False)
@@ -102,6 +102,6 @@ def test_the_message_for_repeated_keys(connect: Callable[..., ef.EntityStore]) -
     twice = pl.concat([rows(3, kind="twice")] * 2)
     with pytest.raises(ef.DuplicateError, match=r"repeat.*; before that, 4 created"):
         store.upsert(stream(rows(4), twice), batch_size=4, on_duplicate="error", progress=False)
-    with pytest.raises(ef.DuplicateError, match=r"repeat.*; nothing was written$"):
+    with pytest.raises(ef.DuplicateError, match=r"repeat.*; nothing was written: "):
         store.upsert(twice, on_duplicate="error", progress=False)
     assert store.stats()["entities"].to_list() == [4]

@@ -97,6 +97,8 @@ def sync_in_batches(store: EntityStore, frame: pl.DataFrame) -> None:
 def chart(measured: pl.DataFrame) -> Any:
     """An Altair chart of time, and of round trips if they were counted, by size and method.
 
+    It has no background, and its text is gray, so that it can be read on a light and on a dark page.
+
     Raises:
         ValueError: Altair is not installed.
     """
@@ -124,7 +126,14 @@ def chart(measured: pl.DataFrame) -> Any:
 
     seconds = panel("seconds", "seconds")
     counted = measured["round_trips"].null_count() < measured.height
-    return seconds | panel("round_trips", "round trips") if counted else seconds
+    whole = seconds | panel("round_trips", "round trips") if counted else seconds
+    text, lines = "#808080", "rgba(128,128,128,0.35)"
+    return (
+        whole.configure(background="transparent")
+        .configure_axis(labelColor=text, titleColor=text, gridColor=lines, domainColor=lines, tickColor=lines)
+        .configure_legend(labelColor=text)
+        .configure_view(stroke=None)
+    )
 
 
 def check_chart(path: str | os.PathLike[str]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -18,11 +19,23 @@ _BESIDE = 42
 _WIDTHS = (36, 100)
 
 
+def _columns() -> int:
+    """The width of the terminal, as `shutil` finds it, whose import takes as long as the rest of a help."""
+    try:
+        return int(os.environ["COLUMNS"]) or 80
+    except (KeyError, ValueError):
+        pass
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):
+        return 80
+
+
 class _Formatter(click.HelpFormatter):
     """Formats help for the width of the terminal, also if that is less than click's minimum."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(width=max(_WIDTHS[0], min(shutil.get_terminal_size().columns, _WIDTHS[1]) - 2))
+        super().__init__(width=max(_WIDTHS[0], min(_columns(), _WIDTHS[1]) - 2))
 
     def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
         rows = list(rows)
@@ -138,6 +151,13 @@ class Group(Command, click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of their definition, which is that of their use."""
         return list(self.commands)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """The commands with their whole sentences, whose modules are not imported for that, or the options."""
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name, help=text) for name, text in self.commands.help() if name.startswith(incomplete)]
+        return found or click.Command.shell_complete(self, ctx, incomplete)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The options, and the commands."""

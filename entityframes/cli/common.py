@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 
 from entityframes.cli.command import paths
+from entityframes.cli.errors import CommandError, UsageError
 from entityframes.cli.output import echo, note, print_exactly, tell
 from entityframes.visible import visible
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -80,7 +82,7 @@ def condition(sql: str) -> Any:
     try:
         return pl.sql_expr(sql)
     except pl.exceptions.PolarsError:
-        raise click.UsageError(f"--where {sql!r} is no SQL: write it like \"country = 'Iceland'\"") from None
+        raise UsageError(f"--where {sql!r} is no SQL", advice="write it like \"country = 'Iceland'\"") from None
 
 
 def counted(number: int, noun: str) -> str:
@@ -103,7 +105,7 @@ def confirm_deletion(selected: int, one: str, many: str, *, yes: bool) -> None:
         return
     what, it = (f"{one} matches", "it") if selected == 1 else (f"{many} match", "them")
     if not sys.stdin.isatty():
-        raise click.ClickException(f"{selected:,} {what}; nothing was deleted: run it with --yes to delete {it}")
+        raise CommandError(f"{selected:,} {what}; nothing was deleted", advice=f"run it with --yes to delete {it}")
     if not click.confirm(visible(f"{selected:,} {what}: delete {it}?"), err=True):
         echo("nothing was deleted", err=True)
         sys.exit(1)
@@ -113,6 +115,7 @@ def confirm_deletion(selected: int, one: str, many: str, *, yes: bool) -> None:
 def scratch_folder() -> Iterator[Path]:
     """A temporary folder."""
     import tempfile
+    from pathlib import Path
 
     with tempfile.TemporaryDirectory(prefix="entityframes-") as folder:
         yield Path(folder)
@@ -146,7 +149,7 @@ def open_for_dry_run(url: str | None, namespace: str) -> Any:
     except entityframes.ConnectError as error:
         if not error.missing:
             raise
-        note(f"{error}; the dry run assumes an empty store")
+        note(f"{error.happened}; the dry run assumes an empty store")
         return entityframes.connect(":memory:")
 
 
@@ -163,6 +166,8 @@ def print_summary(
         rest: how to see the failed rows that are not shown.
         notes: notes about how the files were interpreted.
     """
+    import json
+
     if as_json:
         failed = result.failed
         failures = failed.select("row", *_key_of(failed), "error_kind", "rule", "error", "sqlstate")

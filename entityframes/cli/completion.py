@@ -25,4 +25,6 @@ def completion(shell: str) -> None:
     root = click.get_current_context().find_root()
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(root.command, {}, "entityframes", "_ENTITYFRAMES_COMPLETE").source())
+    script = kind(root.command, {}, "entityframes", "_ENTITYFRAMES_COMPLETE").source()
+    # Otherwise a description would end at its first comma.
+    click.echo(script.replace('string split ","', 'string split --max 1 ","'))

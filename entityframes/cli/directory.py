@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import threading
@@ -90,7 +89,7 @@ def sync(
         )  # fmt: skip
         rules = {name: options[name] for name in ("on_conflict", "delete", "max_delete")}
         if dry_run:
-            sys.exit(_print_plan(directory.plan(direction=chosen, **rules), as_json))  # type: ignore[arg-type]
+            sys.exit(_print_plan(directory.plan(direction=chosen, progress=progress, **rules), as_json))  # type: ignore[arg-type]
         rules |= {"quarantine": options["quarantine"], "embed": not options["no_embed"]}
         if watch:
             _watch(directory, chosen, rules, as_json)
@@ -143,6 +142,8 @@ def _print_plan(plan: Any, as_json: bool) -> int:
 
 def _print_result(result: Any, folder: str, address: str, as_json: bool, *, print_left_out: bool = True) -> None:
     """Print the result of a sync: JSON on standard output for scripts, else a few lines for people."""
+    import json
+
     import polars as pl
 
     done = result.outcomes.filter(pl.col("status") != "unchanged")

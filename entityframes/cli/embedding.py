@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import threading
@@ -43,7 +42,9 @@ def _embedder(store: Any, name: str | None, options: Sequence[str], space: str |
             if row["space"] == space or (space is None and row["active"]):
                 embedder = embedder_of_model(row["model"])
                 if embedder is None:
-                    raise EmbedderError(f"the space {row['space']} needs {row['model']}: name it with --embedder")
+                    raise EmbedderError(
+                        f"the space {row['space']} needs {row['model']}", advice="name it with --embedder"
+                    )
                 return embedder
     given = {}
     for option in options:
@@ -229,6 +230,8 @@ def _report(result: Any, store: Any, as_json: bool) -> None:
             "in_no_job": result.unqueued,
             "failed": failures,
         }
+        import json
+
         print_exactly(json.dumps(report, ensure_ascii=False), json=True)
         return
     from entityframes.results import UpsertResult
@@ -393,6 +396,7 @@ entityframes spaces --activate hashing-64
 @click.option("--index", metavar="SPACE", help="Create the index for approximate search (PostgreSQL with pgvector).")
 @click.option("--drop", metavar="SPACE", help="Delete this space with its vectors.")
 @click.option("--vacuum", is_flag=True, help="Delete vectors that no entity uses.")
+@progress_option
 @json_option
 @store_options
 def spaces(
@@ -400,6 +404,7 @@ def spaces(
     index: str | None,
     drop: str | None,
     vacuum: bool,
+    progress: Any,
     as_json: bool,
     url: str | None,
     namespace: str,
@@ -409,7 +414,7 @@ def spaces(
     A space holds the vectors of one model; the list says how much of the store is embedded in each.
     """
     with open_store(url, namespace, read_only=not (index or activate or drop or vacuum)) as store:
-        if index and not store.index_space(index):
+        if index and not store.index_space(index, progress=progress):
             echo(f"no index for {visible(index)}: it takes pgvector 0.8 and at most 2,000 dimensions; "
                        "search stays exact", err=True)  # fmt: skip
         if activate:

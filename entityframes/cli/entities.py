@@ -25,6 +25,7 @@ from entityframes.cli.common import (
     scratch_folder,
     store_options,
 )
+from entityframes.cli.errors import UsageError
 from entityframes.cli.files import check_output, listed
 from entityframes.cli.output import echo, note, print_exactly, tell
 from entityframes.visible import visible
@@ -37,7 +38,7 @@ def _ids_frame(entity_type: str, ids: Sequence[str], ids_file: str | None) -> An
     from entityframes.files import TextOptions, read_files
 
     if bool(ids) == bool(ids_file):
-        raise click.UsageError("no ids: give them as arguments, or in a file with --ids")
+        raise UsageError("no ids", advice="give them as arguments, or in a file with --ids")
     if not ids_file:
         listed = [line for id in ids for line in (sys.stdin.read().splitlines() if id == "-" else [id])]
         return entityframes.ids(entity_type, listed)
@@ -45,9 +46,10 @@ def _ids_frame(entity_type: str, ids: Sequence[str], ids_file: str | None) -> An
         given = read_files([ids_file], None, TextOptions(), spool)
         if "id" not in given.names:
             found = ", ".join(map(repr, given.names[:10]))
-            raise click.UsageError(
-                f"--ids {ids_file}: no column 'id'; the file has {found} in its first line. Put a line 'id' before the "
-                f"ids, or pass a file of ids alone through standard input: entityframes ... - < {ids_file}"
+            raise UsageError(
+                f"--ids {ids_file}: no column 'id'; the file has {found} in its first line",
+                advice="put a line 'id' before the "
+                f"ids, or pass a file of ids alone through standard input: entityframes ... - < {ids_file}",
             )
         given.choose(["id"])
         if given.unread.rows:
@@ -90,7 +92,7 @@ def _check_table() -> None:
 
 def _check_type(entity_type: str | None) -> None:
     if entity_type is None:
-        raise click.UsageError("no type: give that of the ids with --type, or a table with --table")
+        raise UsageError("no type", advice="give that of the ids with --type, or a table with --table")
     if wrong := given_options(["key"]):
         raise click.UsageError(f"{', '.join(wrong)}: only with --table")
 
@@ -192,7 +194,7 @@ def delete(
     is deleted; without a terminal it needs --yes. Exit status 1 if some could not be deleted, or if the answer is no.
     """
     if where is not None and (ids or ids_file):
-        raise click.UsageError("--where selects what to delete: leave out the ids")
+        raise UsageError("--where selects what to delete", advice="leave out the ids")
     if where is None and yes:
         raise click.UsageError("--yes: only with --where")
     if table:
@@ -254,7 +256,7 @@ def export(
     The metadata of entities are typed columns. --json prints NDJSON.
     """
     if out is None and file_format in ("parquet", "ipc") and sys.stdout.isatty():
-        raise click.UsageError(f"--format {file_format} cannot be printed to a terminal: give a file with --out")
+        raise UsageError(f"--format {file_format} cannot be printed to a terminal", advice="give a file with --out")
     if out:
         check_output("--out", out, file_format)
     if table:
@@ -262,7 +264,7 @@ def export(
         tables.export(url, table, out, file_format, as_json, progress)
         return
     if entity_type is None:
-        raise click.UsageError("no type: give that of the entities, or a table with --table")
+        raise UsageError("no type", advice="give that of the entities, or a table with --table")
     with open_store(url, namespace, read_only=True) as store:
         if unknown := _unknown_type(store, entity_type):
             raise click.ClickException(unknown)

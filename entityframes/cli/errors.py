@@ -18,32 +18,53 @@ class OutputClosedError(Exception):
     """The reader of standard output has closed the pipe."""
 
 
-#: The end of a message that says what to do next begins with one of these words.
-_VERBS = (
-    "add|cast|check|choose|close|convert|correct|create|drop|export|get|give|import|install|leave|make|name|open|pass|put"
-    "|it must|rename|restore|run|save|see|set|split|start|use|wait|write"
-)
-_NEXT = re.compile(rf"(?:[:;,.] )(?=(?:{_VERBS})\b)", re.IGNORECASE)
+class CommandError(click.ClickException):
+    """The command cannot do what was asked for.
 
-#: What to do here, for messages that say it in words of Python.
-_IN_PYTHON = ((r"call store\.embed\(embedder\) first", "run entityframes embed"),)
-#: What to do, for messages that do not say it.
-_ADVICE = (
+    Args:
+        happened: what happened.
+        advice: what to do next.
+    """
+
+    def __init__(self, happened: str, *, advice: str | None = None) -> None:
+        super().__init__(happened)
+        self.advice = advice
+
+
+class UsageError(click.UsageError):
+    """The options of a command do not fit together; with what to do next, as for `CommandError`."""
+
+    def __init__(self, happened: str, *, advice: str | None = None) -> None:
+        super().__init__(happened)
+        self.advice = advice
+
+
+#: What to do at the command line, where the advice of an error is in words of Python.
+_HERE = (
     (r"there is no (?:store|database) at ", "check --store, or import something first: entityframes import --help"),
+    (r"nothing is embedded yet", "run entityframes embed"),
     (r"no entities of type ", "list the types with: entityframes stats"),
-    (r"there is no table ", "list the tables with: entityframes tables"),
     (r"no space named ", "list the spaces with: entityframes spaces"),
-    (
-        r"Connection refused|could not translate host name|timeout expired",
-        "check the address, and that the server runs",
-    ),
-    (r"password authentication failed|no password supplied", "check the user and the password of --store"),
-    (r"unable to find column ", "use one of these columns; a name with other characters is quoted"),
     (r"no embedder named ", "give one of these with --embedder"),
+    (r"password authentication failed|no password supplied", "check the user and the password of --store"),
+    (r"in memory cannot be opened read-only", "name a file or a server with --store"),
+    (r"the database computes .* itself", "leave them out with --only"),
+    (
+        r"for which there is no SQL type|but the column of the table is ",
+        "leave it out with --only, or use a file with other dtypes",
+    ),
+    (
+        r"there is no table .* in the database",
+        "check the name and the schema (entityframes tables lists them), or create it with --create",
+    ),
+    (r"the table .* has no column ", "rename them in the file, leave them out with --only, or add them to the table"),
+)
+#: What to do about errors of Polars and of the operating system.
+_OTHERS = (
+    (r"unable to find column ", "use one of these columns; a name with other characters is quoted"),
     (r"No such file|no such file", "check the path"),
     (r"Permission denied", "check the permissions of the file and its folder"),
     (r"No space left", "make room, and run it again: what is stored is skipped"),
-    (r"in memory cannot be opened read-only", "name a file or a server with --store"),
 )
 
 
@@ -77,28 +98,32 @@ def reported() -> Iterator[None]:
 def _lines(error: BaseException) -> tuple[str, str]:
     """What happened, and what to do next."""
     if isinstance(error, click.ClickException):
-        context = getattr(error, "ctx", None)
-        happened, following = _split(error.format_message())
-        return happened, "; ".join(filter(None, [following, context and f"see {context.command_path} --help"]))
-    if isinstance(error, EntityFramesError | OSError | ValueError) or _of_polars(error):
+        happened, advice, context = error.format_message(), getattr(error, "advice", None), getattr(error, "ctx", None)
+        help = context and f"see {context.command_path} --help"
+        return _line(happened), "; ".join(filter(None, [_line(_advice(happened, advice)), help]))
+    if isinstance(error, EntityFramesError):
+        happened, advice = error.happened, error.advice
+    elif isinstance(error, OSError | ValueError) or _of_polars(error):
         # Polars appends its query plan.
-        happened, following = _split(str(error).split("Resolved plan")[0])
-        return happened or type(error).__name__, following or f"see {level.command} --help"
-    return (
-        f"a defect: {visible(f'{type(error).__name__}: {error}')}",
-        "run it again with -vv to see where it happened, and report that",
+        happened, advice = str(error).split("Resolved plan")[0], None
+    else:
+        happened = f"a defect: {type(error).__name__}: {error}"
+        return _line(happened), "run it again with -vv to see where it happened, and report that"
+    happened = happened or type(error).__name__
+    return _line(happened), _line(_advice(happened, advice) or f"see {level.command} --help")
+
+
+def _advice(happened: str, given: str | None) -> str | None:
+    """What to do at the command line about what happened; `given` is the advice of the error."""
+    here, others = (
+        next((advice for pattern, advice in known if re.search(pattern, happened)), None) for known in (_HERE, _OTHERS)
     )
+    return here or (given and given.replace("key=[...]", "--key")) or others
 
 
-def _split(message: str) -> tuple[str, str]:
-    """A message on one line, and the part of it that says what to do next."""
-    message = visible(" ".join(message.split()))
-    for pattern, advice in _IN_PYTHON:
-        message = re.sub(pattern, advice, message)
-    happened, *following = _NEXT.split(message, maxsplit=1)
-    if following:
-        return happened, following[0]
-    return message, next((advice for pattern, advice in _ADVICE if re.search(pattern, message)), "")
+def _line(text: str | None) -> str:
+    """Text on one line."""
+    return visible(" ".join((text or "").split()))
 
 
 def _is_panic(error: BaseException) -> bool:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from entityframes.cli.errors import UsageError
 from entityframes.cli.output import echo, print_exactly
 from entityframes.visible import visible
 
@@ -53,6 +51,8 @@ def text_options(options: dict[str, Any]) -> Any:
 
 def listed(values: Sequence[str]) -> list[str]:
     """The names given by an option, comma-separated or repeated; a name that contains a comma must be quoted."""
+    import csv
+
     return [name.strip() for row in csv.reader(values, skipinitialspace=True) for name in row]
 
 
@@ -71,6 +71,8 @@ def chosen(values: Sequence[str], names: Sequence[str]) -> list[str]:
 
 def check_output(option: str, path: str, file_format: str | None = None) -> None:
     """Check that a frame can be written to the file of an option, before anything else is done."""
+    from pathlib import Path
+
     from entityframes.files import check_name, format_of
 
     check_name(path)
@@ -82,11 +84,13 @@ def check_output(option: str, path: str, file_format: str | None = None) -> None
 
 def check_failed_file(path: str | None, files: Sequence[str]) -> None:
     """Check that the file for failed rows can be written, before anything is imported."""
+    from pathlib import Path
+
     if path is None:
         return
     check_output("--failed", path)
     if any(Path(path).resolve() == Path(file).resolve() for file in files):
-        raise click.UsageError(f"--failed {path}: this is one of the files to import, give another name")
+        raise UsageError(f"--failed {path}: this is one of the files to import", advice="give another name")
 
 
 def read(frame: Any, given: Any) -> Any:
@@ -166,6 +170,7 @@ class _OfFiles:
 
 def report_plan(plan: Any, given: Any, as_json: bool) -> NoReturn:
     """Print what an import would do, and exit with its status."""
+    import json
     from dataclasses import replace
 
     import polars as pl

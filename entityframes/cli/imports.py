@@ -21,6 +21,7 @@ from entityframes.cli.common import (
     scratch_folder,
     store_options,
 )
+from entityframes.cli.errors import UsageError
 from entityframes.cli.files import (
     ERROR_COLUMN,
     RAW_COLUMN,
@@ -277,8 +278,10 @@ def _named(files: Sequence[str]) -> Iterator[None]:
         yield
     except SchemaError as error:
         names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
-        help = " (use --text and --number to choose dtypes, --metadata to choose columns)"
-        raise SchemaError(f"{names}: {error}{help if 'other dtypes' in str(error) else ''}") from error
+        advice = error.advice
+        if "other dtypes" in error.happened:
+            advice = "choose dtypes with --text and --number, columns with --metadata, or another --type"
+        raise SchemaError(f"{names}: {error.happened}", advice=advice) from error
 
 
 def _name_columns(given: Any, options: dict[str, Any]) -> None:
@@ -292,9 +295,10 @@ def _name_columns(given: Any, options: dict[str, Any]) -> None:
     if options["entity_type"] is None:
         missing = [name for name in keys[:2] if name not in names]
         if missing:
-            raise click.UsageError(
-                f"the file has no column {', '.join(map(repr, missing))}: give the type of its rows, and the "
-                "column with their ids: --type TYPE --id COLUMN [--content COLUMN]"
+            raise UsageError(
+                f"the file has no column {', '.join(map(repr, missing))}",
+                advice="give the type of its rows, and the "
+                "column with their ids: --type TYPE --id COLUMN [--content COLUMN]",
             )
         keys = [name for name in keys if name in names]
     text = [*keys, *([options["content"]] if options["content"] else []), *options["text"]]
@@ -374,6 +378,9 @@ def _entity_frame(rows: Any, given: Any, options: dict[str, Any]) -> Any:
 
 def _no_column(missing: list[str], names: list[str]) -> Any:
     from entityframes.errors import SchemaError
+    from entityframes.frames.schema import did_you_mean
 
     found = ", ".join(map(repr, names[:50])) + (", ..." if len(names) > 50 else "")
-    return SchemaError(f"no column {', '.join(map(repr, missing))}; the file has {found}")
+    return SchemaError(
+        f"no column {', '.join(map(repr, missing))}; the file has {found}", advice=did_you_mean(missing, names)
+    )

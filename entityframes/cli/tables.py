@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,20 +22,10 @@ from entityframes.cli.common import (
     scratch_folder,
     url_option,
 )
+from entityframes.cli.errors import UsageError
 from entityframes.cli.files import ERROR_COLUMN, RAW_COLUMN, chosen, of_files, read, report_plan
 from entityframes.cli.output import echo, note
 from entityframes.visible import visible
-
-#: What to use here where a message names a parameter or a function of Python.
-_OPTIONS = (
-    (r"rename or drop the columns, or add them to the table with table\.add_columns\(frame\)",
-     "rename them in the file, leave them out with --only, or add them to the table"),
-    (r"drop the columns, for example with frame\.drop.*\)", "leave them out with --only"),
-    (r"the frame lacks", "the file lacks"),
-    (r"key=\[\.\.\.\]", "--key"),
-    (r"create it with entityframes\.create_table", "create it with --create"),
-    (r"cast it first", "leave it out with --only, or use a file with other dtypes"),
-)  # fmt: skip
 
 
 def _open(url: str | None, *, read_only: bool = False) -> Any:
@@ -64,17 +52,14 @@ def open_table(url: str | None, name: str, key: Sequence[str], *, read_only: boo
 
 @contextmanager
 def _messages(files: Sequence[str] = ()) -> Iterator[None]:
-    """Add the names of files to a SchemaError, and name the options of the command line in it."""
+    """Add the names of files to a SchemaError."""
     from entityframes.errors import SchemaError
 
     try:
         yield
     except SchemaError as error:
         names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
-        message = str(error)
-        for pattern, option in _OPTIONS:
-            message = re.sub(pattern, option, message)
-        error.args = (f"{names}: {message}" if names else message,)
+        error.restate(f"{names}: {error.happened}" if names else error.happened, error.advice)
         raise
 
 
@@ -122,8 +107,8 @@ def _opened(given: Any, url: str | None, columns: Sequence[str], options: dict[s
         if not options["create"] or not (isinstance(error, NoTableError) or error.missing):
             raise
     if not options["key"]:
-        raise click.UsageError(
-            f"there is no table {name}, and --create needs a primary key: name its columns with --key"
+        raise UsageError(
+            f"there is no table {name}, and --create needs a primary key", advice="name its columns with --key"
         )
     schema = given.scan().select(columns).collect_schema()
     _print_notes(given)
@@ -292,12 +277,14 @@ def export(url: str | None, name: str, out: str | None, file_format: str | None,
 
 def _key_frame(table: Any, keys: Sequence[str], file: str | None) -> Any:
     """The keys given as arguments, through standard input, or by a file with the columns of the key."""
+    import csv
+
     import polars as pl
 
     from entityframes.files import TextOptions, read_files
 
     if bool(keys) == bool(file):
-        raise click.UsageError("no keys: give them as arguments, or in a file with --ids")
+        raise UsageError("no keys", advice="give them as arguments, or in a file with --ids")
     if file:
         with scratch_folder() as spool:
             given = read_files([file], None, TextOptions(), spool)
@@ -327,13 +314,27 @@ entityframes tables --json
 def tables(as_json: bool, url: str | None) -> None:
     """List the tables of the database with their primary keys.
 
-    The numbers of rows are estimates. The tables of stores are not listed.
+    The rows of large tables are estimated, which the column exact shows. The tables of stores are not listed.
     """
     import polars as pl
 
+    from entityframes.reading import tables as reading
+
     engine = _open(url, read_only=True)
     try:
-        listed = engine.tables()
+        listed = reading.tables(engine)
     finally:
         engine.database.close()
-    print_frame(listed if as_json else listed.with_columns(pl.col("key").list.join(",")), as_json, empty="no tables")
+    if not as_json:
+        listed = listed.with_columns(pl.col("key").list.join(","))
+    if sys.stdout.isatty():
+        rows = [_about(*row) for row in listed.select("rows", "exact").iter_rows()]
+        listed = listed.select("table", "key", pl.Series("rows", rows, dtype=pl.String))
+    print_frame(listed, as_json, empty="no tables")
+
+
+def _about(rows: int | None, exact: bool) -> str:
+    """The number of rows of a table, for people."""
+    if rows is None:
+        return "not known yet"
+    return f"{rows:,}" if exact else f"about {rows:,}"

@@ -478,9 +478,9 @@ def open_root(root: str) -> Folder:
         return Folder.open(root, follow=True)
     except FileNotFoundError as error:
         raise DirectoryError(
-            f"the folder {shown(root)} does not exist: check the path, and whether its file system is mounted"
+            f"the folder {shown(root)} does not exist", advice="check the path, and whether its file system is mounted"
         ) from error
     except NotADirectoryError as error:
-        raise DirectoryError(f"{shown(root)} is not a folder: give the folder that holds the files") from error
+        raise DirectoryError(f"{shown(root)} is not a folder", advice="give the folder that holds the files") from error
     except OSError as error:
         raise DirectoryError(f"the folder {shown(root)} cannot be opened: {describe_error(error)}") from error

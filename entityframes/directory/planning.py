@@ -26,7 +26,21 @@ from entityframes.directory.plan import (
 from entityframes.directory.reading import read_in_chunks
 from entityframes.directory.survey import Folder, survey, to_rows
 from entityframes.engines.base import Engine
+from entityframes.errors import StatementCancelledError
 from entityframes.frames.schema import KEY
+from entityframes.progress import Progress, Reporter
+
+#: Creates the reporter of a step of a sync, given the name of the step and its number of files.
+Reporting = Callable[[str, int | None], Reporter]
+
+
+def reporting_to(progress: Progress) -> Reporting:
+    """The reporters of a sync; a function of the caller is not called for the survey, whose files come again."""
+
+    def reporting(step: str, files: int | None) -> Reporter:
+        return Reporter(False if step == "survey" and callable(progress) else progress, files, what=step, unit="files")
+
+    return reporting
 
 
 @dataclass(frozen=True)
@@ -69,22 +83,36 @@ class Planner:
         #: Number of files in the folder.
         self._files = 0
 
-    def plan(self) -> pl.DataFrame:
-        """What a sync would do (`STATES`), ordered by path; nothing is written."""
-        decided, unread = self.decide(self.survey())
-        pieces = [decided, *(piece for piece in self.read(unread))]
+    def plan(self, reporting: Reporting) -> pl.DataFrame:
+        """What a sync would do (`STATES`), ordered by path; nothing is written.
+
+        Raises:
+            StatementCancelledError: it was stopped.
+        """
+        decided, unread = self.decide(self.survey(reporting))
+        pieces = [decided]
+        with reporting("plan", unread.height) as reporter:
+            for piece in self.read(unread):
+                pieces.append(piece)
+                reporter.advance(piece.height)
+        if self._stopping():
+            raise StatementCancelledError("the plan was stopped")
         columns = [pl.col(name).cast(PLAN_SCHEMA.get(name, pl.Binary())) for name in STATES]
         return pl.concat([with_file_hash(piece).select(columns) for piece in pieces]).sort("path")
 
-    def survey(self) -> pl.DataFrame:
+    def survey(self, reporting: Reporting) -> pl.DataFrame:
         """The current state of the folder and the store, as rows numbered in the order of their paths."""
+        with reporting("survey", None) as reporter:
+            return self._survey(reporter)
+
+    def _survey(self, reporter: Reporter) -> pl.DataFrame:
         folder, remembered = self._folder, self._engine.directory
         with ThreadPoolExecutor(2) as threads:
             # The database is queried while the folder is walked.
             filed = threads.submit(remembered.filed, folder.name)
             wanted = self._options.direction != "import"
             unfiled = threads.submit(remembered.unfiled, folder.name, folder.types) if wanted else None
-            walk = self._tree.walk()
+            walk = self._tree.walk(reporter.advance)
             self.temporary = walk.temporary
             self.left_out = walk.left_out
             self._files = walk.files.height

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from entityframes.directory.account import Account
 from entityframes.directory.handles import wait_for_tick
-from entityframes.directory.planning import Planner, SyncOptions, with_file_hash
+from entityframes.directory.planning import Planner, Reporting, SyncOptions, with_file_hash
 from entityframes.directory.reading import read_in_chunks
 from entityframes.directory.renames import rename
 from entityframes.directory.survey import Folder
@@ -80,12 +80,12 @@ class SyncRun:
         """Size and mark of the files that are now in sync, by path."""
         return self._account.files()
 
-    def execute(self, holder: str, reporting: Callable[[int], Reporter]) -> SyncResult:
+    def execute(self, holder: str, reporting: Reporting) -> SyncResult:
         """Run the sync; `result` is valid even if an error is raised.
 
         Args:
             holder: the holder of the lock on the folder.
-            reporting: creates the progress reporter for a number of rows.
+            reporting: creates the reporters of progress.
 
         Raises:
             DirectoryError: the folder cannot be read, or the lock was lost.
@@ -94,11 +94,11 @@ class SyncRun:
         """
         if self._options.quarantine:
             self._restore()
-        rows = self._planner.survey()
+        rows = self._planner.survey(reporting)
         self._account.left_out = self._planner.left_out
         if self._planner.temporary:
             self._tree.clean(self._planner.temporary)
-        with reporting(rows.height) as reporter:
+        with reporting("sync", rows.height) as reporter:
             self._account.report_to(reporter)
             decided, unread = self._planner.decide(rows)
             try:

@@ -16,7 +16,7 @@ import polars as pl
 
 from entityframes import forks
 from entityframes.directory.plan import PLAN_SCHEMA, Direction, OnConflict, SyncPlan
-from entityframes.directory.planning import Planner, SyncOptions
+from entityframes.directory.planning import Planner, SyncOptions, reporting_to
 from entityframes.directory.run import SyncRun
 from entityframes.directory.survey import Folder
 from entityframes.directory.tree import Tree
@@ -24,7 +24,7 @@ from entityframes.directory.watch import Synced, Watcher
 from entityframes.engines.database import check_writable
 from entityframes.errors import DatabaseError, DirectoryError, EntityFramesError
 from entityframes.frames.utf8 import printable
-from entityframes.progress import Progress, Reporter
+from entityframes.progress import Progress
 from entityframes.results import SyncResult, kept
 
 if TYPE_CHECKING:
@@ -120,12 +120,16 @@ class DirectorySync:
         on_conflict: OnConflict = "report",
         delete: bool = False,
         max_delete: int | None = None,
+        progress: Progress = None,
+        cancel: threading.Event | None = None,
     ) -> SyncPlan:
         """Compare the folder with the store and report what a sync would do, without writing anything to either.
 
         Args:
             direction: "both" for `sync`, "import" for `import_files`, "export" for `export_files`.
             on_conflict, delete, max_delete: as for these methods.
+            progress: as for `import_files`, while files are read.
+            cancel: an event that stops it when set.
 
         Returns:
             SyncPlan: ``frame`` has one row per file and per entity that has or should have one, ordered by path;
@@ -134,6 +138,7 @@ class DirectorySync:
         Raises:
             DirectoryError: the folder is missing or cannot be read.
             DatabaseError: the database cannot be reached.
+            StatementCancelledError: `cancel` was set.
             ValueError: `direction` is unknown.
 
         Examples:
@@ -145,8 +150,9 @@ class DirectorySync:
         if direction not in get_args(Direction):
             raise ValueError(f"direction must be one of {', '.join(map(repr, get_args(Direction)))}, got {direction!r}")
         options = _options(direction, on_conflict, delete, max_delete)
-        planner = Planner(self._store._engine, self._folder, options, None, lambda: False)
-        states = planner.plan()
+        stopping = cancel.is_set if cancel is not None else lambda: False
+        planner = Planner(self._store._engine, self._folder, options, None, stopping)
+        states = planner.plan(reporting_to(progress))
 
         def apply(
             planned: pl.DataFrame, quarantine: bool, batch_size: int | None, embed: bool, progress: Progress,
@@ -178,7 +184,8 @@ class DirectorySync:
                 If there are more, all of them are refused, and so they are if the folder holds no files at all.
             quarantine: rename files that cannot be entities to ``<name>.invalid``, and back once they are repaired.
             batch_size, embed: as for `EntityStore.upsert`.
-            progress: as for `EntityStore.upsert`, counted in files.
+            progress: as for `EntityStore.upsert`, counted in files. Bars and lines also show how many files are found
+                before; a callable is not called then.
             cancel: an event that stops the sync when set; the batches in flight are rolled back.
 
         Returns:
@@ -368,13 +375,9 @@ class DirectorySync:
         check_writable(self._store._engine.database)
         self._last = None
         run = SyncRun(self._store, self._folder, options, cancel, planned)
-
-        def reporting(rows: int) -> Reporter:
-            return Reporter(progress, rows, what="sync", unit="files")
-
         with self._locked() as holder:
             self._last = run
-            return kept(self._store, "store", lambda: run.execute(holder, reporting), run.result)
+            return kept(self._store, "store", lambda: run.execute(holder, reporting_to(progress)), run.result)
 
     @contextmanager
     def _locked(self) -> Iterator[str]:
@@ -384,8 +387,8 @@ class DirectorySync:
         other = folders.lock(name, holder, LEASE)
         if other is not None:
             raise DirectoryError(
-                f"{self._root} is being synced by {other}: wait until it has finished; if it was killed, its lock "
-                f"expires within {LEASE:.0f} s"
+                f"{self._root} is being synced by {other}",
+                advice=f"wait until it has finished; if it was killed, its lock expires within {LEASE:.0f} s",
             )
         done = threading.Event()
         heartbeat = threading.Thread(

@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from entityframes.directory.handles import TEMPORARY, Folders, RefusalError, Stat, describe_error, shown
@@ -88,8 +88,11 @@ class Tree:
         if self._patterns:
             Rules(self._patterns, hidden=self._hidden)
 
-    def walk(self) -> Walk:
+    def walk(self, advance: Callable[[int], None] = lambda files: None) -> Walk:
         """Find the files, with their sizes and times.
+
+        Args:
+            advance: called with the number of further files that were found.
 
         Returns:
             The files, the paths that are not regular files or could not be read, and temporary files left behind by
@@ -98,7 +101,9 @@ class Tree:
         Raises:
             DirectoryError: the root is missing, not a folder, or cannot be read; a pattern is not valid.
         """
-        return walk(self.root, self._suffixes, self._patterns, hidden=self._hidden, rules_bytes=self.max_bytes)
+        return walk(
+            self.root, self._suffixes, self._patterns, hidden=self._hidden, rules_bytes=self.max_bytes, advance=advance
+        )  # fmt: skip
 
     def read(self, paths: Sequence[str], cancel: threading.Event | None = None) -> list[Read]:
         """Read and hash files; fastest if the paths are grouped by folder.
@@ -128,14 +133,18 @@ class Tree:
                     found.append(Read(path, data, digest=digest, stat=state, stable=stable))
         return found
 
-    def write(self, files: Sequence[Write]) -> list[Written]:
+    def write(self, files: Sequence[Write], stopping: Callable[[], bool] = lambda: False) -> list[Written]:
         """Write files, each of them atomically; they are flushed to disk when this returns.
 
         An existing file is replaced only if its bytes are as expected, and keeps its mode; a new file never overwrites
         another one. Folders are created as needed.
 
+        Args:
+            files: the files.
+            stopping: returns whether no further file is to be written.
+
         Returns:
-            One result per file, in order.
+            One result per file, in order, with neither a state nor a reason if the file was not reached.
 
         Raises:
             DirectoryError: the root cannot be opened.
@@ -144,6 +153,8 @@ class Tree:
         with Folders(self.root) as folders:
             for number in sorted(range(len(files)), key=lambda number: _folder_of(files[number].path)):
                 file = files[number]
+                if stopping():
+                    break
                 try:
                     folder, name = folders.find(file.path, create=file.expected is None)
                     state, stable = folder.put(name, file.data, file.mtime_ns, file.expected)

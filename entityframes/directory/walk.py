@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,7 +53,10 @@ class Walk:
     temporary: list[str]
 
 
-def walk(root: str, suffixes: Sequence[str], patterns: Sequence[str], *, hidden: str, rules_bytes: int) -> Walk:
+def walk(
+    root: str, suffixes: Sequence[str], patterns: Sequence[str], *, hidden: str, rules_bytes: int,
+    advance: Callable[[int], None] = lambda files: None,
+) -> Walk:  # fmt: skip
     """Find the files under a root; see :meth:`Tree.walk` and the arguments of :class:`Tree`.
 
     Args:
@@ -62,6 +65,7 @@ def walk(root: str, suffixes: Sequence[str], patterns: Sequence[str], *, hidden:
         patterns: patterns of names to leave out.
         hidden: first characters of names that are left out unless a pattern re-includes them.
         rules_bytes: maximum size of a file of rules.
+        advance: called after each folder with the number of its files.
     """
     endings = [suffix.lower() for suffix in suffixes]
     found = _Found((*endings, *(ending + INVALID for ending in endings)), tuple(patterns), hidden, rules_bytes)
@@ -70,13 +74,16 @@ def walk(root: str, suffixes: Sequence[str], patterns: Sequence[str], *, hidden:
             found.scan(folder, "", Rules(patterns, hidden=hidden) if patterns else None)
         except (OSError, RefusalError) as error:
             raise DirectoryError(f"the folder {shown(root)} cannot be read: {describe_error(error)}") from error
+    advance(len(found.paths))
     while found.folders:
         prefix, rules = found.folders.pop()
+        before = len(found.paths)
         try:
             with Folder.open(os.path.join(root, prefix[:-1])) as folder:
                 found.scan(folder, prefix, rules)
         except (OSError, RefusalError) as error:
             found.refuse(prefix[:-1], describe_error(error), folder=True)
+        advance(len(found.paths) - before)
     return found.result(root)
 
 

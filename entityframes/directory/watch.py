@@ -72,7 +72,7 @@ class Watcher:
         try:
             import watchfiles
         except ImportError as error:
-            raise DirectoryError("watch() needs watchfiles: pip install watchfiles") from error
+            raise DirectoryError("watch() needs watchfiles", advice="pip install watchfiles") from error
 
         changes = watchfiles.watch(
             self._root,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
@@ -73,19 +74,24 @@ def write_in_chunks(
         engine: the source of the entities.
         tree: the folder to write to.
         rows: path, entity_type, id; file_hash of the bytes of the file to replace, null for a new file.
-        stopping: returns whether to stop before the next chunk.
+        stopping: returns whether to stop before the next file.
 
     Yields:
         Chunks in order of completion: the rows with problem (null if the file was written), and the state to record
-        for the files that were written (`FILED`).
+        for the files that were written (`FILED`). Rows that were not reached are in none.
     """
     pieces = list(rows.sort("path").with_row_index("place").iter_slices(CHUNK))
-    with ThreadPoolExecutor(min(THREADS, max(len(pieces), 1)), thread_name_prefix="entityframes-write") as threads:
-        # Each chunk checks `stopping` before it starts.
-        work = [threads.submit(_write, engine, tree, piece, stopping) for piece in pieces]
+    ended = threading.Event()
+    threads = ThreadPoolExecutor(min(THREADS, max(len(pieces), 1)), thread_name_prefix="entityframes-write")
+    try:
+        work = [threads.submit(_write, engine, tree, piece, lambda: ended.is_set() or stopping()) for piece in pieces]
         for done in as_completed(work):
             if (answer := done.result()) is not None:
                 yield answer
+    finally:
+        # After Ctrl-C, the threads write no further files.
+        ended.set()
+        threads.shutdown(cancel_futures=True)
 
 
 def _write(
@@ -101,18 +107,22 @@ def _write(
             # programs, too, detect changes by size and time.
             mtime_ns = (file.updated_at - row["place"]) * 1000
             writes.append(Write(row["path"], file.data, mtime_ns, row["file_hash"]))
-    written = iter(tree.write(writes))
+    written = iter(tree.write(writes, stopping))
     problems: list[str | None] = []
+    reached = []
     filed = []
     for row, file in zip(rows.iter_rows(named=True), files, strict=True):
         if isinstance(file, str):
             problems.append(file)
+            reached.append(True)
             continue
         outcome = next(written)
         problems.append(outcome.reason)
+        reached.append(outcome.stat is not None or outcome.reason is not None)
         if outcome.stat is not None:
             mark = outcome.stat.mark if outcome.stable else -1
             hashes = (hashlib.sha256(file.data).digest(), file.content_hash, file.metadata_hash)
             filed.append((row["path"], row["entity_type"], row["id"], outcome.stat.size, mark, *hashes, file.header))
     problem = pl.Series("problem", problems, dtype=pl.String)
-    return rows.drop("place").with_columns(problem), pl.DataFrame(filed, FILED, orient="row")
+    rows = rows.drop("place").with_columns(problem).filter(pl.Series(reached, dtype=pl.Boolean))
+    return rows, pl.DataFrame(filed, FILED, orient="row")

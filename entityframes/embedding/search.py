@@ -12,7 +12,7 @@ import polars as pl
 
 from entityframes.embedding import spaces
 from entityframes.embedding.calls import Calls
-from entityframes.embedding.embedders.base import Embedder, embedder_of_model
+from entityframes.embedding.embedders.base import Embedder, check_embedder, embedder_of_model
 from entityframes.embedding.hits import FUSION, PASSAGES, Words, best_by_both, best_by_words, with_passages
 from entityframes.embedding.passages import Passages
 from entityframes.embedding.text_index import catch_up
@@ -72,6 +72,8 @@ class Search:
         for name, value in (("k", k), ("per_entity", per_entity)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if where is not None and not isinstance(where, pl.Expr):
+            raise TypeError(f"where must be an expression such as pl.col('year') > 1900, got {type(where).__name__}")
         self._engine = engine
         self._progress, self._interrupt = progress, interrupt
         self._entity_type = entity_type
@@ -217,7 +219,7 @@ def _vector(
         return _as_vector(query, space)
     embedder = embedder or remembered.get(space["model"]) or embedder_of_model(space["model"])
     if embedder is None:
-        raise EmbedderError(f"the query must be embedded with {space['model']}: pass embedder=...")
+        raise EmbedderError(f"the query must be embedded with {space['model']}", advice="pass embedder=...")
     spaces.check(dict(space), embedder)
     vectors, errors = Calls(embedder).embed([query])
     if errors[0] is not None:
@@ -265,6 +267,8 @@ def search(
     """See `EntityStore.search`; `remembered` maps models to the embedders that this store has used."""
     if mode not in ("vector", "text", "hybrid"):
         raise ValueError(f"mode must be 'vector', 'text' or 'hybrid', got {mode!r}")
+    if embedder is not None:
+        check_embedder(embedder)
     if mode != "vector" and not isinstance(query, str):
         raise ValueError(f"mode {mode!r} searches for words: the query must be a string")
     if isinstance(query, str) and re.search("[\0\ud800-\udfff]", query):

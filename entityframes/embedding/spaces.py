@@ -34,7 +34,7 @@ def find(engine: Engine, space: str | None) -> dict[str, Any]:
     if space is None:
         queued = engine.embedding.open_jobs("")
         first = "" if queued else "store.enqueue(), since nothing is queued, and then "
-        raise SpaceError(f"nothing is embedded yet: call {first}store.embed(embedder) first")
+        raise SpaceError("nothing is embedded yet", advice=f"call {first}store.embed(embedder) first")
     names = ", ".join(row["space"] for row in known) or "none"
     raise SpaceError(f"no space named {space!r}; existing spaces: {names}")
 
@@ -151,5 +151,6 @@ def check(row: dict[str, Any], embedder: Embedder) -> None:
     if (row["model"], row["dim"]) != (embedder.name, embedder.dim):
         raise SpaceError(
             f"the space {row['space']} contains vectors of {row['model']} with {row['dim']} dimensions, but the "
-            f"embedder is {embedder.name} with {embedder.dim}: use a separate space with space='...', and activate it"
+            f"embedder is {embedder.name} with {embedder.dim}",
+            advice="use a separate space with space='...', and activate it",
         )

@@ -519,9 +519,9 @@ class EmbedRun:
         try:
             written = self._written(job, buffer.embedded(), end)
         except LeaseLostError:
-            # The worker that holds the job now processes it.
-            self._held.pop(job.job_id, None)
-            self._log_rows(job, rows, **LOST)
+            # The worker that holds the job now processes it, unless this run has released it because of Ctrl-C.
+            released = self._held.pop(job.job_id, None) is None
+            self._log_rows(job, rows, **({"status": "cancelled"} if released else LOST))
             return
         except VectorsGoneError:
             self._release(job)

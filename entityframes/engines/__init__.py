@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 from entityframes.engines.base import Engine, no_store
+from entityframes.engines.database import unopened
 from entityframes.engines.tables import TableEngine
 from entityframes.engines.url import Location
-from entityframes.errors import ConnectError, DatabaseError
+from entityframes.errors import DatabaseError
 
 
 def open_engine(location: Location, namespace: str, workers: int | None, *, read_only: bool = False) -> Engine:
@@ -54,13 +55,13 @@ def open_tables(
                     database.opened(session)
             except DatabaseError as error:
                 database.close()
-                raise ConnectError(f"cannot open the database at {database.address}: {error}") from error
+                raise unopened("database", database.address, error) from error
             return PostgresTables(database)
         from entityframes.engines.duckdb.database import DuckDBDatabase
         from entityframes.engines.duckdb.tables import DuckDBTables
 
         if not create and location.connection is None and _is_missing(location.target):
-            raise no_store(f"there is no database at {location.address}: no such file")
+            raise no_store(f"there is no database at {location.address}: no such file", "check the path")
         return DuckDBTables(DuckDBDatabase(location, None, workers, read_only))
 
 

@@ -204,24 +204,25 @@ def check_format(database: Database, version: int) -> None:
     if version > FORMAT:
         raise FormatError(
             f"the store at {database.address} has format {version}, but this version of entityframes supports formats "
-            f"up to {FORMAT}: install a newer entityframes"
+            f"up to {FORMAT}",
+            advice="install a newer entityframes",
         )
     if not database.read_only:
         return
     if version == 0:
         raise no_store(
-            f"there is no store at {database.address} in the namespace {database.namespace!r}: check the address and "
-            "the namespace, or connect once for writing to create it"
+            f"there is no store at {database.address} in the namespace {database.namespace!r}",
+            "check the address and the namespace, or connect once for writing to create it",
         )
     if version < FORMAT:
         raise FormatError(
-            f"the store at {database.address} has format {version}, which is older than {FORMAT}: connect to it once "
-            "for writing (without read_only=True) to migrate it"
+            f"the store at {database.address} has format {version}, which is older than {FORMAT}",
+            advice="connect to it once for writing (without read_only=True) to migrate it",
         )
 
 
-def no_store(message: str) -> ConnectError:
+def no_store(happened: str, advice: str) -> ConnectError:
     """The error for a store that does not exist."""
-    error = ConnectError(message)
+    error = ConnectError(happened, advice=advice)
     error.missing = True
     return error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from entityframes.errors import PermanentError
+from entityframes.errors import ConnectError, EntityFramesError, PermanentError
 
 
 class Database(Protocol):
@@ -69,6 +69,11 @@ def where(database: Database) -> str:
 TO_WRITE = "to write, connect without read_only=True, and not with a DuckDB connection that can only read"
 
 
+def unopened(what: str, address: str, error: EntityFramesError) -> ConnectError:
+    """The error for a store or a database that cannot be opened because of another error."""
+    return ConnectError(f"cannot open the {what} at {address}: {error.happened}", advice=error.advice)
+
+
 def check_writable(database: Database) -> None:
     """Check that the store may be written to.
 
@@ -76,4 +81,4 @@ def check_writable(database: Database) -> None:
         PermanentError: the store was opened read-only.
     """
     if database.read_only:
-        raise PermanentError(f"the store at {database.address} was opened read-only: {TO_WRITE}", "25006")
+        raise PermanentError(f"the store at {database.address} was opened read-only", "25006", advice=TO_WRITE)

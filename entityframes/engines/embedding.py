@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -151,8 +151,14 @@ class EmbeddingEngine(Protocol):
     def drop_space(self, space: str) -> None:
         """Delete a space with its vectors and jobs; the jobs of the last space are kept, without a space."""
 
-    def index_space(self, space: str, dim: int) -> bool:
-        """Create the index for approximate search; returns whether this database supports one."""
+    def index_space(self, space: str, dim: int, interrupt: Interrupt, advance: Callable[[int], None]) -> bool:
+        """Create the index for approximate search; returns whether this database supports one.
+
+        Args:
+            space, dim: the space and the dimension of its vectors.
+            interrupt: cancels it; nothing of the index remains.
+            advance: called with the number of further vectors that are indexed.
+        """
 
     def enqueue(self, space: str | None, entity_type: str | None, keys: pl.DataFrame | None) -> int:
         """Create jobs for what is due or failed in a space, of a type or of given keys; returns the number of entities.

@@ -63,13 +63,14 @@ def connected(connection: Any) -> Connected:
         ).fetchall()
     if kind != "duckdb" or name in ("temp", "system"):
         raise ConnectError(
-            f"the current database of the DuckDB connection is {name} of type {kind}: make a database of DuckDB the "
-            "current one with USE"
+            f"the current database of the DuckDB connection is {name} of type {kind}",
+            advice="make a database of DuckDB the current one with USE",
         )
     if locked:
         raise ConnectError(
             "the configuration of the DuckDB connection is locked (lock_configuration), and entityframes has to set "
-            "the time zone of its own cursors: open it without that"
+            "the time zone of its own cursors",
+            advice="open it without that",
         )
     return Connected(connection, path, read_only, search_path)
 
@@ -83,11 +84,13 @@ def _explained() -> Iterator[None]:
         yield
     except duckdb.ResourceInUseException:
         raise ConnectError(
-            "the DuckDB connection is executing a statement or has a result that was not fetched completely: fetch the "
-            "rest of it, or call complete() or abort() of the connection"
+            "the DuckDB connection is executing a statement or has a result that was not fetched completely",
+            advice="fetch the rest of it, or call complete() or abort() of the connection",
         ) from None
     except duckdb.TransactionException:
-        raise ConnectError("the transaction of the DuckDB connection has failed: call its rollback()") from None
+        raise ConnectError(
+            "the transaction of the DuckDB connection has failed", advice="call its rollback()"
+        ) from None
     except duckdb.ConnectionException:
         raise ConnectError("the DuckDB connection is closed") from None
     except duckdb.Error as error:
@@ -109,7 +112,9 @@ def from_sqlalchemy(thing: Any) -> Parts | Connected:
         return _parts(thing)
     engine = getattr(thing, "sync_engine", thing)
     if not hasattr(engine, "pool"):
-        raise ConnectError(f"a {type(engine).__name__} of SQLAlchemy is no address: pass the Engine that it belongs to")
+        raise ConnectError(
+            f"a {type(engine).__name__} of SQLAlchemy is no address", advice="pass the Engine that it belongs to"
+        )
     parts = _parts(_url(engine))
     if parts.system == "duckdb":
         return _connected_by(engine)
@@ -152,7 +157,9 @@ def _connected_by(engine: Any) -> Connected:
     with _explained():
         connection = engine.raw_connection()
     if not hasattr(connection, "duplicate"):
-        raise ConnectError("the connections of this Engine are not those of the duckdb package: pass one of those")
+        raise ConnectError(
+            "the connections of this Engine are not those of the duckdb package", advice="pass one of those"
+        )
     return connected(connection)
 
 

@@ -87,7 +87,8 @@ def repair(engine: str, address: str, parts: Callable[[], Collection[str]], run:
         raise FormatError(
             f"the store at {address} lacks {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}, "
             "which every store of its format has: it was changed manually or created by an unreleased version. Nothing "
-            "was changed; export its entities with the version that created it, and import them into a new store"
+            "was changed",
+            advice="export its entities with the version that created it, and import them into a new store",
         )
 
 
@@ -99,7 +100,7 @@ def known_version(address: str, version: int | None) -> int:
     """
     if version is None:
         raise FormatError(
-            f"the store at {address} has no format number (its table format is empty): restore that table from a "
-            "backup, or use another namespace"
+            f"the store at {address} has no format number (its table format is empty)",
+            advice="restore that table from a backup, or use another namespace",
         )
     return int(version)

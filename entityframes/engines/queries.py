@@ -23,8 +23,8 @@ def quoted_namespace(namespace: str) -> str:
     """
     if not isinstance(namespace, str) or _NAMESPACE.fullmatch(namespace) is None:
         raise ConnectError(
-            f"invalid namespace {namespace!r}: it must consist of 1 to 63 ASCII letters, digits and underscores, and "
-            "must not start with a digit"
+            f"invalid namespace {namespace!r}",
+            advice="it must consist of 1 to 63 ASCII letters, digits and underscores, and must not start with a digit",
         )
     return f'"{namespace}"'
 

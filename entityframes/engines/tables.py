@@ -150,7 +150,7 @@ class Relation:
                 f"it has {', '.join(map(repr, self.by_name))}"
             )
         if not key:
-            raise SchemaError(f"the key of {self.name} has no columns: name them, or leave out key")
+            raise SchemaError(f"the key of {self.name} has no columns", advice="name them, or leave out key")
         if len(set(key)) < len(key):
             raise SchemaError(f"duplicate columns in the key of {self.name}: {', '.join(map(repr, key))}")
         # In the order of the index, so that rows are written in its order.
@@ -287,9 +287,18 @@ class TableEngine(Protocol):
         """
 
     def tables(self) -> pl.DataFrame:
-        """table, key (names of the columns of its primary key) and rows (UInt64, estimated) of each table of the user.
+        """The tables of the user.
 
-        The key is null if there is none, and rows if there is no estimate yet.
+        Returns:
+            table, key (names of the columns of its primary key; null if it has none), rows (UInt64, estimated; null if
+            there is no estimate yet), name (as an SQL identifier), small (whether it is probably counted quickly).
+        """
+
+    def counts(self, names: Sequence[str]) -> list[int]:
+        """The numbers of rows of several tables, given as SQL identifiers.
+
+        Raises:
+            DatabaseError: one of them cannot be counted quickly.
         """
 
     def count(self, relation: Relation) -> int:
@@ -391,6 +400,15 @@ def named(chunk: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
     )  # fmt: skip
 
 
+#: What to do about a table that is not created because there is one.
+THERE = "open it with store.table(name) or entityframes.table(url, name), or choose another name"
+
+
+def counting(names: Sequence[str]) -> str:
+    """A query that numbers some tables, given as SQL identifiers, and counts their rows."""
+    return " UNION ALL ".join(f"SELECT {position}, count(*) FROM {name}" for position, name in enumerate(names))  # noqa: S608
+
+
 def quoted(name: str) -> str:
     """A name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
@@ -425,6 +443,7 @@ def parse_name(name: str) -> list[tuple[str, bool]]:
             break
         place += 1
     raise SchemaError(
-        f"invalid table name {name!r}: use table or schema.table, and quote a name that contains a dot or a quote, as "
-        "in 'schema.\"my.table\"'"
+        f"invalid table name {name!r}",
+        advice="use table or schema.table, and quote a name that contains a dot or a quote, as "
+        "in 'schema.\"my.table\"'",
     )

@@ -67,7 +67,7 @@ class Location:
         try:
             yield
         except ConnectError as error:
-            error.args = (f"{error} ({_OVERRIDE})",)
+            error.restate(error.happened, "; ".join(filter(None, [error.advice, _OVERRIDE])))
             raise
 
 
@@ -136,7 +136,8 @@ def _from_environment() -> Location:
                 raise _unreadable(COMMON_VARIABLE, "it is not an address of DuckDB or PostgreSQL")
             return _parse(url, COMMON_VARIABLE)
         except ConnectError as error:
-            raise ConnectError(f"{error} ({_OVERRIDE})") from None
+            error.restate(error.happened, "; ".join(filter(None, [error.advice, _OVERRIDE])))
+            raise
     return _parse(DEFAULT, "the default")
 
 
@@ -176,7 +177,9 @@ def _parse(url: str | bytes | os.PathLike[Any], source: str) -> Location:
     if isinstance(text, bytes):
         text = os.fsdecode(text)
     if not text.strip() or "\0" in text:
-        raise ConnectError("the store's address is empty or contains a NUL character: use a path or postgresql://...")
+        raise ConnectError(
+            "the store's address is empty or contains a NUL character", advice="use a path or postgresql://..."
+        )
     bare = text.strip(_BLANK)
     if not isinstance(url, os.PathLike):
         if conninfo.is_uri(bare) or conninfo.is_pairs(bare):
@@ -224,7 +227,8 @@ def _path_of(path: str, source: str) -> str:
         if os.path.exists(relative) or (elsewhere and not there):
             raise ConnectError(
                 f"duckdb://{path} is the path {path}, which does not exist, but for SQLAlchemy it is the relative path "
-                f"{relative}: write {relative} for that, or duckdb:///{path} for a new file at {path}"
+                f"{relative}",
+                advice=f"write {relative} for that, or duckdb:///{path} for a new file at {path}",
             )
     return path
 
@@ -236,15 +240,17 @@ _NAMED_SETTINGS = ("access_mode", "memory_limit", "motherduck_token", "read_only
 def _with_settings(source: str, name: str) -> ConnectError:
     which = name if name in _NAMED_SETTINGS else "settings"
     return ConnectError(
-        f"the address ({source}) has {which} after a ?, which is not supported for DuckDB: pass read_only=True to "
+        f"the address ({source}) has {which} after a ?, which is not supported for DuckDB",
+        advice="pass read_only=True to "
         "connect, or an open connection of duckdb.connect(path, config=...) instead of an address; pass a file of that "
-        "name as a pathlib.Path"
+        "name as a pathlib.Path",
     )
 
 
 def _unsupported(system: str, source: str) -> ConnectError:
     return ConnectError(
-        f"no engine for {system}: addresses ({source}): use a file path, duckdb:///path, :memory: or postgresql://..."
+        f"no engine for {system}: addresses ({source})",
+        advice="use a file path, duckdb:///path, :memory: or postgresql://...",
     )
 
 
@@ -272,5 +278,6 @@ def _check_path(path: str, source: str, *, given_as_path: bool = False) -> None:
 def _unreadable(source: str, why: str) -> ConnectError:
     return ConnectError(
         f"the store's address ({source}) cannot be parsed, and is not repeated because it may contain a password: "
-        f"{why}. Use a path, duckdb:///path, or postgresql://user:password@host/database"
+        f"{why}",
+        advice="use a path, duckdb:///path, or postgresql://user:password@host/database",
     )

@@ -247,13 +247,14 @@ class _File:
             names = _distinct(row, self.name, self.notes)
         if len(names) > MAX_COLUMNS:
             raise SchemaError(
-                f"{self.name} has {len(names):,} columns, more than the {MAX_COLUMNS:,} that an entity can have: "
-                "split it into files with fewer columns, or turn columns into rows"
+                f"{self.name} has {len(names):,} columns, more than the {MAX_COLUMNS:,} that an entity can have",
+                advice="split it into files with fewer columns, or turn columns into rows",
             )
         if self.result is not None and set(names) != set(self.result.names):
             raise SchemaError(
-                f"{self.name} has different columns than {self.result.first}{_unlike(self.result.names, names)}: "
-                "import files with the same columns together, or name the columns of files without a header line"
+                f"{self.name} has different columns than {self.result.first}{_unlike(self.result.names, names)}",
+                advice="import files with the same columns together, or name the columns of files without a header "
+                "line",
             )
         self.names = names
 

@@ -39,6 +39,7 @@ def format_of(path: str | Path) -> Format:
     found = _SUFFIXES.get(suffix.lower())
     if found is None:
         raise SchemaError(
-            f"cannot infer the format of {name.name!r} from its name: give one of {', '.join(FORMATS)} with --format"
+            f"cannot infer the format of {name.name!r} from its name",
+            advice=f"give one of {', '.join(FORMATS)} with --format",
         )
     return found

@@ -64,7 +64,7 @@ def expanded(sources: Sequence[str], file_format: str | None = None, spool: Path
     """
     if "-" in sources and file_format is None:
         raise SchemaError(
-            f"the format of standard input cannot be inferred: give one of {', '.join(FORMATS)} with --format"
+            "the format of standard input cannot be inferred", advice=f"give one of {', '.join(FORMATS)} with --format"
         )
     if sources.count("-") > 1:
         raise SchemaError("standard input can be given only once")
@@ -90,21 +90,23 @@ def check_name(path: str | Path) -> None:
         SchemaError: it contains bytes that are not UTF-8.
     """
     if printable(str(path)) != str(path):
-        raise SchemaError(f"{printable(str(path))}: the file name is not UTF-8: rename the file")
+        raise SchemaError(f"{printable(str(path))}: the file name is not UTF-8", advice="rename the file")
 
 
 def _usable(path: str, spool: Path | None) -> str:
     """The path of a file that can be read more than once: the path itself, or that of a copy."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
-        raise SchemaError(f"{path} is a folder: give its files, for example with a pattern such as '{path}/*.csv'")
+        raise SchemaError(
+            f"{path} is a folder", advice=f"give its files, for example with a pattern such as '{path}/*.csv'"
+        )
     if stat.S_ISFIFO(mode):
         with _opened_pipe(path) as pipe:
             return _spooled(pipe, spool, Path(path).name)
     if stat.S_ISCHR(mode) and os.path.realpath(path) == os.devnull:
         return path
     if not stat.S_ISREG(mode):
-        raise SchemaError(f"{path} is a device or a socket, not a file: give a file, or pipe the rows to -")
+        raise SchemaError(f"{path} is a device or a socket, not a file", advice="give a file, or pipe the rows to -")
     return path
 
 
@@ -185,8 +187,8 @@ def check_room(folder: str | Path, name: str) -> None:
     place = os.path.dirname(os.path.abspath(folder))
     if shutil.disk_usage(place).free < ROOM:
         raise SchemaError(
-            f"not enough space for {name} in the temporary folder ({place} has less than {ROOM >> 20} MiB left): "
-            "set TMPDIR to a folder with more space, or split the file"
+            f"not enough space for {name} in the temporary folder ({place} has less than {ROOM >> 20} MiB left)",
+            advice="set TMPDIR to a folder with more space, or split the file",
         )
 
 
@@ -227,7 +229,7 @@ def decompressed(path: str) -> Iterator[Any]:
 def _damaged(name: str, error: BaseException) -> SchemaError:
     early = isinstance(error, EOFError) or "truncated" in str(error).lower() or "end" in str(error).lower()
     what = "is truncated" if early else "is damaged"
-    return SchemaError(f"{name} {what} and cannot be decompressed; nothing was stored: get the file again")
+    return SchemaError(f"{name} {what} and cannot be decompressed; nothing was stored", advice="get the file again")
 
 
 class _Checked:
@@ -255,9 +257,11 @@ def _stream(raw: BinaryIO, compression: str, name: str, path: str, stack: ExitSt
         members = [member for member in archive.infolist() if not member.is_dir()]
         if len(members) != 1:
             names = ", ".join(repr(member.filename) for member in members[:5])
-            raise SchemaError(f"{name} contains {len(members)} files ({names}): unpack it, and import them one by one")
+            raise SchemaError(
+                f"{name} contains {len(members)} files ({names})", advice="unpack it, and import them one by one"
+            )
         if members[0].flag_bits & 1:
-            raise SchemaError(f"{name} is encrypted: unpack it first")
+            raise SchemaError(f"{name} is encrypted", advice="unpack it first")
         return stack.enter_context(archive.open(members[0]))
     import pyarrow as pa
 
@@ -277,7 +281,7 @@ def text_blocks(path: str, encoding: str | None) -> Iterator[str]:
     with decompressed(path) as stream:
         first = stream.read(BLOCK)
         if first[257:262] == b"ustar":
-            raise SchemaError(f"{display_name(path)} is a tar archive: unpack it first")
+            raise SchemaError(f"{display_name(path)} is a tar archive", advice="unpack it first")
         decoder = codecs.getincrementaldecoder(_encoding(path, first, encoding))("surrogateescape")
         block, begun = first, False
         while block:
@@ -308,7 +312,8 @@ def _encoding(path: str, first: bytes, encoding: str | None) -> str:
         for number, guess in ((1, "utf-16-le"), (0, "utf-16-be")):
             if head[number::2].count(0) > len(head) // 2 * 0.7 and head[1 - number :: 2].count(0) < len(head) // 20 + 1:
                 raise SchemaError(
-                    f"{display_name(path)} looks like UTF-16 without a byte order mark: use --encoding {guess}"
+                    f"{display_name(path)} looks like UTF-16 without a byte order mark",
+                    advice=f"use --encoding {guess}",
                 )
     return "utf-8"
 

@@ -24,6 +24,7 @@ from entityframes.files.notes import Notes
 from entityframes.files.opening import copy, decompressed, display_name, expanded, is_compressed
 from entityframes.files.pieces import arrow_pieces, in_pieces
 from entityframes.files.unread import Unread
+from entityframes.frames.schema import did_you_mean
 from entityframes.metadata import dtypes
 
 
@@ -88,21 +89,25 @@ class Rows:
         names = set(self.names)
         missing = [name for name in dict.fromkeys([*text, *numbers, *kept]) if name not in names]
         if missing:
-            raise SchemaError(self._missing_message(missing))
+            raise self._missing(missing)
         self.options = replace(self.options, text=text, numbers=numbers)
 
-    def _missing_message(self, missing: list[str]) -> str:
+    def _missing(self, missing: list[str]) -> SchemaError:
         names = self.names
         found = ", ".join(map(repr, names[:50])) + (", ..." if len(names) > 50 else "")
         message = f"no column {', '.join(map(repr, missing))}; the file has {found}"
         if self.kind not in ("csv", "tsv"):
-            return message
+            return SchemaError(message, advice=did_you_mean(missing, names))
         other = next((mark for mark in ";\t|," if len(names) == 1 and mark in names[0]), None)
         if other:
-            return f"{message}; its separator seems to be {other!r}: use --separator {other!r}"
+            return SchemaError(f"{message}; its separator seems to be {other!r}", advice=f"use --separator {other!r}")
+        if close := did_you_mean(missing, names):
+            return SchemaError(message, advice=close)
         if self.options.columns:
-            return message
-        return f"{message} in its first line: name the columns with --columns if that is no header line"
+            return SchemaError(message)
+        return SchemaError(
+            f"{message} in its first line", advice="name the columns with --columns if that is no header line"
+        )
 
     def scan(self, known: Mapping[str, pl.DataType] | None = None) -> pl.LazyFrame:
         """The readable rows.
@@ -247,7 +252,9 @@ def read_files(sources: Sequence[str], file_format: str | None, options: TextOpt
     paths = expanded(sources, file_format, spool)
     formats = {file_format or format_of(path) for path in paths}
     if len(formats - {"json"} or formats) > 1 or ("json" in formats and not formats <= {"json", "ndjson"}):
-        raise SchemaError(f"the files have different formats ({', '.join(sorted(formats))}): import them one by one")
+        raise SchemaError(
+            f"the files have different formats ({', '.join(sorted(formats))})", advice="import them one by one"
+        )
     kind = sorted(formats)[0]
     rows = Rows(kind, paths, options, spool, [])
     if kind in ("csv", "tsv"):
@@ -263,7 +270,8 @@ def read_files(sources: Sequence[str], file_format: str | None, options: TextOpt
     if len(rows.names) > MAX_COLUMNS:
         raise SchemaError(
             f"{display_name(paths[0])} has {len(rows.names):,} columns, more than the {MAX_COLUMNS:,} that an entity "
-            "can have: split it into files with fewer columns, or turn columns into rows"
+            "can have",
+            advice="split it into files with fewer columns, or turn columns into rows",
         )
     return rows
 
@@ -271,13 +279,15 @@ def read_files(sources: Sequence[str], file_format: str | None, options: TextOpt
 def _dialect(options: TextOptions, kind: str) -> Dialect:
     separator = {"\\t": "\t", None: "\t" if kind == "tsv" else ","}.get(options.separator, options.separator)
     if not separator or any(mark in "\r\n" for mark in separator):
-        raise SchemaError(f"--separator {separator!r}: give the character between two values")
+        raise SchemaError(f"--separator {separator!r}", advice="give the character between two values")
     if len(separator) > 1 and options.quote:
         raise SchemaError(f"--separator {separator!r}: more than one character is supported only with --no-quote")
     if len(options.quote) > 1 or options.quote == separator:
-        raise SchemaError(f"--quote {options.quote!r}: give one character that differs from the separator")
+        raise SchemaError(f"--quote {options.quote!r}", advice="give one character that differs from the separator")
     if options.escape is not None and (len(options.escape) != 1 or options.escape in (separator, options.quote)):
-        raise SchemaError(f"--escape {options.escape!r}: give one character that differs from separator and quote")
+        raise SchemaError(
+            f"--escape {options.escape!r}", advice="give one character that differs from separator and quote"
+        )
     return Dialect(
         separator,
         options.quote or None,
@@ -314,14 +324,16 @@ def _tables(paths: list[str], names: Sequence[str], kind: str) -> list[pl.LazyFr
         if scans and set(schema) != set(wide):
             raise SchemaError(
                 f"{display_name(name)} has different columns than {display_name(names[0])}"
-                f"{_differing(list(wide), list(schema))}: import files with the same columns together"
+                f"{_differing(list(wide), list(schema))}",
+                advice="import files with the same columns together",
             )
         for column, dtype in schema.items():
             held = dtypes.widened(wide.get(column, pl.Null()), dtype)
             if held is None:
                 raise SchemaError(
                     f"column {column!r} is {dtype} in {display_name(name)} and {wide[column]} in "
-                    f"{display_name(names[0])}: use the same dtype in all files, or import them one by one"
+                    f"{display_name(names[0])}",
+                    advice="use the same dtype in all files, or import them one by one",
                 )
             wide[column] = held
         scans.append(rows)

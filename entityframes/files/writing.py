@@ -23,7 +23,7 @@ def check_writable(schema: Mapping[str, pl.DataType], path: str | Path, file_for
     kind = file_format or format_of(path)
     suffix = Path(path).suffix.lower()
     if suffix in (".bz2", ".xz", ".zip"):
-        raise SchemaError(f"{Path(path).name}: cannot write this compression format, use .gz or .zst")
+        raise SchemaError(f"{Path(path).name}: cannot write this compression format", advice="use .gz or .zst")
     binary = [name for name, dtype in schema.items() if _holds(dtype, pl.Binary)]
     if kind in ("csv", "tsv"):
         unfit = [name for name, dtype in schema.items() if dtype.is_nested() or dtype == pl.Binary]
@@ -33,7 +33,7 @@ def check_writable(schema: Mapping[str, pl.DataType], path: str | Path, file_for
         better = "Parquet or Arrow IPC"
     if unfit:
         shown = ", ".join(map(repr, unfit[:10])) + (", ..." if len(unfit) > 10 else "")
-        raise SchemaError(f"{kind} cannot represent the columns {shown}: write {better} (--format)")
+        raise SchemaError(f"{kind} cannot represent the columns {shown}", advice=f"write {better} (--format)")
     return kind
 
 

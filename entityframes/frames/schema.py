@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, overload
 
 import polars as pl
@@ -103,7 +104,7 @@ def entities(
         ('person', 'ada@example.org', 'First programmer', {'born': 1815})
     """
     forks.check()
-    _check_arguments(entity_type, id, content)
+    _check_arguments(df, entity_type, id, content)
     frame = df if isinstance(df, pl.DataFrame | pl.LazyFrame) else as_frame(df)
     schema = frame.collect_schema()
     names = list(schema)
@@ -131,8 +132,8 @@ def entities(
     _check_id_dtype("id" if parts else id, output["id"])  # type: ignore[arg-type]
     if content is not None and not isinstance(output["content"], pl.String | pl.Categorical | pl.Enum | pl.Null):
         raise SchemaError(
-            f"content {_show(content)} is {output['content']}, not text: "
-            "cast it to pl.String, or name another column as content"
+            f"content {_show(content)} is {output['content']}, not text",
+            advice="cast it to pl.String, or name another column as content",
         )
     result = lazy.select(columns).with_columns(pl.col(texts).cast(pl.String))
     if content is not None:
@@ -178,7 +179,7 @@ def joined(parts: Sequence[str], schema: Mapping[str, pl.DataType], separator: s
             representation.
     """
     if not separator or "\\" in separator:
-        raise SchemaError(f"id separator {separator!r}: it must not be empty or contain a backslash")
+        raise SchemaError(f"id separator {separator!r}", advice="it must not be empty or contain a backslash")
     texts = [_part(name, schema[name]) for name in parts]
     if len(separator) == 1:
         escaped = [text.str.replace_all(f"[{re.escape(separator)}\\\\]", "\\${0}") for text in texts]
@@ -227,8 +228,11 @@ def ids(entity_type: str, ids: Iterable[Any]) -> pl.DataFrame:
         [('note', '1'), ('note', '2')]
     """
     forks.check()
+    if not isinstance(entity_type, str):
+        name = type(entity_type).__name__
+        raise SchemaError(f"entity_type must be a string, got {name}", advice="pass the type before the ids")
     if isinstance(ids, str | bytes):
-        raise SchemaError("ids() expects a list or Series, got one string: wrap it in a list")
+        raise SchemaError("ids() expects a list or Series, got one string", advice="wrap it in a list")
     try:
         series = ids if isinstance(ids, pl.Series) else pl.Series("id", list(ids), strict=True)
     except (TypeError, pl.exceptions.PolarsError) as error:
@@ -258,8 +262,8 @@ def check_entity_schema(schema: Mapping[str, pl.DataType], expected: Iterable[st
     if unknown:
         raise SchemaError(
             f"unknown columns {', '.join(map(repr, unknown))} (names are case-sensitive): an entity frame has "
-            "entity_type, id, content and metadata; put other columns into metadata, for example with "
-            "entityframes.entities(df, type, id=...)"
+            "entity_type, id, content and metadata",
+            advice="put other columns into metadata, for example with entityframes.entities(df, type, id=...)",
         )
     texts = [name for name in ("content", *hashes) if name in schema and (name == "content" or schema[name] != pl.Null)]
     _check_text(schema, [*KEY, *texts])
@@ -268,7 +272,9 @@ def check_entity_schema(schema: Mapping[str, pl.DataType], expected: Iterable[st
         for field in metadata.fields:
             dtypes.check_dtype(field.name, dtypes.instance(field.dtype))
     elif metadata not in (pl.String, pl.Binary, pl.Null):
-        raise SchemaError(f"column 'metadata' is {metadata}: it must be a Struct, or a String with JSON objects")
+        raise SchemaError(
+            f"column 'metadata' is {metadata}", advice="it must be a Struct, or a String with JSON objects"
+        )
 
 
 def check_id_schema(schema: Mapping[str, pl.DataType]) -> None:
@@ -297,7 +303,11 @@ def check_not_all_null(frame: pl.DataFrame, nulls: str = "write") -> None:
         raise SchemaError(f"columns {', '.join(map(repr, empty))} contain only nulls")
 
 
-def _check_arguments(entity_type: Any, id: Any, content: Any) -> None:
+def _check_arguments(df: Any, entity_type: Any, id: Any, content: Any) -> None:
+    if isinstance(df, str) and not isinstance(entity_type, str):
+        raise SchemaError(
+            f"entities() got a string and then {type(entity_type).__name__}", advice="pass the frame before its type"
+        )
     if not isinstance(entity_type, str):
         raise SchemaError(
             f"entity_type must be a string, got {type(entity_type).__name__}; a frame with the columns entity_type, id "
@@ -322,14 +332,29 @@ def _require(present: list[str], needed: Iterable[str], what: str, index: Iterab
     missing = [name for name in dict.fromkeys(needed) if name not in there]
     if of_index := [name for name in missing if name in index]:
         raise SchemaError(
-            f"{what} needs columns {', '.join(map(repr, of_index))}, which are in the index of the frame: "
-            "pass frame.reset_index()"
+            f"{what} needs columns {', '.join(map(repr, of_index))}, which are in the index of the frame",
+            advice="pass frame.reset_index()",
         )
     if missing:
         raise SchemaError(
             f"{what} needs columns {', '.join(map(repr, missing))}, which are missing "
-            f"(names are case-sensitive); the frame has {', '.join(map(repr, present)) or 'no columns'}"
+            f"(names are case-sensitive); the frame has {', '.join(map(repr, present)) or 'no columns'}",
+            advice=_MAKE.get(what) or did_you_mean(missing, present),
         )
+
+
+#: How to make what an argument has to be.
+_MAKE = {
+    "an entity frame": "make one with entityframes.entities(frame, entity_type, id=...)",
+    "an id frame": "make one with entityframes.ids(entity_type, ids)",
+}
+
+
+def did_you_mean(missing: Iterable[str], present: Iterable[str]) -> str | None:
+    """A question about the present names that are similar to missing ones; None if there are none."""
+    lower = {name.lower(): name for name in present}
+    close = [lower[found] for name in missing for found in get_close_matches(name.lower(), lower, 1)]
+    return f"did you mean {', '.join(map(repr, dict.fromkeys(close)))}?" if close else None
 
 
 def _check_text(schema: Mapping[str, pl.DataType], names: Iterable[str]) -> None:
@@ -337,18 +362,20 @@ def _check_text(schema: Mapping[str, pl.DataType], names: Iterable[str]) -> None
     wrong = [name for name in names if schema[name] not in (pl.String, pl.Binary)]
     if wrong:
         found = ", ".join(f"{name!r} is {schema[name]}" for name in wrong)
-        raise SchemaError(f"{found}: cast to pl.String, or create the frame with entityframes.entities()")
+        raise SchemaError(f"{found}", advice="cast to pl.String, or create the frame with entityframes.entities()")
 
 
 def _check_id_dtype(column: str | pl.Expr, dtype: pl.DataType) -> None:
     if not (dtype.is_integer() or isinstance(dtype, _ID_DTYPES)):
         if dtype.is_float():
             raise SchemaError(
-                f"id {_show(column)} is {dtype}, which has no stable text representation: cast whole numbers to Int64 "
-                "first (pandas converts integers with missing values to floats: .astype('Int64'))"
+                f"id {_show(column)} is {dtype}, which has no stable text representation",
+                advice="cast whole numbers to Int64 "
+                "first (pandas converts integers with missing values to floats: .astype('Int64'))",
             )
         raise SchemaError(
-            f"id {_show(column)} is {dtype}, which has no stable text representation: cast it to pl.String first"
+            f"id {_show(column)} is {dtype}, which has no stable text representation",
+            advice="cast it to pl.String first",
         )
 
 

@@ -83,11 +83,7 @@ def as_frame(source: Any) -> pl.DataFrame:
             return _from_columns(source)
         if _is_iterable(source):
             return unisolated(Records(source, as_frame).whole(_anything).frame)
-        one = f"one {type(source).__name__}: wrap it in a list" if is_record(source) else type(source).__name__
-        raise SchemaError(
-            f"expected a frame, got {one}; pass a Polars, pandas or PyArrow frame, a LazyFrame, a dict of columns, or "
-            "a list or an iterator of dicts, dataclasses, models or frames"
-        )
+        raise _no_frame(source)
     given = source
     source = _without_panics(source)
     try:
@@ -101,6 +97,33 @@ def as_frame(source: Any) -> pl.DataFrame:
     # Uses the original source, because a reader created from it can be read only once.
     _check_times(given, frame)
     return frame.drop([name for name in frame.columns if name.startswith("__index_level_")])
+
+
+def _no_frame(source: Any) -> SchemaError:
+    """The error for something that is neither a frame nor can be read as one."""
+    name = type(source).__name__
+    if is_record(source):
+        return SchemaError(f"expected a frame, got one {name}", advice="wrap it in a list")
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        if read := _READERS.get(os.path.splitext(path)[1]):
+            return SchemaError(f"expected a frame, got {name}", advice=f"read the file first, as in {read}({path!r})")
+    if isinstance(source, str):
+        ids = "entityframes.ids(entity_type, ids) makes one of ids alone"
+        return SchemaError(f"expected a frame, got {name}", advice=f"pass a frame or a list of dicts; {ids}")
+    return SchemaError(
+        f"expected a frame, got {name}",
+        advice="pass a Polars, pandas or PyArrow frame, a LazyFrame, a dict of columns, or "
+        "a list or an iterator of dicts, dataclasses, models or frames",
+    )
+
+
+#: The functions of Polars that read files, by their suffixes.
+_READERS = {
+    ".csv": "polars.read_csv", ".parquet": "polars.read_parquet", ".json": "polars.read_json",
+    ".ndjson": "polars.read_ndjson", ".jsonl": "polars.read_ndjson", ".arrow": "polars.read_ipc",
+    ".feather": "polars.read_ipc", ".xlsx": "polars.read_excel",
+}  # fmt: skip
 
 
 def _anything(records: Sequence[Mapping[str, Any]]) -> Expected:
@@ -119,7 +142,7 @@ def _from_columns(columns: Mapping[str, Any]) -> pl.DataFrame:
     single: dict[str, Any] = {}
     for name, values in columns.items():
         if isinstance(values, Mapping) or not isinstance(name, str):
-            raise SchemaError(f"column {name!r} is a dict: pass a list of its values")
+            raise SchemaError(f"column {name!r} is a dict", advice="pass a list of its values")
         if isinstance(values, list | tuple | range):
             path = Path(name)
             made[name] = conversion.column(path, list(values), range(len(values))).series(name)
@@ -131,7 +154,9 @@ def _from_columns(columns: Mapping[str, Any]) -> pl.DataFrame:
         else:
             single[name] = values
     if not made:
-        raise SchemaError("expected a dict of columns, got single values only: wrap the dict of one row in a list")
+        raise SchemaError(
+            "expected a dict of columns, got single values only", advice="wrap the dict of one row in a list"
+        )
     if len({len(series) for series in made.values()}) > 1:
         lengths = ", ".join(f"{name!r} has {len(series):,}" for name, series in made.items())
         raise SchemaError(f"the columns differ in their number of values: {lengths}")
@@ -173,8 +198,8 @@ def _without_panics(source: Any) -> Any:
     ]
     if unknown:
         raise SchemaError(
-            f"columns with types that Polars does not support: {', '.join(unknown[:10])}: cast them first, for example "
-            "to text (DuckDB: CAST(c AS VARCHAR)), or leave them out"
+            f"columns with types that Polars does not support: {', '.join(unknown[:10])}",
+            advice="cast them first, for example to text (DuckDB: CAST(c AS VARCHAR)), or leave them out",
         )
     return source
 
@@ -222,7 +247,8 @@ def _check_times(source: Any, frame: pl.DataFrame) -> None:
             if any(not _within_a_day(times) for times in _times(chunk)):
                 raise SchemaError(
                     f"column {name!r} contains times outside 00:00:00 to 23:59:59.999999999, such as 24:00:00, "
-                    "which would become nulls: correct them, or cast the column to text"
+                    "which would become nulls",
+                    advice="correct them, or cast the column to text",
                 )
 
 
@@ -260,6 +286,9 @@ def _check_repeated(source: Any) -> None:
 
 def _from_pandas_bytes(source: Any, error: Exception) -> pl.DataFrame:
     """Read a pandas frame with strings that Arrow rejects (lone surrogates) as bytes, which are validated later."""
+    if hasattr(source, "to_frame"):
+        name = type(source).__name__
+        raise SchemaError(f"expected a frame, got {name}", advice="pass its frame: to_frame()") from error
     if not hasattr(source, "map") or not hasattr(source, "columns"):
         raise SchemaError(f"the frame cannot be read through Arrow: {error}") from error
     encoded = source.map(lambda value: value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value)
@@ -269,9 +298,22 @@ def _from_pandas_bytes(source: Any, error: Exception) -> pl.DataFrame:
         for name in encoded.columns:
             try:
                 pl.DataFrame(encoded[[name]])
-            except (Exception, pl.exceptions.PanicException) as wrong:
-                raise SchemaError(f"column {name!r} cannot be read through Arrow: {wrong}") from again
+            except (Exception, pl.exceptions.PanicException):
+                raise SchemaError(
+                    f"column {name!r} cannot be read through Arrow: {_why_not(source[[name]])}",
+                    advice="make its values of one type, as in astype(str), or pass frame.to_dict('records'), of which "
+                    "only the rows fail that do not fit",
+                ) from again
         raise SchemaError(f"the frame cannot be read through Arrow: {error}") from again
+
+
+def _why_not(source: Any) -> str:
+    """Why Arrow does not take a pandas frame."""
+    try:
+        pl.DataFrame(source)
+    except (Exception, pl.exceptions.PanicException) as error:
+        return str(error)
+    return "its text is not valid Unicode, and other values are no text"
 
 
 #: The lines in the plan of a count that is read from the metadata of Parquet files.

@@ -397,8 +397,8 @@ class Conversion:
         if len(known.keys() | counts.keys()) > max(len(known), MAX_KEYS):
             where = f"the dicts of {path}" if path.text else "the rows"
             raise SchemaError(
-                f"{where} have {len(counts):,} distinct keys, over the limit of {MAX_KEYS:,}: "
-                "pass them as JSON text (json.dumps), or as a list of dicts with the fields key and value"
+                f"{where} have {len(counts):,} distinct keys, over the limit of {MAX_KEYS:,}",
+                advice="pass them as JSON text (json.dumps), or as a list of dicts with the fields key and value",
             )
         given = pl.Series([value is not None for value in values], dtype=pl.Boolean)
         number = given.sum()

@@ -47,7 +47,7 @@ def check_dtype(name: str, dtype: pl.DataType) -> None:
         SchemaError: the column cannot be stored; names the column (with the path, if nested) and the dtype.
     """
     if "\0" in name:
-        raise SchemaError(f"the name of metadata column {name!r} contains a NUL character (U+0000): rename it")
+        raise SchemaError(f"the name of metadata column {name!r} contains a NUL character (U+0000)", advice="rename it")
     if isinstance(dtype, pl.List | pl.Array):
         check_dtype(f"{name}.item", instance(dtype.inner))
     elif isinstance(dtype, pl.Struct):
@@ -56,7 +56,9 @@ def check_dtype(name: str, dtype: pl.DataType) -> None:
     elif type(dtype).__name__ not in _SIMPLE and not isinstance(
         dtype, pl.Decimal | pl.Datetime | pl.Duration | pl.Enum | pl.Categorical
     ):
-        raise SchemaError(f"metadata column {name!r} is {dtype}, which cannot be stored: cast it, or leave it out")
+        raise SchemaError(
+            f"metadata column {name!r} is {dtype}, which cannot be stored", advice="cast it, or leave it out"
+        )
 
 
 def dtype_to_json(dtype: pl.DataType) -> str:
@@ -345,6 +347,13 @@ def _datetime(text: pl.Expr, dtype: pl.Datetime) -> pl.Expr:
     return value if dtype.time_zone is None else value.dt.replace_time_zone("UTC").dt.convert_time_zone(dtype.time_zone)
 
 
+def _example(known: Mapping[str, pl.DataType], merged: Mapping[str, pl.DataType | None]) -> str:
+    """An example of a cast to the dtype in the store, unless that is nested."""
+    name = next(name for name, dtype in merged.items() if dtype is None)
+    dtype = known[name]
+    return "" if dtype.is_nested() or isinstance(dtype, pl.Enum) else f", as in pl.col({name!r}).cast(pl.{dtype})"
+
+
 def merge_fields(
     entity_type: str, known: Mapping[str, pl.DataType], incoming: Mapping[str, pl.DataType]
 ) -> dict[str, pl.DataType]:
@@ -363,8 +372,8 @@ def merge_fields(
     ]
     if conflicts:
         raise SchemaError(
-            f"metadata of type {entity_type!r} has other dtypes in the store: {'; '.join(conflicts)}. "
-            "Cast the columns, or write these entities under another type"
+            f"metadata of type {entity_type!r} has other dtypes in the store: {'; '.join(conflicts)}",
+            advice=f"cast the columns{_example(known, merged)}, or write these entities under another type",
         )
     result = {name: merged.get(name) or dtype for name, dtype in incoming.items()}
     return {name: dtype for name, dtype in result.items() if name not in known or dtype != known[name]}

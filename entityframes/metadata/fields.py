@@ -269,7 +269,8 @@ def _check_recorded(entity_type: str, fields: Mapping[str, Field], schema: Mappi
         if name in fields and dtypes.widened(fields[name].output, dtype) is None:
             raise SchemaError(
                 f"metadata column {name!r} of type {entity_type!r} was declared as {fields[name].output} by a "
-                f"concurrent writer, but is {dtype} here: cast it, or use another type"
+                f"concurrent writer, but is {dtype} here",
+                advice="cast it, or use another type",
             )
 
 
@@ -280,8 +281,8 @@ def _joining(
     mixed = [name for name in schema if name in fields and fields[name].dtype is None]
     if mixed:
         raise SchemaError(
-            f"metadata columns {', '.join(map(repr, mixed))} of type {entity_type!r} contain nested or mixed JSON: "
-            "pass the metadata as JSON text, or write these entities under another type"
+            f"metadata columns {', '.join(map(repr, mixed))} of type {entity_type!r} contain nested or mixed JSON",
+            advice="pass the metadata as JSON text, or write these entities under another type",
         )
     return dtypes.merge_fields(entity_type, {name: field.output for name, field in fields.items()}, schema)
 

@@ -84,6 +84,11 @@ class Reporter:
         """Set the total, once it is known."""
         self._total = total
 
+    def complete(self) -> None:
+        """Report that all rows are done."""
+        if self._total is not None and self._total > self._done:
+            self.advance(self._total - self._done)
+
     def __enter__(self) -> Reporter:
         if self._view is not None:
             # In the context of the caller, by which a notebook knows the cell whose output it is.
@@ -103,15 +108,19 @@ class Reporter:
         stopped = isinstance(error, KeyboardInterrupt | StatementCancelledError)
         if stopped or (error is None and self._report().counts.get("cancelled")):
             return "interrupted"
-        return "done" if error is None else "failed"
+        # A generator that is closed early has yielded all that was wanted.
+        return "done" if error is None or isinstance(error, GeneratorExit) else "failed"
 
     def _report(self) -> Report:
         counts: Counter[str] = Counter()
         for each in self._counts:
             counts.update(each)
         shown = {status: count for status, count in counts.items() if count}
-        seconds = time.monotonic() - self._started
-        return Report(self._what, self._unit, self._done, self._total, shown, seconds, self._state)
+        seconds, done = time.monotonic() - self._started, self._done
+        if shown and self._state in ("interrupted", "failed"):
+            # Also the rows of batches that had not been reported when the call ended.
+            done = sum(shown.values()) - shown.get("cancelled", 0)
+        return Report(self._what, self._unit, done, self._total, shown, seconds, self._state)
 
     def _draw(self) -> None:
         """Show reports until the call ends; runs in a thread."""

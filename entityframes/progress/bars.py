@@ -16,6 +16,10 @@ from entityframes.statuses import COLORS, PLAIN, TRACK
 _ENDED: dict[State, str] = {"interrupted": COLORS["cancelled"], "failed": COLORS["failed"]}
 
 
+#: Smaller numbers are shown in a terminal as they are.
+_SCALED = 1_000
+
+
 class TerminalBar(tqdm):  # type: ignore[misc]
     """The bar of tqdm, with the numbers by status."""
 
@@ -25,9 +29,10 @@ class TerminalBar(tqdm):  # type: ignore[misc]
 
     def __init__(self, first: Report, **options: Any) -> None:
         self.report = first
+        scaled = first.total is None or first.total >= _SCALED
         super().__init__(
-            total=first.total, desc=first.what, unit=f" {first.unit}", unit_scale=True, dynamic_ncols=True, miniters=1,
-            mininterval=0.0, **options,
+            total=first.total, desc=first.what, unit=f" {first.unit}", unit_scale=scaled, dynamic_ncols=True,
+            miniters=1, mininterval=0.0, **options,
         )  # fmt: skip
         # It appears later than the call began.
         self.start_t = self.last_print_t = time.time() - first.seconds
@@ -99,19 +104,26 @@ class NotebookBar(TerminalBar):
         return {"text/html": self._html(), "text/plain": str(self)}
 
     def _html(self) -> str:
-        settings = self.format_dict | {"bar_format": "{l_bar}\n{r_bar}", "postfix": None, "ncols": None}
-        left, right = self.format_meter(**settings).split("\n")
-        state = f"{self.report.state} " if self.report.state in _ENDED else ""
-        text = html.escape(f"{left.strip('| ')} {state}{right.strip('| ')}")
+        text = html.escape(self._text())
         squares = "".join(
             f' · <span style="white-space:nowrap">{_square(COLORS.get(status, PLAIN))} {count:,} '
             f"{html.escape(status)}</span>"
             for status, count in self.report.counts.items()
         )
         return (
-            f'<div style="max-width:60em"><div style="display:flex;height:0.6em;border-radius:3px;overflow:hidden;'
+            f'<div style="max-width:70em"><div style="display:flex;height:0.6em;border-radius:3px;overflow:hidden;'
             f'background:{TRACK}">{self._segments()}</div><div style="font-size:90%">{text}{squares}</div></div>'
         )
+
+    def _text(self) -> str:
+        """What tqdm says, with whole numbers; the time that is left only while the call runs."""
+        report = self.report
+        state = f"{report.state} " if report.state in _ENDED else ""
+        count = "{n:,}{unit}" if report.total is None else "{n:,}/{total:,}"
+        left = "<{remaining}" if report.total is not None and report.state == "running" else ""
+        form = f"{{l_bar}}\n{state}{count} [{{elapsed}}{left}, {{rate_fmt}}]"
+        text = self.format_meter(**self.format_dict | {"bar_format": form, "postfix": None, "ncols": None})
+        return " ".join(part.strip("| ") for part in text.split("\n"))
 
     def _segments(self) -> str:
         """The filled part of the bar: its statuses, or one color if the call ended too early."""

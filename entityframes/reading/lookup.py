@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import Any
@@ -147,15 +148,18 @@ def unknown_type_message(engine: Engine, entity_type: str) -> str | None:
     return f"no entities of type {entity_type!r}: the store has {listed or 'no entities'}{hint}"
 
 
-def scan(engine: Engine, entity_type: str | None) -> pl.LazyFrame:
+def scan(
+    engine: Engine, entity_type: str | None, progress: Progress = False, cancel: threading.Event | None = None
+) -> pl.LazyFrame:
     """A LazyFrame over the store; see `EntityStore.scan`."""
+    shown: dict[str, Any] = {"progress": progress, "cancel": cancel, "count": lambda: engine.count(entity_type)}
     if entity_type is None:
         columns = {name: EntityColumn(name) for name in ENTITY_SCHEMA}
 
         def read_all(query: ScanQuery) -> Iterator[pl.DataFrame]:
             return engine.select(list(query.columns), None, query.where, query.limit, query.interrupt)
 
-        return lazy_frame(ENTITY_SCHEMA, columns, read_all, name="entities")
+        return lazy_frame(ENTITY_SCHEMA, columns, read_all, name="entities", **shown)
 
     located = _located(engine, entity_type)
     schema = {name: dtype for name, (_, dtype) in located.items()}
@@ -165,7 +169,8 @@ def scan(engine: Engine, entity_type: str | None) -> pl.LazyFrame:
             engine, entity_type, located, list(query.columns), query.where, query.limit, query.interrupt
         )
 
-    return lazy_frame(schema, {name: place for name, (place, _) in located.items()}, read_type, name=entity_type)
+    places = {name: place for name, (place, _) in located.items()}
+    return lazy_frame(schema, places, read_type, name=entity_type, **shown)
 
 
 def located(engine: Engine, entity_type: str | None) -> tuple[dict[str, pl.DataType], dict[str, Column]]:

@@ -26,6 +26,7 @@ from entityframes.engines.predicates import (
     literals,
 )
 from entityframes.interrupt import Interrupt
+from entityframes.progress import Progress, Reporter
 
 #: Predicates with more values in an is_in, or with more bytes, are not pushed down.
 _MAX_VALUES = 10_000
@@ -64,6 +65,9 @@ def lazy_frame(
     read: Callable[[ScanQuery], Iterator[pl.DataFrame]],
     *,
     name: str,
+    progress: Progress = False,
+    cancel: threading.Event | None = None,
+    count: Callable[[], int | None] = lambda: None,
 ) -> pl.LazyFrame:
     """A LazyFrame over `read`.
 
@@ -72,6 +76,8 @@ def lazy_frame(
         columns: where each output column is stored.
         read: yields frames with the columns of a query; a generator is closed when no more rows are needed.
         name: the name of the source in the query plan.
+        progress, cancel: of each query.
+        count: the number of rows without a filter and a limit.
     """
 
     def source(
@@ -81,18 +87,22 @@ def lazy_frame(
         used = [] if predicate is None else predicate.meta.root_names()
         # Polars passes both a limit and a predicate for head() followed by filter(): the limit applies first.
         where = translate(predicate, columns) if predicate is not None and n_rows is None else None
-        query = ScanQuery(tuple(dict.fromkeys([*output, *used])), where, n_rows)
+        query = ScanQuery(tuple(dict.fromkeys([*output, *used])), where, n_rows, Interrupt(cancel))
         frames = read(query)
         remaining = n_rows
+        # With a limit or a filter, it is not known how many rows the database returns.
+        total = count if n_rows is None and where is None else None
         try:
-            for frame in _awaited(frames, query.interrupt):
-                if remaining is not None:
-                    frame = frame.head(remaining)
-                    remaining -= frame.height
-                # Polars relies on the source to apply the predicate.
-                yield (frame if predicate is None else frame.filter(predicate)).select(output)
-                if remaining == 0:
-                    return
+            with Reporter(progress, total, what="scan") as reporter:
+                for frame in _awaited(frames, query.interrupt):
+                    reporter.advance(frame.height)
+                    if remaining is not None:
+                        frame = frame.head(remaining)
+                        remaining -= frame.height
+                    # Polars relies on the source to apply the predicate.
+                    yield (frame if predicate is None else frame.filter(predicate)).select(output)
+                    if remaining == 0:
+                        return
         finally:
             close = getattr(frames, "close", None)
             if close is not None:
@@ -110,7 +120,9 @@ def _awaited(frames: Iterator[pl.DataFrame], interrupt: Interrupt) -> Iterator[p
         while True:
             following = thread.submit(next, frames, None)
             try:
+                interrupt.check()
                 while not wait([following], _POLL_SECONDS).done:
+                    interrupt.check()
                     _TRIVIAL_QUERY.collect()
             except BaseException:
                 while not wait([following], _POLL_SECONDS).done:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import polars as pl
 
 from entityframes.engines.tables import Column, Relation, TableEngine, named
-from entityframes.errors import SchemaError
+from entityframes.errors import DatabaseError, SchemaError
 from entityframes.frames.records import are_records
 from entityframes.frames.sources import as_frame
 from entityframes.interrupt import Interrupt
@@ -21,6 +22,27 @@ Keys = Callable[[pl.DataFrame], tuple[pl.DataFrame, pl.Series]]
 
 #: The maximum number of keys in a query.
 _LOOKUP_ROWS = 50_000
+#: The maximum number of tables that a query counts.
+_COUNTED_AT_ONCE = 50
+
+
+def tables(engine: TableEngine) -> pl.DataFrame:
+    """The tables of the user: small ones are counted, and for others the estimate of the database is returned.
+
+    Returns:
+        table, key (null if it has no primary key), rows UInt64 (null if it is not known), exact (whether they were
+        counted).
+    """
+    found = engine.tables().with_row_index("position")
+    counts: dict[int, int] = {}
+    for part in found.filter("small").iter_slices(_COUNTED_AT_ONCE):
+        # If one of them is locked, or larger than it seems, their estimates remain.
+        with suppress(DatabaseError):
+            counts.update(zip(part["position"], engine.counts(part["name"].to_list()), strict=True))
+    rows = [counts.get(position, estimate) for position, estimate in found.select("position", "rows").iter_rows()]
+    return found.select(
+        "table", "key", pl.Series("rows", rows, dtype=pl.UInt64), exact=pl.col("position").is_in(list(counts))
+    )
 
 
 def are_values(keys: Any) -> bool:

@@ -150,8 +150,9 @@ def jobs(frame: pl.DataFrame) -> str:
         "state", "entities", "attempts", "space", "worker", "lease_until", "error", "created_at", "updated_at",
         "job_id", "batch_id",
     )  # fmt: skip
-    rows = [(status(row[0]), *row[1:]) for row in ordered.head(MOST).iter_rows()]
-    return box(line(bold("Jobs")), bar(counts), table(ordered.columns, rows), _rest(frame.height - MOST, "the frame"))
+    listed = _filled(ordered)
+    rows = [(status(row[0]), *row[1:]) for row in listed.iter_rows()]
+    return box(line(bold("Jobs")), bar(counts), table(listed.columns, rows), _rest(frame.height - MOST, "the frame"))
 
 
 def verification(frame: pl.DataFrame, checks: int) -> str:
@@ -171,7 +172,8 @@ def verification(frame: pl.DataFrame, checks: int) -> str:
     ordered = frame.select(
         "check", "entity_type", "id", "field", "expected", "found", "repairable", "repaired", "batch_id"
     )
-    return box(*pieces, table(ordered.columns, ordered.head(MOST).rows()), _rest(frame.height - MOST, "the frame"))
+    listed = _filled(ordered)
+    return box(*pieces, table(listed.columns, listed.rows()), _rest(frame.height - MOST, "the frame"))
 
 
 def hits(frame: pl.DataFrame, snippets: Sequence[Sequence[tuple[str, bool]]]) -> str:
@@ -200,6 +202,14 @@ def hits(frame: pl.DataFrame, snippets: Sequence[Sequence[tuple[str, bool]]]) ->
         return box(line("no entities found"))
     header = ["rank", "score", "entity_type", "id", "content", "metadata", "content_hash", "updated_at"]
     return box(table(header, rows), _rest(frame.height - len(rows), "the frame"))
+
+
+def _filled(frame: pl.DataFrame) -> pl.DataFrame:
+    """The first rows of a frame, without the columns that are null in all of them, and with the beginnings of ids."""
+    first = frame.head(MOST)
+    ids = [name for name in ("job_id", "batch_id") if name in frame.columns]
+    shown = first.with_columns(pl.col(ids).str.head(8))
+    return shown.select(column for column in shown if column.null_count() < shown.height)
 
 
 def _rest(rows: int, place: str) -> Html:

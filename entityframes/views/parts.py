@@ -18,6 +18,8 @@ from entityframes.visible import visible
 MOST = 10
 #: The number of characters of a value.
 LONGEST = 200
+#: Ids of up to this number of characters are not broken at their hyphens.
+_ON_ONE_LINE = 40
 
 _LINE = "rgba(128,128,128,0.35)"
 _CELL = f"padding:0.2em 0.8em 0.2em 0;vertical-align:top;border:none;border-top:1px solid {_LINE}"
@@ -64,8 +66,9 @@ def faint(text: object) -> Html:
 
 
 def bold(text: object) -> Html:
-    """A title."""
-    return Html(f"<strong>{escaped(text)}</strong>")
+    """A title or an id; on one line if it is short."""
+    style = ' style="white-space:nowrap"' if len(str(text)) <= _ON_ONE_LINE else ""
+    return Html(f"<strong{style}>{escaped(text)}</strong>")
 
 
 def code(text: object) -> Html:

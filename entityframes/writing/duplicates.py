@@ -87,7 +87,7 @@ def superseded(rows: pl.DataFrame, keys: pl.DataFrame, key: tuple[str, ...], pol
         shown = ", ".join("/".join(map(str, values)) for values in repeated)
         raise DuplicateError(
             f"{found.height:,} {'row repeats' if found.height == 1 else 'rows repeat'} the key of another row "
-            f"({shown}{', ...' if found.height > 5 else ''}): "
-            "make the ids unique, or set on_duplicate to 'last' or 'first'"
+            f"({shown}{', ...' if found.height > 5 else ''})",
+            advice="make the ids unique, or set on_duplicate to 'last' or 'first'",
         )
     return found["row"]

@@ -38,7 +38,9 @@ def check_not_empty(frame: pl.DataFrame) -> None:
         SchemaError: the frame has no rows.
     """
     if frame.is_empty():
-        raise SchemaError("the frame has no rows, so that everything would be deleted; to delete rows, call delete")
+        raise SchemaError(
+            "the frame has no rows, so that everything would be deleted", advice="to delete rows, call delete"
+        )
 
 
 def check_deletions(absent: int, stored: int, max_delete: float) -> None:
@@ -56,8 +58,8 @@ def check_deletions(absent: int, stored: int, max_delete: float) -> None:
     if absent > most:
         raise ValidationError(
             f"{absent:,} of {stored:,} stored rows are not in the frame and would be deleted, which is more than "
-            f"max_delete={max_delete:g} allows; nothing was written. Check the frame and the scope, or set max_delete "
-            f"to {absent:,}"
+            f"max_delete={max_delete:g} allows; nothing was written",
+            advice=f"check the frame and the scope, or set max_delete to {absent:,}",
         )
 
 

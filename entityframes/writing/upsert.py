@@ -91,7 +91,7 @@ class Upsert:
                 raise_if_lost=self._options.on_error == "raise",
             )
         except (SchemaError, DuplicateError) as error:
-            error.args = (f"{error}; {self.result()._stored_before}",)
+            error.restate(f"{error.happened}; {self.result()._stored_before}", error.advice)
             raise
         finally:
             self._run.log.inputs.finish()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -156,8 +157,8 @@ def test_bytes_are_compared_before_anything_is_overwritten(
         store.upsert_entity("note", "other", "of mon\n")
     walk = Tree.walk
 
-    def late(tree: Tree) -> object:
-        found = walk(tree)
+    def late(tree: Tree, *given: Any) -> object:
+        found = walk(tree, *given)
         keeping_times(path, lambda path: path.write_text("edited\n"))
         return found
 

@@ -37,6 +37,28 @@ def once(do: Callable[[], object]) -> Callable[[int, int | None], None]:
     return progress
 
 
+def test_progress_of_a_plan_and_of_a_survey(
+    store: ef.EntityStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files that are found are shown while the folder is walked; those that are read have a total."""
+    write(tmp_path, **{f"note__{n}.md": "text" for n in range(30)})
+    calls: list[tuple[int, int | None]] = []
+    folder = ef.DirectorySync(store, tmp_path)
+    assert folder.plan(progress=lambda *call: calls.append(call)).counts["create"] == 30
+    assert calls[-1] == (30, 30)
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(ef.StatementCancelledError):
+        folder.plan(cancel=cancel)
+    monkeypatch.setattr("entityframes.progress.DELAY", 0.0)
+    folder.plan(progress="log")
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[:2] for line in shown] == [["survey: done", " 30 files"], ["plan: done", " 30 files"]]
+    assert folder.sync(progress="log").counts["created"] == 30
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[:2] for line in shown] == [["survey: done", " 30 files"], ["sync: done", " 30 files"]]
+
+
 def put(path: Path, text: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

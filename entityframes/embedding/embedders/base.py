@@ -82,6 +82,20 @@ def load_embedder(name: str, **options: Any) -> Embedder:
     return embedder
 
 
+def check_embedder(embedder: Any) -> None:
+    """Check that an argument is an embedder.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if isinstance(embedder, type):
+        raise TypeError(f"the embedder is the class {embedder.__name__}: call it, as in {embedder.__name__}(...)")
+    # Its other attributes may be looked up on a server.
+    if not callable(getattr(embedder, "embed", None)):
+        name = type(embedder).__name__
+        raise TypeError(f"the embedder is {name}: pass an object such as entityframes.WordLlamaEmbedder()")
+
+
 def load(embedder: Embedder) -> None:
     """Load the model of an embedder of this package; other embedders load theirs on creation or on the first call.
 

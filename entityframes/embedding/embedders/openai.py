@@ -62,7 +62,7 @@ class OpenAIEmbedder:
         try:
             import httpx
         except ImportError as error:
-            raise EmbedderError("httpx is not installed: pip install httpx") from error
+            raise EmbedderError("httpx is not installed", advice="pip install httpx") from error
         key = api_key if api_key is not None else os.environ.get("OPENAI_API_KEY")
         base = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         self._client = httpx.Client(

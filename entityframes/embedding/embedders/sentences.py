@@ -36,7 +36,9 @@ class SentenceTransformerEmbedder:
         try:
             from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found, unused-ignore]
         except ImportError as error:
-            raise EmbedderError("sentence-transformers is not installed: pip install sentence-transformers") from error
+            raise EmbedderError(
+                "sentence-transformers is not installed", advice="pip install sentence-transformers"
+            ) from error
         self._model = SentenceTransformer(os.fspath(model), **options)
         self.name = PREFIX + os.fspath(model)
         self.dim = int(self._model.get_sentence_embedding_dimension())

@@ -82,7 +82,7 @@ class WordLlamaEmbedder:
                 try:
                     import wordllama
                 except ImportError as error:
-                    raise EmbedderError("wordllama is not installed: pip install wordllama") from error
+                    raise EmbedderError("wordllama is not installed", advice="pip install wordllama") from error
                 # With another cache folder it would download the tokenizer, which is part of the package.
                 here = Path(wordllama.__file__).parent
                 self._model = wordllama.WordLlama.load(dim=self.dim, cache_dir=here, disable_download=True)

@@ -19,7 +19,7 @@ import duckdb
 from entityframes import forks
 from entityframes.engines.base import no_store
 from entityframes.engines.database import TO_WRITE
-from entityframes.engines.duckdb.errors import InvalidatedError, translated, why_not_opened
+from entityframes.engines.duckdb.errors import InvalidatedError, not_opened, translated
 from entityframes.engines.url import Location
 from entityframes.errors import ClosedError, ConnectError, DatabaseError, PermanentError, ResourceError, RowError
 from entityframes.interrupt import Interrupt
@@ -78,7 +78,7 @@ def _shared_file(target: str) -> _Shared:
         for owner, other in list(_shared_files):
             if owner == process and other != path and _same_file(other, path):
                 raise ConnectError(
-                    f"{target} is open in this process as {other}, which is the same file: use that name"
+                    f"{target} is open in this process as {other}, which is the same file", advice="use that name"
                 )
         shared = _shared_files.get((process, path))
         if shared is None:
@@ -113,7 +113,9 @@ def _connect(location: Location, read_only: bool) -> Any:
     if target == ":memory:":
         raise ConnectError("a store in memory cannot be opened read-only, because it would be empty")
     if not os.path.exists(target):
-        raise no_store(f"there is no store at {target}: no such file")
+        raise no_store(
+            f"there is no store at {target}: no such file", "check the path, or connect once for writing to create it"
+        )
     try:
         return duckdb.connect(target, read_only=True)
     except duckdb.ConnectionException:
@@ -175,7 +177,7 @@ class File:
                 self.shared = _shared_in_memory(self)
         except (duckdb.Error, ValueError) as error:
             self.close()
-            raise ConnectError(why_not_opened(location, error)) from None
+            raise not_opened(location, error) from None
         # A store in memory has no limit.
         self._bounded = bool(self.shared.adjustable) and location.target != ":memory:"
 
@@ -232,14 +234,16 @@ class File:
 
     def _opened(self) -> Any:
         if self._root is None:
-            raise ClosedError("the store is closed: open it again with entityframes.connect()")
+            raise ClosedError("the store is closed", advice="open it again with entityframes.connect()")
         return self._root
 
     @contextmanager
     def cursor(self, interrupt: Interrupt | None = None) -> Iterator[Any]:
         """A new cursor, which in DuckDB is a separate connection."""
         if self.is_inherited:
-            raise ClosedError("this store was opened in another process: after a fork, connect again in the child")
+            raise ClosedError(
+                "this store was opened in another process", advice="after a fork, connect again in the child"
+            )
         with self.root() as root:
             cursor = forks.keep(root.cursor())
         try:
@@ -254,8 +258,8 @@ class File:
         except InvalidatedError as error:
             self.close()
             raise ClosedError(
-                f"the store was closed, because DuckDB invalidated its database ({error}): make sure that there is "
-                "space on the disk, and connect again"
+                f"the store was closed, because DuckDB invalidated its database ({error})",
+                advice="make sure that there is space on the disk, and connect again",
             ) from None
         finally:
             if not self.is_inherited:
@@ -266,7 +270,7 @@ class File:
     def writer(self, interrupt: Interrupt) -> Iterator[Any]:
         """A cursor with the writers' lock: concurrent writers of the same keys would make each other fail."""
         if self._read_only:
-            raise PermanentError(f"the store was opened read-only: {TO_WRITE}", "25006")
+            raise PermanentError("the store was opened read-only", "25006", advice=TO_WRITE)
         with self.shared.writing, self.cursor(interrupt) as cursor:
             yield cursor
 
@@ -312,7 +316,7 @@ class File:
                     "and close it, because an index may have keys without rows; then use a higher memory_limit"
                 )
             raise ClosedError(
-                f"the store was closed, because a COMMIT ran out of memory ({error}): {instead}"
+                f"the store was closed, because a COMMIT ran out of memory ({error})", advice=instead
             ) from None
 
     def limit_memory(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from entityframes.engines.database import unopened
 from entityframes.engines.duckdb.connection import File
 from entityframes.engines.duckdb.session import Session
 from entityframes.engines.queries import Statements
@@ -48,13 +49,15 @@ class DuckDBDatabase:
                 ((catalog, path),) = root.execute(self.statements["catalog"]).fetchall()
                 if path is None and location.target != ":memory:":
                     # DuckDB opens CSV, Parquet and JSON files as temporary databases.
-                    raise ConnectError(f"{self.address} is a data file: use a separate file for a DuckDB store")
+                    raise ConnectError(
+                        f"{self.address} is a data file", advice="use a separate file for a DuckDB store"
+                    )
                 self.statements = Statements("duckdb", namespace, catalog)
             self.file.configure(self.statements["settings"])
         except BaseException as error:
             self.close()
             if isinstance(error, DatabaseError):
-                raise ConnectError(f"cannot open the database at {self.address}: {error}") from error
+                raise unopened("database", self.address, error) from error
             raise
 
     @property

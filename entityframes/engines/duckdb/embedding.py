@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +68,7 @@ class DuckDBEmbedding:
                 session.execute(name, space)
             session.execute("forget_keys")
 
-    def index_space(self, space: str, dim: int) -> bool:
+    def index_space(self, space: str, dim: int, interrupt: Interrupt, advance: Callable[[int], None]) -> bool:
         return False
 
     # Jobs.

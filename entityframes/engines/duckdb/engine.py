@@ -14,10 +14,11 @@ import polars as pl
 from entityframes.engines import migrations, predicates
 from entityframes.engines.base import FORMAT, check_format
 from entityframes.engines.batch import Batch, retry_all
+from entityframes.engines.database import unopened
 from entityframes.engines.duckdb.database import DuckDBDatabase
 from entityframes.engines.duckdb.session import Session
 from entityframes.engines.rules import rule_of
-from entityframes.errors import ConnectError, DatabaseError, TransientError
+from entityframes.errors import DatabaseError, TransientError
 from entityframes.interrupt import Interrupt
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class DuckDBEngine:
         except BaseException as error:
             database.close()
             if isinstance(error, DatabaseError):
-                raise ConnectError(f"cannot open the store at {database.address}: {error}") from error
+                raise unopened("store", database.address, error) from error
             raise
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from entityframes.engines.rules import rule_of
 from entityframes.engines.url import Location
 from entityframes.errors import (
     ClosedError,
+    ConnectError,
     EntityFramesError,
     PermanentError,
     ResourceError,
@@ -27,31 +29,39 @@ class InvalidatedError(ResourceError):
     """DuckDB rejects all statements until the file is opened again."""
 
 
-def why_not_opened(location: Location, error: Exception) -> str:
-    """The message for a file that could not be opened."""
+def not_opened(location: Location, error: Exception) -> ConnectError:
+    """The error for a file that could not be opened."""
     if isinstance(error, UnicodeError):
-        return f"{printable(location.address)} cannot be a DuckDB store: the name of the file is not UTF-8"
+        return ConnectError(
+            f"{printable(location.address)} cannot be a DuckDB store: the name of the file is not UTF-8",
+            advice="use another name",
+        )
     message = " ".join(str(error).split())
     holder = re.search(r"PID (\d+)", message)
     if holder:
-        return (
-            f"{location.address} is open in another process (PID {holder[1]}): DuckDB allows one process at a time. "
-            "Close it there, use another file, or use PostgreSQL for a shared store"
+        return ConnectError(
+            f"{location.address} is open in another process (PID {holder[1]}): DuckDB allows one process at a time",
+            advice="close it there, use another file, or use PostgreSQL for a shared store",
         )
     if "different configuration" in message:
-        return (
-            f"{location.address} is open read-only in this process, or with other settings: close it there first, or "
-            "pass the open DuckDB connection instead of the address"
+        return ConnectError(
+            f"{location.address} is open read-only in this process, or with other settings",
+            advice="close it there first, or pass the open DuckDB connection instead of the address",
         )
     if "in-memory database in read-only mode" in message:
         # DuckDB opens CSV, Parquet and JSON files as databases in memory.
-        return f"{location.address} is a data file: use a separate file for a DuckDB store"
+        return ConnectError(f"{location.address} is a data file", advice="use a separate file for a DuckDB store")
     if "Unique file handle conflict" in message:
-        return (
-            f"{location.address} is attached to another DuckDB connection of this process: pass that connection, with "
-            "this database as the current one (USE), instead of the address"
+        return ConnectError(
+            f"{location.address} is attached to another DuckDB connection of this process",
+            advice="pass that connection, with this database as the current one (USE), instead of the address",
         )
-    return f"cannot open {location.address} as a DuckDB store: {message.partition('. See also')[0][:300]}"
+    folder = os.path.dirname(os.path.abspath(location.target))
+    if not os.path.isdir(folder):
+        return ConnectError(
+            f"cannot open {location.address}: there is no folder {printable(folder)}", advice="create the folder first"
+        )
+    return ConnectError(f"cannot open {location.address} as a DuckDB store: {message.partition('. See also')[0][:300]}")
 
 
 @contextmanager

@@ -19,11 +19,13 @@ from entityframes.engines.duckdb.types import described_column, split_type, sql_
 from entityframes.engines.tables import (
     EXISTS,
     REPEATED,
+    THERE,
     Column,
     NoTableError,
     Relation,
     SoftDelete,
     Writing,
+    counting,
     parse_name,
     quoted,
     rejections,
@@ -56,19 +58,24 @@ class DuckDBTables:
                 found = found.filter(pl.col("catalog").str.to_lowercase() == parts[0].lower())
             if found.is_empty():
                 raise NoTableError(
-                    f"there is no table {name!r} in the database: check the name and the schema, or create it with "
-                    f"entityframes.create_table{self.database.file.not_seen}"
+                    f"there is no table {name!r} in the database",
+                    advice="check the name and the schema, or create it with "
+                    f"entityframes.create_table{self.database.file.not_seen}",
                 )
             if found.height > 1:
                 schemas = ", ".join(f"{schema}.{table}" for schema, table in found.select("schema", "name").rows())
-                raise SchemaError(f"{name!r} can be any of {schemas}: add the schema")
+                raise SchemaError(f"{name!r} can be any of {schemas}", advice="add the schema")
             row = found.row(0, named=True)
             if row["kind"] == "view":
                 raise SchemaError(f"{row['schema']}.{row['name']} is a view: only tables can be written to")
             return _described(session, row["catalog"], row["schema"], row["name"])
 
     def tables(self) -> pl.DataFrame:
-        return self.database.read("tables").select("table", "key", pl.col("rows").cast(pl.UInt64))
+        return self.database.read("tables").with_columns(pl.col("rows").cast(pl.UInt64))
+
+    def counts(self, names: Sequence[str]) -> list[int]:
+        counted = self.database.read("table_counts", placeholders={"counts": counting(names)})
+        return counted.sort("position")["rows"].to_list()
 
     def count(self, relation: Relation) -> int:
         return int(self.database.read("table_count", placeholders={"table": relation.sql}).item())
@@ -254,7 +261,12 @@ class DuckDBTables:
         definitions = ", ".join(f"{quoted(column)} {sql_type(dtype, column)}" for column, dtype in columns.items())
         placeholders = {"table": table, "columns": definitions, "key": ", ".join(map(quoted, key))}
         with self.database.session(writing=True) as session:
-            session.execute("table_create", placeholders=placeholders)
+            try:
+                session.execute("table_create", placeholders=placeholders)
+            except PermanentError as error:
+                if "already exists" in str(error):
+                    error.restate(f"there is already a table {name!r}", THERE)
+                raise
 
     def add_columns(self, relation: Relation, columns: dict[str, pl.DataType]) -> None:
         with self.database.session(writing=True) as session, session.transaction():

@@ -36,8 +36,9 @@ SELECT sql FROM duckdb_indexes()
 WHERE database_name = $1 AND schema_name = $2 AND table_name = $3 AND is_unique
 
 -- name: tables
--- The tables with their primary keys.
-SELECT t.schema_name || '.' || t.table_name AS table, c.constraint_column_names AS key, t.estimated_size AS rows
+-- The tables with their primary keys, and their rows as DuckDB estimates them, which counts any table quickly.
+SELECT t.schema_name || '.' || t.table_name AS table, c.constraint_column_names AS key, t.estimated_size AS rows,
+    format('"{}"."{}"', replace(t.schema_name, '"', '""'), replace(t.table_name, '"', '""')) AS name, true AS small
 FROM duckdb_tables() AS t LEFT JOIN duckdb_constraints() AS c
     ON c.database_name = t.database_name AND c.schema_name = t.schema_name AND c.table_name = t.table_name
     AND c.constraint_type = 'PRIMARY KEY'
@@ -49,6 +50,10 @@ ORDER BY t.schema_name, t.table_name
 -- name: table_count
 -- The number of rows.
 SELECT count(*) FROM {table}
+
+-- name: table_counts
+-- The numbers of rows of several tables, which are numbered in the placeholder.
+SELECT * FROM ({counts}) AS counted (position, rows)
 
 -- name: table_probe
 -- The given rows that are new or differ, and the place of the stored row.

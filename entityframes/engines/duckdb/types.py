@@ -150,4 +150,4 @@ def sql_type(dtype: pl.DataType, name: str) -> str:
         return "STRUCT(" + ", ".join(f"{quoted(one.name)} {sql_type(one.dtype, name)}" for one in dtype.fields) + ")"  # type: ignore[arg-type]
     if found := simple.get(dtype.base_type()):
         return found
-    raise SchemaError(f"column {name!r} is {dtype}, for which there is no SQL type: cast it first")
+    raise SchemaError(f"column {name!r} is {dtype}, for which there is no SQL type", advice="cast it first")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +30,14 @@ from entityframes.engines.embedding import (
 )
 from entityframes.engines.postgres.errors import NO_COPY, READ_ONLY, UNIQUE_VIOLATION
 from entityframes.engines.postgres.session import Session, Sessions
-from entityframes.errors import ConnectionLostError, DatabaseError, RowError, SpaceError
+from entityframes.errors import (
+    ConnectionLostError,
+    DatabaseError,
+    EntityFramesError,
+    RowError,
+    SpaceError,
+    StatementCancelledError,
+)
 from entityframes.interrupt import Interrupt
 from entityframes.retry import retry
 
@@ -38,6 +47,8 @@ if TYPE_CHECKING:
 #: The maximum dimension of pgvector's HNSW index, and of a vector that is stored inline in its row.
 INDEXED_DIM = 2_000
 INLINE_DIM = 1_900
+#: Seconds between two looks at how much of an index is built.
+FOLLOW_SECONDS = 0.5
 
 
 Vectors = np.ndarray[Any, Any]
@@ -90,15 +101,55 @@ class PostgresEmbedding:
             session.execute("delete_space", space)
             session.execute("drop_partition", placeholders={"number": number})
 
-    def index_space(self, space: str, dim: int) -> bool:
+    def index_space(self, space: str, dim: int, interrupt: Interrupt, advance: Callable[[int], None]) -> bool:
         engine, stored = self._engine, self._space(space)
         if stored["storage"] != "pgvector" or dim > INDEXED_DIM:
             return False
-        with engine.session() as session, session.transaction(Interrupt()):
+        number = {"number": stored["number"]}
+        with (
+            self._following(number, interrupt, advance),
+            engine.session(interrupt) as session,
+            session.transaction(interrupt),
+        ):
             session.execute("build_memory")
-            session.execute("create_index", placeholders={"number": stored["number"], "dim": dim})
-            session.execute("analyze_vectors", placeholders={"number": stored["number"]})
+            session.execute("create_index", placeholders={**number, "dim": dim})
+            session.execute("analyze_vectors", placeholders=number)
         return True
+
+    @contextmanager
+    def _following(
+        self, number: dict[str, Any], interrupt: Interrupt, advance: Callable[[int], None]
+    ) -> Iterator[None]:
+        """Report how many vectors are indexed, as another connection sees it, within this context."""
+        ended = threading.Event()
+        raised: list[BaseException] = []
+
+        def follow() -> None:
+            done = 0
+            try:
+                while not ended.wait(FOLLOW_SECONDS):
+                    for indexed in self._engine.read("index_progress", placeholders=number)["indexed"]:
+                        advance(indexed - done)
+                        done = indexed
+            except EntityFramesError:
+                # The index does not depend on its progress.
+                return
+            except BaseException as error:
+                # An error of the caller's function, which ends the call.
+                raised.append(error)
+                interrupt.fire()
+
+        thread = threading.Thread(target=follow, name="entityframes-index", daemon=True)
+        thread.start()
+        try:
+            yield
+        except StatementCancelledError:
+            if raised:
+                raise raised[0] from None
+            raise
+        finally:
+            ended.set()
+            thread.join()
 
     # Jobs.
 

@@ -92,6 +92,11 @@ SET LOCAL maintenance_work_mem = '512MB'
 CREATE INDEX IF NOT EXISTS nearest_{number} ON {schema}.embeddings_{number}
 USING hnsw ((pgvector::vector({dim})) vector_ip_ops)
 
+-- name: index_progress
+-- The number of vectors in the index that another connection is creating.
+SELECT tuples_done AS indexed FROM pg_stat_progress_create_index
+WHERE relid = '{schema}.embeddings_{number}'::regclass
+
 -- name: analyze_vectors
 -- Without statistics the planner does not use the index; autovacuum would collect them minutes later.
 ANALYZE {schema}.embeddings_{number};

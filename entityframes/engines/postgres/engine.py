@@ -20,6 +20,7 @@ import polars as pl
 from entityframes.engines import migrations, predicates
 from entityframes.engines.base import FORMAT, check_format
 from entityframes.engines.batch import Batch, retry_all
+from entityframes.engines.database import unopened
 from entityframes.engines.postgres.database import PostgresDatabase
 from entityframes.engines.postgres.errors import REKEYED, UNIQUE_VIOLATION, committed
 from entityframes.engines.postgres.probe import FEW_TYPES, by_type, probe
@@ -78,7 +79,7 @@ class PostgresEngine:
             raise
         except DatabaseError as error:
             database.close()
-            raise ConnectError(f"cannot open the store at {database.address}: {error}") from error
+            raise unopened("store", database.address, error) from error
 
     def write(self, rows: pl.DataFrame, batch: Batch) -> pl.DataFrame:
         try:
@@ -532,7 +533,8 @@ class PostgresEngine:
                 if len(found) > 1:
                     raise ConnectError(
                         f"{self.database.namespace!r} can be any of the namespaces {', '.join(map(repr, found))}, "
-                        "which differ in case only: use the exact spelling of one of them"
+                        "which differ in case only",
+                        advice="use the exact spelling of one of them",
                     )
                 self.database.statements.use(found[0])
                 return self._format(session)

@@ -66,6 +66,16 @@ _LOST = re.compile(
 )
 #: Where the driver quotes the statement, if the server has sent no error.
 _STATEMENT = "Failed to execute query '"
+#: What to do about a connection that cannot be opened.
+_ADVICE = (
+    (re.compile("password authentication failed|no password supplied"), "check the user and the password"),
+    (
+        re.compile("Connection refused|could not translate host name|timeout expired|No such file or directory"),
+        "check the address, and that the server runs",
+    ),
+    (re.compile('database ".*" does not exist'), "check the name of the database, or create it"),
+    (re.compile('role ".*" does not exist'), "check the user, or create it"),
+)
 _FULL = re.compile(r"too many (?:connections|clients)|connection slots", re.IGNORECASE)
 
 
@@ -101,12 +111,15 @@ def translated(
         if connecting:
             if sqlstate is None and not _LOST.search(message):
                 meaning = ConnectionLostError if again else PermanentError
-            message = shown_when_connecting(message)
+            # libpq asks whether the server runs, and so does the advice.
+            message = shown_when_connecting(message).partition(" Is the server running")[0]
         if sqlstate == "57014" and stopped():
             meaning = StatementCancelledError
         name = _detail(error, "PG_DIAG_CONSTRAINT_NAME") or _detail(error, "PG_DIAG_COLUMN_NAME")
         lost = issubclass(meaning, ConnectionLostError)
-        translated = meaning(message, sqlstate, "connection_lost" if lost else rule_of(sqlstate, name))
+        rule = "connection_lost" if lost else rule_of(sqlstate, name)
+        advice = next((each for cause, each in _ADVICE if connecting and cause.search(message)), None)
+        translated = meaning(message, sqlstate, rule, advice=advice)
         translated.committing = committing
         raise translated from None
 

@@ -90,10 +90,12 @@ class Pool:
             ConnectError: the database, or a pooler in front of it, is not supported.
         """
         if os.getpid() != self._process:
-            raise ClosedError("this store was opened in another process: after a fork, connect again in the child")
+            raise ClosedError(
+                "this store was opened in another process", advice="after a fork, connect again in the child"
+            )
         with self._lock:
             if self._closed:
-                raise ClosedError("the store is closed: open it again with entityframes.connect()")
+                raise ClosedError("the store is closed", advice="open it again with entityframes.connect()")
             connection = self._idle.pop() if self._idle else None
         if connection is None:
             connection = self._connect()
@@ -152,12 +154,14 @@ class Pool:
         if not isinstance(found["encoding"], str):
             raise ConnectError(
                 "the database driver cannot read text with quote_all_identifiers = on, and the pooler or service file "
-                "prevents changing it here: set it to off for this role and database"
+                "prevents changing it here",
+                advice="set it to off for this role and database",
             )
         if found["encoding"] != "UTF8":
             raise ConnectError(
-                f"the encoding of the database is {found['encoding']}, which cannot represent all text: create a "
-                "database with CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and connect to that"
+                f"the encoding of the database is {found['encoding']}, which cannot represent all text",
+                advice="create a "
+                "database with CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and connect to that",
             )
         if found["own"] and found["set"] is None:
             # There is a proxy, which may be a pooler even though it forwards startup parameters.
@@ -211,7 +215,8 @@ class Pool:
             if not self._connected and (isinstance(error, ConnectionLostError) or error.sqlstate == "08P01"):
                 raise ConnectError(
                     f"the pooler in front of the database does not allow transactions ({error}): statement pooling "
-                    "cannot be used, set it to pool_mode = transaction or session, or connect directly to the server"
+                    "cannot be used",
+                    advice="set it to pool_mode = transaction or session, or connect directly to the server",
                 ) from error
             raise
 
@@ -513,8 +518,8 @@ def pool_mode(target: str) -> tuple[str, str | None]:
         return target, None
     if given[-1] == "statement":
         raise ConnectError(
-            "pool_mode=statement: a pooler in statement mode does not allow transactions; set the pooler to "
-            "transaction or session mode, or connect directly to the server"
+            "pool_mode=statement: a pooler in statement mode does not allow transactions",
+            advice="set the pooler to transaction or session mode, or connect directly to the server",
         )
     if given[-1] not in ("transaction", "session"):
         raise ConnectError("pool_mode in the URL must be transaction or session, as configured in the pooler")

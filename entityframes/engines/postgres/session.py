@@ -111,9 +111,9 @@ class Session:
         """
         if not self.is_primary():
             raise ConnectionLostError(
-                f"the server at {self._address} is a standby, which may be behind and accepts no writes: "
-                "connect to the primary, or promote the standby",
+                f"the server at {self._address} is a standby, which may be behind and accepts no writes",
                 READ_ONLY,
+                advice="connect to the primary, or promote the standby",
             )
 
     def _with_parameters(

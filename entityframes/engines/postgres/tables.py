@@ -33,12 +33,14 @@ from entityframes.engines.rules import with_rules
 from entityframes.engines.tables import (
     EXISTS,
     REPEATED,
+    THERE,
     Column,
     NoTableError,
     Relation,
     SoftDelete,
     Writing,
     canonical,
+    counting,
     parse_name,
     quoted,
     rejections,
@@ -123,7 +125,13 @@ class PostgresTables:
         return retry(query, what="describe")
 
     def tables(self) -> pl.DataFrame:
-        return self.database.read("tables").select("table", "key", pl.col("rows").cast(pl.UInt64))
+        return self.database.read("tables").with_columns(pl.col("rows").cast(pl.UInt64))
+
+    def counts(self, names: Sequence[str]) -> list[int]:
+        timeouts = self.database.statements["table_counts_timeouts"]
+        with self.database.session() as session, session.transaction(None, timeouts):
+            counted = session.query("table_counts", placeholders={"counts": counting(names)})
+        return counted.sort("position")["rows"].to_list()
 
     def count(self, relation: Relation) -> int:
         return int(self.database.read("table_count", placeholders={"table": relation.sql}).item())
@@ -562,7 +570,12 @@ class PostgresTables:
         definitions = ", ".join(f"{quoted(column)} {sql_type(dtype, column)}" for column, dtype in columns.items())
         placeholders = {"table": table, "columns": definitions, "key": ", ".join(map(quoted, key))}
         with self.database.session() as session:
-            session.execute("table_create", placeholders=placeholders)
+            try:
+                session.execute("table_create", placeholders=placeholders)
+            except PermanentError as error:
+                if error.sqlstate == "42P07":
+                    error.restate(f"there is already a table {name!r}", THERE)
+                raise
 
     def add_columns(self, relation: Relation, columns: dict[str, pl.DataType]) -> None:
         for name in columns:
@@ -644,13 +657,13 @@ _LONGEST = 63
 
 def _check_length(name: str) -> None:
     if len(name.encode()) > _LONGEST:
-        raise SchemaError(f"{name!r} is longer than the {_LONGEST} bytes of a name in PostgreSQL: rename it")
+        raise SchemaError(f"{name!r} is longer than the {_LONGEST} bytes of a name in PostgreSQL", advice="rename it")
 
 
 def _no_table(name: str) -> NoTableError:
     return NoTableError(
-        f"there is no table {name!r} in the database, or the user may not see it: check the name and the schema, "
-        "or create it with entityframes.create_table"
+        f"there is no table {name!r} in the database, or the user may not see it",
+        advice="check the name and the schema, or create it with entityframes.create_table",
     )
 
 

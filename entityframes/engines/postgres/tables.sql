@@ -58,13 +58,15 @@ FROM pg_index AS i WHERE i.indrelid = $1::oid AND i.indisunique
 ORDER BY i.indisprimary DESC, i.indexrelid
 
 -- name: tables
--- The tables that this user can read, with their primary keys, and their rows at the last ANALYZE.
+-- The tables that this user can read, with their primary keys, their rows at the last ANALYZE, and whether they seem to
+-- be small; before the first ANALYZE the server has counted what was written. Nothing here waits for a lock.
 SELECT format('%s.%s', n.nspname, c.relname) AS table, (
         SELECT array_agg(a.attname::text ORDER BY k.position)
         FROM pg_index AS i CROSS JOIN unnest(i.indkey) WITH ORDINALITY AS k (attnum, position)
         JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
         WHERE i.indrelid = c.oid AND i.indisprimary AND k.position <= i.indnkeyatts
-    ) AS key, nullif(c.reltuples, -1)::int8 AS rows
+    ) AS key, nullif(c.reltuples, -1)::int8 AS rows, format('%I.%I', n.nspname, c.relname) AS name,
+    greatest(c.reltuples, pg_stat_get_live_tuples(c.oid)) < 100000 AS small
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND n.nspname <> 'information_schema'
     AND n.nspname !~ '^pg_' AND has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
@@ -77,6 +79,14 @@ ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"
 -- name: table_count
 -- The number of rows that this user sees.
 SELECT count(*) FROM {table}
+
+-- name: table_counts
+-- The numbers of rows of several tables, which are numbered in the placeholder.
+SELECT * FROM ({counts}) AS counted (position, rows)
+
+-- name: table_counts_timeouts
+-- Tables that are locked, or larger than they seem, are not counted.
+SET LOCAL lock_timeout = '200ms'; SET LOCAL statement_timeout = '2s'
 
 -- name: table_is_empty
 -- Whether the table has no rows that this user sees.

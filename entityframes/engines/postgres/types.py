@@ -237,4 +237,4 @@ def sql_type(dtype: pl.DataType, name: str) -> str:
         return f"{sql_type(inner, name)}[]"  # type: ignore[arg-type]
     if found := simple.get(dtype.base_type()):
         return found
-    raise SchemaError(f"column {name!r} is {dtype}, for which there is no SQL type: cast it first")
+    raise SchemaError(f"column {name!r} is {dtype}, for which there is no SQL type", advice="cast it first")

@@ -30,7 +30,7 @@ def check_soft_delete(relation: Relation, soft_delete: str | None, columns: Sequ
     if column.family not in ("timestamp", "timestamptz", "date", "boolean") or not column.nullable:
         raise SchemaError(f"soft_delete: {soft_delete!r} is {column.sql_type}, not a nullable time, date or boolean")
     if soft_delete in columns or soft_delete in relation.key:
-        raise SchemaError(f"soft_delete: {soft_delete!r} is set by the mirror: drop it from the frame")
+        raise SchemaError(f"soft_delete: {soft_delete!r} is set by the mirror", advice="drop it from the frame")
 
 
 @dataclass(frozen=True)

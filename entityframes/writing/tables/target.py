@@ -228,31 +228,32 @@ def check_columns(relation: Relation, schema: Mapping[str, pl.DataType], options
         raise SchemaError(f"{relation.name} has rules for INSERT or UPDATE, with which PostgreSQL allows no upsert")
     if computed := [name for name in relation.key if known[name].generated]:
         raise SchemaError(
-            f"the database computes {', '.join(map(repr, computed))} of the key of {relation.name} itself: open the "
-            "table with another key"
+            f"the database computes {', '.join(map(repr, computed))} of the key of {relation.name} itself",
+            advice="open the table with another key",
         )
     if relation.most_columns is not None and len(schema) > relation.most_columns:
         raise SchemaError(
-            f"the frame has {len(schema):,} columns, and at most {relation.most_columns:,} can be written at once: "
-            "drop some, which leaves their values as they are"
+            f"the frame has {len(schema):,} columns, and at most {relation.most_columns:,} can be written at once",
+            advice="drop some, which leaves their values as they are",
         )
     if unknown := [name for name in schema if name not in known]:
         similar = {name.lower(): name for name in known}
         hints = [f"{name!r} (there is {similar[name.lower()]!r})" for name in unknown if name.lower() in similar]
         raise SchemaError(
-            f"the table {relation.name} has no column {', '.join(hints or map(repr, unknown))}: rename or drop the "
-            "columns, or add them to the table with table.add_columns(frame)"
+            f"the table {relation.name} has no column {', '.join(hints or map(repr, unknown))}",
+            advice="rename or drop the columns, or add them to the table with table.add_columns(frame)",
         )
     if missing := [name for name in relation.key if name not in schema]:
         raise SchemaError(f"the frame lacks {', '.join(map(repr, missing))} of the key of {relation.name}")
     if generated := [name for name in schema if known[name].generated]:
         raise SchemaError(
-            f"the database computes {', '.join(map(repr, generated))} of {relation.name} itself: drop the columns, "
-            f"for example with frame.drop({', '.join(map(repr, generated))})"
+            f"the database computes {', '.join(map(repr, generated))} of {relation.name} itself",
+            advice=f"drop the columns, for example with frame.drop({', '.join(map(repr, generated))})",
         )
     refusals = [refusal(schema[name], known[name]) for name in schema]
     if problems := [problem for problem in refusals if problem]:
-        raise SchemaError("; ".join(problems[:10]))
+        happened, advice = zip(*problems[:10], strict=True)
+        raise SchemaError("; ".join(happened), advice="; ".join(dict.fromkeys(advice)))
     if ignored := [name for name in options.ignore if name not in known or name in relation.key]:
         raise SchemaError(f"ignore has {', '.join(map(repr, ignored))}, which is no column to compare")
 
@@ -325,7 +326,8 @@ def usable_keys(relation: Relation, keys: pl.DataFrame) -> tuple[pl.DataFrame, p
     columns = []
     for number, name in enumerate(relation.key):
         if refused := refusal(frame[name].dtype, relation[name]):
-            raise SchemaError(refused)
+            happened, advice = refused
+            raise SchemaError(happened, advice=advice)
         columns.append(convert_key(frame[name], relation[name], problems).alias(f"c{number}"))
     converted = pl.DataFrame(columns)
     found = problems.columns()

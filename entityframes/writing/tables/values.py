@@ -56,16 +56,17 @@ _BOOLEANS = {
 _YEARS = (-4712, 294_276)
 
 
-def refusal(dtype: pl.DataType, column: Column) -> str | None:
-    """Why values of a dtype cannot be written to a column; None if they can."""
+def refusal(dtype: pl.DataType, column: Column) -> tuple[str, str] | None:
+    """Why values of a dtype cannot be written to a column, and what to do; None if they can."""
     if _accepts(dtype, column):
         return None
-    hint = f"takes {_TAKES[column.family]}: cast it first"
+    why, advice = f"takes {_TAKES[column.family]}", "cast it first"
     if column.family == "timestamptz" and isinstance(dtype, pl.Datetime):
-        hint = "needs a time zone: add it with dt.replace_time_zone"
+        why, advice = "needs a time zone", "add it with dt.replace_time_zone"
     elif column.family == "timestamp" and isinstance(dtype, pl.Datetime):
-        hint = "has no time zone: convert it with dt.convert_time_zone and remove it with dt.replace_time_zone(None)"
-    return f"column {column.name!r} is {dtype}, but the column of the table is {column.sql_type}, which {hint}"
+        why = "has no time zone"
+        advice = "convert it with dt.convert_time_zone and remove it with dt.replace_time_zone(None)"
+    return f"column {column.name!r} is {dtype}, but the column of the table is {column.sql_type}, which {why}", advice
 
 
 def _accepts(dtype: pl.DataType, column: Column) -> bool:
