@@ -156,6 +156,12 @@ class PostgresEngine:
             given = pl.Series(batch_ids, dtype=pl.String)
             return session.query("not_recorded", given)["batch_id"].to_list()
 
+    def batches_between(self, first: str, last: str) -> list[str]:
+        return self.database.read("batches_between", first, last)["batch_id"].to_list()
+
+    def written_between(self, keys: pl.DataFrame, first: str, last: str) -> pl.DataFrame:
+        return self.database.read("written_between", first, last, keys["entity_type"], keys["id"])
+
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         return self.database.read("hashes", keys["entity_type"], keys["id"])
 
@@ -440,7 +446,7 @@ class PostgresEngine:
             again = pl.DataFrame({"position": skipped}).with_columns(again=pl.lit(True))
             return pl.concat([written, again], how="diagonal")
         rows = rows[skipped]
-        outcomes = self._each(session, rows, self._probe(session, rows), replace(batch, batch_id=str(uuid.uuid4())))
+        outcomes = self._each(session, rows, self._probe(session, rows), replace(batch, batch_id=batch.new_id()))
         position = skipped.gather(outcomes["position"])
         return pl.concat([written, outcomes.with_columns(position=position)], how="diagonal")
 

@@ -450,6 +450,18 @@ SELECT count(*)::int4 FROM {schema}.batches WHERE batch_id = $1::uuid
 SELECT t.batch_id FROM unnest($1::text[]) AS t (batch_id)
 WHERE NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = t.batch_id::uuid)
 
+-- name: batches_between
+-- The batches in the ledger whose id is in a range. $1 first, $2 last
+SELECT batch_id::text AS batch_id FROM {schema}.batches WHERE batch_id BETWEEN $1::uuid AND $2::uuid
+
+-- name: written_between
+-- The given keys that were last written by such a batch, and whether it created them.
+-- $1 first batch, $2 last batch, $3 entity_types, $4 ids
+SELECT t.position::int4 - 1 AS position, e.batch_id::text AS batch_id, e.created_at = e.updated_at AS created
+FROM unnest($3::text[], $4::text[]) WITH ORDINALITY AS t (entity_type, id, position)
+JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+WHERE e.batch_id BETWEEN $1::uuid AND $2::uuid
+
 -- name: in_recovery
 -- Whether the server is a standby, which is readable but may be behind.
 SELECT pg_is_in_recovery()

@@ -159,6 +159,8 @@ class EntityTarget:
             self._options.on_error != "isolate",
             known=known,
             only_new=only_new,
+            batch_id=self._run.new_id(),
+            new_id=self._run.new_id,
         )
 
     def _merge(self, rows: pl.DataFrame, known: keeping.Known) -> keeping.Merged:
