@@ -117,7 +117,8 @@ class OutcomeLog:
     def __init__(
         self, statuses: tuple[str, ...] = UPSERT_STATUSES, keep: int = 100_000, schema: pl.Schema | None = None
     ) -> None:
-        self._schema = schema or outcome_schema(statuses)
+        #: The columns and dtypes of the outcomes.
+        self.schema = schema or outcome_schema(statuses)
         self._keep = keep
         self._frames: list[pl.DataFrame] = []
         self._held = 0
@@ -197,7 +198,7 @@ class OutcomeLog:
         forks.check()
         spilled = [pl.read_ipc(path) for path in self._files]
         frames = [*spilled, *self._frames]
-        return pl.concat(frames).sort("row", nulls_last=True) if frames else pl.DataFrame(schema=self._schema)
+        return pl.concat(frames).sort("row", nulls_last=True) if frames else pl.DataFrame(schema=self.schema)
 
     def _spill(self) -> None:
         if self._folder is None:

@@ -30,7 +30,7 @@ LAYERS = [
     {"tables"},
     {"store"},
     {"directory", "bench", "distributed"},
-    {"cli"},
+    {"cli", "ray"},
     {"__init__", "__main__"},
 ]
 

@@ -369,6 +369,18 @@ def _lines(partition: str, result: UpsertResult | None, failure: BaseException |
     return pl.concat([none, *given], how="diagonal").with_columns(pl.lit(partition).alias("partition"))
 
 
+def unresolved(table: pa.Table) -> pa.Table:
+    """A table with the outcomes of all rows, as `upsert_partition` returns it for ``outcomes="unresolved"``."""
+    lines = pl.DataFrame(table)
+    apart = pl.col("status").is_in(UNRESOLVED)
+    counted = lines.filter(~apart).group_by("partition", "status", maintain_order=True).agg(pl.col("rows").sum())
+    kept = lines.filter(apart)
+    whole = pl.concat(
+        [kept.filter(pl.col("row").is_not_null()), counted, kept.filter(pl.col("row").is_null())], how="diagonal"
+    )
+    return whole.select(lines.columns).to_arrow().replace_schema_metadata(table.schema.metadata)
+
+
 def _ended(result: UpsertResult | None, failure: BaseException) -> Iterator[pl.DataFrame]:
     """A line with the reason why a partition was not read to its end, or not at all."""
     kind, rule, sqlstate = "validation", "source", None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import PurePath
 from typing import Any
 
@@ -63,3 +65,67 @@ def read(source: Any, transform: Callable[[pl.LazyFrame], Any] | None) -> Any:
     made = transform(sources.as_frame(source).lazy())
     # It was in memory before, and is then written as a whole, with each key once.
     return made.collect() if isinstance(made, pl.LazyFrame) else made
+
+
+def partitions(source: Any) -> dict[str, Any]:
+    """The partitions of a run by name, in order: the files of a pattern, or the items of a list.
+
+    Args:
+        source: a path, a pattern (``data/*.parquet``, ``s3://bucket/day=*/*.parquet``), or a list of paths, frames and
+            functions that return one. Paths become absolute; items that are no paths are called ``0``, ``1``, ...
+
+    Raises:
+        FileNotFoundError: no file matches the pattern.
+        ValueError: a path is there twice, or it is neither a Parquet nor an Arrow IPC file.
+        TypeError: it is something else.
+    """
+    if is_path(source):
+        paths = _matching(located(os.fspath(source)))
+        if not paths:
+            raise FileNotFoundError(f"no file matches {os.fspath(source)}")
+        return {check_path(path): path for path in paths}
+    if not isinstance(source, Iterable) or hasattr(source, "__arrow_c_stream__"):
+        source = [source]
+    named: dict[str, Any] = {}
+    for number, item in enumerate(source):
+        name = located(check_path(item)) if is_path(item) else str(number)
+        if name in named:
+            raise ValueError(f"{name} is listed twice")
+        named[name] = name if is_path(item) else item
+    return named
+
+
+def located(path: str) -> str:
+    """A path that is the same in every process: absolute, unless it is an address such as ``s3://...``."""
+    return path if "://" in path else os.path.abspath(path)
+
+
+#: The characters of a pattern.
+_PATTERN = re.compile(r"[*?\[]")
+
+
+def _matching(pattern: str) -> list[str]:
+    """The files that a pattern matches, in order; a path that is no pattern is returned as it is."""
+    if not _PATTERN.search(pattern):
+        return [pattern]
+    if "://" not in pattern:
+        return sorted(glob.glob(pattern, recursive=True))
+    from pyarrow import fs
+
+    # The part before the first folder with a special character is listed.
+    scheme, _, rest = pattern.partition("://")
+    folder = rest[: rest.rindex("/", 0, _PATTERN.search(rest).start())]  # type: ignore[union-attr]
+    system, base = fs.FileSystem.from_uri(f"{scheme}://{folder}")
+    below = base + rest[len(folder) :]
+    expression = re.compile(_expression(below))
+    found = system.get_file_info(fs.FileSelector(base, recursive=True))
+    return sorted(f"{scheme}://{info.path}" for info in found if info.is_file and expression.fullmatch(info.path))
+
+
+def _expression(pattern: str) -> str:
+    """A pattern as a regular expression: ``*`` and ``?`` stay within a folder, ``**`` does not."""
+    pieces = re.split(r"(\*\*/?|\*|\?|\[[^\]]*\])", pattern)
+    special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return "".join(
+        special.get(piece, piece.replace("[!", "[^") if piece.startswith("[") else re.escape(piece)) for piece in pieces
+    )

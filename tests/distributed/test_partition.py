@@ -17,6 +17,7 @@ import pytest
 import entityframes as ef
 from entityframes import distributed
 from entityframes.distributed import Entities, Rows, upsert_partition
+from entityframes.distributed.sources import partitions
 
 RUN = str(uuid.UUID(int=7))
 
@@ -208,6 +209,33 @@ def test_the_address_from_the_environment(url: str, monkeypatch: pytest.MonkeyPa
     """Without an address, that of the process is used."""
     monkeypatch.setenv("ENTITYFRAMES_URL", url)
     assert counts(upsert_partition(notes(range(2)), run_id=RUN, partition="p")) == {"created": 2}
+
+
+def test_partitions_of_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pattern is the files that it matches, of this machine or of an address; other items have numbers."""
+    for name in ("a/1.parquet", "a/2.parquet", "a/b/3.parquet", "a/4.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+
+    def names(source: Any) -> list[str]:
+        return [name.replace(str(tmp_path), "") for name in partitions(source)]
+
+    monkeypatch.chdir(tmp_path)
+    assert names("a/*.parquet") == ["/a/1.parquet", "/a/2.parquet"]
+    assert names(tmp_path / "a" / "**" / "[!1].parquet") == ["/a/2.parquet", "/a/b/3.parquet"]
+    assert names(f"file://{tmp_path}/a/*.parquet") == ["file:///a/1.parquet", "file:///a/2.parquet"]
+    assert names(f"file://{tmp_path}/**/[!1].parquet") == ["file:///a/2.parquet", "file:///a/b/3.parquet"]
+    assert names(f"file://{tmp_path}/?/*.parquet") == names(f"file://{tmp_path}/a/*.parquet")
+    assert names(["a/1.parquet", pl.DataFrame(), pl.LazyFrame]) == ["/a/1.parquet", "1", "2"]
+    assert names(pl.DataFrame()) == ["0"]
+    assert names("s3://bucket/one.parquet") == ["s3://bucket/one.parquet"]
+    for wrong, error in (
+        (("a/*.arrow"), FileNotFoundError),
+        (["a/4.txt"], ValueError),
+        (["a/1.parquet"] * 2, ValueError),
+    ):
+        with pytest.raises(error):
+            partitions(wrong)
 
 
 #: Writes a partition in batches of 100 rows. Its source ends the process with SIGKILL once it has given some of them.

@@ -146,6 +146,20 @@ WITH {found}
 SELECT position, batch_id::VARCHAR AS batch_id, created_at = updated_at AS created
 FROM found WHERE batch_id BETWEEN $1::UUID AND $2::UUID
 
+-- name: clock
+-- The time of the database.
+SELECT now() AS now
+
+-- name: embedded_by
+-- The entities of jobs that a process was the last to claim, with a vector that was written since some time.
+-- $1 process, $2 space, $3 time
+SELECT j.job_id::VARCHAR AS job_id, v.entity_type, v.id, v.error
+FROM {schema}.embedding_jobs AS j
+JOIN {schema}.job_keys AS k ON k.job_id = j.keys_of
+JOIN {schema}.embeddings AS v ON v.space = $2 AND v.entity_type = k.entity_type AND v.id = k.id
+WHERE j.space = $2 AND j.state IN ('running', 'done') AND starts_with(j.worker, $1) AND v.embedded_at >= $3
+ORDER BY v.entity_type, v.id
+
 -- name: hashes
 -- The hashes of the keys that are stored, with their location and creation time.
 WITH {found} SELECT position, place, content_hash, metadata_hash, created_at FROM found

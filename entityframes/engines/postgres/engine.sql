@@ -488,6 +488,43 @@ WHERE e.batch_id = $1::uuid
 -- The number of entities that a batch deleted; null if it is not in the ledger. $1 batch
 SELECT max(deleted)::int4 FROM {schema}.batches WHERE batch_id = $1::uuid
 
+-- name: split_jobs
+-- Splits large pending jobs of a space or without a space; a job keeps its first keys. $1 space, $2 keys of a job
+WITH large AS (
+    SELECT job_id, batch_id, space, entity_types, ids, attempts, created_at FROM {schema}.embedding_jobs
+    WHERE state = 'pending' AND (space = $1 OR space IS NULL) AND cardinality(ids) > $2::int4
+    FOR UPDATE SKIP LOCKED
+), added AS (
+    INSERT INTO {schema}.embedding_jobs
+        (job_id, batch_id, space, entity_types, ids, attempts, created_at, updated_at)
+    SELECT gen_random_uuid(), batch_id, space, entity_types[low:low + $2::int4 - 1], ids[low:low + $2::int4 - 1],
+        attempts, created_at, now()
+    FROM large CROSS JOIN LATERAL generate_series($2::int4 + 1, cardinality(ids), $2::int4) AS s (low)
+)
+UPDATE {schema}.embedding_jobs AS j
+SET entity_types = j.entity_types[:$2::int4], ids = j.ids[:$2::int4], updated_at = now()
+FROM large AS l WHERE j.job_id = l.job_id RETURNING j.job_id::text
+
+-- name: give_back
+-- Lets the leases of a process that has died expire now. $1 process
+UPDATE {schema}.embedding_jobs SET lease_until = now() - interval '1 second'
+WHERE state = 'running' AND starts_with(worker, $1) AND lease_until >= now() RETURNING job_id::text
+
+-- name: clock
+-- The time of the database.
+SELECT clock_timestamp() AS now
+
+-- name: embedded_by
+-- The entities of jobs that a process was the last to claim, with a vector that was written since some time.
+-- $1 process, $2 space, $3 time
+SELECT j.job_id::text AS job_id, v.entity_type, v.id, v.error
+FROM {schema}.embedding_jobs AS j
+CROSS JOIN LATERAL unnest(j.entity_types, j.ids) AS m (entity_type, id)
+JOIN {schema}.embeddings AS v ON v.space = $2 AND v.entity_type = m.entity_type AND v.id = m.id
+WHERE j.space = $2 AND j.state IN ('running', 'done') AND starts_with(j.worker, $1)
+    AND v.embedded_at >= $3::timestamptz
+ORDER BY v.entity_type, v.id
+
 -- name: hashes
 -- The hashes of the keys that are stored. $1 entity_types, $2 ids
 SELECT t.position::int4 - 1 AS position, e.content_hash, e.metadata_hash
