@@ -1,4 +1,4 @@
-"""The same calls as tasks and actors of Ray; needs ``pip install 'entityframes[ray]'``.
+"""The same calls as tasks and actors of Ray; needs the package ``ray``.
 
 Import it as ``import entityframes.ray``; ``import entityframes`` imports nothing of Ray.
 """
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 try:
     import ray  # noqa: F401
 except ImportError as error:
-    raise ImportError("entityframes.ray needs Ray: pip install 'entityframes[ray]'") from error
+    raise ImportError("entityframes.ray needs Ray: pip install ray") from error
 
 from entityframes.ray.upsert import upsert
 

@@ -18,7 +18,7 @@ CLUSTER = {"object_store_memory": 200 << 20, "include_dashboard": False, "log_to
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A cluster of two CPUs, for all tests of a module."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'entityframes[ray]'")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
     # A token is for clusters that others can reach.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     # A short path, because it contains sockets.

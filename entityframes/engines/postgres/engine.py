@@ -20,8 +20,9 @@ import polars as pl
 from entityframes.engines import migrations, predicates
 from entityframes.engines.base import FORMAT, check_format
 from entityframes.engines.batch import Batch, retry_all
+from entityframes.engines.postgres import citus
 from entityframes.engines.postgres.database import PostgresDatabase
-from entityframes.engines.postgres.errors import REKEYED, UNIQUE_VIOLATION, committed
+from entityframes.engines.postgres.errors import INTERNAL, REKEYED, UNIQUE_VIOLATION, committed
 from entityframes.engines.postgres.probe import FEW_TYPES, by_type, probe
 from entityframes.engines.postgres.session import Session
 from entityframes.engines.rules import with_rules
@@ -71,6 +72,7 @@ class PostgresEngine:
         self._seen: WeakKeyDictionary[Interrupt, _Seen] = WeakKeyDictionary()
         try:
             with database.session() as session:
+                database.statements.set(created=database.created)
                 self._migrate(session)
                 database.opened(session)
         except ConnectError:
@@ -347,8 +349,9 @@ class PostgresEngine:
         """Write with new rows copied directly into the table; None if one of them already exists."""
         try:
             return self._write(session, rows, changed, batch, copied=pl.col("created"))
-        except RowError as error:
-            if error.sqlstate != UNIQUE_VIOLATION:
+        except (RowError, PermanentError) as error:
+            # Citus reports a rejected row of a COPY as an internal error.
+            if error.sqlstate not in (UNIQUE_VIOLATION, INTERNAL):
                 raise
             session.rollback()
             return None
@@ -517,6 +520,8 @@ class PostgresEngine:
             check_format(self.database, version)
             if version == 0 and not session.query("schema_exists", self.database.namespace).item():
                 session.execute("create_schema")
+            if version == 0 and self.database.has_citus:
+                citus.edit_migrations(self.database.statements)
             for step in range(version + 1, FORMAT + 1):
                 if version and step == migrations.REPAIRED_AT + 1:
                     self._repair(session)
