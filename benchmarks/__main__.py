@@ -9,7 +9,7 @@ import click
 
 from benchmarks.measure import Measurements
 
-NAMES = ("n_plus_one", "upsert", "table", "lookup", "embed", "scale", "directory", "costs", "guard")
+NAMES = ("n_plus_one", "upsert", "table", "lookup", "embed", "scale", "scale_out", "directory", "costs", "guard")
 
 
 @click.command()
@@ -25,7 +25,7 @@ def main(
     name: str, rows: tuple[int, ...], repeat: int, latency_ms: tuple[float, ...], postgres: str | None,
     only: str | None, seed: int, out: Path,
 ) -> None:  # fmt: skip
-    """Run benchmark NAME: n_plus_one, upsert, table, lookup, embed, scale, directory, costs or guard (ratios)."""
+    """Run benchmark NAME: n_plus_one, upsert, table, lookup, embed, scale, scale_out, directory, costs or guard."""
     measurements = Measurements(name, seed)
     more = {"latencies": list(latency_ms)} if name == "n_plus_one" else {}
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -14,6 +14,9 @@ import pyarrow as pa
 from entityframes.errors import EntityFramesError
 from entityframes.results import UNRESOLVED, UPSERT_STATUSES, OutcomeLog, RunResult
 from entityframes.visible import visible
+
+#: The metadata of the schema of a table of outcomes.
+_FACTS = b"entityframes"
 
 #: The columns of `DistributedResult.partitions`.
 PARTITIONS = pl.Schema(
@@ -157,7 +160,7 @@ class Collector:
     def add(self, table: pa.Table, attempts: int = 1) -> None:
         """Add the outcomes of a partition that `upsert_partition` returned."""
         lines = pl.DataFrame(table)
-        facts = json.loads((table.schema.metadata or {}).get(b"entityframes", b"{}"))
+        facts = json.loads((table.schema.metadata or {}).get(_FACTS, b"{}"))
         counted = lines.drop_nulls("rows")
         for status, rows in counted.group_by("status").agg(pl.col("rows").sum()).iter_rows():
             self.counts[status] += rows
@@ -228,10 +231,11 @@ def combine(tables: Iterable[pa.Table]) -> DistributedResult:
 
     Args:
         tables: what `upsert_partition` returned for each partition; read one by one. Without the metadata of their
-            schema, which Spark drops, the columns ``seconds``, ``node`` and ``resumed`` of the partitions are null.
+            schema, which Spark drops, a table may have several partitions, the columns ``seconds``, ``node`` and
+            ``resumed`` of these are null, and the number of batches is 0.
 
     Returns:
-        DistributedResult.
+        DistributedResult, whose ``elapsed`` is the sum of the seconds of the partitions.
 
     Examples:
         >>> import uuid
@@ -244,5 +248,9 @@ def combine(tables: Iterable[pa.Table]) -> DistributedResult:
     """
     collector = Collector()
     for table in tables:
-        collector.add(table)
-    return collector.result()
+        whole = _FACTS in (table.schema.metadata or {})
+        parts = [table] if whole else pl.DataFrame(table).partition_by("partition", maintain_order=True)
+        for part in parts:
+            collector.add(part if whole else part.to_arrow())
+    result = collector.result()
+    return replace(result, elapsed=float(result.partitions["seconds"].sum()))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 import entityframes as ef
@@ -209,6 +210,39 @@ def test_the_address_from_the_environment(url: str, monkeypatch: pytest.MonkeyPa
     """Without an address, that of the process is used."""
     monkeypatch.setenv("ENTITYFRAMES_URL", url)
     assert counts(upsert_partition(notes(range(2)), run_id=RUN, partition="p")) == {"created": 2}
+
+
+def test_combine(url: str) -> None:
+    """The outcomes of partitions put together, also without the metadata of their schemas."""
+    bad = pl.DataFrame({"entity_type": ["note"], "id": [None], "content": ["x"]}, schema=notes(range(0)).schema)
+    tables = [
+        upsert_partition(pl.concat([notes(range(3)), bad]), url, run_id=RUN, partition="a"),
+        upsert_partition(notes(range(3, 5)), url, run_id=RUN, partition="b"),
+        upsert_partition(lambda: 1 / 0, url, run_id=RUN, partition="c"),
+    ]
+    result = distributed.combine(tables)
+    assert {status: count for status, count in result.counts.items() if count} == {"created": 5, "failed": 1}
+    assert result.run_id == RUN
+    assert result.batches == 2
+    assert result.partitions.select("partition", "rows", "attempts", "resumed").rows() == [
+        ("a", 4, 1, 0), ("b", 2, 1, 0), ("c", None, 1, 0),
+    ]  # fmt: skip
+    assert result.outcomes.select("partition", "row", "status", "rule").rows() == [
+        ("a", 3, "failed", "null_key"), ("c", None, "failed", "source"),
+    ]  # fmt: skip
+    assert not result.ok
+    with pytest.raises(ef.EntityFramesError, match="1 of 3 partitions not read to their end; first: c: ZeroDivision"):
+        result.raise_for_failures()
+    with pytest.raises(ef.EntityFramesError, match=r"1 failed of 6 rows: row 3 \(a/note/\): id is null"):
+        distributed.combine(tables[:2]).raise_for_failures()
+    assert "1 of 3 partitions" in repr(result)
+    assert "3 partitions" in result._repr_html_()
+    assert result.to_dict()["partitions_with_errors"] == 1
+    merged = pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
+    again = distributed.combine([merged])
+    assert again.counts == result.counts
+    assert again.partitions.select("partition", "rows").equals(result.partitions.select("partition", "rows"))
+    assert distributed.combine([]).rows == 0
 
 
 def test_partitions_of_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
