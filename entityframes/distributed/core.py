@@ -85,17 +85,17 @@ class Entities:
     def __post_init__(self) -> None:
         self._options()
 
-    def _options(self) -> Options:
+    def _options(self, *, initial: bool = False) -> Options:
         return Options(
             absent=self.absent, nulls=self.nulls, embed=self.embed, on_duplicate=self.on_duplicate,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size, initial=initial,
         )  # fmt: skip
 
     def _open(self, location: Location) -> Engine:
         return open_engine(location, self.namespace, 1)
 
-    def _upsert(self, engine: Engine, run_id: str, ids: PartitionIds) -> Upsert:
-        return entity_upsert(engine, self._options(), Interrupt(), run_id=run_id, new_id=ids)
+    def _upsert(self, engine: Engine, run_id: str, ids: PartitionIds, *, initial: bool) -> Upsert:
+        return entity_upsert(engine, self._options(initial=initial), Interrupt(), run_id=run_id, new_id=ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ class Rows:
     def _open(self, location: Location) -> TableEngine:
         return open_tables(location, 1)
 
-    def _upsert(self, engine: TableEngine, run_id: str, ids: PartitionIds) -> Upsert:
+    def _upsert(self, engine: TableEngine, run_id: str, ids: PartitionIds, *, initial: bool) -> Upsert:
         names = [self.key] if isinstance(self.key, str) else None if self.key is None else list(self.key)
         relation = keyed(engine, engine.describe(self.table), names)
         return table_upsert(engine, relation, self._options(), Interrupt(), run_id=run_id)
@@ -197,6 +197,7 @@ def upsert_partition(
     partition: str,
     transform: Callable[[pl.LazyFrame], Any] | None = None,
     outcomes: Detail = "unresolved",
+    initial: bool = False,
 ) -> pa.Table:
     """Write one partition of a run, such as a file, in this process, one batch after the other.
 
@@ -222,6 +223,8 @@ def upsert_partition(
             frame that was given.
         outcomes: "unresolved" has a line for each row that is in conflict, failed, cancelled or unknown, and one line
             for all rows of each other status; "all" has a line for each row.
+        initial: whether the store had no entities when the run began, so that rows are copied without a comparison
+            before. If some are stored after all, this takes more time, and the result is the same.
 
     Returns:
         ``partition`` string, ``row`` uint32 (position in the partition, null for a line that counts rows), the columns
@@ -267,7 +270,7 @@ def upsert_partition(
     engine = _connections.engine(parse_url(url() if callable(url) else url), target)
     run, failure, resumed = None, None, 0
     try:
-        run = target._upsert(engine, run_id, ids)
+        run = target._upsert(engine, run_id, ids, initial=initial)
         given = sources.opened(read(source, transform))
         run.execute(given, Reporter(False, what="upsert"), _connections.threads.submit)
     except (TransientError, ConnectError, MemoryError):
@@ -289,7 +292,7 @@ def upsert_partition(
         "node": socket.gethostname(),
         "pid": os.getpid(),
     }
-    lines = _lines(partition, result, failure, outcomes)
+    lines = _lines(partition, run, result, failure, outcomes)
     return lines.to_arrow().replace_schema_metadata({"entityframes": json.dumps(facts)})
 
 
@@ -315,19 +318,19 @@ def _credit_earlier(run: Upsert, engine: Engine, ids: PartitionIds) -> int:
     Returns:
         The number of batches of these attempts.
     """
-    outcomes = run.result().outcomes
-    if not outcomes.filter(pl.col("status") == "unchanged").height:
+    if not run.counts["unchanged"]:
         return 0
-    own = outcomes["batch_id"].drop_nulls().unique().to_list()
-    earlier = set(engine.batches_between(*ids.range)).difference(own)
+    recorded = engine.batches_between(*ids.range)
+    earlier = set(recorded).difference(run.written() if recorded else ())
     if not earlier:
         return 0
+    outcomes = run.result().outcomes
     # Of a key that is there twice, the first row was written.
     rows = outcomes.filter(pl.col("status") == "unchanged").unique(KEY, keep="first", maintain_order=True)
     written = pl.concat(
-        piece["row"].to_frame().with_row_index("position").join(found, on="position").drop("position")
+        found.with_columns(piece["row"].gather(found["position"])).drop("position")
         for piece in rows.iter_slices(engine.database.lookup_rows)
-        if (found := engine.written_between(piece, *ids.range)) is not None
+        for found in [engine.written_between(piece, *ids.range)]
     )
     written = written.filter(pl.col("batch_id").is_in(pl.Series(list(earlier)).implode())).rename({"batch_id": "by"})
 
@@ -344,29 +347,34 @@ def _credit_earlier(run: Upsert, engine: Engine, ids: PartitionIds) -> int:
     return len(earlier)
 
 
-def _lines(partition: str, result: UpsertResult | None, failure: BaseException | None, detail: Detail) -> pl.DataFrame:
+def _lines(
+    partition: str, run: Upsert | None, result: UpsertResult | None, failure: BaseException | None, detail: Detail
+) -> pl.DataFrame:
     """The table of outcomes of a partition."""
-    outcomes = result.outcomes if result else pl.DataFrame(schema=dict.fromkeys(("row", *KEY), pl.String))
     every = [*_ended(result, failure)] if failure is not None else []
-    names = outcomes.columns
-    key = names[names.index("row") + 1 : names.index("status")] if result else list(KEY)
+    given = run.outcome_schema if run else dict.fromkeys(("row", *KEY, "status"), pl.String())
+    names = list(given)
+    key = names[names.index("row") + 1 : names.index("status")]
     own = {name: f"key.{name}" for name in key if name in _ADDED}
     texts = dict.fromkeys(("batch_id", "error_kind", "rule", "error", "sqlstate"), pl.String())
-    keys = {own.get(name, name): outcomes.schema[name] for name in key}
+    keys = {own.get(name, name): given[name] for name in key}
     schema: dict[str, pl.DataType] = {"partition": pl.String(), "row": pl.UInt32(), **keys}
     schema |= {"status": pl.String(), "rows": pl.Int64(), **texts}
     if result:
-        single = outcomes if detail == "all" else outcomes.filter(pl.col("status").cast(pl.String).is_in(UNRESOLVED))
-        every.insert(0, single.rename(own).with_columns(pl.lit(1).alias("rows")))
+        if detail == "all" or not result.ok:
+            single = result.outcomes
+            if detail != "all":
+                single = single.filter(pl.col("status").cast(pl.String).is_in(UNRESOLVED))
+            every.insert(0, single.rename(own).with_columns(pl.lit(1).alias("rows")))
         if detail == "unresolved":
             counted = [(status, n) for status, n in result.counts.items() if n and status not in UNRESOLVED]
-            every.insert(1, pl.DataFrame(counted, schema=["status", "rows"], orient="row"))
+            every.insert(0 if result.ok else 1, pl.DataFrame(counted, schema=["status", "rows"], orient="row"))
     none = pl.DataFrame(schema=schema)
-    given = (
+    selected = (
         frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items() if name in frame.columns)
         for frame in every
     )
-    return pl.concat([none, *given], how="diagonal").with_columns(pl.lit(partition).alias("partition"))
+    return pl.concat([none, *selected], how="diagonal").with_columns(pl.lit(partition).alias("partition"))
 
 
 def unresolved(table: pa.Table) -> pa.Table:

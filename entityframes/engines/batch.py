@@ -64,6 +64,9 @@ class Batch:
     #: Whether the rows may lack stored fields, so that no entity may be overwritten.
     only_new: bool = False
 
+    #: Whether the rows are probably new, so that they are copied before they are compared with stored entities.
+    initial: bool = False
+
     @property
     def guarded(self) -> bool:
         """Whether to check, before a row without expected hashes overwrites an entity, that no stored field is lost."""

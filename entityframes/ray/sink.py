@@ -63,12 +63,12 @@ class EntitySink(Datasink[pa.Table]):
     ) -> None:
         address.check(url)
         self._url, self._target, self._transform, self._retries = url, target or Entities(), transform, retries
-        self._run_id = str(uuid.uuid4())
+        self._run_id, self._initial = str(uuid.uuid4()), False
         self.result: DistributedResult | None = None
 
     def on_write_start(self, schema: pa.Schema | None = None) -> None:
         """Open the database once, before any task does."""
-        check_target(self._url, self._target)
+        self._initial = check_target(self._url, self._target)
         self._run_id = str(uuid.uuid4())
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> pa.Table:
@@ -90,6 +90,7 @@ class EntitySink(Datasink[pa.Table]):
                     run_id=self._run_id,
                     partition=partition,
                     transform=self._transform,
+                    initial=self._initial and attempt == 0,
                 )
             except (TransientError, ConnectError):
                 if attempt == self._retries:

@@ -48,6 +48,8 @@ class _Work:
     target: Entities | Rows
     run_id: str
     transform: Callable[[pl.LazyFrame], Any] | None
+    #: Whether the store had no entities when the run began.
+    initial: bool
     #: Whether the outcomes of all rows are wanted.
     every: bool
     #: The folder for Parquet files with them, or None.
@@ -55,7 +57,7 @@ class _Work:
 
 
 @ray.remote(max_retries=0)
-def _write(work: _Work, partition: str, number: int, source: Any) -> pa.Table:
+def _write(work: _Work, partition: str, number: int, attempt: int, source: Any) -> pa.Table:
     """Write a partition; the result has a line for each unresolved row."""
     try:
         table = upsert_partition(
@@ -66,6 +68,7 @@ def _write(work: _Work, partition: str, number: int, source: Any) -> pa.Table:
             partition=partition,
             transform=work.transform,
             outcomes="all" if work.every or work.folder else "unresolved",
+            initial=work.initial and attempt == 1,
         )
         if work.folder is None:
             return table
@@ -166,23 +169,30 @@ def upsert(
     given = partitions(source)
     address.check(url)
     target = target or Entities()
-    check_target(url, target)
+    initial = check_target(url, target)
     folder = None if outcomes in ("unresolved", "all") else located(outcomes)
-    work = _Work(url, target, str(uuid.uuid4()), transform, outcomes == "all", folder)
+    work = _Work(url, target, str(uuid.uuid4()), transform, initial, outcomes == "all", folder)
     run = _Run(work, given, connections, retries)
     with Reporter(progress, len(given), what="upsert", unit="partitions") as reporter:
         return run.execute(reporter, cancel)
 
 
-def check_target(url: RemoteAddress, target: Entities | Rows) -> None:
-    """Open the database once, so that it is created or migrated once, and an error is raised before any task starts."""
+def check_target(url: RemoteAddress, target: Entities | Rows) -> bool:
+    """Open the database once, so that it is created or migrated once, and an error is raised before any task starts.
+
+    Returns:
+        Whether it is a store without entities.
+    """
     location = parse_url(url() if callable(url) else url)
     if isinstance(target, Rows):
-        open_table(
-            location, target.table, target.key if isinstance(target.key, str | None) else list(target.key)
-        ).close()
-    else:
-        target._open(location).database.close()
+        key = target.key if isinstance(target.key, str | None) else list(target.key)
+        open_table(location, target.table, key).close()
+        return False
+    engine = target._open(location)
+    try:
+        return all(piece.is_empty() for piece in engine.select(["id"], None, None, 1))
+    finally:
+        engine.database.close()
 
 
 class _Run:
@@ -228,7 +238,7 @@ class _Run:
                 continue
             task.attempts += 1
             write = _write.options(name=f"upsert {task.partition}")
-            self._running[write.remote(self._work, task.partition, task.number, task.source)] = task
+            self._running[write.remote(self._work, task.partition, task.number, task.attempts, task.source)] = task
 
     def _collect(self, seconds: float, reporter: Reporter | None = None) -> None:
         """Wait for tasks to end, at most for some seconds, and collect their results."""

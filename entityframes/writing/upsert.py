@@ -72,6 +72,15 @@ class Upsert:
         """Add outcomes that are not those of rows of the source, such as deletions."""
         self._run.log.append(outcomes)
 
+    @property
+    def outcome_schema(self) -> pl.Schema:
+        """The columns and dtypes of the outcomes."""
+        return self._run.log.schema
+
+    def written(self) -> list[str]:
+        """The ids of the batches that have written rows so far."""
+        return self._run.log.written()
+
     def amend(self, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
         """Correct outcomes with what is known once all rows are written; see `OutcomeLog.amend`."""
         self._run.log.amend(change)

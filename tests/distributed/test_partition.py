@@ -181,6 +181,19 @@ def test_another_attempt_has_the_same_counts(url: str) -> None:
         assert store.verify().is_empty()
 
 
+def test_a_store_that_is_not_empty_after_all(url: str) -> None:
+    """With `initial` rows are copied first; if some are stored, the outcomes are those of any other call."""
+    both = pl.concat([notes(range(4_000)), notes(range(4_000, 5_000), "new")])
+    with ef.connect(url) as store:
+        store.upsert(notes(range(4_500)).with_columns(metadata=pl.struct(year=pl.lit(1950))))
+    table = upsert_partition(both, url, run_id=RUN, partition="p", initial=True)
+    assert counts(table) == {"created": 500, "unchanged": 4_000, "updated": 500}
+    distributed.close()
+    with ef.connect(url) as store:
+        assert store.read("note")["year"].null_count() == 500
+        assert store.verify().is_empty()
+
+
 def test_a_key_that_is_there_twice_was_created_once(url: str) -> None:
     """Of equal rows of a stream the first one is credited with what an earlier attempt wrote."""
     twice = pl.concat([notes(range(5)), notes(range(5))])

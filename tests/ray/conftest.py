@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import entityframes as ef
+from tests.faults.conftest import database, own_databases, own_server  # noqa: F401
 
 #: A store of 200 MB for objects is enough for these tests.
 CLUSTER = {"object_store_memory": 200 << 20, "include_dashboard": False, "log_to_driver": False}

@@ -332,6 +332,8 @@ class PostgresEngine:
 
     def _likely_new(self, session: Session, rows: pl.DataFrame, batch: Batch) -> bool:
         """Whether the types of these rows had no entities when the run started, so that a probe can be skipped."""
+        if batch.initial:
+            return True
         entity_types = rows["entity_type"].unique().to_list()
         if len(entity_types) > FEW_TYPES:
             return False
