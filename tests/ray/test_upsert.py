@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +195,6 @@ def test_cancel(upsert: Any, store_url: str, tmp_path: Path) -> None:
     started = str(tmp_path / "started")
 
     def endless() -> Any:
-        import time
-
         open(started, "w").close()
         while True:
             yield notes(range(10))
@@ -212,6 +212,39 @@ def test_cancel(upsert: Any, store_url: str, tmp_path: Path) -> None:
     assert not result.ok
     assert result.outcomes["status"].to_list() == ["cancelled", "cancelled"], result.outcomes.to_dicts()
     assert result.partitions["attempts"].to_list() == [1, 0]
+
+
+def test_ctrl_c(upsert: Any, store_url: str, tmp_path: Path) -> None:
+    """The exception has the counts and the result; nothing is written afterwards."""
+    started = str(tmp_path / "started")
+
+    def endless() -> Any:
+        for number in itertools.count():
+            yield notes(range(10 * number, 10 * number + 10))
+            if number == 3:
+                open(started, "w").close()
+            time.sleep(0.05)
+
+    def press() -> None:
+        wait_until(lambda: os.path.exists(started), "the endless partition to begin")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        upsert([notes(range(1_000_000, 1_000_003)), endless], store_url, target=Entities(batch_size=10), connections=1)
+    thread.join()
+    assert "Before that: 3 created. Run the same call again" in caught.value.__notes__[0]
+    assert counted(caught.value.result) == {"created": 3}
+    assert caught.value.result.partitions["error"].to_list() == [
+        None,
+        "the run was stopped: the batch in flight was rolled back, earlier ones are kept",
+    ]
+    with ef.connect(store_url) as store:
+        stored = store.count("note")
+        assert stored >= 23
+        time.sleep(0.5)
+        assert store.count("note") == stored
 
 
 def test_what_is_refused_before_anything_starts(upsert: Any, store_url: str, tmp_path: Path) -> None:
