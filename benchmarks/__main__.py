@@ -16,6 +16,7 @@ NAMES = (
     "lookup",
     "embed",
     "scale",
+    "scale_out",
     "directory",
     "costs",
     "passages",
@@ -41,8 +42,8 @@ def main(
 ) -> None:  # fmt: skip
     """Run benchmark NAME.
 
-    n_plus_one, upsert, table, lookup, embed, scale, directory, costs, passages (with FOLDERS of documentation), search,
-    interrupt (the button of a notebook) or guard (ratios).
+    n_plus_one, upsert, table, lookup, embed, scale, scale_out, directory, costs, passages (with FOLDERS of
+    documentation), search, interrupt (the button of a notebook) or guard (ratios).
     """
     measurements = Measurements(name, seed)
     more = {"n_plus_one": {"latencies": list(latency_ms)}, "passages": {"folders": folders}}.get(name, {})

@@ -19,7 +19,7 @@ OURS = "entityframes"
 
 _VERSIONS = (
     "entityframes", "polars", "pyarrow", "duckdb", "adbc-driver-postgresql", "psycopg", "sqlalchemy", "pangres", "dlt",
-    "sqlite-utils", "cocoindex", "dbmerge",
+    "sqlite-utils", "cocoindex", "dbmerge", "ray",
 )  # fmt: skip
 
 #: Defaults of optional columns.

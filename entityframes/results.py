@@ -118,7 +118,8 @@ class OutcomeLog:
     def __init__(
         self, statuses: tuple[str, ...] = UPSERT_STATUSES, keep: int = 100_000, schema: pl.Schema | None = None
     ) -> None:
-        self._schema = schema or outcome_schema(statuses)
+        #: The columns and dtypes of the outcomes.
+        self.schema = schema or outcome_schema(statuses)
         self._keep = keep
         self._frames: list[pl.DataFrame] = []
         self._held = 0
@@ -134,8 +135,7 @@ class OutcomeLog:
         """Add outcomes, in any order."""
         if frame.is_empty():
             return
-        for status, rows in frame["status"].cast(pl.String).value_counts().iter_rows():
-            self.counts[status] += rows
+        self._count(frame, 1)
         self.inputs.resolve(frame)
         self._frames.append(frame)
         self._held += frame.height
@@ -162,23 +162,33 @@ class OutcomeLog:
 
         def correct(frame: pl.DataFrame) -> pl.DataFrame:
             nonlocal corrected
-            found = frame.filter(affected)
-            corrected += found.height
-            for old, rows in found["status"].cast(pl.String).value_counts().iter_rows():
-                self.counts[old] -= rows
-                self.counts[status or old] += rows
+            corrected += frame.select(affected.sum()).item()
             return frame.with_columns(
                 pl.when(affected).then(pl.lit(value)).otherwise(pl.col(name)).cast(frame.schema[name]).alias(name)
                 for name, value in new.items()
                 if name in frame.columns
             )
 
-        self._frames = [correct(frame) for frame in self._frames]
+        self.amend(correct)
+        return corrected
+
+    def amend(self, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+        """Replace the outcomes by what a function makes of them; it is called for each piece of them, in any order."""
+        self._frames = [self._amended(frame, change) for frame in self._frames]
         for path in self._files:
             # Replace the file, as frames returned earlier may still be memory-mapped from the old one.
-            correct(pl.read_ipc(path)).write_ipc(fresh := path.with_suffix(".new"), compression="lz4")
+            self._amended(pl.read_ipc(path), change).write_ipc(fresh := path.with_suffix(".new"), compression="lz4")
             fresh.replace(path)
-        return corrected
+
+    def _amended(self, frame: pl.DataFrame, change: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
+        self._count(frame, -1)
+        changed = change(frame)
+        self._count(changed, 1)
+        return changed
+
+    def _count(self, frame: pl.DataFrame, sign: int) -> None:
+        for status, rows in frame["status"].cast(pl.String).value_counts().iter_rows():
+            self.counts[status] += sign * rows
 
     def _pieces(self) -> Iterator[pl.DataFrame]:
         yield from self._frames
@@ -189,7 +199,7 @@ class OutcomeLog:
         forks.check()
         spilled = [pl.read_ipc(path) for path in self._files]
         frames = [*spilled, *self._frames]
-        return pl.concat(frames).sort("row", nulls_last=True) if frames else pl.DataFrame(schema=self._schema)
+        return pl.concat(frames).sort("row", nulls_last=True) if frames else pl.DataFrame(schema=self.schema)
 
     def _spill(self) -> None:
         if self._folder is None:

@@ -156,7 +156,7 @@ class Table:
         self.last_result: RunResult | None = None
 
     def _described(self) -> Relation:
-        return _keyed(self._engine, self._engine.describe(self._name), self._key)
+        return keyed(self._engine, self._engine.describe(self._name), self._key)
 
     @property
     def name(self) -> str:
@@ -722,7 +722,7 @@ class Table:
         return usable_keys(self._relation, keys)
 
 
-def _keyed(engine: TableEngine, relation: Relation, key: list[str] | None) -> Relation:
+def keyed(engine: TableEngine, relation: Relation, key: list[str] | None) -> Relation:
     """A table with its key.
 
     Raises:

@@ -88,7 +88,9 @@ def test_progress_of_the_benchmark() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["upsert", "lookup", "n_plus_one", "embed", "scale", "directory", "guard"])
+@pytest.mark.parametrize(
+    "name", ["upsert", "lookup", "n_plus_one", "embed", "scale", "scale_out", "directory", "guard"]
+)
 def test_benchmarks_run(name: str, tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own contestants and the limits, at a small size, with all that a run writes; the others need an extra."""
     from benchmarks.__main__ import main

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 import entityframes as ef
-from entityframes import embedding
+from entityframes import distributed, embedding
 from entityframes.directory.plan import SyncPlan
 
 NOTES = pl.DataFrame(
@@ -26,7 +26,7 @@ NOTES = pl.DataFrame(
 
 def public_objects() -> dict[str, Any]:
     """Functions and classes by name, and the methods and properties that a class defines itself."""
-    found = {name: getattr(module, name) for module in (ef, embedding) for name in module.__all__}
+    found = {name: getattr(module, name) for module in (ef, embedding, distributed) for name in module.__all__}
     # What a method returns that cannot be made otherwise.
     found["SyncPlan"] = SyncPlan
     for name, thing in list(found.items()):

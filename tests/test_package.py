@@ -29,8 +29,8 @@ LAYERS = [
     {"embedding"},
     {"tables"},
     {"store"},
-    {"directory", "bench"},
-    {"cli"},
+    {"directory", "bench", "distributed"},
+    {"cli", "ray"},
     {"__init__", "__main__"},
 ]
 
@@ -43,7 +43,7 @@ def test_public_names() -> None:
         assert getattr(ef, name).__doc__
 
 
-@pytest.mark.parametrize("module", ["entityframes", "entityframes.embedding"])
+@pytest.mark.parametrize("module", ["entityframes", "entityframes.embedding", "entityframes.distributed"])
 def test_completion_offers_public_names_only(module: str) -> None:
     """Names that are loaded later are offered too; modules and what a module imports are not."""
     script = (
@@ -83,6 +83,7 @@ def test_import_is_light() -> None:
         "pyarrow",
         "tqdm",
         "pandas",
+        "ray",
     )
     script = f"import sys, entityframes; print(*[name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)

@@ -106,9 +106,11 @@ class EmbedOptions:
     lease: float = LEASE
     #: Called with the error of the embedder before each wait.
     delayed: Callable[[str], None] = lambda error: None
+    #: How many jobs each worker processes at most, of those that it can claim at once; None: until none is left.
+    jobs: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "workers", "max_attempts"):
+        for name in ("batch_size", "workers", "max_attempts", "jobs"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
@@ -374,15 +376,16 @@ class EmbedRun:
         worker = Worker(f"{process}{next(_numbers)}", process, self._options.lease)
         writer = _Writer()
         try:
-            idle = 0
-            while not self._stopping.is_set():
+            idle = processed = 0
+            while not self._stopping.is_set() and processed != self._options.jobs:
                 job = self._claimed(worker)
                 if job is not None:
                     idle = 0
+                    processed += 1
                     self._process(job, writer)
                     continue
                 writer.wait()
-                if not self._engine.embedding.open_jobs(self._space):
+                if self._options.jobs is not None or not self._engine.embedding.open_jobs(self._space):
                     break
                 # Other workers hold jobs: wait until these are finished, or until the leases expire.
                 self._stopping.wait(min(POLL[0] * 2**idle, POLL[1]))

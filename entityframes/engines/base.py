@@ -74,6 +74,16 @@ class Engine(Protocol):
     def not_recorded(self, batch_ids: list[str]) -> list[str]:
         """The given batches that are not in the ledger."""
 
+    def batches_between(self, first: str, last: str) -> list[str]:
+        """The batches in the ledger whose id is in a range, of which both ends are part."""
+
+    def written_between(self, keys: pl.DataFrame, first: str, last: str) -> pl.DataFrame:
+        """The stored keys that were last written by such a batch.
+
+        Returns:
+            position, batch_id String, created Boolean (whether the batch created the entity).
+        """
+
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         """position, content_hash and metadata_hash (Binary) of each key that is stored."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
@@ -182,6 +183,28 @@ class EmbeddingEngine(Protocol):
         """Claim the oldest job that is pending, or whose lease has expired.
 
         A job without a space is assigned to this space, with a copy for every other space.
+        """
+
+    def split_jobs(self, space: str, rows: int) -> int:
+        """Split pending jobs with more keys than `rows`, so that more workers share them; returns how many were split.
+
+        On DuckDB nothing is split: its workers are threads of one process.
+        """
+
+    def give_back(self, process: str) -> int:
+        """Let the leases of a process that has died expire now, for others to claim; returns the number of its jobs.
+
+        On DuckDB there are none: its workers have died with the process that could call this.
+        """
+
+    def now(self) -> datetime:
+        """The time of the database."""
+
+    def embedded_by(self, process: str, space: str, since: datetime) -> pl.DataFrame:
+        """The entities of jobs that a process was the last to claim, with a vector that was written since some time.
+
+        Returns:
+            job_id, entity_type, id, error (String, of a text that cannot be embedded).
         """
 
     def members(self, job: Job, metadata: bool) -> pl.DataFrame:

@@ -88,6 +88,7 @@ class Statements:
     ) -> None:
         self._engine, self._files, self._catalog = engine, tuple(files), catalog
         self._texts: dict[str, str] = {}
+        self._values: dict[str, str] = {}
         if namespace is None:
             self._load()
         else:
@@ -108,6 +109,16 @@ class Statements:
                 self._texts[name] = body.replace("{schema}", schema)
         for number, body in _migrations(self._engine).items():
             self._texts[f"migrate_{number}"] = body.replace("{schema}", schema)
+        self._substitute()
+
+    def set(self, **values: str) -> None:
+        """Substitute text for placeholders in all statements, also after `use`."""
+        self._values |= values
+        self._substitute()
+
+    def _substitute(self) -> None:
+        for placeholder, value in self._values.items():
+            self._texts = {name: text.replace(f"{{{placeholder}}}", value) for name, text in self._texts.items()}
 
     def __getitem__(self, name: str) -> str:
         return self._texts[name]

@@ -44,6 +44,8 @@ class Options(RunOptions):
     expected_metadata_hash: str | None = None
     #: What happens to stored content and metadata fields that a frame does not have.
     absent: Absent = "keep"
+    #: Whether the store had no entities when the run began of which this call is a part.
+    initial: bool = False
 
     @property
     def expected(self) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import polars as pl
 
+from entityframes.engines.batch import random_id
 from entityframes.engines.database import Recorder
 from entityframes.errors import ConnectionLostError, EntityFramesError
 from entityframes.interrupt import CtrlC, Interrupt
@@ -45,6 +46,7 @@ class Run:
         outcomes: builds the outcomes of the rows.
         concurrency: how many batches are processed concurrently; None for the default of the engine.
         run_id: the id of the call that the run is a part of; None for one of its own.
+        new_id: makes the ids of its batches.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class Run:
         *,
         concurrency: int | None = None,
         run_id: str | None = None,
+        new_id: Callable[[], str] = random_id,
     ) -> None:
         self.run_id = run_id or str(uuid.uuid4())
+        self.new_id = new_id
         self.interrupt = interrupt
         self.outcomes = outcomes
         self.log = outcomes.log()

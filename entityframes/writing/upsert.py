@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import polars as pl
 
+from entityframes.engines.batch import random_id
 from entityframes.engines.database import Recorder
 from entityframes.errors import DuplicateError, EntityFramesError, SchemaError
 from entityframes.frames.records import Records, Whole
@@ -36,7 +37,7 @@ class Upsert:
         interrupt: stops the run.
         outcomes: builds the outcomes of the rows.
         target: makes the target of the run.
-        run_id: as for `Run`.
+        run_id, new_id: as for `Run`.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class Upsert:
         outcomes: Outcomes,
         target: Callable[[Run], Target],
         run_id: str | None = None,
+        new_id: Callable[[], str] = random_id,
     ) -> None:
         self._engine, self._options, self._interrupt = engine, options, interrupt
-        self._run = Run(engine, interrupt, outcomes, run_id=run_id)
+        self._run = Run(engine, interrupt, outcomes, run_id=run_id, new_id=new_id)
         self._target = target(self._run)
         self._superseded = Superseded(self._target.key, options.on_duplicate, self._target.comparable)
 
@@ -69,6 +71,19 @@ class Upsert:
     def add_outcomes(self, outcomes: pl.DataFrame) -> None:
         """Add outcomes that are not those of rows of the source, such as deletions."""
         self._run.log.append(outcomes)
+
+    @property
+    def outcome_schema(self) -> pl.Schema:
+        """The columns and dtypes of the outcomes."""
+        return self._run.log.schema
+
+    def written(self) -> list[str]:
+        """The ids of the batches that have written rows so far."""
+        return self._run.log.written()
+
+    def amend(self, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+        """Correct outcomes with what is known once all rows are written; see `OutcomeLog.amend`."""
+        self._run.log.amend(change)
 
     def execute(self, source: Source, reporter: Reporter, submit: Submit) -> None:
         """Write the rows of a source. `result` is complete even if an exception is raised.

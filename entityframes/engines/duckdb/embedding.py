@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,6 +122,19 @@ class DuckDBEmbedding:
             rescues = job["rescues"] + taken_over
             session.execute("claim", job["job_id"], space, worker.name, worker.lease, rescues)
         return Job(job["job_id"], space, job["fence"] + 1, job["attempts"], taken_over=taken_over)
+
+    def split_jobs(self, space: str, rows: int) -> int:
+        return 0
+
+    def give_back(self, process: str) -> int:
+        return 0
+
+    def now(self) -> datetime:
+        found: datetime = self._engine.read("clock").item()
+        return found
+
+    def embedded_by(self, process: str, space: str, since: datetime) -> pl.DataFrame:
+        return self._engine.read("embedded_by", process, space, since)
 
     def members(self, job: Job, metadata: bool) -> pl.DataFrame:
         column = "e.metadata::VARCHAR" if metadata else "NULL::VARCHAR"

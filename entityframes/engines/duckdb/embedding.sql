@@ -168,6 +168,24 @@ UPDATE {schema}.embedding_jobs SET state = 'running', space = $2, worker = $3, f
     lease_until = now() + to_milliseconds(($4 * 1000)::BIGINT), updated_at = now()
 WHERE job_id = $1::UUID
 
+-- name: clock
+-- The time of the database.
+SELECT now() AS now
+
+-- name: embedded_by
+-- The entities of jobs that a process was the last to claim, if all of their texts have a vector, and one of these was
+-- written since some time. $1 process, $2 space, $3 time
+WITH {done}
+SELECT j.job_id::VARCHAR AS job_id, p.entity_type, p.id, min(v.error) AS error
+FROM {schema}.embedding_jobs AS j
+JOIN {schema}.job_keys AS k ON k.job_id = j.keys_of
+JOIN done AS d ON d.space = $2 AND d.entity_type = k.entity_type AND d.id = k.id
+JOIN {schema}.passages AS p ON p.space = $2 AND p.entity_type = k.entity_type AND p.id = k.id
+JOIN {schema}.embeddings AS v ON v.space = $2 AND v.text_hash = p.text_hash
+WHERE j.space = $2 AND j.state IN ('running', 'done') AND starts_with(j.worker, $1)
+GROUP BY j.job_id, p.entity_type, p.id HAVING max(v.embedded_at) >= $3
+ORDER BY p.entity_type, p.id
+
 -- name: members
 -- The entities of a job that are still due, with their content, and whether they have passages, maybe of older content.
 -- The metadata only where it is used. Only the passages of these entities are looked up. $1 job, $2 space

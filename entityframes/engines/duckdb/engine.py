@@ -90,6 +90,14 @@ class DuckDBEngine:
     def not_recorded(self, batch_ids: list[str]) -> list[str]:
         return []
 
+    def batches_between(self, first: str, last: str) -> list[str]:
+        return self.database.read("batches_between", first, last)["batch_id"].to_list()
+
+    def written_between(self, keys: pl.DataFrame, first: str, last: str) -> pl.DataFrame:
+        with self.database.session() as session:
+            session.register_keys(keys)
+            return session.query("written_between", first, last)
+
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         with self.database.session() as session:
             session.register_keys(keys)

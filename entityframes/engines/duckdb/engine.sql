@@ -136,6 +136,16 @@ WHERE database_name = current_database() AND lower(schema_name) = lower($1) AND 
 -- Rows that a CHECK constraint rejects; the condition is the text of the constraint, as returned by the database.
 SELECT position FROM changed WHERE NOT coalesce({condition}, true)
 
+-- name: batches_between
+-- The batches in the ledger whose id is in a range. $1 first, $2 last
+SELECT batch_id::VARCHAR AS batch_id FROM {schema}.batches WHERE batch_id BETWEEN $1::UUID AND $2::UUID
+
+-- name: written_between
+-- The given keys that were last written by such a batch, and whether it created them. $1 first batch, $2 last batch
+WITH {found}
+SELECT position, batch_id::VARCHAR AS batch_id, created_at = updated_at AS created
+FROM found WHERE batch_id BETWEEN $1::UUID AND $2::UUID
+
 -- name: hashes
 -- The hashes of the keys that are stored, with their location and creation time.
 WITH {found} SELECT position, place, content_hash, metadata_hash, created_at FROM found

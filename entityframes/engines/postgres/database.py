@@ -18,6 +18,9 @@ from entityframes.errors import DatabaseError, PermanentError, StatementCancelle
 from entityframes.interrupt import Interrupt
 from entityframes.retry import retry
 
+#: The first version of PostgreSQL with RETURNING old.
+RETURNS_OLD = 180_000
+
 
 class PostgresDatabase:
     """A PostgreSQL database; each session borrows a separate connection from a pool.
@@ -53,6 +56,20 @@ class PostgresDatabase:
     @property
     def losses(self) -> int:
         return self._pool.losses
+
+    @property
+    def has_citus(self) -> bool:
+        """Whether the extension Citus is there, so that the schema of the store may be distributed."""
+        return self._pool.citus
+
+    @property
+    def created(self) -> str:
+        """SQL for whether an INSERT ... ON CONFLICT has inserted the entity that it returns, rather than updated it."""
+        if self._pool.version >= RETURNS_OLD:
+            return "old.id IS NULL"
+        # Citus returns no system columns. These times are those of the transactions that created and updated the
+        # entity, which are equal by accident only if both began in the same microsecond.
+        return "e.created_at = e.updated_at" if self._pool.citus else "xmax = 0"
 
     def opened(self, session: Session) -> None:
         """Remember that the first session was on a primary, so that a standby later means a lost connection."""

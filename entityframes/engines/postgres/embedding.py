@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -192,6 +193,21 @@ class PostgresEmbedding:
                 return None
             found = claimed.row(0, named=True)
             return Job(found["job_id"], space, found["fence"], found["attempts"], taken_over=found["taken_over"])
+
+    def split_jobs(self, space: str, rows: int) -> int:
+        with self._engine.session() as session:
+            return session.query("split_jobs", space, str(rows)).height
+
+    def give_back(self, process: str) -> int:
+        with self._engine.session() as session:
+            return session.query("give_back", process).height
+
+    def now(self) -> datetime:
+        found: datetime = self._engine.read("clock").item()
+        return found
+
+    def embedded_by(self, process: str, space: str, since: datetime) -> pl.DataFrame:
+        return self._engine.read("embedded_by", process, space, since.isoformat())
 
     def members(self, job: Job, metadata: bool) -> pl.DataFrame:
         column = "e.metadata::text" if metadata else "NULL::text"

@@ -217,6 +217,46 @@ SET state = 'running', space = $1, worker = $2, lease_until = now() + make_inter
 FROM next AS n WHERE j.job_id = n.job_id
 RETURNING j.job_id::text, j.fence, j.attempts, n.state = 'running' AS taken_over
 
+-- name: split_jobs
+-- Splits large pending jobs of a space or without a space; a job keeps its first keys. $1 space, $2 keys of a job
+WITH large AS (
+    SELECT job_id, batch_id, space, entity_types, ids, attempts, created_at FROM {schema}.embedding_jobs
+    WHERE state = 'pending' AND (space = $1 OR space IS NULL) AND cardinality(ids) > $2::int4
+    FOR UPDATE SKIP LOCKED
+), added AS (
+    INSERT INTO {schema}.embedding_jobs
+        (job_id, batch_id, space, entity_types, ids, attempts, created_at, updated_at)
+    SELECT gen_random_uuid(), batch_id, space, entity_types[low:low + $2::int4 - 1], ids[low:low + $2::int4 - 1],
+        attempts, created_at, now()
+    FROM large CROSS JOIN LATERAL generate_series($2::int4 + 1, cardinality(ids), $2::int4) AS s (low)
+)
+UPDATE {schema}.embedding_jobs AS j
+SET entity_types = j.entity_types[:$2::int4], ids = j.ids[:$2::int4], updated_at = now()
+FROM large AS l WHERE j.job_id = l.job_id RETURNING j.job_id::text
+
+-- name: give_back
+-- Lets the leases of a process that has died expire now. $1 process
+UPDATE {schema}.embedding_jobs SET lease_until = now() - interval '1 second'
+WHERE state = 'running' AND starts_with(worker, $1) AND lease_until >= now() RETURNING job_id::text
+
+-- name: clock
+-- The time of the database.
+SELECT clock_timestamp() AS now
+
+-- name: embedded_by
+-- The entities of jobs that a process was the last to claim, if all of their texts have a vector, and one of these was
+-- written since some time. $1 process, $2 space, $3 time
+WITH {done}
+SELECT j.job_id::text AS job_id, p.entity_type, p.id, min(v.error) AS error
+FROM {schema}.embedding_jobs AS j
+CROSS JOIN LATERAL unnest(j.entity_types, j.ids) AS m (entity_type, id)
+JOIN done AS d ON d.space = $2 AND d.entity_type = m.entity_type AND d.id = m.id
+JOIN {schema}.passages AS p ON p.space = $2 AND p.entity_type = m.entity_type AND p.id = m.id
+JOIN {schema}.embeddings AS v ON v.space = $2 AND v.text_hash = p.text_hash
+WHERE j.space = $2 AND j.state IN ('running', 'done') AND starts_with(j.worker, $1)
+GROUP BY j.job_id, p.entity_type, p.id HAVING max(v.embedded_at) >= $3::timestamptz
+ORDER BY p.entity_type, p.id
+
 -- name: members
 -- The entities of a job that are still due, with their content, and whether they have passages, maybe of older content.
 -- The metadata only where it is used. Sorts keys only, not content. $1 job, $2 space

@@ -21,8 +21,9 @@ from entityframes.engines import migrations, predicates
 from entityframes.engines.base import FORMAT, check_format
 from entityframes.engines.batch import Batch, retry_all
 from entityframes.engines.database import unopened
+from entityframes.engines.postgres import citus
 from entityframes.engines.postgres.database import PostgresDatabase
-from entityframes.engines.postgres.errors import REKEYED, UNIQUE_VIOLATION, committed
+from entityframes.engines.postgres.errors import INTERNAL, REKEYED, UNIQUE_VIOLATION, committed
 from entityframes.engines.postgres.probe import FEW_TYPES, by_type, probe
 from entityframes.engines.postgres.session import Session
 from entityframes.engines.rules import with_rules
@@ -72,6 +73,7 @@ class PostgresEngine:
         self._seen: WeakKeyDictionary[Interrupt, _Seen] = WeakKeyDictionary()
         try:
             with database.session() as session:
+                database.statements.set(created=database.created)
                 self._migrate(session)
                 database.opened(session)
         except ConnectError:
@@ -156,6 +158,12 @@ class PostgresEngine:
             session.check_primary()
             given = pl.Series(batch_ids, dtype=pl.String)
             return session.query("not_recorded", given)["batch_id"].to_list()
+
+    def batches_between(self, first: str, last: str) -> list[str]:
+        return self.database.read("batches_between", first, last)["batch_id"].to_list()
+
+    def written_between(self, keys: pl.DataFrame, first: str, last: str) -> pl.DataFrame:
+        return self.database.read("written_between", first, last, keys["entity_type"], keys["id"])
 
     def hashes(self, keys: pl.DataFrame) -> pl.DataFrame:
         return self.database.read("hashes", keys["entity_type"], keys["id"])
@@ -325,6 +333,8 @@ class PostgresEngine:
 
     def _likely_new(self, session: Session, rows: pl.DataFrame, batch: Batch) -> bool:
         """Whether the types of these rows had no entities when the run started, so that a probe can be skipped."""
+        if batch.initial:
+            return True
         entity_types = rows["entity_type"].unique().to_list()
         if len(entity_types) > FEW_TYPES:
             return False
@@ -342,8 +352,9 @@ class PostgresEngine:
         """Write with new rows copied directly into the table; None if one of them already exists."""
         try:
             return self._write(session, rows, changed, batch, copied=pl.col("created"))
-        except RowError as error:
-            if error.sqlstate != UNIQUE_VIOLATION:
+        except (RowError, PermanentError) as error:
+            # Citus reports a rejected row of a COPY as an internal error.
+            if error.sqlstate not in (UNIQUE_VIOLATION, INTERNAL):
                 raise
             session.rollback()
             return None
@@ -441,7 +452,7 @@ class PostgresEngine:
             again = pl.DataFrame({"position": skipped}).with_columns(again=pl.lit(True))
             return pl.concat([written, again], how="diagonal")
         rows = rows[skipped]
-        outcomes = self._each(session, rows, self._probe(session, rows), replace(batch, batch_id=str(uuid.uuid4())))
+        outcomes = self._each(session, rows, self._probe(session, rows), replace(batch, batch_id=batch.new_id()))
         position = skipped.gather(outcomes["position"])
         return pl.concat([written, outcomes.with_columns(position=position)], how="diagonal")
 
@@ -512,6 +523,8 @@ class PostgresEngine:
             check_format(self.database, version)
             if version == 0 and not session.query("schema_exists", self.database.namespace).item():
                 session.execute("create_schema")
+            if version == 0 and self.database.has_citus:
+                citus.edit_migrations(self.database.statements)
             for step in range(version + 1, FORMAT + 1):
                 if version and step == migrations.REPAIRED_AT + 1:
                     self._repair(session)

@@ -1,5 +1,5 @@
 -- The statements of the PostgreSQL engine. {schema} is the quoted namespace; names of parts in braces are replaced by
--- these.
+-- these. {created} is whether the statement has inserted the row that it returns, rather than updated it.
 
 -- part: ledger_and_job
 -- Adds the ledger row of a batch for the rows in written, and an embedding job if any content is due.
@@ -79,6 +79,8 @@ WITH backend AS MATERIALIZED (
 SELECT {knows} AS own, backend.compression, pg_catalog.current_setting('server_encoding') AS encoding,
     pg_catalog.current_setting('synchronous_standby_names') <> ''
         AND pg_catalog.current_setting('synchronous_commit') NOT IN ('off', 'local') AS synchronous,
+    pg_catalog.current_setting('server_version_num')::int4 AS version,
+    EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus') AS citus,
     pg_catalog.pg_is_in_recovery() AS standby,
     CASE WHEN {knows} AND {sure} THEN (SELECT pg_catalog.count(pg_catalog.set_config(name, value, false)) FROM {settings}) END AS set
 FROM backend
@@ -120,7 +122,7 @@ WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.m
 -- $1 entity_type, $2 first id, $3 sample id, $4 too many up to it, $5 last id, $6 maximum number of rows
 WITH near AS (
     SELECT count(*) AS entities FROM (
-        SELECT FROM {schema}.entities WHERE entity_type = $1 AND id >= $2 AND id <= $3 LIMIT $4::int8
+        SELECT 1 FROM {schema}.entities WHERE entity_type = $1 AND id >= $2 AND id <= $3 LIMIT $4::int8
     ) AS e
 )
 (SELECT id, content_hash, metadata_hash FROM {schema}.entities
@@ -179,7 +181,7 @@ WITH merged AS (
         content = EXCLUDED.content, metadata = EXCLUDED.metadata, content_hash = EXCLUDED.content_hash,
         metadata_hash = EXCLUDED.metadata_hash, batch_id = EXCLUDED.batch_id, updated_at = EXCLUDED.updated_at
     WHERE e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash
-    RETURNING e.entity_type, e.id, xmax = 0 AS created
+    RETURNING e.entity_type, e.id, {created} AS created
 )
 SELECT s.position, m.created, s.differs AND s.content <> '' AND $2::boolean AS due
 FROM merged AS m LEFT JOIN pg_temp.entityframes_staging AS s ON s.entity_type = m.entity_type AND s.id = m.id
@@ -208,10 +210,7 @@ WITH given AS (
 ), changed AS (
     SELECT t.*, t.content <> '' AND (e.id IS NULL OR e.content_hash <> t.content_hash) AND $4::boolean AS due
     FROM given AS t
-    LEFT JOIN LATERAL (
-        SELECT id, content_hash, metadata_hash FROM {schema}.entities
-        WHERE entity_type = t.entity_type AND id = t.id LIMIT 1
-    ) AS e ON true
+    LEFT JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
     WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
 ), merged AS (
     INSERT INTO {schema}.entities AS e
@@ -226,7 +225,7 @@ WITH given AS (
         AND ($11::text IS NULL OR ((SELECT complete FROM known) AND EXISTS (
             SELECT FROM {schema}.batches AS b WHERE b.batch_id = e.batch_id
         )))
-    RETURNING e.entity_type, e.id, xmax = 0 AS created
+    RETURNING e.entity_type, e.id, {created} AS created
 ), written AS (
     SELECT c.position, c.entity_type, c.id, m.created, c.due
     FROM merged AS m JOIN changed AS c ON c.entity_type = m.entity_type AND c.id = m.id
@@ -250,10 +249,7 @@ WITH given AS (
 ), differing AS MATERIALIZED (
     SELECT t.*
     FROM given AS t
-    LEFT JOIN LATERAL (
-        SELECT id, content_hash, metadata_hash FROM {schema}.entities
-        WHERE entity_type = t.entity_type AND id = t.id LIMIT 1
-    ) AS e ON true
+    LEFT JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
     WHERE e.id IS NULL OR e.content_hash <> t.content_hash OR e.metadata_hash <> t.metadata_hash
 ), known AS MATERIALIZED (
     SELECT count(*)::text = $13 AS complete FROM {schema}.metadata_fields WHERE entity_type = ANY ($14::text[])
@@ -371,7 +367,7 @@ BEGIN
                     metadata_hash = EXCLUDED.metadata_hash, batch_id = EXCLUDED.batch_id,
                     updated_at = EXCLUDED.updated_at
                 WHERE always OR e.content_hash <> EXCLUDED.content_hash OR e.metadata_hash <> EXCLUDED.metadata_hash
-                RETURNING e.entity_type, e.id, xmax = 0 AS created
+                RETURNING e.entity_type, e.id, {created} AS created
             ), found AS (
                 SELECT s.position, m.*
                 FROM merged AS m LEFT JOIN pg_temp.entityframes_staging AS s ON m.entity_type = s.entity_type AND m.id = s.id
@@ -450,6 +446,18 @@ SELECT count(*)::int4 FROM {schema}.batches WHERE batch_id = $1::uuid
 SELECT t.batch_id FROM unnest($1::text[]) AS t (batch_id)
 WHERE NOT EXISTS (SELECT FROM {schema}.batches AS b WHERE b.batch_id = t.batch_id::uuid)
 
+-- name: batches_between
+-- The batches in the ledger whose id is in a range. $1 first, $2 last
+SELECT batch_id::text AS batch_id FROM {schema}.batches WHERE batch_id BETWEEN $1::uuid AND $2::uuid
+
+-- name: written_between
+-- The given keys that were last written by such a batch, and whether it created them.
+-- $1 first batch, $2 last batch, $3 entity_types, $4 ids
+SELECT t.position::int4 - 1 AS position, e.batch_id::text AS batch_id, e.created_at = e.updated_at AS created
+FROM unnest($3::text[], $4::text[]) WITH ORDINALITY AS t (entity_type, id, position)
+JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
+WHERE e.batch_id BETWEEN $1::uuid AND $2::uuid
+
 -- name: in_recovery
 -- Whether the server is a standby, which is readable but may be behind.
 SELECT pg_is_in_recovery()
@@ -480,18 +488,13 @@ SELECT max(deleted)::int4 FROM {schema}.batches WHERE batch_id = $1::uuid
 -- The hashes of the keys that are stored. $1 entity_types, $2 ids
 SELECT t.position::int4 - 1 AS position, e.content_hash, e.metadata_hash
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
-CROSS JOIN LATERAL (
-    SELECT content_hash, metadata_hash FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id LIMIT 1
-) AS e
+JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
 
 -- name: stored
 -- The metadata and the hashes of the keys that are stored. $1 entity_types, $2 ids
 SELECT t.position::int4 - 1 AS position, e.metadata::text AS metadata, e.content_hash, e.metadata_hash
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
-CROSS JOIN LATERAL (
-    SELECT metadata, content_hash, metadata_hash FROM {schema}.entities
-    WHERE entity_type = t.entity_type AND id = t.id LIMIT 1
-) AS e
+JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
 
 -- name: existing
 -- The ids of a type that are stored; each is looked up once. $1 entity_type, $2 ids
@@ -506,18 +509,14 @@ FROM {schema}.entities WHERE entity_type = $1 AND id = ANY ($2::text[])
 -- The positions of the keys that are stored. $1 entity_types, $2 ids
 SELECT t.position::int4 - 1 AS position
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
-CROSS JOIN LATERAL (
-    SELECT FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id LIMIT 1
-) AS e
+JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
 
 -- name: lookup_of_types
 -- The entities of the keys that are stored, with the positions of the keys. $1 entity_types, $2 ids
 SELECT t.position::int4 - 1 AS position, e.content, e.metadata::text AS metadata,
     encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (entity_type, id, position)
-CROSS JOIN LATERAL (
-    SELECT * FROM {schema}.entities WHERE entity_type = t.entity_type AND id = t.id LIMIT 1
-) AS e
+JOIN {schema}.entities AS e ON e.entity_type = t.entity_type AND e.id = t.id
 
 -- name: delete
 -- Deletes the keys that are stored, in key order, with a ledger row. $1 batch, $2 run, $3 entity_types, $4 ids

@@ -25,6 +25,8 @@ from entityframes.errors import (
 
 #: A copied row is already stored.
 UNIQUE_VIOLATION = "23505"
+#: An internal error.
+INTERNAL = "XX000"
 #: COPY into a table with a row-level policy.
 NO_COPY = "0A000"
 #: Raised by statements of this package if a trigger has changed the keys of rows.

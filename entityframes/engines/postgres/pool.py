@@ -75,6 +75,8 @@ class Pool:
         self._process = os.getpid()
         #: Whether a COMMIT waits for a standby, as of the latest connection.
         self.synchronous = False
+        #: The version of the server as a number, and whether it has the extension Citus; known once it is connected.
+        self.version, self.citus = 0, False
         #: How often a connection was lost or could not be opened, after which another server may respond.
         self.losses = 0
         #: Of these, those after which a new connection was made.
@@ -170,7 +172,7 @@ class Pool:
             else:
                 self._direct = True
             found = self._inspect(connection, nonce)
-        self.synchronous = found["synchronous"]
+        self.synchronous, self.version, self.citus = found["synchronous"], found["version"], found["citus"]
         connection.pinned = not found["own"]
         # A primary cannot become a standby without closing its connections. A pooler may switch to another server.
         connection.primary = not found["standby"] and not connection.pinned

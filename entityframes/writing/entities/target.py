@@ -143,6 +143,8 @@ class EntityTarget:
         """Whether this is a large batch of types that had no entities before the run: nothing has to be merged."""
         if rows.height <= keeping.FEW_ROWS or "expected" in rows.columns:
             return False
+        if self._options.initial:
+            return True
         entity_types = rows["entity_type"].unique().to_list()
         if len(entity_types) > _FEW_TYPES:
             return False
@@ -159,6 +161,9 @@ class EntityTarget:
             self._options.on_error != "isolate",
             known=known,
             only_new=only_new,
+            batch_id=self._run.new_id(),
+            new_id=self._run.new_id,
+            initial=self._options.initial,
         )
 
     def _merge(self, rows: pl.DataFrame, known: keeping.Known) -> keeping.Merged:

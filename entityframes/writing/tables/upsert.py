@@ -16,7 +16,8 @@ def table_upsert(
     options: TableOptions,
     interrupt: Interrupt,
     statuses: tuple[str, ...] = UPSERT_STATUSES,
+    run_id: str | None = None,
 ) -> Upsert:
     """One call of `upsert` on a table."""
     outcomes = TableNames(relation).outcomes(statuses)
-    return Upsert(engine, options, interrupt, outcomes, lambda run: TableTarget(engine, relation, options, run))
+    return Upsert(engine, options, interrupt, outcomes, lambda run: TableTarget(engine, relation, options, run), run_id)
