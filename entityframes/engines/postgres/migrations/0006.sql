@@ -24,10 +24,10 @@ FROM {schema}.embeddings AS v
 JOIN {schema}.entities AS e ON e.entity_type = v.entity_type AND e.id = v.id AND e.content_hash = v.content_hash
 JOIN {schema}.spaces AS s ON s.space = v.space;
 DELETE FROM {schema}.embeddings AS v USING (
-    SELECT tableoid, ctid,
+    SELECT space, entity_type, id,
         row_number() OVER (PARTITION BY space, content_hash ORDER BY error IS NOT NULL, entity_type, id) AS number
     FROM {schema}.embeddings
-) AS d WHERE d.number > 1 AND v.tableoid = d.tableoid AND v.ctid = d.ctid;
+) AS d WHERE d.number > 1 AND v.space = d.space AND v.entity_type = d.entity_type AND v.id = d.id;
 ALTER TABLE {schema}.embeddings DROP COLUMN entity_type, DROP COLUMN id;
 ALTER TABLE {schema}.embeddings RENAME COLUMN content_hash TO text_hash;
 ALTER TABLE {schema}.embeddings ADD PRIMARY KEY (text_hash, space);
