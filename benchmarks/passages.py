@@ -48,6 +48,7 @@ WAYS = (
     Way("whole texts, with titles", None, titled=True),
     Way(OURS, ef.Passages(), titled=False),
     Way(f"{OURS}, with titles", ef.Passages(), titled=True),
+    Way(f"{OURS}, size=400, with titles", ef.Passages(size=400), titled=True),
 )
 
 

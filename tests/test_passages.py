@@ -68,6 +68,17 @@ def test_every_text_is_covered(content: str, passages: ef.Passages, title: str |
 
 
 @pytest.mark.parametrize(
+    "unit", [".", ",", ")", "`", "~~~\n", "```x\n", "\n", " ", "a. ", "# A\n", "|", "|\n", "-", "[", "。", "\u0301", "🇩", "1. "]
+)  # fmt: skip
+@pytest.mark.parametrize("end", ["", "x"])
+def test_repetitive_texts(unit: str, end: str) -> None:
+    """No pattern reads a run of characters again and again: 300,000 of any would take hours then."""
+    content = unit * (300_000 // len(unit)) + end
+    covered = sum(len(piece) for piece in pieces(content, size=5_000))
+    assert covered >= len("".join(content.split()))
+
+
+@pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"size": 0}, ValueError, "size must be at least 1 character, got 0"),
@@ -179,6 +190,9 @@ def test_titles() -> None:
     assert [passage.text for passage in passages.cut(text, "A  log\nbook")] == ["A log book\nMoths\nGrace found one."]
     assert [passage.text for passage in passages.cut(text, "moths")] == ["Moths\nGrace found one."]
     assert [passage.text for passage in passages.cut("text", "")] == ["text"]
+    # Only the second of these headings fits, so that the title is no repetition.
+    deep = passages.cut("# Moths\n\n## A heading of more words\n\ntext", "Moths")
+    assert [passage.text.splitlines()[:2] for passage in deep] == [["Moths", "A heading of more wo"]]
     assert passages.cut(" \n", "Only a title") == [(0, 0, "", "Only a title")]
     assert passages.cut(" \n") == passages.cut("", " ") == []
 

@@ -33,10 +33,12 @@ _FENCE_END = re.compile(r"[ \t>]*(`{3,}|~{3,})[ \t]*")
 _ITEM = re.compile(r"([ \t]*)(?:[-*+]|\d{1,9}[.)])(?:[ \t]|$)")
 _MARKUP = re.compile(r"!?\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])|`+|\*\*|[ \t]*\{[:#.][^}]*\}[ \t]*$")
 
+# These match one character where a run of them would do: a long run that is not followed by the rest would be read
+# again from each of its characters.
 #: The end of a sentence, with the spaces after it; in scripts without spaces there need not be any.
-_SENTENCE = re.compile(r"[.!?…؟۔।॥։።]+[\"'”’»)\]]*\s+(?=\S)|[。！？｡]+[」』”’）]*\s*(?=\S)")
+_SENTENCE = re.compile(r"[.!?…؟۔।॥։።][\"'”’»)\]]{0,8}\s+(?=\S)|[。！？｡][」』”’）]{0,8}\s*(?=[^\s。！？｡」』”’）])")
 _WORD = re.compile(r"\s(?=\S)")
-_PUNCTUATION = re.compile(r"[,;:/|)}\]、，；：・]+(?=[^\s,;:/|)}\]、，；：・])")
+_PUNCTUATION = re.compile(r"[,;:/|)}\]、，；：・](?=[^\s,;:/|)}\]、，；：・])")
 _BLANK = re.compile(r"(?:[^\S\r\n]*[\r\n]+)*")
 _VISIBLE = re.compile(r"\S")
 
@@ -167,12 +169,12 @@ class Cutter:
         heading = " > ".join(title for title in (heading.title for heading in path) if title)
         shown = self._shortened(path)
         body = start
-        if shown == heading:
+        if " > ".join(shown) == heading:
             body = max((heading.end for heading in path if heading.start >= start), default=start)
             blank = _BLANK.match(self._content, body, end)
             body = min(blank.end() if blank and body > start else body, end)
-        repeated = path and path[0].title.casefold() == self._title.casefold()
-        before = "\n".join(part for part in ("" if repeated else self._title, shown) if part)
+        title = "" if shown and shown[0].casefold() == self._title.casefold() else self._title
+        before = "\n".join(part for part in (title, " > ".join(shown)) if part)
         return heading, before, body
 
     def _leads(self, number: int, end: int) -> bool:
@@ -183,12 +185,13 @@ class Cutter:
         visible = _VISIBLE.search(self._content, one.end)
         return other.level > one.level and other.start < end and visible is not None and visible.start() >= other.start
 
-    def _shortened(self, path: list[Heading]) -> str:
+    def _shortened(self, path: list[Heading]) -> list[str]:
+        """The titles of the innermost headings that are embedded with a passage."""
         room = self._size // 4
         titles = [heading.title for heading in path if heading.title]
         while len(titles) > 1 and len(" > ".join(titles)) > room:
             del titles[0]
-        return " > ".join(titles)[:room]
+        return titles if len(" > ".join(titles)) <= room else [titles[0][:room]] if room else []
 
     def _overlapping(self, start: int, body: int) -> tuple[int, int]:
         """Where a passage begins, and its text, if the end of the one before is repeated."""
@@ -384,29 +387,20 @@ class Structure:
         return None
 
     def _table(self, number: int) -> int | None:
-        """The rows of a table: lines that begin with a bar, or that follow a line of bars and dashes."""
+        """The rows of a table: lines that begin with a bar, or that stand around a line of bars and dashes."""
+        ruled = number + 1 < len(self._lines) and _is_rule(self._lines[number + 1])
         after = number
-        while after < len(self._lines) and self._is_row(number, after):
-            after += 1
-        if after == number:
-            return None
-        ruled = after > number + 1 and _is_rule(self._lines[number + 1])
-        for row in range(number, after):
-            start, end = self._spans[row]
-            if row == number:
-                self._place(self._rank(row), start)
-            else:
-                self._place(Rank.INSIDE if ruled and row <= number + 2 else Rank.LINE, start)
+        while after < len(self._lines) and (
+            self._lines[after].lstrip()[:1] == "|" or (ruled and "|" in self._lines[after])
+        ):
+            start, end = self._spans[after]
+            header = ruled and number < after <= number + 2
+            rank = self._rank(after) if after == number else Rank.INSIDE if header else Rank.LINE
+            self._place(rank, start)
             if end - start <= self._size:
                 self._solid.append((start, end))
-        return after
-
-    def _is_row(self, first: int, number: int) -> bool:
-        line = self._lines[number]
-        if line.lstrip()[:1] == "|":
-            return True
-        ruled = first + 1 < len(self._lines) and _is_rule(self._lines[first + 1])
-        return ruled and "|" in line
+            after += 1
+        return after if after > number else None
 
     def _text(self, number: int) -> int:
         self._place(self._rank(number), self._spans[number][0])
@@ -442,7 +436,7 @@ class Structure:
                 continue
             line = lines[bisect_right(lines, match.start()) - 1]
             # A number such as "1." begins an item; a lower-case letter continues the sentence.
-            numbered = self._content[line : match.start()].strip().isdigit()
+            numbered = match.start() - line <= 20 and self._content[line : match.start()].strip().isdigit()
             if not numbered and not self._content[place].islower():
                 self.places[Rank.SENTENCE].append(place)
 

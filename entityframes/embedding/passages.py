@@ -18,9 +18,9 @@ Format = Literal["markdown", "text"]
 class Passage(NamedTuple):
     """A piece of a text: ``content[start:end]``."""
 
-    #: The first character.
+    #: The first character. Offsets count characters, not bytes.
     start: int
-    #: The character after the last one; neither it nor the one at `start` depends on the encoding.
+    #: The character after the last one.
     end: int
     #: The headings that hold for the whole passage, outermost first, joined with " > "; "" if there are none.
     heading: str

@@ -23,7 +23,7 @@ UNSPACED = (
 )
 #: Characters that may be in a word and are not part of it: soft hyphen, zero-width space, joiners, byte order mark.
 _INVISIBLE = r"\u{AD}\u{200B}-\u{200D}\u{2060}\u{FEFF}"
-_RUN = rf"[\p{{L}}\p{{N}}][\p{{L}}\p{{M}}\p{{N}}]*(?:[{_INVISIBLE}]+[\p{{L}}\p{{M}}\p{{N}}]+)*"
+_RUN = rf"[\p{{L}}\p{{N}}][\p{{L}}\p{{M}}\p{{N}}{_INVISIBLE}]*"
 CHAIN = (
     r"\p{Nd}{1,3}(?:,\p{Nd}{3})+(?:\.\p{Nd}+)?"
     rf"|{_RUN}(?:[_\-./:@'’\\+]{{1,3}}{_RUN})*(?:\+\+|#)?"
