@@ -6,7 +6,7 @@ import json
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -303,7 +303,8 @@ class EntityStore:
         given = run.whole(sources.objects(frame) or sources.as_frame(frame))
         check_not_empty(given.frame)
         with Reporter(progress, what="mirror") as reporter:
-            missing, stored, complete = absent_entities(given.frame, scope, self.scan)
+            scan = partial(lookup.scan, self._engine, progress=False, cancel=cancel)
+            missing, stored, complete = absent_entities(given.frame, scope, scan)
             check_deletions(missing.height, stored, max_delete)
             reporter.expect(given.height + missing.height)
             mirror = Mirror(run, EntityDeletion(self._engine), missing, interrupt, complete=complete)
