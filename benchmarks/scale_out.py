@@ -48,12 +48,18 @@ _RAY = """
 import json, os, sys, tempfile, time
 os.environ["RAY_AUTH_MODE"] = "disabled"
 import polars as pl
+import psutil
 import ray
 import entityframes.ray
 from entityframes.distributed import Entities
 from benchmarks import data
 from benchmarks.measure import peak_mb
 url, folder = sys.argv[1:]
+
+def client():
+    here = psutil.Process()
+    return sum(sum(each.cpu_times()[:2]) for each in [here, *here.children(recursive=True)])
+
 with tempfile.TemporaryDirectory(prefix="ef-ray-", ignore_cleanup_errors=True) as scratch:
     ray.init(num_cpus=2, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False, _temp_dir=scratch)
     few = [data.entities(1_000, seed=seed) for seed in range(4)]
@@ -61,13 +67,13 @@ with tempfile.TemporaryDirectory(prefix="ef-ray-", ignore_cleanup_errors=True) a
         entityframes.ray.upsert(few, lambda: url, target=Entities(namespace="warm"), connections=2, progress=False)
     print("ready", flush=True)
     for namespace in map(str.strip, sys.stdin):
-        start = time.perf_counter()
+        start, before = time.perf_counter(), client()
         result = entityframes.ray.upsert(
             folder + "/*.parquet", lambda: url, target=Entities(namespace=namespace), connections=2, progress=False
         )
         seconds = time.perf_counter() - start
         assert result.ok, result
-        found = {"seconds": seconds, "counts": result.counts, "client": None, "peak_mb": peak_mb()}
+        found = {"seconds": seconds, "counts": result.counts, "client": client() - before, "peak_mb": peak_mb()}
         found["in tasks"] = result.partitions["seconds"].sum()
         print(json.dumps(found), flush=True)
     ray.shutdown()
@@ -155,14 +161,17 @@ def model(measured: pl.DataFrame) -> str:
     """What the cores allow, if each row takes as much of them as it did, against what was measured."""
     cores = os.cpu_count() or 1
     table = measured.group_by("phase", "rows", "contestant", maintain_order=True).agg(
-        pl.col("seconds", "core_seconds").median()
+        pl.col("seconds", "core_seconds", "client").median()
     )
-    lines = ["| phase | contestant | core time of a row | rows/s by the model | rows/s measured |", "|-|-|-|-|-|"]
+    lines = [
+        "| phase | contestant | cores for a row | of them of the client | rows/s by the model | rows/s measured |",
+        "|-|-|-|-|-|-|",
+    ]
     for row in table.iter_rows(named=True):
         each = row["core_seconds"] / row["rows"]
         allowed, found = (cores / each if each else 0), row["rows"] / row["seconds"]
         lines.append(
-            f"| {row['phase']}, {row['rows']:,} rows | {row['contestant']} | {each * 1e6:.1f} µs | {allowed:,.0f} "
-            f"| {found:,.0f} |"
+            f"| {row['phase']}, {row['rows']:,} rows | {row['contestant']} | {each * 1e6:.1f} µs "
+            f"| {row['client'] / row['rows'] * 1e6:.1f} µs | {allowed:,.0f} | {found:,.0f} |"
         )
     return "\n".join(lines)

@@ -151,6 +151,8 @@ class _Connections:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._opened: dict[tuple[str, str | None], Any] = {}
+        #: How many calls have used them.
+        self._used = 0
         self.threads = Threads()
 
     def engine(self, location: Location, target: Entities | Rows) -> Any:
@@ -161,6 +163,7 @@ class _Connections:
         """
         key = (location.target, target.namespace if isinstance(target, Entities) else None)
         with self._lock:
+            self._used += 1
             if key not in self._opened:
                 forks.opened()
                 self._opened[key] = target._open(location)
@@ -169,8 +172,24 @@ class _Connections:
     def close(self) -> None:
         """Close all of them."""
         with self._lock:
-            while self._opened:
-                self._opened.popitem()[1].database.close()
+            self._close()
+
+    def close_if_idle(self, seconds: float) -> None:
+        """Close all of them after some seconds, unless they are used again."""
+        used = self._used
+
+        def end() -> None:
+            with self._lock:
+                if self._used == used:
+                    self._close()
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
+
+    def _close(self) -> None:
+        while self._opened:
+            self._opened.popitem()[1].database.close()
 
 
 _connections = _Connections()
@@ -186,6 +205,11 @@ def close() -> None:
         >>> close()
     """
     _connections.close()
+
+
+def close_if_idle(seconds: float) -> None:
+    """`close`, after some seconds without a call of `upsert_partition`."""
+    _connections.close_if_idle(seconds)
 
 
 def upsert_partition(

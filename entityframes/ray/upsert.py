@@ -34,6 +34,9 @@ POLL = 0.1
 #: Seconds that tasks have, once the run is stopped, to roll their batch back, before their processes are ended.
 STOP_SECONDS = 5.0
 
+#: Seconds after which a process closes a connection that no further task has used.
+IDLE_SECONDS = 2.0
+
 #: Errors of a task after which it is tried again. Errors of Ray itself are, too: a process or a machine is gone.
 _RETRIED = (TransientError, ConnectError, MemoryError)
 #: Errors of Ray that another attempt would meet, too.
@@ -48,6 +51,8 @@ class _Work:
     target: Entities | Rows
     run_id: str
     transform: Callable[[pl.LazyFrame], Any] | None
+    #: Whether processes keep their connection for the next task: if there are no more of them than connections.
+    keep: bool
     #: Whether the store had no entities when the run began.
     initial: bool
     #: Whether the outcomes of all rows are wanted.
@@ -75,8 +80,10 @@ def _write(work: _Work, partition: str, number: int, attempt: int, source: Any) 
         pl.DataFrame(table).write_parquet(f"{work.folder.rstrip('/')}/{number:06}.parquet", mkdir=True)
         return core.unresolved(table)
     finally:
-        # Ray has more processes than tasks that run at a time, and each would keep its connection.
-        core.close()
+        if work.keep:
+            core.close_if_idle(IDLE_SECONDS)
+        else:
+            core.close()
 
 
 @dataclass
@@ -170,8 +177,12 @@ def upsert(
     address.check(url)
     target = target or Entities()
     initial = check_target(url, target)
+    if not ray.is_initialized():
+        ray.init()
+    resources: Callable[[], dict[str, float]] = ray.cluster_resources
+    keep = resources().get("CPU", 0) <= connections
     folder = None if outcomes in ("unresolved", "all") else located(outcomes)
-    work = _Work(url, target, str(uuid.uuid4()), transform, initial, outcomes == "all", folder)
+    work = _Work(url, target, str(uuid.uuid4()), transform, keep, initial, outcomes == "all", folder)
     run = _Run(work, given, connections, retries)
     with Reporter(progress, len(given), what="upsert", unit="partitions") as reporter:
         return run.execute(reporter, cancel)

@@ -153,6 +153,8 @@ def test_connections_are_limited(upsert: Any, store_url: str, tmp_path: Path) ->
         thread.join()
     assert max(seen) == 1
     wait_until(lambda: execute(store_url, query) == [(0,)], "the connections of the tasks to end")
+    assert upsert(paths, store_url, connections=2).ok
+    wait_until(lambda: execute(store_url, query) == [(0,)], "the connections of the tasks to end")
 
 
 def test_a_task_whose_process_is_killed(upsert: Any, store_url: str, tmp_path: Path) -> None:
