@@ -115,13 +115,15 @@ def run(measurements: Measurements, *, rows: list[int], repeat: int, postgres: s
     [stored] = rows or [DEFAULT_ROWS]
     with server(postgres) as url:
         for database, address in (("duckdb", "store.duckdb"), ("postgresql", url)):
+            if not any(chosen(f"{database} {name}", only) for name in CALLS):
+                continue
             with tempfile.TemporaryDirectory() as folder, _kernel(Path(folder)) as kernel:
                 setup = f"URL, ROWS, FILES = {address!r}, {stored}, {FILES}\n{SETUP}"
                 kernel.run(setup)
                 # The first traceback of a kernel takes longer, because IPython imports what formats it.
                 kernel.run("raise KeyboardInterrupt")
                 for name, (before, call) in CALLS.items():
-                    if not chosen(name, only) or (name == "index" and database == "duckdb"):
+                    if not chosen(f"{database} {name}", only) or (name == "index" and database == "duckdb"):
                         continue
                     for number in range(repeat):
                         kernel.run(before)
