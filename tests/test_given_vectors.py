@@ -179,6 +179,22 @@ def test_frames_that_are_refused(filled: ef.EntityStore) -> None:
     assert filled.last_result.counts["cancelled"] == 3
 
 
+@pytest.mark.parametrize("indexed", [False, True])
+def test_equal_vectors_of_different_texts(store: ef.EntityStore, indexed: bool) -> None:
+    """They are in the order of their keys, and the limit takes the first of them, however many there are."""
+    store.upsert(notes(300), progress=False)
+    same = pl.Series("vector", [[1.0, 0.0]] * 290 + [[0.8, 0.6]] * 10)
+    put(store, notes(300).select("entity_type", "id", same).sample(fraction=1.0, shuffle=True, seed=3))
+    if indexed:
+        store.index_space()
+    ids = notes(300)["id"].to_list()
+    for k in (1, 5, 33, 295, 300):
+        for more in ({}, {"entity_type": "note"}, {"where": pl.col("id") < "n00295"}):
+            expected = ids[: min(k, 295 if "where" in more else 300)]
+            assert store.search([1.0, 0.0], k=k, **more)["id"].to_list() == expected, (k, more)
+    assert store.search([0.0, 1.0], k=12)["id"].to_list() == ids[290:] + ids[:2]
+
+
 def test_similar(store: ef.EntityStore) -> None:
     """Each pair once, the most similar first; by the means of passages."""
     texts = ["river stone cloud", "river stone cloud", "river stone cloud green", "engine paper", "of another kind"]

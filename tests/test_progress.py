@@ -117,6 +117,8 @@ def test_progress_of_embedding_from_its_first_text(store: ef.EntityStore, frame:
             self.calls += 1
             return super().embed(texts)
 
+    # Equal texts are embedded at once.
+    store.upsert(frame.with_columns(content=pl.format("text of {}", "id")), progress=False)
     calls: list[int] = []
     result = store.embed(Waiting(16, max_batch=10), progress=lambda done, total: (calls.append(done), first.set()))
     assert result.counts["embedded"] == ROWS

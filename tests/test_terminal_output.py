@@ -71,7 +71,7 @@ def test_every_width(words: tuple[str, ...], columns: int, folder: Path) -> None
 def test_a_table_or_records(folder: Path) -> None:
     """The columns are cut as far as they remain readable; numbers never are."""
     wide = in_terminal("search", "wrote", "--mode", "text", *STORE, cwd=folder, columns=120)
-    assert wide.splitlines()[0].split() == ["rank", "score", "entity_type", "id", "content"]
+    assert wide.splitlines()[0].split() == ["rank", "score", "entity_type", "id", "passage"]
     narrow = in_terminal("search", "wrote", "--mode", "text", *STORE, cwd=folder, columns=40)
     assert [line.split()[0] for line in narrow.splitlines()[:4]] == ["rank", "score", "entity_type", "id"]
     assert "wrote the first" in narrow

@@ -282,6 +282,21 @@ def nearest_statement(entity_type: str | None, where: Predicate | None) -> str:
     return "nearest" if entity_type is None else "nearest_of_type"
 
 
+def certain(found: pl.DataFrame, texts: int) -> tuple[pl.DataFrame, bool]:
+    """The entities of the result of a search that come first in any case, and whether there may be more.
+
+    Args:
+        found: the result, with the number of texts that were considered, and the lowest of their scores.
+        texts: the maximum number of texts. If there are so many, others may have the lowest score too, and their
+            entities may come before those that were found.
+    """
+    considered, lowest = found.select("considered", "lowest").row(0)
+    hits = found.drop("considered", "lowest").drop_nulls("id")
+    if considered < texts:
+        return hits, False
+    return hits.filter(pl.col("score") > lowest), True
+
+
 def wire(vectors: np.ndarray[Any, Any]) -> Sequence[Any]:
     """Vectors as pgvector's binary wire format: int16 dimension, int16 0, float32s, all big-endian."""
     import numpy as np

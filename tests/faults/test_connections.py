@@ -214,11 +214,11 @@ def test_a_delete_that_fails_accounts_for_its_ids(own_server: Server, database: 
     model, store = Model(), own_store()
     frame = rows(10)
     model.upserted(frame, store.upsert(frame))
-    own_server.sql("ALTER TABLE entityframes.embeddings RENAME TO hidden", database=database)
+    own_server.sql("ALTER TABLE entityframes.passages RENAME TO hidden", database=database)
     with pytest.raises(ef.PermanentError):
         store.delete(frame)
     assert store.last_result.counts["failed"] == 10
-    own_server.sql("ALTER TABLE entityframes.hidden RENAME TO embeddings", database=database)
+    own_server.sql("ALTER TABLE entityframes.hidden RENAME TO passages", database=database)
     model.check(store)
 
 

@@ -22,6 +22,7 @@ from entityframes.engines.embedding import (
     LeaseLostError,
     VectorsGoneError,
     Worker,
+    certain,
     nearest_statement,
     transition,
 )
@@ -210,7 +211,7 @@ class DuckDBEmbedding:
         with self._engine.session() as session:
             placeholders = {"dim": len(vector), "condition": condition}
             found = session.query(name, space, vector.tolist(), limit, entity_type, texts, placeholders=placeholders)
-        return found.drop("considered").drop_nulls("id"), found["considered"][0] >= texts
+        return certain(found, texts)
 
     def passages_near(self, space: str, vector: np.ndarray[Any, Any], keys: pl.DataFrame) -> pl.DataFrame:
         with self._engine.session() as session:

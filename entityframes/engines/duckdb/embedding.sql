@@ -287,24 +287,22 @@ hits AS (
 given AS (SELECT entity_type, id, NULL AS position FROM best)
 
 -- part: near
--- The texts with the nearest vectors, and those that are as near as the last of them. $5 number of texts
-near AS MATERIALIZED (
-    SELECT text_hash, score FROM scored
-    WHERE score >= (SELECT min(score) FROM (SELECT score FROM scored ORDER BY score DESC LIMIT $5))
-)
+-- The texts with the nearest vectors. $5 number of texts
+near AS MATERIALIZED (SELECT text_hash, score FROM scored ORDER BY score DESC LIMIT $5)
 
 -- part: ranked
--- One row per hit, with the number of texts in near; one row without an entity if there are none.
-SELECT c.considered, b.score::DOUBLE AS score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
+-- One row per hit, with the number of texts in near and the lowest of their scores; one row without an entity if there
+-- are none.
+SELECT c.considered, c.lowest::DOUBLE AS lowest, b.score::DOUBLE AS score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
     lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at,
     b.start_char AS start, b.end_char AS "end", b.heading
-FROM (SELECT count(*) AS considered FROM near) AS c
+FROM (SELECT count(*) AS considered, min(score) AS lowest FROM near) AS c
 LEFT JOIN (best AS b JOIN found AS e ON e.entity_type = b.entity_type AND e.id = b.id) ON true
 ORDER BY b.score DESC, b.entity_type, b.id
 
 -- name: nearest
 -- The entities with the nearest passages. $1 space, $2 vector, $3 limit, $4 entity_type or null, $5 number of texts
-WITH scored AS MATERIALIZED (
+WITH scored AS (
     SELECT text_hash, array_inner_product(vector_{dim}, $2::FLOAT[{dim}]) AS score
     FROM {schema}.embeddings WHERE space = $1 AND error IS NULL
 ), {near}, {hits}, {found}
@@ -312,7 +310,7 @@ WITH scored AS MATERIALIZED (
 
 -- name: nearest_of_type
 -- Likewise for entities of a type; only their vectors are compared.
-WITH scored AS MATERIALIZED (
+WITH scored AS (
     SELECT v.text_hash, array_inner_product(v.vector_{dim}, $2::FLOAT[{dim}]) AS score
     FROM {schema}.embeddings AS v
     SEMI JOIN (SELECT text_hash FROM {schema}.passages WHERE space = $1 AND entity_type = $4) AS p
@@ -329,7 +327,7 @@ WITH eligible AS MATERIALIZED (
     SEMI JOIN (SELECT entity_type, id FROM {schema}.entities WHERE {condition}) AS e
         ON e.entity_type = p.entity_type AND e.id = p.id
     WHERE $4::VARCHAR IS NULL OR p.entity_type = $4
-), scored AS MATERIALIZED (
+), scored AS (
     SELECT v.text_hash, array_inner_product(v.vector_{dim}, $2::FLOAT[{dim}]) AS score
     FROM {schema}.embeddings AS v SEMI JOIN eligible AS t ON t.text_hash = v.text_hash
     WHERE v.space = $1 AND v.error IS NULL

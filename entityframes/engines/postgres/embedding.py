@@ -24,6 +24,7 @@ from entityframes.engines.embedding import (
     LeaseLostError,
     VectorsGoneError,
     Worker,
+    certain,
     from_wire,
     nearest_statement,
     transition,
@@ -347,7 +348,7 @@ class PostgresEmbedding:
                 # A scan of the index ends after a number of vectors, though more of them may pass the filter.
                 exact = {"dim": stored["dim"], "condition": condition, "order": "distance + 0"}
                 found = self._nearest(name, given, texts, exact)
-        return found.drop("considered").drop_nulls("id"), found["considered"][0] >= texts
+        return certain(found, texts)
 
     def _nearest(self, name: str, given: tuple[Any, ...], texts: int, placeholders: dict[str, Any]) -> pl.DataFrame:
         statements = self._engine.statements
@@ -375,10 +376,8 @@ class PostgresEmbedding:
                 if chunk.is_empty():
                     continue
                 score = pl.Series("score", from_wire(chunk["vector"], len(vector)) @ vector, pl.Float64)
-                best = pl.concat([best, chunk.drop("vector").with_columns(score)]).sort("score", descending=True)
-                if best.height > texts:
-                    # Those that are as near as the last one are kept: their entities may come first.
-                    best = best.filter(pl.col("score") >= best["score"][texts - 1])
+                best = pl.concat([best, chunk.drop("vector").with_columns(score)])
+                best = best.sort("score", descending=True).head(texts)
             given = (space, best["text_hash"], str(limit), entity_type, best["score"])
             return session.query("nearest_of", *given, placeholders={"condition": condition})
 

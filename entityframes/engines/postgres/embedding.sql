@@ -400,11 +400,12 @@ hits AS (
 ), best AS (SELECT * FROM hits ORDER BY score DESC, entity_type, id LIMIT $3::int8)
 
 -- part: ranked
--- One row per hit, with the number of texts in near; one row without an entity if there are none.
-SELECT c.considered, b.score, b.entity_type, b.id, e.content, e.metadata::text AS metadata,
+-- One row per hit, with the number of texts in near and the lowest of their scores; one row without an entity if there
+-- are none.
+SELECT c.considered, c.lowest, b.score, b.entity_type, b.id, e.content, e.metadata::text AS metadata,
     encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at,
     b.start_char AS start, b.end_char AS "end", b.heading
-FROM (SELECT count(*) AS considered FROM near) AS c
+FROM (SELECT count(*) AS considered, min(score) AS lowest FROM near) AS c
 LEFT JOIN (best AS b JOIN {schema}.entities AS e ON e.entity_type = b.entity_type AND e.id = b.id) ON true
 ORDER BY b.score DESC, b.entity_type, b.id
 
@@ -415,7 +416,7 @@ WITH near AS MATERIALIZED (
     SELECT text_hash, -distance AS score FROM (
         SELECT text_hash, pgvector::vector({dim}) <#> $2::vector AS distance
         FROM {schema}.embeddings WHERE space = $1 AND error IS NULL
-    ) AS v ORDER BY {order} FETCH FIRST ($5::int8) ROWS WITH TIES
+    ) AS v ORDER BY {order} LIMIT $5::int8
 ), {hits}
 {ranked}
 
@@ -429,7 +430,7 @@ WITH near AS MATERIALIZED (
             SELECT FROM {schema}.passages AS p
             WHERE p.space = $1 AND p.text_hash = v.text_hash AND p.entity_type = $4
         )
-    ) AS v ORDER BY {order} FETCH FIRST ($5::int8) ROWS WITH TIES
+    ) AS v ORDER BY {order} LIMIT $5::int8
 ), {hits}
 {ranked}
 
@@ -445,7 +446,7 @@ WITH near AS MATERIALIZED (
                 ON e.entity_type = p.entity_type AND e.id = p.id
             WHERE p.space = $1 AND p.text_hash = v.text_hash AND ($4::text IS NULL OR p.entity_type = $4)
         )
-    ) AS v ORDER BY {order} FETCH FIRST ($5::int8) ROWS WITH TIES
+    ) AS v ORDER BY {order} LIMIT $5::int8
 ), {hits}
 {ranked}
 
