@@ -67,7 +67,7 @@ def test_bench_writes_and_prints_csv(tmp_path: Path) -> None:
         (["--repeat", "0"], "'--repeat': 0"),
         (["--entities", "0"], "'--entities': 0"),
         (["--latency-ms", "1"], "0 for DuckDB, which has no round trips"),
-        (["--chart", "speed.doc"], "no chart of this format\n  use .svg, .png, .html, .json"),
+        (["--chart", "speed.doc"], "no chart of this format: use .svg, .png, .html, .json"),
         (["--chart", "no/speed.svg"], "the folder does not exist"),
         (["--out", "no/speed.csv"], "the folder does not exist"),
         (["--out", "speed.doc"], "cannot infer the format"),

@@ -124,7 +124,7 @@ def test_a_page_is_front_matter_and_markdown(path: Path) -> None:
     assert fields["tags"]
     # Only the content is embedded, and its beginning has the most weight.
     assert body.startswith(f"\n# {fields['title']}\n\n{fields['summary']}\n")
-    assert text_of(path).count("\n") <= 150
+    assert text_of(path).count("\n") <= 160
     assert body.count("```") % 2 == 0
     for link in re.findall(r"\]\(([^)#]+)", body):
         assert (path.parent / link).is_file(), link

@@ -246,7 +246,7 @@ def test_combine(url: str) -> None:
     assert not result.ok
     with pytest.raises(ef.EntityFramesError, match="1 of 3 partitions not read to their end; first: c: ZeroDivision"):
         result.raise_for_failures()
-    with pytest.raises(ef.EntityFramesError, match=r"1 failed of 6 rows: row 3 \(a/note/\): id is null"):
+    with pytest.raises(ef.EntityFramesError, match=r"1 failed of 6 rows: row 3 \(a/note/null\): id is null"):
         distributed.combine(tables[:2]).raise_for_failures()
     assert "1 of 3 partitions" in repr(result)
     assert "3 partitions" in result._repr_html_()
