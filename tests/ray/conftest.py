@@ -24,7 +24,15 @@ def cluster() -> Iterator[Any]:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     # A short path, because it contains sockets.
     with tempfile.TemporaryDirectory(prefix="ef-ray-", ignore_cleanup_errors=True) as folder:
-        ray.init(num_cpus=2, _temp_dir=folder, **CLUSTER)
+        for attempt in range(5):
+            try:
+                ray.init(num_cpus=2, _temp_dir=f"{folder}/{attempt}", **CLUSTER)
+                break
+            except Exception as error:
+                # Ray waits 30 seconds for its processes, which a busy machine may not start by then.
+                ray.shutdown()
+                if attempt == 4 or "timed out during startup" not in str(error):
+                    raise
         yield ray
         ray.shutdown()
 
