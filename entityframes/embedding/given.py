@@ -85,7 +85,7 @@ class GivenVectors:
             if lengths.is_empty() or not lengths[0]:
                 raise SpaceError(f"there is no space named {space!r}, and no vector to create it with")
             spaces.check_dim(lengths[0], "the vectors")
-            self._engine.embedding.add_space(space, model or space, lengths[0], None)
+            spaces.add(self._engine, space, model or space, lengths[0], None)
         row = spaces.find(self._engine, space)
         if model is not None and row["model"] != model:
             raise SpaceError(f"the space {space} contains vectors of {row['model']}, not of {model}")

@@ -58,7 +58,7 @@ def drop_space(engine: Engine, space: str) -> None:
     row = spaces_.find(engine, space)
     if row["active"] and engine.embedding.spaces().height > 1:
         raise SpaceError(f"the space {space} is active", advice="activate another space before dropping it")
-    engine.embedding.drop_space(space)
+    spaces_.drop(engine, space)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from entityframes.embedding.calls import Calls
 from entityframes.embedding.embedders.base import Embedder, load
 from entityframes.engines.base import Engine
 from entityframes.errors import EmbedderBusyError, SpaceError
+from entityframes.retry import retry
 
 if TYPE_CHECKING:
     from entityframes.embedding.passages import Passages
@@ -66,7 +67,7 @@ def resolve(
         with suppress(EmbedderBusyError):
             # A busy embedder exists, so its space may be created.
             Calls(embedder, 1).probe()
-    created = engine.embedding.add_space(name, embedder.name, embedder.dim, passages.spec() if passages else None)
+    created = add(engine, name, embedder.name, embedder.dim, passages)
     # Another process may have created it meanwhile, with another model or other passages.
     row = find(engine, name)
     check(row, embedder)
@@ -139,7 +140,26 @@ def undo(engine: Engine, space: str) -> None:
     filled = engine.embedding.coverage().filter(pl.col("space") == space, pl.col("embedded") + pl.col("failed") > 0)
     busy = engine.embedding.jobs("running").filter(pl.col("space") == space)
     if filled.is_empty() and busy.is_empty():
-        engine.embedding.drop_space(space)
+        drop(engine, space)
+
+
+def add(engine: Engine, space: str, model: str, dim: int, passages: Passages | None) -> bool:
+    """Add a space unless it exists; returns whether it was added.
+
+    PostgreSQL may end this with a deadlock: it locks whole tables, against queries that read them in another order.
+    """
+    spec = passages.spec() if passages else None
+    return retry(lambda: engine.embedding.add_space(space, model, dim, spec), what=f"adding the space {space}")
+
+
+def drop(engine: Engine, space: str) -> None:
+    """Drop a space, which may end with a deadlock, too."""
+
+    def drop_if_exists() -> None:
+        if space in engine.embedding.spaces()["space"]:
+            engine.embedding.drop_space(space)
+
+    retry(drop_if_exists, what=f"dropping the space {space}")
 
 
 def check(row: dict[str, Any], embedder: Embedder) -> None:

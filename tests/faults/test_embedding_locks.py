@@ -143,3 +143,32 @@ def _set() -> threading.Event:
     event = threading.Event()
     event.set()
     return event
+
+
+@pytest.mark.parametrize("call", ["embed", "drop"])
+def test_a_space_that_meets_a_deadlock(own_server: Server, database: str, own_store, call: str) -> None:
+    """It is added or dropped again, when the query that read the tables in another order is over."""
+    # The server ends the transaction whose lock timed out first.
+    own_server.sql(f"ALTER DATABASE {database} SET deadlock_timeout = '3s'")
+    store = own_store()
+    store.upsert(notes(3), progress=False)
+    if call == "drop":
+        store.embed(Embedder(), progress=False)
+    with adbc.connect(own_server.url(database), autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("SET deadlock_timeout = '60s'")
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT 1 FROM entityframes.passages LIMIT 1")
+        working = Background(
+            (lambda: store.embed(Embedder(), progress=False))
+            if call == "embed"
+            else (lambda: store.drop_space("hashing-16"))
+        )
+        wait_until(lambda: backends(own_server, database, WAITING) or not working.is_alive(), "the space to wait", 60)
+        assert working.is_alive(), "it does not wait"
+        cursor.execute("LOCK TABLE entityframes.embeddings, entityframes.spaces IN ACCESS SHARE MODE")
+        cursor.execute("COMMIT")
+    working.outcome()
+    own_server.sql(f"ALTER DATABASE {database} RESET deadlock_timeout")
+    assert store.spaces()["embedded"].to_list() == ([3] if call == "embed" else [])
+    deadlocks = f"SELECT deadlocks > 0 FROM pg_stat_database WHERE datname = '{database}'"
+    wait_until(lambda: own_server.sql(deadlocks) == [(True,)], "the deadlock to be counted", 20)
