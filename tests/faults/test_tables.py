@@ -8,11 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import adbc_driver_postgresql.dbapi as adbc
 import polars as pl
 import pytest
 
 import entityframes as ef
 from entityframes import retry
+from entityframes.engines.postgres import pool
 from tests.faults.poolers import PGBOUNCER, PgBouncer, Pooler
 from tests.faults.servers import COMMIT, WAITING, Background, Proxy, Server, backends, wait_until
 from tests.faults.test_connections import locked, terminate
@@ -381,6 +383,23 @@ def test_too_many_clients(own_server: Server, database: str, items: Open) -> Non
     model = Model()
     model.upserted(frame, result)
     model.check(items())
+    own_server.sql(f"DROP OWNED BY {role}", f"DROP ROLE {role}", database=database)
+
+
+def test_a_connection_that_is_still_closing(
+    own_server: Server, database: str, items: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The driver connects twice, and the server may still count the first one: the second is tried again."""
+    monkeypatch.setattr(pool, "_FIRST_PAUSES", (0.05,) * 1_000)
+    caplog.set_level("INFO", "entityframes")
+    role = f"closing_{database}"
+    own_server.sql(
+        f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1", f"GRANT SELECT ON items TO {role}", database=database
+    )
+    with adbc.connect(own_server.url(database, user=role)):
+        opening = Background(lambda: items(user=role))
+        wait_until(lambda: "retrying connecting" in caplog.text or not opening.is_alive(), "another attempt")
+    opening.outcome().close()
     own_server.sql(f"DROP OWNED BY {role}", f"DROP ROLE {role}", database=database)
 
 

@@ -31,7 +31,7 @@ from entityframes.engines.postgres.errors import streamed, translated
 from entityframes.engines.queries import Statements
 from entityframes.errors import ClosedError, ConnectError, ConnectionLostError, DatabaseError, PermanentError, RowError
 from entityframes.interrupt import Interrupt
-from entityframes.retry import describe
+from entityframes.retry import describe, retry
 
 T = TypeVar("T")
 
@@ -42,6 +42,9 @@ _UNSUPPORTED = re.compile("startup|parameter|option|unsupported|unrecognized|pro
 
 #: With "committed" in lower case, so that it is not mistaken for a COMMIT on the wire.
 _BEGIN = "BEGIN ISOLATION LEVEL read committed"
+
+#: Seconds before each further attempt to open the first connection.
+_FIRST_PAUSES = (0.05, 0.2, 0.5)
 
 #: Send a statement as a single message, without preparing it first and without COPY.
 _AT_ONCE = {"adbc.postgresql.use_copy": "false"}
@@ -130,10 +133,9 @@ class Pool:
 
     def _connect(self) -> PooledConnection:
         try:
-            with self._first, translated(connecting=True, again=self._connected):
-                if self._database is None:
-                    self._database = _Database(self._target, named=self._mode is None and _takes_options(self._target))
-                driver, nonce = self._database.connect()
+            # The driver has just closed a connection of its own, which the server may still count.
+            pauses = () if self._connected else _FIRST_PAUSES
+            driver, nonce = retry(self._open, pauses=pauses, what="connecting")
         except ConnectionLostError:
             self.losses += 1
             raise
@@ -148,6 +150,12 @@ class Pool:
             _logger.info("connected again after a connection was lost")
         self._connected = True
         return connection
+
+    def _open(self) -> tuple[Connection, str | None]:
+        with self._first, translated(connecting=True, again=self._connected):
+            if self._database is None:
+                self._database = _Database(self._target, named=self._mode is None and _takes_options(self._target))
+            return self._database.connect()
 
     def _start(self, connection: PooledConnection, nonce: str | None) -> None:
         """Detect a pooler, apply the session settings, and check the encoding of the database."""
