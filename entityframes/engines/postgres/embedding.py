@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,6 @@ from entityframes.engines.embedding import (
     Worker,
     certain,
     from_wire,
-    nearest_statement,
     transition,
     wire,
 )
@@ -51,6 +51,10 @@ INDEXED_DIM = 2_000
 INLINE_DIM = 1_900
 #: Seconds between two looks at how much of an index is built.
 FOLLOW_SECONDS = 0.5
+#: If fewer passages than this pass the filter of a search, all of them are compared, without the index.
+FEW = 5_000
+#: Otherwise this many times as many of the nearest texts are looked at.
+WIDER = 8
 
 
 Vectors = np.ndarray[Any, Any]
@@ -333,33 +337,24 @@ class PostgresEmbedding:
     def nearest(
         self, space: str, vector: Vectors, limit: int, entity_type: str | None, where: Predicate | None
     ) -> tuple[pl.DataFrame, bool]:
-        stored = self._space(space)
-        texts = limit * TEXTS
+        stored, texts = self._space(space), limit * TEXTS
         condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
         if stored["storage"] != "pgvector":
             found = retry(lambda: self._nearest_here(space, vector, limit, entity_type, condition))
-        else:
-            name = nearest_statement(entity_type, where)
-            given = (space, _text(vector), str(limit), entity_type, str(texts))
-            found = self._nearest(
-                name, given, texts, {"dim": stored["dim"], "condition": condition, "order": "distance"}
-            )
+            return certain(found, texts)
+        query = _Nearest(self._engine, (space, _text(vector), str(limit), entity_type), stored["dim"], condition)
+        if where is None and entity_type is None:
+            found = query.of_all(texts)
+            # A scan of the index ends after a number of vectors, though deleted ones may be among them.
             if found["id"].count() < limit and found["considered"][0] < texts and self._has_index(stored["number"]):
-                # A scan of the index ends after a number of vectors, though more of them may pass the filter.
-                exact = {"dim": stored["dim"], "condition": condition, "order": "distance + 0"}
-                found = self._nearest(name, given, texts, exact)
-        return certain(found, texts)
-
-    def _nearest(self, name: str, given: tuple[Any, ...], texts: int, placeholders: dict[str, Any]) -> pl.DataFrame:
-        statements = self._engine.statements
-        breadth = statements.format("search_breadth", {"breadth": min(max(texts, 40), 1000)})
-        settings = (Interrupt(), statements["iterative_scan"], breadth)
-
-        def query() -> pl.DataFrame:
-            with self._engine.session() as session, session.transaction(*settings):
-                return session.query(name, *given, placeholders=placeholders)
-
-        return retry(query)
+                found = query.of_all(texts, exact=True)
+            return certain(found, texts)
+        found = query.of_few("nearest_of_few" if where is None else "nearest_of_few_where", texts)
+        if found["considered"][0] is not None:
+            return certain(found, texts)
+        # Many pass the filter, so probably there are enough of them among the nearest of all.
+        hits, more = certain(query.of_all(texts * WIDER), texts * WIDER)
+        return (hits, more) if hits.height >= limit else certain(query.of_many(texts), texts)
 
     def _has_index(self, number: int) -> bool:
         with self._engine.session() as session:
@@ -379,7 +374,7 @@ class PostgresEmbedding:
                 best = pl.concat([best, chunk.drop("vector").with_columns(score)])
                 best = best.sort("score", descending=True).head(texts)
             given = (space, best["text_hash"], str(limit), entity_type, best["score"])
-            return session.query("nearest_of", *given, placeholders={"condition": condition})
+            return session.query("nearest_of", *given, placeholders={"condition": condition, "considered": "count(*)"})
 
     def passages_near(self, space: str, vector: Vectors, keys: pl.DataFrame) -> pl.DataFrame:
         stored, given = self._space(space), (keys["entity_type"], keys["id"], keys["content_hash"])
@@ -416,6 +411,45 @@ class PostgresEmbedding:
             if row["space"] == space:
                 return row
         raise SpaceError(f"the space {space!r} was dropped")
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    """The statements of one search by vector."""
+
+    engine: Sessions
+    #: space, vector, limit, entity_type.
+    given: tuple[str | None, ...]
+    dim: int
+    condition: str
+
+    def of_all(self, texts: int, *, exact: bool = False) -> pl.DataFrame:
+        """The nearest of all texts, by the index if there is one; the filter is applied to their entities."""
+        statements = self.engine.statements
+        breadth = statements.format("search_breadth", {"breadth": min(max(texts, 40), 1000)})
+        order = "distance + 0" if exact else "distance"
+        return self._query("nearest", str(texts), settings=(statements["iterative_scan"], breadth), order=order)
+
+    def of_few(self, name: str, texts: int) -> pl.DataFrame:
+        """The nearest of those that pass the filter; considered is null if there are more than `FEW`."""
+        counted = "CASE WHEN (SELECT count(*) FROM eligible) < $6::int8 THEN count(*) END"
+        return self._query(name, str(texts), str(FEW), considered=counted)
+
+    def of_many(self, texts: int) -> pl.DataFrame:
+        """Likewise for any number."""
+        return self._query("nearest_of_many", str(texts))
+
+    def _query(
+        self, name: str, *numbers: str, settings: tuple[str, ...] = (), considered: str = "count(*)", order: str = ""
+    ) -> pl.DataFrame:
+        more = {"dim": self.dim, "condition": self.condition, "considered": considered, "order": order}
+
+        def query() -> pl.DataFrame:
+            with self.engine.session() as session:
+                with session.transaction(Interrupt(), *settings) if settings else nullcontext():
+                    return session.query(name, *self.given, *numbers, placeholders=more)
+
+        return retry(query)
 
 
 def _text(vector: Vectors) -> str:

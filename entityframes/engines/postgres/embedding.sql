@@ -405,13 +405,13 @@ hits AS (
 SELECT c.considered, c.lowest, b.score, b.entity_type, b.id, e.content, e.metadata::text AS metadata,
     encode(e.content_hash, 'hex') AS content_hash, e.created_at, e.updated_at,
     b.start_char AS start, b.end_char AS "end", b.heading
-FROM (SELECT count(*) AS considered, min(score) AS lowest FROM near) AS c
+FROM (SELECT {considered} AS considered, min(score) AS lowest FROM near) AS c
 LEFT JOIN (best AS b JOIN {schema}.entities AS e ON e.entity_type = b.entity_type AND e.id = b.id) ON true
 ORDER BY b.score DESC, b.entity_type, b.id
 
 -- name: nearest
--- The entities with the nearest passages; whether the index can be used depends on the order.
--- $1 space, $2 vector, $3 limit, $4 entity_type or null, $5 number of texts
+-- The entities with the nearest passages; whether the index can be used depends on the order. A filter is applied to
+-- the entities of the nearest texts. $1 space, $2 vector, $3 limit, $4 entity_type or null, $5 number of texts
 WITH near AS MATERIALIZED (
     SELECT text_hash, -distance AS score FROM (
         SELECT text_hash, pgvector::vector({dim}) <#> $2::vector AS distance
@@ -420,33 +420,46 @@ WITH near AS MATERIALIZED (
 ), {hits}
 {ranked}
 
--- name: nearest_of_type
--- Likewise for entities of a type; only their vectors are compared.
-WITH near AS MATERIALIZED (
-    SELECT text_hash, -distance AS score FROM (
-        SELECT v.text_hash, v.pgvector::vector({dim}) <#> $2::vector AS distance
-        FROM {schema}.embeddings AS v
-        WHERE v.space = $1 AND v.error IS NULL AND EXISTS (
-            SELECT FROM {schema}.passages AS p
-            WHERE p.space = $1 AND p.text_hash = v.text_hash AND p.entity_type = $4
-        )
-    ) AS v ORDER BY {order} LIMIT $5::int8
-), {hits}
+-- part: near_eligible
+-- The nearest of the texts in eligible, if there are less than $6 of them.
+near AS MATERIALIZED (
+    SELECT v.text_hash, -(v.pgvector::vector({dim}) <#> $2::vector) AS score
+    FROM (SELECT DISTINCT text_hash FROM eligible WHERE (SELECT count(*) FROM eligible) < $6::int8) AS t
+    JOIN {schema}.embeddings AS v ON v.space = $1 AND v.text_hash = t.text_hash AND v.error IS NULL
+    ORDER BY score DESC LIMIT $5::int8
+)
+
+-- name: nearest_of_few
+-- The entities of a type with the nearest passages, without the index; considered is null if the type has too many.
+-- $1 space, $2 vector, $3 limit, $4 entity_type, $5 number of texts, $6 too many passages
+WITH eligible AS MATERIALIZED (
+    SELECT text_hash FROM {schema}.passages WHERE space = $1 AND entity_type = $4 LIMIT $6::int8
+), {near_eligible}, {hits}
 {ranked}
 
--- name: nearest_where
+-- name: nearest_of_few_where
 -- Likewise for entities that satisfy a predicate, of a type or of all.
+WITH eligible AS MATERIALIZED (
+    SELECT p.text_hash
+    FROM (SELECT entity_type, id FROM {schema}.entities WHERE {condition}) AS e
+    JOIN {schema}.passages AS p ON p.space = $1 AND p.entity_type = e.entity_type AND p.id = e.id
+    WHERE $4::text IS NULL OR e.entity_type = $4
+    LIMIT $6::int8
+), {near_eligible}, {hits}
+{ranked}
+
+-- name: nearest_of_many
+-- Likewise for any number of entities.
 WITH near AS MATERIALIZED (
-    SELECT text_hash, -distance AS score FROM (
-        SELECT v.text_hash, v.pgvector::vector({dim}) <#> $2::vector AS distance
-        FROM {schema}.embeddings AS v
-        WHERE v.space = $1 AND v.error IS NULL AND EXISTS (
-            SELECT FROM {schema}.passages AS p
-            JOIN (SELECT entity_type, id FROM {schema}.entities WHERE {condition}) AS e
-                ON e.entity_type = p.entity_type AND e.id = p.id
-            WHERE p.space = $1 AND p.text_hash = v.text_hash AND ($4::text IS NULL OR p.entity_type = $4)
-        )
-    ) AS v ORDER BY {order} LIMIT $5::int8
+    SELECT v.text_hash, -(v.pgvector::vector({dim}) <#> $2::vector) AS score
+    FROM {schema}.embeddings AS v
+    WHERE v.space = $1 AND v.error IS NULL AND v.text_hash IN (
+        SELECT p.text_hash FROM {schema}.passages AS p
+        JOIN (SELECT entity_type, id FROM {schema}.entities WHERE {condition}) AS e
+            ON e.entity_type = p.entity_type AND e.id = p.id
+        WHERE p.space = $1 AND ($4::text IS NULL OR p.entity_type = $4)
+    )
+    ORDER BY score DESC LIMIT $5::int8
 ), {hits}
 {ranked}
 
