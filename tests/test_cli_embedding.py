@@ -51,10 +51,10 @@ def test_a_search_by_words_leaves_its_index(run: Run, url: str, engine: str, tmp
     if engine == "duckdb":
         with ef.connect(url, read_only=True):
             script = [sys.executable, "-m", "entityframes", "search", "garden", "--mode", "text", "--store", url]
-            assert subprocess.run(script, capture_output=True, text=True).stdout.count("garden") == 2
+            assert subprocess.run(script, capture_output=True, text=True).stdout.count("garden") == 4
     with ef.connect(url, read_only=True) as store:
         assert not store._engine.text.state().complete
-    assert run("search", "garden", "--mode", "text")[1].count("garden") == 2
+    assert run("search", "garden", "--mode", "text")[1].count("garden") == 4
     with ef.connect(url, read_only=True) as store:
         assert store._engine.text.state().complete
         assert not store.search("garden", mode="text").is_empty()

@@ -110,17 +110,32 @@ def test_vector_search_is_exact(filled: ef.EntityStore) -> None:
     assert ("other", "x") in everywhere.select("entity_type", "id").rows()
 
 
-def test_the_filter_applies_before_the_limit(filled: ef.EntityStore) -> None:
-    """In the database if it evaluates the filter like Polars, else after it, with the same number of rows."""
+@pytest.mark.parametrize("few", [10_000, 5])
+def test_the_filter_applies_before_the_limit(
+    filled: ef.EntityStore, few: int, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the database as far as it evaluates the filter like Polars, else after it: the same rows, however few pass."""
+    if engine == "postgresql":
+        monkeypatch.setattr("entityframes.engines.postgres.embedding.FEW", few)
     page = corpus(600).with_columns(pl.col("metadata").struct.unnest())
-    for where, kept in (
-        (pl.col("lang") == "en", pl.col("lang") == "en"),
-        (pl.col("n") >= 580, pl.col("n") >= 580),
-        (pl.col("n") % 50 == 7, pl.col("n") % 50 == 7),
-        (pl.col("id").str.ends_with("3"), pl.col("id").str.ends_with("3")),
+    for where in (
+        pl.col("lang") == "en",
+        pl.col("n") >= 580,
+        pl.col("n") % 50 == 7,
+        pl.col("id").str.ends_with("3"),
+        # The database evaluates the first condition, and many of those that satisfy it do not satisfy the second.
+        pl.sql_expr("n < 30 AND lang LIKE 'e%'"),
+        pl.sql_expr("n < 300 AND lang LIKE 'e%'"),
+        pl.col("n") < 0,
     ):
-        found = filled.search("music market", entity_type="page", k=8, where=where)
-        assert found["id"].to_list() == exact("music market", page.filter(kept), 8), where
+        for k in (1, 8):
+            found = filled.search("music market", entity_type="page", k=k, where=where)
+            assert found["id"].to_list() == exact("music market", page.filter(where), k), (where, k)
+        found = filled.search("music market", entity_type="page", k=700, where=where)
+        assert sorted(found["id"]) == page.filter(where)["id"].to_list()
+    for kind, count in (("page", 600), ("other", 1)):
+        assert filled.search("music market", entity_type=kind, k=700).height == count
+    assert filled.search("music", k=9, where=pl.col("id") == "x")["id"].to_list() == ["x"]
 
 
 @pytest.mark.parametrize("mode", ["text", "hybrid"])

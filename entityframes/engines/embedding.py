@@ -37,6 +37,8 @@ TRANSITIONS = frozenset(
 JOB_ROWS = 5_000
 #: The number of texts that a search compares for each entity that it returns: an entity may have several passages.
 TEXTS = 4
+#: How many times as many it compares if a filter is applied to them afterwards.
+WIDER = 8
 #: How often a job is taken over from a dead worker before it is marked as failed.
 MAX_RESCUES = 25
 
@@ -275,25 +277,19 @@ class EmbeddingEngine(Protocol):
         """
 
 
-def nearest_statement(entity_type: str | None, where: Predicate | None) -> str:
-    """The name of the statement for a search with these filters."""
-    if where is not None:
-        return "nearest_where"
-    return "nearest" if entity_type is None else "nearest_of_type"
-
-
-def certain(found: pl.DataFrame, texts: int) -> tuple[pl.DataFrame, bool]:
+def certain(found: pl.DataFrame, limit: int, texts: int) -> tuple[pl.DataFrame, bool]:
     """The entities of the result of a search that come first in any case, and whether there may be more.
 
     Args:
         found: the result, with the number of texts that were considered, and the lowest of their scores.
+        limit: the maximum number of entities.
         texts: the maximum number of texts. If there are so many, others may have the lowest score too, and their
             entities may come before those that were found.
     """
     considered, lowest = found.select("considered", "lowest").row(0)
     hits = found.drop("considered", "lowest").drop_nulls("id")
     if considered < texts:
-        return hits, False
+        return hits, hits.height == limit
     return hits.filter(pl.col("score") > lowest), True
 
 

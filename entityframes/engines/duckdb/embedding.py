@@ -16,6 +16,7 @@ from entityframes.engines.embedding import (
     JOB_ROWS,
     MAX_RESCUES,
     TEXTS,
+    WIDER,
     Embedded,
     Job,
     JobEnd,
@@ -23,7 +24,6 @@ from entityframes.engines.embedding import (
     VectorsGoneError,
     Worker,
     certain,
-    nearest_statement,
     transition,
 )
 from entityframes.interrupt import Interrupt
@@ -205,13 +205,22 @@ class DuckDBEmbedding:
     def nearest(
         self, space: str, vector: np.ndarray[Any, Any], limit: int, entity_type: str | None, where: Predicate | None
     ) -> tuple[pl.DataFrame, bool]:
-        name = nearest_statement(entity_type, where)
         condition = "true" if where is None else predicates.render(where, predicates.DUCKDB)
-        texts = limit * TEXTS
-        with self._engine.session() as session:
-            placeholders = {"dim": len(vector), "condition": condition}
-            found = session.query(name, space, vector.tolist(), limit, entity_type, texts, placeholders=placeholders)
-        return certain(found, texts)
+
+        placeholders = {"dim": len(vector), "condition": condition}
+
+        def query(name: str, texts: int) -> tuple[pl.DataFrame, bool]:
+            given = (space, vector.tolist(), limit, entity_type, texts)
+            with self._engine.session() as session:
+                return certain(session.query(name, *given, placeholders=placeholders), limit, texts)
+
+        if where is None:
+            # If most entities have the type, there are enough among the nearest of all.
+            texts = limit * TEXTS * (1 if entity_type is None else WIDER)
+            hits, more = query("nearest", texts)
+            if entity_type is None or hits.height >= limit or not more:
+                return hits, more
+        return query("nearest_of_type" if where is None else "nearest_where", limit * TEXTS)
 
     def passages_near(self, space: str, vector: np.ndarray[Any, Any], keys: pl.DataFrame) -> pl.DataFrame:
         with self._engine.session() as session:

@@ -276,15 +276,14 @@ WHERE NOT EXISTS (FROM {schema}.passages AS p WHERE p.space = v.space AND p.text
 -- The best passage of each entity, out of the passages of the texts in near, if its content has not changed since.
 -- $1 space, $3 limit, $4 entity_type or null
 hits AS (
-    SELECT p.entity_type, p.id, n.score, p.start_char, p.end_char, p.heading
+    SELECT p.entity_type, p.id, e.place, n.score, p.start_char, p.end_char, p.heading
     FROM near AS n
     JOIN (SELECT * FROM {schema}.passages WHERE space = $1) AS p ON p.text_hash = n.text_hash
-    JOIN (SELECT entity_type, id, content_hash FROM {schema}.entities WHERE {condition}) AS e
+    JOIN (SELECT rowid AS place, entity_type, id, content_hash FROM {schema}.entities WHERE {condition}) AS e
         ON e.entity_type = p.entity_type AND e.id = p.id AND e.content_hash = p.content_hash
     WHERE $4::VARCHAR IS NULL OR p.entity_type = $4
     QUALIFY row_number() OVER (PARTITION BY p.entity_type, p.id ORDER BY n.score DESC, p.position) = 1
-), best AS MATERIALIZED (SELECT * FROM hits ORDER BY score DESC, entity_type, id LIMIT $3),
-given AS (SELECT entity_type, id, NULL AS position FROM best)
+), best AS MATERIALIZED (SELECT * FROM hits ORDER BY score DESC, entity_type, id LIMIT $3)
 
 -- part: near
 -- The texts with the nearest vectors. $5 number of texts
@@ -292,12 +291,12 @@ near AS MATERIALIZED (SELECT text_hash, score FROM scored ORDER BY score DESC LI
 
 -- part: ranked
 -- One row per hit, with the number of texts in near and the lowest of their scores; one row without an entity if there
--- are none.
+-- are none. Entities are read by their location, because a join by keys would decompress all contents.
 SELECT c.considered, c.lowest::DOUBLE AS lowest, b.score::DOUBLE AS score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
     lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at,
     b.start_char AS start, b.end_char AS "end", b.heading
 FROM (SELECT count(*) AS considered, min(score) AS lowest FROM near) AS c
-LEFT JOIN (best AS b JOIN found AS e ON e.entity_type = b.entity_type AND e.id = b.id) ON true
+LEFT JOIN (best AS b JOIN {schema}.entities AS e ON e.rowid = b.place) ON true
 ORDER BY b.score DESC, b.entity_type, b.id
 
 -- name: nearest
@@ -305,7 +304,7 @@ ORDER BY b.score DESC, b.entity_type, b.id
 WITH scored AS (
     SELECT text_hash, array_inner_product(vector_{dim}, $2::FLOAT[{dim}]) AS score
     FROM {schema}.embeddings WHERE space = $1 AND error IS NULL
-), {near}, {hits}, {found}
+), {near}, {hits}
 {ranked}
 
 -- name: nearest_of_type
@@ -316,7 +315,7 @@ WITH scored AS (
     SEMI JOIN (SELECT text_hash FROM {schema}.passages WHERE space = $1 AND entity_type = $4) AS p
         ON p.text_hash = v.text_hash
     WHERE v.space = $1 AND v.error IS NULL
-), {near}, {hits}, {found}
+), {near}, {hits}
 {ranked}
 
 -- name: nearest_where
@@ -331,7 +330,7 @@ WITH eligible AS MATERIALIZED (
     SELECT v.text_hash, array_inner_product(v.vector_{dim}, $2::FLOAT[{dim}]) AS score
     FROM {schema}.embeddings AS v SEMI JOIN eligible AS t ON t.text_hash = v.text_hash
     WHERE v.space = $1 AND v.error IS NULL
-), {near}, {hits}, {found}
+), {near}, {hits}
 {ranked}
 
 -- name: passages_near

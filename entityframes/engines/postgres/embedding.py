@@ -19,6 +19,7 @@ from entityframes.engines.embedding import (
     JOB_ROWS,
     MAX_RESCUES,
     TEXTS,
+    WIDER,
     Embedded,
     Job,
     JobEnd,
@@ -53,8 +54,6 @@ INLINE_DIM = 1_900
 FOLLOW_SECONDS = 0.5
 #: If fewer passages than this pass the filter of a search, all of them are compared, without the index.
 FEW = 5_000
-#: Otherwise this many times as many of the nearest texts are looked at.
-WIDER = 8
 
 
 Vectors = np.ndarray[Any, Any]
@@ -341,20 +340,20 @@ class PostgresEmbedding:
         condition = "true" if where is None else predicates.render(where, predicates.POSTGRESQL)
         if stored["storage"] != "pgvector":
             found = retry(lambda: self._nearest_here(space, vector, limit, entity_type, condition))
-            return certain(found, texts)
+            return certain(found, limit, texts)
         query = _Nearest(self._engine, (space, _text(vector), str(limit), entity_type), stored["dim"], condition)
         if where is None and entity_type is None:
             found = query.of_all(texts)
             # A scan of the index ends after a number of vectors, though deleted ones may be among them.
             if found["id"].count() < limit and found["considered"][0] < texts and self._has_index(stored["number"]):
                 found = query.of_all(texts, exact=True)
-            return certain(found, texts)
+            return certain(found, limit, texts)
         found = query.of_few("nearest_of_few" if where is None else "nearest_of_few_where", texts)
         if found["considered"][0] is not None:
-            return certain(found, texts)
+            return certain(found, limit, texts)
         # Many pass the filter, so probably there are enough of them among the nearest of all.
-        hits, more = certain(query.of_all(texts * WIDER), texts * WIDER)
-        return (hits, more) if hits.height >= limit else certain(query.of_many(texts), texts)
+        hits, more = certain(query.of_all(texts * WIDER), limit, texts * WIDER)
+        return (hits, more) if hits.height >= limit else certain(query.of_many(texts), limit, texts)
 
     def _has_index(self, number: int) -> bool:
         with self._engine.session() as session:
@@ -445,9 +444,11 @@ class _Nearest:
         more = {"dim": self.dim, "condition": self.condition, "considered": considered, "order": order}
 
         def query() -> pl.DataFrame:
-            with self.engine.session() as session:
-                with session.transaction(Interrupt(), *settings) if settings else nullcontext():
-                    return session.query(name, *self.given, *numbers, placeholders=more)
+            with (
+                self.engine.session() as session,
+                session.transaction(Interrupt(), *settings) if settings else nullcontext(),
+            ):
+                return session.query(name, *self.given, *numbers, placeholders=more)
 
         return retry(query)
 
