@@ -425,6 +425,8 @@ class EmbedRun:
             else:
                 self._embed(job, rows, writer)
         except BaseException as error:
+            if self._interrupt.forked:
+                raise
             with suppress(DatabaseError):
                 # Vectors that were embedded before the error are still written.
                 writer.wait()
@@ -482,8 +484,10 @@ class EmbedRun:
         except LeaseLostError:
             rest = LOST
         finally:
-            left = rows.join(pl.concat(submitted), on="row", how="anti", maintain_order="left")
-            self._log_rows(job, left, **rest)
+            # In a child that an embedder has forked, Polars would wait for its threads forever.
+            if not self._interrupt.forked:
+                left = rows.join(pl.concat(submitted), on="row", how="anti", maintain_order="left")
+                self._log_rows(job, left, **rest)
 
     def _check(self, job: Job) -> None:
         """Check that the run is not stopped, and that this worker still holds the job."""
