@@ -144,16 +144,16 @@ def undo(engine: Engine, space: str) -> None:
 
 
 def add(engine: Engine, space: str, model: str, dim: int, passages: Passages | None) -> bool:
-    """Add a space unless it exists; returns whether it was added.
-
-    PostgreSQL may end this with a deadlock: it locks whole tables, against queries that read them in another order.
-    """
+    """Add a space unless it exists; returns whether it was added."""
     spec = passages.spec() if passages else None
     return retry(lambda: engine.embedding.add_space(space, model, dim, spec), what=f"adding the space {space}")
 
 
 def drop(engine: Engine, space: str) -> None:
-    """Drop a space, which may end with a deadlock, too."""
+    """Drop a space.
+
+    PostgreSQL may end this with a deadlock: it locks whole tables, against queries that read them in another order.
+    """
 
     def drop_if_exists() -> None:
         if space in engine.embedding.spaces()["space"]:

@@ -145,30 +145,38 @@ def _set() -> threading.Event:
     return event
 
 
-@pytest.mark.parametrize("call", ["embed", "drop"])
-def test_a_space_that_meets_a_deadlock(own_server: Server, database: str, own_store, call: str) -> None:
-    """It is added or dropped again, when the query that read the tables in another order is over."""
+def test_a_new_space_does_not_wait_for_searches(own_server: Server, database: str, own_store) -> None:
+    """Neither for one that is running, nor do later ones wait for the new space."""
+    store = own_store()
+    store.upsert(notes(3), progress=False)
+    store.embed(Embedder(), progress=False)
+    with adbc.connect(own_server.url(database), autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT 1 FROM entityframes.passages, entityframes.embeddings LIMIT 1")
+        Background(lambda: store.embed(Embedder(), space="second", progress=False)).outcome()
+        cursor.execute("COMMIT")
+    assert store.spaces()["embedded"].to_list() == [3, 3]
+    assert store.verify().is_empty()
+
+
+def test_a_dropped_space_that_meets_a_deadlock(own_server: Server, database: str, own_store) -> None:
+    """It is dropped again, when the query that read the tables in another order is over."""
     # The server ends the transaction whose lock timed out first.
     own_server.sql(f"ALTER DATABASE {database} SET deadlock_timeout = '3s'")
     store = own_store()
     store.upsert(notes(3), progress=False)
-    if call == "drop":
-        store.embed(Embedder(), progress=False)
+    store.embed(Embedder(), progress=False)
     with adbc.connect(own_server.url(database), autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute("SET deadlock_timeout = '60s'")
         cursor.execute("BEGIN")
         cursor.execute("SELECT 1 FROM entityframes.passages LIMIT 1")
-        working = Background(
-            (lambda: store.embed(Embedder(), progress=False))
-            if call == "embed"
-            else (lambda: store.drop_space("hashing-16"))
-        )
-        wait_until(lambda: backends(own_server, database, WAITING) or not working.is_alive(), "the space to wait", 60)
-        assert working.is_alive(), "it does not wait"
+        dropping = Background(lambda: store.drop_space("hashing-16"))
+        wait_until(lambda: backends(own_server, database, WAITING) or not dropping.is_alive(), "the space to wait", 60)
+        assert dropping.is_alive(), "it does not wait"
         cursor.execute("LOCK TABLE entityframes.embeddings, entityframes.spaces IN ACCESS SHARE MODE")
         cursor.execute("COMMIT")
-    working.outcome()
+    dropping.outcome()
     own_server.sql(f"ALTER DATABASE {database} RESET deadlock_timeout")
-    assert store.spaces()["embedded"].to_list() == ([3] if call == "embed" else [])
+    assert store.spaces().is_empty()
     deadlocks = f"SELECT deadlocks > 0 FROM pg_stat_database WHERE datname = '{database}'"
     wait_until(lambda: own_server.sql(deadlocks) == [(True,)], "the deadlock to be counted", 20)

@@ -55,9 +55,12 @@ SELECT $1, $2, $3::int4, $4, $5, CASE WHEN NOT EXISTS (SELECT FROM {schema}.spac
 ON CONFLICT (space) DO NOTHING RETURNING number
 
 -- name: add_partition
--- Adds the partitions of a space: searches read only its vectors, and dropping it is fast.
-CREATE TABLE {schema}.embeddings_{number} PARTITION OF {schema}.embeddings FOR VALUES IN ('{space}');
-CREATE TABLE {schema}.passages_{number} PARTITION OF {schema}.passages FOR VALUES IN ('{space}')
+-- Adds the partitions of a space: searches read only its vectors, and dropping it is fast. Unlike CREATE TABLE PARTITION
+-- OF, this does not wait for searches of other spaces.
+CREATE TABLE {schema}.embeddings_{number} (LIKE {schema}.embeddings INCLUDING CONSTRAINTS INCLUDING DEFAULTS INCLUDING STORAGE);
+CREATE TABLE {schema}.passages_{number} (LIKE {schema}.passages INCLUDING CONSTRAINTS INCLUDING DEFAULTS INCLUDING STORAGE);
+ALTER TABLE {schema}.embeddings ATTACH PARTITION {schema}.embeddings_{number} FOR VALUES IN ('{space}');
+ALTER TABLE {schema}.passages ATTACH PARTITION {schema}.passages_{number} FOR VALUES IN ('{space}')
 
 -- name: store_inline
 -- Stores vectors that fit into a page inline, so that an exact search reads them without a TOAST lookup.
