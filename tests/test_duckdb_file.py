@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import polars as pl
 import pytest
 
@@ -82,3 +83,15 @@ def test_one_file_under_two_names(tmp_path: Path) -> None:
             assert again.entity_exists("note", "a")
     with ef.connect(link) as other:
         assert other.entity_exists("note", "a")
+
+
+def test_vectors_are_not_compressed(tmp_path: Path) -> None:
+    """Reading compressed vectors would take twice as long as comparing them."""
+    path = str(tmp_path / "s.duckdb")
+    rows = pl.select(entity_type=pl.lit("t"), id=pl.int_range(3_000).cast(pl.String)).with_columns(content="id")
+    with ef.connect(path) as store:
+        store.upsert(rows, progress=False)
+        store.embed(ef.HashingEmbedder(32), progress=False)
+    with duckdb.connect(path) as connection:
+        query = "SELECT DISTINCT compression FROM pragma_storage_info('entityframes.embeddings') WHERE segment_type = 'FLOAT'"
+        assert connection.execute(query).fetchall() == [("Uncompressed",)]

@@ -44,6 +44,7 @@ class DuckDBEngine:
         #: Whether the hashes of keys were computed by another version of DuckDB and could not be recomputed.
         self._hashed_elsewhere = False
         try:
+            database.file.configure(database.statements["store_settings"])
             self._migrate()
             self._count_entities(self.count(None))
             database.file.limit_memory()

@@ -56,11 +56,14 @@ SET python_enable_replacements = false
 
 -- name: settings
 -- Settings of the database in this process: SQL cannot read other files, and checkpoints are less frequent. The
--- default, every 16 MB of log, takes half of the time of a long run. Vectors are not compressed: ALPRD makes them a tenth
--- smaller, and reading them takes twice as long as comparing them.
+-- default, every 16 MB of log, takes half of the time of a long run.
 SET wal_autocheckpoint = '64MB';
-SET disabled_compression_methods = 'alp,alprd';
 SET enable_external_access = false
+
+-- name: store_settings
+-- Likewise with a store. Vectors are not compressed: that would make them a tenth smaller, and reading them takes twice
+-- as long as comparing them.
+SET disabled_compression_methods = 'alp,alprd'
 
 -- name: create_schema
 -- Creates the namespace.
