@@ -7,6 +7,7 @@ import io
 import re
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,15 +90,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+#: Older versions print tables with other widths, or other nulls.
+CURRENT = int(version("rich").split(".")[0]) >= 15 and int(version("pandas").split(".")[0]) >= 3
+
+
 @pytest.mark.duckdb
 @pytest.mark.parametrize("path", PAGES, ids=page_name)
 def test_pages_show_the_actual_output(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every Python block and every command runs, and the output is what the page shows."""
+    """Every Python block and every command runs, and the output is what the page shows with current libraries."""
     printed = ""
     with pl.Config(tbl_width_chars=110):
         for block, output in outputs(text_of(path), monkeypatch):
             assert block.language in RUN + SHOWN, block
-            if block.language == "text":
+            if block.language == "text" and CURRENT:
                 assert shows(block.code, printed), f"the page shows\n{block.code}\nbut the output is\n{printed}"
             else:
                 printed = output

@@ -34,8 +34,9 @@ def is_stream(source: Any) -> bool:
 
 def _is_iterable(source: Any) -> bool:
     """Whether a source without an Arrow stream has items that are rows or frames."""
-    # A dict has columns, and a single record, such as a model or a named tuple, may be iterable, too.
-    return hasattr(source, "__iter__") and not isinstance(source, str | bytes) and not is_record(source)
+    # A dict has columns; a single record, such as a model or a named tuple, or a column of pandas may be iterable, too.
+    is_one = isinstance(source, str | bytes) or is_record(source) or hasattr(source, "to_frame")
+    return hasattr(source, "__iter__") and not is_one
 
 
 def objects(source: Any, rows: int | None = None) -> Records | None:
@@ -104,6 +105,8 @@ def _no_frame(source: Any) -> SchemaError:
     name = type(source).__name__
     if is_record(source):
         return SchemaError(f"expected a frame, got one {name}", advice="wrap it in a list")
+    if hasattr(source, "to_frame"):
+        return SchemaError(f"expected a frame, got {name}", advice="pass its frame: to_frame()")
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
         if read := _READERS.get(os.path.splitext(path)[1]):
@@ -287,8 +290,7 @@ def _check_repeated(source: Any) -> None:
 def _from_pandas_bytes(source: Any, error: Exception) -> pl.DataFrame:
     """Read a pandas frame with strings that Arrow rejects (lone surrogates) as bytes, which are validated later."""
     if hasattr(source, "to_frame"):
-        name = type(source).__name__
-        raise SchemaError(f"expected a frame, got {name}", advice="pass its frame: to_frame()") from error
+        raise _no_frame(source) from error
     if not hasattr(source, "map") or not hasattr(source, "columns"):
         raise SchemaError(f"the frame cannot be read through Arrow: {error}") from error
     encoded = source.map(lambda value: value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value)
