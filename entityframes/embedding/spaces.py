@@ -156,6 +156,7 @@ def drop(engine: Engine, space: str) -> None:
     """
 
     def drop_if_exists() -> None:
+        # A COMMIT that got no response may have dropped it.
         if space in engine.embedding.spaces()["space"]:
             engine.embedding.drop_space(space)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import adbc_driver_postgresql.dbapi as adbc
@@ -145,16 +146,29 @@ def _set() -> threading.Event:
     return event
 
 
-def test_a_new_space_does_not_wait_for_searches(own_server: Server, database: str, own_store) -> None:
-    """Neither for one that is running, nor do later ones wait for the new space."""
+@contextmanager
+def transaction(server: Server, database: str, *statements: str) -> Iterator[Any]:
+    """A cursor on another connection, in a transaction that has executed these statements."""
+    with adbc.connect(server.url(database), autocommit=True) as connection, connection.cursor() as cursor:
+        for statement in ("BEGIN", *statements):
+            cursor.execute(statement)
+        yield cursor
+        cursor.execute("COMMIT")
+
+
+def embedded(own_store: Callable[..., ef.EntityStore]) -> ef.EntityStore:
+    """A store with a space."""
     store = own_store()
     store.upsert(notes(3), progress=False)
     store.embed(Embedder(), progress=False)
-    with adbc.connect(own_server.url(database), autocommit=True) as connection, connection.cursor() as cursor:
-        cursor.execute("BEGIN")
-        cursor.execute("SELECT 1 FROM entityframes.passages, entityframes.embeddings LIMIT 1")
+    return store
+
+
+def test_a_new_space_does_not_wait_for_searches(own_server: Server, database: str, own_store) -> None:
+    """Neither for one that is running, nor do later ones wait for the new space."""
+    store = embedded(own_store)
+    with transaction(own_server, database, "SELECT 1 FROM entityframes.passages, entityframes.embeddings LIMIT 1"):
         Background(lambda: store.embed(Embedder(), space="second", progress=False)).outcome()
-        cursor.execute("COMMIT")
     assert store.spaces()["embedded"].to_list() == [3, 3]
     assert store.verify().is_empty()
 
@@ -163,18 +177,13 @@ def test_a_dropped_space_that_meets_a_deadlock(own_server: Server, database: str
     """It is dropped again, when the query that read the tables in another order is over."""
     # The server ends the transaction whose lock timed out first.
     own_server.sql(f"ALTER DATABASE {database} SET deadlock_timeout = '3s'")
-    store = own_store()
-    store.upsert(notes(3), progress=False)
-    store.embed(Embedder(), progress=False)
-    with adbc.connect(own_server.url(database), autocommit=True) as connection, connection.cursor() as cursor:
-        cursor.execute("SET deadlock_timeout = '60s'")
-        cursor.execute("BEGIN")
-        cursor.execute("SELECT 1 FROM entityframes.passages LIMIT 1")
+    store = embedded(own_store)
+    patient = "SET LOCAL deadlock_timeout = '60s'"
+    with transaction(own_server, database, patient, "SELECT 1 FROM entityframes.passages LIMIT 1") as cursor:
         dropping = Background(lambda: store.drop_space("hashing-16"))
         wait_until(lambda: backends(own_server, database, WAITING) or not dropping.is_alive(), "the space to wait", 60)
         assert dropping.is_alive(), "it does not wait"
         cursor.execute("LOCK TABLE entityframes.embeddings, entityframes.spaces IN ACCESS SHARE MODE")
-        cursor.execute("COMMIT")
     dropping.outcome()
     own_server.sql(f"ALTER DATABASE {database} RESET deadlock_timeout")
     assert store.spaces().is_empty()

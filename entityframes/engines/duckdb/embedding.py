@@ -206,7 +206,6 @@ class DuckDBEmbedding:
         self, space: str, vector: np.ndarray[Any, Any], limit: int, entity_type: str | None, where: Predicate | None
     ) -> tuple[pl.DataFrame, bool]:
         condition = "true" if where is None else predicates.render(where, predicates.DUCKDB)
-
         placeholders = {"dim": len(vector), "condition": condition}
 
         def query(name: str, texts: int) -> tuple[pl.DataFrame, bool]:

@@ -92,8 +92,9 @@ WITH counting AS MATERIALIZED (
         sum(w.weight * h.frequency * 2.2 / (h.frequency + 1.2 * h.length) ORDER BY h.word) AS score
     FROM counted AS h JOIN weights AS w USING (word) {kept}
     GROUP BY h.entity_type, h.id ORDER BY score DESC, h.entity_type, h.id LIMIT $1
-), given AS (SELECT entity_type, id, score AS position FROM best), {found},
-placed AS MATERIALIZED (SELECT position AS score, place FROM found)
+), given AS (SELECT entity_type, id, NULL AS position FROM best), {found}, placed AS MATERIALIZED (
+    SELECT b.score, f.place FROM best AS b JOIN found AS f ON f.entity_type = b.entity_type AND f.id = b.id
+)
 SELECT b.score, e.entity_type, e.id, e.content, e.metadata::VARCHAR AS metadata,
     lower(hex(e.content_hash)) AS content_hash, e.created_at, e.updated_at
 FROM placed AS b JOIN {schema}.entities AS e ON e.rowid = b.place
