@@ -61,8 +61,8 @@ SET wal_autocheckpoint = '64MB';
 SET enable_external_access = false
 
 -- name: store_settings
--- Likewise with a store. Vectors are not compressed: that would make them a tenth smaller, and reading them takes twice
--- as long as comparing them.
+-- Further settings if there is a store: vectors are written uncompressed. ALP makes them a tenth smaller, but decoding
+-- them takes longer than comparing them.
 SET disabled_compression_methods = 'alp,alprd'
 
 -- name: create_schema

@@ -430,7 +430,7 @@ class _Nearest:
         return self._query("nearest", str(texts), settings=(statements["iterative_scan"], breadth), order=order)
 
     def of_few(self, name: str, texts: int) -> pl.DataFrame:
-        """The nearest of those that pass the filter; considered is null if there are more than `FEW`."""
+        """The nearest of those that pass the filter; considered is null if `FEW` passages or more do."""
         counted = "CASE WHEN (SELECT count(*) FROM eligible) < $6::int8 THEN count(*) END"
         return self._query(name, str(texts), str(FEW), considered=counted)
 

@@ -424,7 +424,7 @@ WITH near AS MATERIALIZED (
 {ranked}
 
 -- part: near_eligible
--- The nearest of the texts in eligible, if there are less than $6 of them.
+-- The nearest of the texts in eligible, if there are fewer than $6 of them.
 near AS MATERIALIZED (
     SELECT v.text_hash, -(v.pgvector::vector({dim}) <#> $2::vector) AS score
     FROM (SELECT DISTINCT text_hash FROM eligible WHERE (SELECT count(*) FROM eligible) < $6::int8) AS t
