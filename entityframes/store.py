@@ -773,10 +773,10 @@ class EntityStore:
             >>> store.retry_failed()
             0
         """
-        from entityframes.embedding import spaces
+        from entityframes.embedding import jobs
 
         check_writable(self._engine.database)
-        return self._engine.embedding.retry_failed(spaces.find(self._engine, space)["space"])
+        return jobs.retry_failed(self._engine, space)
 
     def jobs(self, state: str | None = None) -> pl.DataFrame:
         """List the embedding jobs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from entityframes.engines.embedding import STATES
 from entityframes.errors import EntityFramesError, SpaceError
 from entityframes.frames import sources
 from entityframes.frames.schema import KEY, check_id_schema, usable_ids
+from entityframes.retry import retry
 
 _TIME = pl.Datetime("us", "UTC")
 JOB_SCHEMA = pl.Schema(
@@ -98,8 +100,19 @@ def enqueue(engine: Engine, what: Any, space: str | None) -> int:
     if space is not None or engine.embedding.spaces()["active"].any():
         space = spaces_.find(engine, space)["space"]
     if what is None or isinstance(what, str):
-        return engine.embedding.enqueue(space, what, None)
+        return _counted(lambda: engine.embedding.enqueue(space, what, None), "enqueue")
     given = sources.as_frame(what)
     check_id_schema(given.schema)
     keys = usable_ids(given).filter("usable").select(KEY).unique()
-    return engine.embedding.enqueue(space, None, keys)
+    return _counted(lambda: engine.embedding.enqueue(space, None, keys), "enqueue")
+
+
+def retry_failed(engine: Engine, space: str | None) -> int:
+    """See `EntityStore.retry_failed`."""
+    name = spaces_.find(engine, space)["space"]
+    return _counted(lambda: engine.embedding.retry_failed(name), "retry_failed")
+
+
+def _counted(call: Callable[[], int], what: str) -> int:
+    """The number of entities that a call queues; a second call after a COMMIT that succeeded would find none."""
+    return retry(call, what=what, idempotent=False)

@@ -189,3 +189,32 @@ def test_a_dropped_space_that_meets_a_deadlock(own_server: Server, database: str
     assert store.spaces().is_empty()
     deadlocks = f"SELECT deadlocks > 0 FROM pg_stat_database WHERE datname = '{database}'"
     wait_until(lambda: own_server.sql(deadlocks) == [(True,)], "the deadlock to be counted", 20)
+
+
+@pytest.mark.parametrize("call", ["enqueue", "retry_failed"])
+def test_queueing_again_that_meets_a_deadlock(own_server: Server, database: str, own_store, call: str) -> None:
+    """It is tried again when the transaction that locked two failed texts in the opposite order is over."""
+    own_server.sql(f"ALTER DATABASE {database} SET deadlock_timeout = '3s'")
+    store = embedded(own_store)
+    store.upsert(notes(2, "refused"), progress=False)
+
+    def refuse() -> None:
+        if any("refused" in text for text in embedder.texts[-1:]):
+            raise ValueError("refused")
+
+    embedder = Embedder(refuse, max_batch=1)
+    assert store.embed(embedder, progress=False).counts["failed"] == 2
+    errors = "SELECT ctid FROM entityframes.embeddings WHERE error IS NOT NULL ORDER BY ctid"
+    (first,), (second,) = own_server.sql(errors, database=database)
+    lock = "SELECT FROM entityframes.embeddings WHERE ctid = '{}' AND error IS NOT NULL FOR UPDATE"
+    patient = "SET LOCAL deadlock_timeout = '60s'"
+    with transaction(own_server, database, patient, lock.format(second)) as cursor:
+        queueing = Background(getattr(store, call))
+        wait_until(lambda: backends(own_server, database, WAITING) or not queueing.is_alive(), "the call to wait", 60)
+        assert queueing.is_alive(), "it does not wait"
+        cursor.execute(lock.format(first))
+    assert queueing.outcome() == 2
+    deadlocks = f"SELECT deadlocks > 0 FROM pg_stat_database WHERE datname = '{database}'"
+    wait_until(lambda: own_server.sql(deadlocks) == [(True,)], "the deadlock to be counted", 20)
+    assert store.embed(Embedder(), progress=False).counts["embedded"] == 2
+    assert store.verify().is_empty()
