@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import polars as pl
 
@@ -63,18 +63,18 @@ def retry(
     pauses: Iterable[float | Callable[[BaseException], float]] = PAUSES,
     wait: Callable[[float], object] = time.sleep,
     what: str = "a statement",
-    idempotent: bool = True,
+    when: Callable[[Any], bool] = lambda error: True,
 ) -> T:
     """Call a function, retry it after some errors, and return its result.
 
     Args:
-        call: the function.
+        call: the function. Unless `when` excludes errors during COMMIT, it must be idempotent.
         on: the errors after which it is retried.
         pauses: the seconds before each retry, or functions that return them for the error. If they are used up, the
             error is raised.
         wait: waits for a number of seconds. If it returns True, the error is raised without another retry.
         what: the name of the operation, for the log.
-        idempotent: whether to call it again even if its COMMIT got no response and may have succeeded.
+        when: whether it is retried after this error; if not, the error is raised.
     """
     remaining = iter(pauses)
     while True:
@@ -82,7 +82,7 @@ def retry(
             return call()
         except on as error:
             pause = next(remaining, None)
-            if pause is None or (getattr(error, "committing", False) and not idempotent):
+            if pause is None or not when(error):
                 raise
             seconds = pause(error) if callable(pause) else pause
             _logger.info("retrying %s in %.2g s after %s", what, seconds, describe(error))

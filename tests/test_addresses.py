@@ -185,6 +185,14 @@ def test_key_value_strings_are_understood(postgres_url: str) -> None:
         assert "it's me" in {row[0] for row in execute(postgres_url, "SELECT application_name FROM pg_stat_activity")}
 
 
+def test_a_wrong_address_is_tried_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A server that refuses the first connection is not there; only one that is full is tried again."""
+    caplog.set_level("INFO", "entityframes")
+    with pytest.raises(ef.ConnectError, match="Connection refused: check the address"):
+        ef.connect("postgresql://u@127.0.0.1:1/x")
+    assert "retrying" not in caplog.text
+
+
 def test_messages_of_libpq_stay_useful() -> None:
     """The server's own message, and which server did not answer."""
     refused = 'connection to server at "db.example" (10.0.0.1), port 5432 failed: Connection refused'

@@ -115,4 +115,4 @@ def retry_failed(engine: Engine, space: str | None) -> int:
 
 def _counted(call: Callable[[], int], what: str) -> int:
     """The number of entities that a call queues; a second call after a COMMIT that succeeded would find none."""
-    return retry(call, what=what, idempotent=False)
+    return retry(call, what=what, when=lambda error: not error.committing)

@@ -133,9 +133,13 @@ class Pool:
 
     def _connect(self) -> PooledConnection:
         try:
-            # The driver has just closed a connection of its own, which the server may still count.
-            pauses = () if self._connected else _FIRST_PAUSES
-            driver, nonce = retry(self._open, pauses=pauses, what="connecting")
+            # The driver has just closed a connection of its own, which the server may still count as one too many.
+            driver, nonce = retry(
+                self._open,
+                pauses=() if self._connected else _FIRST_PAUSES,
+                when=lambda error: not isinstance(error, ConnectionLostError),
+                what="connecting",
+            )
         except ConnectionLostError:
             self.losses += 1
             raise
