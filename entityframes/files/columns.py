@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
+from math import inf
 
 import polars as pl
 
@@ -18,6 +20,9 @@ _FEW = 32
 #: An integer and a fraction that round-trip through a double, and a character that no number or boolean begins with.
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,14}", re.ASCII)
 _PLAIN_FRACTION = re.compile(r"-?(?:0|[1-9][0-9]{0,7})\.[0-9]{0,5}[1-9]", re.ASCII)
+#: A number in scientific notation, and one with few enough digits that it round-trips.
+_SCIENTIFIC = r"^-?[1-9](?:\.[0-9]*[1-9])?e[+-](?:[0-9]{2}|[1-9][0-9]{2})$"
+_SHORT_SCIENTIFIC = r"^-?[1-9](?:\.[0-9]{0,13}[1-9])?e[+-][0-9]{2}$"
 _WORD = re.compile(r"[^-+.0-9iInNtTfF\s,]", re.ASCII)
 
 
@@ -29,7 +34,7 @@ class ColumnStats:
         self.values = 0
         self.whole = 0
         self.fractions = 0
-        #: Values that are numbers but do not round-trip: 01234, 1.10, 1e5.
+        #: Values that are numbers but do not round-trip: 01234, 1.10, 1E5.
         self.altered = 0
         #: Values that are not numbers: true and false, and all others.
         self.booleans = 0
@@ -96,7 +101,7 @@ class ColumnStats:
             comma = rest.str.contains(r"^-?\d+,\d+$")
             points = rest.str.replace(",", ".", literal=True).zip_with(comma, pl.Series([None], dtype=pl.String))
         floats = points.cast(pl.Float64, strict=False)
-        exact = (floats.cast(pl.String) == points).fill_null(False)
+        exact = (floats.cast(pl.String) == points).fill_null(False) | _scientific(points)
         booleans = rest.is_in(["true", "false"])
         altered = floats.is_not_null() & ~exact
         odd = ~(exact | altered | booleans)
@@ -143,6 +148,24 @@ class ColumnStats:
         if isinstance(dtype, pl.Boolean):
             return (text == "true").alias(name)
         return text.cast(dtype).alias(name)
+
+
+def _scientific(texts: pl.Series) -> pl.Series:
+    """Whether texts are numbers in the scientific notation of Python, pandas and R, without a superfluous digit."""
+    exact = texts.str.contains(_SHORT_SCIENTIFIC).fill_null(False)
+    longer = texts.str.contains(_SCIENTIFIC).fill_null(False) & ~exact
+    for place in longer.arg_true():
+        number = float(texts[place])
+        exact[place] = 0 < abs(number) < inf and _in_scientific_notation(number) == texts[place]
+    return exact
+
+
+def _in_scientific_notation(number: float) -> str:
+    """A number with the fewest digits that round-trip, such as ``-1.5e-07`` or ``1e+05``."""
+    sign, digits, exponent = Decimal(repr(number)).normalize().as_tuple()
+    first, *rest = map(str, digits)
+    fraction = f".{''.join(rest)}" if rest else ""
+    return f"{'-' * sign}{first}{fraction}e{int(exponent) + len(rest):+03d}"
 
 
 class _Places:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import random
 import struct
 import tarfile
 import threading
@@ -19,6 +20,7 @@ import pytest
 
 import entityframes as ef
 from entityframes.files import TextOptions, json_rows, opening, read_files
+from entityframes.files.columns import ColumnStats
 from entityframes.files.opening import CutLine, line_chunks
 from tests.command import Ran
 from tests.command import run as run_command
@@ -194,6 +196,22 @@ def test_numbers_keep_their_digits(tmp_path: Path) -> None:
     assert rows.scan().collect()["x"].to_list() == [0.30000000000000004]
     rows = _read(tmp_path, "c.ndjson", f'{{"x": {long}}}\n{{"x": 0.5}}\n'.encode())
     assert rows.scan().collect()["x"].to_list() == [long, "0.5"]
+
+
+def test_every_float_in_scientific_notation() -> None:
+    """Its shortest form is a number; with another digit or another exponent it is text."""
+    drawn = random.Random(0)
+    numbers = [drawn.uniform(-10, 10) * 10.0 ** drawn.randint(-308, 307) for _ in range(2_000)] + [5e-324, 1e-05, 1e5]
+    for number in numbers:
+        text = next(text for text in (f"{number:.{digits}e}" for digits in range(17)) if float(text) == number)
+        stats = ColumnStats()
+        stats.update(pl.Series([text, "0.5"]), "file.csv", [2, 3])
+        assert stats.dtype() == pl.Float64, text
+    odd = ["1.0e-05", "1e5", "1E-05", "10e-05", "0e+00", "1e+400", "4e-324", "1e-400", "1.00000000000000001e-05"]
+    for text in odd:
+        stats = ColumnStats()
+        stats.update(pl.Series([text, "0.5"]), "file.csv", [2, 3])
+        assert stats.dtype() == pl.String, text
 
 
 @pytest.mark.parametrize("engine", ["duckdb"])
