@@ -24,8 +24,9 @@ _MAP = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "entit
 
 def choose(map: Map, mistake: Mistake, source: str, most: float) -> list[str]:
     """The tests that touch the line of a mistake; if there are none, those of its function, or else of its file."""
-    for marks in Places(mistake.file, source).marks(mistake.line, mistake.place):
-        if tests := map.touching(marks, most, mistake.file):
+    own, around, *others = Places(mistake.file, source).marks(mistake.line, mistake.place)
+    for marks in (own, around, *others):
+        if tests := map.touching(marks, most, mistake.file, around):
             return tests
     return []
 

@@ -9,8 +9,8 @@ import queue
 import re
 import shutil
 import sys
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -76,20 +76,24 @@ class Map:
                     by_mark[known["marks"][number]].add(name)
         self._by_mark = dict(by_mark)
 
-    def touching(self, marks: Iterable[str], most: float, file: str) -> list[str]:
+    def touching(self, marks: Iterable[str], most: float, file: str, around: Iterable[str] = ()) -> list[str]:
         """The tests that touch one of these marks, up to `most` seconds in total.
 
-        Tests of files with a name similar to `file` are chosen first; then the fastest remaining test of each file in
-        turn. They are ordered to notice a mistake early: three fast ones of each file, then file by file.
+        Tests that touch the most of the marks `around` are chosen first; of these, one set of parameters of each test;
+        of these, the fastest, where tests of files with a name similar to `file` may take three times as long. They are
+        ordered to notice a mistake early: three fast ones of each file, then file by file.
         """
         names = {name for mark in marks for name in self._by_mark.get(mark, ())}
-        by_file: dict[str, list[str]] = defaultdict(list)
-        for name in sorted(names, key=lambda name: (self._seconds[name], name)):
-            by_file[name.split("::")[0]].append(name)
-        turns = {name: turn for of_file in by_file.values() for turn, name in enumerate(of_file)}
+        turns = _numbered(sorted(names, key=lambda name: (self._seconds[name], name)), lambda name: name.split("::")[0])
         chosen: list[str] = []
         related = {name for name in names if _words(name.split("::")[0]) & _words(file)}
-        for name in sorted(names, key=lambda name: (name not in related, turns[name], self._seconds[name], name)):
+        breadth = Counter(name for mark in around for name in self._by_mark.get(mark, ()))
+        repeats = _numbered(
+            sorted(names, key=lambda name: (-breadth[name], turns[name])), lambda name: name.split("[")[0]
+        )
+        cost = {name: self._seconds[name] / (3 if name in related else 1) for name in names}
+        order = {name: (-breadth[name], repeats[name], cost[name], name) for name in names}
+        for name in sorted(names, key=order.__getitem__):
             if not chosen or self._seconds[name] <= most:
                 chosen.append(name)
                 most -= self._seconds[name]
@@ -114,8 +118,9 @@ class Places:
         self._file = file
         self._statements: dict[str, str] = {}
         if file.endswith(".sql"):
-            pieces = re.split(r"^-- (?:name|part): (\w+)\n", text, flags=re.MULTILINE)
-            self._statements = dict(zip(pieces[1::2], pieces[2::2], strict=True))
+            self._statements = _statements(text)
+            others = [path.read_text("utf-8") for path in (ROOT / file).parent.glob("*.sql")]
+            self._of_engine = {name: body for other in others for name, body in _statements(other).items()}
         else:
             tree = ast.parse(text)
             self._runs, self._functions = touched.runs(file, tree), list(touched.functions(tree))
@@ -131,8 +136,8 @@ class Places:
         return [before[-1:], [run.mark for run in own], [run.mark for run in self._runs]]
 
     def _users(self, part: str) -> set[str]:
-        """The statements that include a part, directly or through another part."""
-        users = {name for name, body in self._statements.items() if f"{{{part}}}" in body}
+        """The statements of the engine that include a part, directly or through another part."""
+        users = {name for name, body in self._of_engine.items() if f"{{{part}}}" in body}
         return users.union(*(self._users(name) for name in users))
 
 
@@ -149,6 +154,22 @@ def _recorded(copy: Copy, file: str) -> tuple[dict[str, Any], str]:
         return json.loads(found.read_text("utf-8")) if found.exists() else none, run.output
     finally:
         shutil.rmtree(folder)
+
+
+def _numbered(names: Iterable[str], group: Callable[[str], str]) -> dict[str, int]:
+    """The position of each name among those of its group."""
+    counts: Counter[str] = Counter()
+    numbers = {}
+    for name in names:
+        numbers[name] = counts[group(name)]
+        counts[group(name)] += 1
+    return numbers
+
+
+def _statements(text: str) -> dict[str, str]:
+    """The statements and parts in a file of SQL by name."""
+    pieces = re.split(r"^-- (?:name|part): (\w+)\n", text, flags=re.MULTILINE)
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
 
 
 def _words(file: str) -> set[str]:
