@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -159,6 +160,30 @@ def test_words(filled: ef.EntityStore, mode: Any) -> None:
         .sum()
         == 0
     )
+
+
+@pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])
+def test_equal_contents_are_separate_hits(filled: ef.EntityStore, mode: Any) -> None:
+    """Entities of one type that share a text, and so its vector, are each found once, with their own metadata."""
+    same = pl.DataFrame({"entity_type": "page", "id": ["s1", "s2", "s3"], "content": "purple orchard"})
+    filled.upsert(same.with_columns(metadata=pl.struct(n=pl.int_range(3))), progress=False)
+    filled.embed(EMBEDDER, progress=False)
+    for where in (None, pl.col("n") < 5):
+        found = filled.search("purple orchard", entity_type="page", mode=mode, k=3, where=where)
+        assert found["id"].to_list() == ["s1", "s2", "s3"], where
+        assert [json.loads(text) for text in found["metadata"]] == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+@pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])
+def test_what_is_null_does_not_pass_a_filter(filled: ef.EntityStore, mode: Any) -> None:
+    """Whether the database evaluates the filter, or Polars."""
+    filled.upsert_entity("page", "none", "music market")
+    filled.embed(EMBEDDER, progress=False)
+    assert "none" in filled.search("music market", entity_type="page", mode=mode, k=5)["id"]
+    for where in (pl.col("n") >= 0, pl.col("lang").str.reverse() != "ed", ~pl.col("lang").str.contains("[d]")):
+        found = filled.search("music market", entity_type="page", mode=mode, k=500, where=where)
+        assert not found.is_empty()
+        assert "none" not in found["id"]
 
 
 def test_a_vector_of_older_content_is_not_compared(filled: ef.EntityStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -236,6 +237,16 @@ def test_reading(tmp_path: Path) -> None:
         assert read.stat == state(tmp_path / read.path)
         assert read.stat[:2] == (len(data), OLD)
         assert read.stable
+
+
+def test_reading_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operating system may return fewer bytes than asked for."""
+    data = bytes(range(200))
+    (tmp_path / "a.md").write_bytes(data)
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda fd, size: read(fd, min(size, 7)))
+    (found,) = tree(tmp_path).read(["a.md"])
+    assert found.data == data
 
 
 def test_what_is_not_read(tmp_path: Path) -> None:
@@ -544,6 +555,22 @@ def test_renaming_overwrites_nothing(tmp_path: Path) -> None:
     for new in ("b.md", "c.md", "same.md", "a.md"):
         assert tree(tmp_path).rename("a.md", new, seen(tmp_path / "a.md")) == "there is a file of that name already"
     assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_renaming_where_files_have_one_name_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Without hard links, as on FAT, a file is renamed too, and overwrites nothing."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    fill(tmp_path, "a.md", "b.md")
+    expected = seen(tmp_path / "a.md")
+    assert tree(tmp_path).rename("a.md", "b.md", expected) == "there is a file of that name already"
+    assert everything(tmp_path) == {"a.md": b"a.md", "b.md": b"b.md"}
+    assert tree(tmp_path).rename("a.md", "c.md", expected) is None
+    assert everything(tmp_path) == {"c.md": b"a.md", "b.md": b"b.md"}
 
 
 def test_setting_aside(tmp_path: Path) -> None:
