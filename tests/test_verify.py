@@ -279,3 +279,16 @@ def test_the_command_line(filled: ef.EntityStore, sql: Sql, url: str) -> None:
     assert (code, "1 repaired" in output) == (0, True), output
     assert verify()[0] == 0
     assert json.loads(verify("--json")[1]) == {"ok": True, "counts": {}, "inconsistencies": []}
+
+
+def test_a_ledger_that_is_written_again(store: ef.EntityStore, sql: Sql) -> None:
+    """The row of a lost batch has the numbers of its entities that were created and updated."""
+    frame = pl.DataFrame({"entity_type": "note", "id": [f"n{number}" for number in range(6)], "content": "text"})
+    store.upsert(frame.head(5), progress=False)
+    store.upsert(frame.tail(3).with_columns(content=pl.lit("changed")), progress=False)
+    sql("DELETE FROM entityframes.batches")
+    assert store.verify(repair=True)["repaired"].all()
+    # The last one balances the entities that were created before they were updated.
+    written = sql("SELECT created, updated, deleted FROM entityframes.batches ORDER BY written_at")
+    assert written == [(3, 0, 0), (1, 2, 0), (2, 0, 0)]
+    assert store.verify().is_empty()
