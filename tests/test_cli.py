@@ -127,9 +127,10 @@ def test_key_of_several_columns_and_repeats(run: Run) -> None:
 @pytest.mark.duckdb
 def test_an_id_with_a_part_that_is_null_among_other_failures(tmp_path: Path) -> None:
     """The note about its parts is printed also if other rows failed for other reasons."""
-    (tmp_path / "bad.csv").write_text("airline,source,n\nBA,,1\nBA,LHR,2,2\nBA,CDG,3\n")
-    words = ["import", "bad.csv", "--type", "route", "--id", "airline,source", "--store", "new.duckdb"]
-    code, out, errors = run_command(*words, cwd=tmp_path)
+    rows = pl.DataFrame({"airline": ["BA"] * 3, "source": [None, "LHR", "CDG"], "text": ["one", "nul\0", "three"]})
+    rows.write_parquet(tmp_path / "rows.parquet")
+    words = ["import", "rows.parquet", "--type", "route", "--id", "airline,source", "--content", "text"]
+    code, out, errors = run_command(*words, "--store", "new.duckdb", cwd=tmp_path)
     assert (code, "1 created, 2 failed" in out) == (1, True)
     assert "note: an id is null if any of its parts is null: airline, source" in errors
 
