@@ -180,7 +180,10 @@ def test_headings_that_follow_each_other_without_a_blank_line() -> None:
 @pytest.mark.parametrize("level", range(1, 7))
 def test_a_heading_of_any_level_is_a_better_place_than_a_paragraph(level: int) -> None:
     """Its section is a passage, and the paragraphs before it are another."""
-    before, section = "First one here.\n\nSecond one here.\n\nThird one here.", f"{'#' * level} Part\n\nFourth one here."
+    before, section = (
+        "First one here.\n\nSecond one here.\n\nThird one here.",
+        f"{'#' * level} Part\n\nFourth one here.",
+    )
     assert pieces(f"{before}\n\n{section}", size=60) == [before, section]
 
 
