@@ -56,6 +56,8 @@ NOTES = ef.ids("note", ["a", "b"])
         ("postgresql+asyncpg://h/d?passfile=/x&target_session_attrs=any", "host=h dbname=d passfile=/x target_session_attrs=any"),
         ("postgresql+pg8000://u:p@/d", "host=localhost user=u password=p dbname=d"),
         ("postgresql+pg8000://h/d?tcp_keepalive=false", "host=h dbname=d keepalives=0"),
+        ("postgresql+pg8000://h/d?tcp_keepalive=True", "host=h dbname=d keepalives=1"),
+        ("postgresql+asyncpg://h/d?direct_tls=On", "host=h dbname=d sslnegotiation=direct"),
         ("postgresql+pg8000://u@/d?unix_sock=/run/.s.PGSQL.5433", "user=u dbname=d host=/run port=5433"),
     ],
 )  # fmt: skip
@@ -67,6 +69,21 @@ def test_a_url_of_sqlalchemy_means_the_same_to_libpq(url: str, parameters: str) 
     assert conninfo_to_dict(parse_url(url).target) == expected
     assert conninfo_to_dict(parse_url(sqlalchemy.make_url(url)).target) == expected
     assert conninfo_to_dict(parse_url(url.replace("postgresql+", "postgres+")).target) == expected
+
+
+def test_several_hosts_with_ports() -> None:
+    """Every port is checked, in each form of an address."""
+    expected = conninfo_to_dict("host=a,b port=5432,5433")
+    assert conninfo_to_dict(parse_url("host=a,b port=5432,5433").target) == expected
+    assert conninfo_to_dict(parse_url("postgresql:///?host=a,b&port=5432,5433").target) == expected
+    for address in ("host=a,b port=5432,x", "host=a,b port=x,5432", "postgresql:///?host=a,b&port=5432,x"):
+        with pytest.raises(ef.ConnectError, match="port is not a number"):
+            parse_url(address)
+
+
+def test_a_blank_of_another_script_after_an_address() -> None:
+    """It ends the last value, and hides none."""
+    assert conninfo_to_dict(parse_url("host=h port=5\u3000").target) == {"host": "h", "port": "5"}
 
 
 def test_names_that_have_to_be_encoded() -> None:

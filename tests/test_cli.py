@@ -124,6 +124,17 @@ def test_key_of_several_columns_and_repeats(run: Run) -> None:
     assert json.loads(json.loads(out)["metadata"]) == {"airline": "BA", "source": "LHR", "destination": "CDG"}
 
 
+@pytest.mark.duckdb
+def test_an_id_with_a_part_that_is_null_among_other_failures(tmp_path: Path) -> None:
+    """The note about its parts is printed also if other rows failed for other reasons."""
+    rows = pl.DataFrame({"airline": ["BA"] * 3, "source": [None, "LHR", "CDG"], "text": ["one", "nul\0", "three"]})
+    rows.write_parquet(tmp_path / "rows.parquet")
+    words = ["import", "rows.parquet", "--type", "route", "--id", "airline,source", "--content", "text"]
+    code, out, errors = run_command(*words, "--store", "new.duckdb", cwd=tmp_path)
+    assert (code, "1 created, 2 failed" in out) == (1, True)
+    assert "note: an id is null if any of its parts is null: airline, source" in errors
+
+
 def test_ids_of_one_column_are_as_they_are(run: Run) -> None:
     """Only ids of several columns need an escape for the separator."""
     (run.folder / "rows.csv").write_text("id,n\na|b\\c,1\n")
@@ -248,6 +259,14 @@ def test_a_line_that_cannot_be_read(run: Run, name: str, content: bytes, message
 
 
 @pytest.mark.duckdb
+def test_the_summary_in_json_is_readable(tmp_path: Path) -> None:
+    """Letters of all scripts are printed as they are, not as escapes."""
+    (tmp_path / "café_東京.csv").write_text("id,a\n1,2\n2,3,4\n")
+    words = ["import", "café_東京.csv", "--type", "t", "--id", "id", "--store", "new.duckdb", "--json"]
+    assert '"error": "café_東京.csv, line 3: ' in run_command(*words, cwd=tmp_path).stdout
+
+
+@pytest.mark.duckdb
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -330,6 +349,19 @@ def test_stats_and_export_to_standard_output(run: Run) -> None:
     assert json.loads(run("stats", "--json")[1])["due"] == 3
     assert run("export", "airport")[1].splitlines()[0].startswith("id,content,city,iata,altitude,lat,content_hash")
     assert len(run("export", "airport", "--json")[1].splitlines()) == 3
+
+
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_parquet_to_standard_output(run: Run) -> None:
+    """Standard output is the file if it is no terminal."""
+    run("import", "airports.dat", *OPTIONS)
+    words = ["export", "airport", "--format", "parquet", "--store", run.url]
+    with (run.folder / "out").open("wb") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "entityframes", *words], stdout=out, stderr=subprocess.PIPE, timeout=120
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert pl.read_parquet(run.folder / "out")["id"].to_list() == ["007", "1", "2"]
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,17 @@ def test_decimal_commas(run: Run, database: str, tmp_path: Path) -> None:
     assert '"1,255"' in (tmp_path / "rejected.csv").read_text()
 
 
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_decimal_commas_and_an_unknown_column(run: Run, tmp_path: Path) -> None:
+    """A column that the table does not have is reported as without the option."""
+    (tmp_path / "comma.csv").write_text("code;name;balance;remark\n1;a;1,25;new\n")
+    words = ["import", "comma.csv", "--table", "sales.customers", "--separator", ";"]
+    code, out, errors = run(*words, "--decimal-comma")
+    assert (code, out) == (2, "")
+    assert errors.startswith("entityframes: comma.csv: the table sales.customers has no column 'remark'; ")
+    assert errors == run(*words)[2]
+
+
 def test_keys_of_several_columns(run: Run, database: str, tmp_path: Path) -> None:
     """Looked up as values separated by commas, or from a file; found, missing, deleted."""
     run_sql(database, "CREATE TABLE lines (item text, number int, qty int, PRIMARY KEY (item, number))")

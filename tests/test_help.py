@@ -76,6 +76,24 @@ def test_help_fits_the_terminal(name: str, columns: int, monkeypatch: pytest.Mon
     assert "..." not in text.replace("[ARGS]...", "").replace("FILE...", "").replace("[ID]...", "").replace(", ...", "")
 
 
+@pytest.mark.parametrize("name", [*cli.commands, ""])
+def test_the_examples_follow_their_title(name: str) -> None:
+    """At once, at the end of the help, without blank lines before or after them."""
+    text = run(*name.split(), "--help").stdout
+    assert text.partition("\nExamples:\n")[2].startswith(("  entityframes ", "  # "))
+    assert not text.endswith("\n\n")
+    assert "\n\n\n" not in text
+
+
+def test_help_for_a_terminal_of_unknown_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 columns are no width: it has that of a usual terminal."""
+    shown = {}
+    for columns in ("0", "79", "80"):
+        monkeypatch.setenv("COLUMNS", columns)
+        shown[columns] = run("import", "--help").stdout
+    assert shown["0"] == shown["80"] != shown["79"]
+
+
 def test_the_list_of_commands() -> None:
     """Each with the first sentence of its help, whole."""
     text = run("--help").stdout

@@ -170,6 +170,32 @@ def test_headings() -> None:
     assert deep == (0, 17, "A > B", "A > B\ntext")
 
 
+def test_headings_that_follow_each_other_without_a_blank_line() -> None:
+    """A line above an underline is a heading there too; below text it is text."""
+    assert headings("# A\nB\n---\n\ntext") == ["A > B"]
+    assert headings("A\n===\nB\n---\n### C\ntext") == ["A > B > C"]
+    assert headings("# A\n\ntext\nB\n---\n\ntext") == ["A"]
+
+
+@pytest.mark.parametrize("level", range(1, 7))
+def test_a_heading_of_any_level_is_a_better_place_than_a_paragraph(level: int) -> None:
+    """Its section is a passage, and the paragraphs before it are another."""
+    before, section = (
+        "First one here.\n\nSecond one here.\n\nThird one here.",
+        f"{'#' * level} Part\n\nFourth one here.",
+    )
+    assert pieces(f"{before}\n\n{section}", size=60) == [before, section]
+
+
+def test_a_line_of_blanks_is_a_blank_line() -> None:
+    """It separates paragraphs, and does not separate a heading from its text."""
+    for blank in ("", " ", "\t", "  \t "):
+        heading = f"# Moths\n{blank}\nA sentence about them."
+        assert pieces(f"{heading} Another one here.", size=40) == [heading, "Another one here."]
+        paragraphs = ["Two sentences. In\none.", "Another paragraph."]
+        assert pieces(f"\n{blank}\n".join(paragraphs), size=30) == paragraphs
+
+
 def test_a_heading_stays_with_its_text() -> None:
     """And with the first heading below it; a heading at the end, or above a section without text, is not lost."""
     sections = "\n\n".join(f"# Part {n}\n\n## Chapter {n}\n\n{'word ' * 20}" for n in range(4))
@@ -236,6 +262,13 @@ def test_code_blocks_and_rows_that_do_not_fit() -> None:
     assert all(piece.endswith((".", "|")) for piece in long)
 
 
+def test_lines_of_code_and_rows_that_fit_are_not_cut_at_sentences() -> None:
+    """Also if they are all of a block or table that does not fit."""
+    assert pieces("```\ncall(). More of it.\n```", size=20) == ["```", "call(). More of it.", "```"]
+    rows = ["| One. Two | b |", "|-|-|", "| Three. Four | d |"]
+    assert pieces("\n".join(rows), size=20) == rows
+
+
 def test_a_code_block_that_is_never_closed_is_text() -> None:
     """Headings below it are headings, and the blocks below it are blocks."""
     assert headings("```\n\n# A\n\ntext\n\n# B\n\n" + "word " * 20, size=60)[-1] == "B"
@@ -262,6 +295,18 @@ def test_a_code_block_that_is_never_closed_is_text() -> None:
 def test_the_best_place_is_taken(content: str, size: int, expected: list[str]) -> None:
     """Paragraphs, list items, sentences, words, punctuation; white space around passages belongs to none."""
     assert pieces(content, size=size) == expected
+
+
+def test_plain_text_has_no_list_items() -> None:
+    """A paragraph that begins with a dash or a number is a paragraph, as good a place as any other."""
+    for first in ("- ", "1. "):
+        paragraphs = ["Intro.", f"{first}They said one. And said another thing."]
+        assert pieces("\n\n".join(paragraphs), size=44, format="text") == paragraphs
+
+
+def test_a_line_of_megabytes_is_cut_between_words() -> None:
+    """Also if passages are larger than the part of a long line in which words are usually looked for."""
+    assert {len(piece) % 5 for piece in pieces("word " * 600_000, size=2_500_000)} == {4}
 
 
 def test_characters_that_belong_together() -> None:

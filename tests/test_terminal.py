@@ -143,6 +143,14 @@ def test_a_terminal_shows_what_is_there(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
+@pytest.mark.duckdb
+def test_a_format_of_json_lines_is_json_on_a_terminal_too(folder: Path) -> None:
+    """Control characters are escaped as JSON has it, as with --json."""
+    shown = in_terminal("export", "note", "--format", "ndjson", "--store", "x.duckdb", cwd=folder)
+    assert json.loads(shown)["content"] == f"some words {EVIL}"
+
+
 @pytest.mark.duckdb
 def test_scripts_get_it_exactly(folder: Path) -> None:
     """JSON and CSV to a pipe, and files."""

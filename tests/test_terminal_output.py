@@ -141,6 +141,14 @@ def test_conditions_that_cannot_be_used(words: list[str], message: str, folder: 
     assert len(people(folder)) == 3
 
 
+def test_an_error_of_polars_is_no_defect(folder: Path) -> None:
+    """It is two lines like any other: what happened, with the columns that there are, and what to do."""
+    words = ("delete", "--type", "person", "--where", "nothing = 1", *STORE)
+    happened, following = run(*words, cwd=folder).stderr.splitlines()
+    assert happened.startswith('entityframes: unable to find column "nothing"; valid columns: ["id", ')
+    assert following == "  use one of these columns; a name with other characters is quoted"
+
+
 def test_quiet(folder: Path) -> None:
     """Nothing but errors, failed rows, and the data asked for; before or after the command."""
     words = ("rows.csv", "--type", "person", "--id", "email", *STORE)

@@ -166,6 +166,34 @@ def test_watch_stops_at_a_signal(root: Path, tmp_path: Path) -> None:
         assert process.wait(timeout=120) == 0, process.stderr.read()
 
 
+@pytest.mark.slow
+@pytest.mark.duckdb
+def test_a_watch_reports_what_is_left_out_when_that_changes(root: Path, tmp_path: Path) -> None:
+    """Not after every sync, but again once there is more of it."""
+    command = ["sync", str(root), "--watch", "--store", str(tmp_path / "x.duckdb")]
+    (root / "_one").mkdir()
+    (root / "_one/x.md").write_text("left out")
+    (root / "a.md").write_text("a")
+    with subprocess.Popen(
+        [sys.executable, "-m", "entityframes", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+
+        def until_created() -> None:
+            while "1 created" not in process.stdout.readline():
+                assert process.poll() is None
+
+        until_created()
+        (root / "b.md").write_text("b")
+        until_created()
+        (root / "_two").mkdir()
+        (root / "_two/x.md").write_text("left out")
+        (root / "c.md").write_text("c")
+        until_created()
+        os.kill(process.pid, signal.SIGTERM)
+        notes = [line for line in process.communicate(timeout=120)[1].splitlines() if line.startswith("note: ")]
+    assert [("_one" in note, "_two" in note) for note in notes] == [(True, False), (True, True)], notes
+
+
 @pytest.mark.duckdb
 def test_what_is_left_out_is_reported_at_every_depth(root: Path, tmp_path: Path) -> None:
     """Subfolders, hidden ones, files with other suffixes, links: listed with their reason, and not failures."""
