@@ -201,6 +201,8 @@ def test_titles(store: ef.EntityStore, sql: Sql) -> None:
     space = store.spaces()["space"][0]
     is_sound(store, sql, space, titled)
     assert sent(store, passages=None) == []
+    # Neither all that is due nor one that is asked for.
+    assert store.enqueue() == store.enqueue(ef.ids("page", ["a"])) == 0
 
 
 def test_a_space_keeps_its_passages(filled: ef.EntityStore) -> None:
