@@ -221,6 +221,30 @@ def test_a_missing_key_is_absent(store: ef.EntityStore, form: Callable[[Any], An
     assert metadata(store, "b") == {}
 
 
+def test_nulls_at_every_depth(store: ef.EntityStore) -> None:
+    """They keep their places in lists, also in lists of lists and of dicts."""
+    values = {
+        "a": [[1], None, []], "b": [{"x": None}, None], "c": [None], "d": None, "e": {"l": [[None, [2]], None]},
+    }  # fmt: skip
+    store.upsert([note("a", **values), note("b", a=None, e={"l": None})])
+    assert metadata(store, "a") == values
+    assert metadata(store, "b") == {"a": None, "e": {"l": None}}
+
+
+def test_keys_that_a_whole_page_lacks(store: ef.EntityStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are absent there too, although the page before has them: neither content nor a field is cleared."""
+    monkeypatch.setattr(records, "LEAST_PAGE_ROWS", 3)
+    monkeypatch.setattr(records, "PAGE_ROWS", 3)
+    full = [note(id, f"text {id}", n=1, m=2) for id in "abcdef"]
+    store.upsert(full)
+    later = [{"entity_type": "note", "id": id, "metadata": {"n": 5}} for id in "def"]
+    result = store.upsert(iter([*full[:3], *later]))
+    assert result.outcomes["status"].to_list() == ["unchanged"] * 3 + ["updated"] * 3
+    read = store.read("note").select("id", "content", "n", "m")
+    assert read.rows() == [(id, f"text {id}", 5 if id in "def" else 1, 2) for id in "abcdef"]
+    assert all(metadata(store, id) == {"n": 5, "m": 2} for id in "def")
+
+
 def test_many_sets_of_keys_in_one_batch(store: ef.EntityStore) -> None:
     """Each row keeps its own missing fields, in one transaction; types do not get the fields of other types."""
     names = [f"f{bit}" for bit in range(9)]

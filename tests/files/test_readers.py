@@ -625,6 +625,15 @@ def test_types_that_polars_has_not(store: ef.EntityStore) -> None:
         store.upsert(rows)
 
 
+def test_nul_in_a_key_at_every_depth(run: Run) -> None:
+    """PostgreSQL cannot store it: the row fails with its line, and the others are imported."""
+    values = [{"k\0": 1}, {"k": {"l\0": 1}}, {"k": [{"l": [{"m\0": 1}]}]}, {"k": [1]}]
+    run.write("a.ndjson", "".join(json.dumps({"id": str(n), "m": value}) + "\n" for n, value in enumerate(values)))
+    ran = run("import", "a.ndjson", "--type", "t", "--id", "id")
+    assert "1 created, 3 failed" in ran.stdout
+    assert ran.stderr.count("a key contains a NUL character") == 3
+
+
 def test_binary_in_json(run: Run) -> None:
     """It is rejected before anything is written, also as the file of failed rows, and nested."""
     pl.DataFrame({"k": ["a", None], "v": [{"b": b"x"}, None]}).write_parquet(run.folder / "a.parquet")
