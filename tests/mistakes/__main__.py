@@ -94,7 +94,7 @@ def report(verdicts: dict[Mistake, str]) -> bool:
     for file, count in sorted(inserted.items(), key=lambda item: (noticed[item[0]] / item[1], item[0])):
         low = count >= FEW and noticed[file] < WANTED_OF_MODULE * count
         good &= not low
-        print(f"{noticed[file]:4}/{count:<4} {file}{'  below {WANTED_OF_MODULE:.0%}' if low else ''}")
+        print(f"{noticed[file]:4}/{count:<4} {file}" + (f"  below {WANTED_OF_MODULE:.0%}" if low else ""))
     share = noticed.total() / max(inserted.total(), 1)
     print(f"{noticed.total():4}/{inserted.total():<4} in total: {share:.0%} noticed, {WANTED:.0%} required")
     return good and share >= WANTED
