@@ -11,6 +11,7 @@ import random
 import struct
 import tarfile
 import threading
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,19 @@ def test_an_archive_is_no_table(tmp_path: Path) -> None:
 
 
 # Files of any kind.
+
+
+def test_an_encrypted_archive(tmp_path: Path) -> None:
+    """It is named, instead of asking for a password that cannot be given."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.csv", "id\n1\n")
+    data = bytearray(packed.getvalue())
+    # The flag in the header of the member, and in the directory at the end.
+    for signature, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + place] |= 1
+    with pytest.raises(ef.SchemaError, match="a.csv.zip is encrypted: unpack it first"):
+        _read(tmp_path, "a.csv.zip", bytes(data))
 
 
 @pytest.mark.parametrize("engine", ["duckdb"])
